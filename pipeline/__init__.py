@@ -1,0 +1,40 @@
+"""What every stage script shares: where things lie, how settings are read, how a mistake is told."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# A queued DVC experiment runs in a copy of the project: its own sources, not the installed ones, must be imported.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from tttlab.errors import UserError  # noqa: E402
+from tttlab.params import read_params  # noqa: E402
+
+# What must outlive a queued experiment's temporary folder (mlflow.db, half-finished work) lies at the real root.
+ROOT = Path(os.environ.get("DVC_ROOT", Path.cwd())).resolve()
+OUTPUTS = Path("outputs")
+
+
+def main(run: Callable[..., None], description: str, item: str | None = None) -> None:
+    """Run one stage from the command line.
+
+    Args:
+        run: called as ``run(params)``, or ``run(params, <item>)`` for a stage that is repeated for several items.
+        description: one line for ``--help``.
+        item: what the stage is repeated for (``model`` or ``run``), read as the one positional argument.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {sys.modules['__main__'].__spec__.name}", description=description)
+    if item:
+        parser.add_argument(item, help=f"the {item}'s name in params.yaml")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
+    arguments = vars(parser.parse_args())
+    try:
+        params = read_params(arguments.pop("params"))
+        run(params, *arguments.values())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
