@@ -33,7 +33,7 @@ def main(run: Callable[..., None], description: str, item: str | None = None) ->
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
     arguments = vars(parser.parse_args())
     try:
-        params = read_params(arguments.pop("params"))
+        params = read_params(arguments.pop("params"), base=ROOT)
         run(params, *arguments.values())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

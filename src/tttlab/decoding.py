@@ -1,0 +1,50 @@
+"""From a picture in any file format and colour mode to a small square of RGB bytes."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_WHITE = (255, 255, 255, 255)
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def to_square(picture: Image.Image | Path | BinaryIO, size: int) -> np.ndarray:
+    """Decode, turn upright, convert to RGB, resize the shorter side to ``size`` and crop the centre.
+
+    Bicubic with antialiasing. Transparent pixels are laid on white. 16-bit grey keeps its upper eight bits. JPEG files
+    much larger than needed are decoded at a reduced scale, never below twice ``size``.
+
+    Args:
+        picture: an image, the path of an image file, or such a file opened.
+        size: side of the square, in pixels.
+
+    Returns:
+        ``(size, size, 3)`` uint8.
+
+    Raises:
+        Exception: whatever Pillow raises on a damaged, unknown or oversized file.
+    """
+    image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    with image:
+        image.draft(None, (2 * size, 2 * size))
+        image.load()
+        upright = _to_rgb(ImageOps.exif_transpose(image))
+    side = min(upright.size)
+    left, top = (upright.width - side) / 2, (upright.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(upright.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # Pillow clips 16-bit grey to 255 instead of scaling it
+        values = np.asarray(image).astype(np.int64)
+        scaled = values if values.max() <= 255 and image.mode == "I" else values // 256
+        return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("pixels are floating-point numbers of unknown range")
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        colours = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colours.size, _WHITE), colours).convert("RGB")
+    return image.convert("RGB")

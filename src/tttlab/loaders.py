@@ -1,0 +1,157 @@
+"""Augmented batches for training: every view from its own random stream, so that workers never change a result."""
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tttlab.data import ImageSet
+from tttlab.seeding import numpy_generator, stream_seed
+from tttlab.views import Augmentation
+
+
+class Views(NamedTuple):
+    """How many views of an image are drawn, and how strong they are."""
+
+    count: int
+    augmentation: Augmentation
+
+
+class Item(NamedTuple):
+    """One image in one epoch: ``pixels (H, W, 3)`` uint8."""
+
+    pixels: np.ndarray
+    image_id: str
+    epoch: int
+
+
+def build_transform(augmentation: Augmentation, image_size: int) -> A.Compose:
+    """Compose crop, mirroring and colour jitter as SimCLR has them, without what small images do not bear (blur, grey).
+
+    Args:
+        augmentation: the strength.
+        image_size: side of the result, pixels.
+    """
+    spread, strength = 0.8 * augmentation.jitter, augmentation.jitter
+    factors = (1 - spread, 1 + spread)
+    steps = [
+        A.RandomResizedCrop((image_size, image_size), scale=(augmentation.min_scale, 1), ratio=(3 / 4, 4 / 3)),
+        *([A.HorizontalFlip()] if augmentation.flip else []),
+        *([A.ColorJitter(factors, factors, factors, (-0.2 * strength, 0.2 * strength), p=0.8)] if strength else []),
+    ]
+    return A.Compose(steps)
+
+
+class SeededView:
+    """One random view of an image from the stream of (seed, name, epoch, image, number)."""
+
+    def __init__(self, transform: A.Compose, seed: int, name: str, number: int) -> None:
+        self.transform, self.seed, self.name, self.number = transform, seed, name, number
+
+    def __call__(self, item: Item) -> np.ndarray:
+        """Draw the view ``(S, S, 3)`` uint8."""
+        key = stream_seed(self.seed, "augment", self.name, item.epoch, item.image_id, self.number)
+        # Not set_random_seed: that starts every step of the composition at the same seed, so that the area of the crop
+        # and the brightness rise and fall together (correlation 0.99).
+        self.transform.set_random_state(np.random.default_rng(key), random.Random(key))
+        return self.transform(image=item.pixels)["image"]
+
+
+class AugmentedImages(Dataset):
+    """Whole batches of views and labels; an entry is asked for by its (epoch, image) pairs."""
+
+    def __init__(self, images: ImageSet, views: Mapping[str, Views], seed: int) -> None:
+        self.images = images
+        self.transforms = {}
+        for name, (count, augmentation) in views.items():
+            transform = build_transform(augmentation, images.pixels.shape[1])
+            self.transforms[name] = MultiViewTransform([SeededView(transform, seed, name, v) for v in range(count)])
+
+    def __getitem__(self, batch: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """Draw a batch: per name ``(N, V, S, S, 3)`` uint8, and ``labels (N,)``."""
+        images = self.images
+        items = [Item(images.pixels[index], images.image_ids[index], epoch) for epoch, index in batch]
+        views = {
+            name: torch.from_numpy(np.stack([view for item in items for view in draw(item)])).unflatten(
+                0, (len(items), -1)
+            )
+            for name, draw in self.transforms.items()
+        }
+        return views | {"labels": torch.from_numpy(images.labels[[index for _, index in batch]])}
+
+
+class EpochBatches(Sampler):
+    """Every image once per epoch, in an order drawn from (seed, epoch), in batches whose sizes differ by at most one.
+
+    No image is dropped, and no batch is left with the one image that BatchNorm cannot take.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        self.count, self.seed, self.rank, self.ranks, self.epoch = count, seed, rank, ranks, 0
+        self.own = -(-count // ranks)  # images of one rank, padded to the same number for all
+        self.batches = -(-self.own // batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next pass follows."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = numpy_generator(self.seed, "order", self.epoch).permutation(self.count)
+        own = np.resize(order, self.own * self.ranks)[self.rank :: self.ranks]
+        for batch in np.array_split(own, self.batches):
+            yield [(self.epoch, int(index)) for index in batch]
+
+
+def open_loader(
+    images: ImageSet,
+    views: Mapping[str, Views],
+    batch_size: int,
+    seed: int,
+    *,
+    workers: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+) -> DataLoader:
+    """Open the stream of augmented batches; call ``loader.sampler.set_epoch`` before each pass.
+
+    Args:
+        images: what to augment.
+        views: the views of each image, by name.
+        batch_size: images per batch, at most, on one rank.
+        seed: the experiment's seed.
+        workers: processes that augment; 0 augments in this one.
+        rank: number of this process among those that train together.
+        ranks: how many they are.
+    """
+    return DataLoader(
+        AugmentedImages(images, views, seed),
+        batch_size=None,  # the sampler hands out whole batches
+        sampler=EpochBatches(len(images), batch_size, seed, rank, ranks),
+        num_workers=workers,
+        worker_init_fn=_single_threaded,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # else every pass would draw from the global stream
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _single_threaded(_worker: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
+
+
+def as_images(pixels: Tensor) -> Tensor:
+    """Turn pixels ``(…, H, W, 3)`` uint8 into images ``(…, 3, H, W)`` in [0, 1].
+
+    The memory keeps its order, colours innermost, in which convolutions are a quarter faster.
+    """
+    return pixels.movedim(-1, -3).float() / 255

@@ -1,0 +1,72 @@
+"""The contract between a test-time method and the adapter."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tttlab.networks import Bound
+from tttlab.source_statistics import Statistics
+
+State = Any  # a pytree of tensors
+
+
+class Method:
+    """A test-time method: a frozen value of settings whose `loss` is minimised for every image on its own.
+
+    A subclass is a ``@dataclass(frozen=True)`` in its own file of ``tttlab/methods``; its fields are its settings in
+    params.yaml. Only `loss` is required of a method that trains. Every hook but `views` sees a single image, whatever number
+    the adapter works on at once: write for one, the adapter vectorises.
+
+    Attributes:
+        protocols: the protocols under which the method is defined.
+        trains: False for methods that only change the prediction; they take no steps.
+        needs: which parts of the source statistics it reads: ``layers``, ``bank``.
+    """
+
+    protocols: ClassVar[tuple[str, ...]] = ("episodic",)
+    trains: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, network: nn.Module) -> None:
+        """Raise a `UserError` if the method cannot work on this network."""
+
+    def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
+        """Measure on source images ``(N, 3, H, W)`` what the method needs beyond the standard statistics."""
+        return {}
+
+    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Any:
+        """Draw what the loss looks at; called before every step, outside the differentiated code.
+
+        Args:
+            network: the source network, for its structure.
+            images: ``(B, 3, H, W)``.
+            generators: B streams, one per image; all randomness comes from them.
+
+        Returns:
+            a pytree of tensors with leading dimension B; by default the images themselves as single views.
+        """
+        return images.unsqueeze(1)
+
+    def init_state(self) -> State:
+        """Give the state that `loss` passes on from step to step."""
+        return ()
+
+    def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Compute one image's loss.
+
+        Args:
+            net: the network with this image's parameters.
+            views: this image's part of what `views` drew; by default ``(1, 3, H, W)``.
+            statistics: source statistics, shared by all images.
+            state: what the last step returned.
+
+        Returns:
+            scalar loss and the next state.
+        """
+        raise NotImplementedError
+
+    def predict(self, net: Bound, image: Tensor, views: Any, statistics: Statistics) -> Tensor:
+        """Classify the image after adaptation: ``image (3, H, W)`` → logits ``(K,)``."""
+        return net(image.unsqueeze(0)).logits[0]

@@ -1,0 +1,125 @@
+"""What a test-time method declares, read from its source text: importing the file would cost seconds of torch."""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional, Union
+
+import annotated_types
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, create_model
+
+from tttlab.errors import UserError
+from tttlab.settings import Strict
+
+METHODS = Path(__file__).parent / "methods"
+NOT_LITERAL = object()  # stands for a default that only the method's own code can compute
+
+_MARKERS = ("Gt", "Ge", "Lt", "Le", "Interval", "MultipleOf", "Len")
+_PLAIN_TYPES = {
+    "int": StrictInt,  # strict: "3" is no number and true is no 1
+    "float": StrictFloat,
+    "bool": StrictBool,
+    "str": StrictStr,
+    "tuple": tuple,
+    "list": list,
+    "dict": dict,
+    "Annotated": Annotated,
+    "Literal": Literal,
+    "Optional": Optional,
+    "Union": Union,
+    **{name: getattr(annotated_types, name) for name in _MARKERS},
+}
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a method's file says about it.
+
+    Attributes:
+        settings: its fields, ready to validate.
+        protocols: the protocols that it supports.
+        trains: whether it takes steps.
+    """
+
+    settings: type[Strict]
+    protocols: tuple[str, ...]
+    trains: bool
+
+
+def method_names(methods: Path = METHODS) -> tuple[str, ...]:
+    """List the method files of a folder by name."""
+    return tuple(sorted(file.stem for file in methods.glob("*.py") if not file.stem.startswith("_")))
+
+
+@cache
+def declared(method: str, methods: Path = METHODS) -> Declared:
+    """Read the one public dataclass of a method's file.
+
+    Its annotated fields are the settings, except those that are ``ClassVar``, private, ``init=False``, or of a type
+    that is not built from plain ones.
+
+    Raises:
+        UserError: the file is not valid Python or has not exactly one public dataclass.
+    """
+    file = methods / f"{method}.py"
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise UserError(f"{file}, line {error.lineno}: not valid Python ({error.msg})") from error
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_public_dataclass(node)]
+    if len(classes) != 1:
+        raise UserError(f"{file}: expected one public class with @dataclass, found {len(classes)}")
+    fields = {name: field for node in classes[0].body for name, field in _field(node)}
+    return Declared(
+        settings=create_model(f"{method} settings", __base__=Strict, **fields),
+        protocols=tuple(_class_attribute(classes[0], "protocols", ("episodic",))),
+        trains=bool(_class_attribute(classes[0], "trains", True)),
+    )
+
+
+def _is_public_dataclass(node: ast.ClassDef) -> bool:
+    calls = [decorator.func if isinstance(decorator, ast.Call) else decorator for decorator in node.decorator_list]
+    return not node.name.startswith("_") and any(ast.unparse(call).endswith("dataclass") for call in calls)
+
+
+def _class_attribute(node: ast.ClassDef, name: str, default: Any) -> Any:
+    for statement in node.body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return ast.literal_eval(statement.value)
+    return default
+
+
+def _field(node: ast.stmt) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Yield (name, (type, default)) if the statement declares a setting."""
+    if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.target.id.startswith("_"):
+        return
+    try:
+        annotation = _plain_type(node.annotation)
+    except Exception:  # whatever fails, it is not built from plain types
+        return
+    default = node.value
+    if isinstance(default, ast.Call) and ast.unparse(default.func).endswith("field"):
+        options = {keyword.arg: keyword.value for keyword in default.keywords}
+        if "init" in options and ast.unparse(options["init"]) == "False":
+            return
+        default = options.get("default", options.get("default_factory"))
+    yield node.target.id, (annotation, ... if default is None else _literal(default))
+
+
+def _plain_type(node: ast.expr) -> Any:
+    """Evaluate an annotation in a namespace that holds plain types only."""
+    annotation = eval(compile(ast.Expression(node), "<annotation>", "eval"), {"__builtins__": {}}, _PLAIN_TYPES)
+    if isinstance(annotation, str):
+        annotation = eval(annotation, {"__builtins__": {}}, _PLAIN_TYPES)
+    TypeAdapter(annotation)
+    return annotation
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return Field(default=NOT_LITERAL)

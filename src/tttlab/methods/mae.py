@@ -1,0 +1,51 @@
+"""Masked autoencoding at test time: the image is painted from a quarter of its patches, under many masks.
+
+Gandelsman et al., NeurIPS 2022, arXiv 2209.07522: encoder trained, decoder frozen, identical centre crops under different
+random masks. Needs nothing from the source domain but the decoder that pretraining and fine-tuning kept alive.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from tttlab.errors import UserError
+from tttlab.method import Method, State
+from tttlab.networks import Bound
+from tttlab.objectives.mae import masked_error
+from tttlab.source_statistics import Statistics
+from tttlab.views import random_masks
+
+
+@dataclass(frozen=True)
+class MAETraining(Method):
+    """Reconstruct the hidden patches of one image.
+
+    Attributes:
+        num_views: V, masks drawn at every step.
+        mask_ratio: share of patches hidden.
+    """
+
+    num_views: Annotated[int, Ge(1)] = 8
+    mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse a network without an MAE decoder."""
+        if not hasattr(getattr(network, "head", None), "reconstruct"):
+            raise UserError("method mae needs a network with an MAE decoder; pretrain or fine-tune it with objective mae, or "
+                            "choose another method")
+
+    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Draw fresh masks: ``image (B, 1, 3, H, W)``, ``keep (B, V, L_keep)``, ``hidden (B, V, L − L_keep)``."""
+        patches = network.head.num_patches
+        keep, hidden = random_masks(generators, self.num_views, patches, self.mask_ratio)
+        return {"image": images.unsqueeze(1), "keep": keep.to(images.device), "hidden": hidden.to(images.device)}
+
+    def loss(self, net: Bound, views: dict[str, Tensor], statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Mean squared error on the hidden patches, mean over the masks."""
+        images = views["image"].expand(len(views["keep"]), -1, -1, -1)
+        reconstruction = net(images, keep=views["keep"]).reconstruction
+        return masked_error(reconstruction, images, views["hidden"], net.module.head.patch_size), state

@@ -1,0 +1,41 @@
+"""Averaging over augmented views without training: what the views alone are worth.
+
+A method that trains on views must beat it, for it costs the same forward passes and no backward ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from tttlab.method import Method
+from tttlab.networks import Bound
+from tttlab.source_statistics import Statistics
+from tttlab.views import Augmentation, random_views
+
+
+@dataclass(frozen=True)
+class ViewAverage(Method):
+    """Average the class probabilities of the image and its views.
+
+    Attributes:
+        num_views: V, number of augmented views beside the image itself.
+    """
+
+    protocols = ("episodic", "online")
+    trains = False
+    num_views: Annotated[int, Ge(1)] = 8
+    augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
+
+    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw the views, the image itself first: ``(B, 1 + V, 3, H, W)``."""
+        drawn = random_views(images, generators, self.num_views, self.augmentation)
+        return torch.cat([images.unsqueeze(1), drawn], dim=1)
+
+    def predict(self, net: Bound, image: Tensor, views: Tensor, statistics: Statistics) -> Tensor:
+        """Return the logarithm of the mean probabilities ``(K,)``."""
+        log_probabilities = net(views).logits.log_softmax(-1)
+        return log_probabilities.logsumexp(0) - torch.tensor(float(len(views))).log()

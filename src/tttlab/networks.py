@@ -1,0 +1,177 @@
+"""The network every stage shares: a timm encoder, a linear classifier, and the head of a self-supervised objective."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tttlab.errors import UserError, choices
+
+
+class Outputs(NamedTuple):
+    """What one forward pass gives for ``N`` images.
+
+    ``logits (N, K)``, ``features (N, D)``; ``projections (N, P)`` with a SimCLR head; ``reconstruction (N, L, C·p²)``,
+    pixels of all ``L`` patches, with an MAE head and a mask.
+    """
+
+    logits: Tensor | None
+    features: Tensor | None
+    projections: Tensor | None = None
+    reconstruction: Tensor | None = None
+
+
+class Network(nn.Module):
+    """Encoder, classifier and self-supervised head behind one call.
+
+    Images come in as RGB in [0, 1]; the encoder's own mean and standard deviation are applied inside, so that views and
+    corruptions never need to know them.
+    """
+
+    def __init__(self, encoder: nn.Module, num_classes: int, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = nn.Linear(encoder.num_features, num_classes)
+        self.head = head
+        config = resolve_data_config({}, model=encoder)
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, -1, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Map RGB in [0, 1] ``(N, 3, H, W)`` to what the encoder was made for."""
+        return (images - self.mean) / self.std
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Outputs:
+        """Run the network.
+
+        Args:
+            images: ``(N, 3, H, W)``, RGB in [0, 1].
+            keep: ``(N, L_keep)`` patch tokens that stay visible (MAE head only); then nothing but the reconstruction
+                is computed.
+        """
+        images = self.normalise(images)
+        if keep is not None:
+            return Outputs(None, None, reconstruction=self.head.reconstruct(self.encoder, images, keep))
+        features = pooled_features(self.encoder, images)
+        projections = self.head.project(features) if hasattr(self.head, "project") else None
+        return Outputs(self.classifier(features), features, projections)
+
+
+class TimmClassifier(nn.Module):
+    """Any timm model with its own classifier, behind the same call; images come normalised as the model wants them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.encoder = model
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Run the model on ``images (N, C, H, W)``."""
+        features = pooled_features(self.encoder, images)
+        return Outputs(self.encoder.get_classifier()(features), features)
+
+
+def as_network(model: nn.Module) -> nn.Module:
+    """Return a `Network` as it is and any other model as a `TimmClassifier`."""
+    return model if isinstance(model, Network | TimmClassifier) else TimmClassifier(model)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode for a while, with attention that ``vmap`` can batch, and restore it after."""
+    modes = [(module, module.training) for module in network.modules()]
+    fused = [module for module in network.modules() if getattr(module, "fused_attn", False)]
+    network.eval()
+    for module in fused:
+        module.fused_attn = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for module in fused:
+            module.fused_attn = True
+
+
+class Bound:
+    """A network bound to one image's parameters; called like the network itself.
+
+    Attributes:
+        module: the network, for its structure (taps, patch size); its own parameters are not the image's.
+    """
+
+    def __init__(self, module: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+        self.module = module
+        self._parameters = parameters
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Outputs:
+        """Run the network with this image's parameters in place of its own."""
+        return functional_call(self.module, self._parameters, args, kwargs)
+
+
+def pooled_features(encoder: nn.Module, images: Tensor) -> Tensor:
+    """Encode ``images (N, C, H, W)`` to the features ``(N, D)`` that a timm model's classifier reads."""
+    return encoder.forward_head(encoder.forward_features(images), pre_logits=True)
+
+
+def build_encoder(
+    backbone: str, image_size: int, *, stem: str = "small", options: Mapping[str, Any] | None = None, pretrained: bool = False
+) -> nn.Module:
+    """Create a timm backbone without a classifier, with a stem that suits the image size.
+
+    Args:
+        backbone: a timm model name.
+        image_size: side of the square images, pixels.
+        stem: ``small`` (convolutional networks: no max-pool and a first convolution of stride 1, 3×3 where it was larger;
+            patch networks: 4-pixel patches unless ``options`` says otherwise), ``stride2`` (the same with stride 2; the
+            same as ``small`` for patch networks), or ``original``.
+        options: further arguments of ``timm.create_model``.
+        pretrained: start from timm's weights (downloaded by timm on first use).
+
+    Raises:
+        UserError: timm does not know the backbone, or refuses the options.
+    """
+    options = dict(options or {})
+    if not backbone.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(backbone.split(".")[0]):
+        raise UserError(f"models: backbone {backbone!r} is unknown to timm {timm.__version__}; "
+                        f"{choices(backbone, timm.list_models())[:300]}")
+    is_patch_network = backbone.startswith(("vit_", "deit"))
+    if is_patch_network:
+        options.setdefault("img_size", image_size)
+        if stem != "original":
+            options.setdefault("patch_size", 4)
+    if "channels" in options or "layers" in options:
+        # A fresh residual branch that starts at zero would leave BatchNorm parameters without gradient for a while.
+        options.setdefault("zero_init_last", False)
+    try:
+        encoder = timm.create_model(backbone, pretrained=pretrained, num_classes=0, **options)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"models: timm cannot build backbone {backbone!r} with {options}: {error}") from error
+    if stem != "original" and not is_patch_network:
+        shrink_stem(encoder, stride=1 if stem == "small" else 2)
+    return encoder
+
+
+def shrink_stem(encoder: nn.Module, stride: int) -> None:
+    """Give a ResNet-like encoder the stem for small images: stride 1 or 2 in all, no max-pool.
+
+    Raises:
+        UserError: the encoder has no ``conv1``/``maxpool`` pair to change.
+    """
+    if not (hasattr(encoder, "conv1") and hasattr(encoder, "maxpool")):
+        raise UserError(
+            f"models: stem 'small' knows ResNet-like and patch networks, found {type(encoder).__name__}; set stem: original"
+        )
+    first = encoder.conv1[0] if isinstance(encoder.conv1, nn.Sequential) else encoder.conv1
+    small = nn.Conv2d(first.in_channels, first.out_channels, 3, stride, padding=1, bias=first.bias is not None)
+    nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+    if isinstance(encoder.conv1, nn.Sequential):
+        encoder.conv1[0] = small
+    else:
+        encoder.conv1 = small
+    encoder.maxpool = nn.Identity()

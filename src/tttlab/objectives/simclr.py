@@ -1,0 +1,88 @@
+"""SimCLR: views of one image agree, views of different images do not.
+
+Chen et al., ICML 2020, arXiv 2002.05709. From the source domain it needs, at test time, projections of source images:
+the views of a single test image have no negatives among themselves (their NT-Xent loss is constant).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from lightly.loss import NTXentLoss
+from lightly.models.modules.heads import SimCLRProjectionHead
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttlab.networks import Network
+
+
+class Projector(nn.Module):
+    """lightly's SimCLR projection head, ``features (N, D)`` → ``projections (N, P)``."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
+        super().__init__()
+        self.layers = SimCLRProjectionHead(input_dim, hidden_dim, output_dim)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Project ``features (N, D)`` to ``(N, P)``."""
+        return self.layers(features)
+
+
+@dataclass(frozen=True)
+class SimCLR:
+    """The contrastive objective.
+
+    Attributes:
+        temperature: τ of NT-Xent.
+        hidden_dim: width of the projection head.
+        projection_dim: P.
+    """
+
+    temperature: float = 0.5
+    hidden_dim: int = 128
+    projection_dim: int = 64
+    num_views = 2
+
+    def head(self, encoder: nn.Module) -> Projector:
+        """Build the projection head for an encoder."""
+        return Projector(encoder.num_features, self.hidden_dim, self.projection_dim)
+
+    def loss(self, network: Network, views: Tensor, generator: torch.Generator, gather: bool = False) -> Tensor:
+        """NT-Xent over a batch.
+
+        Args:
+            network: with a `Projector` as head.
+            views: ``(N, 2, 3, H, W)``.
+            generator: unused; objectives share one signature.
+            gather: take the negatives of all ranks.
+
+        Returns:
+            scalar, mean over the 2N anchors.
+        """
+        del generator
+        projections = network(views.flatten(0, 1)).projections.unflatten(0, views.shape[:2])
+        return NTXentLoss(self.temperature, memory_bank_size=0, gather_distributed=gather)(
+            projections[:, 0], projections[:, 1]
+        )
+
+
+def bank_contrast(projections: Tensor, bank: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of one image's views against negatives from elsewhere.
+
+    Every ordered pair of views is an anchor and its positive; the negatives are the bank's rows, and no view of the same
+    image: −log e^{sᵢⱼ/τ} / (e^{sᵢⱼ/τ} + Σ_b e^{sᵢb/τ}), s cosine similarity.
+
+    Args:
+        projections: ``(V, P)``, V ≥ 2.
+        bank: ``(M, P)`` projections of source images.
+        temperature: τ.
+
+    Returns:
+        scalar, mean over the V·(V − 1) pairs.
+    """
+    count = projections.shape[0]
+    projections, bank = F.normalize(projections, dim=-1), F.normalize(bank, dim=-1)
+    positives = projections @ projections.T / temperature
+    negatives = torch.logsumexp(projections @ bank.T / temperature, dim=-1, keepdim=True)
+    losses = torch.logaddexp(positives, negatives) - positives
+    others = 1 - torch.eye(count, device=losses.device, dtype=losses.dtype)
+    return (losses * others).sum() / (count * (count - 1))

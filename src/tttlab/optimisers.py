@@ -1,0 +1,67 @@
+"""How long and with which optimiser a training runs."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from lightly.utils.scheduler import cosine_warmup_schedule
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Length and optimiser of one training.
+
+    Attributes:
+        epochs: passes over the images.
+        batch_size: images per batch, at most.
+        optimizer: ``sgd`` with momentum 0.9, or ``adamw``.
+        lr: learning rate after the warm-up, from where it falls to 0 along a cosine.
+        weight_decay: for weights; biases, norms, position and class tokens have none.
+        warmup_epochs: epochs over which the learning rate rises linearly.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_epochs: int = 0
+
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """Find the learning rate of a step, counted from 0 over the whole training."""
+        total, warmup = self.epochs * steps_per_epoch, self.warmup_epochs * steps_per_epoch
+        # One step beyond the last: the rate reaches 0 after the training, not in it.
+        return self.lr * cosine_warmup_schedule(step, total + 1, 1.0, 0.0, warmup, 0.0)
+
+
+def build_optimizer(
+    network: nn.Module, recipe: Recipe, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.Optimizer:
+    """Create the optimiser of a network's trainable parameters.
+
+    Args:
+        network: parameters that do not require a gradient are left out.
+        recipe: which optimiser, learning rate and weight decay.
+        betas: decay rates of AdamW's two averages; 0.95 for the second is usual with MAE.
+    """
+    groups = param_groups_weight_decay(network, recipe.weight_decay, no_weight_decay_list=undecayed(network))
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, recipe.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, recipe.lr, betas=betas)
+
+
+def undecayed(network: nn.Module) -> set[str]:
+    """Name the parameters that timm's models, or the parts of a network, keep free of weight decay.
+
+    These are position embeddings and tokens: more than one dimension, yet no weights.
+    """
+    names = (
+        [f"{path}.{name}".lstrip(".") for name in module.no_weight_decay()]
+        for path, module in network.named_modules()
+        if hasattr(module, "no_weight_decay")
+    )
+    tokens = (name for name, _ in network.named_parameters() if name.endswith(("mask_token", "cls_token", "pos_embed")))
+    return {*itertools.chain.from_iterable(names), *tokens}

@@ -1,0 +1,46 @@
+"""From a method's name in params.yaml to the method: the module's name is the registry."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from tttlab.errors import UserError
+from tttlab.method import Method
+from tttlab.views import Augmentation
+
+
+def load_method(
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    objective: Mapping[str, Any] | None = None,
+    augmentation: Augmentation | None = None,
+) -> Method:
+    """Create the method of ``tttlab/methods/<name>.py``.
+
+    Args:
+        name: the file's name.
+        settings: its fields that differ from their defaults.
+        objective: settings of the pretraining objective; those that the method has too (a temperature, a mask ratio) are taken
+            over unless ``settings`` says otherwise.
+        augmentation: strength of the random views, for a method that draws them.
+
+    Raises:
+        UserError: the file holds no method, or refuses a value.
+    """
+    module = importlib.import_module(f"tttlab.methods.{name}")
+    found = [
+        value for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]  # fmt: skip
+    if len(found) != 1:
+        raise UserError(f"{module.__file__}: expected one subclass of tttlab.method.Method, found {len(found)}")
+    known = {field.name for field in fields(found[0])}
+    inherited = {key: value for key, value in (objective or {}).items() if key in known}
+    if augmentation is not None and "augmentation" in known:
+        inherited["augmentation"] = augmentation
+    try:
+        return found[0](**{**inherited, **(settings or {})})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"method {name}: {error}") from error

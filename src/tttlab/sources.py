@@ -1,0 +1,220 @@
+"""Where images come from: an embedded set, a folder, a tar file, or a named data set of torchvision or Hugging Face."""
+
+import gzip
+import importlib.util
+import io
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tttlab.errors import UserError
+from tttlab.params import ImageSpec
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images that can be read one by one, in a fixed order.
+
+    Attributes:
+        image_ids: N names, unique within the source and the same on every machine.
+        paths: N places a person can look at.
+        groups: N class indices.
+        classes: class names, sorted; a folder that has no classes has the one class ``""`` for loose images.
+        read: index → an image, the path of an image file, or such a file opened; called from several threads.
+    """
+
+    image_ids: tuple[str, ...]
+    paths: tuple[str, ...]
+    groups: np.ndarray
+    classes: tuple[str, ...]
+    read: Callable[[int], Image.Image | Path | BinaryIO]
+
+
+def open_source(spec: ImageSpec, which: str, downloads: Path) -> Source:
+    """Open the source of one image set.
+
+    Args:
+        spec: where the images are.
+        which: the set's key under ``data``, for messages; ``unlabeled`` needs no classes.
+        downloads: where named data sets are kept when ``root`` is null.
+
+    Raises:
+        UserError: there are no images, a class is empty, or the source cannot be opened.
+    """
+    kind = spec.source.partition("/")[0]
+    if kind == "sklearn":
+        return _digits()
+    if kind in ("torch", "hfds"):
+        return _named(spec, which, downloads)
+    root = spec.root / spec.split if spec.split else spec.root
+    found = _folder(root) if kind == "folder" else _tar(root, which)
+    if not found.names:
+        raise UserError(f"data.{which}.root: expected images ({', '.join(SUFFIXES)}), found none in {root}")
+    tops = [name.partition("/")[0] if "/" in name else "" for name in found.names]
+    if which != "unlabeled":
+        _check_classes(tops, found, which, root)
+    classes = tuple(sorted(set(tops)))
+    numbers = {name: index for index, name in enumerate(classes)}
+    groups = np.array([numbers[top] for top in tops], dtype=np.int64)
+    return Source(tuple(found.names), tuple(found.paths), groups, classes, found.read)
+
+
+class _Found(NamedTuple):
+    """Image files in sorted order, by their names below the root, and the first-level folders, even empty ones."""
+
+    names: list[str]
+    folders: set[str]
+    paths: list[str]
+    read: Callable[[int], Path | BinaryIO]
+
+
+def _check_classes(tops: list[str], found: _Found, which: str, root: Path) -> None:
+    if "" in tops:
+        loose = found.names[tops.index("")]
+        raise UserError(
+            f"data.{which}.root: expected <class>/<image> in {root}, found {loose} outside any class folder"
+        )
+    empty = sorted(found.folders - set(tops))
+    if empty:
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        raise UserError(f"data.{which}.root: the class {empty[0]!r} in {root} holds no image{more}; fill or remove it")
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+
+
+def _folder(root: Path) -> _Found:
+    """List the image files below a folder; hidden files and folders are left out."""
+    names = []
+    for place, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [Path(place, name).relative_to(root).as_posix() for name in files if _is_image(name)]
+    names.sort()
+    tops = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    return _Found(names, tops, [str(root / name) for name in names], lambda index: root / names[index])
+
+
+def _tar(root: Path, which: str) -> _Found:
+    """List the images in a tar file, or in all tar files of a folder.
+
+    A folder that wraps everything in a file is passed over. In a folder of files, an image that lies in no folder
+    belongs to the class named like its file.
+    """
+    archives = [root] if root.is_file() else sorted(root.glob("*.tar"))
+    if not archives:
+        raise UserError(f"data.{which}.root: expected a tar file or a folder of them, found no .tar in {root}")
+    entries: dict[str, tuple[Path, tarfile.TarInfo]] = {}
+    tops: set[str] = set()
+    for archive in archives:
+        members, folders = _members(archive, which)
+        tops |= folders
+        for name, member in members.items():
+            top, slash, rest = name.partition("/")
+            shard = f"{top}/{archive.stem}/{rest}" if slash else f"{archive.stem}/{name}"
+            entries[name if root.is_file() else shard] = archive, member
+    names = sorted(entries)
+
+    def read(index: int) -> BinaryIO:
+        archive, member = entries[names[index]]
+        with archive.open("rb") as file:  # its own handle: threads read side by side
+            file.seek(member.offset_data)
+            return io.BytesIO(file.read(member.size))
+
+    return _Found(names, tops, [f"{entries[name][0]}:{entries[name][1].name}" for name in names], read)
+
+
+def _members(archive: Path, which: str) -> tuple[dict[str, tarfile.TarInfo], set[str]]:
+    """Read a tar file's table: name → image, and the first-level folders, both below a folder that wraps everything."""
+    try:
+        with tarfile.open(archive, "r:") as file:
+            members = {PurePosixPath(member.name).as_posix(): member for member in file.getmembers()}
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"data.{which}.root: expected an uncompressed tar file, found {archive} ({error})") from error
+    images = {name: member for name, member in members.items() if member.isfile() and _is_image(Path(name).name)}
+    folders = {name for name, member in members.items() if member.isdir()}
+    while len({name.partition("/")[0] for name in images}) == 1 and all(name.count("/") > 1 for name in images):
+        images = {name.partition("/")[2]: member for name, member in images.items()}
+        folders = {name.partition("/")[2] for name in folders}
+    return images, {name.partition("/")[0] for name in folders if name not in ("", ".")}
+
+
+def _digits() -> Source:
+    """Open the 1,797 handwritten digits (8×8, 17 grey levels) that come inside scikit-learn."""
+    pixels, labels = _digits_table()
+    scaled = np.round(pixels * (255 / 16)).astype(np.uint8)
+    names = tuple(f"digits/{index:05d}" for index in range(len(labels)))
+    classes = tuple(str(digit) for digit in range(10))
+    return Source(names, ("",) * len(names), labels, classes, lambda index: Image.fromarray(scaled[index]))
+
+
+def _digits_table() -> tuple[np.ndarray, np.ndarray]:
+    """Read grey levels ``(1797, 8, 8)`` in 0–16 and labels; from the file itself, which spares seconds of imports."""
+    spec = importlib.util.find_spec("sklearn")
+    file = Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    if not file.exists():
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return digits.images, digits.target.astype(np.int64)
+    with gzip.open(file, "rt") as text:
+        table = np.loadtxt(text, delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
+
+
+def _named(spec: ImageSpec, which: str, downloads: Path) -> Source:
+    """Open ``torch/<name>`` or ``hfds/<name>`` through timm's factory, downloading it on first use."""
+    from timm.data import create_dataset
+
+    root = spec.root or downloads
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        dataset = create_dataset(spec.source, root=str(root), split=spec.split, search_split=False, download=True)
+        reader = getattr(dataset, "reader", None)
+        labels, classes = _targets(dataset, reader)
+    except Exception as error:  # each library fails in its own way when there is no network, or no such split
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"data.{which}.source: {spec.source} (split {spec.split}) is not in {root} and cannot be fetched: {reason}"
+        ) from error
+    if labels.min(initial=0) < 0:
+        if which != "unlabeled":
+            raise UserError(
+                f"data.{which}.split: {spec.source} has no labels in its split {spec.split!r}; choose another"
+            )
+        labels, classes = np.zeros_like(labels), [""]
+    names = tuple(f"{spec.source.partition('/')[2]}/{spec.split}/{index:07d}" for index in range(len(labels)))
+    # timm's ImageDataset puts another image in the place of an unreadable one; its reader does not.
+    read = (lambda index: reader[index][0]) if reader is not None else (lambda index: dataset[index][0])
+    order = sorted(range(len(classes)), key=classes.__getitem__)
+    groups = np.argsort(order)[labels]
+    return Source(names, ("",) * len(names), groups, tuple(classes[index] for index in order), read)
+
+
+def _targets(dataset: Any, reader: Any) -> tuple[np.ndarray, list[str]]:
+    """Find labels (N,) and class names of a data set, whatever its library calls them."""
+    if reader is not None:
+        labels = np.array(list(reader.iter_targets()), dtype=np.int64)
+        names = {index: name for name, index in reader.class_to_idx.items()}
+    else:
+        targets = getattr(dataset, "targets", None)
+        labels = np.asarray([dataset[index][1] for index in range(len(dataset))] if targets is None else targets)
+        labels = (labels[:, 0] if labels.ndim == 2 else labels).astype(np.int64)  # QMNIST: the class comes first
+        names = dict(enumerate(getattr(dataset, "classes", ())))
+    count = max(labels.max(initial=-1) + 1, len(names))
+    plain = [_plain(names.get(index, index)) for index in range(count)]
+    twice = [name for name, times in Counter(plain).items() if times > 1]
+    return labels, [f"{name} {index}" if name in twice else name for index, name in enumerate(plain)]
+
+
+def _plain(name: str | int | Sequence[str]) -> str:
+    return str(name) if isinstance(name, str | int) else str(name[0])

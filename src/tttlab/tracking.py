@@ -1,0 +1,521 @@
+"""MLflow: one run per execution of a stage, one parent per execution of the pipeline. Nothing else imports mlflow.
+
+Runs live in ``<root>/mlflow.db``, their files in ``<root>/mlruns``. Every call names the run it writes to, so several
+processes can write at once and no global state is left behind. Importing this module is cheap; mlflow is imported on
+first use.
+"""
+
+import json
+import logging
+import re
+import signal
+import socket
+import sqlite3
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from filelock import FileLock
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as Record
+
+EXPERIMENT = "ttt-lab"
+ABOUT = """\
+**Does training on the test image itself, without its label, help on shifted data?**
+
+Each execution of the pipeline is one run, with its stages below it (open the small arrow next to its name).
+Its *Overview* holds the comparison with and without test-time training.
+
+| stage | what its run shows |
+| --- | --- |
+| `pretrain` | self-supervised loss and kNN accuracy along the epochs |
+| `finetune` | accuracy on the labeled validation images along the epochs |
+| `source_stats` | what test-time methods take from the source domain |
+| `adapt` | per method and model: `accuracy/<corruption>`, `accuracy_source/<corruption>`, `gain/mean`, `cost/…` |
+
+[All adapt runs side by side](ADDRESS), the largest gain first. The chart button there draws `accuracy/<corruption>`
+against the severity, which is the step of these metrics. All accuracies are fractions.
+"""
+_SHOWN = (
+    "gain/mean",
+    "accuracy_source/mean",
+    "accuracy/mean",
+    "clean/source",
+    "clean/adapted",
+    "cost/milliseconds_p50",
+)
+_COLUMNS = ["tags.`run`", "tags.`model`", *(f"metrics.`{name}`" for name in _SHOWN)]
+_VIEW = {
+    "searchFilter": 'tags.stage = "adapt"',
+    "orderByKey": "metrics.`gain/mean`",
+    "orderByAsc": False,
+    "selectedColumns": _COLUMNS,
+    "columnOrder": _COLUMNS,
+}
+_MODE = "?workflowType=machine_learning"  # else MLflow shows its pages for language models
+
+_CLOCK_SECONDS = 2.0  # the same process start, read twice, can differ by this much after the clock was set
+_TAG_LIMIT = 8_000  # characters; MLflow cuts longer ones, which would break a table in two
+
+
+# --- the store -----------------------------------------------------------------------------------------------------
+
+
+def database_uri(root: Path) -> str:
+    """Give the absolute address of the store, the same from every working directory."""
+    return f"sqlite:///{(root / 'mlflow.db').resolve().as_posix()}"
+
+
+@cache
+def _open(root: Path) -> tuple["MlflowClient", str]:
+    """Open the store, creating it on first use: a client and the experiment's id.
+
+    MLflow's own creation of the database fails when several processes begin at once, hence the lock.
+    """
+    from mlflow import MlflowClient
+
+    files = (root / "mlruns").resolve().as_uri()
+    with FileLock(root / "mlflow.db.lock"), _quiet():
+        client = MlflowClient(database_uri(root))
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            number = client.create_experiment(EXPERIMENT, artifact_location=files)
+            about = ABOUT.replace("ADDRESS", _pages(number)["comparison"])
+            client.set_experiment_tag(number, "mlflow.note.content", about)
+            client.set_experiment_tag(number, "mlflow.experimentKind", "custom_model_development")
+            client.set_experiment_tag(number, "mlflow.sharedViewState.comparison", json.dumps(_VIEW))
+            return client, number
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+        if experiment.artifact_location != files:
+            _relocate(root, experiment.artifact_location, files)
+    return client, experiment.experiment_id
+
+
+def _relocate(root: Path, old: str, new: str) -> None:
+    """Point the store at files that moved together with the project; MLflow keeps absolute paths."""
+    with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+        places = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
+        for table, column in places.items():
+            database.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                (new, len(old) + 1, len(old), old),
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what MLflow says while it makes the database, and its uses of other libraries' deprecated ways."""
+    logger = logging.getLogger("mlflow.store.db.utils")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+# --- processes -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One execution of the pipeline, shared by all its stages.
+
+    Attributes:
+        name: The DVC experiment's name, ``repro``, or ``by hand <settings>``.
+        pid: The process that drives the stages; when it is gone, the execution is over. None when there is no such one.
+    """
+
+    name: str
+    pid: int | None
+
+
+def find_execution(process: psutil.Process, experiment: str | None, settings: str) -> Execution:
+    """Find out which execution of the pipeline a process belongs to.
+
+    Args:
+        process: The stage's process; its nearest ancestor that is DVC drives the execution.
+        experiment: Name of the DVC experiment, if there is one.
+        settings: What tells executions by hand apart, such as a digest of the settings.
+    """
+    drivers = (ancestor.pid for ancestor in process.parents() if _is_dvc(ancestor))
+    pid = next(drivers, None)
+    return Execution(experiment or ("repro" if pid else f"by hand {settings}"), pid)
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    """Recognise ``dvc …``, ``python …/bin/dvc …`` and ``python -m dvc …``."""
+    try:
+        return any(Path(word).name in ("dvc", "dvc.exe") for word in process.cmdline()[:3])
+    except psutil.Error:
+        return False
+
+
+def _owner_tags(pid: int) -> dict[str, str]:
+    """Name a process so that another one can tell, later, whether it still runs."""
+    return {"host": socket.gethostname(), "pid": str(pid), "pid_started": f"{psutil.Process(pid).create_time():.2f}"}
+
+
+def _owner_lives(tags: Mapping[str, str]) -> bool:
+    """Tell whether the process that `_owner_tags` named still runs; a later one with the same number does not count."""
+    try:
+        process = psutil.Process(int(tags["pid"]))
+        same = abs(process.create_time() - float(tags["pid_started"])) <= _CLOCK_SECONDS
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def sweep(root: Path) -> list[str]:
+    """Close the runs that a killed process left open; return their names.
+
+    Only runs of this machine are judged. A stage's run becomes KILLED; a pipeline's run ends as its worst stage did.
+    """
+    client, experiment = _open(root)
+    query = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
+    left = [run for run in client.search_runs([experiment], query) if not _owner_lives(run.data.tags)]
+    left.sort(key=lambda run: run.data.tags.get("role") == "pipeline")  # stages first: their parents look at them
+    closed = []
+    for run in left:
+        # Its process is gone, so nothing but this can change the run any more: ended properly just now, or never.
+        if client.get_run(run.info.run_id).info.status != "RUNNING":
+            continue
+        is_parent = run.data.tags.get("role") == "pipeline"
+        client.set_terminated(run.info.run_id, _worst_child(client, run) if is_parent else "KILLED")
+        closed.append(run.info.run_name)
+    return closed
+
+
+def _worst_child(client: "MlflowClient", parent: "Record") -> str:
+    query = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+    found = {run.info.status for run in client.search_runs([parent.info.experiment_id], query)}
+    return next((status for status in ("FAILED", "KILLED") if status in found), "FINISHED")
+
+
+# --- runs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run; every method writes at once.
+
+    Attributes:
+        id: MLflow's id of the run.
+        resumed: Whether this goes on with a run that was killed.
+    """
+
+    id: str
+    resumed: bool
+    _client: "MlflowClient"
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log one value per name; None and NaN, which mean unknown, are left out."""
+        _log_points(self._client, self.id, [(name, value, step) for name, value in values.items()])
+
+    def log_series(self, name: str, values: Sequence[float], steps: Sequence[int] | None = None) -> None:
+        """Log a whole curve; the steps count from 0 unless they are given."""
+        steps = range(len(values)) if steps is None else steps
+        points = [(name, value, step) for value, step in zip(values, steps, strict=True)]
+        _log_points(self._client, self.id, points)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a copy of a file, or of a folder with what is in it."""
+        log = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
+        log(self.id, str(path), folder)
+
+    def log_figure(self, figure: "Figure", name: str) -> None:
+        """Keep a figure under a name such as ``figures/loss.png``."""
+        self._client.log_figure(self.id, figure, name)
+
+    def log_table(self, table: "pd.DataFrame", name: str) -> None:
+        """Keep a table that MLflow can show, under a name such as ``tables/shifts.json``."""
+        with _quiet():
+            self._client.log_table(self.id, table, name)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags; values become text."""
+        _log_tags(self._client, self.id, tags)
+
+    def log_input(self, name: str, source: str, digest: str, count: int, context: str) -> None:
+        """Record a data set that the run reads.
+
+        Args:
+            name: What it is called, such as ``test``.
+            source: Where it comes from, such as ``sklearn/digits``.
+            digest: What identifies its content; the first 36 characters are kept.
+            count: Number of images.
+            context: What it is used for: ``training``, ``validation`` or ``test``.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        # The entity, and not mlflow.data.from_…: that would read the images, guess a schema and warn about it.
+        profile, place = f'{{"num_rows": {count}}}', f'{{"uri": "{source}"}}'
+        data = Dataset(name, digest[:36], source_type="local", source=place, profile=profile)
+        self._client.log_inputs(self.id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
+
+
+def pipeline_run(root: Path, execution: Execution, description: str = "") -> str:
+    """Find the parent run of this execution of the pipeline, or create it; return its id.
+
+    Args:
+        root: Folder of ``mlflow.db``.
+        execution: From `find_execution`. Without a process that drives it, the run is closed at once: nobody would be
+            there to close it later, and a closed run still takes results.
+        description: Markdown shown until the comparison takes its place.
+    """
+    client, experiment = _open(root)
+    with FileLock(root / "mlflow.db.lock"):
+        owner = _owner_tags(execution.pid) if execution.pid else {}
+        query = f"tags.role = 'pipeline' and tags.execution = '{execution.name}'"
+        query += f" and tags.host = '{owner['host']}' and tags.pid = '{execution.pid}'" if owner else ""
+        for run in client.search_runs([experiment], query):
+            if not owner or _owner_lives(run.data.tags):
+                return run.info.run_id
+        tags = {"role": "pipeline", "stage": "pipeline", "execution": execution.name, **owner}
+        tags |= {"mlflow.note.content": description} if description else {}
+        name = f"pipeline · {execution.name} · {time.strftime('%d %b %H:%M')}"
+        run_id = _create(client, experiment, name, tags)
+        if execution.pid is None:
+            client.set_terminated(run_id)
+        return run_id
+
+
+@contextmanager
+def start_run(
+    root: Path,
+    *,
+    stage: str,
+    name: str,
+    params: Mapping[str, Any],
+    parent: str,
+    tags: Mapping[str, Any] | None = None,
+    resume_key: str | None = None,
+) -> Iterator[Run]:
+    """Open a run for the time of a ``with`` block.
+
+    It ends FINISHED, FAILED after an exception (whose text becomes the tag ``error``), or KILLED after Ctrl-C or a
+    polite kill. What a kill -9 left open is closed by the next run that starts.
+
+    Args:
+        root: Folder of ``mlflow.db``.
+        stage: The stage's name.
+        name: What the run is, in words: ``pretrain mae_vit · mae · 40 epochs``.
+        params: Settings, nested as they are in params.yaml; logged when the run is created.
+        parent: Id of the pipeline's run.
+        tags: More tags, such as model, method, protocol, source_run_id.
+        resume_key: What identifies unfinished work. A run with this key that did not finish is opened again, and its
+            curves go on; else a new one is created.
+    """
+    client, experiment = _open(root)
+    sweep(root)
+    tags = {"stage": stage, **(tags or {}), "mlflow.parentRunId": parent, **_owner_tags(psutil.Process().pid)}
+    unfinished = _find_unfinished(client, experiment, resume_key) if resume_key else None
+    if unfinished:
+        _log_tags(client, unfinished, tags)  # first its new process, then its state: a sweep may look in between
+        client.update_run(unfinished, status="RUNNING")
+        run = Run(unfinished, resumed=True, _client=client)
+    else:
+        tags |= {"resume_key": resume_key} if resume_key else {}
+        run = Run(_create(client, experiment, name, tags), resumed=False, _client=client)
+        _log_params(client, run.id, params)
+    with _closing(client, run.id), _interruptible():
+        yield run
+
+
+def _find_unfinished(client: "MlflowClient", experiment: str, resume_key: str) -> str | None:
+    for run in client.search_runs([experiment], f"tags.resume_key = '{resume_key}'"):
+        if run.info.status in ("KILLED", "FAILED"):
+            return run.info.run_id
+    return None
+
+
+@contextmanager
+def _closing(client: "MlflowClient", run_id: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        _log_tags(client, run_id, {"error": f"{type(error).__name__}: {error}"})
+        client.set_terminated(run_id, "FAILED")
+        raise
+    except BaseException:  # Ctrl-C, SIGTERM
+        client.set_terminated(run_id, "KILLED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end the block with an exception, as Ctrl-C does; without this the run would stay open."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # Python takes signals in the main thread only
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# --- what is logged ------------------------------------------------------------------------------------------------
+
+
+def log_predictions(run: Run, predictions: "pd.DataFrame") -> None:
+    """Log what one run did to one model: accuracy per corruption along the severities, gain, clean accuracy, cost.
+
+    Args:
+        run: The adapt stage's run.
+        predictions: One row per (image, shift), with the columns of the predictions file; label -1 means unknown.
+    """
+    label, source, adapted = (predictions[name] for name in ("label", "source_prediction", "adapted_prediction"))
+    table = predictions.assign(
+        accuracy=(adapted == label).astype(float).where(label >= 0),
+        accuracy_source=(source == label).astype(float).where(label >= 0),
+        changed=(adapted != source).astype(float),
+    )
+    clean, shifted = table[table["shift"] == "clean"], table[table["shift"] != "clean"]
+    columns = ["accuracy", "accuracy_source", "changed"]
+    shown = columns[:2] if (label >= 0).any() else columns[2:]
+    means = shifted.groupby(["corruption", "severity"])[shown].mean()
+    points = [(f"{name}/{key[0]}", row[name], int(key[1])) for key, row in means.iterrows() for name in shown]
+    overall, milliseconds = shifted[columns].mean(), shifted["milliseconds"]
+    totals = {f"{column}/mean": overall[column] for column in columns}
+    totals |= {"gain/mean": overall["accuracy"] - overall["accuracy_source"]}
+    totals |= {"clean/source": clean["accuracy_source"].mean(), "clean/adapted": clean["accuracy"].mean()}
+    totals |= {f"cost/milliseconds_p{p}": milliseconds.quantile(p / 100) for p in (50, 95)}
+    totals |= {"fell_back": shifted["fell_back"].sum()}
+    points += [(name, value, 0) for name, value in totals.items()]
+    # MLflow's tables show every digit there is, so a few are enough; the predictions file is exact.
+    _log_points(run._client, run.id, [(name, round(value, 4), step) for name, value, step in points])
+
+
+def compare(
+    root: Path,
+    parent: str,
+    *,
+    table: "pd.DataFrame",
+    description: str,
+    figures: Mapping[str, Path],
+    metrics: Mapping[str, float],
+    page: Path,
+) -> None:
+    """Put the comparison on the pipeline's run and close it.
+
+    Args:
+        root: Folder of ``mlflow.db``.
+        parent: Id of the pipeline's run.
+        table: A row per model and run.
+        description: The comparison in Markdown, which the run's page shows.
+        figures: Picture files by name.
+        metrics: Values by name, such as ``gain/<model>/<run>``.
+        page: The HTML report.
+    """
+    client, _ = _open(root)
+    run = Run(parent, resumed=True, _client=client)
+    run.log_table(table, "comparison.json")
+    for path in figures.values():
+        run.log_artifact(path, "figures")
+    run.log_artifact(page)
+    run.log_metrics({name: round(value, 4) for name, value in metrics.items() if value is not None})
+    run.set_tags({"mlflow.note.content": description})
+    client.set_terminated(parent, "FINISHED")
+
+
+def run_link(root: Path, run_id: str | None) -> str | None:
+    """Give the address of a run's page inside MLflow's pages; None when this store has no such run."""
+    from mlflow.exceptions import MlflowException
+
+    client, experiment = _open(root)
+    try:
+        client.get_run(run_id or "")
+    except MlflowException:
+        return None
+    return f"#/experiments/{experiment}/runs/{run_id}{_MODE}"
+
+
+def _create(client: "MlflowClient", experiment: str, name: str, tags: Mapping[str, Any]) -> str:
+    from mlflow.tracking.context.registry import resolve_tags  # who, which script, which commit
+
+    tags = {key: str(value)[:_TAG_LIMIT] for key, value in tags.items()}
+    return client.create_run(experiment, run_name=name, tags=resolve_tags(tags)).info.run_id
+
+
+def _log_points(client: "MlflowClient", run_id: str, points: Sequence[tuple[str, float | None, int]]) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    known = [(name, float(value), step) for name, value, step in points if value is not None and value == value]
+    metrics = [Metric(_legal(name), value, now, step) for name, value, step in known]
+    for start in range(0, len(metrics), 1_000):  # MLflow's limit for one call
+        client.log_batch(run_id, metrics=metrics[start : start + 1_000])
+
+
+def _log_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, Any]) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(name, str(value)[:_TAG_LIMIT]) for name, value in tags.items()])
+
+
+def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    entries = [Param(_legal(name), str(value)) for name, value in flatten(params).items()]
+    for start in range(0, len(entries), 100):  # MLflow's limit for one call
+        client.log_batch(run_id, params=entries[start : start + 100])
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name nested values by their path: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
+    flat = {}
+    for name, value in nested.items():
+        path = f"{prefix}{name}"
+        flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+    return flat
+
+
+def _legal(name: str) -> str:
+    """Replace what MLflow refuses in the name of a metric or parameter."""
+    return re.sub(r"[^\w\-. :/]", "_", name)
+
+
+# --- the pages -----------------------------------------------------------------------------------------------------
+
+
+def ui_command(root: Path, port: int) -> list[str]:
+    """Write the command that serves MLflow's pages on this machine only, with one worker."""
+    places = [
+        "--backend-store-uri",
+        database_uri(root),
+        "--default-artifact-root",
+        (root / "mlruns").resolve().as_uri(),
+    ]
+    return [sys.executable, "-m", "mlflow", "ui", *places, "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+            "--uvicorn-opts", "--log-level warning"]  # fmt: skip
+
+
+def ui_pages(root: Path) -> dict[str, str]:
+    """Give the addresses, inside MLflow's pages, of the table of all runs and of the adapt runs side by side."""
+    return _pages(_open(root)[1])
+
+
+def _pages(experiment: str) -> dict[str, str]:
+    runs = f"#/experiments/{experiment}/runs{_MODE}"
+    return {"all runs": runs, "comparison": f"{runs}&viewStateShareKey=comparison"}

@@ -1,0 +1,87 @@
+"""Random views of many images in one call, each image from its own random stream."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a view may differ from its image.
+
+    Attributes:
+        min_scale: smallest share of the image's area that a crop keeps, in (0, 1].
+        flip: mirror half of the views.
+        jitter: brightness and contrast factors are drawn from [1 − 0.8·jitter, 1 + 0.8·jitter].
+    """
+
+    min_scale: float = 0.7
+    flip: bool = False
+    jitter: float = 0.2
+
+
+def random_views(images: Tensor, generators: Sequence[torch.Generator], count: int, augmentation: Augmentation) -> Tensor:
+    """Draw ``count`` views of every image.
+
+    Args:
+        images: ``(B, C, H, W)``, in [0, 1] or normalised (then brightness acts about the mean).
+        generators: one CPU stream per image, so that a view depends on nothing but its image's stream.
+        count: V, views per image.
+        augmentation: the strength.
+
+    Returns:
+        ``(B, V, C, H, W)``, bilinear, on the images' device.
+    """
+    draws = torch.stack([torch.rand(count, 6, generator=generator) for generator in generators]).to(images)
+    batch, channels, height, width = images.shape
+    grid = F.affine_grid(
+        crop_transforms(draws[..., :4].flatten(0, 1), augmentation), [batch * count, channels, height, width], False
+    )
+    repeated = images.unsqueeze(1).expand(-1, count, -1, -1, -1).flatten(0, 1)
+    views = F.grid_sample(repeated, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    views = jitter(views, draws[..., 4:].flatten(0, 1), augmentation.jitter)
+    return views.unflatten(0, (batch, count))
+
+
+def crop_transforms(draws: Tensor, augmentation: Augmentation) -> Tensor:
+    """Turn uniform draws ``(M, 4)`` (area, horizontal and vertical place, flip) into affine maps ``(M, 2, 3)``.
+
+    A crop of area share ``s`` is a zoom by ``√s`` about a centre that keeps the crop inside the image.
+    """
+    side = (augmentation.min_scale + (1 - augmentation.min_scale) * draws[:, 0]).sqrt()
+    mirror = torch.where(draws[:, 3] < 0.5, -1.0, 1.0) if augmentation.flip else torch.ones_like(side)
+    transforms = torch.zeros(len(draws), 2, 3, dtype=draws.dtype, device=draws.device)
+    transforms[:, 0, 0] = side * mirror
+    transforms[:, 1, 1] = side
+    transforms[:, :, 2] = (2 * draws[:, 1:3] - 1) * (1 - side)[:, None]
+    return transforms
+
+
+def jitter(views: Tensor, draws: Tensor, strength: float) -> Tensor:
+    """Scale brightness and contrast of ``views (M, C, H, W)`` by factors from uniform draws ``(M, 2)``."""
+    if strength == 0:
+        return views
+    factors = 1 + 0.8 * strength * (2 * draws - 1)
+    brightness, contrast = factors[:, 0, None, None, None], factors[:, 1, None, None, None]
+    mean = views.mean((1, 2, 3), keepdim=True)
+    return ((views - mean) * contrast + mean) * brightness
+
+
+def random_masks(generators: Sequence[torch.Generator], count: int, patches: int, ratio: float) -> tuple[Tensor, Tensor]:
+    """Draw ``count`` random masks per image, as MAE does: a permutation of the patches, the first part kept.
+
+    Args:
+        generators: one stream per image.
+        count: V, masks per image.
+        patches: L, patch tokens per image.
+        ratio: share of patches hidden, in (0, 1); at least one patch stays and one goes.
+
+    Returns:
+        kept ``(B, V, L_keep)`` and hidden ``(B, V, L − L_keep)`` patch numbers in ``[0, L)``.
+    """
+    kept = min(max(int(patches * (1 - ratio)), 1), patches - 1)
+    order = torch.stack([torch.rand(count, patches, generator=generator) for generator in generators]).argsort(-1)
+    return order[..., :kept], order[..., kept:]

@@ -1,0 +1,59 @@
+"""Small real networks, one of each kind that the adapter must serve; shared by the tests."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from tttlab.networks import Network, build_encoder
+from tttlab.objectives.mae import MAE
+from tttlab.objectives.simclr import SimCLR
+from tttlab.source_statistics import Statistics, layer_statistics, projection_bank
+
+SIZE, CLASSES = 16, 4
+RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12], "stem_type": "deep", "stem_width": 4}
+VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4}
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    """Smooth random pictures ``(N, 3, 16, 16)`` in [0, 1]: noise alone has no structure that a shift could change."""
+    noise = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(noise, size=SIZE, mode="bilinear")
+
+
+def resnet(norm_layer: str | None = None) -> Network:
+    """A four-stage ResNet with BatchNorm (or another norm) and a SimCLR head."""
+    torch.manual_seed(1)
+    options = RESNET | ({"norm_layer": norm_layer} if norm_layer else {})
+    encoder = build_encoder("resnet18", SIZE, stem="small", options=options)
+    return settle(Network(encoder, CLASSES, SimCLR(hidden_dim=16, projection_dim=8).head(encoder)))
+
+
+def vit() -> Network:
+    """A two-block ViT with an MAE decoder."""
+    torch.manual_seed(2)
+    encoder = build_encoder("vit_tiny_patch16_224", SIZE, options=VIT)
+    return settle(Network(encoder, CLASSES, MAE(decoder_dim=16).head(encoder)))
+
+
+def settle(network: Network) -> Network:
+    """Give BatchNorm plausible running statistics by a few passes over source images."""
+    network.train()
+    with torch.no_grad():
+        for step in range(20):
+            network(images(32, seed=100 + step))
+    return network.eval()
+
+
+@cache
+def source_statistics(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Network, Statistics]:
+    """A network (``resnet``, ``groupnorm`` or ``vit``) with all the source statistics that any method needs.
+
+    In double precision two ways to the same number agree to many digits, whatever rounding the steps in between amplify.
+    """
+    network = {"resnet": resnet, "groupnorm": lambda: resnet("groupnorm1"), "vit": vit}[kind]().to(dtype)
+    batches = [images(64, seed=7).to(dtype)]
+    statistics = layer_statistics(network, batches)
+    if hasattr(network.head, "project"):
+        statistics |= projection_bank(network, batches, 32)
+    return network, statistics

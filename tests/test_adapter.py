@@ -1,0 +1,315 @@
+"""The contract that every method and network must keep, and the adapter's own duties.
+
+The independent slow path adapts one image at a time with ordinary autograd on a deep copy of the network.
+"""
+
+import copy
+from dataclasses import replace
+
+import networks
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tttlab.adapter import InnerLoop, adapt, clip_gradients, diverged, select_parameters
+from tttlab.errors import UserError
+from tttlab.method import Method
+from tttlab.methods.actmad import ActMAD
+from tttlab.methods.mae import MAETraining
+from tttlab.methods.none import NoAdaptation
+from tttlab.methods.simclr import SimCLRTraining
+from tttlab.methods.views import ViewAverage
+from tttlab.networks import Network
+from tttlab.normalisation import Normalisation, normalised
+from tttlab.seeding import torch_generator
+
+TRAINING = [
+    ("resnet", SimCLRTraining(num_views=3)),
+    ("resnet", ActMAD()),
+    ("resnet", ActMAD(form="l1")),
+    ("resnet", ActMAD(layers="stages")),
+    ("groupnorm", SimCLRTraining(num_views=3)),
+    ("groupnorm", ActMAD()),
+    ("vit", MAETraining(num_views=3)),
+    ("vit", ActMAD()),
+    ("vit", ActMAD(form="l1")),
+]
+POLICIES = [Normalisation(), Normalisation("image"), Normalisation("mixed"), Normalisation("shrink")]
+LOOPS = [
+    InnerLoop(steps=3, lr=1e-2, clip=1.0),
+    InnerLoop(steps=2, lr=1e-2, trainable="norm", momentum=0.9, clip=0.5),
+    InnerLoop(steps=2, lr=1e-2, trainable="all", clip=1.0, normalisation=Normalisation("shrink")),
+]
+COUNT = 5
+
+
+def name(value: object) -> str:
+    return repr(value) if isinstance(value, Method | InnerLoop | Normalisation) else str(value)
+
+
+def shifted(count: int = COUNT, dtype: torch.dtype = torch.float64) -> Tensor:
+    return (networks.images(count, seed=50) * 0.4 + 0.6).to(dtype)
+
+
+def one_at_a_time(network: Network, image: Tensor, method: Method, loop: InnerLoop, statistics, image_id: str) -> Tensor:
+    """Adapt a deep copy to one image with nothing but autograd and torch's own optimiser and clipping."""
+    copied = copy.deepcopy(network).eval()
+    for module in copied.modules():
+        module.training = False
+    chosen = list(select_parameters(copied, loop.trainable).values())
+    optimizer = torch.optim.SGD(chosen, lr=loop.lr, momentum=loop.momentum)
+    with normalised(copied, loop.normalisation, statistics):
+        for step in range(loop.steps):
+            views = method.views(copied, image[None], [torch_generator(0, "views", image_id, step)])
+            one = {key: value[0] for key, value in views.items()} if isinstance(views, dict) else views[0]
+            optimizer.zero_grad()
+            loss, _ = method.loss(Unbound(copied), one, statistics, method.init_state())
+            loss.backward()
+            if loop.clip:
+                nn.utils.clip_grad_norm_(chosen, loop.clip)
+            optimizer.step()
+        with torch.no_grad():
+            return copied(image[None]).logits[0]
+
+
+class Unbound:
+    """A network with its own parameters behind the calling form that methods expect."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=name)
+@pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
+def test_vectorised_equals_one_image_at_a_time(kind, method, loop):
+    network, statistics = networks.source_statistics(kind)
+    images, names = shifted(), [f"image-{i}" for i in range(COUNT)]
+    together = adapt(network, images, method, loop, statistics=statistics, image_ids=names)
+    alone = torch.stack([
+        one_at_a_time(network, image, method, loop, statistics, image_id)
+        for image, image_id in zip(images, names, strict=True)
+    ])
+    assert not together.fell_back.any()
+    torch.testing.assert_close(together.logits, alone, atol=1e-6, rtol=1e-6)
+    assert (together.logits - together.source_logits).abs().max() > 1e-6  # and something did happen
+
+
+@pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
+def test_vectorised_equals_one_image_at_a_time_in_single_precision(kind, method):
+    network, statistics = networks.source_statistics(kind, torch.float32)
+    images, loop = shifted(dtype=torch.float32), InnerLoop(steps=2, lr=1e-3, clip=1.0)
+    together = adapt(network, images, method, loop, statistics=statistics)
+    alone = [one_at_a_time(network, image, method, loop, statistics, str(i)) for i, image in enumerate(images)]
+    torch.testing.assert_close(together.logits, torch.stack(alone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=name)
+@pytest.mark.parametrize(("kind", "method"), [*TRAINING, ("resnet", ViewAverage()), ("vit", NoAdaptation())], ids=name)
+def test_results_depend_on_the_image_alone(kind, method, policy):
+    network, statistics = networks.source_statistics(kind)
+    images, names = shifted(), [f"image-{i}" for i in range(COUNT)]
+    loop = InnerLoop(steps=2, lr=1e-2, clip=1.0, normalisation=policy)
+    whole = adapt(network, images, method, loop, statistics=statistics, image_ids=names, images_per_step=COUNT)
+    for size in (1, 2, 3):
+        parts = adapt(network, images, method, loop, statistics=statistics, image_ids=names, images_per_step=size)
+        torch.testing.assert_close(parts.logits, whole.logits, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(parts.losses, whole.losses, atol=1e-6, rtol=1e-6)
+    order = [3, 0, 4, 2, 1]
+    permuted = adapt(network, images[order], method, loop, statistics=statistics, image_ids=[names[i] for i in order])
+    torch.testing.assert_close(permuted.logits, whole.logits[order], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
+def test_no_steps_is_the_source_prediction_to_the_bit(kind, method):
+    network, statistics = networks.source_statistics(kind)
+    result = adapt(network, shifted(), method, InnerLoop(steps=0), statistics=statistics)
+    assert torch.equal(result.logits, result.source_logits)
+    assert not result.fell_back.any()
+
+
+@pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
+def test_the_network_is_left_as_it_was(kind, method):
+    network, statistics = networks.source_statistics(kind)
+    before = copy.deepcopy(network.state_dict())
+    network.train()
+    network.encoder.eval()
+    fused = [module.fused_attn for module in network.modules() if hasattr(module, "fused_attn")]
+    try:
+        adapt(network, shifted(), method, InnerLoop(steps=2, lr=0.1), statistics=statistics)
+        assert network.training
+        assert not network.encoder.training
+    finally:
+        network.eval()
+    assert fused == [module.fused_attn for module in network.modules() if hasattr(module, "fused_attn")]
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("trainable", ["encoder", "norm"])
+@pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
+def test_the_first_step_moves_every_image(kind, method, trainable):
+    network, statistics = networks.source_statistics(kind)
+    loop = InnerLoop(steps=1, lr=1e-2, trainable=trainable, clip=1.0)
+    result = adapt(network, shifted(), method, loop, statistics=statistics)
+    assert ((result.logits - result.source_logits).abs().amax(1) > 1e-6).all()
+
+
+@pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
+def test_training_lowers_the_loss(kind, method):
+    network, statistics = networks.source_statistics(kind)
+    result = adapt(network, shifted(20), method, InnerLoop(steps=10, lr=1e-2, clip=1.0), statistics=statistics)
+    assert result.losses[:, -1].mean() < result.losses[:, 0].mean()
+
+
+def test_the_same_seed_gives_the_same_views_and_another_seed_others():
+    network, statistics = networks.source_statistics("resnet")
+    runs = [
+        adapt(network, shifted(), SimCLRTraining(num_views=3), InnerLoop(lr=0.1), statistics=statistics, seed=seed).logits
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.allclose(runs[0], runs[2], atol=1e-5)
+
+
+def test_a_diverging_image_falls_back_alone():
+    class Poisoned(ActMAD):
+        def loss(self, net, views, statistics, state):
+            loss, state = super().loss(net, views, statistics, state)
+            return loss * torch.where(views.mean() > 0.99, float("nan"), 1.0), state
+
+    network, statistics = networks.source_statistics("resnet")
+    images = shifted()
+    images[2] = 1.0
+    loop = InnerLoop(steps=2, lr=1e-2, clip=1.0)
+    result = adapt(network, images, Poisoned(), loop, statistics=statistics)
+    healthy = adapt(network, images, ActMAD(), loop, statistics=statistics)
+    assert result.fell_back.tolist() == [False, False, True, False, False]
+    assert torch.equal(result.logits[2], result.source_logits[2])
+    others = [0, 1, 3, 4]
+    torch.testing.assert_close(result.logits[others], healthy.logits[others], atol=1e-6, rtol=1e-6)
+
+
+def test_divergence_is_a_loss_that_is_not_finite_or_has_exploded():
+    nan, inf = float("nan"), float("inf")
+    losses = torch.tensor([[1.0, 0.5], [1.0, nan], [0.0, 9.0], [0.0, 11.0], [-2.0, 17.0], [-2.0, 19.0], [1.0, inf]])
+    assert diverged(losses).tolist() == [False, True, False, True, False, True, True]
+
+
+def test_clipping_bounds_each_image_on_its_own():
+    parameters = {"a": torch.zeros(3, 2, requires_grad=True), "b": torch.zeros(3, 2, 2, requires_grad=True)}
+    gradients = {key: torch.randn(value.shape, generator=torch.Generator().manual_seed(3)) for key, value in parameters.items()}
+    gradients["a"][1] *= 1e-3
+    gradients["b"][1] *= 1e-3
+    gradients["b"][2, 0, 0] = float("nan")
+    for key, value in parameters.items():
+        value.grad = gradients[key].clone()
+    clip_gradients(parameters, 0.5)
+    norms = torch.stack([value.grad.flatten(1).norm(dim=1) for value in parameters.values()]).norm(dim=0)
+    assert norms[0] == pytest.approx(0.5, rel=1e-5)
+    assert torch.equal(parameters["b"].grad[1], gradients["b"][1])  # short enough: untouched
+    assert not parameters["a"].grad[2].any()
+    assert not parameters["b"].grad[2].any()
+
+
+def test_which_parameters_move():
+    network, _ = networks.source_statistics("resnet")
+    everything = dict(network.named_parameters())
+    assert set(select_parameters(network, "all")) == set(everything)
+    assert set(select_parameters(network, "encoder")) == {key for key in everything if key.startswith("encoder.")}
+    norm = select_parameters(network, "norm")
+    affine = [module for module in network.encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norm) == 2 * len(affine)
+    assert all(value.ndim == 1 for value in norm.values())
+    assert set(select_parameters(network, ["encoder.layer1", "classifier.bias"])) >= {"classifier.bias"}
+    assert select_parameters(network, "none") == {}
+    with pytest.raises(UserError, match=r"'layer9' matches no parameter.*encoder\.layer1"):
+        select_parameters(network, "layer9")
+
+
+def test_no_gradient_reaches_a_frozen_parameter():
+    network, statistics = networks.source_statistics("vit")
+    bound = {}
+
+    class Spy(ActMAD):
+        def loss(self, net, views, statistics, state):
+            bound.update(net._parameters)
+            return super().loss(net, views, statistics, state)
+
+    adapt(network, shifted(), Spy(), InnerLoop(steps=1, trainable="norm"), statistics=statistics)
+    moving = {key for key, value in bound.items() if torch._C._functorch.is_batchedtensor(value)}
+    assert moving == set(select_parameters(network, "norm"))
+    assert not any(value.requires_grad for key, value in bound.items() if key not in moving)
+    assert set(bound) == {key for key, _ in network.named_parameters()}
+
+
+def test_adam_on_stacked_images_is_adam_on_each():
+    network, statistics = networks.source_statistics("resnet")
+    loop = InnerLoop(steps=3, lr=1e-3, optimizer="adam")
+    together = adapt(network, shifted(), ActMAD(form="l1"), loop, statistics=statistics)
+    alone = adapt(network, shifted(), ActMAD(form="l1"), loop, statistics=statistics, images_per_step=1)
+    torch.testing.assert_close(together.logits, alone.logits, atol=1e-6, rtol=1e-6)
+
+
+def test_any_timm_classifier_and_tensor_batch():
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=3, layers=[1, 1, 1, 1], channels=[8, 8, 8, 8]).eval()
+    images = networks.images(4) - 0.5
+    method = ActMAD()
+    statistics = method.source_statistics(model, [networks.images(16, seed=9) - 0.5])
+    result = adapt(model, images, method, InnerLoop(steps=2, lr=1e-2), statistics=statistics)
+    torch.testing.assert_close(result.source_logits, model(images).detach(), atol=1e-5, rtol=1e-5)
+    assert (result.losses[:, -1] < result.losses[:, 0]).any()
+    assert (result.logits != result.source_logits).any()
+
+
+@pytest.mark.parametrize("policy", ["shrink", "mixed"])
+def test_missing_statistics_are_named(policy):
+    network, _ = networks.source_statistics("vit")
+    loop = InnerLoop(normalisation=Normalisation(policy))
+    with pytest.raises(UserError, match=rf"'{policy}' needs source statistics of the kind layers"):
+        adapt(network, shifted(), NoAdaptation(), loop)
+
+
+def test_methods_refuse_networks_without_their_head():
+    resnet, _ = networks.source_statistics("resnet")
+    vit, _ = networks.source_statistics("vit")
+    with pytest.raises(UserError, match="needs a network with an MAE decoder"):
+        adapt(resnet, shifted(), MAETraining())
+    with pytest.raises(UserError, match="needs a network with a SimCLR projection head"):
+        adapt(vit, shifted(), SimCLRTraining())
+    with pytest.raises(UserError, match="needs BatchNorm in the backbone"):
+        adapt(vit, shifted(), ActMAD(layers="norm"))
+
+
+def test_backbones_that_depend_on_batch_mates_are_refused():
+    network = copy.deepcopy(networks.source_statistics("resnet")[0])
+    network.encoder.bn1 = nn.BatchNorm2d(8, track_running_stats=False)
+    with pytest.raises(UserError, match=r"encoder\.bn1 has no running statistics"):
+        adapt(network, shifted(), NoAdaptation())
+
+    class BatchMean(nn.Module):
+        def forward(self, values: Tensor) -> Tensor:
+            return values - values.mean(0)
+
+    network.encoder.bn1 = BatchMean()
+    with pytest.raises(UserError, match="depend on the other images of a batch"):
+        adapt(network, shifted(), NoAdaptation())
+
+
+def test_progress_counts_every_image_once():
+    network, statistics = networks.source_statistics("resnet")
+    done = []
+    adapt(network, shifted(), NoAdaptation(), InnerLoop(), images_per_step=2, on_images=done.append)
+    assert done == [2, 2, 1]
+
+
+def test_losses_and_times_have_a_place_for_every_image_and_step():
+    network, statistics = networks.source_statistics("resnet")
+    result = adapt(network, shifted(), ActMAD(), replace(LOOPS[0], steps=4), statistics=statistics)
+    assert result.losses.shape == (COUNT, 5)
+    assert (result.milliseconds > 0).all()

@@ -1,0 +1,381 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tttlab import params as module
+from tttlab.errors import UserError
+from tttlab.method_settings import declared, method_names
+from tttlab.params import CORRUPTIONS, HELD_OUT, read_params
+
+PROJECT = Path(__file__).parent.parent
+
+HEAD = "from dataclasses import dataclass, field\n\n@dataclass(frozen=True)\nclass Method:\n"
+METHODS = {
+    "none": HEAD + "    trains = False\n",
+    "views": HEAD + "    trains = False\n    views: Annotated[int, Ge(1)] = 8\n",
+    "simclr": HEAD + "    views: Annotated[int, Ge(2)] = 8\n    temperature: Annotated[float, Gt(0)] | None = None\n",
+    "mae": HEAD + "    views: Annotated[int, Ge(1)] = 8\n    mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75\n",
+    "actmad": HEAD
+    + '    form: Literal["natural", "l1"] = "natural"\n'
+    + "    layers: tuple[str, ...] = ()\n"
+    + "    weights: tuple[float, ...] = field(default_factory=lambda: (1.0,))\n"
+    + "    augmentation: Augmentation = Augmentation()\n"
+    + "    needs: ClassVar[tuple] = ()\n"
+    + "    _cache: int = 0\n"
+    + "    derived: int = field(init=False, default=1)\n",
+    "stream": HEAD + '    protocols = ("online",)\n    momentum_of_teacher: "float"\n',
+}
+
+BASE = """
+seed: 0
+data:
+  image_size: 32
+  unlabeled: {source: sklearn/digits, part: [0.0, 0.45]}
+  labeled: {source: sklearn/digits, part: [0.45, 0.80], validation: 0.2}
+  test: {source: sklearn/digits, part: [0.80, 1.0]}
+augment:
+  pretrain: {min_scale: 0.4, flip: false, jitter: 0.5}
+  finetune: {min_scale: 0.7, flip: false, jitter: 0.2}
+  adapt: {min_scale: 0.7, flip: false, jitter: 0.2}
+models:
+  conv:
+    backbone: resnet18
+    objective: {name: simclr, temperature: 0.5, hidden_dim: 128, projection_dim: 64}
+    pretrain: {epochs: 20, batch_size: 128, optimizer: sgd, lr: 1e-3, weight_decay: 5.0e-4, warmup_epochs: 2}
+    finetune: {mode: joint, epochs: 20, batch_size: 64, optimizer: adamw, lr: 2.0e-3, weight_decay: 0.05,
+               warmup_epochs: 1, objective_weight: 0.5}
+  vit:
+    backbone: vit_tiny_patch16_224.augreg_in21k
+    objective: {name: mae, mask_ratio: 0.75, decoder_dim: 64, decoder_depth: 1, decoder_heads: 2}
+    pretrain: {epochs: 40, batch_size: 128, optimizer: adamw, lr: 1.5e-3, weight_decay: 0.05, warmup_epochs: 4}
+    finetune: {mode: full, epochs: 40, batch_size: 64, optimizer: adamw, lr: 1.0e-3, weight_decay: 0.05,
+               warmup_epochs: 2, objective_weight: 0}
+source_stats: {images: 400, bank_size: 256}
+shifts: {corruptions: [gaussian_noise, fog], severities: [1, 5], images: 60}
+adapt:
+  protocol: episodic
+  runs:
+    none: {method: none}
+    ssl: {method: ssl, views: 4, steps: 5, lr: 1.0e-3, per_model: {vit: {lr: 2.0e-3, mask_ratio: 0.5}}}
+    actmad: {method: actmad, steps: 5, trainable: [encoder.layer1, encoder.layer2]}
+machine: {device: auto, precision: 32, workers: 2, images_per_step: auto}
+"""
+
+
+@pytest.fixture
+def methods(tmp_path):
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    for name, text in METHODS.items():
+        (folder / f"{name}.py").write_text(text)
+    (folder / "__init__.py").write_text("")
+    return folder
+
+
+@pytest.fixture
+def read(tmp_path, methods):
+    """Read BASE after setting dotted keys; a value of ``del`` takes the key away."""
+
+    def read(changes=None, base=None):
+        values = YAML(typ="safe", pure=True).load(BASE)
+        for path, value in (changes or {}).items():
+            *inner, last = path.split("/")
+            place = values
+            for key in inner:
+                place = place[key]
+            if value is del_:
+                del place[last]
+            else:
+                place[last] = value
+        file = tmp_path / "params.yaml"
+        yaml = YAML(typ="safe", pure=True)
+        with file.open("w") as out:
+            yaml.dump(values, out)
+        return read_params(file, base, methods)
+
+    return read
+
+
+del_ = object()
+
+
+def message(read, changes):
+    with pytest.raises(UserError) as caught:
+        read(changes)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_legal_file_is_read_as_typed_values(read):
+    params = read()
+    assert params.data.unlabeled.part == (0.0, 0.45)
+    assert params.models["conv"].pretrain.lr == 0.001
+    assert params.models["vit"].finetune.objective_weight == 0.0
+    assert params.machine.precision == "32"
+    assert params.shifts.severities == (1, 5)
+    assert params.model_dump()["models"]["vit"]["objective"]["mask_ratio"] == 0.75
+
+
+def test_exponents_without_a_point_are_numbers_as_in_yaml_1_2(tmp_path, methods):
+    file = tmp_path / "params.yaml"
+    file.write_text(BASE)
+    assert read_params(file, methods=methods).models["conv"].pretrain.lr == 1e-3
+
+
+def test_values_are_frozen(read):
+    with pytest.raises(ValueError, match="frozen"):
+        read().data.image_size = 64
+
+
+RUN = "adapt/runs/ssl/"
+CONV = "models/conv/"
+VIT = "models/vit/"
+MISTAKES = [
+    # where, what is written there, how the message begins, what else it says
+    ("sed", 1, "sed: unknown key", "did you mean 'seed'?"),
+    ("seed", "1", "seed: expected a valid integer", "found '1'"),
+    ("seed", True, "seed: expected a valid integer", "found true"),
+    ("seed", None, "seed: expected a valid integer", "found null"),
+    ("seed", del_, "seed: missing", ""),
+    ("data", 3, "data: expected keys with values", "found 3"),
+    ("data/image_size", 4, "data.image_size: expected a number greater than or equal to 8", "found 4"),
+    ("data/duplicates", "alow", "data.duplicates: found 'alow'", "did you mean 'allow'? allowed: allow, error"),
+    ("data/test/part", [0.7, 1.0], "data.labeled.part: overlaps data.test.part", "make the parts disjoint"),
+    ("data/test/part", [1.0, 0.9], "data.test.part: expected [low, high]", "found [1.0, 0.9]"),
+    ("data/test/part", [0.8, 1.1], "data.test.part: expected [low, high]", "found [0.8, 1.1]"),
+    ("data/test/source", "sklearn/digit", "data.test.source: unknown source", "did you mean 'sklearn/digits'?"),
+    ("data/test/source", "torch/cifar_10", "data.test.source: unknown source", "did you mean 'torch/cifar10'?"),
+    ("data/test/source", "torch/cifar10", "data.test.split: missing", "train or test"),
+    ("data/test/source", "hfds/a/b", "data.test.split: missing", ""),
+    ("data/test/source", "folder", "data.test.root: missing", "image folder"),
+    ("data/test/split", "test", "data.test.split: expected null", "found 'test'"),
+    ("data/test/limit", 0, "data.test.limit: expected a number greater than or equal to 1", "found 0"),
+    ("data/labeled/validation", 1.0, "data.labeled.validation: expected a number less than 1", "found 1.0"),
+    ("data/labeled/validation", del_, "data.labeled.validation: missing", ""),
+    ("augment/adapt/min_scale", 0.0, "augment.adapt.min_scale: expected a number greater than 0", ""),
+    ("augment/adapt/flip", 1, "augment.adapt.flip: expected a valid boolean", "found 1"),
+    ("models", {}, "models: expected at least one entry", "found {}"),
+    (CONV + "backbone", "resnet81", "models.conv.backbone: unknown backbone 'resnet81'", "did you mean 'resnet18'"),
+    (VIT + "backbone", "resnet18", "models.vit.backbone: MAE masks patch tokens", "objective.name: simclr"),
+    (CONV + "weights", "no.safetensors", "models.conv.weights: expected null, timm or the path", "no.safetensors"),
+    (CONV + "objective/name", "simcrl", "models.conv.objective.name: found 'simcrl'", "did you mean 'simclr'?"),
+    (CONV + "objective/name", del_, "models.conv.objective.name: missing", ""),
+    (CONV + "objective/temprature", 1, "models.conv.objective.temprature: unknown key", "mean 'temperature'?"),
+    (CONV + "objective/temperature", 0, "models.conv.objective.temperature: expected a number greater than 0", ""),
+    (
+        CONV + "objective",
+        {"name": "none"},
+        "models.conv.finetune.mode: joint trains with an objective",
+        "full or linear",
+    ),
+    (VIT + "objective/decoder_heads", 3, "models.vit.objective.decoder_dim: expected a multiple", "found 64"),
+    (VIT + "objective", {"name": "none"}, "models.vit.pretrain.epochs: there is nothing to pretrain", "set 0"),
+    (CONV + "pretrain/batch_size", 1, "models.conv.pretrain.batch_size: expected a number greater", "found 1"),
+    (CONV + "pretrain/warmup_epochs", 21, "models.conv.pretrain.warmup_epochs: expected at most epochs (20)", "21"),
+    (CONV + "pretrain/lr", "0.1", "models.conv.pretrain.lr: expected a valid number", "found '0.1'"),
+    (CONV + "pretrain/lr", float("nan"), "models.conv.pretrain.lr: expected a finite number", "found NaN"),
+    (CONV + "finetune/mode", "both", "models.conv.finetune.mode: found 'both'", "allowed: full, joint, linear"),
+    ("shifts/corruptions", ["gausian_noise"], "shifts.corruptions[0]: unknown corruption", "mean 'gaussian_noise'?"),
+    ("shifts/corruptions", ["fog", "spatter"], "shifts.corruptions[1]: 'spatter' is kept for tuning", "allowed: "),
+    ("shifts/corruptions", ["fog", "fog"], "shifts.corruptions: expected every entry once", "'fog' twice"),
+    ("shifts/corruptions", [], "shifts.corruptions: expected at least one entry", ""),
+    ("shifts/severities", [1, 6], "shifts.severities[1]: expected a number less than or equal to 5", "found 6"),
+    ("adapt/protocol", "episodc", "adapt.protocol: found 'episodc'", "did you mean 'episodic'?"),
+    ("machine/device", "gpu", "machine.device: unknown device 'gpu'", "cuda"),
+    ("machine/precision", 16, "machine.precision: found 16", "allowed: 32, auto, bf16"),
+    ("machine/images_per_step", 0, "machine.images_per_step: expected", "or 'auto', found 0"),
+    ("adapt/runs/none", del_, "adapt.runs.none: missing", "add none: {method: none}"),
+    ("adapt/runs/none/normalisation", "image", "adapt.runs.none: the control", "{method: none} alone"),
+    (RUN + "stepz", 5, "adapt.runs.ssl.stepz: unknown key", "did you mean 'steps'?"),
+    (RUN + "steps", -1, "adapt.runs.ssl.steps: expected a number greater than or equal to 0", "found -1"),
+    (RUN + "method", "actmd", "adapt.runs.ssl.method: unknown method 'actmd'", "did you mean 'actmad'?"),
+    (RUN + "method", del_, "adapt.runs.ssl.method: missing", "actmad, mae, none, simclr, stream, views, ssl"),
+    (RUN + "per_model/vit/ratio", 1, "adapt.runs.ssl.per_model.vit.ratio: unknown key", "mean 'mask_ratio'?"),
+    (RUN + "views", 1, "adapt.runs.ssl.views: expected a number greater than or equal to 2", "found 1"),
+    (RUN + "mask_ratio", 0.5, "adapt.runs.ssl.mask_ratio: no setting of simclr", "move it to per_model.vit"),
+    (RUN + "trainable", "nrom", "adapt.runs.ssl.trainable: unknown group 'nrom'", "did you mean 'norm'?"),
+    (RUN + "trainable", [], "adapt.runs.ssl.trainable: expected all, norm, encoder, none or a list", "found []"),
+    (RUN + "per_model/vti", {"lr": 1.0}, "adapt.runs.ssl.per_model.vti: unknown model", "did you mean 'vit'?"),
+    (RUN + "per_model/vit/lr", -1.0, "adapt.runs.ssl.per_model.vit.lr: expected a number greater than 0", "-1.0"),
+    (RUN + "per_model/vit/mask_ratio", 1.5, "adapt.runs.ssl.per_model.vit.mask_ratio: expected a number less", "1.5"),
+    ("adapt/runs/none/steps", 3, "adapt.runs.none.steps: none does not train", "found 3"),
+    ("adapt/runs/actmad/form", "natual", "adapt.runs.actmad.form: found 'natual'", "did you mean 'natural'?"),
+    ("adapt/runs/actmad/layers", [1], "adapt.runs.actmad.layers[0]: expected a valid string", "found 1"),
+    ("adapt/runs/actmad/derived", 1, "adapt.runs.actmad.derived: unknown key", ""),
+    ("adapt/runs/actmad/method", "stream", "adapt.runs.actmad.momentum_of_teacher: missing", ""),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "start", "also"), MISTAKES, ids=[case[2][:60] for case in MISTAKES])
+def test_a_mistake_is_one_line_with_path_finding_and_choices(read, where, value, start, also):
+    text = message(read, {where: value})
+    assert text.startswith(start)
+    assert also in text
+
+
+def test_several_mistakes_are_counted(read):
+    text = message(read, {"seed": -1, "data/image_size": 1, "machine/workers": -1, "machine/gpu": 1, "machine/cpu": 1})
+    assert text.startswith("seed: ")
+    assert text.endswith("(and 3 more)")  # an unknown key hides what else is wrong in its own section
+    assert message(read, {"machine/gpu": 1, "machine/cpu": 1}).endswith("(and 1 more)")
+    assert "more)" not in message(read, {"seed": -1})
+
+
+def test_names_must_fit_files_and_stages(read):
+    assert message(read, {"adapt/runs/my-run": {"method": "none"}}).startswith(
+        "adapt.runs.my-run: expected a name of a-z"
+    )
+
+
+def test_a_method_must_support_the_protocol(read):
+    online = {"method": "stream", "momentum_of_teacher": 0.9}
+    text = message(read, {"adapt/runs/stream": online})
+    assert text.startswith("adapt.runs.stream.method: stream is defined for online, found adapt.protocol: episodic")
+
+
+def test_the_ssl_run_needs_an_objective(read):
+    text = message(
+        read,
+        {
+            "models/vit/objective": {"name": "none"},
+            "models/vit/pretrain/epochs": 0,
+            "models/vit/pretrain/warmup_epochs": 0,
+        },
+    )
+    assert text.startswith(
+        "adapt.runs.ssl.method: ssl means the objective of each model, but models.vit.objective.name"
+    )
+
+
+def test_overlap_with_test_may_be_allowed_for_unlabeled_images_only(read):
+    shared = {"data/duplicates": "allow", "data/unlabeled/part": [0.0, 1.0]}
+    assert read(shared).data.unlabeled.part == (0.0, 1.0)
+    assert message(read, shared | {"data/test/part": [0.5, 1.0]}).startswith("data.labeled.part: overlaps")
+
+
+def test_paths_start_from_the_base_and_must_exist(read, tmp_path):
+    changes = {"data/test/source": "folder", "data/test/root": "photos"}
+    assert message(read, changes).startswith(
+        "data.test.root: expected an image folder, found nothing of the kind at photos"
+    )
+    (tmp_path / "photos").mkdir()
+    assert read(changes, base=tmp_path).data.test.root == tmp_path / "photos"
+    text = message(lambda these: read(these, base=tmp_path), changes | {"data/test/split": "val"})
+    assert text.startswith("data.test.split: expected the name of something inside")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "expected keys with values, found null"),
+        ("seed: 0\nseed: 1\n", "line 2: not valid YAML (found duplicate key"),
+        ("seed: [1\n", "not valid YAML"),
+        ("a: \x00", "not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_settings_file(tmp_path, text, expected):
+    file = tmp_path / "params.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_params(file)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml: expected the file of settings"):
+        read_params(tmp_path / "none.yaml")
+
+
+def test_run_settings_resolve_the_alias_and_overrides(read, methods):
+    params = read()
+    conv, vit = (params.run_settings("ssl", name, methods) for name in ("conv", "vit"))
+    assert (conv.method, conv.adapter.steps, conv.adapter.lr) == ("simclr", 5, 1e-3)
+    assert conv.settings == {"views": 4, "temperature": None}
+    assert (vit.method, vit.adapter.lr) == ("mae", 2e-3)
+    assert vit.settings == {"views": 4, "mask_ratio": 0.5}
+    assert params.run_settings("none", "vit", methods).adapter.steps == 0
+
+
+def test_run_settings_leave_out_defaults_that_only_the_method_knows(read, methods):
+    actmad = read().run_settings("actmad", "conv", methods)
+    assert actmad.settings == {"form": "natural", "layers": ()}
+    assert actmad.adapter.trainable == ("encoder.layer1", "encoder.layer2")
+
+
+def test_run_settings_name_what_there_is(read, methods):
+    with pytest.raises(UserError, match=r"unknown run 'sls' in params\.yaml; did you mean 'ssl'"):
+        read().run_settings("sls", "vit", methods)
+    with pytest.raises(UserError, match="unknown model 'vitt'"):
+        read().run_settings("ssl", "vitt", methods)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = 1\n", "expected one public class with @dataclass, found 0"),
+        (METHODS["none"] + METHODS["views"], "expected one public class with @dataclass, found 2"),
+        ("def f(:\n", "line 1: not valid Python"),
+        (HEAD + "    lr: float = 1.0\n", "the adapter already has a setting 'lr'"),
+    ],
+)
+def test_a_method_file_that_cannot_be_read(read, methods, text, expected):
+    (methods / "views.py").write_text(text)
+    declared.cache_clear()
+    assert expected in message(read, {"adapt/runs/views": {"method": "views"}})
+
+
+def test_settings_read_from_text_are_those_of_the_class(methods):
+    """What the source text says about the real methods is what Python makes of them."""
+    import dataclasses
+    import importlib
+
+    for name in method_names():
+        classes = [
+            value
+            for value in vars(importlib.import_module(f"tttlab.methods.{name}")).values()
+            if dataclasses.is_dataclass(value) and value.__module__ == f"tttlab.methods.{name}"
+        ]
+        assert len(classes) == 1
+        found = declared(name)
+        fields = {field.name: field for field in dataclasses.fields(classes[0])}
+        assert set(found.settings.model_fields) <= set(fields)
+        for key, field in found.settings.model_fields.items():
+            if fields[key].default is not dataclasses.MISSING:
+                assert field.default == fields[key].default, f"{name}.{key}"
+        assert found.protocols == tuple(classes[0].protocols)
+        assert found.trains == classes[0].trains
+
+
+def test_the_names_of_corruptions_are_those_that_are_implemented():
+    tree = ast.parse((PROJECT / "src/tttlab/corruptions.py").read_text())
+    values = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    assert ast.literal_eval(values["CORRUPTIONS"]) == CORRUPTIONS
+    assert ast.literal_eval(values["HELD_OUT"]) == HELD_OUT
+
+
+def test_backbone_names_are_those_of_timm():
+    timm = pytest.importorskip("timm")
+    assert set(timm.list_models()) <= module.backbone_names()
+    assert all(timm.is_model(name) for name in module.backbone_names())
+
+
+def test_the_projects_own_settings_are_legal_and_reading_them_imports_nothing_heavy():
+    code = (
+        "import sys; from pathlib import Path; from tttlab.params import read_params; "
+        f"read_params(Path({str(PROJECT / 'params.yaml')!r})); "
+        "print([name for name in ('torch', 'timm', 'sklearn', 'pandas', 'mlflow') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, env={"PYTHONPATH": "src"}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -1,0 +1,138 @@
+"""The package's own rules: what may import what, and what every DVC stage depends on."""
+
+import ast
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"tttlab": ROOT / "src" / "tttlab", "pipeline": ROOT / "pipeline"}
+SOURCES = sorted(path for folder in FOLDERS.values() for path in folder.rglob("*.py"))
+METHODS = FOLDERS["tttlab"] / "methods"
+
+
+def module_name(path: Path) -> str:
+    root = next(name for name, folder in FOLDERS.items() if path.is_relative_to(folder))
+    parts = (root, *path.relative_to(FOLDERS[root]).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+BY_NAME = {module_name(path): path for path in SOURCES}
+
+
+@cache
+def imported(path: Path) -> frozenset[str]:
+    """Every module that a file imports anywhere in it, with the packages above them."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2))
+
+
+def closure(*start: Path) -> set[Path]:
+    """The project's files that these files import, directly or not, themselves included."""
+    found, waiting = set(), list(start)
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += [BY_NAME[name] for name in imported(path) if name in BY_NAME]
+    return {path for path in found if path.stat().st_size}  # an empty __init__.py changes nothing
+
+
+def stages() -> dict[str, dict]:
+    return YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+def instances() -> list[tuple[str, dict, dict[str, str]]]:
+    """Every stage with what its templates stand for: once, or once per model or run."""
+    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    found = []
+    for name, stage in stages().items():
+        if "foreach" not in stage:
+            found.append((name, stage, {}))
+            continue
+        items = params["models"] if "models" in stage["foreach"] else params["adapt"]["runs"]
+        for key, item in items.items():
+            found.append((f"{name}@{key}", stage["do"], {"${key}": key, "${item.method}": item.get("method", "")}))
+    return found
+
+
+def needed(name: str, values: dict[str, str]) -> set[str]:
+    """Files that a stage's process runs: its script and what that imports; for a method, its file too."""
+    start = [FOLDERS["pipeline"] / f"{name.split('@')[0]}.py", FOLDERS["pipeline"] / "__init__.py"]
+    if method := values.get("${item.method}"):
+        # The alias stands for the file of each model's objective.
+        start += [METHODS / f"{stem}.py" for stem in ({method, "simclr", "mae"} if name.startswith("adapt") else ())]
+    return {path.relative_to(ROOT).as_posix() for path in closure(*start)}
+
+
+@pytest.mark.parametrize(("name", "stage", "values"), instances(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_stage_depends_on_all_the_code_it_runs(name, stage, values):
+    listed = set()
+    for dependency in stage["deps"]:
+        for template, value in values.items():
+            dependency = dependency.replace(template, value)
+        path = ROOT / dependency
+        listed |= {file.relative_to(ROOT).as_posix() for file in path.rglob("*.py")} if path.is_dir() else {dependency}
+    code = {path for path in listed if path.endswith(".py") and (ROOT / path).stat().st_size}
+    assert sorted(needed(name, values) - code) == [], f"{name}: add these to its deps"
+    assert sorted(code - needed(name, values)) == [], f"{name}: an edit of these would rerun it for nothing"
+
+
+def test_stages_say_what_they_do_and_watch_parameters():
+    for name, stage in stages().items():
+        body = stage.get("do", stage)
+        assert body.get("desc"), name
+        assert "machine" not in str(body.get("params", "")), f"{name}: machine settings change no result"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_only_tracking_imports_mlflow_and_sources_read_no_surroundings(path):
+    tree, name = ast.parse(path.read_text(encoding="utf-8")), module_name(path)
+    if name != "tttlab.tracking":
+        assert not any(module.split(".")[0] == "mlflow" for module in imported(path))
+    if name.startswith("tttlab"):
+        read = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not read & {"sys.argv", "os.environ", "os.getenv", "Path.cwd", "os.getcwd"}
+
+
+LAYERS = [
+    {"errors", "seeding", "settings", "method_settings", "runs", "params"},
+    {"decoding", "sources", "data", "corruptions", "shifts", "networks", "taps", "devices", "source_statistics", "views"},
+    {"objectives", "checkpoints", "normalisation", "loaders", "optimisers", "probing", "resuming", "trainer", "training"},
+    {"method", "methods", "registry"},
+    {"adapter", "sweep"},
+    {"metrics"},
+    {"tracking", "plots", "report"},
+]
+
+
+def layer(module: str) -> int:
+    part = module.split(".")[1]
+    return next(number for number, names in enumerate(LAYERS) if part in names)
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if module_name(path).startswith("tttlab.")], ids=module_name)
+def test_imports_go_one_way(path):
+    own = layer(module_name(path))
+    for name in imported(path):
+        if name in BY_NAME and name.count("."):
+            assert layer(name) <= own, f"{module_name(path)} (layer {own}) imports {name} (layer {layer(name)})"
+
+
+def test_package_files_are_empty_but_for_corruptions():
+    full = {module_name(path) for path in SOURCES if path.name == "__init__.py" and path.stat().st_size}
+    assert full == {"pipeline", "tttlab.corruptions"}
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if module_name(path).startswith("pipeline")], ids=module_name)
+def test_scripts_are_thin_and_hide_no_standard_module(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
+    assert path.stem not in sys.stdlib_module_names or path.stem == "__init__"
