@@ -7,7 +7,7 @@ from tttlab.params import Params
 
 
 def run(params: Params, name: str) -> None:
-    """Write outputs/predictions/<model>/<run>.parquet for every model, and outputs/adapt/<run>.json."""
+    """Write outputs/adapted/<run>/<model>.parquet for every model, and outputs/adapt/<run>.json."""
     from tttlab.data import ImageSet, balanced_subset
     from tttlab.resuming import Work, work_key
 
@@ -43,7 +43,7 @@ def adapt_model(params: Params, name: str, model: str, images, work) -> dict:
     tags = {"model": model, "method": chosen.method, "run": name, "protocol": params.adapt.protocol,
             "source_run_id": checkpoint.get("mlflow_run_id")}  # fmt: skip
     with (
-        tracking.start_run(pipeline.ROOT, stage="adapt", name=f"adapt {model} · {name}", params=settings, tags=tags,
+        tracking.start_run(pipeline.ROOT, stage="adapt", name=f"adapt {name} · {model}", params=settings, tags=tags,
                            parent=tracking.pipeline_run(pipeline.ROOT, execution(params)),
                            resume_key=f"{work.folder.name} {model}") as tracked,
         tqdm(total=len(shifts) * len(images), desc=f"{name} {model}", unit="image", mininterval=1) as bar,
@@ -54,7 +54,7 @@ def adapt_model(params: Params, name: str, model: str, images, work) -> dict:
             seed=params.seed, work=work, prefix=model, images_per_step=params.machine.images_per_step, device=device,
             on_images=bar.update,
         )  # fmt: skip
-        target = pipeline.OUTPUTS / "predictions" / model / f"{name}.parquet"
+        target = pipeline.OUTPUTS / "adapted" / name / f"{model}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
         table.to_parquet(target, index=False)
         memory = devices.peak_memory(device)

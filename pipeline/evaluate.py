@@ -1,6 +1,7 @@
-"""Compare predictions with and without test-time training: outputs/metrics.json and outputs/tables."""
+"""Compare predictions with and without test-time training: outputs/metrics.json, outputs/tables, outputs/predictions."""
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import pipeline
@@ -21,7 +22,10 @@ def run(params: Params) -> None:
     summary = {}
     for model in params.models:
         for name in params.adapt.runs:
-            predictions = metrics.read_predictions(pipeline.OUTPUTS / "predictions" / model / f"{name}.parquet")
+            found = pipeline.OUTPUTS / "adapted" / name / f"{model}.parquet"
+            predictions = metrics.read_predictions(found)
+            (pipeline.OUTPUTS / "predictions" / model).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found, pipeline.OUTPUTS / "predictions" / model / f"{name}.parquet")
             summary[f"{model}/{name}"] = metrics.summarise(predictions, params.seed)
             for table, group in groups.items():
                 tables[table].append(_named(group(predictions, params.seed), model, name))

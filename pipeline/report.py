@@ -37,9 +37,10 @@ def _log(params: Params, results: "Results", files: dict[str, Path], page: Path)
     """Put the comparison on MLflow's run of this execution, whose stages' runs lie below it."""
     import pandas as pd
 
+    from pipeline.execution import execution
     from tttlab import report, tracking
 
-    parent = tracking.pipeline_run(pipeline.ROOT, pipeline.execution(params))
+    parent = tracking.pipeline_run(pipeline.ROOT, execution(params))
     links = {
         key: tracking.run_link(pipeline.ROOT, entry.get("mlflow_run_id")) for key, entry in results.adapted.items()
     }

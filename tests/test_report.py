@@ -49,7 +49,7 @@ def write_project(outputs, **columns) -> SimpleNamespace:
     (outputs / "adapt").mkdir()
     for number, (run, better) in enumerate({"none": 0.0, "views": -0.3, "actmad": 0.4}.items()):
         for model in MODELS:
-            path = outputs / "predictions" / model / f"{run}.parquet"
+            path = outputs / "adapted" / run / f"{model}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             predictions(better, seed=number + 10 * len(model)).assign(**columns).to_parquet(path)
         entry = {"mlflow_run_id": "0" * 32, "peak_memory_mb": 312.4}

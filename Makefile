@@ -1,0 +1,41 @@
+# Everything a newcomer needs; each line below is also the documentation of what it wraps.
+# uv is taken from the PATH, or put into .tools/ (the system's Python is left alone).
+UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+PYTHON ?= python3
+export UV_COMPILE_BYTECODE = 1
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+.PHONY: repro test ui lint format pins clean
+.DEFAULT_GOAL := repro
+
+repro: .venv/ready  ## run the pipeline, or what of it is out of date
+	$(UV) run dvc repro $(ARGS)
+
+test: .venv/ready  ## the tests
+	$(UV) run pytest $(ARGS)
+
+ui: .venv/ready  ## MLflow on localhost
+	$(UV) run python -m pipeline.ui $(ARGS)
+
+lint: .venv/ready
+	$(UV) run ruff check
+	$(UV) run ruff format --check
+
+format: .venv/ready
+	$(UV) run ruff check --fix
+	$(UV) run ruff format
+
+pins: .venv/ready  ## renew the exact versions
+	$(UV) pip compile -q --upgrade --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml -o requirements.txt
+	$(UV) run python tools/pin.py
+
+.venv/ready: pyproject.toml | $(filter .tools/%,$(UV))
+	$(UV) sync --quiet
+	touch $@
+
+.tools/bin/uv:
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet uv
+
+clean:  ## remove results, DVC's cache and the MLflow store; the environment stays
+	rm -rf outputs .resume .dvc/cache .dvc/tmp mlruns mlflow.db mlflow.db.lock dvc_plots .pytest_cache .ruff_cache

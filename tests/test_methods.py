@@ -1,0 +1,110 @@
+"""What is special to each method, against numbers from elsewhere."""
+
+import math
+from pathlib import Path
+
+import networks
+import numpy as np
+import pytest
+import torch
+
+from tttlab.adapter import InnerLoop, adapt
+from tttlab.errors import UserError
+from tttlab.methods.actmad import ActMAD, l1_discrepancy, natural_discrepancy
+from tttlab.methods.views import ViewAverage
+from tttlab.registry import load_method
+from tttlab.seeding import torch_generator
+from tttlab.taps import Moments, image_moments, record
+from tttlab.views import Augmentation
+
+
+def test_natural_discrepancy_by_hand():
+    moments = Moments(torch.tensor([1.0, 4.0]), torch.tensor([0.0, 0.5]))
+    statistics = {
+        "x.mean_center": torch.tensor([0.0, 1.0]),
+        "x.mean_scale": torch.tensor([1.0, 1.5]),
+        "x.log_variance_center": torch.tensor([0.0, 0.0]),
+        "x.log_variance_scale": torch.tensor([1.0, 1.0]),
+    }
+    # Means lie 1 and 2 units away: z² = (1 + 4) / 2; the log-variances are within the usual: 0.125 < 1.
+    assert natural_discrepancy(moments, statistics, "x").item() == pytest.approx(2.5 - 1)
+
+
+def test_l1_discrepancy_is_half_the_published_distance():
+    moments = Moments(torch.tensor([1.0, -1.0]), torch.tensor([4.0, 2.0]).log())
+    statistics = {"x.pooled_mean": torch.tensor([0.5, 0.5]), "x.pooled_variance": torch.tensor([1.0, 4.0])}
+    expected = 0.5 * (np.mean([0.5, 1.5]) + np.mean([3.0, 2.0]))
+    assert l1_discrepancy(moments, statistics, "x").item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("form", ["natural", "l1"])
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_actmad_is_finite_on_one_image_and_equals_a_loop_over_layers(kind, form):
+    network, statistics = networks.source_statistics(kind)
+    image, method = networks.images(1, seed=20).double() + 0.5, ActMAD(form=form)
+    found = adapt(network, image, method, InnerLoop(steps=1, lr=1e-6), statistics=statistics).losses[0, 0]
+    layers, total = method.matched_layers(network), 0.0
+    with record(network, layers) as activations, torch.no_grad():
+        network(image)
+    for layer in layers:
+        own = dict(zip(("mean", "log_variance"), image_moments(activations[layer]), strict=True))
+        if form == "natural":
+            for name, value in own.items():
+                center, scale = (statistics[f"{layer}.{name}_{part}"].numpy() for part in ("center", "scale"))
+                z = [(float(v) - c) / max(s, 1e-6) for v, c, s in zip(value, center, scale, strict=True)]
+                total += max(0.0, sum(x * x for x in z) / len(z) - 1)
+        else:
+            means = np.abs(own["mean"].numpy() - statistics[f"{layer}.pooled_mean"].numpy()).mean()
+            variances = np.abs(np.exp(own["log_variance"].numpy()) - statistics[f"{layer}.pooled_variance"].numpy()).mean()
+            total += 0.5 * (means + variances)
+    assert math.isfinite(found)
+    assert found.item() == pytest.approx(total / len(layers), rel=1e-9)
+
+
+def test_actmads_own_statistics_are_those_of_the_stage():
+    network, statistics = networks.source_statistics("resnet")
+    own = ActMAD(layers="stages").source_statistics(network, [networks.images(64, seed=7).double()])
+    assert own
+    assert all(torch.equal(value, statistics[key]) for key, value in own.items())
+
+
+def test_natural_actmad_leaves_typical_images_alone():
+    """An image whose every layer is within the natural variation has loss zero, and keeps its prediction to the bit."""
+    network, statistics = networks.source_statistics("resnet")
+    wide = {key: value * 100 if key.endswith("_scale") else value for key, value in statistics.items()}
+    result = adapt(network, networks.images(3, seed=7).double(), ActMAD(), InnerLoop(steps=3, lr=0.1), statistics=wide)
+    assert not result.losses.any()
+    assert torch.equal(result.logits, result.source_logits)
+
+
+def test_view_average_is_the_mean_of_probabilities():
+    network, statistics = networks.source_statistics("resnet")
+    images, method = networks.images(2, seed=30).double(), ViewAverage(num_views=3)
+    found = adapt(network, images, method, statistics=statistics, image_ids=["a", "b"]).logits
+    streams = [torch_generator(0, "views", name, 0) for name in "ab"]
+    views = method.views(network, images, streams)
+    assert torch.equal(views[:, 0], images)
+    with torch.no_grad():
+        probabilities = torch.stack([network(own).logits.softmax(-1).mean(0) for own in views])
+    torch.testing.assert_close(found.exp(), probabilities)
+
+
+def test_a_methods_settings_come_from_the_run_then_from_the_objective_then_from_the_class():
+    objective, weak = {"name": "simclr", "temperature": 0.2, "hidden_dim": 64}, Augmentation(0.9, True, 0.0)
+    method = load_method("simclr", {"num_views": 4}, objective=objective, augmentation=weak)
+    assert (method.num_views, method.temperature, method.augmentation) == (4, 0.2, weak)
+    assert load_method("simclr", {"temperature": 1.0}, objective=objective).temperature == 1.0
+    assert load_method("simclr").temperature == 0.5
+
+
+def test_every_method_file_loads_by_its_name():
+    folder = Path(__file__).resolve().parent.parent / "src" / "tttlab" / "methods"
+    names = {path.stem for path in folder.glob("*.py")} - {"__init__", "ssl"}
+    assert names >= {"none", "views", "simclr", "mae", "actmad"}
+    for name in names:
+        assert load_method(name) == load_method(name)
+
+
+def test_refused_values_are_user_errors():
+    with pytest.raises(UserError, match=r"method actmad: .*stepz"):
+        load_method("actmad", {"stepz": 1})

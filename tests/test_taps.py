@@ -1,0 +1,69 @@
+"""Moments against NumPy loops, and taps against a forward pass done by hand."""
+
+import networks
+import numpy as np
+import pytest
+import torch
+from torch.func import vmap
+
+from tttlab.taps import VARIANCE_FLOOR, batch_moments, batch_norm_layers, image_moments, record, stage_layers
+
+
+def loop_moments(activation: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and log-variance per channel of (V, C, H, W), one number at a time."""
+    means, logs = [], []
+    for channel in range(activation.shape[1]):
+        values = [float(v) for view in activation for v in view[channel].ravel()]
+        mean = sum(values) / len(values)
+        variance = sum((v - mean) ** 2 for v in values) / len(values)
+        means.append(mean)
+        logs.append(np.log(variance + VARIANCE_FLOOR))
+    return means, logs
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_image_moments_equal_a_loop(views):
+    activation = torch.randn(views, 4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean, log_variance = image_moments(activation)
+    expected = loop_moments(activation.numpy())
+    np.testing.assert_allclose(mean, expected[0], atol=1e-12)
+    np.testing.assert_allclose(log_variance, expected[1], atol=1e-12)
+
+
+def test_tokens_are_positions():
+    tokens = torch.randn(2, 7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = loop_moments(tokens.transpose(1, 2)[..., None].numpy())
+    np.testing.assert_allclose(image_moments(tokens).mean, expected[0], atol=1e-12)
+    np.testing.assert_allclose(image_moments(tokens).log_variance, expected[1], atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3, 3), (5, 7, 4)])
+def test_the_batch_estimator_is_the_image_estimator_on_each_image(shape):
+    activation = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    for own, alone in zip(batch_moments(activation), vmap(lambda one: image_moments(one[None]))(activation), strict=True):
+        torch.testing.assert_close(own, alone)
+
+
+def test_a_constant_channel_has_the_floor_as_variance():
+    moments = image_moments(torch.ones(1, 2, 4, 4))
+    torch.testing.assert_close(moments.log_variance, torch.full((2,), VARIANCE_FLOOR).log())
+
+
+def test_record_collects_inputs_and_outputs_and_leaves_no_hook():
+    network, _ = networks.source_statistics("resnet")
+    images = networks.images(2).double()
+    first = batch_norm_layers(network)[-1]
+    with record(network, [first, f"{first}.input"]) as activations, torch.no_grad():
+        network(images)
+        by_hand = network.get_submodule(first)(activations[f"{first}.input"])
+    torch.testing.assert_close(activations[first], by_hand)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_layers_are_named_for_every_kind_of_backbone():
+    resnet, vit = networks.source_statistics("resnet")[0], networks.source_statistics("vit")[0]
+    assert stage_layers(vit) == ["encoder.blocks.0", "encoder.blocks.1"]
+    assert stage_layers(resnet)[-1] == "encoder.layer4"
+    assert batch_norm_layers(vit) == []
+    assert "encoder.layer1.0.bn1" in batch_norm_layers(resnet)
+    assert not any(name.startswith("head") for name in batch_norm_layers(resnet))
