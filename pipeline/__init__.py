@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-from tttlab.errors import UserError  # noqa: E402
-from tttlab.params import read_params  # noqa: E402
+from tttlab.errors import UserError
+from tttlab.params import read_params
 
 # What must outlive a queued experiment's temporary folder (mlflow.db, half-finished work) lies at the real root.
 ROOT = Path(os.environ.get("DVC_ROOT", Path.cwd())).resolve()

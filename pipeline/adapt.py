@@ -15,7 +15,9 @@ def run(params: Params, name: str) -> None:
     chosen = balanced_subset(test.image_ids, test.labels, params.shifts.images, params.seed, "shifts")
     inputs = [pipeline.OUTPUTS / folder for folder in ("finetuned", "source_stats", "data/test")]
     settings = [params.seed, params.shifts, params.augment.adapt, params.adapt.protocol, params.adapt.runs[name]]
-    key = work_key(f"adapt {name}", json.loads(json.dumps(settings, default=lambda part: part.model_dump(mode="json"))), inputs)
+    key = work_key(
+        f"adapt {name}", json.loads(json.dumps(settings, default=lambda part: part.model_dump(mode="json"))), inputs
+    )
     with Work(pipeline.ROOT / ".resume" / key) as work:
         about = {model: adapt_model(params, name, model, test.take(chosen), work) for model in params.models}
     target = pipeline.OUTPUTS / "adapt" / f"{name}.json"

@@ -51,7 +51,9 @@ def shifted(count: int = COUNT, dtype: torch.dtype = torch.float64) -> Tensor:
     return (networks.images(count, seed=50) * 0.4 + 0.6).to(dtype)
 
 
-def one_at_a_time(network: Network, image: Tensor, method: Method, loop: InnerLoop, statistics, image_id: str) -> Tensor:
+def one_at_a_time(
+    network: Network, image: Tensor, method: Method, loop: InnerLoop, statistics, image_id: str
+) -> Tensor:
     """Adapt a deep copy to one image with nothing but autograd and torch's own optimiser and clipping."""
     copied = copy.deepcopy(network).eval()
     for module in copied.modules():
@@ -88,10 +90,12 @@ def test_vectorised_equals_one_image_at_a_time(kind, method, loop):
     network, statistics = networks.source_statistics(kind)
     images, names = shifted(), [f"image-{i}" for i in range(COUNT)]
     together = adapt(network, images, method, loop, statistics=statistics, image_ids=names)
-    alone = torch.stack([
-        one_at_a_time(network, image, method, loop, statistics, image_id)
-        for image, image_id in zip(images, names, strict=True)
-    ])
+    alone = torch.stack(
+        [
+            one_at_a_time(network, image, method, loop, statistics, image_id)
+            for image, image_id in zip(images, names, strict=True)
+        ]
+    )
     assert not together.fell_back.any()
     torch.testing.assert_close(together.logits, alone, atol=1e-6, rtol=1e-6)
     assert (together.logits - together.source_logits).abs().max() > 1e-6  # and something did happen
@@ -167,7 +171,9 @@ def test_training_lowers_the_loss(kind, method):
 def test_the_same_seed_gives_the_same_views_and_another_seed_others():
     network, statistics = networks.source_statistics("resnet")
     runs = [
-        adapt(network, shifted(), SimCLRTraining(num_views=3), InnerLoop(lr=0.1), statistics=statistics, seed=seed).logits
+        adapt(
+            network, shifted(), SimCLRTraining(num_views=3), InnerLoop(lr=0.1), statistics=statistics, seed=seed
+        ).logits
         for seed in (0, 0, 1)
     ]
     assert torch.equal(runs[0], runs[1])
@@ -200,7 +206,9 @@ def test_divergence_is_a_loss_that_is_not_finite_or_has_exploded():
 
 def test_clipping_bounds_each_image_on_its_own():
     parameters = {"a": torch.zeros(3, 2, requires_grad=True), "b": torch.zeros(3, 2, 2, requires_grad=True)}
-    gradients = {key: torch.randn(value.shape, generator=torch.Generator().manual_seed(3)) for key, value in parameters.items()}
+    gradients = {
+        key: torch.randn(value.shape, generator=torch.Generator().manual_seed(3)) for key, value in parameters.items()
+    }
     gradients["a"][1] *= 1e-3
     gradients["b"][1] *= 1e-3
     gradients["b"][2, 0, 0] = float("nan")
@@ -302,7 +310,7 @@ def test_backbones_that_depend_on_batch_mates_are_refused():
 
 
 def test_progress_counts_every_image_once():
-    network, statistics = networks.source_statistics("resnet")
+    network, _ = networks.source_statistics("resnet")
     done = []
     adapt(network, shifted(), NoAdaptation(), InnerLoop(), images_per_step=2, on_images=done.append)
     assert done == [2, 2, 1]

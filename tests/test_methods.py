@@ -55,7 +55,9 @@ def test_actmad_is_finite_on_one_image_and_equals_a_loop_over_layers(kind, form)
                 total += max(0.0, sum(x * x for x in z) / len(z) - 1)
         else:
             means = np.abs(own["mean"].numpy() - statistics[f"{layer}.pooled_mean"].numpy()).mean()
-            variances = np.abs(np.exp(own["log_variance"].numpy()) - statistics[f"{layer}.pooled_variance"].numpy()).mean()
+            variances = np.abs(
+                np.exp(own["log_variance"].numpy()) - statistics[f"{layer}.pooled_variance"].numpy()
+            ).mean()
             total += 0.5 * (means + variances)
     assert math.isfinite(found)
     assert found.item() == pytest.approx(total / len(layers), rel=1e-9)

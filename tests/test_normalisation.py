@@ -57,7 +57,9 @@ def test_source_uses_the_running_statistics(layer, image):
 
 def test_image_is_batch_norm_in_training_mode_on_one_image(layer, image):
     found = apply(layer, image, Normalisation("image"))
-    expected = nn.functional.batch_norm(image, None, None, layer.encoder.norm.weight, layer.encoder.norm.bias, True, 0.0, 1e-5)
+    expected = nn.functional.batch_norm(
+        image, None, None, layer.encoder.norm.weight, layer.encoder.norm.bias, True, 0.0, 1e-5
+    )
     torch.testing.assert_close(found, expected)
 
 
@@ -66,15 +68,21 @@ def test_mixed_is_the_weighted_mean_of_both_statistics(layer, image, prior):
     norm = layer.encoder.norm
     mean = (1 - prior) * norm.running_mean + prior * image.mean((0, 2, 3))
     variance = (1 - prior) * (norm.running_var + 1e-5) + prior * (image.var((0, 2, 3), correction=0) + 1e-5)
-    torch.testing.assert_close(apply(layer, image, Normalisation("mixed", prior=prior)), batch_norm(image, mean, variance, norm))
+    torch.testing.assert_close(
+        apply(layer, image, Normalisation("mixed", prior=prior)), batch_norm(image, mean, variance, norm)
+    )
 
 
 def test_shrink_is_james_steins_positive_part(layer, image):
     norm = layer.encoder.norm
     center = Moments(torch.tensor([0.0, 0.5, 1.0]).double(), torch.tensor([0.1, 0.2, 0.3]).double())
     scale = Moments(torch.tensor([0.5, 0.4, 0.3]).double(), torch.tensor([0.9, 0.6, 0.3]).double())
-    statistics = {f"encoder.norm.input.{name}_center": value for name, value in zip(("mean", "log_variance"), center, strict=True)}
-    statistics |= {f"encoder.norm.input.{name}_scale": value for name, value in zip(("mean", "log_variance"), scale, strict=True)}
+    statistics = {
+        f"encoder.norm.input.{name}_center": value for name, value in zip(("mean", "log_variance"), center, strict=True)
+    }
+    statistics |= {
+        f"encoder.norm.input.{name}_scale": value for name, value in zip(("mean", "log_variance"), scale, strict=True)
+    }
     own = Moments(image.mean((0, 2, 3)), (image.var((0, 2, 3), correction=0) + 1e-5).log())
     factors = []
     for o, c, s in zip(own, center, scale, strict=True):

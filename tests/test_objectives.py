@@ -88,7 +88,9 @@ def test_visible_tokens_only_is_the_whole_transformer_when_all_are_visible():
     images = networks.images(2, seed=8).double()
     everything = torch.arange(17).expand(2, 17)
     with torch.no_grad():
-        torch.testing.assert_close(encode_visible(network.encoder, images, everything), network.encoder.forward_features(images))
+        torch.testing.assert_close(
+            encode_visible(network.encoder, images, everything), network.encoder.forward_features(images)
+        )
 
 
 def test_mae_names_what_it_needs():

@@ -70,11 +70,11 @@ def outputs(tmp_path_factory):
     """A project after `evaluate` and `report`, with what `report` printed."""
     root = tmp_path_factory.mktemp("project")
     params = write_project(root / "outputs")
-    (root / "outputs" / "predictions" / "vit" / "forgotten.parquet").write_bytes(b"no table")
+    (root / "outputs" / "adapted" / "forgotten.parquet").write_bytes(b"no table")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "OUTPUTS", root / "outputs")
         patch.setattr(pipeline, "ROOT", root)
-        patch.setattr(pipeline, "execution", lambda _: tracking.Execution("repro", os.getpid()), raising=False)
+        patch.setattr("pipeline.execution.execution", lambda _: tracking.Execution("repro", os.getpid()))
         lines = []
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
         evaluate.run(params)
@@ -156,9 +156,9 @@ class TestEvaluate:
 
     def test_a_missing_file_is_named(self, tmp_path, monkeypatch):
         params = write_project(tmp_path / "outputs")
-        (tmp_path / "outputs" / "predictions" / "vit" / "views.parquet").unlink()
+        (tmp_path / "outputs" / "adapted" / "views" / "vit.parquet").unlink()
         monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path / "outputs")
-        with pytest.raises(UserError, match=r"vit/views\.parquet.*run `adapt`"):
+        with pytest.raises(UserError, match=r"views/vit\.parquet.*run `adapt`"):
             evaluate.run(params)
 
 

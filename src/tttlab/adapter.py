@@ -70,7 +70,7 @@ def adapt(
     network: nn.Module,
     images: Tensor,
     method: Method,
-    loop: InnerLoop = InnerLoop(),  # noqa: B008 (a frozen value)
+    loop: InnerLoop = InnerLoop(),
     *,
     statistics: Statistics | None = None,
     image_ids: Sequence[str | int] | None = None,
@@ -113,7 +113,13 @@ def adapt(
 
 
 def adapt_together(
-    network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, statistics: Statistics, names: list[str], seed: int
+    network: nn.Module,
+    images: Tensor,
+    method: Method,
+    loop: InnerLoop,
+    statistics: Statistics,
+    names: list[str],
+    seed: int,
 ) -> Adaptation:
     """Adapt one group of ``B`` images; every result depends on its own image alone."""
     source_logits = predict(network, {}, images, None, Method(), statistics)
@@ -144,7 +150,6 @@ def train(
     streams: list[list[torch.Generator]],
 ) -> tuple[Any, Tensor]:
     """Run the inner loop; ``parameters`` are updated in place. Returns the last views and the losses ``(B, steps + 1)``."""
-
     # Detached, the frozen parameters gather no gradients, in this graph or in the network.
     frozen = {name: value.detach() for name, value in network.named_parameters() if name not in parameters}
 
@@ -171,7 +176,12 @@ def train(
 
 @torch.no_grad()
 def predict(
-    network: nn.Module, parameters: dict[str, Tensor], images: Tensor, views: Any, method: Method, statistics: Statistics
+    network: nn.Module,
+    parameters: dict[str, Tensor],
+    images: Tensor,
+    views: Any,
+    method: Method,
+    statistics: Statistics,
 ) -> Tensor:
     """Classify every image with its own parameters (empty: with the network's): logits ``(B, K)``."""
 
@@ -205,8 +215,10 @@ def select_parameters(network: nn.Module, trainable: str | Sequence[str]) -> dic
         prefixes = (trainable,) if isinstance(trainable, str) else tuple(trainable)
         chosen = {name: parameter for name, parameter in parameters.items() if name.startswith(prefixes)}
     if not chosen:
-        raise UserError(f"trainable: {trainable!r} matches no parameter; names begin with, for example, "
-                        f"{', '.join(sorted({'.'.join(name.split('.')[:2]) for name in parameters}))}")
+        raise UserError(
+            f"trainable: {trainable!r} matches no parameter; names begin with, for example, "
+            f"{', '.join(sorted({'.'.join(name.split('.')[:2]) for name in parameters}))}"
+        )
     return chosen
 
 
@@ -257,13 +269,21 @@ def check(network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, s
     needs = set(method.needs) | ({"layers"} if loop.normalisation.needs_statistics(network) else set())
     found = {"bank"} & set(statistics) | ({"layers"} if any(name.endswith("_center") for name in statistics) else set())
     if missing := needs - found:
-        raise UserError(f"method {type(method).__name__} with normalisation {loop.normalisation.policy!r} needs source "
-                        f"statistics of the kind {', '.join(sorted(missing))}; measure them with tttlab.source_statistics")
+        raise UserError(
+            f"method {type(method).__name__} with normalisation {loop.normalisation.policy!r} needs source "
+            f"statistics of the kind {', '.join(sorted(missing))}; measure them with tttlab.source_statistics"
+        )
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and not module.track_running_stats:
-            raise UserError(f"layer {name} has no running statistics, so that a prediction depends on the other images of its "
-                            "batch; load the backbone with running statistics or with GroupNorm")
+            raise UserError(
+                f"layer {name} has no running statistics, so that a prediction depends on the other images of its "
+                "batch; load the backbone with running statistics or with GroupNorm"
+            )
     with torch.no_grad():
-        if len(images) == 2 and not torch.allclose(network(images).logits[:1], network(images[:1]).logits, atol=1e-3, rtol=1e-3):
-            raise UserError(f"the predictions of {type(network.encoder).__name__} depend on the other images of a batch; "
-                            "per-image adaptation needs a backbone without batch-dependent layers")
+        if len(images) == 2 and not torch.allclose(
+            network(images).logits[:1], network(images[:1]).logits, atol=1e-3, rtol=1e-3
+        ):
+            raise UserError(
+                f"the predictions of {type(network.encoder).__name__} depend on the other images of a batch; "
+                "per-image adaptation needs a backbone without batch-dependent layers"
+            )

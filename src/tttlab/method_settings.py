@@ -14,6 +14,7 @@ from tttlab.errors import UserError
 from tttlab.settings import Strict
 
 METHODS = Path(__file__).parent / "methods"
+ALIAS = "ssl"  # as a run's method: the objective that each model was trained with
 NOT_LITERAL = object()  # stands for a default that only the method's own code can compute
 
 _MARKERS = ("Gt", "Ge", "Lt", "Le", "Interval", "MultipleOf", "Len")
@@ -50,7 +51,7 @@ class Declared:
 
 def method_names(methods: Path = METHODS) -> tuple[str, ...]:
     """List the method files of a folder by name."""
-    return tuple(sorted(file.stem for file in methods.glob("*.py") if not file.stem.startswith("_")))
+    return tuple(sorted(file.stem for file in methods.glob("*.py") if not file.stem.startswith("_") and file.stem != ALIAS))
 
 
 @cache

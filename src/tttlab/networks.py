@@ -120,7 +120,12 @@ def pooled_features(encoder: nn.Module, images: Tensor) -> Tensor:
 
 
 def build_encoder(
-    backbone: str, image_size: int, *, stem: str = "small", options: Mapping[str, Any] | None = None, pretrained: bool = False
+    backbone: str,
+    image_size: int,
+    *,
+    stem: str = "small",
+    options: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
 ) -> nn.Module:
     """Create a timm backbone without a classifier, with a stem that suits the image size.
 
@@ -138,8 +143,10 @@ def build_encoder(
     """
     options = dict(options or {})
     if not backbone.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(backbone.split(".")[0]):
-        raise UserError(f"models: backbone {backbone!r} is unknown to timm {timm.__version__}; "
-                        f"{choices(backbone, timm.list_models())[:300]}")
+        raise UserError(
+            f"models: backbone {backbone!r} is unknown to timm {timm.__version__}; "
+            f"{choices(backbone, timm.list_models())[:300]}"
+        )
     is_patch_network = backbone.startswith(("vit_", "deit"))
     if is_patch_network:
         options.setdefault("img_size", image_size)

@@ -58,7 +58,9 @@ class Normalisation:
         if self.policy == "mixed":
             variance = torch.lerp(source.log_variance.exp(), own.log_variance.exp(), self.prior)
             return Moments(torch.lerp(source.mean, own.mean, self.prior), variance.log())
-        return Moments(*(s + self.shrinkage(o - c, w) * (o - c) for o, s, c, w in zip(own, source, center, scale, strict=True)))
+        return Moments(
+            *(s + self.shrinkage(o - c, w) * (o - c) for o, s, c, w in zip(own, source, center, scale, strict=True))
+        )
 
     def shrinkage(self, deviation: Tensor, scale: Tensor) -> Tensor:
         """James–Stein's positive-part factor in [0, 1] for a deviation ``(C,)`` with natural variation ``scale (C,)``."""
@@ -75,12 +77,12 @@ def normalised(network: nn.Module, normalisation: Normalisation, statistics: Sta
     """
     handles = []
     if normalisation.policy != "source":
-        for name in batch_norm_layers(network):
-            layer = network.get_submodule(name)
-            handles.append(layer.register_forward_pre_hook(batch_norm_hook(normalisation, statistics, name)))
-        if not handles:
-            for name in stage_layers(network):
-                handles.append(network.get_submodule(name).register_forward_hook(stage_hook(normalisation, statistics, name)))
+        norm = {name: network.get_submodule(name) for name in batch_norm_layers(network)}
+        stages = {name: network.get_submodule(name) for name in ([] if norm else stage_layers(network))}
+        handles += [
+            layer.register_forward_pre_hook(batch_norm_hook(normalisation, statistics, name)) for name, layer in norm.items()
+        ]
+        handles += [layer.register_forward_hook(stage_hook(normalisation, statistics, name)) for name, layer in stages.items()]
     try:
         yield
     finally:
@@ -118,12 +120,12 @@ def natural_variation(statistics: Statistics, name: str, default: Moments | None
     )
 
 
-def transport(activation: Tensor, normalisation: Normalisation, source: Moments, center: Moments, scale: Moments) -> Tensor:
+def transport(
+    activation: Tensor, normalisation: Normalisation, source: Moments, center: Moments, scale: Moments
+) -> Tensor:
     """Map an activation so that normalising it with ``source`` equals normalising the original with the chosen moments."""
     channel, _ = channel_dims(activation)
     shape = [-1 if dim == channel else 1 for dim in range(activation.ndim)]
     target = normalisation.target(image_moments(activation), source, center, scale)
     gain = ((source.log_variance - target.log_variance) / 2).exp()
     return (activation - target.mean.view(shape)) * gain.view(shape) + source.mean.view(shape)
-
-

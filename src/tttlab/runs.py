@@ -9,10 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictFloat, ValidationError
 
 from tttlab.errors import choices
-from tttlab.method_settings import METHODS, NOT_LITERAL, declared, method_names
+from tttlab.method_settings import ALIAS, METHODS, NOT_LITERAL, declared, method_names
 from tttlab.settings import Natural, Positive, Strict, fault, show, tell
-
-ALIAS = "ssl"  # as a run's method: the objective that each model was trained with
 
 
 def _check_trainable(value: Any) -> Any:

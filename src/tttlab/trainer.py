@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from tttlab.data import ImageSet
+from tttlab.devices import choose_device
 from tttlab.errors import UserError
 from tttlab.loaders import Views, open_loader
 from tttlab.networks import Network
@@ -38,20 +39,14 @@ def open_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
     Raises:
         UserError: the device is not there.
     """
-    kind, _, number = device.partition(":")
-    count = torch.cuda.device_count()
-    if kind == "cuda" and int(number or 0) >= count:
-        raise UserError(
-            f"machine.device: expected a device of this machine, found {device!r} with {count} GPUs; set auto"
-        )
-    on_gpu = kind == "cuda" or (kind == "auto" and count > 0)
-    mixed = precision == "bf16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    chosen = choose_device(device)
+    mixed = precision == "bf16" or (precision == "auto" and chosen.type == "cuda" and torch.cuda.is_bf16_supported())
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on devices that were not asked for
         return Fabric(
-            accelerator="cuda" if on_gpu else "cpu",
-            devices=[int(number)] if number else 1,
+            accelerator=chosen.type,
+            devices=1 if chosen.index is None else [chosen.index],
             precision="bf16-mixed" if mixed else "32-true",
         )
 

@@ -42,7 +42,9 @@ class ActMAD(Method):
     def check(self, network: nn.Module) -> None:
         """Refuse ``layers: norm`` on a network without BatchNorm."""
         if self.layers == "norm" and not batch_norm_layers(network):
-            raise UserError("method actmad: layers 'norm' needs BatchNorm in the backbone and found none; set layers: stages")
+            raise UserError(
+                "method actmad: layers 'norm' needs BatchNorm in the backbone and found none; set layers: stages"
+            )
 
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         """Measure the moments of the matched layers on source images ``(N, 3, H, W)``."""

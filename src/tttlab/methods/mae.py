@@ -35,8 +35,10 @@ class MAETraining(Method):
     def check(self, network: nn.Module) -> None:
         """Refuse a network without an MAE decoder."""
         if not hasattr(getattr(network, "head", None), "reconstruct"):
-            raise UserError("method mae needs a network with an MAE decoder; pretrain or fine-tune it with objective mae, or "
-                            "choose another method")
+            raise UserError(
+                "method mae needs a network with an MAE decoder; pretrain or fine-tune it with objective mae, or "
+                "choose another method"
+            )
 
     def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Draw fresh masks: ``image (B, 1, 3, H, W)``, ``keep (B, V, L_keep)``, ``hidden (B, V, L − L_keep)``."""

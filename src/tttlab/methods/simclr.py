@@ -37,8 +37,10 @@ class SimCLRTraining(Method):
     def check(self, network: nn.Module) -> None:
         """Refuse a network without a projection head."""
         if not hasattr(getattr(network, "head", None), "project"):
-            raise UserError("method simclr needs a network with a SimCLR projection head; pretrain or fine-tune it with "
-                            "objective simclr, or choose another method")
+            raise UserError(
+                "method simclr needs a network with a SimCLR projection head; pretrain or fine-tune it with "
+                "objective simclr, or choose another method"
+            )
 
     def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw ``(B, V, 3, H, W)`` fresh views."""

@@ -54,8 +54,9 @@ class Decoder(nn.Module):
 
 def encode_visible(vit: VisionTransformer, images: Tensor, tokens: Tensor) -> Tensor:
     """Run the transformer on the chosen tokens ``(N, T)`` alone, through lightly; → ``(N, T, D)``."""
-    masked = MaskedVisionTransformerTIMM(vit, mask_token=vit.cls_token, weight_initialization="skip",
-                                         pos_embed_initialization="skip")
+    masked = MaskedVisionTransformerTIMM(
+        vit, mask_token=vit.cls_token, weight_initialization="skip", pos_embed_initialization="skip"
+    )
     return masked.encode(images, idx_keep=tokens)
 
 

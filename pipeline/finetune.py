@@ -1,0 +1,44 @@
+"""Train one model's classifier on the labeled images, and keep its self-supervised head in working order."""
+
+import pipeline
+from tttlab.params import Params
+
+
+def run(params: Params, model: str) -> None:
+    """Write outputs/finetuned/<model>: the source network of all that follows, and its curve."""
+    from pipeline.trainings import log_inputs, open_trainer, write
+    from tttlab.checkpoints import build_objective, load
+    from tttlab.data import ImageSet
+    from tttlab.optimisers import Recipe
+    from tttlab.training import finetune, last_values
+    from tttlab.views import Augmentation
+
+    source = pipeline.OUTPUTS / "pretrained" / model
+    folders = [pipeline.OUTPUTS / "data" / name for name in ("labeled_train", "labeled_validation")]
+    train, validation = (ImageSet.load(folder) for folder in folders)
+    network, parent = load(source)
+    chosen = params.models[model].model_dump(mode="json", exclude={"pretrain"})
+    augment = params.augment.model_dump(include={"pretrain", "finetune"})
+    settings = {"seed": params.seed, "augment": augment, "models": {model: chosen}}
+    recipe = dict(chosen["finetune"])
+    how = {key: recipe.pop(key) for key in ("mode", "objective_weight")}
+
+    inputs = [*folders, source / "weights.safetensors"]
+    with open_trainer(params, model, "finetune", settings, inputs, parent["mlflow_run_id"]) as (trainer, tracked):
+        log_inputs(tracked, labeled_train=(train, "training"), labeled_validation=(validation, "validation"))
+        rows, refit = finetune(
+            trainer, network, build_objective(chosen["objective"]), train, validation, Recipe(**recipe), **how,
+            augmentation=Augmentation(**augment["finetune"]),
+            objective_augmentation=Augmentation(**augment["pretrain"]),
+        )  # fmt: skip
+        metrics = last_values(rows)
+        metrics |= {f"refit_{key}": value for key, value in last_values(refit).items() if key in ("loss", "seconds")}
+        extra = {"parent": parent["sha256"], "mlflow_run_id": tracked.id, "metrics": metrics}
+        about = {"settings": chosen, "classes": train.classes, "image_size": parent["image_size"], "extra": extra}
+        write(pipeline.OUTPUTS / "finetuned" / model, network, rows, tracked, about)
+    print(f"{model}: validation accuracy {metrics['validation_accuracy']:.1%} after {metrics['epoch']} epochs "
+          f"in {metrics['seconds']:.0f} s")  # fmt: skip
+
+
+if __name__ == "__main__":
+    pipeline.main(run, __doc__, item="model")

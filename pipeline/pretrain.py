@@ -1,0 +1,40 @@
+"""Train one model's encoder on the unlabeled images, without labels, or take it as it is initialised."""
+
+from pathlib import Path
+
+import pipeline
+from tttlab.params import Params
+
+
+def run(params: Params, model: str) -> None:
+    """Write outputs/pretrained/<model>: the network, and its curve."""
+    from pipeline.trainings import log_inputs, open_trainer, write
+    from tttlab.checkpoints import build_network
+    from tttlab.data import ImageSet
+    from tttlab.optimisers import Recipe
+    from tttlab.training import last_values, pretrain
+    from tttlab.views import Augmentation
+
+    folders = [pipeline.OUTPUTS / "data" / name for name in ("unlabeled", "labeled_train", "labeled_validation")]
+    unlabeled, train, validation = (ImageSet.load(folder) for folder in folders)
+    chosen = params.models[model].model_dump(mode="json", exclude={"finetune"})
+    augment, size = params.augment.pretrain.model_dump(), params.data.image_size
+    settings = {"seed": params.seed, "image_size": size, "augment": {"pretrain": augment}, "models": {model: chosen}}
+    network, objective = build_network(chosen, len(train.classes), size, params.seed)
+    weights = [Path(chosen["weights"])] if chosen["weights"] not in (None, "timm") else []
+
+    with open_trainer(params, model, "pretrain", settings, folders + weights, None) as (trainer, tracked):
+        log_inputs(tracked, unlabeled=(unlabeled, "training"), labeled_train=(train, "validation"),
+                   labeled_validation=(validation, "validation"))  # fmt: skip
+        rows = pretrain(trainer, network, objective, unlabeled, (train, validation), Augmentation(**augment),
+                        Recipe(**chosen["pretrain"]))  # fmt: skip
+        metrics = last_values(rows)
+        extra = {"parent": None, "mlflow_run_id": tracked.id, "metrics": metrics}
+        about = {"settings": chosen, "classes": train.classes, "image_size": size, "extra": extra}
+        write(pipeline.OUTPUTS / "pretrained" / model, network, rows, tracked, about)
+    print(f"{model}: kNN accuracy {metrics['knn_accuracy']:.1%} after {metrics['epoch']} epochs "
+          f"in {metrics['seconds']:.0f} s")  # fmt: skip
+
+
+if __name__ == "__main__":
+    pipeline.main(run, __doc__, item="model")

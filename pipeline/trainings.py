@@ -1,0 +1,73 @@
+"""What the two training stages share: unfinished work, the run in MLflow, and what they write."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import pipeline
+from pipeline.execution import execution
+from tttlab import checkpoints
+from tttlab.data import ImageSet
+from tttlab.networks import Network
+from tttlab.params import Params
+from tttlab.resuming import Work, work_key
+from tttlab.tracking import Run, pipeline_run, start_run
+from tttlab.trainer import Row, Trainer, open_fabric
+
+
+@contextmanager
+def open_trainer(
+    params: Params, model: str, stage: str, settings: Mapping[str, Any], inputs: Sequence[Path], source_run: str | None
+) -> Iterator[tuple[Trainer, Run]]:
+    """Open a training and its run in MLflow, new or where a killed one was.
+
+    Args:
+        params: all settings.
+        model: the model's name.
+        stage: ``pretrain`` or ``finetune``.
+        settings: what the result depends on, as params.yaml has it.
+        inputs: folders and files that the training reads.
+        source_run: the run in MLflow that made the network to start from.
+    """
+    recipe, objective = settings["models"][model][stage], settings["models"][model]["objective"]["name"]
+    how = " · ".join(str(part) for part in (recipe.get("mode"), objective) if part)
+    tags = {"model": model, "objective": objective} | ({"source_run_id": source_run} if source_run else {})
+    key = work_key(stage, settings, inputs)
+    with (
+        Work(pipeline.ROOT / ".resume" / key) as work,
+        start_run(pipeline.ROOT, stage=stage, name=f"{stage} {model} · {how} · {recipe['epochs']} epochs",
+                  params=settings, tags=tags, parent=pipeline_run(pipeline.ROOT, execution(params)),
+                  resume_key=key) as run,
+    ):  # fmt: skip
+
+        def report(task: str, row: Row) -> None:
+            prefix = "" if task == stage else f"{task}/"
+            run.log_metrics({f"{prefix}{name}": value for name, value in row.items() if name != "epoch"}, row["epoch"])
+
+        fabric = open_fabric(params.machine.device, params.machine.precision)
+        yield Trainer(fabric, params.seed, params.machine.workers, work, report), run
+
+
+def log_inputs(run: Run, **sets: tuple[ImageSet, str]) -> None:
+    """Tell MLflow which images a run reads, and each set's use: ``training`` or ``validation``."""
+    for name, (images, context) in sets.items():
+        run.log_input(name, images.source, images.digest(), len(images), context)
+
+
+def write(folder: Path, network: Network, rows: Sequence[Row], run: Run, about: Mapping[str, Any]) -> None:
+    """Write the network and its curve, and keep the curve and the description in MLflow.
+
+    Args:
+        folder: where.
+        network: the trained network.
+        rows: its curve.
+        run: its run in MLflow.
+        about: further arguments of `checkpoints.save`.
+    """
+    checkpoints.save(network, folder, **about)
+    pd.DataFrame(rows).drop(columns="seconds", errors="ignore").to_csv(folder / "curve.csv", index=False)
+    for name in ("curve.csv", "network.json"):
+        run.log_artifact(folder / name)
