@@ -10,6 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# Threads that wait by spinning slow small operations down a hundredfold when another program shares the processor.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tttlab.errors import UserError
 from tttlab.params import read_params

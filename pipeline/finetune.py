@@ -32,7 +32,8 @@ def run(params: Params, model: str) -> None:
             objective_augmentation=Augmentation(**augment["pretrain"]),
         )  # fmt: skip
         metrics = last_values(rows)
-        metrics |= {f"refit_{key}": value for key, value in last_values(refit).items() if key in ("loss", "seconds")}
+        if refit:
+            metrics |= {f"refit_{key}": last_values(refit)[key] for key in ("loss", "seconds")}
         extra = {"parent": parent["sha256"], "mlflow_run_id": tracked.id, "metrics": metrics}
         about = {"settings": chosen, "classes": train.classes, "image_size": parent["image_size"], "extra": extra}
         write(pipeline.OUTPUTS / "finetuned" / model, network, rows, tracked, about)

@@ -1,6 +1,7 @@
-"""Small real networks, one of each kind the adapter must serve, and images for them."""
+"""Surroundings of every test: no look at the network, and threads that leave the processor to others."""
 
 import os
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -79,9 +79,7 @@ class AugmentedImages(Dataset):
         images = self.images
         items = [Item(images.pixels[index], images.image_ids[index], epoch) for epoch, index in batch]
         views = {
-            name: torch.from_numpy(np.stack([view for item in items for view in draw(item)])).unflatten(
-                0, (len(items), -1)
-            )
+            name: torch.from_numpy(np.stack([view for item in items for view in draw(item)])).unflatten(0, (len(items), -1))
             for name, draw in self.transforms.items()
         }
         return views | {"labels": torch.from_numpy(images.labels[[index for _, index in batch]])}

@@ -170,8 +170,8 @@ class Trainer:
     def _open_loader(self, images: ImageSet, task: Task) -> DataLoader:
         ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}
         size = task.recipe.batch_size
-        loader = open_loader(images, task.views, size, self.seed, workers=self.workers, **ranks)
-        return self.fabric.setup_dataloaders(loader, use_distributed_sampler=False)
+        # Not through fabric.setup_dataloaders: that counts epochs itself, from the start of the process.
+        return open_loader(images, task.views, size, self.seed, workers=self.workers, **ranks)
 
     def _run_epoch(self, model: Any, optimizer: Any, loader: DataLoader, task: Task, epoch: int, bar: tqdm) -> Row:
         """Run one epoch; → the means of the loss's terms, and the last learning rate.
@@ -187,7 +187,7 @@ class Trainer:
             lr = task.recipe.learning_rate(step, len(loader))
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            terms = task.loss(model, batch, generator)
+            terms = task.loss(model, self.fabric.to_device(batch), generator)
             optimizer.zero_grad()
             self.fabric.backward(terms["loss"])
             optimizer.step()

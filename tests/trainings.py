@@ -1,0 +1,73 @@
+"""Tiny real trainings, shared by the tests and by the process that one of them kills."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tttlab.checkpoints import build_network
+from tttlab.data import ImageSet
+from tttlab.networks import Network
+from tttlab.optimisers import Recipe
+from tttlab.resuming import Work
+from tttlab.trainer import Trainer, open_fabric
+from tttlab.training import finetune, pretrain
+from tttlab.views import Augmentation
+
+SIMCLR = {
+    "backbone": "resnet18",
+    "backbone_options": {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8], "stem_type": "deep", "stem_width": 4},
+    "stem": "stride2",
+    "objective": {"name": "simclr", "temperature": 0.5, "hidden_dim": 8, "projection_dim": 4},
+}
+MAE = {
+    "backbone": "vit_tiny_patch16_224",
+    "backbone_options": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 4, "proj_drop_rate": 0.2},
+    "objective": {"name": "mae", "mask_ratio": 0.5, "decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2},
+}
+VIEWS = Augmentation(min_scale=0.5, flip=True, jitter=0.5)
+SIZE, CLASSES = 16, 3
+
+
+def image_set(count: int = 22, seed: int = 0) -> ImageSet:
+    """Pictures of four random coloured squares on a colour that tells the class."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % CLASSES
+    squares = generator.integers(0, 130, (count, 2, 2, 3))
+    squares[np.arange(count), :, :, labels] += 120
+    pixels = squares.repeat(SIZE // 2, axis=1).repeat(SIZE // 2, axis=2)
+    names = tuple(f"{seed}-{number}" for number in range(count))
+    return ImageSet(pixels.astype(np.uint8), labels, names, tuple("abc"))
+
+
+def build(settings: dict) -> tuple:
+    return build_network(settings, CLASSES, SIZE, seed=3)
+
+
+def trainer(work: Work | None = None, workers: int = 0, **options) -> Trainer:
+    return Trainer(open_fabric("cpu", "32"), seed=5, workers=workers, work=work, **options)
+
+
+def train(settings: dict, work: Work | None = None, die_in: tuple[str, int] | None = None) -> tuple[Network, list]:
+    """Pretrain for three epochs, fine-tune for three, refit the head; die during a task's epoch if told so."""
+
+    def report(task: str, row: dict) -> None:
+        if die_in == (task, row["epoch"]):  # this epoch is computed, but not yet kept
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    network, objective = build(settings)
+    teacher, recipe = trainer(work, report=report), Recipe(epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1)
+    images, others = image_set(), image_set(9, seed=1)
+    first = pretrain(teacher, network, objective, images, (images, others), VIEWS, recipe)
+    curves = finetune(teacher, network, objective, images, others, recipe, mode="full",
+                      augmentation=VIEWS, objective_augmentation=VIEWS)  # fmt: skip
+    return network, [first, *curves]
+
+
+if __name__ == "__main__":
+    with Work(Path(sys.argv[1])) as unfinished:
+        train({"simclr": SIMCLR, "mae": MAE}[sys.argv[2]], unfinished, (sys.argv[3], int(sys.argv[4])))
