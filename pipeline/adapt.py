@@ -14,10 +14,8 @@ def run(params: Params, name: str) -> None:
     test = ImageSet.load(pipeline.OUTPUTS / "data" / "test")
     chosen = balanced_subset(test.image_ids, test.labels, params.shifts.images, params.seed, "shifts")
     inputs = [pipeline.OUTPUTS / folder for folder in ("finetuned", "source_stats", "data/test")]
-    settings = [params.seed, params.shifts, params.augment.adapt, params.adapt.protocol, params.adapt.runs[name]]
-    key = work_key(
-        f"adapt {name}", json.loads(json.dumps(settings, default=lambda part: part.model_dump(mode="json"))), inputs
-    )
+    sections = {"seed": True, "shifts": True, "adapt": {"protocol": True, "augment": True, "runs": {name}}}
+    key = work_key(f"adapt {name}", params.model_dump(mode="json", include=sections), inputs)
     with Work(pipeline.ROOT / ".resume" / key) as work:
         about = {model: adapt_model(params, name, model, test.take(chosen), work) for model in params.models}
     target = pipeline.OUTPUTS / "adapt" / f"{name}.json"
@@ -37,9 +35,11 @@ def adapt_model(params: Params, name: str, model: str, images, work) -> dict:
     device = devices.choose_device(params.machine.device)
     network, checkpoint = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model, device)
     statistics = source_statistics.load(pipeline.OUTPUTS / "source_stats" / model, checkpoint["sha256"])
-    chosen = params.run_settings(name, model)
-    method = registry.load_method(chosen.method, chosen.settings, objective=params.models[model].objective.model_dump(),
-                                  augmentation=Augmentation(**params.augment.adapt.model_dump()))  # fmt: skip
+    chosen, trained = params.run_settings(name, model), params.models[model]
+    # A self-supervised head knows the views that it was trained on.
+    views = trained.pretrain.augment if chosen.method == trained.objective.name else params.adapt.augment
+    method = registry.load_method(chosen.method, chosen.settings, objective=trained.objective.model_dump(),
+                                  augmentation=Augmentation(**views.model_dump()))  # fmt: skip
     shifts = list_shifts(params.shifts.corruptions, params.shifts.severities)
     settings = {"run": name, "method": repr(method), **chosen.adapter.model_dump(), "seed": params.seed}
     tags = {"model": model, "method": chosen.method, "run": name, "protocol": params.adapt.protocol,

@@ -18,18 +18,18 @@ def run(params: Params, model: str) -> None:
     train, validation = (ImageSet.load(folder) for folder in folders)
     network, parent = load(source)
     chosen = params.models[model].model_dump(mode="json", exclude={"pretrain"})
-    augment = params.augment.model_dump(include={"pretrain", "finetune"})
-    settings = {"seed": params.seed, "augment": augment, "models": {model: chosen}}
+    objective_views = params.models[model].pretrain.augment.model_dump()
+    settings = {"seed": params.seed, "objective_views": objective_views, "models": {model: chosen}}
     recipe = dict(chosen["finetune"])
     how = {key: recipe.pop(key) for key in ("mode", "objective_weight")}
+    augmentation = Augmentation(**recipe.pop("augment"))
 
     inputs = [*folders, source / "weights.safetensors"]
     with open_trainer(params, model, "finetune", settings, inputs, parent["mlflow_run_id"]) as (trainer, tracked):
         log_inputs(tracked, labeled_train=(train, "training"), labeled_validation=(validation, "validation"))
         rows, refit = finetune(
             trainer, network, build_objective(chosen["objective"]), train, validation, Recipe(**recipe), **how,
-            augmentation=Augmentation(**augment["finetune"]),
-            objective_augmentation=Augmentation(**augment["pretrain"]),
+            augmentation=augmentation, objective_augmentation=Augmentation(**objective_views),
         )  # fmt: skip
         metrics = last_values(rows)
         if refit:

@@ -18,16 +18,17 @@ def run(params: Params, model: str) -> None:
     folders = [pipeline.OUTPUTS / "data" / name for name in ("unlabeled", "labeled_train", "labeled_validation")]
     unlabeled, train, validation = (ImageSet.load(folder) for folder in folders)
     chosen = params.models[model].model_dump(mode="json", exclude={"finetune"})
-    augment, size = params.augment.pretrain.model_dump(), params.data.image_size
-    settings = {"seed": params.seed, "image_size": size, "augment": {"pretrain": augment}, "models": {model: chosen}}
+    size = params.data.image_size
+    settings = {"seed": params.seed, "image_size": size, "models": {model: chosen}}
+    recipe = dict(chosen["pretrain"])
+    augmentation = Augmentation(**recipe.pop("augment"))
     network, objective = build_network(chosen, len(train.classes), size, params.seed)
     weights = [Path(chosen["weights"])] if chosen["weights"] not in (None, "timm") else []
 
     with open_trainer(params, model, "pretrain", settings, folders + weights, None) as (trainer, tracked):
         log_inputs(tracked, unlabeled=(unlabeled, "training"), labeled_train=(train, "validation"),
                    labeled_validation=(validation, "validation"))  # fmt: skip
-        rows = pretrain(trainer, network, objective, unlabeled, (train, validation), Augmentation(**augment),
-                        Recipe(**chosen["pretrain"]))  # fmt: skip
+        rows = pretrain(trainer, network, objective, unlabeled, (train, validation), augmentation, Recipe(**recipe))
         metrics = last_values(rows)
         extra = {"parent": None, "mlflow_run_id": tracked.id, "metrics": metrics}
         about = {"settings": chosen, "classes": train.classes, "image_size": size, "extra": extra}

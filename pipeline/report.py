@@ -41,9 +41,7 @@ def _log(params: Params, results: "Results", files: dict[str, Path], page: Path)
     from tttlab import report, tracking
 
     parent = tracking.pipeline_run(pipeline.ROOT, execution(params))
-    links = {
-        key: tracking.run_link(pipeline.ROOT, entry.get("mlflow_run_id")) for key, entry in results.adapted.items()
-    }
+    links = {key: tracking.run_link(pipeline.ROOT, entry.get("mlflow_run_id")) for key, entry in results.adapted.items()}
     values = {f"{key}/{model}/{run}": entry[key] for (model, run), entry in results.summary.items()
               for key in ("gain", "accuracy_adapted", "clean_adapted")}  # fmt: skip
     tracking.compare(

@@ -26,9 +26,7 @@ def main() -> None:
             raise UserError(f"{store}: expected MLflow's runs, found no file; run `make repro` first")
         port = next((port for port in range(first, first + 50) if 0 < port < 65536 and not is_taken(port)), None)
         if port is None:
-            raise UserError(
-                f"--port {first}: expected a free port among the 50 from there on, found none; name another"
-            )
+            raise UserError(f"--port {first}: expected a free port among the 50 from there on, found none; name another")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -51,9 +51,7 @@ def shifted(count: int = COUNT, dtype: torch.dtype = torch.float64) -> Tensor:
     return (networks.images(count, seed=50) * 0.4 + 0.6).to(dtype)
 
 
-def one_at_a_time(
-    network: Network, image: Tensor, method: Method, loop: InnerLoop, statistics, image_id: str
-) -> Tensor:
+def one_at_a_time(network: Network, image: Tensor, method: Method, loop: InnerLoop, statistics, image_id: str) -> Tensor:
     """Adapt a deep copy to one image with nothing but autograd and torch's own optimiser and clipping."""
     copied = copy.deepcopy(network).eval()
     for module in copied.modules():
@@ -171,9 +169,7 @@ def test_training_lowers_the_loss(kind, method):
 def test_the_same_seed_gives_the_same_views_and_another_seed_others():
     network, statistics = networks.source_statistics("resnet")
     runs = [
-        adapt(
-            network, shifted(), SimCLRTraining(num_views=3), InnerLoop(lr=0.1), statistics=statistics, seed=seed
-        ).logits
+        adapt(network, shifted(), SimCLRTraining(num_views=3), InnerLoop(lr=0.1), statistics=statistics, seed=seed).logits
         for seed in (0, 0, 1)
     ]
     assert torch.equal(runs[0], runs[1])
@@ -206,9 +202,7 @@ def test_divergence_is_a_loss_that_is_not_finite_or_has_exploded():
 
 def test_clipping_bounds_each_image_on_its_own():
     parameters = {"a": torch.zeros(3, 2, requires_grad=True), "b": torch.zeros(3, 2, 2, requires_grad=True)}
-    gradients = {
-        key: torch.randn(value.shape, generator=torch.Generator().manual_seed(3)) for key, value in parameters.items()
-    }
+    gradients = {key: torch.randn(value.shape, generator=torch.Generator().manual_seed(3)) for key, value in parameters.items()}
     gradients["a"][1] *= 1e-3
     gradients["b"][1] *= 1e-3
     gradients["b"][2, 0, 0] = float("nan")

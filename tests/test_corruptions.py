@@ -205,9 +205,7 @@ def test_a_mapped_or_mirrored_array_gives_the_same_picture(tmp_path, digits):
 
 
 def test_the_names_cost_no_heavy_import():
-    code = (
-        "import sys, tttlab.corruptions; print([m for m in ('torch', 'albumentations', 'scipy') if m in sys.modules])"
-    )
+    code = "import sys, tttlab.corruptions; print([m for m in ('torch', 'albumentations', 'scipy') if m in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

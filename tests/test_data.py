@@ -144,9 +144,7 @@ def test_digits_are_those_of_scikit_learn_scaled_to_bytes():
     source = open_source(spec(source="sklearn/digits"), "test", Path("unused"))
     assert np.array_equal(source.groups, expected.target)
     for index in (0, 5, 1796):
-        assert np.array_equal(
-            np.asarray(source.read(index)), np.round(expected.images[index] / 16 * 255).astype(np.uint8)
-        )
+        assert np.array_equal(np.asarray(source.read(index)), np.round(expected.images[index] / 16 * 255).astype(np.uint8))
 
 
 def test_digits_are_grey_named_by_position_and_never_the_same_twice():
@@ -283,9 +281,7 @@ def test_an_empty_part_is_named(tmp_path):
     write_tree(tmp_path, {"cat": 1})
     spans = [(index / 8, (index + 1) / 8) for index in range(8)]
     empty = [
-        part
-        for part in spans
-        if take_part(open_source(spec(tmp_path), "test", tmp_path), part, 0, "folder/None").size == 0
+        part for part in spans if take_part(open_source(spec(tmp_path), "test", tmp_path), part, 0, "folder/None").size == 0
     ]
     with pytest.raises(UserError, match=r"^data\.test\.part: .* of 1 images is none"):
         collect(tmp_path, "test", part=empty[0])
@@ -309,9 +305,7 @@ def broken_tree(root):
 
 def test_unreadable_files_are_counted_and_the_first_is_named(tmp_path):
     root = broken_tree(tmp_path)
-    with pytest.raises(
-        UserError, match=r"^data\.labeled: 3 of 8 files cannot be read .* first is .*cat/002\.png"
-    ) as caught:
+    with pytest.raises(UserError, match=r"^data\.labeled: 3 of 8 files cannot be read .* first is .*cat/002\.png") as caught:
         collect(root, workers=4)
     assert "data.unreadable: skip" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -370,9 +364,7 @@ def test_a_tar_file_gives_what_its_folder_gives(tmp_path, prefix):
     assert images.image_ids == expected.image_ids
     assert np.array_equal(images.pixels, expected.pixels)
     assert images.labels.tolist() == expected.labels.tolist()
-    assert (
-        images.paths[0].endswith("images.tar:" + (prefix if prefix != "./" else "") + "cat/000.png") or prefix == "./"
-    )
+    assert images.paths[0].endswith("images.tar:" + (prefix if prefix != "./" else "") + "cat/000.png") or prefix == "./"
 
 
 def test_a_folder_of_tar_files_is_one_set(tmp_path):
@@ -452,9 +444,7 @@ def test_a_torchvision_set_is_fetched_through_timm(factory, tmp_path):
 def test_a_hugging_face_set_is_read_past_timms_replacement_of_bad_images(factory, tmp_path):
     good = saved(picture(8, 8), format="PNG")
     factory.result = types.SimpleNamespace(reader=ReaderLike([(good, 0), (io.BytesIO(b"bad"), 1)]))
-    with pytest.raises(
-        UserError, match=r"^data\.test: 1 of 2 files cannot be read .* first is someone/fruit/val/0000001"
-    ):
+    with pytest.raises(UserError, match=r"^data\.test: 1 of 2 files cannot be read .* first is someone/fruit/val/0000001"):
         gather(spec(source="hfds/someone/fruit", split="val"), "test", 8, 0, downloads=tmp_path)
 
 
@@ -498,9 +488,7 @@ def test_the_same_pixels_in_two_sets_are_named_and_counted(tmp_path):
     for index in (1, 2):
         (tmp_path / "b" / "dog" / f"00{index}.png").write_bytes((tmp_path / "a" / "cat" / "000.png").read_bytes())
     sets["test"] = collect(tmp_path / "b", "test")
-    with pytest.raises(
-        UserError, match=r"^data\.test: .*b/dog/001\.png has the same pixels as .*a/cat/000\.png"
-    ) as caught:
+    with pytest.raises(UserError, match=r"^data\.test: .*b/dog/001\.png has the same pixels as .*a/cat/000\.png") as caught:
         check_duplicates(sets)
     assert "2 such images" in str(caught.value)
     check_duplicates({"test": sets["test"]})  # twice within one set is no leak

@@ -28,6 +28,8 @@ def test_natural_discrepancy_by_hand():
     }
     # Means lie 1 and 2 units away: z² = (1 + 4) / 2; the log-variances are within the usual: 0.125 < 1.
     assert natural_discrepancy(moments, statistics, "x").item() == pytest.approx(2.5 - 1)
+    assert natural_discrepancy(moments, statistics, "x", tolerance=2.0).item() == pytest.approx(2.5 - 2)
+    assert natural_discrepancy(moments, statistics, "x", tolerance=0.0).item() == pytest.approx(2.5 + 0.125)
 
 
 def test_l1_discrepancy_is_half_the_published_distance():
@@ -55,9 +57,7 @@ def test_actmad_is_finite_on_one_image_and_equals_a_loop_over_layers(kind, form)
                 total += max(0.0, sum(x * x for x in z) / len(z) - 1)
         else:
             means = np.abs(own["mean"].numpy() - statistics[f"{layer}.pooled_mean"].numpy()).mean()
-            variances = np.abs(
-                np.exp(own["log_variance"].numpy()) - statistics[f"{layer}.pooled_variance"].numpy()
-            ).mean()
+            variances = np.abs(np.exp(own["log_variance"].numpy()) - statistics[f"{layer}.pooled_variance"].numpy()).mean()
             total += 0.5 * (means + variances)
     assert math.isfinite(found)
     assert found.item() == pytest.approx(total / len(layers), rel=1e-9)

@@ -57,9 +57,7 @@ def test_source_uses_the_running_statistics(layer, image):
 
 def test_image_is_batch_norm_in_training_mode_on_one_image(layer, image):
     found = apply(layer, image, Normalisation("image"))
-    expected = nn.functional.batch_norm(
-        image, None, None, layer.encoder.norm.weight, layer.encoder.norm.bias, True, 0.0, 1e-5
-    )
+    expected = nn.functional.batch_norm(image, None, None, layer.encoder.norm.weight, layer.encoder.norm.bias, True, 0.0, 1e-5)
     torch.testing.assert_close(found, expected)
 
 

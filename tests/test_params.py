@@ -36,27 +36,26 @@ data:
   unlabeled: {source: sklearn/digits, part: [0.0, 0.45]}
   labeled: {source: sklearn/digits, part: [0.45, 0.80], validation: 0.2}
   test: {source: sklearn/digits, part: [0.80, 1.0]}
-augment:
-  pretrain: {min_scale: 0.4, flip: false, jitter: 0.5}
-  finetune: {min_scale: 0.7, flip: false, jitter: 0.2}
-  adapt: {min_scale: 0.7, flip: false, jitter: 0.2}
 models:
   conv:
     backbone: resnet18
     objective: {name: simclr, temperature: 0.5, hidden_dim: 128, projection_dim: 64}
-    pretrain: {epochs: 20, batch_size: 128, optimizer: sgd, lr: 1e-3, weight_decay: 5.0e-4, warmup_epochs: 2}
+    pretrain: {epochs: 20, batch_size: 128, optimizer: sgd, lr: 1e-3, weight_decay: 5.0e-4, warmup_epochs: 2,
+               augment: {min_scale: 0.4, flip: false, jitter: 0.5}}
     finetune: {mode: joint, epochs: 20, batch_size: 64, optimizer: adamw, lr: 2.0e-3, weight_decay: 0.05,
-               warmup_epochs: 1, objective_weight: 0.5}
+               warmup_epochs: 1, objective_weight: 0.5, augment: {min_scale: 0.7, flip: false, jitter: 0.2}}
   vit:
     backbone: vit_tiny_patch16_224.augreg_in21k
     objective: {name: mae, mask_ratio: 0.75, decoder_dim: 64, decoder_depth: 1, decoder_heads: 2}
-    pretrain: {epochs: 40, batch_size: 128, optimizer: adamw, lr: 1.5e-3, weight_decay: 0.05, warmup_epochs: 4}
+    pretrain: {epochs: 40, batch_size: 128, optimizer: adamw, lr: 1.5e-3, weight_decay: 0.05, warmup_epochs: 4,
+               augment: {min_scale: 0.4, flip: false, jitter: 0.5}}
     finetune: {mode: full, epochs: 40, batch_size: 64, optimizer: adamw, lr: 1.0e-3, weight_decay: 0.05,
-               warmup_epochs: 2, objective_weight: 0}
+               warmup_epochs: 2, objective_weight: 0, augment: {min_scale: 0.7, flip: false, jitter: 0.2}}
 source_stats: {images: 400, bank_size: 256}
 shifts: {corruptions: [gaussian_noise, fog], severities: [1, 5], images: 60}
 adapt:
   protocol: episodic
+  augment: {min_scale: 0.7, flip: false, jitter: 0.2}
   runs:
     none: {method: none}
     ssl: {method: ssl, views: 4, steps: 5, lr: 1.0e-3, per_model: {vit: {lr: 2.0e-3, mask_ratio: 0.5}}}
@@ -156,8 +155,8 @@ MISTAKES = [
     ("data/test/limit", 0, "data.test.limit: expected a number greater than or equal to 1", "found 0"),
     ("data/labeled/validation", 1.0, "data.labeled.validation: expected a number less than 1", "found 1.0"),
     ("data/labeled/validation", del_, "data.labeled.validation: missing", ""),
-    ("augment/adapt/min_scale", 0.0, "augment.adapt.min_scale: expected a number greater than 0", ""),
-    ("augment/adapt/flip", 1, "augment.adapt.flip: expected a valid boolean", "found 1"),
+    ("adapt/augment/min_scale", 0.0, "adapt.augment.min_scale: expected a number greater than 0", ""),
+    ("adapt/augment/flip", 1, "adapt.augment.flip: expected a valid boolean", "found 1"),
     ("models", {}, "models: expected at least one entry", "found {}"),
     (CONV + "backbone", "resnet81", "models.conv.backbone: unknown backbone 'resnet81'", "did you mean 'resnet18'"),
     (VIT + "backbone", "resnet18", "models.vit.backbone: MAE masks patch tokens", "objective.name: simclr"),
@@ -226,9 +225,7 @@ def test_several_mistakes_are_counted(read):
 
 
 def test_names_must_fit_files_and_stages(read):
-    assert message(read, {"adapt/runs/my-run": {"method": "none"}}).startswith(
-        "adapt.runs.my-run: expected a name of a-z"
-    )
+    assert message(read, {"adapt/runs/my-run": {"method": "none"}}).startswith("adapt.runs.my-run: expected a name of a-z")
 
 
 def test_a_method_must_support_the_protocol(read):
@@ -246,9 +243,7 @@ def test_the_ssl_run_needs_an_objective(read):
             "models/vit/pretrain/warmup_epochs": 0,
         },
     )
-    assert text.startswith(
-        "adapt.runs.ssl.method: ssl means the objective of each model, but models.vit.objective.name"
-    )
+    assert text.startswith("adapt.runs.ssl.method: ssl means the objective of each model, but models.vit.objective.name")
 
 
 def test_overlap_with_test_may_be_allowed_for_unlabeled_images_only(read):
@@ -259,9 +254,7 @@ def test_overlap_with_test_may_be_allowed_for_unlabeled_images_only(read):
 
 def test_paths_start_from_the_base_and_must_exist(read, tmp_path):
     changes = {"data/test/source": "folder", "data/test/root": "photos"}
-    assert message(read, changes).startswith(
-        "data.test.root: expected an image folder, found nothing of the kind at photos"
-    )
+    assert message(read, changes).startswith("data.test.root: expected an image folder, found nothing of the kind at photos")
     (tmp_path / "photos").mkdir()
     assert read(changes, base=tmp_path).data.test.root == tmp_path / "photos"
     text = message(lambda these: read(these, base=tmp_path), changes | {"data/test/split": "val"})
@@ -369,7 +362,5 @@ def test_the_projects_own_settings_are_legal_and_reading_them_imports_nothing_he
         f"read_params(Path({str(PROJECT / 'params.yaml')!r})); "
         "print([name for name in ('torch', 'timm', 'sklearn', 'pandas', 'mlflow') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PROJECT, env={"PYTHONPATH": "src"}, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env={"PYTHONPATH": "src"}, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -147,9 +147,7 @@ class TestEvaluate:
         assert len(shifts) == 6 * (1 + 4)
         row = shifts.query("model == 'vit' and run == 'views' and shift == 'fog-5'").iloc[0]
         table = pd.read_parquet(outputs / "predictions" / "vit" / "views.parquet").query("shift == 'fog-5'")
-        assert row["accuracy_adapted"] == pytest.approx(
-            (table["adapted_prediction"] == table["label"]).mean(), abs=1e-5
-        )
+        assert row["accuracy_adapted"] == pytest.approx((table["adapted_prediction"] == table["label"]).mean(), abs=1e-5)
         summary = pd.read_csv(outputs / "tables" / "summary.csv").set_index(["model", "run"])
         lost = shifts.query("model == 'vit' and run == 'views' and shift != 'clean'")["right_to_wrong"].sum()
         assert summary.loc[("vit", "views"), "right_to_wrong"] == lost > 0
@@ -232,9 +230,7 @@ class TestWithoutLabels:
         assert not re.search(r"\bnan\b|\bNone\b", words)
         assert set(page.figures) == {"figure-loss", "figure-examples"}
         assert page.cells["vit/actmad", "accuracy_source"] == "–"
-        assert number(page.cells["vit/actmad", "changed"]) == pytest.approx(
-            100 * results.changed("vit", "actmad"), abs=0.0501
-        )
+        assert number(page.cells["vit/actmad", "changed"]) == pytest.approx(100 * results.changed("vit", "actmad"), abs=0.0501)
         assert number(page.cells["vit/none", "changed"]) == 0
 
     def test_changes_are_those_of_the_predictions(self, written):
@@ -325,9 +321,7 @@ def told(**gains) -> str:
 class TestSentence:
     def test_the_best_comes_first_with_its_numbers(self):
         text = told(a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0))
-        assert text.startswith(
-            "b helped most, 50.0 % → 55.0 % (+5.0 points, 95 % interval +2.0 to +8.0); a helped too."
-        )
+        assert text.startswith("b helped most, 50.0 % → 55.0 % (+5.0 points, 95 % interval +2.0 to +8.0); a helped too.")
         assert text.endswith("No run lost more than one point on clean images.")
 
     def test_nothing_helped_some_hurt_some_are_undecided(self):

@@ -73,9 +73,7 @@ def needed(name: str, values: dict[str, str]) -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in closure(*start)}
 
 
-@pytest.mark.parametrize(
-    ("name", "stage", "values"), instances(), ids=lambda value: value if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize(("name", "stage", "values"), instances(), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_stage_depends_on_all_the_code_it_runs(name, stage, values):
     listed = set()
     for dependency in stage["deps"]:
@@ -155,9 +153,7 @@ def test_package_files_are_empty_but_for_corruptions():
     assert full == {"pipeline", "tttlab.corruptions"}
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in SOURCES if module_name(path).startswith("pipeline")], ids=module_name
-)
+@pytest.mark.parametrize("path", [path for path in SOURCES if module_name(path).startswith("pipeline")], ids=module_name)
 def test_scripts_are_thin_and_hide_no_standard_module(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
     assert path.stem not in sys.stdlib_module_names or path.stem == "__init__"

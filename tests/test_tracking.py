@@ -142,9 +142,7 @@ class TestFindExecution:
     def test_nearest_dvc_drives(self, tmp_path):
         inner = "import time; print('up', flush=True); time.sleep(60)"
         program = tmp_path / "dvc"
-        program.write_text(
-            f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])", encoding="utf-8"
-        )
+        program.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])", encoding="utf-8")
         shell = f"exec {sys.executable} {program} repro"
         with subprocess.Popen(["sh", "-c", shell], stdout=subprocess.PIPE) as dvc:
             dvc.stdout.readline()

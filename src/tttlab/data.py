@@ -222,9 +222,7 @@ def gather(
     )
 
 
-def _decode(
-    source: Source, chosen: np.ndarray, size: int, workers: int, which: str
-) -> tuple[np.ndarray, list[str | None]]:
+def _decode(source: Source, chosen: np.ndarray, size: int, workers: int, which: str) -> tuple[np.ndarray, list[str | None]]:
     """Decode in threads (Pillow works outside the interpreter's lock): pixels, and why a file could not be read."""
     pixels = np.zeros((len(chosen), size, size, 3), dtype=np.uint8)
 

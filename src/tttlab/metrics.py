@@ -38,9 +38,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     twice = predictions.duplicated(["image_id", "shift"])
     if twice.any():
         row = predictions[twice].iloc[0]
-        raise UserError(
-            f"{path}: expected every image once per shift, found {row['image_id']} twice under {row['shift']}"
-        )
+        raise UserError(f"{path}: expected every image once per shift, found {row['image_id']} twice under {row['shift']}")
     return predictions
 
 
@@ -71,9 +69,7 @@ def by_shift(predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
     table = compare(predictions, ["shift", "corruption", "severity"], seed)
     place = {name: rank for rank, name in enumerate(table["corruption"].unique())}
     rank = table["corruption"].map(place).where(table["shift"] != "clean", -1)
-    return (
-        table.assign(rank=rank).sort_values(["rank", "severity"], kind="stable", ignore_index=True).drop(columns="rank")
-    )
+    return table.assign(rank=rank).sort_values(["rank", "severity"], kind="stable", ignore_index=True).drop(columns="rank")
 
 
 def by_corruption(predictions: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -58,9 +58,7 @@ class Normalisation:
         if self.policy == "mixed":
             variance = torch.lerp(source.log_variance.exp(), own.log_variance.exp(), self.prior)
             return Moments(torch.lerp(source.mean, own.mean, self.prior), variance.log())
-        return Moments(
-            *(s + self.shrinkage(o - c, w) * (o - c) for o, s, c, w in zip(own, source, center, scale, strict=True))
-        )
+        return Moments(*(s + self.shrinkage(o - c, w) * (o - c) for o, s, c, w in zip(own, source, center, scale, strict=True)))
 
     def shrinkage(self, deviation: Tensor, scale: Tensor) -> Tensor:
         """James–Stein's positive-part factor in [0, 1] for a deviation ``(C,)`` with natural variation ``scale (C,)``."""
@@ -120,9 +118,7 @@ def natural_variation(statistics: Statistics, name: str, default: Moments | None
     )
 
 
-def transport(
-    activation: Tensor, normalisation: Normalisation, source: Moments, center: Moments, scale: Moments
-) -> Tensor:
+def transport(activation: Tensor, normalisation: Normalisation, source: Moments, center: Moments, scale: Moments) -> Tensor:
     """Map an activation so that normalising it with ``source`` equals normalising the original with the chosen moments."""
     channel, _ = channel_dims(activation)
     shape = [-1 if dim == channel else 1 for dim in range(activation.ndim)]

@@ -37,9 +37,7 @@ class Recipe:
         return self.lr * cosine_warmup_schedule(step, total + 1, 1.0, 0.0, warmup, 0.0)
 
 
-def build_optimizer(
-    network: nn.Module, recipe: Recipe, betas: tuple[float, float] = (0.9, 0.999)
-) -> torch.optim.Optimizer:
+def build_optimizer(network: nn.Module, recipe: Recipe, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Optimizer:
     """Create the optimiser of a network's trainable parameters.
 
     Args:

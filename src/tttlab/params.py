@@ -202,14 +202,6 @@ class Views(Strict):
     jitter: Annotated[StrictFloat, Field(ge=0, le=1)]
 
 
-class Augment(Strict):
-    """Views for each of the three uses."""
-
-    pretrain: Views
-    finetune: Views
-    adapt: Views
-
-
 class SimCLR(Strict):
     """Contrastive objective."""
 
@@ -251,6 +243,7 @@ class Training(Strict):
     lr: Positive
     weight_decay: NonNegative
     warmup_epochs: Natural
+    augment: Views
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "Training":
@@ -271,7 +264,7 @@ class Model(Strict):
 
     backbone: Annotated[str, AfterValidator(_check_backbone)]
     backbone_options: dict[str, Any] = Field(default_factory=dict)
-    stem: Literal["small", "original"] = "small"
+    stem: Literal["small", "stride2", "original"] = "small"
     weights: str | None = None
     objective: Annotated[SimCLR | MAE | NoObjective, Field(discriminator="name")]
     pretrain: Training
@@ -329,6 +322,7 @@ class Adapt(Strict):
     """The runs: name → method, adapter settings and the method's own settings, checked by ``read_params``."""
 
     protocol: Literal["episodic", "online"] = "episodic"
+    augment: Views
     runs: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
 
 
@@ -336,9 +330,7 @@ class Machine(Strict):
     """Where and how fast; never changes a result."""
 
     device: Annotated[str, AfterValidator(_check_device)] = "auto"
-    precision: Annotated[
-        Literal["auto", "32", "bf16"], BeforeValidator(lambda value: "32" if value == 32 else value)
-    ] = "auto"
+    precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda value: "32" if value == 32 else value)] = "auto"
     workers: Natural = 2
     images_per_step: Count | Literal["auto"] = "auto"
 
@@ -348,7 +340,6 @@ class Params(Strict):
 
     seed: Natural
     data: Data
-    augment: Augment
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     source_stats: SourceStats
     shifts: Shifts

@@ -156,9 +156,7 @@ def accuracy_by_severity(table: pd.DataFrame, styles: Mapping[str, Style], title
 
 
 @matplotlib.rc_context(_STYLE)
-def loss_along_steps(
-    curves: Mapping[tuple[str, str], Sequence[float]], styles: Mapping[str, Style], title: str
-) -> Figure:
+def loss_along_steps(curves: Mapping[tuple[str, str], Sequence[float]], styles: Mapping[str, Style], title: str) -> Figure:
     """Draw the mean loss before each step and after the last, a panel per run and model; the scales differ.
 
     Args:

@@ -36,9 +36,7 @@ def encode(network: Network, images: ImageSet, batch_size: int = 256) -> Encoded
     for start in range(0, len(images), batch_size):
         pixels = torch.from_numpy(images.pixels[start : start + batch_size].copy()).to(device)
         outputs.append(network(as_images(pixels)))
-    features, logits = (
-        torch.cat([getattr(output, key).float().cpu() for output in outputs]) for key in ("features", "logits")
-    )
+    features, logits = (torch.cat([getattr(output, key).float().cpu() for output in outputs]) for key in ("features", "logits"))
     return Encoded(features, logits, torch.from_numpy(images.labels.copy()))
 
 

@@ -61,13 +61,9 @@ class Results:
         for model in models:
             for run in runs:
                 if f"{model}/{run}" not in metrics:
-                    raise UserError(
-                        f"{outputs / 'metrics.json'}: expected an entry {model}/{run}, found none; run `evaluate`"
-                    )
+                    raise UserError(f"{outputs / 'metrics.json'}: expected an entry {model}/{run}, found none; run `evaluate`")
                 if model not in sidecars[run]:
-                    raise UserError(
-                        f"{outputs / 'adapt' / run}.json: expected an entry {model}, found none; run `adapt`"
-                    )
+                    raise UserError(f"{outputs / 'adapt' / run}.json: expected an entry {model}, found none; run `adapt`")
                 summary[model, run] = metrics[f"{model}/{run}"]
                 adapted[model, run] = sidecars[run][model]
         tables = (_read_table(outputs / "tables" / f"{name}.csv") for name in ("by_corruption", "by_severity"))
@@ -162,8 +158,7 @@ def plain_table(results: Results) -> str:
     if results.labeled:
         heads, sides = ("accuracy, %", "gain", "95 % interval", ""), ("right", "right", "left", "left")
         known = [
-            (f"{row['source']} → {row['adapted']}", row["gain"], row["interval"], f"clean {row['clean']}")
-            for row in table
+            (f"{row['source']} → {row['adapted']}", row["gain"], row["interval"], f"clean {row['clean']}") for row in table
         ]
     else:
         heads, sides, known = ("predictions changed, %",), ("right",), [(row["changed"],) for row in table]
@@ -238,9 +233,7 @@ def _about_helpers(entries: Mapping[str, Mapping[str, Any]], helped: Sequence[st
     best, *others = helped
     entry = entries[best]
     text = f"{best} helped most, {percent(entry['accuracy_source'])} % → {percent(entry['accuracy_adapted'])} % "
-    text += (
-        f"({points(entry['gain'])} points, 95 % interval {points(entry['gain_low'])} to {points(entry['gain_high'])})"
-    )
+    text += f"({points(entry['gain'])} points, 95 % interval {points(entry['gain_low'])} to {points(entry['gain_high'])})"
     return f"{text}; {_enumerate(others)} helped too." if others else f"{text}."
 
 
@@ -270,9 +263,7 @@ class Drawing:
     caption: str
 
 
-def draw(
-    results: Results, pictures: Mapping[str, Sequence[np.ndarray]], severities: Sequence[int]
-) -> dict[str, Drawing]:
+def draw(results: Results, pictures: Mapping[str, Sequence[np.ndarray]], severities: Sequence[int]) -> dict[str, Drawing]:
     """Draw every figure of the report, by file name. Those of accuracy are left out where no labels are known.
 
     Args:
@@ -296,11 +287,7 @@ def draw(
             plots.accuracy_by_severity(results.by_severity, styles, title), "severity",
             "Accuracy in percent. The dashed line is the same network on the same images without adaptation.",
         )  # fmt: skip
-    curves = {
-        (run, model): results.adapted[model, run].get("losses") or []
-        for run in results.runs
-        for model in results.models
-    }
+    curves = {(run, model): results.adapted[model, run].get("losses") or [] for run in results.runs for model in results.models}
     curves = {key: losses for key, losses in curves.items() if len(losses) > 1}
     if curves:
         drawings["loss"] = Drawing(
@@ -320,10 +307,7 @@ def _gains(results: Results, model: str) -> pd.DataFrame:
     """Gather one model's gains per corruption, and their mean as the last row of each run."""
     rows = results.by_corruption[results.by_corruption["model"] == model]
     keys = ("gain", "gain_low", "gain_high")
-    means = [
-        {"run": run, "corruption": ALL, **{key: results.summary[model, run][key] for key in keys}}
-        for run in results.runs
-    ]
+    means = [{"run": run, "corruption": ALL, **{key: results.summary[model, run][key] for key in keys}} for run in results.runs]
     return pd.concat([rows, pd.DataFrame(means)], ignore_index=True)
 
 
@@ -441,9 +425,7 @@ def _settings_used(results: Results) -> tuple[list[tuple[str, str, str]], str]:
     """List (model, run, settings) as `adapt` used them, and apart from them the settings that all have in common."""
     used = {key: entry.get("settings") or {} for key, entry in results.adapted.items()}
     first = next(iter(used.values()))
-    common = {
-        name: value for name, value in first.items() if all(other.get(name, _NONE) == value for other in used.values())
-    }
+    common = {name: value for name, value in first.items() if all(other.get(name, _NONE) == value for other in used.values())}
 
     def told(settings: Mapping[str, Any]) -> str:
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if value is not None)

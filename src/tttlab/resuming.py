@@ -81,9 +81,7 @@ class Work:
             self._lock.write_text(json.dumps(own), encoding="utf-8")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Throw the folder away after success, else keep it and unlock it."""
         if kind is None:
             shutil.rmtree(self.folder, ignore_errors=True)

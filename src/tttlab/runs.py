@@ -181,9 +181,7 @@ def _owner(key: str, objectives: Mapping[str, str], methods: Path) -> str | None
     return next(owners, None)
 
 
-def _validate(
-    sections: tuple[type[Strict], ...], values: dict[str, Any], places: dict[str, str], path: str
-) -> list[Strict]:
+def _validate(sections: tuple[type[Strict], ...], values: dict[str, Any], places: dict[str, str], path: str) -> list[Strict]:
     parts, mistakes = [], []
     for section in sections:
         own = {key: value for key, value in values.items() if key in section.model_fields}

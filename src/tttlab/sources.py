@@ -80,9 +80,7 @@ class _Found(NamedTuple):
 def _check_classes(tops: list[str], found: _Found, which: str, root: Path) -> None:
     if "" in tops:
         loose = found.names[tops.index("")]
-        raise UserError(
-            f"data.{which}.root: expected <class>/<image> in {root}, found {loose} outside any class folder"
-        )
+        raise UserError(f"data.{which}.root: expected <class>/<image> in {root}, found {loose} outside any class folder")
     empty = sorted(found.folders - set(tops))
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
@@ -188,9 +186,7 @@ def _named(spec: ImageSpec, which: str, downloads: Path) -> Source:
         ) from error
     if labels.min(initial=0) < 0:
         if which != "unlabeled":
-            raise UserError(
-                f"data.{which}.split: {spec.source} has no labels in its split {spec.split!r}; choose another"
-            )
+            raise UserError(f"data.{which}.split: {spec.source} has no labels in its split {spec.split!r}; choose another")
         labels, classes = np.zeros_like(labels), [""]
     names = tuple(f"{spec.source.partition('/')[2]}/{spec.split}/{index:07d}" for index in range(len(labels)))
     # timm's ImageDataset puts another image in the place of an unreadable one; its reader does not.

@@ -20,11 +20,7 @@ class Moments(NamedTuple):
 
 def batch_norm_layers(network: nn.Module) -> list[str]:
     """Name the encoder's BatchNorm layers, in order of definition."""
-    return [
-        name
-        for name, module in network.named_modules()
-        if name.startswith("encoder") and isinstance(module, _BatchNorm)
-    ]
+    return [name for name, module in network.named_modules() if name.startswith("encoder") and isinstance(module, _BatchNorm)]
 
 
 def stage_layers(network: nn.Module) -> list[str]:

@@ -23,9 +23,7 @@ class Augmentation:
     jitter: float = 0.2
 
 
-def random_views(
-    images: Tensor, generators: Sequence[torch.Generator], count: int, augmentation: Augmentation
-) -> Tensor:
+def random_views(images: Tensor, generators: Sequence[torch.Generator], count: int, augmentation: Augmentation) -> Tensor:
     """Draw ``count`` views of every image.
 
     Args:
@@ -72,9 +70,7 @@ def jitter(views: Tensor, draws: Tensor, strength: float) -> Tensor:
     return ((views - mean) * contrast + mean) * brightness
 
 
-def random_masks(
-    generators: Sequence[torch.Generator], count: int, patches: int, ratio: float
-) -> tuple[Tensor, Tensor]:
+def random_masks(generators: Sequence[torch.Generator], count: int, patches: int, ratio: float) -> tuple[Tensor, Tensor]:
     """Draw ``count`` random masks per image, as MAE does: a permutation of the patches, the first part kept.
 
     Args:

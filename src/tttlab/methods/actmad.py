@@ -7,15 +7,17 @@ image, and the source statistics with the same estimator. Needs the layer statis
 Two forms of the discrepancy:
 
 ``natural``  in units of natural variation. Per layer z² = mean over channels of ((m − E m)/sd m)², E and sd over source images,
-             likewise for log-variances; the loss is max(0, z² − 1), since z² ≈ 1 on a source image: it gates itself.
+             likewise for log-variances; the loss is max(0, z² − t). Since z² ≈ 1 on a source image, t ≥ 1 leaves images
+             alone that are no stranger than usual: it gates itself.
 ``l1``       the published distance: mean absolute difference of means and of variances from the pooled source moments.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from tttlab.errors import UserError
@@ -31,20 +33,20 @@ class ActMAD(Method):
 
     Attributes:
         form: see the module.
+        tolerance: t of the natural form.
         layers: ``norm``: outputs of all BatchNorm layers, as published; ``stages``: outputs of residual stages or transformer
             blocks; ``auto``: ``norm`` where the encoder has BatchNorm, else ``stages``.
     """
 
     needs = ("layers",)
     form: Literal["natural", "l1"] = "natural"
+    tolerance: Annotated[float, Ge(0)] = 1.0
     layers: Literal["auto", "norm", "stages"] = "auto"
 
     def check(self, network: nn.Module) -> None:
         """Refuse ``layers: norm`` on a network without BatchNorm."""
         if self.layers == "norm" and not batch_norm_layers(network):
-            raise UserError(
-                "method actmad: layers 'norm' needs BatchNorm in the backbone and found none; set layers: stages"
-            )
+            raise UserError("method actmad: layers 'norm' needs BatchNorm in the backbone and found none; set layers: stages")
 
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         """Measure the moments of the matched layers on source images ``(N, 3, H, W)``."""
@@ -58,20 +60,23 @@ class ActMAD(Method):
     def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
         """Sum the discrepancies of ``views (V, 3, H, W)`` over the matched layers, divided by their number."""
         layers = self.matched_layers(net.module)
-        discrepancy = natural_discrepancy if self.form == "natural" else l1_discrepancy
         with record(net.module, layers) as activations:
             net(views)
-        terms = [discrepancy(image_moments(activations[layer]), statistics, layer) for layer in layers]
+        moments = {layer: image_moments(activation) for layer, activation in activations.items()}
+        if self.form == "l1":
+            terms = [l1_discrepancy(moments[layer], statistics, layer) for layer in layers]
+        else:
+            terms = [natural_discrepancy(moments[layer], statistics, layer, self.tolerance) for layer in layers]
         return torch.stack(terms).mean(), state
 
 
-def natural_discrepancy(moments: Moments, statistics: Statistics, layer: str) -> Tensor:
-    """Squared distance from the typical source image, in units of natural variation, beyond the usual 1; for both moments."""
+def natural_discrepancy(moments: Moments, statistics: Statistics, layer: str, tolerance: float = 1.0) -> Tensor:
+    """Squared distance from the typical source image in units of natural variation, beyond what is tolerated; both moments."""
     total = 0.0
     for name, value in zip(("mean", "log_variance"), moments, strict=True):
         scale = statistics[f"{layer}.{name}_scale"].clamp_min(1e-6)
         distance = ((value - statistics[f"{layer}.{name}_center"]) / scale).square().mean()
-        total = total + (distance - 1).clamp_min(0)
+        total = total + (distance - tolerance).clamp_min(0)
     return total
 
 

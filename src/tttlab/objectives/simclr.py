@@ -60,9 +60,7 @@ class SimCLR:
         """
         del generator
         projections = network(views.flatten(0, 1)).projections.unflatten(0, views.shape[:2])
-        return NTXentLoss(self.temperature, memory_bank_size=0, gather_distributed=gather)(
-            projections[:, 0], projections[:, 1]
-        )
+        return NTXentLoss(self.temperature, memory_bank_size=0, gather_distributed=gather)(projections[:, 0], projections[:, 1])
 
 
 def bank_contrast(projections: Tensor, bank: Tensor, temperature: float) -> Tensor:
