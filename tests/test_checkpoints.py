@@ -98,7 +98,7 @@ def test_weights_that_do_not_fit_are_told_with_file_entry_and_shapes(tmp_path):
     settings = trainings.SIMCLR | {"weights": str(tmp_path)}
     wider = settings | {"backbone_options": OPTIONS | {"channels": [6, 4, 8, 8]}}
     with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'weights.safetensors'}: the weights do not fit this "
-                       "network: expected layer1.0.conv1.weight (6, 8, 3, 3), found (4, 8, 3, 3); check backbone")):  # fmt: skip
+                       "network: expected layer1.0.conv1.weight (6, 8, 3, 3), found (4, 8, 3, 3); check")):  # fmt: skip
         build_network(wider, 3, 16, seed=0)
     deeper = settings | {"backbone_options": OPTIONS | {"layers": [2, 1, 1, 1]}}
     with pytest.raises(UserError, match=r"expected layer1.1.conv1.weight \(4, 4, 3, 3\), found no such entry"):

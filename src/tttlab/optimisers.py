@@ -47,8 +47,8 @@ def build_optimizer(network: nn.Module, recipe: Recipe, betas: tuple[float, floa
     """
     groups = param_groups_weight_decay(network, recipe.weight_decay, no_weight_decay_list=undecayed(network))
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, recipe.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, recipe.lr, betas=betas)
+        return torch.optim.SGD(groups, recipe.lr, momentum=0.9, fused=True)
+    return torch.optim.AdamW(groups, recipe.lr, betas=betas, fused=True)
 
 
 def undecayed(network: nn.Module) -> set[str]:

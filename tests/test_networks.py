@@ -1,0 +1,95 @@
+"""Building networks: stems, normalisation, and errors that say what to do."""
+
+import networks
+import pytest
+import torch
+from torch import nn
+
+from tttlab.errors import UserError
+from tttlab.networks import Bound, Network, TimmClassifier, build_encoder, evaluating
+
+SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}
+
+
+@pytest.mark.parametrize(("stem", "side"), [("small", 32), ("stride2", 16), ("original", 8)])
+@pytest.mark.parametrize("deep", [{}, {"stem_type": "deep", "stem_width": 4}])
+def test_the_stem_decides_the_resolution_of_the_first_stage(stem, side, deep):
+    encoder = build_encoder("resnet18", 32, stem=stem, options=SMALL | deep).eval()
+    shapes = {}
+    encoder.layer1.register_forward_hook(lambda _module, inputs, _output: shapes.update(side=inputs[0].shape[-1]))
+    with torch.no_grad():
+        encoder(torch.zeros(1, 3, 32, 32))
+    assert shapes["side"] == side
+    assert isinstance(encoder.maxpool, nn.Identity) == (stem != "original")
+
+
+def test_small_vision_transformers_take_four_pixel_patches():
+    assert build_encoder("vit_tiny_patch16_224", 32, options={"depth": 1}).patch_embed.num_patches == 64
+    assert build_encoder("vit_tiny_patch16_224", 32, options={"depth": 1, "patch_size": 8}).patch_embed.num_patches == 16
+
+
+def test_the_networks_own_mean_and_deviation_are_applied_inside():
+    network, _ = networks.source_statistics("resnet", torch.float32)
+    assert network.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    images = networks.images(2)
+    normalised = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
+        3, 1, 1
+    )
+    with torch.no_grad():
+        features = network.encoder(normalised)
+        torch.testing.assert_close(network(images).features, features)
+        torch.testing.assert_close(network(images).logits, network.classifier(features))
+
+
+def test_a_timm_classifier_keeps_its_logits_and_its_mode():
+    import timm
+
+    model = timm.create_model("resnet18", num_classes=5, **SMALL).eval()
+    wrapped = TimmClassifier(model)
+    images = networks.images(3)
+    assert not wrapped.training
+    with torch.no_grad():
+        torch.testing.assert_close(wrapped(images).logits, model(images))
+
+
+def test_bound_uses_the_given_parameters_and_leaves_the_networks_own():
+    network, _ = networks.source_statistics("vit", torch.float32)
+    images, bias = networks.images(2), network.classifier.bias.detach().clone()
+    with torch.no_grad():
+        moved = Bound(network, {"classifier.bias": bias + 1})(images).logits
+        torch.testing.assert_close(moved, network(images).logits + 1)
+    assert torch.equal(network.classifier.bias, bias)
+
+
+def test_evaluating_restores_every_modules_mode():
+    network = networks.resnet()
+    network.train()
+    network.encoder.layer2.eval()
+    modes = [module.training for module in network.modules()]
+    with evaluating(network):
+        assert not any(module.training for module in network.modules())
+    assert [module.training for module in network.modules()] == modes
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "message"),
+    [
+        ("resnet81", {}, r"backbone 'resnet81' is unknown to timm .*did you mean 'resnet"),
+        ("resnet18", {"layrs": [1]}, r"timm cannot build backbone 'resnet18' with .*layrs"),
+        (
+            "mobilenetv3_small_050",
+            {},
+            r"knows ResNet-like and patch networks, found MobileNetV3; set stem: original",
+        ),
+    ],
+)
+def test_errors_say_what_to_do(backbone, options, message):
+    with pytest.raises(UserError, match=message):
+        build_encoder(backbone, 32, options=options)
+
+
+def test_a_network_without_a_head_classifies():
+    encoder = build_encoder("resnet18", 16, options=SMALL)
+    outputs = Network(encoder, 3).eval()(networks.images(2))
+    assert outputs.logits.shape == (2, 3)
+    assert outputs.projections is None

@@ -1,0 +1,101 @@
+"""A sweep over shifts: labels stay out of it, a kill loses nothing, and every row is in its place."""
+
+import networks
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tttlab import sweep
+from tttlab.adapter import InnerLoop, adapt
+from tttlab.corruptions import corrupt_all
+from tttlab.data import ImageSet
+from tttlab.loaders import as_images
+from tttlab.methods.actmad import ActMAD
+from tttlab.methods.simclr import SimCLRTraining
+from tttlab.resuming import Work
+from tttlab.shifts import Shift, list_shifts
+
+SHIFTS = list_shifts(["fog", "contrast"], [2, 5])
+
+
+@pytest.fixture
+def images():
+    pixels = (networks.images(6, seed=40).permute(0, 2, 3, 1) * 255).byte().numpy()
+    return ImageSet(pixels, np.arange(6) % networks.CLASSES, tuple(f"img-{i}" for i in range(6)), tuple("abcd"), source="made")
+
+
+def run(images, folder, method=None, **settings):
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    with Work(folder) as work:
+        return sweep.adapt_to_shifts(
+            network, method or ActMAD(), InnerLoop(steps=2, lr=1e-2, clip=1.0), images, SHIFTS,
+            statistics=statistics, seed=3, work=work, prefix="model", **settings,
+        )  # fmt: skip
+
+
+def test_shifts_are_clean_first_then_every_pair():
+    assert [shift.name for shift in SHIFTS] == ["clean", "fog-2", "fog-5", "contrast-2", "contrast-5"]
+    assert Shift().severity == 0
+
+
+def test_rows_are_those_of_the_adapter_on_the_corrupted_images(images, tmp_path):
+    table, losses = run(images, tmp_path / "work")
+    assert len(table) == 30
+    assert list(table.columns) == [
+        "image_id", "shift", "corruption", "severity", "label", "source_prediction", "adapted_prediction",
+        "source_confidence", "adapted_confidence", "loss_first", "loss_last", "fell_back", "milliseconds",
+    ]  # fmt: skip
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    pixels = corrupt_all(images.pixels, images.image_ids, "contrast", 5, 3)
+    loop = InnerLoop(steps=2, lr=1e-2, clip=1.0)
+    own = adapt(network, as_images(torch.from_numpy(pixels)), ActMAD(), loop, statistics=statistics,
+                image_ids=images.image_ids, seed=3)  # fmt: skip
+    part = table[table["shift"] == "contrast-5"]
+    assert part["image_id"].tolist() == list(images.image_ids)
+    np.testing.assert_array_equal(part["adapted_prediction"], own.logits.argmax(1))
+    np.testing.assert_allclose(part["source_confidence"], own.source_logits.softmax(1).amax(1), rtol=1e-5)
+    np.testing.assert_allclose(part["loss_first"], own.losses[:, 0], rtol=1e-4)
+    assert losses.shape == (3,)
+
+
+def test_labels_change_no_prediction(images, tmp_path):
+    table, _ = run(images, tmp_path / "a")
+    random = np.random.default_rng(0).integers(networks.CLASSES, size=6)
+    relabelled = ImageSet(images.pixels, random, images.image_ids, images.classes, source="made")
+    other, _ = run(relabelled, tmp_path / "b")
+    same = [name for name in table.columns if name not in ("label", "milliseconds")]
+    pd.testing.assert_frame_equal(table[same], other[same])
+    assert (table["label"] != other["label"]).any()
+
+
+def test_a_killed_sweep_goes_on_where_it_was_with_the_same_numbers(images, tmp_path, monkeypatch):
+    method = SimCLRTraining(num_views=2)
+    whole, losses = run(images, tmp_path / "whole", method)
+    calls = []
+
+    def dying(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return adapt(*arguments, **settings)
+
+    monkeypatch.setattr(sweep, "adapt", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(images, tmp_path / "killed", method)
+    done = []
+    resumed, resumed_losses = run(images, tmp_path / "killed", method, on_images=done.append)
+    assert len(calls) == 3 + 3  # two shifts were kept; three are computed
+    assert sum(done) == 30
+    same = [name for name in whole.columns if name != "milliseconds"]
+    pd.testing.assert_frame_equal(whole[same], resumed[same])
+    np.testing.assert_array_equal(losses, resumed_losses)
+    assert not (tmp_path / "killed").exists()
+
+
+def test_settings_of_params_yaml_become_the_inner_loop():
+    from tttlab.runs import AdapterSettings
+
+    loop = sweep.inner_loop(AdapterSettings(steps=3, lr=0.5, normalisation="shrink", threshold=2.0, clip=1.0).model_dump())
+    assert (loop.steps, loop.lr, loop.clip) == (3, 0.5, 1.0)
+    assert (loop.normalisation.policy, loop.normalisation.threshold) == ("shrink", 2.0)
