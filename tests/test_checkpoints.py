@@ -62,6 +62,15 @@ def test_a_vit_for_mae_starts_as_mae_does():
     assert 0.9 * bound < vit.patch_embed.proj.weight.abs().max() <= bound
 
 
+def test_weights_that_cannot_be_fetched_are_told_without_a_traceback(monkeypatch):
+    def fail(*arguments, **options):
+        raise FileNotFoundError("An error happened while trying to locate the file on the Hub.\nMore.")
+
+    monkeypatch.setattr("timm.create_model", fail)
+    with pytest.raises(UserError, match=r"^weights: expected timm's weights of 'resnet18', found neither .* file$"):
+        trainings.build(trainings.SIMCLR | {"weights": "timm"})
+
+
 def test_mae_refuses_a_convolutional_network_before_any_work():
     with pytest.raises(UserError, match="objective mae needs a plain timm vision transformer"):
         trainings.build(trainings.SIMCLR | {"objective": trainings.MAE["objective"]})

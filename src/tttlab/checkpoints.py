@@ -61,13 +61,7 @@ def build_network(
     weights = settings.get("weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "weights"))
-        encoder = build_encoder(
-            settings["backbone"],
-            image_size,
-            stem=settings.get("stem", "small"),
-            options=settings.get("backbone_options"),
-            pretrained=weights == "timm",
-        )
+        encoder = _build_encoder(settings, image_size, weights == "timm")
         head = objective.head(encoder) if objective else None
         if isinstance(objective, MAE) and weights is None:
             initialise_as_mae(encoder)
@@ -75,6 +69,18 @@ def build_network(
     if weights not in (None, "timm"):
         load_weights(network, Path(weights))
     return network, objective
+
+
+def _build_encoder(settings: Mapping[str, Any], image_size: int, pretrained: bool) -> nn.Module:
+    stem, options = settings.get("stem", "small"), settings.get("backbone_options")
+    try:
+        return build_encoder(settings["backbone"], image_size, stem=stem, options=options, pretrained=pretrained)
+    except OSError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"weights: expected timm's weights of {settings['backbone']!r}, found neither a copy nor a network to fetch "
+            f"them through ({reason}); connect once, or give the path of a file"
+        ) from error
 
 
 def initialise_as_mae(vit: nn.Module) -> None:
