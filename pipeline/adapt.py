@@ -54,7 +54,7 @@ def adapt_model(params: Params, name: str, model: str, images, work) -> dict:
         table, losses = sweep.adapt_to_shifts(
             network, method, sweep.inner_loop(chosen.adapter.model_dump()), images, shifts, statistics=statistics,
             seed=params.seed, work=work, prefix=model, images_per_step=params.machine.images_per_step, device=device,
-            on_images=bar.update,
+            workers=params.machine.workers if device.type == "cpu" else 0, on_images=bar.update,
         )  # fmt: skip
         target = pipeline.OUTPUTS / "adapted" / name / f"{model}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -231,6 +231,12 @@ def test_which_parameters_move():
         select_parameters(network, "layer9")
 
 
+def test_a_loss_that_no_trainable_parameter_moves_is_refused():
+    network, statistics = networks.source_statistics("resnet")
+    with pytest.raises(UserError, match="none of the 2 trainable parameters influences the loss of ActMAD"):
+        adapt(network, shifted(), ActMAD(), InnerLoop(trainable="classifier"), statistics=statistics)
+
+
 def test_no_gradient_reaches_a_frozen_parameter():
     network, statistics = networks.source_statistics("vit")
     bound = {}

@@ -114,6 +114,7 @@ LAYERS = [
         "networks",
         "taps",
         "devices",
+        "parallel",
         "source_statistics",
         "views",
     },

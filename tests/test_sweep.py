@@ -86,11 +86,20 @@ def test_a_killed_sweep_goes_on_where_it_was_with_the_same_numbers(images, tmp_p
     done = []
     resumed, resumed_losses = run(images, tmp_path / "killed", method, on_images=done.append)
     assert len(calls) == 3 + 3  # two shifts were kept; three are computed
-    assert sum(done) == 30
+    assert done == [12, 6, 6, 6]
     same = [name for name in whole.columns if name != "milliseconds"]
     pd.testing.assert_frame_equal(whole[same], resumed[same])
     np.testing.assert_array_equal(losses, resumed_losses)
     assert not (tmp_path / "killed").exists()
+
+
+def test_workers_change_nothing(images, tmp_path):
+    method = SimCLRTraining(num_views=2)
+    alone, losses = run(images, tmp_path / "alone", method)
+    together, other = run(images, tmp_path / "together", method, workers=2)
+    same = [name for name in alone.columns if name != "milliseconds"]
+    pd.testing.assert_frame_equal(alone[same], together[same], rtol=1e-5)
+    np.testing.assert_allclose(losses, other, rtol=1e-5)
 
 
 def test_settings_of_params_yaml_become_the_inner_loop():

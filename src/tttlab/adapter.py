@@ -163,6 +163,10 @@ def train(
     for generators in streams:
         views = method.views(network, images, generators)
         losses, state = losses_of(parameters, views, state)
+        if not losses.requires_grad:
+            raise UserError(
+                f"none of the {len(parameters)} trainable parameters influences the loss of {method}; widen trainable"
+            )
         curve.append(losses.detach())
         optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()

@@ -11,7 +11,8 @@ over the positions of its views, and source mean μ and variance σ²:
             a = max(0, 1 − t / z²), where z² is the squared deviation in units of natural variation, averaged over channels:
             what is no larger than the usual difference between source images is taken for noise and left alone.
 
-Networks without BatchNorm are treated at the outputs of their stages, about the typical source image's moments.
+Networks without BatchNorm are treated at the outputs of the patch embedding and of their stages, about the typical source
+image's moments.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.source_statistics import Statistics
-from tttlab.taps import Moments, batch_norm_layers, channel_dims, image_moments, stage_layers
+from tttlab.taps import Moments, batch_norm_layers, channel_dims, image_moments, token_layers
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def normalised(network: nn.Module, normalisation: Normalisation, statistics: Sta
     handles = []
     if normalisation.policy != "source":
         norm = {name: network.get_submodule(name) for name in batch_norm_layers(network)}
-        stages = {name: network.get_submodule(name) for name in ([] if norm else stage_layers(network))}
+        stages = {name: network.get_submodule(name) for name in ([] if norm else token_layers(network))}
         handles += [
             layer.register_forward_pre_hook(batch_norm_hook(normalisation, statistics, name)) for name, layer in norm.items()
         ]

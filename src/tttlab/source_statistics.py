@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tttlab.errors import UserError
 from tttlab.networks import as_network, evaluating
-from tttlab.taps import Moments, batch_moments, batch_norm_layers, record, stage_layers
+from tttlab.taps import Moments, batch_moments, batch_norm_layers, record, token_layers
 
 Statistics = dict[str, Tensor]
 _FILE = "statistics.safetensors"
@@ -53,7 +53,7 @@ def layer_statistics(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
 def standard_layers(network: nn.Module) -> list[str]:
     """Name every layer that the built-in methods and normalisation policies look at."""
     normalisation = batch_norm_layers(network)
-    return [f"{name}.input" for name in normalisation] + normalisation + stage_layers(network)
+    return [f"{name}.input" for name in normalisation] + normalisation + token_layers(network)
 
 
 def summarise_moments(moments: Moments) -> Statistics:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from tttlab.data import ImageSet
 from tttlab.loaders import as_images
 from tttlab.method import Method
 from tttlab.normalisation import Normalisation
+from tttlab.parallel import in_order
 from tttlab.resuming import Work
 from tttlab.shifts import Shift
 from tttlab.source_statistics import Statistics
@@ -26,13 +28,11 @@ def adapt_to_shifts(
     images: ImageSet,
     shifts: Sequence[Shift],
     *,
-    statistics: Statistics,
-    seed: int,
     work: Work,
     prefix: str,
-    images_per_step: int | str = "auto",
-    device: str | torch.device = "cpu",
-    on_images: Callable[[int], None] | None = None,
+    workers: int = 0,
+    on_images: Callable[[int], Any] = lambda _count: None,
+    **settings: Any,
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Adapt to every image of every shift and keep each finished shift, so that a killed sweep goes on where it was.
 
@@ -44,33 +44,58 @@ def adapt_to_shifts(
         loop: the inner loop.
         images: the clean test images.
         shifts: what is done to them.
-        statistics: source statistics.
-        seed: of all random streams.
         work: where finished shifts are kept.
         prefix: of the names under which they are kept.
-        images_per_step: a machine setting.
-        device: where to compute.
+        workers: processes that share the shifts; changes no result.
         on_images: called with the number of images done.
+        settings: further arguments of `adapt_to_shift`.
 
     Returns:
         a row per (shift, image), and the mean loss over shifted images before every step and after the last ``(steps + 1,)``.
     """
-    rows, curves = [], []
-    for shift in shifts:
-        name = f"{prefix}-{shift.name}"
-        if (kept := work.load(name)) is None:
-            pixels = as_images(torch.from_numpy(shift.apply(images, seed))).to(device)
-            result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=images.image_ids, seed=seed,
-                           images_per_step=images_per_step, on_images=on_images)  # fmt: skip
-            kept = result._asdict()
-            work.save(name, kept)
-        elif on_images:
-            on_images(len(images))
-        result = Adaptation(**kept)
-        rows.append(predictions(result, shift, images))
-        if shift.severity:
-            curves.append(result.losses)
-    return pd.concat(rows, ignore_index=True), torch.cat(curves).nanmean(0).numpy()
+    results = {shift: work.load(f"{prefix}-{shift.name}") for shift in shifts}
+    missing = [shift for shift, found in results.items() if found is None]
+    on_images((len(shifts) - len(missing)) * len(images))
+    job = partial(adapt_to_shift, network, method, loop, images, **settings)
+    for shift, result in zip(missing, in_order(job, missing, workers), strict=True):
+        results[shift] = {name: torch.from_numpy(value) for name, value in result.items()}
+        work.save(f"{prefix}-{shift.name}", results[shift])
+        on_images(len(images))
+    adapted = {shift: Adaptation(**result) for shift, result in results.items()}
+    table = pd.concat([predictions(result, shift, images) for shift, result in adapted.items()], ignore_index=True)
+    curves = torch.cat([result.losses for shift, result in adapted.items() if shift.severity])
+    return table, curves.nanmean(0).numpy()
+
+
+def adapt_to_shift(
+    network: nn.Module,
+    method: Method,
+    loop: InnerLoop,
+    images: ImageSet,
+    shift: Shift,
+    *,
+    statistics: Statistics,
+    seed: int,
+    images_per_step: int | Literal["auto"] = "auto",
+    device: str | torch.device = "cpu",
+) -> dict[str, np.ndarray]:
+    """Adapt to every image of one shift; the parts of an `Adaptation` as arrays, which cross process borders well.
+
+    Args:
+        network: the source network.
+        method: the test-time method.
+        loop: the inner loop.
+        images: the clean test images.
+        shift: what is done to them.
+        statistics: source statistics.
+        seed: of all random streams.
+        images_per_step: a machine setting.
+        device: where to compute.
+    """
+    pixels = as_images(torch.from_numpy(shift.apply(images, seed))).to(device)
+    result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=images.image_ids, seed=seed,
+                   images_per_step=images_per_step)  # fmt: skip
+    return {name: value.numpy() for name, value in result._asdict().items()}
 
 
 def inner_loop(settings: Mapping[str, Any]) -> InnerLoop:

@@ -28,6 +28,12 @@ def stage_layers(network: nn.Module) -> list[str]:
     return ["encoder." + stage["module"] for stage in network.encoder.feature_info]
 
 
+def token_layers(network: nn.Module) -> list[str]:
+    """Name where a network without BatchNorm can be re-normalised: the patch embedding, if there is one, and the stages."""
+    embedding = ["encoder.patch_embed"] if hasattr(network.encoder, "patch_embed") else []
+    return embedding + stage_layers(network)
+
+
 @contextmanager
 def record(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collect the outputs of named layers while the context is open; works under ``torch.func`` transforms.
