@@ -28,6 +28,7 @@ def adapt_model(params: Params, name: str, model: str, images, work) -> dict:
     from tqdm import tqdm
 
     from pipeline.execution import execution
+    from pipeline.source_stats import source_batches
     from tttlab import checkpoints, devices, registry, source_statistics, sweep, tracking
     from tttlab.shifts import list_shifts
     from tttlab.views import Augmentation
@@ -40,6 +41,7 @@ def adapt_model(params: Params, name: str, model: str, images, work) -> dict:
     views = trained.pretrain.augment if chosen.method == trained.objective.name else params.adapt.augment
     method = registry.load_method(chosen.method, chosen.settings, objective=trained.objective.model_dump(),
                                   augmentation=Augmentation(**views.model_dump()))  # fmt: skip
+    statistics = sweep.complete(statistics, method, network, lambda: source_batches(params, device))
     shifts = list_shifts(params.shifts.corruptions, params.shifts.severities)
     settings = {"run": name, "method": repr(method), **chosen.adapter.model_dump(), "seed": params.seed}
     tags = {"model": model, "method": chosen.method, "run": name, "protocol": params.adapt.protocol,

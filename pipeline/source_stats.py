@@ -6,25 +6,30 @@ from tttlab.params import Params
 
 def run(params: Params, model: str) -> None:
     """Write outputs/source_stats/<model>, tied to the checkpoint by its hash."""
-    import torch
-
     from tttlab import checkpoints, source_statistics
-    from tttlab.data import ImageSet, balanced_subset
     from tttlab.devices import choose_device
-    from tttlab.loaders import as_images
 
-    settings, device = params.source_stats, choose_device(params.machine.device)
+    device = choose_device(params.machine.device)
     network, about = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model, device)
-    source = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_train")
-    chosen = balanced_subset(source.image_ids, source.labels, settings.images, params.seed, "source_stats")
-    images = as_images(torch.from_numpy(source.pixels[chosen]))
-    batches = [batch.to(device) for batch in images.split(256)]
+    batches = source_batches(params, device)
     statistics = source_statistics.layer_statistics(network, batches)
     if hasattr(network.head, "project"):
-        statistics |= source_statistics.projection_bank(network, batches, settings.bank_size)
-    source_statistics.save(statistics, pipeline.OUTPUTS / "source_stats" / model, checkpoint=about["sha256"],
-                           images=len(chosen))  # fmt: skip
-    print(f"{model}: {len(statistics)} statistics of {len(chosen)} source images")
+        statistics |= source_statistics.projection_bank(network, batches, params.source_stats.bank_size)
+    images = sum(map(len, batches))
+    source_statistics.save(statistics, pipeline.OUTPUTS / "source_stats" / model, checkpoint=about["sha256"], images=images)
+    print(f"{model}: {len(statistics)} statistics of {images} source images")
+
+
+def source_batches(params: Params, device) -> list:
+    """Take the labeled training images that stand for the source domain, in batches on a device."""
+    import torch
+
+    from tttlab.data import ImageSet, balanced_subset
+    from tttlab.loaders import as_images
+
+    source = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_train")
+    chosen = balanced_subset(source.image_ids, source.labels, params.source_stats.images, params.seed, "source_stats")
+    return [batch.to(device) for batch in as_images(torch.from_numpy(source.pixels[chosen])).split(256)]
 
 
 if __name__ == "__main__":

@@ -288,15 +288,15 @@ def test_run_settings_resolve_the_alias_and_overrides(read, methods):
     params = read()
     conv, vit = (params.run_settings("ssl", name, methods) for name in ("conv", "vit"))
     assert (conv.method, conv.adapter.steps, conv.adapter.lr) == ("simclr", 5, 1e-3)
-    assert conv.settings == {"views": 4, "temperature": None}
+    assert conv.settings == {"views": 4}
     assert (vit.method, vit.adapter.lr) == ("mae", 2e-3)
     assert vit.settings == {"views": 4, "mask_ratio": 0.5}
     assert params.run_settings("none", "vit", methods).adapter.steps == 0
 
 
-def test_run_settings_leave_out_defaults_that_only_the_method_knows(read, methods):
+def test_run_settings_leave_defaults_to_the_method(read, methods):
     actmad = read().run_settings("actmad", "conv", methods)
-    assert actmad.settings == {"form": "natural", "layers": ()}
+    assert actmad.settings == {}
     assert actmad.adapter.trainable == ("encoder.layer1", "encoder.layer2")
 
 

@@ -108,3 +108,28 @@ def test_settings_of_params_yaml_become_the_inner_loop():
     loop = sweep.inner_loop(AdapterSettings(steps=3, lr=0.5, normalisation="shrink", threshold=2.0, clip=1.0).model_dump())
     assert (loop.steps, loop.lr, loop.clip) == (3, 0.5, 1.0)
     assert (loop.normalisation.policy, loop.normalisation.threshold) == ("shrink", 2.0)
+
+
+def test_the_settings_defaults_are_the_adapters():
+    from tttlab.runs import AdapterSettings
+
+    assert sweep.inner_loop(AdapterSettings().model_dump()) == InnerLoop()
+
+
+def test_a_method_measures_what_the_standard_statistics_lack():
+    class OwnStatistics(ActMAD):
+        needs = ("layers", "typical_image")
+
+        def source_statistics(self, network, batches):
+            return {"typical_image": torch.cat(list(batches)).mean(0)}
+
+    network, statistics = networks.source_statistics("resnet")
+    batches = [networks.images(3, seed=1), networks.images(2, seed=2)]
+    found = sweep.complete(statistics, OwnStatistics(), network, lambda: batches)
+    torch.testing.assert_close(found["typical_image"], torch.cat(batches).mean(0))
+    assert set(found) == {*statistics, "typical_image"}
+
+    def unread():
+        raise AssertionError
+
+    assert sweep.complete(statistics, ActMAD(), network, unread) == statistics

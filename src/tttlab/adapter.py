@@ -22,7 +22,7 @@ from tttlab.method import Method
 from tttlab.networks import Bound, as_network, evaluating
 from tttlab.normalisation import Normalisation, normalised
 from tttlab.seeding import torch_generator
-from tttlab.source_statistics import Statistics
+from tttlab.source_statistics import Statistics, kinds
 
 EXPLOSION = 10.0  # a loss that grew by this factor (and by this much) has diverged, not improved
 
@@ -88,7 +88,7 @@ def adapt(
         statistics: source statistics, as the method and the normalisation policy need them.
         image_ids: names of the images, which key their random streams; by default their positions.
         seed: of all random streams.
-        images_per_step: images worked on at once; changes time and memory, never a result.
+        images_per_step: images worked on at once (``auto``: 32); changes time and memory, never a result.
         on_images: called with the number of images done, after each group.
 
     Returns:
@@ -123,6 +123,7 @@ def adapt_together(
 ) -> Adaptation:
     """Adapt one group of ``B`` images; every result depends on its own image alone."""
     source_logits = predict(network, {}, images, None, Method(), statistics)
+    wait_for(images.device)
     began = time.perf_counter()
     parameters = stacked_parameters(network, loop.trainable, len(images)) if method.trains and loop.steps else {}
     streams = [[torch_generator(seed, "views", name, step) for name in names] for step in range(max(loop.steps, 1))]
@@ -134,8 +135,7 @@ def adapt_together(
         logits = predict(network, parameters, images, views, method, statistics)
     unusable = diverged(losses) | ~logits.isfinite().all(-1)
     logits = torch.where(unusable[:, None], source_logits, logits)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
+    wait_for(images.device)
     cost = torch.full((len(images),), (time.perf_counter() - began) * 1e3 / len(images))
     return Adaptation(logits.cpu(), source_logits.cpu(), losses.cpu(), unusable.cpu(), cost)
 
@@ -263,6 +263,12 @@ def diverged(losses: Tensor) -> Tensor:
     return ~losses.isfinite().all(1) | (growth > EXPLOSION * losses[:, 0].abs().clamp_min(1))
 
 
+def wait_for(device: torch.device) -> None:
+    """Let a GPU finish what it was given, so that the clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def check(network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, statistics: Statistics) -> None:
     """Refuse what cannot be adapted, before any work.
 
@@ -271,8 +277,7 @@ def check(network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, s
     """
     method.check(network)
     needs = set(method.needs) | ({"layers"} if loop.normalisation.needs_statistics(network) else set())
-    found = {"bank"} & set(statistics) | ({"layers"} if any(name.endswith("_center") for name in statistics) else set())
-    if missing := needs - found:
+    if missing := needs - kinds(statistics):
         raise UserError(
             f"method {type(method).__name__} with normalisation {loop.normalisation.policy!r} needs source "
             f"statistics of the kind {', '.join(sorted(missing))}; measure them with tttlab.source_statistics"

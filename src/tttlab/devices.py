@@ -24,8 +24,8 @@ def choose_device(wish: str) -> torch.device:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Largest memory so far, MiB: the GPU's for tensors, else this process's resident set."""
+    """Largest memory so far, MiB: the GPU's for tensors, else the resident set of this process or its largest worker."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return kilobytes / (2**20 if sys.platform == "darwin" else 2**10)

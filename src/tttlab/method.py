@@ -22,7 +22,7 @@ class Method:
     Attributes:
         protocols: the protocols under which the method is defined.
         trains: False for methods that only change the prediction; they take no steps.
-        needs: which parts of the source statistics it reads: ``layers``, ``bank``.
+        needs: what it reads of the source statistics: ``layers``, ``bank``, or names that its own `source_statistics` gives.
     """
 
     protocols: ClassVar[tuple[str, ...]] = ("episodic",)
@@ -33,7 +33,7 @@ class Method:
         """Raise a `UserError` if the method cannot work on this network."""
 
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
-        """Measure on source images ``(N, 3, H, W)`` what the method needs beyond the standard statistics."""
+        """Measure on source images ``(N, 3, H, W)`` what the method needs; asked when the standard statistics lack it."""
         return {}
 
     def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictFloat, ValidationError
 
 from tttlab.errors import choices
-from tttlab.method_settings import ALIAS, METHODS, NOT_LITERAL, declared, method_names
+from tttlab.method_settings import ALIAS, METHODS, declared, method_names
 from tttlab.settings import Natural, Positive, Strict, fault, show, tell
 
 
@@ -26,11 +26,11 @@ def _check_trainable(value: Any) -> Any:
 class AdapterSettings(Strict):
     """What the adapter does for every method: how far, how, and which parameters and statistics move."""
 
-    steps: Natural = 0
+    steps: Natural = 1
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: Positive = 1e-3
     momentum: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.0
-    trainable: Annotated[str | tuple[str, ...], BeforeValidator(_check_trainable)] = "all"
+    trainable: Annotated[str | tuple[str, ...], BeforeValidator(_check_trainable)] = "encoder"
     normalisation: Literal["source", "image", "mixed", "shrink"] = "source"
     prior: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.1
     threshold: Positive = 1.0
@@ -44,7 +44,7 @@ class RunSettings:
     Attributes:
         method: name of a file in ``methods/`` (never the alias).
         adapter: settings of the adapter.
-        settings: keyword arguments of the method's dataclass.
+        settings: keyword arguments of the method's dataclass, as far as they are set.
     """
 
     method: str
@@ -88,9 +88,11 @@ def resolve_run(
     if protocol not in own.protocols:
         raise RunError(f"{path}.method: {method} is defined for {' and '.join(own.protocols)}, "
                        f"found adapt.protocol: {protocol}; change one of them")  # fmt: skip
-    if adapter.steps and not own.trains:
-        raise RunError(f"{places['steps']}.steps: {method} does not train, expected 0, found {adapter.steps}")
-    return RunSettings(method, adapter, {key: value for key, value in settings if value is not NOT_LITERAL})
+    if not own.trains:
+        if values.get("steps"):
+            raise RunError(f"{places['steps']}.steps: {method} does not train, expected 0, found {adapter.steps}")
+        adapter = adapter.model_copy(update={"steps": 0})
+    return RunSettings(method, adapter, settings.model_dump(exclude_unset=True))
 
 
 def run_mistakes(

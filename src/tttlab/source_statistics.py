@@ -50,6 +50,11 @@ def layer_statistics(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
     return statistics
 
 
+def kinds(statistics: Statistics) -> set[str]:
+    """Tell what a method can find here: ``layers`` (moments of layers), ``bank``, and every single name."""
+    return set(statistics) | ({"layers"} if any(name.endswith(".mean_center") for name in statistics) else set())
+
+
 def standard_layers(network: nn.Module) -> list[str]:
     """Name every layer that the built-in methods and normalisation policies look at."""
     normalisation = batch_norm_layers(network)

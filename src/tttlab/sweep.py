@@ -1,6 +1,6 @@
 """One model and one method over all shifts, every image on its own: the table of predictions with and without."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from tttlab.normalisation import Normalisation
 from tttlab.parallel import in_order
 from tttlab.resuming import Work
 from tttlab.shifts import Shift
-from tttlab.source_statistics import Statistics
+from tttlab.source_statistics import Statistics, kinds
 
 
 def adapt_to_shifts(
@@ -96,6 +96,21 @@ def adapt_to_shift(
     result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=images.image_ids, seed=seed,
                    images_per_step=images_per_step)  # fmt: skip
     return {name: value.numpy() for name, value in result._asdict().items()}
+
+
+def complete(
+    statistics: Statistics, method: Method, network: nn.Module, batches: Callable[[], Iterable[torch.Tensor]]
+) -> Statistics:
+    """Add what a method needs and must measure itself.
+
+    Args:
+        statistics: the standard source statistics.
+        method: the method.
+        network: the source network.
+        batches: opens the source images ``(N, 3, H, W)``; called only if something is missing.
+    """
+    missing = set(method.needs) - kinds(statistics)
+    return statistics | (method.source_statistics(network, batches()) if missing else {})
 
 
 def inner_loop(settings: Mapping[str, Any]) -> InnerLoop:
