@@ -40,3 +40,6 @@ def main(run: Callable[..., None], description: str, item: str | None = None) ->
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one was", file=sys.stderr)
+        sys.exit(130)

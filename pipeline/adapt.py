@@ -8,6 +8,7 @@ from tttlab.params import Params
 
 def run(params: Params, name: str) -> None:
     """Write outputs/adapted/<run>/<model>.parquet for every model, and outputs/adapt/<run>.json."""
+    from pipeline.loading import load_run
     from tttlab.data import ImageSet, balanced_subset
     from tttlab.resuming import Work, work_key
 
@@ -16,32 +17,24 @@ def run(params: Params, name: str) -> None:
     inputs = [pipeline.OUTPUTS / folder for folder in ("finetuned", "source_stats", "data/test")]
     sections = {"seed": True, "shifts": True, "adapt": {"protocol": True, "augment": True, "runs": {name}}}
     key = work_key(f"adapt {name}", params.model_dump(mode="json", include=sections), inputs)
+    ready = {model: load_run(params, name, model) for model in params.models}  # every mistake shows before any work
     with Work(pipeline.ROOT / ".resume" / key) as work:
-        about = {model: adapt_model(params, name, model, test.take(chosen), work) for model in params.models}
+        about = {model: adapt_model(params, name, model, ready[model], test.take(chosen), work) for model in ready}
     target = pipeline.OUTPUTS / "adapt" / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def adapt_model(params: Params, name: str, model: str, images, work) -> dict:
+def adapt_model(params: Params, name: str, model: str, ready: tuple, images, work) -> dict:
     """Adapt one model, with its own run in MLflow; return what the report tells about it."""
     from tqdm import tqdm
 
     from pipeline.execution import execution
-    from pipeline.source_stats import source_batches
-    from tttlab import checkpoints, devices, registry, source_statistics, sweep, tracking
+    from tttlab import devices, sweep, tracking
     from tttlab.shifts import list_shifts
-    from tttlab.views import Augmentation
 
-    device = devices.choose_device(params.machine.device)
-    network, checkpoint = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model, device)
-    statistics = source_statistics.load(pipeline.OUTPUTS / "source_stats" / model, checkpoint["sha256"])
-    chosen, trained = params.run_settings(name, model), params.models[model]
-    # A self-supervised head knows the views that it was trained on.
-    views = trained.pretrain.augment if chosen.method == trained.objective.name else params.adapt.augment
-    method = registry.load_method(chosen.method, chosen.settings, objective=trained.objective.model_dump(),
-                                  augmentation=Augmentation(**views.model_dump()))  # fmt: skip
-    statistics = sweep.complete(statistics, method, network, lambda: source_batches(params, device))
+    device, network, checkpoint, method, loop, statistics = ready
+    chosen = params.run_settings(name, model)
     shifts = list_shifts(params.shifts.corruptions, params.shifts.severities)
     settings = {"run": name, "method": repr(method), **chosen.adapter.model_dump(), "seed": params.seed}
     tags = {"model": model, "method": chosen.method, "run": name, "protocol": params.adapt.protocol,
@@ -54,7 +47,7 @@ def adapt_model(params: Params, name: str, model: str, images, work) -> dict:
     ):  # fmt: skip
         tracked.log_input("test", images.source, images.digest(), len(images), "test")
         table, losses = sweep.adapt_to_shifts(
-            network, method, sweep.inner_loop(chosen.adapter.model_dump()), images, shifts, statistics=statistics,
+            network, method, loop, images, shifts, statistics=statistics,
             seed=params.seed, work=work, prefix=model, images_per_step=params.machine.images_per_step, device=device,
             workers=params.machine.workers if device.type == "cpu" else 0, on_images=bar.update,
         )  # fmt: skip
@@ -63,10 +56,11 @@ def adapt_model(params: Params, name: str, model: str, images, work) -> dict:
         table.to_parquet(target, index=False)
         memory = devices.peak_memory(device)
         tracking.log_predictions(tracked, table)
-        tracked.log_series("loss/mean", losses.tolist())
+        if len(losses) > 1:
+            tracked.log_series("loss/mean", losses.tolist())
         tracked.log_metrics({"cost/peak_memory_mb": memory})
         tracked.log_artifact(target)
-    return {"mlflow_run_id": tracked.id, "losses": losses.tolist() if method.trains else [], "settings": settings,
+    return {"mlflow_run_id": tracked.id, "losses": losses.tolist() if len(losses) > 1 else [], "settings": settings,
             "milliseconds_p50": float(table["milliseconds"].median()), "peak_memory_mb": memory}  # fmt: skip
 
 

@@ -328,7 +328,7 @@ class TestSentence:
         text = told(a=(-0.03, -0.02, -0.01, 0), b=(-0.01, 0.01, 0.03, 0), c=(-0.02, 0.0, 0.02, 0), d=(0, 0, 0, 0))
         assert text == (
             "No run helped: no interval lies above zero. a hurt: the interval lies below zero. "
-            "b and c: undecided, the interval includes zero. d changed nothing. "
+            "b and c: undecided, the interval includes zero. d made no difference to the accuracy. "
             "No run lost more than one point on clean images."
         )
 

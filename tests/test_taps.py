@@ -67,3 +67,17 @@ def test_layers_are_named_for_every_kind_of_backbone():
     assert batch_norm_layers(vit) == []
     assert "encoder.layer1.0.bn1" in batch_norm_layers(resnet)
     assert not any(name.startswith("head") for name in batch_norm_layers(resnet))
+
+
+def test_layers_that_work_in_place_do_not_reach_what_was_recorded():
+    network, _ = networks.source_statistics("resnet")
+    images, names = networks.images(2).double(), ["encoder.bn1", "encoder.layer1.0.bn2"]
+    with record(network, [*names, *(f"{name}.input" for name in names)]) as activations, torch.no_grad():
+        network(images)
+    for name in names:
+        norm = network.get_submodule(name)
+        expected = torch.nn.functional.batch_norm(
+            activations[f"{name}.input"], norm.running_mean, norm.running_var, norm.weight, norm.bias
+        )
+        torch.testing.assert_close(activations[name], expected)
+        assert activations[name].min() < 0  # no ReLU has been there

@@ -54,9 +54,10 @@ class InnerLoop:
 class Adaptation(NamedTuple):
     """Results for ``N`` images, on the CPU.
 
-    ``logits`` and ``source_logits (N, K)`` with and without adaptation, ``losses (N, steps + 1)`` before every step and after
-    the last one (on the last step's views), ``fell_back (N,)`` where the adapted prediction was given up for the source's,
-    ``milliseconds (N,)`` spent on adapting and predicting.
+    ``logits`` and ``source_logits (N, K)`` with and without adaptation; ``losses (N, steps + 1)`` before every step and after
+    the last one on the last step's views, or without training one column that is not a number; ``fell_back (N,)`` where the
+    adapted prediction was given up for the source's; ``milliseconds (N,)`` spent on adapting and predicting, an image's share
+    of its group's time.
     """
 
     logits: Tensor
@@ -134,6 +135,8 @@ def adapt_together(
             views, losses = method.views(network, images, streams[0]), images.new_zeros(len(images), 1)
         logits = predict(network, parameters, images, views, method, statistics)
     unusable = diverged(losses) | ~logits.isfinite().all(-1)
+    if not parameters:
+        losses = losses.fill_(float("nan"))  # nothing was measured
     logits = torch.where(unusable[:, None], source_logits, logits)
     wait_for(images.device)
     cost = torch.full((len(images),), (time.perf_counter() - began) * 1e3 / len(images))
@@ -216,8 +219,11 @@ def select_parameters(network: nn.Module, trainable: str | Sequence[str]) -> dic
         names = normalisation_parameters(network)
         chosen = {name: parameters[name] for name in names if name in parameters and name.startswith("encoder.")}
     else:
-        prefixes = (trainable,) if isinstance(trainable, str) else tuple(trainable)
-        chosen = {name: parameter for name, parameter in parameters.items() if name.startswith(prefixes)}
+        wanted = (trainable,) if isinstance(trainable, str) else tuple(trainable)
+        found = {part: [name for name in parameters if f"{name}.".startswith(f"{part.rstrip('.')}.")] for part in wanted}
+        trainable = next((part for part, names in found.items() if not names), trainable)
+        complete = all(found.values())
+        chosen = {name: parameters[name] for name in parameters if complete and any(name in names for names in found.values())}
     if not chosen:
         raise UserError(
             f"trainable: {trainable!r} matches no parameter; names begin with, for example, "
@@ -276,12 +282,13 @@ def check(network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, s
         UserError: the protocol, the statistics or the network do not fit.
     """
     method.check(network)
-    needs = set(method.needs) | ({"layers"} if loop.normalisation.needs_statistics(network) else set())
-    if missing := needs - kinds(statistics):
-        raise UserError(
-            f"method {type(method).__name__} with normalisation {loop.normalisation.policy!r} needs source "
-            f"statistics of the kind {', '.join(sorted(missing))}; measure them with tttlab.source_statistics"
-        )
+    if missing := set(method.needs) - kinds(statistics):
+        raise UserError(f"{method} needs source statistics of the kind {', '.join(sorted(missing))}; measure them with "
+                        "its source_statistics or with tttlab.source_statistics")  # fmt: skip
+    unknown = [layer for layer in loop.normalisation.layers(network) if f"{layer}.mean_center" not in statistics]
+    if unknown:
+        raise UserError(f"normalisation {loop.normalisation.policy!r} needs source statistics of {len(unknown)} layers that "
+                        f"have none, such as {unknown[0]}; see tttlab.source_statistics.layer_statistics")  # fmt: skip
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm) and not module.track_running_stats:
             raise UserError(

@@ -63,10 +63,13 @@ class Network(nn.Module):
 
 
 class TimmClassifier(nn.Module):
-    """Any timm model with its own classifier, behind the same call; images come normalised as the model wants them."""
+    """Any timm model with its own linear classifier, behind the same call; images come normalised as the model wants them."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        if not isinstance(classifier := model.get_classifier(), nn.Linear):
+            raise UserError(f"expected a timm model with one linear classifier, found {type(classifier).__name__} in "
+                            f"{type(model).__name__}; choose another model or wrap it in tttlab.networks.Network")  # fmt: skip
         self.encoder = model
         self.training = model.training
 
@@ -152,6 +155,9 @@ def build_encoder(
         options.setdefault("img_size", image_size)
         if stem != "original":
             options.setdefault("patch_size", 4)
+        if image_size % options.get("patch_size", 1):
+            raise UserError(f"data.image_size: expected a multiple of the patches' {options['patch_size']} pixels, "
+                            f"found {image_size}; change it or backbone_options.patch_size")  # fmt: skip
     if "channels" in options or "layers" in options:
         # A fresh residual branch that starts at zero would leave BatchNorm parameters without gradient for a while.
         options.setdefault("zero_init_last", False)

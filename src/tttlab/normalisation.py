@@ -41,9 +41,12 @@ class Normalisation:
     prior: float = 0.1
     threshold: float = 1.0
 
-    def needs_statistics(self, network: nn.Module) -> bool:
-        """Whether `layer_statistics` of the source domain are required for this network."""
-        return self.policy == "shrink" or (self.policy != "source" and not batch_norm_layers(network))
+    def layers(self, network: nn.Module) -> list[str]:
+        """Name the layers whose natural variation this policy reads."""
+        norm = batch_norm_layers(network)
+        if norm:
+            return [f"{name}.input" for name in norm] if self.policy == "shrink" else []
+        return token_layers(network) if self.policy != "source" else []
 
     def target(self, own: Moments, source: Moments, center: Moments, scale: Moments) -> Moments:
         """Choose the moments to normalise with.

@@ -212,7 +212,7 @@ def sentence(results: Results, model: str) -> str:
     if runs["undecided"]:
         told.append(f"{_enumerate(runs['undecided'])}: undecided, the interval includes zero.")
     if runs["unchanged"]:
-        told.append(f"{_enumerate(runs['unchanged'])} changed nothing.")
+        told.append(f"{_enumerate(runs['unchanged'])} made no difference to the accuracy.")
     told.append(_about_clean(entries))
     return " ".join(filter(None, told))
 

@@ -44,8 +44,12 @@ def layer_statistics(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
             for layer in layers:
                 collected[layer].append(batch_moments(activations[layer]))
     statistics: Statistics = {}
+    widths = {f"encoder.{stage['module']}": stage["num_chs"] for stage in network.encoder.feature_info}
     for layer, parts in collected.items():
         moments = Moments(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        if moments.mean.shape[1] != widths.get(layer, moments.mean.shape[1]):
+            raise UserError(f"layer {layer} of {type(network.encoder).__name__}: expected {widths[layer]} channels second, "
+                            f"found {moments.mean.shape[1]}; backbones with channels last are not supported")  # fmt: skip
         statistics |= {f"{layer}.{name}": value for name, value in summarise_moments(moments).items()}
     return statistics
 

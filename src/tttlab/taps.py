@@ -55,12 +55,15 @@ def record(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
 
 
 def tap(network: nn.Module, name: str, activations: dict[str, Tensor]) -> RemovableHandle:
-    """Write one layer's activation to ``activations[name]`` on every forward pass."""
+    """Write one layer's activation to ``activations[name]`` on every forward pass.
+
+    A copy, for the layers behind it may work in place, as timm's residual blocks do on the output of their BatchNorm.
+    """
     if name.endswith(".input"):
         layer = network.get_submodule(name.removesuffix(".input"))
-        return layer.register_forward_pre_hook(lambda _layer, inputs: activations.__setitem__(name, inputs[0]))
+        return layer.register_forward_pre_hook(lambda _layer, inputs: activations.__setitem__(name, inputs[0].clone()))
     return network.get_submodule(name).register_forward_hook(
-        lambda _layer, _inputs, output: activations.__setitem__(name, output)
+        lambda _layer, _inputs, output: activations.__setitem__(name, output.clone())
     )
 
 
