@@ -155,6 +155,7 @@ MISTAKES = [
     ("data/test/limit", 0, "data.test.limit: expected a number greater than or equal to 1", "found 0"),
     ("data/labeled/validation", 1.0, "data.labeled.validation: expected a number less than 1", "found 1.0"),
     ("data/labeled/validation", del_, "data.labeled.validation: missing", ""),
+    ("source_stats/images", 1, "source_stats.images: expected a number greater than or equal to 2", "found 1"),
     ("adapt/augment/min_scale", 0.0, "adapt.augment.min_scale: expected a number greater than 0", ""),
     ("adapt/augment/flip", 1, "adapt.augment.flip: expected a valid boolean", "found 1"),
     ("models", {}, "models: expected at least one entry", "found {}"),

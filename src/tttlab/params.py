@@ -300,7 +300,7 @@ class Model(Strict):
 class SourceStats(Strict):
     """How much source data the source statistics see."""
 
-    images: Count | None
+    images: Annotated[StrictInt, Field(ge=2)] | None
     bank_size: Count
 
 
