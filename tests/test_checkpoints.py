@@ -68,7 +68,7 @@ def test_weights_that_cannot_be_fetched_are_told_without_a_traceback(monkeypatch
 
     monkeypatch.setattr("timm.create_model", fail)
     with pytest.raises(UserError, match=r"^weights: expected timm's weights of 'resnet18', found neither .* file$"):
-        trainings.build(trainings.SIMCLR | {"weights": "timm"})
+        trainings.build(trainings.SIMCLR | {"weights": "timm", "stem": "original"})
 
 
 def test_mae_refuses_a_convolutional_network_before_any_work():

@@ -93,3 +93,13 @@ def test_a_network_without_a_head_classifies():
     outputs = Network(encoder, 3).eval()(networks.images(2))
     assert outputs.logits.shape == (2, 3)
     assert outputs.projections is None
+
+
+def test_a_pretrained_first_convolution_is_not_thrown_away():
+    with pytest.raises(UserError, match=r"stem 'small' would replace the pretrained first convolution of 'resnet18'"):
+        build_encoder("resnet18", 32, pretrained=True)
+
+
+def test_images_are_a_whole_number_of_patches():
+    with pytest.raises(UserError, match=r"data\.image_size: expected a multiple of the patches' 4 pixels, found 30"):
+        build_encoder("vit_tiny_patch16_224", 30)

@@ -158,6 +158,9 @@ def build_encoder(
         if image_size % options.get("patch_size", 1):
             raise UserError(f"data.image_size: expected a multiple of the patches' {options['patch_size']} pixels, "
                             f"found {image_size}; change it or backbone_options.patch_size")  # fmt: skip
+    elif pretrained and stem != "original":
+        raise UserError(f"models: stem {stem!r} would replace the pretrained first convolution of {backbone!r}; set "
+                        "stem: original with weights: timm")  # fmt: skip
     if "channels" in options or "layers" in options:
         # A fresh residual branch that starts at zero would leave BatchNorm parameters without gradient for a while.
         options.setdefault("zero_init_last", False)
