@@ -3,6 +3,7 @@
 The independent slow path adapts one image at a time with ordinary autograd on a deep copy of the network.
 """
 
+import contextlib
 import copy
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tttlab.adapter import InnerLoop, adapt, clip_gradients, diverged, select_parameters
 from tttlab.errors import UserError
 from tttlab.method import Method
+from tttlab.method_settings import method_names
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
 from tttlab.methods.none import NoAdaptation
@@ -21,6 +23,7 @@ from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.views import ViewAverage
 from tttlab.networks import Network
 from tttlab.normalisation import Normalisation, normalised
+from tttlab.registry import load_method
 from tttlab.seeding import torch_generator
 
 TRAINING = [
@@ -34,6 +37,19 @@ TRAINING = [
     ("vit", ActMAD()),
     ("vit", ActMAD(form="l1")),
 ]
+
+
+def found_methods():
+    """Every training method in the folder that is not listed above, with its own defaults, on every network it accepts."""
+    listed = {type(method) for _, method in TRAINING}
+    for method in map(load_method, method_names()):
+        for kind in ("resnet", "groupnorm", "vit") if method.trains and type(method) not in listed else ():
+            with contextlib.suppress(UserError):
+                method.check(networks.source_statistics(kind)[0])
+                yield kind, method
+
+
+TRAINING += found_methods()
 POLICIES = [Normalisation(), Normalisation("image"), Normalisation("mixed"), Normalisation("shrink")]
 LOOPS = [
     InnerLoop(steps=3, lr=1e-2, clip=1.0),

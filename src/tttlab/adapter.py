@@ -37,7 +37,7 @@ class InnerLoop:
         lr: learning rate.
         momentum: of SGD, in [0, 1).
         trainable: ``all``, ``encoder`` (a moving self-supervised head can lower its loss without the encoder), ``norm`` (the
-            encoder's affine parameters of normalisation layers), ``none``, or prefixes of parameter names.
+            encoder's affine parameters of normalisation layers), ``none``, or names of modules or parameters.
         normalisation: policy for the networks' normalisation layers, for the loss and for the prediction.
         clip: largest norm of one image's gradient; None: no clipping.
     """

@@ -15,7 +15,6 @@ from tttlab.settings import Strict
 
 METHODS = Path(__file__).parent / "methods"
 ALIAS = "ssl"  # as a run's method: the objective that each model was trained with
-NOT_LITERAL = object()  # stands for a default that only the method's own code can compute
 
 _MARKERS = ("Gt", "Ge", "Lt", "Le", "Interval", "MultipleOf", "Len")
 _PLAIN_TYPES = {
@@ -123,4 +122,4 @@ def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return Field(default=NOT_LITERAL)
+        return Field(default=None)  # only the method's own code can compute it, and will
