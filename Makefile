@@ -5,7 +5,7 @@ PYTHON ?= python3
 export UV_COMPILE_BYTECODE = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: repro test ui lint format pins clean
+.PHONY: repro test bench ui lint format pins clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/ready  ## run the pipeline, or what of it is out of date
@@ -13,6 +13,9 @@ repro: .venv/ready  ## run the pipeline, or what of it is out of date
 
 test: .venv/ready  ## the tests
 	$(UV) run pytest $(ARGS)
+
+bench: .venv/ready  ## speed and memory of the adapter next to its bound and to its peers, under ten minutes
+	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)
 
 ui: .venv/ready  ## MLflow on localhost
 	$(UV) run python -m pipeline.ui $(ARGS)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,16 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Threads that wait by spinning slow small operations down a hundredfold when another program shares the processor.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from tttlab.allocator import keep_freed_memory
 from tttlab.errors import UserError
 from tttlab.params import read_params
 
 # What must outlive a queued experiment's temporary folder (mlflow.db, half-finished work) lies at the real root.
 ROOT = Path(os.environ.get("DVC_ROOT", Path.cwd())).resolve()
 OUTPUTS = Path("outputs")
+# The number of this process among those that share the stage, as torchrun, Fabric or srun tells it.
+RANK = next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0)
+PATIENCE = 10.0  # seconds; a process that fails lets the first one speak, whose end is then the end of all
 
 
 def main(run: Callable[..., None], description: str, item: str | None = None) -> None:
@@ -34,12 +39,16 @@ def main(run: Callable[..., None], description: str, item: str | None = None) ->
         parser.add_argument(item, help=f"the {item}'s name in params.yaml")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
     arguments = vars(parser.parse_args())
+    keep_freed_memory()
     try:
         params = read_params(arguments.pop("params"), base=ROOT)
         run(params, *arguments.values())
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if RANK:
+            time.sleep(PATIENCE)
+        print(f"error: {f'(process {RANK}) ' if RANK else ''}{error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one was", file=sys.stderr)
+        if not RANK:
+            print("interrupted; the same command goes on where this one was", file=sys.stderr)
         sys.exit(130)

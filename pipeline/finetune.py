@@ -31,6 +31,8 @@ def run(params: Params, model: str) -> None:
             trainer, network, build_objective(chosen["objective"]), train, validation, Recipe(**recipe), **how,
             augmentation=augmentation, objective_augmentation=Augmentation(**objective_views),
         )  # fmt: skip
+        if tracked is None:
+            return  # the first process writes
         metrics = last_values(rows)
         if refit:
             metrics |= {f"refit_{key}": last_values(refit)[key] for key in ("loss", "seconds")}

@@ -1,15 +1,25 @@
 """What one run of params.yaml needs of one model, checked before any work."""
 
+import torch
+
 import pipeline
 from pipeline.source_stats import source_batches
-from tttlab import adapter, checkpoints, devices, registry, source_statistics, sweep
+from tttlab import checkpoints, devices, registry, source_statistics, sweep
+from tttlab.inner_loop import select_parameters
 from tttlab.params import Params
 from tttlab.views import Augmentation
 
 
-def load_run(params: Params, name: str, model: str) -> tuple:
-    """Load one model and what its run needs: device, network, its description, method, inner loop, source statistics."""
-    device = devices.choose_device(params.machine.device)
+def load_run(params: Params, name: str, model: str, device: torch.device | None = None) -> tuple:
+    """Load one model and what its run needs: device, network, its description, method, inner loop, source statistics.
+
+    Args:
+        params: all settings.
+        name: the run's name.
+        model: the model's name.
+        device: where to compute; None: as ``machine.device`` says.
+    """
+    device = device or devices.choose_device(params.machine.device)
     network, checkpoint = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model, device)
     statistics = source_statistics.load(pipeline.OUTPUTS / "source_stats" / model, checkpoint["sha256"])
     chosen, trained = params.run_settings(name, model), params.models[model]
@@ -19,6 +29,6 @@ def load_run(params: Params, name: str, model: str) -> tuple:
                                   augmentation=Augmentation(**views.model_dump()))  # fmt: skip
     loop = sweep.inner_loop(chosen.adapter.model_dump())
     method.check(network)
-    adapter.select_parameters(network, loop.trainable)
+    select_parameters(network, loop.trainable)
     statistics = sweep.complete(statistics, method, network, lambda: source_batches(params, device))
     return device, network, checkpoint, method, loop, statistics

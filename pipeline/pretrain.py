@@ -29,6 +29,8 @@ def run(params: Params, model: str) -> None:
         log_inputs(tracked, unlabeled=(unlabeled, "training"), labeled_train=(train, "validation"),
                    labeled_validation=(validation, "validation"))  # fmt: skip
         rows = pretrain(trainer, network, objective, unlabeled, (train, validation), augmentation, Recipe(**recipe))
+        if tracked is None:
+            return  # the first process writes
         metrics = last_values(rows)
         extra = {"parent": None, "mlflow_run_id": tracked.id, "metrics": metrics}
         about = {"settings": chosen, "classes": train.classes, "image_size": size, "extra": extra}

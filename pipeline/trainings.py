@@ -1,7 +1,7 @@
 """What the two training stages share: unfinished work, the run in MLflow, and what they write."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +9,20 @@ import pandas as pd
 
 import pipeline
 from pipeline.execution import execution
+from pipeline.processes import open_fabric, shared_work
 from tttlab import checkpoints
 from tttlab.data import ImageSet
 from tttlab.networks import Network
 from tttlab.params import Params
-from tttlab.resuming import Work, work_key
 from tttlab.tracking import Run, pipeline_run, start_run
-from tttlab.trainer import Row, Trainer, open_fabric
+from tttlab.trainer import Row, Trainer
 
 
 @contextmanager
 def open_trainer(
     params: Params, model: str, stage: str, settings: Mapping[str, Any], inputs: Sequence[Path], source_run: str | None
-) -> Iterator[tuple[Trainer, Run]]:
-    """Open a training and its run in MLflow, new or where a killed one was.
+) -> Iterator[tuple[Trainer, Run | None]]:
+    """Open a training and, on the first of its processes, its run in MLflow, new or where a killed one was.
 
     Args:
         params: all settings.
@@ -35,24 +35,30 @@ def open_trainer(
     recipe, objective = settings["models"][model][stage], settings["models"][model]["objective"]["name"]
     how = " · ".join(str(part) for part in (recipe.get("mode"), objective) if part)
     tags = {"model": model, "objective": objective} | ({"source_run_id": source_run} if source_run else {})
-    key = work_key(stage, settings, inputs)
+    fabric = open_fabric(params)
+
+    def open_run(key: str):
+        return start_run(
+            pipeline.ROOT, stage=stage, name=f"{stage} {model} · {how} · {recipe['epochs']} epochs", params=settings, tags=tags,
+            parent=pipeline_run(pipeline.ROOT, execution(params)), resume_key=key,
+        )  # fmt: skip
+
     with (
-        Work(pipeline.ROOT / ".resume" / key) as work,
-        start_run(pipeline.ROOT, stage=stage, name=f"{stage} {model} · {how} · {recipe['epochs']} epochs",
-                  params=settings, tags=tags, parent=pipeline_run(pipeline.ROOT, execution(params)),
-                  resume_key=key) as run,
-    ):  # fmt: skip
+        shared_work(fabric, stage, settings, inputs) as work,
+        open_run(work.folder.name) if fabric.is_global_zero else nullcontext() as run,
+    ):
 
         def report(task: str, row: Row) -> None:
             prefix = "" if task == stage else f"{task}/"
             run.log_metrics({f"{prefix}{name}": value for name, value in row.items() if name != "epoch"}, row["epoch"])
 
-        fabric = open_fabric(params.machine.device, params.machine.precision)
         yield Trainer(fabric, params.seed, params.machine.workers, work, report), run
 
 
-def log_inputs(run: Run, **sets: tuple[ImageSet, str]) -> None:
+def log_inputs(run: Run | None, **sets: tuple[ImageSet, str]) -> None:
     """Tell MLflow which images a run reads, and each set's use: ``training`` or ``validation``."""
+    if run is None:
+        return
     for name, (images, context) in sets.items():
         run.log_input(name, images.source, images.digest(), len(images), context)
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tttlab.adapter import InnerLoop, adapt, clip_gradients, diverged, select_parameters
+from tttlab.adapter import adapt, diverged
 from tttlab.errors import UserError
+from tttlab.inner_loop import InnerLoop, clip_gradients, select_parameters
 from tttlab.method import Method
 from tttlab.method_settings import method_names
 from tttlab.methods.actmad import ActMAD
@@ -217,19 +218,32 @@ def test_divergence_is_a_loss_that_is_not_finite_or_has_exploded():
 
 
 def test_clipping_bounds_each_image_on_its_own():
-    parameters = {"a": torch.zeros(3, 2, requires_grad=True), "b": torch.zeros(3, 2, 2, requires_grad=True)}
-    gradients = {key: torch.randn(value.shape, generator=torch.Generator().manual_seed(3)) for key, value in parameters.items()}
-    gradients["a"][1] *= 1e-3
-    gradients["b"][1] *= 1e-3
-    gradients["b"][2, 0, 0] = float("nan")
-    for key, value in parameters.items():
-        value.grad = gradients[key].clone()
-    clip_gradients(parameters, 0.5)
-    norms = torch.stack([value.grad.flatten(1).norm(dim=1) for value in parameters.values()]).norm(dim=0)
-    assert norms[0] == pytest.approx(0.5, rel=1e-5)
-    assert torch.equal(parameters["b"].grad[1], gradients["b"][1])  # short enough: untouched
-    assert not parameters["a"].grad[2].any()
-    assert not parameters["b"].grad[2].any()
+    generator = torch.Generator().manual_seed(3)
+    gradients = {"a": torch.randn(3, 2, generator=generator), "b": torch.randn(3, 2, 2, generator=generator)}
+    for part in gradients.values():
+        part[1] *= 1e-3
+    clipped = clip_gradients(gradients, 0.5)
+    for image in (0, 2):
+        whole = torch.cat([part[image].flatten() for part in clipped.values()])
+        assert whole.norm() == pytest.approx(0.5, rel=1e-5)
+    assert torch.equal(clipped["b"][1], gradients["b"][1])  # short enough: untouched
+
+
+def test_a_gradient_that_is_not_finite_costs_its_image_the_adaptation():
+    class Steep(ActMAD):
+        def loss(self, net, views, statistics, state):
+            loss, state = super().loss(net, views, statistics, state)
+            poison = torch.where(views.mean() > 0.99, 0.0, 1.0)  # √ has an infinite slope at 0, and 0 · ∞ is no number
+            return loss + (net(views).logits.sum() * 0 + poison).sqrt() * 0, state
+
+    network, statistics = networks.source_statistics("resnet")
+    images = shifted()
+    images[2] = 1.0
+    for clip in (None, 1.0):
+        result = adapt(network, images, Steep(), InnerLoop(steps=1, lr=1e-5, clip=clip), statistics=statistics)
+        assert result.losses[:, 0].isfinite().all()
+        assert result.fell_back.tolist() == [False, False, True, False, False]
+        assert torch.equal(result.logits[2], result.source_logits[2])
 
 
 def test_which_parameters_move():

@@ -4,6 +4,7 @@ import torch
 import trainings
 from albumentations import ColorJitter, Compose, RandomResizedCrop
 
+from tttlab.errors import UserError
 from tttlab.loaders import EpochBatches, Item, SeededView, Views, as_images, build_transform, open_loader
 from tttlab.views import Augmentation
 
@@ -65,6 +66,22 @@ def test_ranks_share_an_epoch_out_in_equal_numbers_of_batches():
     ranks = [list(EpochBatches(23, 4, seed=0, rank=rank, ranks=3)) for rank in range(3)]
     assert len({len(batches) for batches in ranks}) == 1
     assert {index for batches in ranks for batch in batches for _, index in batch} == set(range(23))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_ranks_parts_make_up_the_batches_of_one_process(ranks):
+    whole, parts = EpochBatches(23, 8, seed=0), [EpochBatches(23, 8, 0, rank, ranks) for rank in range(ranks)]
+    for sampler in (whole, *parts):
+        sampler.set_epoch(3)
+    for batch, *pieces in zip(whole, *parts, strict=True):
+        assert batch == [pair for piece in pieces for pair in piece]
+        assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+    assert [share.whole for share in parts[0].shares] == [len(batch) for batch in whole]
+
+
+def test_a_batch_has_an_image_for_every_rank():
+    with pytest.raises(UserError, match="at least one image for each of 4 processes, found batches of 3"):
+        EpochBatches(9, 3, seed=0, rank=0, ranks=4)
 
 
 def test_crop_and_jitter_are_drawn_independently():

@@ -4,8 +4,8 @@ import networks
 import pytest
 import torch
 from torch import nn
-from torch.func import vmap
 
+from tttlab.inner_loop import over_images
 from tttlab.networks import evaluating
 from tttlab.normalisation import Normalisation, normalised, transport
 from tttlab.source_statistics import layer_statistics
@@ -116,7 +116,7 @@ def test_images_are_normalised_one_by_one_under_vmap(kind, policy):
     network, statistics = networks.source_statistics(kind)
     images = networks.images(3, seed=5).double() + 0.5
     with evaluating(network), normalised(network, Normalisation(policy), statistics), torch.no_grad():
-        together = vmap(lambda image: network(image[None]).logits[0])(images)
+        together = over_images(lambda image: network(image[None]).logits[0])(images)
         alone = torch.cat([network(image[None]).logits for image in images])
     torch.testing.assert_close(together, alone)
     with torch.no_grad():

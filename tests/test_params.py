@@ -187,6 +187,7 @@ MISTAKES = [
     ("adapt/protocol", "episodc", "adapt.protocol: found 'episodc'", "did you mean 'episodic'?"),
     ("machine/device", "gpu", "machine.device: unknown device 'gpu'", "cuda"),
     ("machine/precision", 16, "machine.precision: found 16", "allowed: 32, auto, bf16"),
+    ("machine/devices", 0, "machine.devices: expected", "or 'auto', found 0"),
     ("machine/images_per_step", 0, "machine.images_per_step: expected", "or 'auto', found 0"),
     ("adapt/runs/none", del_, "adapt.runs.none: missing", "add none: {method: none}"),
     ("adapt/runs/none/normalisation", "image", "adapt.runs.none: the control", "{method: none} alone"),

@@ -1,6 +1,13 @@
 """All stages after one another on few images, as DVC runs them, and what others may build on."""
 
 import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -101,6 +108,52 @@ def test_statistics_of_another_checkpoint_are_refused(project):
         source_statistics.load(root / "outputs" / "source_stats" / "mae_vit", "0" * 64)
     with pytest.raises(UserError, match=r"expected source statistics, found none that can be read; run the stage source_stats"):
         source_statistics.load(root / "outputs" / "nowhere", "0" * 64)
+
+
+@pytest.fixture
+def copied(project, tmp_path):
+    """The finished project at another place, set up for two processes; and a way to run a stage there."""
+    root, _ = project
+    copy = Path(shutil.copytree(root, tmp_path / "copy"))
+    values = YAML(typ="safe").load((copy / "params.yaml").read_text())
+    values["machine"]["devices"] = 2
+    with (copy / "params.yaml").open("w") as file:
+        YAML().dump(values, file)
+    environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"} | {"PYTHONPATH": str(ROOT)}
+
+    def run(*words: str) -> None:
+        command = [sys.executable, "-m", *words]
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+
+    return copy, run
+
+
+def count_runs(root: Path) -> int:
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        return database.execute("SELECT count(*) FROM runs WHERE name LIKE 'adapt%' OR name LIKE 'pretrain%'").fetchone()[0]
+
+
+def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, copied):
+    root, params = project
+    copy, run = copied
+    before = count_runs(copy)
+    run("pipeline.adapt", "ssl")
+    for model in params.models:
+        one, two = (pd.read_parquet(place / "outputs" / "adapted" / "ssl" / f"{model}.parquet") for place in (root, copy))
+        pd.testing.assert_frame_equal(one.drop(columns="milliseconds"), two.drop(columns="milliseconds"), rtol=1e-3, atol=1e-4)
+    assert count_runs(copy) == before + len(params.models)  # the first process's alone
+    assert not [path for path in (copy / ".resume").iterdir() if path.is_dir()]
+
+
+def test_two_processes_started_by_torchrun_pretrain_as_one_does(project, copied):
+    root, _ = project
+    copy, run = copied
+    before = count_runs(copy)
+    run("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.pretrain", "mae_vit")
+    one, two = (pd.read_csv(place / "outputs" / "pretrained" / "mae_vit" / "curve.csv") for place in (root, copy))
+    pd.testing.assert_frame_equal(one.drop(columns="knn_accuracy"), two.drop(columns="knn_accuracy"), rtol=1e-4)
+    assert count_runs(copy) == before + 1
 
 
 def test_nothing_unfinished_is_left(project):

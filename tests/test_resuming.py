@@ -51,6 +51,18 @@ def test_a_lock_cut_off_by_a_full_disk_holds_nothing(tmp_path):
         pass
 
 
+def test_others_join_work_that_only_its_owner_locks_and_deletes(tmp_path):
+    with Work(tmp_path / "work") as work:
+        lock = (tmp_path / "work" / "process.json").read_text()
+        with Work(tmp_path / "work", owner=False) as joined:
+            joined.save("block", {"number": 3})
+            assert (tmp_path / "work" / "process.json").read_text() == lock
+        assert work.has("block")
+        assert not work.has("other")
+        assert work.load("block") == {"number": 3}
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_folder_survives_failure_and_goes_after_success(tmp_path):
     def fail() -> None:
         with Work(tmp_path / "work") as work:

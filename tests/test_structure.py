@@ -104,7 +104,7 @@ def test_only_tracking_imports_mlflow_and_sources_read_no_surroundings(path):
 
 
 LAYERS = [
-    {"errors", "seeding", "settings", "method_settings", "runs", "params"},
+    {"allocator", "errors", "seeding", "settings", "method_settings", "runs", "params"},
     {
         "decoding",
         "sources",
@@ -115,6 +115,7 @@ LAYERS = [
         "taps",
         "devices",
         "parallel",
+        "ranks",
         "source_statistics",
         "views",
     },
@@ -130,7 +131,7 @@ LAYERS = [
         "training",
     },
     {"method", "methods", "registry"},
-    {"adapter", "sweep"},
+    {"per_image", "group_size", "inner_loop", "adapter", "sweep"},
     {"metrics"},
     {"tracking", "plots", "report"},
 ]

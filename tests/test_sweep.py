@@ -1,18 +1,24 @@
 """A sweep over shifts: labels stay out of it, a kill loses nothing, and every row is in its place."""
 
+import os
+import signal
+
 import networks
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from processes import on_ranks, start
 
 from tttlab import sweep
 from tttlab.adapter import InnerLoop, adapt
 from tttlab.corruptions import corrupt_all
 from tttlab.data import ImageSet
+from tttlab.errors import UserError
 from tttlab.loaders import as_images
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.simclr import SimCLRTraining
+from tttlab.ranks import open_fabric
 from tttlab.resuming import Work
 from tttlab.shifts import Shift, list_shifts
 
@@ -100,6 +106,68 @@ def test_workers_change_nothing(images, tmp_path):
     same = [name for name in alone.columns if name != "milliseconds"]
     pd.testing.assert_frame_equal(alone[same], together[same], rtol=1e-5)
     np.testing.assert_allclose(losses, other, rtol=1e-5)
+
+
+def share(fabric, images, folder, die_at=None, workers=0):
+    """One rank's part of a sweep in blocks of four images; dies before its ``die_at``-th block if told so."""
+    calls = []
+
+    def dying(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return adapt(*arguments, **settings)
+
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "BLOCK", 4)
+        patch.setattr(sweep, "adapt", dying)
+        found = sweep.adapt_to_shifts(
+            network, SimCLRTraining(num_views=2), InnerLoop(steps=2, lr=1e-2, clip=1.0), images, SHIFTS,
+            statistics=statistics, seed=3, work=Work(folder, owner=False), prefix="model", workers=workers,
+            rank=fabric.global_rank, ranks=fabric.world_size, barrier=fabric.barrier,
+        )  # fmt: skip
+    return found, len(calls)
+
+
+def assert_same(left: tuple, right: tuple) -> None:
+    same = [name for name in left[0].columns if name != "milliseconds"]
+    pd.testing.assert_frame_equal(left[0][same], right[0][same], check_exact=True)
+    np.testing.assert_array_equal(left[1], right[1])
+
+
+def test_ranks_and_a_kill_change_no_bit(images, tmp_path):
+    """Ten blocks: alone, over two ranks, and over two ranks of which one is killed, resumed by three."""
+    torch.set_num_threads(1)
+    for name in ("alone", "two", "killed"):
+        (tmp_path / name).mkdir()
+    alone, blocks = share(open_fabric("cpu", "32"), images, tmp_path / "alone")
+    assert blocks == 10
+    (two, first), (nothing, second) = on_ranks(share, tmp_path / "a", images, tmp_path / "two", None, 2)
+    assert (nothing, first, second) == (None, 0, 0)  # all in the ranks' own workers
+    assert_same(two, alone)
+
+    def killed(fabric, *arguments):
+        return share(fabric, *arguments, die_at=3 if fabric.global_rank else None)
+
+    assert start(killed, tmp_path / "b", images, tmp_path / "killed") == [1, -signal.SIGKILL]
+    assert len(list((tmp_path / "killed").glob("*.pt"))) == 5 + 2
+    resumed = on_ranks(share, tmp_path / "c", images, tmp_path / "killed", ranks=3)
+    assert sum(calls for _, calls in resumed) == 3
+    assert_same(resumed[0][0], alone)
+
+
+def test_a_block_that_no_rank_left_is_missed(images, tmp_path):
+    with pytest.raises(UserError, match=r"expected the results of model-clean-0 in .*, found none.*that all machines share"):
+        sweep.collect(Work(tmp_path), "model", sweep.list_blocks(SHIFTS, 6), images)
+
+
+def test_blocks_hold_every_image_of_every_shift_once():
+    blocks = sweep.list_blocks(SHIFTS[:2], 600)
+    assert [(block.name, len(block.images)) for block in blocks] == [
+        ("clean-0", 256), ("clean-1", 256), ("clean-2", 88), ("fog-2-0", 256), ("fog-2-1", 256), ("fog-2-2", 88)
+    ]  # fmt: skip
+    assert [index for block in blocks[:3] for index in block.images] == list(range(600))
 
 
 def test_settings_of_params_yaml_become_the_inner_loop():

@@ -10,7 +10,7 @@ from tttlab.errors import UserError
 from tttlab.loaders import Views
 from tttlab.optimisers import Recipe
 from tttlab.resuming import Work
-from tttlab.trainer import Task, open_fabric, training_only
+from tttlab.trainer import Task, training_only
 from tttlab.training import classification_loss, objective_loss, ssl_views
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2)
@@ -102,10 +102,3 @@ def test_freezing_ends_with_the_block_and_never_thaws_what_was_frozen():
         trainable = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
         assert trainable == {name for name, _ in network.named_parameters() if name.startswith("head.")} - fixed
     assert {name for name, parameter in network.named_parameters() if not parameter.requires_grad} == fixed
-
-
-def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(UserError, match=r"machine\.device"):
-        open_fabric("cuda:99")
-    assert open_fabric("cpu", "auto")._precision.precision == "32-true"
-    assert open_fabric("cpu", "bf16")._precision.precision == "bf16-mixed"

@@ -12,8 +12,9 @@ from tttlab.checkpoints import build_network
 from tttlab.data import ImageSet
 from tttlab.networks import Network
 from tttlab.optimisers import Recipe
+from tttlab.ranks import open_fabric
 from tttlab.resuming import Work
-from tttlab.trainer import Trainer, open_fabric
+from tttlab.trainer import Trainer
 from tttlab.training import finetune, pretrain
 from tttlab.views import Augmentation
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tttlab.data import ImageSet
+from tttlab.errors import UserError
+from tttlab.ranks import Share
 from tttlab.seeding import numpy_generator, stream_seed
 from tttlab.views import Augmentation
 
@@ -88,26 +90,29 @@ class AugmentedImages(Dataset):
 class EpochBatches(Sampler):
     """Every image once per epoch, in an order drawn from (seed, epoch), in batches whose sizes differ by at most one.
 
-    No image is dropped, and no batch is left with the one image that BatchNorm cannot take.
+    No image is dropped, and no batch is left with the one image that BatchNorm cannot take. The whole batches are the same
+    for any number of ranks; each rank gets its `Share` of every one, and no image is repeated to make these equal.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
-        self.count, self.seed, self.rank, self.ranks, self.epoch = count, seed, rank, ranks, 0
-        self.own = -(-count // ranks)  # images of one rank, padded to the same number for all
-        self.batches = -(-self.own // batch_size)
+        self.count, self.seed, self.epoch = count, seed, 0
+        batches = -(-count // batch_size)
+        if count // batches < ranks:
+            raise UserError(f"batch_size: expected at least one image for each of {ranks} processes, found batches of "
+                            f"{count // batches}; raise it or start fewer processes")  # fmt: skip
+        self.shares = [Share(len(batch), rank, ranks) for batch in np.array_split(np.empty(count), batches)]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next pass follows."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.batches
+        return len(self.shares)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = numpy_generator(self.seed, "order", self.epoch).permutation(self.count)
-        own = np.resize(order, self.own * self.ranks)[self.rank :: self.ranks]
-        for batch in np.array_split(own, self.batches):
-            yield [(self.epoch, int(index)) for index in batch]
+        for batch, share in zip(np.array_split(order, len(self.shares)), self.shares, strict=True):
+            yield [(self.epoch, int(index)) for index in batch[share.own]]
 
 
 def open_loader(
@@ -125,11 +130,14 @@ def open_loader(
     Args:
         images: what to augment.
         views: the views of each image, by name.
-        batch_size: images per batch, at most, on one rank.
+        batch_size: images per batch, at most, on all ranks together.
         seed: the experiment's seed.
         workers: processes that augment; 0 augments in this one.
         rank: number of this process among those that train together.
         ranks: how many they are.
+
+    Raises:
+        UserError: there are more ranks than images in a batch.
     """
     return DataLoader(
         AugmentedImages(images, views, seed),

@@ -86,19 +86,14 @@ def as_network(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for a while, with attention that ``vmap`` can batch, and restore it after."""
+    """Put a network into evaluation mode for a while, and restore every part's mode after."""
     modes = [(module, module.training) for module in network.modules()]
-    fused = [module for module in network.modules() if getattr(module, "fused_attn", False)]
     network.eval()
-    for module in fused:
-        module.fused_attn = False
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for module in fused:
-            module.fused_attn = True
 
 
 class Bound:

@@ -327,10 +327,11 @@ class Adapt(Strict):
 
 
 class Machine(Strict):
-    """Where and how fast; never changes a result."""
+    """Where and how fast; changes no result but for rounding, and BatchNorm over several processes without GPUs."""
 
     device: Annotated[str, AfterValidator(_check_device)] = "auto"
     precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda value: "32" if value == 32 else value)] = "auto"
+    devices: Count | Literal["auto"] = "auto"
     workers: Natural = 2
     images_per_step: Count | Literal["auto"] = "auto"
 

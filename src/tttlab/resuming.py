@@ -57,12 +57,15 @@ def content_hash(path: Path, pattern: str = "*") -> str:
 class Work:
     """A piece of work's folder, locked while the ``with`` block lasts and deleted when it ends well.
 
+    Of several processes that share the work the first is its owner; the others join it, once it has the lock.
+
     Attributes:
         folder: place for what must survive a kill.
+        owner: whether this process locks and deletes the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, owner: bool = True) -> None:
+        self.folder, self.owner = folder, owner
         self._lock = folder / "process.json"
 
     def __enter__(self) -> "Work":
@@ -71,6 +74,8 @@ class Work:
         Raises:
             UserError: a process that is still alive has it.
         """
+        if not self.owner:
+            return self
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder.parent / "lock"):  # of two that find the lock free, one takes it
             if (owner := _living_owner(self._lock)) is not None:
@@ -83,6 +88,8 @@ class Work:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Throw the folder away after success, else keep it and unlock it."""
+        if not self.owner:
+            return
         if kind is None:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
@@ -96,6 +103,10 @@ class Work:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.folder / f"{name}.pt")
+
+    def has(self, name: str) -> bool:
+        """Tell whether something is kept under a name."""
+        return (self.folder / f"{name}.pt").exists()
 
     def load(self, name: str) -> dict[str, Any] | None:
         """Read what was kept under a name, on the CPU; None when there is nothing."""

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from tttlab.adapter import Adaptation, InnerLoop, adapt
+from tttlab.adapter import adapt
 from tttlab.data import ImageSet
+from tttlab.errors import UserError
+from tttlab.group_size import GroupSize
+from tttlab.inner_loop import InnerLoop
 from tttlab.loaders import as_images
 from tttlab.method import Method
 from tttlab.normalisation import Normalisation
@@ -19,6 +21,27 @@ from tttlab.parallel import in_order
 from tttlab.resuming import Work
 from tttlab.shifts import Shift
 from tttlab.source_statistics import Statistics, kinds
+
+BLOCK = 256  # images; a number that never changes, so that no machine setting changes a result
+
+
+class Block(NamedTuple):
+    """Some consecutive images under one shift: what is computed, and kept, as one piece."""
+
+    shift: Shift
+    number: int
+    images: range
+
+    @property
+    def name(self) -> str:
+        """For example ``fog-3-0``."""
+        return f"{self.shift.name}-{self.number}"
+
+
+def list_blocks(shifts: Sequence[Shift], count: int) -> list[Block]:
+    """Divide ``count`` images under every shift into blocks, shift after shift."""
+    cuts = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+    return [Block(shift, number, images) for shift in shifts for number, images in enumerate(cuts)]
 
 
 def adapt_to_shifts(
@@ -31,10 +54,14 @@ def adapt_to_shifts(
     work: Work,
     prefix: str,
     workers: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+    barrier: Callable[[], Any] = lambda: None,
+    images_per_step: int | Literal["auto"] = "auto",
     on_images: Callable[[int], Any] = lambda _count: None,
     **settings: Any,
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """Adapt to every image of every shift and keep each finished shift, so that a killed sweep goes on where it was.
+) -> tuple[pd.DataFrame, np.ndarray] | None:
+    """Adapt to every image of every shift and keep each finished block, so that a killed sweep goes on where it was.
 
     Labels are joined to the predictions afterwards and never reach the computation.
 
@@ -44,58 +71,99 @@ def adapt_to_shifts(
         loop: the inner loop.
         images: the clean test images.
         shifts: what is done to them.
-        work: where finished shifts are kept.
+        work: where finished blocks are kept, the same for all ranks.
         prefix: of the names under which they are kept.
-        workers: processes that share the shifts; changes no result.
-        on_images: called with the number of images done.
-        settings: further arguments of `adapt_to_shift`.
+        workers: processes that share this rank's blocks; changes no result.
+        rank: number of this process among those that share the sweep; every ``ranks``-th block is its own.
+        ranks: how many they are; changes no result, nor need it be the number that a killed sweep had.
+        barrier: returns when all ranks have called it.
+        images_per_step: images adapted at once, a machine setting; what ``auto`` finds in one block serves the next.
+        on_images: called with the number of this rank's images done.
+        settings: further arguments of `adapt_to_block`.
 
     Returns:
-        a row per (shift, image), and the mean loss over shifted images before every step and after the last ``(steps + 1,)``.
+        a row per (shift, image), and the mean loss over shifted images before every step and after the last ``(steps + 1,)``;
+        None on all ranks but the first.
+
+    Raises:
+        UserError: after all ranks are done, a block is missing.
     """
-    results = {shift: work.load(f"{prefix}-{shift.name}") for shift in shifts}
-    missing = [shift for shift, found in results.items() if found is None]
-    on_images((len(shifts) - len(missing)) * len(images))
-    job = partial(adapt_to_shift, network, method, loop, images, **settings)
-    for shift, result in zip(missing, in_order(job, missing, workers), strict=True):
-        results[shift] = {name: torch.from_numpy(value) for name, value in result.items()}
-        work.save(f"{prefix}-{shift.name}", results[shift])
-        on_images(len(images))
-    adapted = {shift: Adaptation(**result) for shift, result in results.items()}
-    table = pd.concat([predictions(result, shift, images) for shift, result in adapted.items()], ignore_index=True)
-    curves = torch.cat([result.losses for shift, result in adapted.items() if shift.severity])
-    return table, curves.nanmean(0).numpy()
+    blocks = list_blocks(shifts, len(images))
+    # Its own whatever is done already: ranks that divided what is left might see different things left.
+    own = blocks[rank::ranks]
+    missing = [block for block in own if not work.has(f"{prefix}-{block.name}")]
+    on_images(sum(len(block.images) for block in own) - sum(len(block.images) for block in missing))
+
+    group = GroupSize(images_per_step)
+
+    def job(block: Block) -> int:
+        result = adapt_to_block(network, method, loop, images, block, images_per_step=group, **settings)
+        work.save(f"{prefix}-{block.name}", result)
+        return len(block.images)
+
+    for done in in_order(job, missing, workers):
+        on_images(done)
+    barrier()
+    return None if rank else collect(work, prefix, blocks, images)
 
 
-def adapt_to_shift(
+def adapt_to_block(
     network: nn.Module,
     method: Method,
     loop: InnerLoop,
     images: ImageSet,
-    shift: Shift,
+    block: Block,
     *,
     statistics: Statistics,
     seed: int,
-    images_per_step: int | Literal["auto"] = "auto",
+    images_per_step: int | Literal["auto"] | GroupSize = "auto",
     device: str | torch.device = "cpu",
-) -> dict[str, np.ndarray]:
-    """Adapt to every image of one shift; the parts of an `Adaptation` as arrays, which cross process borders well.
+) -> dict[str, Tensor]:
+    """Adapt to the images of one block.
 
     Args:
         network: the source network.
         method: the test-time method.
         loop: the inner loop.
-        images: the clean test images.
-        shift: what is done to them.
+        images: the clean test images, all of them.
+        block: which of them, and what is done to them.
         statistics: source statistics.
         seed: of all random streams.
         images_per_step: a machine setting.
         device: where to compute.
+
+    Returns:
+        what is worth keeping of an `Adaptation` of n images: per image its class and confidence with and without, and
+        ``losses (n, steps + 1)``, ``fell_back``, ``milliseconds``. Logits of a thousand classes would fill a disk.
     """
-    pixels = as_images(torch.from_numpy(shift.apply(images, seed))).to(device)
-    result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=images.image_ids, seed=seed,
+    own = images.take(block.images)
+    pixels = as_images(torch.from_numpy(block.shift.apply(own, seed))).to(device)
+    result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed,
                    images_per_step=images_per_step)  # fmt: skip
-    return {name: value.numpy() for name, value in result._asdict().items()}
+    source_confidence, source_prediction = confidence(result.source_logits)
+    adapted_confidence, adapted_prediction = confidence(result.logits)
+    return {
+        "source_prediction": source_prediction,
+        "adapted_prediction": adapted_prediction,
+        "source_confidence": source_confidence,
+        "adapted_confidence": adapted_confidence,
+        "losses": result.losses,
+        "fell_back": result.fell_back,
+        "milliseconds": result.milliseconds,
+    }
+
+
+def collect(work: Work, prefix: str, blocks: Sequence[Block], images: ImageSet) -> tuple[pd.DataFrame, np.ndarray]:
+    """Put finished blocks together; see `adapt_to_shifts`."""
+    tables, curves = [], []
+    for block in blocks:
+        if (result := work.load(f"{prefix}-{block.name}")) is None:
+            raise UserError(f"expected the results of {prefix}-{block.name} in {work.folder}, found none after all processes "
+                            "were done; use a file system that all machines share")  # fmt: skip
+        tables.append(predictions(result, block, images))
+        if block.shift.severity:
+            curves.append(result["losses"])
+    return pd.concat(tables, ignore_index=True), torch.cat(curves).nanmean(0).numpy()
 
 
 def complete(
@@ -120,29 +188,23 @@ def inner_loop(settings: Mapping[str, Any]) -> InnerLoop:
     return InnerLoop(**own, normalisation=policy)
 
 
-def predictions(result: Adaptation, shift: Shift, images: ImageSet) -> pd.DataFrame:
-    """Put one shift's results next to the labels (−1: unknown), one row per image."""
-    source_confidence, source = confidence(result.source_logits)
-    adapted_confidence, adapted = confidence(result.logits)
+def predictions(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> pd.DataFrame:
+    """Put one block's results next to the labels (−1: unknown), one row per image."""
     columns: dict[str, Any] = {
-        "image_id": images.image_ids,
-        "shift": shift.name,
-        "corruption": shift.corruption,
-        "severity": shift.severity,
-        "label": np.asarray(images.labels),
-        "source_prediction": source,
-        "adapted_prediction": adapted,
-        "source_confidence": source_confidence,
-        "adapted_confidence": adapted_confidence,
-        "loss_first": result.losses[:, 0].numpy(),
-        "loss_last": result.losses[:, -1].numpy(),
-        "fell_back": result.fell_back.numpy(),
-        "milliseconds": result.milliseconds.numpy(),
+        "image_id": [images.image_ids[index] for index in block.images],
+        "shift": block.shift.name,
+        "corruption": block.shift.corruption,
+        "severity": block.shift.severity,
+        "label": np.asarray(images.labels)[block.images],
+        **{name: result[name].numpy() for name in ("source_prediction", "adapted_prediction")},
+        **{name: result[name].numpy() for name in ("source_confidence", "adapted_confidence")},
+        "loss_first": result["losses"][:, 0].numpy(),
+        "loss_last": result["losses"][:, -1].numpy(),
+        **{name: result[name].numpy() for name in ("fell_back", "milliseconds")},
     }
     return pd.DataFrame(columns)
 
 
-def confidence(logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Give the largest class probability and its class for ``logits (N, K)``, each ``(N,)``."""
-    best = logits.softmax(-1).max(-1)
-    return best.values.numpy(), best.indices.numpy()
+    return tuple(logits.softmax(-1).max(-1))

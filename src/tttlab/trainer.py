@@ -1,9 +1,12 @@
-"""The training loop, on Lightning Fabric: any device and precision, and a killed training goes on where it was."""
+"""The training loop, on Lightning Fabric: any device, precision and number of processes, and a killed training goes on.
+
+With several processes (ranks) every batch is shared out, and all take the step of the whole batch. The first rank alone
+measures, reports and keeps unfinished work; the others read that work too, so its folder must be on a file system of all.
+"""
 
 import logging
 import math
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,12 +15,13 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from tttlab.data import ImageSet
-from tttlab.devices import choose_device
 from tttlab.errors import UserError
 from tttlab.loaders import Views, open_loader
 from tttlab.networks import Network
@@ -25,30 +29,10 @@ from tttlab.optimisers import Recipe, build_optimizer
 from tttlab.resuming import Work
 from tttlab.seeding import stream_seed, torch_generator
 
-Loss = Callable[[Network, dict[str, Tensor], torch.Generator], dict[str, Tensor]]
+logger = logging.getLogger(__name__)
+
+Loss = Callable[[Network, dict[str, Any], torch.Generator], dict[str, Tensor]]
 Row = dict[str, float]  # one epoch of a curve
-
-
-def open_fabric(device: str = "auto", precision: str = "auto") -> Fabric:
-    """Choose where and how precisely to compute.
-
-    Args:
-        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<number>``.
-        precision: ``32``, ``bf16`` (mixed), or ``auto``: bf16 on a GPU that has it.
-
-    Raises:
-        UserError: the device is not there.
-    """
-    chosen = choose_device(device)
-    mixed = precision == "bf16" or (precision == "auto" and chosen.type == "cuda" and torch.cuda.is_bf16_supported())
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice on devices that were not asked for
-        return Fabric(
-            accelerator=chosen.type,
-            devices=1 if chosen.index is None else [chosen.index],
-            precision="bf16-mixed" if mixed else "32-true",
-        )
 
 
 @contextmanager
@@ -77,11 +61,12 @@ class Task:
     Attributes:
         name: tells several trainings of one piece of work apart.
         parts: ``encoder``, ``classifier``, ``head``; the others keep their parameters and buffers.
-        loss: gives, from (network, batch, generator on the CPU), the terms to record; ``loss`` is minimised.
+        loss: gives, from (network, batch, generator on the CPU), the terms to record, means over the batch; ``loss`` is
+            minimised. The batch holds this rank's images, and as ``share`` (a `Share`) which part of the whole they are.
         views: the views that ``loss`` finds in a batch.
         recipe: length and optimiser.
         betas: of AdamW.
-        measure: what to record after an epoch; called with 0 before the first.
+        measure: what to record after an epoch, on the first rank; called with 0 before the first.
     """
 
     name: str
@@ -98,11 +83,11 @@ class Trainer:
     """How tasks are carried out.
 
     Attributes:
-        fabric: device and precision.
+        fabric: device, precision and ranks.
         seed: the experiment's seed.
         workers: processes that augment.
         work: where unfinished work is kept; None keeps none.
-        report: called with (name of the task, row) after every epoch.
+        report: called with (name of the task, row) after every epoch, on the first rank.
     """
 
     fabric: Fabric
@@ -123,10 +108,10 @@ class Trainer:
 
         Returns:
             a row per epoch, the first one for epoch 0: ``epoch``, the means of the loss's terms, ``lr``, what
-            ``measure`` gave, and ``seconds``.
+            ``measure`` gave (on the first rank), and ``seconds``.
 
         Raises:
-            UserError: the loss is no longer finite.
+            UserError: the loss is no longer finite, or the ranks do not find the same unfinished work.
         """
         network.to(self.fabric.device)
         with training_only(network, task.parts):
@@ -137,20 +122,38 @@ class Trainer:
                 optimizer.load_state_dict(state["optimizer"])
                 rows = state["rows"]
             else:
-                rows = [{"epoch": 0, **task.measure(0)}]
-                self.report(task.name, rows[0])
+                rows = [{"epoch": 0, **self._measure(task, 0)}]
+                self._report(task, rows[0])
+            self._check_rows(task, rows)
             if task.recipe.epochs:
                 self._run_epochs(network, images, task, optimizer, rows)
         return rows
+
+    def _measure(self, task: Task, epoch: int) -> Row:
+        return task.measure(epoch) if self.fabric.is_global_zero else {}
+
+    def _report(self, task: Task, row: Row) -> None:
+        if self.fabric.is_global_zero:
+            self.report(task.name, row)
+
+    def _check_rows(self, task: Task, rows: list[Row]) -> None:
+        """Refuse to start when ranks would go on from different epochs: they would wait for each other for ever."""
+        first = self.fabric.broadcast(len(rows))
+        differ = torch.tensor(float(len(rows) != first), device=self.fabric.device)
+        if count := int(self.fabric.all_reduce(differ, reduce_op="sum")):
+            raise UserError(f"{task.name}: expected all processes to find the unfinished work that the first one does "
+                            f"({first - 1} epochs), found other work on {count} of them; "
+                            "use a file system that all machines share")  # fmt: skip
 
     def _run_epochs(
         self, network: Network, images: ImageSet, task: Task, optimizer: torch.optim.Optimizer, rows: list[Row]
     ) -> None:
         """Run the epochs that ``rows`` does not hold yet."""
-        epochs, loader = task.recipe.epochs, self._open_loader(images, task)
+        epochs, loader, first = task.recipe.epochs, self._open_loader(images, task), self.fabric.is_global_zero
+        self._share_statistics(network, task)
         model, wrapped = self.fabric.setup(network, optimizer)
-        done = (len(rows) - 1) * len(images)
-        with tqdm(total=epochs * len(images), initial=done, unit="image", unit_scale=True, disable=None) as bar:
+        done, hidden = (len(rows) - 1) * len(images), None if first else True  # None: hidden where no terminal is
+        with tqdm(total=epochs * len(images), initial=done, unit="image", unit_scale=True, disable=hidden) as bar:
             for epoch in range(len(rows), epochs + 1):
                 bar.set_description(f"{task.name} {epoch}/{epochs}")
                 started = time.perf_counter()
@@ -159,13 +162,33 @@ class Trainer:
                     getattr(network, part).train()
                 terms = self._run_epoch(model, wrapped, loader, task, epoch, bar)
                 _check_finite(terms["loss"], task, epoch)
-                row = {"epoch": epoch, **terms, **task.measure(epoch)}
+                row = {"epoch": epoch, **terms, **self._measure(task, epoch)}
                 rows.append(row | {"seconds": time.perf_counter() - started})
                 bar.set_postfix(loss=f"{terms['loss']:.3f}")
-                self.report(task.name, rows[-1])
-                if self.work and self.fabric.is_global_zero:
+                self._report(task, rows[-1])
+                if self.work and first:
                     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows}
                     self.work.save(task.name, state)
+
+    def _share_statistics(self, network: Network, task: Task) -> None:
+        """Let BatchNorm see the whole batch, on GPUs; names in the network's state stay as they are.
+
+        On CPUs torch has no such layer: there every rank normalises with its own images' statistics. The running ones that
+        count are the first rank's, which the others take over at the start of the next task.
+        """
+        if self.fabric.world_size == 1:
+            return
+        if self.fabric.device.type == "cuda":
+            synchronise_batchnorm(network)
+        elif self.fabric.is_global_zero and any(
+            isinstance(module, _BatchNorm) for part in task.parts for module in getattr(network, part).modules()
+        ):
+            logger.warning(
+                "%s: on CPUs each of the %d processes normalises (BatchNorm) with its own images' statistics; "
+                "one process, or GPUs, would give other numbers",
+                task.name,
+                self.fabric.world_size,
+            )
 
     def _open_loader(self, images: ImageSet, task: Task) -> DataLoader:
         ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}
@@ -178,23 +201,30 @@ class Trainer:
 
         All randomness is keyed by the epoch, so that a resumed training draws what an uninterrupted one would.
         """
-        key = (task.name, epoch, self.fabric.global_rank)
-        torch.manual_seed(stream_seed(self.seed, "dropout", *key))
-        generator = torch_generator(self.seed, "masks", *key)
+        torch.manual_seed(stream_seed(self.seed, "dropout", task.name, epoch, self.fabric.global_rank))
+        generator = torch_generator(self.seed, "masks", task.name, epoch, 0)  # for the whole batch, the same on all ranks
         loader.sampler.set_epoch(epoch)
         totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.fabric.device))
-        for step, batch in enumerate(loader, start=(epoch - 1) * len(loader)):
+        steps = zip(loader, loader.sampler.shares, strict=True)
+        for step, (batch, share) in enumerate(steps, start=(epoch - 1) * len(loader)):
             lr = task.recipe.learning_rate(step, len(loader))
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            terms = task.loss(model, self.fabric.to_device(batch), generator)
+            terms = task.loss(model, self.fabric.to_device(batch) | {"share": share}, generator)
             optimizer.zero_grad()
-            self.fabric.backward(terms["loss"])
+            self.fabric.backward(terms["loss"] * share.weight)  # the ranks' gradients are then averaged
             optimizer.step()
             for term, value in terms.items():
-                totals[term] += value.detach()
-            bar.update(len(batch["labels"]) * self.fabric.world_size)
-        return {term: (total / len(loader)).item() for term, total in totals.items()} | {"lr": lr}
+                totals[term] += value.detach() * share.weight
+            bar.update(share.whole)
+        means = {term: self.fabric.all_reduce(total / len(loader)).item() for term, total in totals.items()}
+        return means | {"lr": lr}
+
+
+def synchronise_batchnorm(network: Network) -> None:
+    """Turn BatchNorm into its kind that takes the statistics of all ranks, in place; called again it changes nothing."""
+    if not any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):  # timm would lose their activations
+        convert_sync_batchnorm(network)
 
 
 def _check_finite(loss: float, task: Task, epoch: int) -> None:

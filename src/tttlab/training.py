@@ -58,7 +58,7 @@ def pretrain(
     task = Task(
         "pretrain",
         parts=("encoder", "head") if objective else ("encoder",),
-        loss=objective_loss(objective, trainer.fabric.world_size > 1),
+        loss=objective_loss(objective),
         views=ssl_views(objective, augmentation),
         recipe=recipe,
         betas=betas(objective),
@@ -107,7 +107,7 @@ def finetune(
     task = Task(
         "finetune",
         parts=MODES[mode],
-        loss=joint_loss(objective, objective_weight, trainer.fabric.world_size > 1) if joint else classification_loss,
+        loss=joint_loss(objective, objective_weight) if joint else classification_loss,
         views={"classify": Views(1, augmentation), **(ssl_views(objective, objective_augmentation) if joint else {})},
         recipe=recipe,
         betas=betas(objective if joint else None),
@@ -134,7 +134,7 @@ def refit_head(
     task = Task(
         "refit",
         parts=("head",),
-        loss=objective_loss(objective, trainer.fabric.world_size > 1),
+        loss=objective_loss(objective),
         views=ssl_views(objective, augmentation),
         recipe=replace(recipe, epochs=REFIT_EPOCHS, warmup_epochs=0),
         betas=betas(objective),
@@ -151,11 +151,11 @@ def ssl_views(objective: Objective | None, augmentation: Augmentation) -> dict[s
     return {"objective": Views(objective.num_views, augmentation)}
 
 
-def objective_loss(objective: Objective, gather: bool = False) -> Loss:
-    """Make the loss of self-supervised training; ``gather`` takes negatives from all ranks."""
+def objective_loss(objective: Objective) -> Loss:
+    """Make the loss of self-supervised training."""
 
     def loss(network: Network, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        return {"loss": objective.loss(network, as_images(batch["objective"]), generator, gather)}
+        return {"loss": objective.loss(network, as_images(batch["objective"]), generator, batch.get("share"))}
 
     return loss
 
@@ -166,9 +166,9 @@ def classification_loss(network: Network, batch: dict[str, Tensor], _generator: 
     return {"loss": F.cross_entropy(logits, batch["labels"])}
 
 
-def joint_loss(objective: Objective, weight: float, gather: bool = False) -> Loss:
+def joint_loss(objective: Objective, weight: float) -> Loss:
     """Make the loss cross-entropy + ``weight`` · objective."""
-    self_supervised = objective_loss(objective, gather)
+    self_supervised = objective_loss(objective)
 
     def loss(network: Network, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         ours = self_supervised(network, batch, generator)["loss"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tttlab.errors import UserError
 from tttlab.networks import Network
+from tttlab.ranks import Share
 from tttlab.views import random_masks
 
 
@@ -90,22 +91,21 @@ class MAE:
             )
         return Decoder(encoder, self.decoder_dim, self.decoder_depth, self.decoder_heads)
 
-    def loss(self, network: Network, views: Tensor, generator: torch.Generator, gather: bool = False) -> Tensor:
+    def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
         """Mean squared error on the hidden patches of a batch.
 
         Args:
             network: with a `Decoder` as head.
             views: ``(N, 1, 3, H, W)`` RGB in [0, 1].
-            generator: CPU stream for the masks.
-            gather: unused; objectives share one signature.
+            generator: CPU stream for the masks of the whole batch, the same on all ranks.
+            share: the part of the batch that ``views`` are; None: all of it.
 
         Returns:
             scalar, mean over hidden patches and their pixels.
         """
-        del gather
-        images = views[:, 0]
-        keep, hidden = random_masks([generator], len(images), network.head.num_patches, self.mask_ratio)
-        keep, hidden = keep[0].to(images.device), hidden[0].to(images.device)
+        images, share = views[:, 0], share or Share(len(views))
+        masks = random_masks([generator], share.whole, network.head.num_patches, self.mask_ratio)
+        keep, hidden = (mask[0, share.own].to(images.device) for mask in masks)
         return masked_error(network(images, keep=keep).reconstruction, images, hidden, network.head.patch_size)
 
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
+from lightly.utils import dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttlab.networks import Network
+from tttlab.ranks import Share
 
 
 class Projector(nn.Module):
@@ -46,21 +48,40 @@ class SimCLR:
         """Build the projection head for an encoder."""
         return Projector(encoder.num_features, self.hidden_dim, self.projection_dim)
 
-    def loss(self, network: Network, views: Tensor, generator: torch.Generator, gather: bool = False) -> Tensor:
+    def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
         """NT-Xent over a batch.
 
         Args:
             network: with a `Projector` as head.
             views: ``(N, 2, 3, H, W)``.
             generator: unused; objectives share one signature.
-            gather: take the negatives of all ranks.
+            share: the part of the batch that ``views`` are; None: all of it.
 
         Returns:
-            scalar, mean over the 2N anchors.
+            scalar, mean over the anchors of the whole batch, on every rank.
         """
         del generator
         projections = network(views.flatten(0, 1)).projections.unflatten(0, views.shape[:2])
-        return NTXentLoss(self.temperature, memory_bank_size=0, gather_distributed=gather)(projections[:, 0], projections[:, 1])
+        if share and share.ranks > 1:
+            projections = gather(projections, share)
+        return NTXentLoss(self.temperature, memory_bank_size=0)(projections[:, 0], projections[:, 1])
+
+
+def gather(rows: Tensor, share: Share) -> Tensor:
+    """Collect the rows of a batch from all ranks, with gradients: a row's is the sum over the ranks' losses.
+
+    Not by way of ``NTXentLoss(gather_distributed=True)``, which needs as many images on every rank.
+
+    Args:
+        rows: ``(n, …)`` of this rank.
+        share: which part of the batch they are.
+
+    Returns:
+        ``(N, …)``, the same on all ranks.
+    """
+    spare = rows.new_zeros(max(share.sizes) - len(rows), *rows.shape[1:])
+    parts = dist.gather(torch.cat([rows, spare]))
+    return torch.cat([part[:size] for part, size in zip(parts, share.sizes, strict=True)])
 
 
 def bank_contrast(projections: Tensor, bank: Tensor, temperature: float) -> Tensor:

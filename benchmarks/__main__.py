@@ -1,0 +1,176 @@
+"""Ours, the floor and the peers' way, side by side: ``outputs/benchmarks.json``, a figure, and a table on the screen."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from benchmarks import memory, scaling, torch_ttt_engines
+from benchmarks.cases import STEPS, Case, list_cases, statistics_for
+from benchmarks.figure import draw
+from benchmarks.sides import bandwidth, floor, interleaved, ours, peer, state_bytes
+from tttlab.allocator import keep_freed_memory
+from tttlab.group_size import GroupSize
+
+REPEATS = 5
+TRAFFIC = 6  # times that a step moves an image's weights or gradients: forward, backward, written; read, read, written by SGD
+COLUMNS = ["ours_seconds", "floor_seconds", "peer_seconds", "ours_over_floor", "peer_over_ours"]
+
+
+def main() -> None:
+    """Run all benchmarks that the device bears."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", default="", help="run the rows whose name contains this, and nothing else")
+    arguments = parser.parse_args()
+    device, began = torch.device(arguments.device), time.perf_counter()
+    keep_freed_memory()  # for all sides alike, as every stage of the pipeline does
+    torch.manual_seed(0)
+    report = {"machine": machine(device), "rows": [], "memory": [], "torch_ttt": [], "scaling": []}
+    print("  ".join(f"{key}: {value}" for key, value in report["machine"].items()))
+    speed = bandwidth(device)
+    for precision in ("float32", "bfloat16") if device.type == "cuda" else ("float32",):
+        for case in list_cases(device):
+            if arguments.only in case.name:
+                report["rows"].append(measure(case, device, speed, precision))
+                print(line(report["rows"][-1]), flush=True)
+    if not arguments.only:
+        report["memory"] = measure_memory(device, report["rows"])
+        report["torch_ttt"] = measure_torch_ttt(device)
+        report["scaling"] = scaling.sweep(device)
+    report["machine"]["benchmark_seconds"] = round(time.perf_counter() - began)
+    write(report, Path("outputs"))
+
+
+def measure(case: Case, device: torch.device, speed: float, precision: str) -> dict:
+    """Measure one row; ratios are taken within a repeat, and their median and range over the repeats."""
+    network = case.build(case.size).to(device)
+    images = torch.rand(case.images, 3, case.size, case.size, device=device)
+    source = statistics_for(network, case.size)
+    group = GroupSize("auto")
+    some = images[: case.peer_images]
+    sides = {
+        "ours": lambda: ours(case, network, images, source, group),
+        "floor": lambda: floor(case, network, images),
+        "peer": lambda: peer(case, network, some, source),
+    }
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        for _ in range(6):  # until `auto` has settled
+            logits = sides["ours"]()
+        difference = (logits[: len(some)] - peer(case, network, some, source).cpu()).abs().max().item()
+        sides["floor"]()
+        times = interleaved(sides, REPEATS, device)
+    traffic = case.images * state_bytes(case, network) * TRAFFIC * case.steps / speed
+    times["peer"] = [value * case.images / len(some) for value in times["peer"]]
+    floors = [max(value, traffic) for value in times["floor"]]
+    row = {"name": case.name, "device": device.type, "precision": precision, "images": case.images, "views": case.views,
+           "steps": case.steps, "images_per_step": group.size}  # fmt: skip
+    row |= {f"{name}_seconds": statistics.median(values) for name, values in times.items()}
+    row |= {"floor_arithmetic_seconds": row["floor_seconds"], "floor_memory_seconds": traffic,
+            "floor_seconds": max(row["floor_seconds"], traffic)}  # fmt: skip
+    row |= spread("ours_over_floor", times["ours"], floors) | spread("peer_over_ours", times["peer"], times["ours"])
+    return row | {"largest_logit_difference": difference}
+
+
+def spread(name: str, above: list[float], below: list[float]) -> dict:
+    """Give the median and the range of the ratios, repeat by repeat."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    return {name: statistics.median(ratios), f"{name}_range": [min(ratios), max(ratios)]}
+
+
+def measure_memory(device: torch.device, rows: list[dict]) -> list[dict]:
+    """Measure the peak of the rows with eight views, at the group size that they settled on."""
+    chosen = [row for row in rows if "views8" in row["name"] and row["precision"] == "float32"]
+    cases = {case.name: case for case in list_cases(device)}
+    found = []
+    for row in chosen:
+        group = min(row["images_per_step"], row["images"])
+        found.append({"name": row["name"], "group": group} | memory.measure(cases[row["name"]], device, group))
+        print(f"memory {row['name']:28} peak {found[-1]['peak_mb']:7.1f} MiB, must hold {found[-1]['model_mb']:7.1f} MiB, "
+              f"ratio {found[-1]['ratio']:.2f}", flush=True)  # fmt: skip
+    return found
+
+
+def measure_torch_ttt(device: torch.device) -> list[dict]:
+    """Measure torch-ttt's engines on single images, where they run, next to ours with one view and all parameters."""
+    if not torch_ttt_engines.available():
+        print("torch-ttt is not installed: left out (make bench installs it)")
+        return []
+    found = [
+        row for case in list_cases(torch.device("cpu")) if case.name.endswith("views1/all") for row in engines(case, device)
+    ]
+    for row in found:
+        times = f"{row.get('theirs_ms_per_image', 0):6.1f} ms per image, {row.get('theirs_over_ours', 0):.1f} × ours"
+        print(f"torch-ttt {row['network']:8}{row['engine']:11}{row.get('why_not', times)}")
+    return found
+
+
+def engines(case: Case, device: torch.device, count: int = 4) -> list[dict]:
+    """Time every engine of torch-ttt that runs on one image."""
+    network, images = case.build(case.size).to(device), torch.rand(case.images, 3, case.size, case.size, device=device)
+    group = GroupSize("auto")
+    for _ in range(6):
+        ours(case, network, images, {}, group)
+    found = []
+    for name, engine in torch_ttt_engines.engines(network, case.size, [(images,)], steps=STEPS).items():
+        row = {"network": case.build.__name__, "engine": name}
+        if isinstance(engine, str):
+            found.append(row | {"why_not": engine})
+            continue
+        sides = {
+            "theirs": partial(torch_ttt_engines.run, network, images[:count], engine),
+            "ours": partial(ours, case, network, images, {}, group),
+        }
+        times = interleaved(sides, 3, device)
+        theirs = statistics.median(times["theirs"]) / count * 1e3
+        mine = statistics.median(times["ours"]) / len(images) * 1e3
+        found.append(row | {"theirs_ms_per_image": theirs, "ours_ms_per_image": mine, "theirs_over_ours": theirs / mine})
+    return found
+
+
+def machine(device: torch.device) -> dict:
+    """Describe what the numbers were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {"device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "python": platform.python_version()}  # fmt: skip
+
+
+def processor() -> str:
+    """Name the CPU, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def line(row: dict) -> str:
+    """Format a row for the screen."""
+    own, floor, arithmetic, traffic, peers = (
+        row[f"{side}_seconds"] * 1e3 / row["images"] for side in ("ours", "floor", "floor_arithmetic", "floor_memory", "peer")
+    )
+    return (
+        f"{row['name']:26}{row['precision']:9}{row['images_per_step']:4} at once  ours {own:6.1f}  floor {floor:6.1f} ("
+        f"arithmetic {arithmetic:.1f}, memory {traffic:.1f})  copies {peers:6.1f} ms per image   "
+        f"ours ÷ floor {row['ours_over_floor']:.2f}   copies ÷ ours {row['peer_over_ours']:.2f}"
+    )
+
+
+def write(report: dict, folder: Path) -> None:
+    """Write the numbers, and a figure of them."""
+    folder.mkdir(exist_ok=True)
+    (folder / "benchmarks.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if report["scaling"]:
+        draw(pd.DataFrame(report["rows"]), pd.DataFrame(report["scaling"]), report["machine"]).savefig(
+            folder / "benchmarks.png", dpi=130
+        )
+    print(f"{folder}/benchmarks.json, {report['machine']['benchmark_seconds']} s in all")
+
+
+if __name__ == "__main__":
+    main()

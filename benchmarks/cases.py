@@ -1,0 +1,143 @@
+"""What is measured: networks, methods, and how many views, steps and parameters."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttlab.inner_loop import InnerLoop
+from tttlab.method import Method
+from tttlab.methods.actmad import ActMAD
+from tttlab.methods.mae import MAETraining
+from tttlab.methods.simclr import SimCLRTraining
+from tttlab.networks import Network, build_encoder
+from tttlab.objectives.mae import MAE, masked_error
+from tttlab.objectives.simclr import SimCLR
+from tttlab.source_statistics import layer_statistics, projection_bank
+from tttlab.views import Augmentation, random_views
+
+CLASSES = 10
+STEPS = 10
+SMALL_RESNET = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128], "stem_type": "deep", "stem_width": 8}
+SMALL_VIT = {"embed_dim": 96, "depth": 3, "num_heads": 3, "global_pool": "avg", "fc_norm": False}
+
+
+@dataclass(frozen=True)
+class MarginalEntropy(Method):
+    """Entropy of the class probabilities averaged over views (MEMO, Zhang et al., NeurIPS 2022, arXiv 2110.09506).
+
+    The plainest objective that takes any number of views and any network: what is timed is the adapter.
+    """
+
+    num_views: int = 8
+
+    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw ``(B, V, 3, H, W)``."""
+        return random_views(images, generators, self.num_views, Augmentation())
+
+    def loss(self, net, views, statistics, state):
+        """Entropy of the mean prediction over ``views (V, 3, H, W)``."""
+        log_mean = net(views).logits.log_softmax(-1).logsumexp(0) - torch.tensor(float(self.num_views)).log()
+        return -(log_mean.exp() * log_mean).sum(), state
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    Attributes:
+        name: such as ``resnet/views8/all``.
+        build: makes the source network.
+        method: what ours and the peers' way minimise.
+        trainable: which parameters.
+        images: N.
+        size: side of the images, pixels.
+        steps: S.
+        peer_images: images that the peers' way is timed on; it is linear in their number.
+    """
+
+    name: str
+    build: Callable[[int], Network]
+    method: Method
+    trainable: str
+    images: int
+    size: int = 32
+    steps: int = STEPS
+    peer_images: int = 4
+
+    @property
+    def views(self) -> int:
+        """V; a method without views looks at the image itself."""
+        return getattr(self.method, "num_views", 1)
+
+    @property
+    def loop(self) -> InnerLoop:
+        """The inner loop; a small lr keeps every image's loss finite, which is all that matters to the clock."""
+        return InnerLoop(steps=self.steps, lr=1e-4, trainable=self.trainable)
+
+
+def resnet(size: int, **options) -> Network:
+    """The convolutional network of params.yaml, or a wider one."""
+    encoder = build_encoder("resnet18", size, options=SMALL_RESNET | options)
+    return Network(encoder, CLASSES, SimCLR().head(encoder)).eval()
+
+
+def resnet18(size: int) -> Network:
+    """ResNet-18, with the stem for small images where they are small."""
+    encoder = build_encoder("resnet18", size, stem="small" if size < 64 else "original")
+    return Network(encoder, CLASSES, SimCLR().head(encoder)).eval()
+
+
+def vit(size: int) -> Network:
+    """The ViT of params.yaml."""
+    encoder = build_encoder("vit_tiny_patch16_224", size, options=SMALL_VIT)
+    return Network(encoder, CLASSES, MAE().head(encoder)).eval()
+
+
+def vit_small(size: int) -> Network:
+    """ViT-S, of patches of 4 pixels where images are small, else 16."""
+    encoder = build_encoder("vit_small_patch16_224", size, stem="small" if size < 64 else "original")
+    return Network(encoder, CLASSES, MAE().head(encoder)).eval()
+
+
+def list_cases(device: torch.device) -> list[Case]:
+    """List what is measured on a device."""
+    if device.type == "cuda":
+        return [
+            Case(f"{name}@{size}/views8/{trainable}", build, MarginalEntropy(), trainable, images, size)
+            for name, build in (("resnet18", resnet18), ("vit_small", vit_small))
+            for size, images in ((32, 256), (224, 64))
+            for trainable in ("all", "norm")
+        ]
+    entropy = [
+        Case(f"{name}/views{views}/{trainable}", build, MarginalEntropy(views), trainable, images=64 // views * 2 + 16)
+        for name, build in (("resnet", resnet), ("vit", vit))
+        for views in (1, 8)
+        for trainable in ("all", "norm")
+    ]
+    methods = [
+        Case("resnet/simclr8/encoder", resnet, SimCLRTraining(), "encoder", images=32),
+        Case("resnet/actmad/encoder", resnet, ActMAD(tolerance=0), "encoder", images=64),
+        Case("vit/mae8/encoder", vit, MAETraining(), "encoder", images=32),
+        Case("vit/actmad/encoder", vit, ActMAD(tolerance=0), "encoder", images=64),
+    ]
+    return entropy + methods
+
+
+def statistics_for(network: Network, size: int) -> dict[str, Tensor]:
+    """Measure the source statistics that the methods read, on noise: no result is judged here."""
+    batches = [torch.rand(64, 3, size, size, device=network.mean.device)]
+    bank = projection_bank(network, batches, 64) if hasattr(network.head, "project") else {}
+    return layer_statistics(network, batches) | bank
+
+
+def ordinary_loss(network: Network, method: Method, views) -> Tensor:
+    """The loss of an ordinary training step with shared weights on all images' views: cross-entropy, or MAE's own loss."""
+    if isinstance(method, MAETraining):
+        keep, hidden = views["keep"].flatten(0, 1), views["hidden"].flatten(0, 1)
+        images = views["image"].expand(-1, method.num_views, -1, -1, -1).flatten(0, 1)
+        return masked_error(network(images, keep=keep).reconstruction, images, hidden, network.head.patch_size)
+    logits = network(views.flatten(0, 1)).logits
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))

@@ -1,0 +1,45 @@
+"""How cost grows with the number of images, views, steps and adapted parameters."""
+
+from dataclasses import replace
+
+import torch
+
+from benchmarks.cases import Case, MarginalEntropy, resnet
+from benchmarks.sides import ours, seconds
+from tttlab.group_size import GroupSize
+
+BASE = Case("base", resnet, MarginalEntropy(4), "norm", images=32, steps=4)
+SWEEPS: dict[str, list[Case]] = {
+    "images": [replace(BASE, images=n, method=MarginalEntropy(1), steps=1) for n in (1, 4, 16, 64, 256, 1024, 4096)],
+    "views": [replace(BASE, method=MarginalEntropy(v)) for v in (1, 2, 4, 8, 16, 32)],
+    "steps": [replace(BASE, steps=s) for s in (1, 2, 4, 8, 16, 32)],
+    "parameters": [
+        replace(BASE, trainable=part) for part in ("norm", "encoder.layer1", "encoder.layer3", "encoder.layer4", "encoder")
+    ],
+}
+
+
+def sweep(device: torch.device, repeats: int = 3) -> list[dict]:
+    """Measure all sweeps; → rows of ``sweep``, ``value``, ``seconds`` (the median)."""
+    torch.manual_seed(0)
+    network = resnet(BASE.size).to(device)
+    rows = []
+    for name, cases in SWEEPS.items():
+        for case in cases:
+            images = torch.rand(case.images, 3, case.size, case.size, device=device)
+            group = GroupSize(32)
+            times = sorted(
+                seconds(lambda case=case, images=images, group=group: ours(case, network, images, {}, group), device)
+                for _ in range(repeats)
+            )
+            rows.append({"sweep": name, "value": value(name, case, network), "seconds": times[repeats // 2]})
+    return rows
+
+
+def value(sweep: str, case: Case, network) -> float:
+    """What varies in a sweep."""
+    from tttlab.inner_loop import select_parameters
+
+    if sweep == "parameters":
+        return sum(parameter.numel() for parameter in select_parameters(network, case.trainable).values())
+    return getattr(case, sweep)

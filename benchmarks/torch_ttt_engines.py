@@ -1,0 +1,180 @@
+"""The engines of torch-ttt 0.0.2 behind one call: adapt to ONE image from the source weights, and predict it.
+
+An engine adapts what is trainable in a deep copy of its model, with Adam, to the batch of one call. Where that cannot be
+done with one image, `engines` gives the reason. torch-ttt, and einops, which it needs and does not declare, are optional.
+"""
+
+import io
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor, nn
+
+from tttlab.errors import UserError
+from tttlab.networks import as_network
+from tttlab.taps import record, stage_layers
+
+Predict = Callable[[Tensor], Tensor]  # one image (1, 3, H, W) → its logits (1, K)
+NO_BATCH_NORM = "adapts BatchNorm layers only: ValueError (no parameters) on a network without"
+
+
+def available() -> bool:
+    """Tell whether torch-ttt can be imported."""
+    return find_spec("torch_ttt") is not None and find_spec("einops") is not None
+
+
+class Logits(nn.Module):
+    """A network as torch-ttt wants it: images in, logits out, with the pooled ``features`` as a named layer."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.classifier = network.classifier if hasattr(network, "classifier") else network.encoder.get_classifier()
+        self.features = nn.Identity()
+        self.network = network
+        self.network.head = None  # tttlab's own self-supervised head: no engine uses it
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify ``images (N, 3, H, W)``."""
+        return self.classifier(self.features(self.network(images).features))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the builders share: the source network, which stays as it is, facts about it, and `engines`' arguments."""
+
+    network: nn.Module
+    layer: str
+    classes: int
+    batch_norm: bool
+    batches: Sequence[Sequence[Tensor]]
+    options: dict[str, float]
+    head_steps: int
+
+    def engine(self, name: str, *arguments: str, **settings: float) -> nn.Module:
+        """Construct an engine around a copy of the network: some constructors change what they are given."""
+        from torch_ttt.engine_registry import EngineRegistry
+
+        model = Logits(deepcopy(self.network))
+        return EngineRegistry.get_engine(name)(model, *arguments, optimization_parameters=self.options, **settings)
+
+
+def predictor(engine: nn.Module) -> Predict:
+    """Wrap an engine, which may print as it adapts, into one call per image."""
+    engine.eval()
+
+    def predict(image: Tensor) -> Tensor:
+        with torch.enable_grad(), redirect_stdout(io.StringIO()):
+            return engine(image)[0].detach()
+
+    return predict
+
+
+def ttt(setup: Setup) -> Predict:
+    """Rotation prediction, with a head trained on source images after the network, not with it."""
+    engine = setup.engine("ttt", setup.layer)
+    engine.train()
+    engine.model.eval()
+    optimiser = None
+    for images, *_ in islice(cycle(setup.batches), setup.head_steps):
+        _, loss = engine.ttt_forward(images)  # the first call builds the head
+        parameters = list(engine.angle_head.parameters())
+        optimiser = optimiser or torch.optim.Adam(parameters, lr=1e-3)
+        optimiser.zero_grad()
+        loss.backward(inputs=parameters)
+        optimiser.step()
+    return predictor(engine)
+
+
+def ittt(setup: Setup) -> Predict:
+    """IT3 on a network that was not trained with labels injected: its cost counts, its accuracy says nothing."""
+    return predictor(setup.engine("ittt", setup.layer))
+
+
+def tent(setup: Setup) -> Predict | str:
+    """TENT as documented, which leaves BatchNorm layers with the source statistics."""
+    return predictor(setup.engine("tent")) if setup.batch_norm else NO_BATCH_NORM
+
+
+def eata(setup: Setup) -> Predict | str:
+    """EATA with the paper's margin for K classes, without Fisher weights (``compute_fishers`` raises).
+
+    ``d_margin`` switches the redundancy filter off: from the second step on it would compare the image with itself.
+    """
+    margin = 0.4 * math.log(setup.classes)
+    return predictor(setup.engine("eata", e_margin=margin, d_margin=2.0)) if setup.batch_norm else NO_BATCH_NORM
+
+
+def deyo(setup: Setup) -> Predict:
+    """DeYO with the paper's margins for K classes; it drops BatchNorm's source statistics and uses the image's."""
+    unit = math.log(setup.classes)
+    return predictor(setup.engine("deyo", e_margin=0.5 * unit, ent_norm=0.4 * unit))
+
+
+def memo(setup: Setup) -> Predict | str:
+    """MEMO with its own augmentations."""
+    if setup.batch_norm:
+        return "gives BatchNorm layers an unbound forward: TypeError on a network with any"
+    return predictor(setup.engine("memo"))
+
+
+BUILDERS = (ttt, ittt, tent, eata, deyo, memo)
+IMPOSSIBLE = {
+    "ttt_pp": "takes the covariance of a batch: ValueError on one image",
+    "actmad": "takes the variance over a batch: loss, weights and logits become NaN on one image",
+    "masked_ttt": "masks the token ids of a text: IndexError on an image",
+}
+
+
+def engines(
+    model: nn.Module, size: int, source_batches: Sequence[Sequence[Tensor]], *,
+    steps: int = 5, lr: float = 1e-3, head_steps: int = 100,
+) -> dict[str, Predict | str]:  # fmt: skip
+    """Build every engine for one network.
+
+    Args:
+        model: a tttlab network or a timm model; it is not changed.
+        size: side of the images, pixels.
+        source_batches: source images ``(N, 3, H, W)`` on the model's device, first in each batch; for TTT's head.
+        steps: Adam steps per image.
+        lr: Adam's learning rate.
+        head_steps: batches that train TTT's head.
+
+    Returns:
+        torch-ttt's name of an engine → a callable for one image, or why there is none.
+    """
+    if not available():
+        raise UserError("benchmarks: torch-ttt or einops is not installed; install both or leave this comparison out")
+    network = deepcopy(as_network(model)).eval()
+    with torch.no_grad(), record(network, stage_layers(network)) as stages:
+        classes = network(torch.zeros(1, 3, size, size, device=next(network.parameters()).device)).logits.shape[1]
+    # TTT's head on feature maps is two 3×3 convolutions without padding; on tokens it has none.
+    maps = [f"network.{name}" for name, output in stages.items() if output.ndim == 4 and min(output.shape[2:]) >= 5]
+    layer = maps[len(maps) // 2] if maps else "features"
+    batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    setup = Setup(network, layer, classes, batch_norm, source_batches, {"num_steps": steps, "lr": lr}, head_steps)
+    return {build.__name__: build(setup) for build in BUILDERS} | IMPOSSIBLE
+
+
+def run(model: nn.Module, images: Tensor, engine: Predict, seed: int = 0) -> tuple[Tensor, list[float]]:
+    """Adapt to and predict every image of ``images (N, 3, H, W)`` on its own, on the model's device.
+
+    Returns:
+        logits ``(N, K)``, and the milliseconds that each image took.
+    """
+    device = next(model.parameters()).device
+    logits, milliseconds = [], []
+    for number, image in enumerate(images):
+        random.seed(seed + number)
+        torch.manual_seed(seed + number)
+        start = time.perf_counter()
+        logits.append(engine(image[None].to(device)).cpu())
+        milliseconds.append(1000 * (time.perf_counter() - start))
+    return torch.cat(logits), milliseconds

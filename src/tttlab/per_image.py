@@ -1,0 +1,287 @@
+"""Layers with one set of parameters per image, at the speed of ordinary ones; active while the context is open.
+
+``torch.func.vmap`` can run a network under every image's own parameters, but its rules for some layers shuffle memory, split
+fused kernels apart, or do not exist. Inside ``with PerImageLayers():`` those layers take other ways to the same numbers. With B
+images of V views each:
+
+no parameter per image    images and views are one batch of B·V, and the ordinary layer runs once.
+convolution, batch norm,  images are folded into channels, ``(V, B·C, H, W)``: the convolution becomes a grouped one, the
+group norm                normalisation an ordinary one over B·C channels. A layer's result is the next one's input as it lies.
+linear                    one batched matrix product, bias included.
+layer norm                the fused normalisation, then one fused multiply-add with the image's own gain and shift.
+
+In-place operations become ordinary ones, for autograd pays for changing what is a view with two copies.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import TransformType, _add_batch_dim, _unwrap_batched, peek_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+from torch.autograd import Function
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.nn.modules.utils import _pair as pair
+from torch.overrides import TorchFunctionMode
+
+IMAGES = 1  # the level of the outermost ``vmap``
+Pair = tuple[int, int]
+Rule = Callable[..., tuple[Tensor, int]]  # (B, where B lies in each tensor, tensors) → (result, where B lies in it)
+
+
+class PerImageLayers(TorchFunctionMode):
+    """Context in which calls under one ``vmap`` over images go the ways described above; others are left as they are.
+
+    Args:
+        remember: the network sees the same input every time the context is opened, under other parameters: then what depends
+            on no trainable parameter is computed the first time only.
+    """
+
+    def __init__(self, remember: bool = False) -> None:
+        super().__init__()
+        self._remember = remember
+        self._known: dict[int, tuple[Tensor, int]] = {}  # number of the call → its result
+
+    def __enter__(self) -> "PerImageLayers":
+        self._calls = 0
+        return super().__enter__()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Replace a call."""
+        kwargs = dict(kwargs or {})
+        if func is Tensor.__iadd__:
+            return torch.add(*args)
+        if kwargs.get("inplace"):
+            kwargs["inplace"] = False
+        stack = peek_interpreter_stack()
+        if func not in _LAYERS or stack is None or stack.level() != IMAGES or stack.key() != TransformType.Vmap:
+            return func(*args, **kwargs)
+        call = _LAYERS[func](*args, **kwargs)
+        return self._beneath(*call) if isinstance(call, tuple) else call
+
+    def keep(self, images: Tensor) -> None:
+        """Remember only the images with these numbers ``(M,)``: the next calls are about them."""
+        self._known = {call: (value.index_select(dim, images), dim) for call, (value, dim) in self._known.items()}
+
+    def _beneath(self, rule: Rule, *tensors: Tensor) -> Tensor:
+        """Apply a rule to what lies beneath ``vmap``'s tensors, or give back what it gave before.
+
+        This is what an ``autograd.Function`` with a rule for ``vmap`` does, without its 0.3 ms per call.
+        """
+        number, self._calls = self._calls, self._calls + 1
+        if number not in self._known:
+            values, dims = zip(*(_unwrap_batched(tensor, IMAGES) for tensor in tensors), strict=True)
+            size = values[0].shape[dims[0]]
+            with temporarily_pop_interpreter_stack():
+                value, dim = rule(size, dims, *values)
+            if not (self._remember and torch.is_grad_enabled() and not value.requires_grad):
+                return _add_batch_dim(value, dim, IMAGES)
+            self._known[number] = value, dim
+        return _add_batch_dim(*self._known[number], IMAGES)
+
+
+def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    def plain(x, weight, bias, groups=groups):
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    def own(_size, dims, x, weight, bias=None):
+        result = PerImageConv2d.apply(x.movedim(dims[0], 1), weight, pair(stride), pair(padding), pair(dilation), groups)
+        return result if bias is None else result + bias[..., None, None], 1
+
+    if isinstance(padding, str):
+        return plain(x, weight, bias)
+    return _choose(plain, own, x, weight, bias, views=4)
+
+
+class PerImageConv2d(Function):
+    """Convolution with weights of their own for each of B images, by whichever way is fast for the shapes.
+
+    As a grouped convolution over ``(V, B·C, H, W)``. The gradient of a layer with many channels and few positions is one
+    matrix product per image: libraries are slow at a grouped convolution whose weights outweigh its activations. Weights that
+    are one and the same memory for all images (``expand``) are convolved with as the shared ones that they are.
+    """
+
+    @staticmethod
+    def forward(  # with its context, for a separate `setup_context` costs a quarter of a millisecond per call
+        ctx: Any, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Tensor:
+        """Convolve.
+
+        Args:
+            ctx: autograd's.
+            x: ``(V, B, C, H, W)``.
+            weight: ``(B, O, C / groups, kh, kw)``.
+            stride: as for `torch.nn.functional.conv2d`.
+            padding: likewise.
+            dilation: likewise.
+            groups: likewise, of one image.
+
+        Returns:
+            ``(V, B, O, H', W')``.
+        """
+        ctx.save_for_backward(x, weight)
+        ctx.options = stride, padding, dilation, groups
+        if _shared(weight):
+            return F.conv2d(x.flatten(0, 1), weight[0], None, stride, padding, dilation, groups).unflatten(0, x.shape[:2])
+        size = len(weight)
+        result = F.conv2d(x.flatten(1, 2), weight.flatten(0, 1), None, stride, padding, dilation, groups * size)
+        return result.unflatten(1, (size, -1))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Differentiate by the activation and by the weights, as far as they are asked for."""
+        x, weight = ctx.saved_tensors
+        by_x = _gradient_by_input(x, weight, gradient, *ctx.options) if ctx.needs_input_grad[0] else None
+        by_weight = _gradient_by_weight(x, weight, gradient, *ctx.options) if ctx.needs_input_grad[1] else None
+        return by_x, by_weight, None, None, None, None
+
+
+def _gradient_by_input(x, weight, gradient, stride, padding, dilation, groups):
+    if _shared(weight):
+        flat = x.flatten(0, 1).shape, weight[0], gradient.flatten(0, 1)
+        return conv2d_input(*flat, stride, padding, dilation, groups).view(x.shape)
+    flat = x.flatten(1, 2).shape, weight.flatten(0, 1), gradient.flatten(1, 2)
+    return conv2d_input(*flat, stride, padding, dilation, groups * len(weight)).view(x.shape)
+
+
+def _gradient_by_weight(x, weight, gradient, stride, padding, dilation, groups):
+    size, outputs, _, *kernel = weight.shape
+    positions = gradient[:, 0, 0].numel()
+    if groups == 1 and 2 * positions <= outputs:
+        columns = F.unfold(x.transpose(0, 1).flatten(0, 1), kernel, dilation, padding, stride).unflatten(0, (size, -1))
+        columns = columns.transpose(2, 3).flatten(1, 2)  # (B, V·P, C·kh·kw)
+        rows = gradient.permute(1, 2, 0, 3, 4).flatten(2)  # (B, O, V·P)
+        return torch.bmm(rows, columns).view(weight.shape)
+    shape = (size * outputs, *weight.shape[2:])
+    flat = x.flatten(1, 2), shape, gradient.flatten(1, 2)
+    return conv2d_weight(*flat, stride, padding, dilation, groups * size).view(weight.shape)
+
+
+def _shared(weight: Tensor) -> bool:
+    """Tell whether all images' weights are the same memory."""
+    return weight.stride(0) == 0 and len(weight) > 1
+
+
+def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+    def plain(x, weight, bias, running_mean=running_mean, running_var=running_var):
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+
+    def own(size, dims, x, weight, bias=None):
+        source = running_mean.repeat(size), running_var.repeat(size)
+        return _over_channels(lambda x: plain(x, _flat(weight), _flat(bias), *source), size, dims[0], x)
+
+    if training or running_mean is None:
+        return plain(x, weight, bias)
+    return _choose(plain, own, x, weight, bias, views=4)
+
+
+def _group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
+    def plain(x, weight, bias, num_groups=num_groups):
+        return F.group_norm(x, num_groups, weight, bias, eps)
+
+    def own(size, dims, x, weight, bias=None):
+        return _over_channels(lambda x: plain(x, _flat(weight), _flat(bias), size * num_groups), size, dims[0], x)
+
+    return _choose(plain, own, x, weight, bias, views=4)
+
+
+def _layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
+    def plain(x, weight, bias):
+        return F.layer_norm(x, normalized_shape, weight, bias, eps)
+
+    def own(_size, dims, x, weight, bias=None):
+        x = x.movedim(dims[0], 0)
+        shape = (len(x), *[1] * (x.ndim - weight.ndim), *normalized_shape)
+        normalised, gain = plain(x, None, None), weight.view(shape)
+        return normalised * gain if bias is None else torch.addcmul(bias.view(shape), normalised, gain), 0
+
+    return _choose(plain, own, x, weight, bias, views=2)
+
+
+def _linear(x, weight, bias=None):
+    def own(_size, dims, x, weight, bias=None):
+        x = x.movedim(dims[0], 0)
+        rows = x.flatten(1, -2)
+        weight = weight.transpose(1, 2)
+        result = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
+        return result.unflatten(1, x.shape[1:-1]), 0
+
+    return _choose(F.linear, own, x, weight, bias, views=2)
+
+
+def _adaptive_avg_pool2d(x, output_size):
+    return _choose(lambda x: F.adaptive_avg_pool2d(x, output_size), None, x, views=4, over=_over_channels)
+
+
+def _max_pool2d(x, *args, **kwargs):
+    return _choose(lambda x: F.max_pool2d(x, *args, **kwargs), None, x, views=4, over=_over_channels)
+
+
+def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **options):
+    def plain(query, key, value):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
+
+    def folded(_size, dims, *tensors):
+        tensors = [tensor.movedim(dim, 0) for tensor, dim in zip(tensors, dims, strict=True)]
+        return plain(*(tensor.flatten(0, 1) for tensor in tensors)).unflatten(0, tensors[0].shape[:2]), 0
+
+    tensors = (query, key, value)
+    if all(map(_per_image, tensors)) and query.ndim == 4 and attn_mask is None:
+        return folded, *tensors
+    return plain(*tensors)
+
+
+def _choose(plain: Callable[..., Tensor], own: Rule | None, x: Tensor, *parameters: Tensor | None, views: int, over=None):
+    """Find the way for one call: a rule and the tensors it is about, or else the result itself.
+
+    Args:
+        plain: the ordinary layer, from ``x`` and its parameters.
+        own: the rule if all parameters are each image's own.
+        x: the activation.
+        parameters: of the layer; None where it has none.
+        views: dimensions of ``x`` if it holds an image's views; fewer leave the call to ``vmap``.
+        over: the rule's form without parameters; by default images and views become one batch.
+    """
+    given = [parameter for parameter in parameters if parameter is not None]
+    batched = [_per_image(parameter) for parameter in given]
+    if not _per_image(x) or x.ndim < views or any(batched) != all(batched):
+        return plain(x, *parameters)
+    if any(batched):
+        return own, x, *given
+    over = over or _over_batch
+    return lambda size, dims, x: over(lambda x: plain(x, *parameters), size, dims[0], x), x
+
+
+def _over_batch(layer: Callable[[Tensor], Tensor], _size: int, dim: int, x: Tensor) -> tuple[Tensor, int]:
+    """Apply a layer to ``(B·V, …)`` or ``(V·B, …)``, whichever is how ``x`` lies in memory."""
+    x, dim = (x, dim) if dim <= 1 else (x.movedim(dim, 0), 0)
+    if x.stride(0) < x.stride(1):
+        x, dim = x.transpose(0, 1), 1 - dim
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2]), dim
+
+
+def _over_channels(layer: Callable[[Tensor], Tensor], size: int, dim: int, x: Tensor) -> tuple[Tensor, int]:
+    """Apply a layer to ``(V, B·C, H, W)``."""
+    return layer(x.movedim(dim, 1).flatten(1, 2)).unflatten(1, (size, -1)), 1
+
+
+def _per_image(tensor: Tensor) -> bool:
+    return _unwrap_batched(tensor, IMAGES)[1] is not None
+
+
+def _flat(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.flatten()
+
+
+_LAYERS: dict[Callable, Callable] = {
+    torch.conv2d: _conv2d,
+    F.batch_norm: _batch_norm,
+    F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
+    F.linear: _linear,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+    F.max_pool2d: _max_pool2d,
+    F.scaled_dot_product_attention: _attention,
+}
