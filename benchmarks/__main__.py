@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks import memory, scaling, torch_ttt_engines
+from benchmarks import data, memory, scaling, torch_ttt_engines
 from benchmarks.cases import STEPS, Case, list_cases, statistics_for
 from benchmarks.figure import draw
 from benchmarks.sides import bandwidth, floor, interleaved, ours, peer, state_bytes
@@ -28,12 +28,12 @@ def main() -> None:
     """Run all benchmarks that the device bears."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", default="", help="run the rows whose name contains this, and nothing else")
+    parser.add_argument("--only", default="", help="measure the rows whose name contains this, and write nothing")
     arguments = parser.parse_args()
     device, began = torch.device(arguments.device), time.perf_counter()
     keep_freed_memory()  # for all sides alike, as every stage of the pipeline does
     torch.manual_seed(0)
-    report = {"machine": machine(device), "rows": [], "memory": [], "torch_ttt": [], "scaling": []}
+    report = {"machine": machine(device), "rows": [], "memory": [], "torch_ttt": [], "scaling": [], "data": []}
     print("  ".join(f"{key}: {value}" for key, value in report["machine"].items()))
     speed = bandwidth(device)
     for precision in ("float32", "bfloat16") if device.type == "cuda" else ("float32",):
@@ -45,8 +45,9 @@ def main() -> None:
         report["memory"] = measure_memory(device, report["rows"])
         report["torch_ttt"] = measure_torch_ttt(device)
         report["scaling"] = scaling.sweep(device)
-    report["machine"]["benchmark_seconds"] = round(time.perf_counter() - began)
-    write(report, Path("outputs"))
+        report["data"] = data.profile(device, min(os.cpu_count() or 1, 16))
+        report["machine"]["benchmark_seconds"] = round(time.perf_counter() - began)
+        write(report, Path("outputs"))
 
 
 def measure(case: Case, device: torch.device, speed: float, precision: str) -> dict:
@@ -62,8 +63,8 @@ def measure(case: Case, device: torch.device, speed: float, precision: str) -> d
         "peer": lambda: peer(case, network, some, source),
     }
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        for _ in range(6):  # until `auto` has settled
-            logits = sides["ours"]()
+        settle(case, network, images, source, group)
+        logits = sides["ours"]()
         difference = (logits[: len(some)] - peer(case, network, some, source).cpu()).abs().max().item()
         sides["floor"]()
         times = interleaved(sides, REPEATS, device)
@@ -79,6 +80,15 @@ def measure(case: Case, device: torch.device, speed: float, precision: str) -> d
     return row | {"largest_logit_difference": difference}
 
 
+def settle(case: Case, network, images: torch.Tensor, source: dict, group: GroupSize) -> None:
+    """Let `auto` find its size, as it has in a sweep after the first images."""
+    while group.growing:
+        size = group.size
+        ours(case.short, network, images, source, group)
+        if size == group.size > len(images) // 2:
+            return  # larger groups than there are images cannot be tried
+
+
 def spread(name: str, above: list[float], below: list[float]) -> dict:
     """Give the median and the range of the ratios, repeat by repeat."""
     ratios = [a / b for a, b in zip(above, below, strict=True)]
@@ -87,14 +97,14 @@ def spread(name: str, above: list[float], below: list[float]) -> dict:
 
 def measure_memory(device: torch.device, rows: list[dict]) -> list[dict]:
     """Measure the peak of the rows with eight views, at the group size that they settled on."""
-    chosen = [row for row in rows if "views8" in row["name"] and row["precision"] == "float32"]
-    cases = {case.name: case for case in list_cases(device)}
-    found = []
-    for row in chosen:
-        group = min(row["images_per_step"], row["images"])
-        found.append({"name": row["name"], "group": group} | memory.measure(cases[row["name"]], device, group))
-        print(f"memory {row['name']:28} peak {found[-1]['peak_mb']:7.1f} MiB, must hold {found[-1]['model_mb']:7.1f} MiB, "
-              f"ratio {found[-1]['ratio']:.2f}", flush=True)  # fmt: skip
+    found, cases = [], {case.name: case for case in list_cases(device)}
+    for row in rows:
+        if "views8" in row["name"] and row["precision"] == "float32":
+            group = min(row["images_per_step"], row["images"])
+            found.append({"name": row["name"], "group": group} | memory.measure(cases[row["name"]].short, device, group))
+    for row in found:
+        print(f"memory {row['name']:28}{row['group']:4} at once: peak {row['peak_mb']:6.1f} MiB, must hold {row['model_mb']:6.1f}, "
+              f"ratio {row['ratio']:.2f}; shared weights {row['ordinary_mb']:6.1f}", flush=True)  # fmt: skip
     return found
 
 
@@ -116,8 +126,7 @@ def engines(case: Case, device: torch.device, count: int = 4) -> list[dict]:
     """Time every engine of torch-ttt that runs on one image."""
     network, images = case.build(case.size).to(device), torch.rand(case.images, 3, case.size, case.size, device=device)
     group = GroupSize("auto")
-    for _ in range(6):
-        ours(case, network, images, {}, group)
+    settle(case, network, images, {}, group)
     found = []
     for name, engine in torch_ttt_engines.engines(network, case.size, [(images,)], steps=STEPS).items():
         row = {"network": case.build.__name__, "engine": name}
@@ -165,10 +174,8 @@ def write(report: dict, folder: Path) -> None:
     """Write the numbers, and a figure of them."""
     folder.mkdir(exist_ok=True)
     (folder / "benchmarks.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if report["scaling"]:
-        draw(pd.DataFrame(report["rows"]), pd.DataFrame(report["scaling"]), report["machine"]).savefig(
-            folder / "benchmarks.png", dpi=130
-        )
+    figure = draw(pd.DataFrame(report["rows"]), pd.DataFrame(report["scaling"]), report["machine"])
+    figure.savefig(folder / "benchmarks.png", dpi=130)
     print(f"{folder}/benchmarks.json, {report['machine']['benchmark_seconds']} s in all")
 
 

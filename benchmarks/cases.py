@@ -1,7 +1,7 @@
 """What is measured: networks, methods, and how many views, steps and parameters."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,11 @@ class Case:
         return getattr(self.method, "num_views", 1)
 
     @property
+    def short(self) -> "Case":
+        """The same with two steps: enough to find the best group size."""
+        return replace(self, steps=2)
+
+    @property
     def loop(self) -> InnerLoop:
         """The inner loop; a small lr keeps every image's loss finite, which is all that matters to the clock."""
         return InnerLoop(steps=self.steps, lr=1e-4, trainable=self.trainable)
@@ -112,7 +117,7 @@ def list_cases(device: torch.device) -> list[Case]:
             for trainable in ("all", "norm")
         ]
     entropy = [
-        Case(f"{name}/views{views}/{trainable}", build, MarginalEntropy(views), trainable, images=64 // views * 2 + 16)
+        Case(f"{name}/views{views}/{trainable}", build, MarginalEntropy(views), trainable, images=64 if views == 1 else 32)
         for name, build in (("resnet", resnet), ("vit", vit))
         for views in (1, 8)
         for trainable in ("all", "norm")

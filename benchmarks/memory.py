@@ -1,29 +1,35 @@
-"""Peak memory of one group against what it must hold; run in a process of its own, for a CPU only tells a process's peak."""
+"""Peak memory of one group against what it must hold."""
 
-import json
-import resource
-import subprocess
-import sys
+import itertools
+from collections.abc import Callable
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.cases import Case, list_cases, ordinary_loss, statistics_for
-from benchmarks.sides import ours, state_bytes, streams, train_only
+from benchmarks.cases import Case, ordinary_loss, statistics_for
+from benchmarks.sides import floor, ours, state_bytes, streams, train_only
 from tttlab.group_size import GroupSize
+from tttlab.networks import Network
 
 
 def measure(case: Case, device: torch.device, group: int) -> dict[str, float]:
-    """Measure a group of images in a fresh process.
+    """Measure one group of images, by what PyTorch allocates.
 
     Returns:
-        ``peak_mb`` that adapting added to what the process held before, ``model_mb`` that it must hold: per image its own
-        weights and gradients, and the activations that backpropagation keeps; and their ratio.
+        ``peak_mb`` of adapting the group, ``model_mb`` that it must hold (per image its own weights and gradients, and the
+        activations that backpropagation keeps), their ratio, and ``ordinary_mb``, the peak of training shared weights on as
+        many views.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", case.name, str(device), str(group)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    network = case.build(case.size).to(device)
+    images = torch.rand(group, 3, case.size, case.size, device=device)
+    statistics = statistics_for(network, case.size) if case.method.needs else {}
+    peak = peak_bytes(lambda: ours(case, network, images, statistics, GroupSize(group)), device)
+    ordinary = peak_bytes(lambda: floor(case, network, images), device)
+    model = group * 2 * state_bytes(case, network) + kept_activations(case, network, images)
+    return {"peak_mb": peak / 2**20, "model_mb": model / 2**20, "ratio": peak / model, "ordinary_mb": ordinary / 2**20}
 
 
-def kept_activations(case: Case, network, images: torch.Tensor) -> int:
+def kept_activations(case: Case, network: Network, images: torch.Tensor) -> int:
     """Bytes that an ordinary backward pass over all views keeps, each memory once, without the parameters themselves."""
     train_only(network, case.loop)
     views = case.method.views(network, images, streams(images, 0))
@@ -40,26 +46,16 @@ def kept_activations(case: Case, network, images: torch.Tensor) -> int:
     return sum(size for place, size in kept.items() if place not in own)
 
 
-def peak(device: torch.device) -> int:
-    """Most bytes held so far."""
+def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that PyTorch holds during a call beyond what it held before."""
+    function()
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def main(name: str, device: torch.device, group: int) -> dict[str, float]:
-    """Measure in this process."""
-    case = next(case for case in list_cases(device) if case.name == name)
-    network = case.build(case.size).to(device)
-    images = torch.rand(group, 3, case.size, case.size, device=device)
-    statistics = statistics_for(network, case.size)
-    ours(case, network, images[:1], statistics, GroupSize(1))  # libraries load their kernels on first use
-    before = peak(device)
-    ours(case, network, images, statistics, GroupSize(group))
-    added = peak(device) - before
-    model = group * 2 * state_bytes(case, network) + kept_activations(case, network, images)
-    return {"peak_mb": added / 2**20, "model_mb": model / 2**20, "ratio": added / model}
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], torch.device(sys.argv[2]), int(sys.argv[3]))))
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(held, default=0)

@@ -11,6 +11,7 @@ import networks
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tttlab.adapter import adapt, diverged
 from tttlab.errors import UserError
@@ -351,3 +352,34 @@ def test_losses_and_times_have_a_place_for_every_image_and_step():
     result = adapt(network, shifted(), ActMAD(), replace(LOOPS[0], steps=4), statistics=statistics)
     assert result.losses.shape == (COUNT, 5)
     assert (result.milliseconds > 0).all()
+
+
+def test_images_without_a_gradient_are_done_after_the_first_step():
+    network, statistics = networks.source_statistics("resnet")
+    images, flops = shifted(), {}
+    for steps in (2, 8):
+        with FlopCounterMode(display=False) as counter:
+            left = adapt(network, images, ActMAD(tolerance=1e9), InnerLoop(steps=steps, lr=0.1), statistics=statistics)
+        flops[steps] = counter.get_total_flops()
+        assert left.losses.shape == (COUNT, steps + 1)
+        assert not left.losses.any()
+        torch.testing.assert_close(left.logits, left.source_logits, atol=1e-10, rtol=1e-10)
+    assert flops[2] == flops[8]
+
+
+def test_a_group_of_images_with_and_without_a_gradient():
+    network, statistics = networks.source_statistics("resnet")
+    images, loop = shifted(), InnerLoop(steps=3, lr=1e-2, clip=1.0)
+    first = adapt(network, images, ActMAD(tolerance=0), replace(loop, steps=1), statistics=statistics).losses[:, 0]
+    # The natural form has one tolerance per layer and moment; between the smallest and the largest it parts the images.
+    for tolerance in torch.linspace(0, float(first.max()), 40).tolist():
+        result = adapt(network, images, ActMAD(tolerance=tolerance), loop, statistics=statistics)
+        still = (result.losses[:, 0] == 0).tolist()
+        if 0 < sum(still) < COUNT:
+            break
+    else:
+        pytest.fail("no tolerance parts these images")
+    torch.testing.assert_close(result.logits[still], result.source_logits[still], atol=1e-10, rtol=1e-10)
+    for number, image in enumerate(images):
+        alone = one_at_a_time(network, image, ActMAD(tolerance=tolerance), loop, statistics, str(number))
+        torch.testing.assert_close(result.logits[number], alone, atol=1e-6, rtol=1e-6)

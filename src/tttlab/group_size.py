@@ -26,11 +26,12 @@ class GroupSize:
 
     Attributes:
         size: images of the next group.
+        growing: whether larger sizes are still to be tried.
     """
 
     def __init__(self, wish: int | Literal["auto"] = "auto") -> None:
         self.size = FIRST if wish == "auto" else wish
-        self._growing = wish == "auto"
+        self.growing = wish == "auto"
         self._seconds: dict[int, list[float]] = {}  # per image, by size
         self._bytes_per_image = 0.0
 
@@ -60,10 +61,10 @@ class GroupSize:
                     f"adapting one image does not fit into the memory of {device}; lower num_views, choose fewer trainable "
                     "parameters or a smaller backbone"
                 ) from error
-            self.size, self._growing = size // 2, False
+            self.size, self.growing = size // 2, False
             torch.cuda.empty_cache()
             return
-        if self._growing and size == self.size:
+        if self.growing and size == self.size:
             self._bytes_per_image = max(self._bytes_per_image, (_peak(device) - memory) / size)
             self._learn((time.perf_counter() - began) / size, device)
 
@@ -78,7 +79,7 @@ class GroupSize:
         if best[self.size] <= WORTH * best.get(self.size // 2, float("inf")) and fits and 2 * self.size <= LARGEST:
             self.size *= 2
         else:
-            self.size, self._growing = min(best, key=best.__getitem__), False
+            self.size, self.growing = min(best, key=best.__getitem__), False
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -111,6 +111,7 @@ def train(
     }
     optimizer = make_optimizer(list(parameters.values()), loop)
     update(optimizer, parameters, gradients, loop.clip)
+    del gradients  # as large as all images' weights
     for generators in streams[1:] if len(moved) else []:
         if not repeats:
             views = method.views(network, images, generators)

@@ -8,7 +8,7 @@ no parameter per image    images and views are one batch of B·V, and the ordina
 convolution, batch norm,  images are folded into channels, ``(V, B·C, H, W)``: the convolution becomes a grouped one, the
 group norm                normalisation an ordinary one over B·C channels. A layer's result is the next one's input as it lies.
 linear                    one batched matrix product, bias included.
-layer norm                the fused normalisation, then one fused multiply-add with the image's own gain and shift.
+layer norm                the fused normalisation, then one multiply-add with the image's own gain and shift.
 
 In-place operations become ordinary ones, for autograd pays for changing what is a view with two copies.
 """
@@ -51,8 +51,8 @@ class PerImageLayers(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Replace a call."""
         kwargs = dict(kwargs or {})
-        if func is Tensor.__iadd__:
-            return torch.add(*args)
+        if func is Tensor.add_:
+            return _add_in_place(*args, **kwargs)
         if kwargs.get("inplace"):
             kwargs["inplace"] = False
         stack = peek_interpreter_stack()
@@ -80,6 +80,17 @@ class PerImageLayers(TorchFunctionMode):
                 return _add_batch_dim(value, dim, IMAGES)
             self._known[number] = value, dim
         return _add_batch_dim(*self._known[number], IMAGES)
+
+
+def _add_in_place(x: Tensor, other: Tensor, **options: Any) -> Tensor:
+    """Give the object ``x`` (``x += y`` in a residual block) the sum's memory; the old one, a view, is not written to."""
+    if not (isinstance(other, Tensor) and _per_image(x)):
+        return x.add_(other, **options)
+    try:
+        torch.utils.swap_tensors(x, torch.add(x, other, **options))
+    except RuntimeError:  # somebody, such as PyTorch's profiler, holds a weak reference to the object
+        x.add_(other, **options)
+    return x
 
 
 def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -194,10 +205,35 @@ def _layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
     def own(_size, dims, x, weight, bias=None):
         x = x.movedim(dims[0], 0)
         shape = (len(x), *[1] * (x.ndim - weight.ndim), *normalized_shape)
-        normalised, gain = plain(x, None, None), weight.view(shape)
-        return normalised * gain if bias is None else torch.addcmul(bias.view(shape), normalised, gain), 0
+        return PerImageLayerNorm.apply(
+            x, weight.view(shape), None if bias is None else bias.view(shape), normalized_shape, eps
+        ), 0
 
     return _choose(plain, own, x, weight, bias, views=2)
+
+
+class PerImageLayerNorm(Function):
+    """Layer norm with a gain and a shift of their own for each image; keeps its input alone for the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gain: Tensor, shift: Tensor | None, normalized_shape: tuple[int, ...], eps: float
+    ) -> Tensor:
+        """Normalise ``x (B, …, *normalized_shape)`` with ``gain`` and ``shift (B, 1, …, *normalized_shape)``."""
+        normalised, mean, reciprocal = torch.native_layer_norm(x, normalized_shape, None, None, eps)
+        ctx.save_for_backward(x, gain, shift, mean, reciprocal)
+        ctx.normalized_shape = normalized_shape
+        return normalised * gain if shift is None else torch.addcmul(shift, normalised, gain)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Differentiate by the activation, the gain and the shift."""
+        x, gain, shift, mean, reciprocal = ctx.saved_tensors
+        options = ctx.normalized_shape, mean, reciprocal, None, None, [True, False, False]
+        by_x = torch.ops.aten.native_layer_norm_backward(gradient * gain, x, *options)[0] if ctx.needs_input_grad[0] else None
+        by_gain = ((x - mean).mul_(reciprocal).mul_(gradient)).sum_to_size(gain.shape)
+        by_shift = None if shift is None else gradient.sum_to_size(shift.shape)
+        return by_x, by_gain, by_shift, None, None
 
 
 def _linear(x, weight, bias=None):

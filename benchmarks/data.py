@@ -1,0 +1,88 @@
+"""Decoding, corrupting and augmenting real photographs: whether the data can ever hold up the computing."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.cases import resnet
+from tttlab.corruptions import CORRUPTIONS
+from tttlab.data import ImageSet, gather
+from tttlab.loaders import Views, as_images, open_loader
+from tttlab.objectives.simclr import SimCLR
+from tttlab.parallel import in_order
+from tttlab.params import ImageSpec
+from tttlab.shifts import list_shifts
+from tttlab.views import Augmentation
+
+COUNT, BATCH = 10_000, 128
+
+
+def photographs() -> Path:
+    """The test half of CIFAR-10 as a folder of classes."""
+    root = Path(os.environ.get("TTTLAB_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    return root / "cifar10" / "test"
+
+
+def profile(device: torch.device, workers: int) -> list[dict]:
+    """Time every stage of the data on 10,000 photographs; → rows of ``what``, ``images``, ``seconds``."""
+    if not photographs().is_dir():
+        print("CIFAR-10 is absent: the data are not profiled (set TTTLAB_DATA to the folder that holds cifar10/test)")
+        return []
+    began = time.perf_counter()
+    spec = ImageSpec(source="folder", root=photographs().resolve(), limit=COUNT)
+    images = gather(spec, "test", 32, 0, downloads=Path("unused"), workers=workers)
+    rows = [{"what": "decode PNG files", "images": len(images), "seconds": time.perf_counter() - began}]
+    shifts = list_shifts(CORRUPTIONS, [3])[1:]
+
+    def corrupt(shift) -> float:
+        began = time.perf_counter()
+        shift.apply(images, 0)
+        return time.perf_counter() - began
+
+    began = time.perf_counter()
+    alone = list(in_order(corrupt, shifts, workers))
+    rows.append({"what": "corrupt, all 15 types", "images": 15 * len(images), "seconds": time.perf_counter() - began})
+    rows += [
+        {"what": f"corrupt, {shift.corruption}", "images": len(images), "seconds": seconds}
+        for shift, seconds in zip(shifts, alone, strict=True)
+    ]
+    rows.append({"what": "augment, two SimCLR views", "images": len(images), "seconds": augment(images, workers)})
+    rows.append({"what": "train SimCLR on them, small ResNet", "images": 10 * BATCH, "seconds": train(images, device)})
+    for row in rows:
+        print(
+            f"data {row['what']:36}{row['images']:8} images {row['seconds']:7.2f} s {row['images'] / row['seconds']:9.0f} per s"
+        )
+    return rows
+
+
+def augment(images: ImageSet, workers: int) -> float:
+    """Time one pass of the training's loader."""
+    loader = open_loader(images, {"objective": Views(2, Augmentation(flip=True, jitter=0.4))}, BATCH, 0, workers=workers)
+    loader.sampler.set_epoch(1)
+    began = time.perf_counter()
+    for _ in loader:
+        pass
+    return time.perf_counter() - began
+
+
+def train(images: ImageSet, device: torch.device) -> float:
+    """Time ten steps of SimCLR on batches that are there already."""
+    network, objective = resnet(32).to(device).train(), SimCLR()
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    pixels = torch.from_numpy(images.pixels[:BATCH]).to(device)
+    views = as_images(pixels).unsqueeze(1).expand(-1, 2, -1, -1, -1)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = objective.loss(network, views, torch.Generator())
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    step()
+    began = time.perf_counter()
+    for _ in range(10):
+        step()
+    return time.perf_counter() - began

@@ -1,0 +1,186 @@
+"""Every layer against a loop over images with the ordinary layer: values and gradients."""
+
+import contextlib
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from tttlab.inner_loop import over_images
+from tttlab.per_image import PerImageConv2d, PerImageLayers
+
+IMAGES, VIEWS = 4, 3
+
+
+class Attention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = x.unflatten(1, (2, -1)).unflatten(-1, (2, -1)).transpose(2, 3)[:, 0].expand(3, -1, -1, -1, -1)
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+class Residual(nn.Module):
+    """Works in place, as timm's blocks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.act = nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        y += x
+        return self.act(y)
+
+
+LAYERS = {
+    "conv": (nn.Conv2d(8, 6, 3, padding=1), (8, 5, 5)),
+    "conv stride": (nn.Conv2d(8, 6, 3, stride=2, padding=(1, 0), bias=False), (8, 6, 5)),
+    "conv dilated": (nn.Conv2d(8, 6, 3, padding=2, dilation=2), (8, 5, 5)),
+    "conv grouped": (nn.Conv2d(8, 6, 3, groups=2), (8, 5, 5)),
+    "conv same": (nn.Conv2d(8, 6, 3, padding="same"), (8, 5, 5)),
+    "conv wide and small": (nn.Conv2d(8, 40, 3, stride=2, padding=1), (8, 3, 3)),
+    "batch norm": (nn.BatchNorm2d(8), (8, 4, 4)),
+    "batch norm of features": (nn.BatchNorm1d(8), (8,)),
+    "batch norm without affine": (nn.BatchNorm2d(8, affine=False), (8, 4, 4)),
+    "group norm": (nn.GroupNorm(4, 8), (8, 4, 4)),
+    "layer norm": (nn.LayerNorm(8), (5, 8)),
+    "layer norm without shift": (nn.LayerNorm(8, bias=False), (5, 8)),
+    "linear": (nn.Linear(8, 6), (8,)),
+    "linear on tokens": (nn.Linear(8, 6, bias=False), (5, 8)),
+    "average pool": (nn.AdaptiveAvgPool2d(1), (8, 4, 4)),
+    "max pool": (nn.MaxPool2d(3, 2, padding=1), (8, 5, 5)),
+    "attention": (Attention(), (10, 8)),
+    "in place": (Residual(), (8, 4, 4)),
+}
+
+
+def prepared(name: str) -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
+    """A layer in double precision with plausible statistics, inputs ``(B, V, …)``, and per-image parameters ``(B, …)``."""
+    layer, shape = LAYERS[name]
+    layer = layer.double().eval()
+    generator = torch.Generator().manual_seed(5)
+    for key, buffer in layer.named_buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(torch.rand(buffer.shape, generator=generator, dtype=torch.float64) + 0.5 * key.endswith("var"))
+    x = torch.randn(IMAGES, VIEWS, *shape, generator=generator, dtype=torch.float64)
+    own = {
+        key: value.detach() + 0.3 * torch.randn(IMAGES, *value.shape, generator=generator, dtype=torch.float64)
+        for key, value in layer.named_parameters()
+    }
+    return layer, x, own
+
+
+def values_and_gradients(call, layer, x, parameters):
+    leaves = [x.clone().requires_grad_(), *(value.clone().requires_grad_() for value in parameters.values())]
+    result = call(layer, leaves[0], dict(zip(parameters, leaves[1:], strict=True)))
+    weights = torch.linspace(-1, 1, result.numel(), dtype=torch.float64).view(result.shape)
+    return result, *torch.autograd.grad((result * weights).sum(), leaves)
+
+
+def one_by_one(layer, x, parameters):
+    rows = [functional_call(layer, {key: value[i] for key, value in parameters.items()}, (x[i],)) for i in range(len(x))]
+    return torch.stack(rows)
+
+
+def together(layer, x, parameters):
+    return over_images(lambda parameters, x: functional_call(layer, parameters, (x,)))(parameters, x)
+
+
+@pytest.mark.parametrize("order", ["images first", "views first"])
+@pytest.mark.parametrize("own", [True, False], ids=["own", "shared"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_equals_a_loop_over_images(name, own, order):
+    layer, x, parameters = prepared(name)
+    if order == "views first":
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
+    parameters = parameters if own else {}
+    for found, expected in zip(
+        values_and_gradients(together, layer, x, parameters),
+        values_and_gradients(one_by_one, layer, x, parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name, (layer, _) in LAYERS.items() if any(True for _ in layer.parameters())])
+def test_weights_that_all_images_still_share_have_gradients_of_their_own(name):
+    layer, x, _ = prepared(name)
+    source = {key: value.detach() for key, value in layer.named_parameters()}
+    leaves = {key: value.expand(IMAGES, *value.shape).requires_grad_() for key, value in source.items()}
+    found = torch.autograd.grad(together(layer, x, leaves).square().sum(), list(leaves.values()))
+    for image in range(IMAGES):
+        own = {key: value.clone().requires_grad_() for key, value in source.items()}
+        expected = torch.autograd.grad(functional_call(layer, own, (x[image],)).square().sum(), list(own.values()))
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one[image], other, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("outputs", "side"), [(6, 7), (64, 2)], ids=["grouped", "matrix product"])
+def test_the_gradient_of_a_convolution_against_finite_differences(outputs, side):
+    generator = torch.Generator().manual_seed(8)
+    x = torch.randn(2, 3, 2, side, side, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, outputs, 2, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def convolve(x, weight):
+        return PerImageConv2d.apply(x, weight, (1, 1), (1, 1), (1, 1), 1)
+
+    assert torch.autograd.gradcheck(convolve, (x, weight), fast_mode=True)
+
+
+def test_only_some_parameters_of_a_layer_may_be_an_images_own():
+    layer, x, parameters = prepared("conv")
+    bias = {"bias": parameters["bias"]}
+    torch.testing.assert_close(together(layer, x, bias), one_by_one(layer, x, bias), atol=1e-10, rtol=1e-10)
+
+
+def test_gradients_taken_inside_the_loss_and_maps_inside_the_map_are_left_to_torch():
+    layer, x, parameters = prepared("conv")
+
+    def slope(parameters, x):
+        return grad(lambda x: functional_call(layer, parameters, (x,)).square().sum())(x)
+
+    def each_view(parameters, x):
+        return vmap(lambda view: functional_call(layer, parameters, (view[None],))[0])(x)
+
+    torch.testing.assert_close(over_images(slope)(parameters, x), vmap(slope)(parameters, x))
+    torch.testing.assert_close(over_images(each_view)(parameters, x), one_by_one(layer, x, parameters))
+
+
+def test_outside_of_vmap_nothing_changes():
+    layer, x, _ = prepared("conv")
+    with PerImageLayers():
+        inside = layer(x[0])
+    assert torch.equal(inside, layer(x[0]))
+
+
+def test_what_depends_on_no_trainable_parameter_is_computed_once():
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3)).double()
+    x = torch.randn(IMAGES, VIEWS, 3, 9, 9, dtype=torch.float64)
+    frozen = {key: value.detach() for key, value in network.named_parameters()}
+    results, flops = {}, {}
+    for remember in (False, True):
+        layers = PerImageLayers(remember)
+        call = over_images(lambda own, x: functional_call(network, frozen | own, (x,)), layers)
+        images, own = x, {"4.weight": frozen["4.weight"].expand(IMAGES, -1, -1, -1, -1).clone().requires_grad_()}
+        with FlopCounterMode(display=False) as counter:
+            first = call(own, images)
+            if remember:
+                layers.keep(torch.tensor([1, 3]))
+            own = {"4.weight": (own["4.weight"][[1, 3]] * 2).detach().requires_grad_()}
+            second = call(own, images[[1, 3]])
+            slopes = torch.autograd.grad(second.square().sum(), own["4.weight"])[0]
+        results[remember], flops[remember] = (first, second, slopes), counter.get_total_flops()
+    for one, other in zip(results[False], results[True], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+    prefix = 2 * VIEWS * 2 * (49 * 8 * 3 * 9 + 25 * 8 * 8 * 9)  # two images' first two convolutions, 2 flops a product
+    assert flops[False] - flops[True] == prefix
+
+
+def test_a_layer_that_fails_leaves_no_trace():
+    layer, x, parameters = prepared("linear")
+    with contextlib.suppress(RuntimeError):
+        together(layer, x[..., :-1], parameters)
+    torch.testing.assert_close(together(layer, x, parameters), one_by_one(layer, x, parameters))
