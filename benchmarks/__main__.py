@@ -103,8 +103,8 @@ def measure_memory(device: torch.device, rows: list[dict]) -> list[dict]:
             group = min(row["images_per_step"], row["images"])
             found.append({"name": row["name"], "group": group} | memory.measure(cases[row["name"]].short, device, group))
     for row in found:
-        print(f"memory {row['name']:28}{row['group']:4} at once: peak {row['peak_mb']:6.1f} MiB, must hold {row['model_mb']:6.1f}, "
-              f"ratio {row['ratio']:.2f}; shared weights {row['ordinary_mb']:6.1f}", flush=True)  # fmt: skip
+        print(f"memory {row['name']:22}{row['group']:4} at once: peak {row['peak_mb']:6.1f} MiB, must hold "
+              f"{row['model_mb']:6.1f}, ratio {row['ratio']:.2f}; shared weights {row['ordinary_mb']:6.1f}")  # fmt: skip
     return found
 
 
