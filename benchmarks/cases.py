@@ -61,7 +61,7 @@ class Case:
     name: str
     build: Callable[[int], Network]
     method: Method
-    trainable: str
+    trainable: str | tuple[str, ...]
     images: int
     size: int = 32
     steps: int = STEPS

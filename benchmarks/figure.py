@@ -9,13 +9,13 @@ LABELS = {
     "images": "images N (1 view, 1 step)",
     "views": "views V (32 images, 4 steps)",
     "steps": "steps S (32 images, 4 views)",
-    "parameters": "adapted parameters (32 images, 4 views, 4 steps)",
+    "parameters": "adapted parameters (last stage … all)",
 }
 
 
 def draw(rows: pd.DataFrame, scaling: pd.DataFrame, machine: dict) -> Figure:
     """Draw rows as bars of milliseconds per image, and every sweep as a line."""
-    figure = Figure(figsize=(11, 3 + 0.34 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(12, 3 + 0.34 * len(rows)), layout="constrained")
     table, sweeps = figure.subfigures(2, 1, height_ratios=[0.34 * len(rows) + 0.6, 2.6])
     bars(table.subplots(), rows)
     for axes, (name, part) in zip(sweeps.subplots(1, 4), scaling.groupby("sweep", sort=False), strict=True):
@@ -46,11 +46,15 @@ def bars(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def grow(axes: Axes, name: str, part: pd.DataFrame) -> None:
-    """Draw one sweep, doubly logarithmic, with a line of slope one for comparison where cost should be proportional."""
-    axes.loglog(part["value"], part["seconds"], "o-", color=COLOURS["ours"], markersize=3)
-    if name != "parameters":
+    """Draw one sweep, with a line of proportional cost for comparison."""
+    axes.plot(part["value"], part["seconds"], "o-", color=COLOURS["ours"], markersize=3)
+    axes.set_xscale("log")
+    if name == "parameters":
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_yscale("log")
         last = part.iloc[-1]
-        axes.loglog(part["value"], last["seconds"] * part["value"] / last["value"], ":", color=COLOURS["floor"], linewidth=1)
+        axes.plot(part["value"], last["seconds"] * part["value"] / last["value"], ":", color=COLOURS["floor"], linewidth=1)
     axes.set_xlabel(LABELS[name], fontsize=8)
     axes.set_ylabel("seconds" if name == "images" else "", fontsize=8)
     axes.tick_params(labelsize=7)

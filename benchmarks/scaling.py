@@ -7,15 +7,17 @@ import torch
 from benchmarks.cases import Case, MarginalEntropy, resnet
 from benchmarks.sides import ours, seconds
 from tttlab.group_size import GroupSize
+from tttlab.inner_loop import select_parameters
+from tttlab.networks import Network
 
+AT_ONCE = 128  # views
 BASE = Case("base", resnet, MarginalEntropy(4), "norm", images=32, steps=4)
+LATE = tuple(f"encoder.{part}" for part in ("conv1", "layer1", "layer2", "layer3", "layer4"))
 SWEEPS: dict[str, list[Case]] = {
     "images": [replace(BASE, images=n, method=MarginalEntropy(1), steps=1) for n in (1, 4, 16, 64, 256, 1024, 4096)],
     "views": [replace(BASE, method=MarginalEntropy(v)) for v in (1, 2, 4, 8, 16, 32)],
     "steps": [replace(BASE, steps=s) for s in (1, 2, 4, 8, 16, 32)],
-    "parameters": [
-        replace(BASE, trainable=part) for part in ("norm", "encoder.layer1", "encoder.layer3", "encoder.layer4", "encoder")
-    ],
+    "parameters": [replace(BASE, trainable=LATE[start:]) for start in reversed(range(len(LATE)))],
 }
 
 
@@ -27,7 +29,7 @@ def sweep(device: torch.device, repeats: int = 3) -> list[dict]:
     for name, cases in SWEEPS.items():
         for case in cases:
             images = torch.rand(case.images, 3, case.size, case.size, device=device)
-            group = GroupSize(32)
+            group = GroupSize(max(1, AT_ONCE // case.views))
             times = sorted(
                 seconds(lambda case=case, images=images, group=group: ours(case, network, images, {}, group), device)
                 for _ in range(repeats)
@@ -36,10 +38,8 @@ def sweep(device: torch.device, repeats: int = 3) -> list[dict]:
     return rows
 
 
-def value(sweep: str, case: Case, network) -> float:
+def value(sweep: str, case: Case, network: Network) -> float:
     """What varies in a sweep."""
-    from tttlab.inner_loop import select_parameters
-
     if sweep == "parameters":
         return sum(parameter.numel() for parameter in select_parameters(network, case.trainable).values())
     return getattr(case, sweep)

@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 class Clock:
     """Stands in for the module's clock, and for its view of memory."""
 
-    def __init__(self, monkeypatch, seconds_per_image, bytes_per_image=0, free=10**12):
-        self.now, self.held = 0.0, 0
+    def __init__(self, monkeypatch, seconds_per_image, bytes_per_image=0, free=10**12, busy=lambda _size: 1.0):
+        self.now, self.held, self.busy = 0.0, 0, busy
         self.seconds_per_image, self.bytes_per_image = seconds_per_image, bytes_per_image
         monkeypatch.setattr(group_size.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(group_size, "_peak", lambda _device: self.held)
@@ -27,10 +27,11 @@ class Clock:
     def run(self, group, groups, left=10**6):
         sizes = []
         for _ in range(groups):
-            with group.open(left, CPU) as size:
-                sizes.append(size)
-                self.now += size * self.seconds_per_image(size)
-                self.held = max(self.held, size * self.bytes_per_image)
+            with group.open(left, CPU) as one:
+                sizes.append(one.size)
+                one.work *= self.busy(one.size)
+                self.now += one.work * self.seconds_per_image(one.size)
+                self.held = max(self.held, one.size * self.bytes_per_image)
         return sizes
 
 
@@ -49,6 +50,12 @@ def test_a_disturbed_measurement_is_made_up_for_by_the_second(monkeypatch):
     times = iter([9.0, 1.0, 0.5, 9.0, 0.49, 0.49, 1.0])
     sizes = Clock(monkeypatch, lambda _size: next(times)).run(GroupSize("auto"), 7)
     assert sizes == [8, 8, 16, 16, 32, 32, 32]
+
+
+def test_images_that_were_left_alone_do_not_make_their_groups_look_cheap(monkeypatch):
+    cost = {8: 1.0, 16: 0.6, 32: 0.5, 64: 0.5}
+    sizes = Clock(monkeypatch, cost.__getitem__, busy=lambda size: 0.1 if size == 8 else 1.0).run(GroupSize("auto"), 9)
+    assert sizes == [8, 8, 16, 16, 32, 32, 64, 64, 32]
 
 
 def test_it_does_not_grow_beyond_memory(monkeypatch):

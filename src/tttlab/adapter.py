@@ -74,17 +74,18 @@ def adapt(
     """
     network = as_network(network)
     statistics = {name: value.to(images.device) for name, value in (statistics or {}).items()}
-    group = images_per_step if isinstance(images_per_step, GroupSize) else GroupSize(images_per_step)
+    sizes = images_per_step if isinstance(images_per_step, GroupSize) else GroupSize(images_per_step)
     names = [str(name) for name in (range(len(images)) if image_ids is None else image_ids)]
     parts: list[Adaptation] = []
     with evaluating(network):
         check(network, images[:2], method, loop, statistics)
         while (done := sum(len(part.logits) for part in parts)) < len(images):
-            with group.open(len(images) - done, images.device) as size:
-                part = slice(done, done + size)
-                parts.append(adapt_together(network, images[part], method, loop, statistics, names[part], seed))
+            with sizes.open(len(images) - done, images.device) as group:
+                part = slice(done, done + group.size)
+                result, group.work = adapt_together(network, images[part], method, loop, statistics, names[part], seed)
+                parts.append(result)
                 if on_images:
-                    on_images(size)
+                    on_images(group.size)
     return Adaptation(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
@@ -96,25 +97,25 @@ def adapt_together(
     statistics: Statistics,
     names: list[str],
     seed: int,
-) -> Adaptation:
-    """Adapt one group of ``B`` images; every result depends on its own image alone."""
+) -> tuple[Adaptation, float]:
+    """Adapt one group of ``B`` images, each on its own; → results, and the work as a number of images (see `Group`)."""
     source_logits = predict(network, {}, images, None, Method(), statistics)
     wait_for(images.device)
     began = time.perf_counter()
     streams = [[torch_generator(seed, "views", name, step) for name in names] for step in range(max(loop.steps, 1))]
     with normalised(network, loop.normalisation, statistics):
         if method.trains and loop.steps and loop.trainable != "none":
-            logits, losses, usable = train_and_predict(network, images, method, loop, statistics, streams)
+            logits, losses, usable, work = train_and_predict(network, images, method, loop, statistics, streams)
         else:
             views = method.views(network, images, streams[0])
             logits = predict(network, {}, images, views, method, statistics)
             losses = images.new_full((len(images), 1), float("nan"))  # nothing was measured
-            usable = torch.ones(len(images), dtype=torch.bool, device=images.device)
+            usable, work = torch.ones(len(images), dtype=torch.bool, device=images.device), len(images)
     usable &= logits.isfinite().all(-1)
     logits = torch.where(usable[:, None], logits, source_logits)
     wait_for(images.device)
     cost = torch.full((len(images),), (time.perf_counter() - began) * 1e3 / len(images))
-    return Adaptation(logits.cpu(), source_logits.cpu(), losses.cpu(), ~usable.cpu(), cost)
+    return Adaptation(logits.cpu(), source_logits.cpu(), losses.cpu(), ~usable.cpu(), cost), work
 
 
 def train_and_predict(
@@ -124,8 +125,8 @@ def train_and_predict(
     loop: InnerLoop,
     statistics: Statistics,
     streams: Sequence[Sequence[torch.Generator]],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Train a group and classify it: logits ``(B, K)``, losses ``(B, S + 1)``, and where they can be used ``(B,)``."""
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Train a group and classify it: logits ``(B, K)``, losses ``(B, S + 1)``, where they can be used ``(B,)``, the work."""
     moved, parameters, views, losses = train(network, images, method, loop, statistics, streams)
     usable = ~diverged(losses)
     if len(moved) < len(images):  # then the views are the images themselves
@@ -135,7 +136,8 @@ def train_and_predict(
         logits = own if len(moved) == len(images) else logits.index_copy(0, moved, own)
         finite = torch.stack([value.detach().flatten(1).sum(1) for value in parameters.values()]).isfinite().all(0)
         usable[moved] &= finite
-    return logits, losses, usable
+    work = len(moved) + (len(images) - len(moved)) / losses.shape[1]
+    return logits, losses, usable, work
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import psutil
@@ -16,6 +17,14 @@ FIRST, LARGEST = 8, 1024
 TRIALS = 2  # groups timed before a size is judged: the first one of a size pays for warming up
 WORTH = 0.95  # a size is worth while if an image takes at most this share of the time it took at half the size
 SHARE = 0.7  # of the free memory that a group may be expected to take
+
+
+@dataclass
+class Group:
+    """One group's ``size``, and the ``work`` it was, in images: one that is done after the first step counts for less."""
+
+    size: int
+    work: float
 
 
 class GroupSize:
@@ -36,7 +45,7 @@ class GroupSize:
         self._bytes_per_image = 0.0
 
     @contextmanager
-    def open(self, left: int, device: torch.device) -> Iterator[int]:
+    def open(self, left: int, device: torch.device) -> Iterator[Group]:
         """Work on one group inside the context; if that runs out of memory, leave it as if nothing had been tried.
 
         Args:
@@ -44,15 +53,16 @@ class GroupSize:
             device: where the work is done.
 
         Yields:
-            how many of them to take.
+            how many of them to take; set its ``work`` where that is less.
 
         Raises:
             UserError: not even one image fits into memory.
         """
         size = min(self.size, left)
+        group = Group(size, size)
         memory, began = _start_measuring(device), time.perf_counter()
         try:
-            yield size
+            yield group
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
@@ -66,7 +76,7 @@ class GroupSize:
             return
         if self.growing and size == self.size:
             self._bytes_per_image = max(self._bytes_per_image, (_peak(device) - memory) / size)
-            self._learn((time.perf_counter() - began) / size, device)
+            self._learn((time.perf_counter() - began) / group.work, device)
 
     def _learn(self, seconds: float, device: torch.device) -> None:
         """Take in the time per image at this size, and choose the next one."""
