@@ -9,7 +9,7 @@ LABELS = {
     "images": "images N (1 view, 1 step)",
     "views": "views V (32 images, 4 steps)",
     "steps": "steps S (32 images, 4 views)",
-    "parameters": "adapted parameters (last stage … all)",
+    "parameters": "adapted parameters, thousands (last stage … all)",
 }
 
 
@@ -48,10 +48,10 @@ def bars(axes: Axes, rows: pd.DataFrame) -> None:
 def grow(axes: Axes, name: str, part: pd.DataFrame) -> None:
     """Draw one sweep, with a line of proportional cost for comparison."""
     axes.plot(part["value"], part["seconds"], "o-", color=COLOURS["ours"], markersize=3)
-    axes.set_xscale("log")
     if name == "parameters":
         axes.set_ylim(bottom=0)
     else:
+        axes.set_xscale("log")
         axes.set_yscale("log")
         last = part.iloc[-1]
         axes.plot(part["value"], last["seconds"] * part["value"] / last["value"], ":", color=COLOURS["floor"], linewidth=1)

@@ -41,5 +41,5 @@ def sweep(device: torch.device, repeats: int = 3) -> list[dict]:
 def value(sweep: str, case: Case, network: Network) -> float:
     """What varies in a sweep."""
     if sweep == "parameters":
-        return sum(parameter.numel() for parameter in select_parameters(network, case.trainable).values())
+        return sum(parameter.numel() for parameter in select_parameters(network, case.trainable).values()) / 1000
     return getattr(case, sweep)

@@ -126,6 +126,19 @@ def test_vectorised_equals_one_image_at_a_time_in_single_precision(kind, method)
     torch.testing.assert_close(together.logits, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_mixed_precision_equals_one_image_at_a_time_up_to_its_rounding(kind):
+    network, statistics = networks.source_statistics(kind, torch.float32)
+    images, loop = shifted(dtype=torch.float32), InnerLoop(steps=2, lr=1e-3, clip=1.0)
+    exact = adapt(network, images, ActMAD(), loop, statistics=statistics)
+    with torch.autocast("cpu", torch.bfloat16):
+        together = adapt(network, images, ActMAD(), loop, statistics=statistics)
+        alone = [one_at_a_time(network, image, ActMAD(), loop, statistics, str(i)) for i, image in enumerate(images)]
+    torch.testing.assert_close(together.logits.float(), torch.stack(alone).float(), atol=0.03, rtol=0.03)
+    torch.testing.assert_close(together.losses.float(), exact.losses, atol=0.02, rtol=0.05)
+    assert not torch.equal(together.logits.float(), exact.logits)
+
+
 @pytest.mark.parametrize("policy", POLICIES, ids=name)
 @pytest.mark.parametrize(("kind", "method"), [*TRAINING, ("resnet", ViewAverage()), ("vit", NoAdaptation())], ids=name)
 def test_results_depend_on_the_image_alone(kind, method, policy):

@@ -99,7 +99,7 @@ def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
     def own(_size, dims, x, weight, bias=None):
         result = PerImageConv2d.apply(x.movedim(dims[0], 1), weight, pair(stride), pair(padding), pair(dilation), groups)
-        return result if bias is None else result + bias[..., None, None], 1
+        return result if bias is None else result + bias.to(result.dtype)[..., None, None], 1
 
     if isinstance(padding, str):
         return plain(x, weight, bias)
@@ -132,8 +132,12 @@ class PerImageConv2d(Function):
         Returns:
             ``(V, B, O, H', W')``.
         """
+        ctx.kinds = x.dtype, weight.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         ctx.save_for_backward(x, weight)
         ctx.options = stride, padding, dilation, groups
+        weight = _as(weight, x.dtype)
         if _shared(weight):
             return F.conv2d(x.flatten(0, 1), weight[0], None, stride, padding, dilation, groups).unflatten(0, x.shape[:2])
         size = len(weight)
@@ -144,8 +148,9 @@ class PerImageConv2d(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Differentiate by the activation and by the weights, as far as they are asked for."""
         x, weight = ctx.saved_tensors
-        by_x = _gradient_by_input(x, weight, gradient, *ctx.options) if ctx.needs_input_grad[0] else None
-        by_weight = _gradient_by_weight(x, weight, gradient, *ctx.options) if ctx.needs_input_grad[1] else None
+        gradient, weight = gradient.to(x.dtype), _as(weight, x.dtype)
+        by_x = _gradient_by_input(x, weight, gradient, *ctx.options).to(ctx.kinds[0]) if ctx.needs_input_grad[0] else None
+        by_weight = _gradient_by_weight(x, weight, gradient, *ctx.options).to(ctx.kinds[1]) if ctx.needs_input_grad[1] else None
         return by_x, by_weight, None, None, None, None
 
 
@@ -170,6 +175,11 @@ def _gradient_by_weight(x, weight, gradient, stride, padding, dilation, groups):
     return conv2d_weight(*flat, stride, padding, dilation, groups * size).view(weight.shape)
 
 
+def _as(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert weights, as autocast does; shared ones stay shared."""
+    return weight[:1].to(dtype).expand_as(weight) if _shared(weight) else weight.to(dtype)
+
+
 def _shared(weight: Tensor) -> bool:
     """Tell whether all images' weights are the same memory."""
     return weight.stride(0) == 0 and len(weight) > 1
@@ -185,7 +195,7 @@ def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=F
 
     if training or running_mean is None:
         return plain(x, weight, bias)
-    return _choose(plain, own, x, weight, bias, views=4)
+    return _choose(plain, own, x, weight, bias, views=2)
 
 
 def _group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
@@ -220,9 +230,10 @@ class PerImageLayerNorm(Function):
         ctx: Any, x: Tensor, gain: Tensor, shift: Tensor | None, normalized_shape: tuple[int, ...], eps: float
     ) -> Tensor:
         """Normalise ``x (B, …, *normalized_shape)`` with ``gain`` and ``shift (B, 1, …, *normalized_shape)``."""
+        kind, x = x.dtype, x.to(gain.dtype)  # bf16 does not do for sums, nor for autocast's own layer norm
         normalised, mean, reciprocal = torch.native_layer_norm(x, normalized_shape, None, None, eps)
         ctx.save_for_backward(x, gain, shift, mean, reciprocal)
-        ctx.normalized_shape = normalized_shape
+        ctx.normalized_shape, ctx.kind = normalized_shape, kind
         return normalised * gain if shift is None else torch.addcmul(shift, normalised, gain)
 
     @staticmethod
@@ -230,10 +241,11 @@ class PerImageLayerNorm(Function):
         """Differentiate by the activation, the gain and the shift."""
         x, gain, shift, mean, reciprocal = ctx.saved_tensors
         options = ctx.normalized_shape, mean, reciprocal, None, None, [True, False, False]
+        gradient = gradient.to(x.dtype)
         by_x = torch.ops.aten.native_layer_norm_backward(gradient * gain, x, *options)[0] if ctx.needs_input_grad[0] else None
         by_gain = ((x - mean).mul_(reciprocal).mul_(gradient)).sum_to_size(gain.shape)
         by_shift = None if shift is None else gradient.sum_to_size(shift.shape)
-        return by_x, by_gain, by_shift, None, None
+        return None if by_x is None else by_x.to(ctx.kind), by_gain, by_shift, None, None
 
 
 def _linear(x, weight, bias=None):
