@@ -9,7 +9,7 @@ LABELS = {
     "images": "images N (1 view, 1 step)",
     "views": "views V (32 images, 4 steps)",
     "steps": "steps S (32 images, 4 views)",
-    "parameters": "adapted parameters, thousands (last stage … all)",
+    "parameters": "adapted parameters, thousands",
 }
 
 

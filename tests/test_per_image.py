@@ -184,3 +184,13 @@ def test_a_layer_that_fails_leaves_no_trace():
     with contextlib.suppress(RuntimeError):
         together(layer, x[..., :-1], parameters)
     torch.testing.assert_close(together(layer, x, parameters), one_by_one(layer, x, parameters))
+
+
+@pytest.mark.parametrize("name", ["average pool", "max pool", "batch norm without affine", "conv", "linear", "attention"])
+def test_a_layer_without_parameters_of_an_images_own_goes_beneath_vmap_too(name):
+    layer, x, _ = prepared(name)
+    layer.requires_grad_(False)
+    layers = PerImageLayers(remember=True)
+    over_images(layer, layers)(x)
+    assert len(layers._known) == 1
+    layer.requires_grad_(True)

@@ -294,7 +294,7 @@ def _choose(plain: Callable[..., Tensor], own: Rule | None, x: Tensor, *paramete
     """
     given = [parameter for parameter in parameters if parameter is not None]
     batched = [_per_image(parameter) for parameter in given]
-    if not _per_image(x) or x.ndim < views or any(batched) != all(batched):
+    if not _per_image(x) or x.ndim < views or len(set(batched)) > 1:
         return plain(x, *parameters)
     if any(batched):
         return own, x, *given
