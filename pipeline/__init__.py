@@ -26,22 +26,28 @@ RANK = next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PRO
 PATIENCE = 10.0  # seconds; a process that fails lets the first one speak, whose end is then the end of all
 
 
-def main(run: Callable[..., None], description: str, item: str | None = None) -> None:
+def main(run: Callable[..., None], description: str, *items: str) -> None:
     """Run one stage from the command line.
 
     Args:
-        run: called as ``run(params)``, or ``run(params, <item>)`` for a stage that is repeated for several items.
+        run: called as ``run(params)``, or ``run(params, <item>, …)`` for a stage that is repeated for several items.
         description: one line for ``--help``.
-        item: what the stage is repeated for (``model`` or ``run``), read as the one positional argument.
+        items: what the stage is repeated for (``model``, ``seed``, ``run``), read as positional arguments; without a seed the
+            first one of params.yaml is taken.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {sys.modules['__main__'].__spec__.name}", description=description)
-    if item:
-        parser.add_argument(item, help=f"the {item}'s name in params.yaml")
+    for item in items:
+        if item == "seed":
+            parser.add_argument(item, type=int, nargs="?", help="the training seed (default: the first of params.yaml)")
+        else:
+            parser.add_argument(item, help=f"the {item}'s name in params.yaml")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
     arguments = vars(parser.parse_args())
     keep_freed_memory()
     try:
         params = read_params(arguments.pop("params"), base=ROOT)
+        if "seed" in arguments and arguments["seed"] is None:
+            arguments["seed"] = params.seeds[0]
         run(params, *arguments.values())
     except UserError as error:
         if RANK:

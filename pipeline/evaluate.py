@@ -15,32 +15,37 @@ def run(params: Params) -> None:
     """Read the predictions of every model and run of params.yaml, never of what the folder happens to hold."""
     import pandas as pd
 
-    from tttlab import metrics
+    from tttlab import diagnosis, metrics
+    from tttlab.predictions import read_predictions
 
-    groups = {"by_shift": metrics.by_shift, "by_corruption": metrics.by_corruption, "by_severity": metrics.by_severity}
-    tables = {name: [] for name in ("summary", *groups)}
-    summary = {}
+    kinds = {"by_shift": metrics.by_shift, "by_corruption": metrics.by_corruption, "by_severity": metrics.by_severity,
+             "reliability": metrics.reliability}  # fmt: skip
+    entries, tables = {}, {name: [] for name in ("summary", *kinds, *diagnosis.TABLES)}
     for model in params.models:
         for name in params.adapt.runs:
             found = pipeline.OUTPUTS / "adapted" / name / f"{model}.parquet"
-            predictions = metrics.read_predictions(found)
+            predictions = read_predictions(found)
             (pipeline.OUTPUTS / "predictions" / model).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(found, pipeline.OUTPUTS / "predictions" / model / f"{name}.parquet")
-            summary[f"{model}/{name}"] = metrics.summarise(predictions, params.seed)
-            for table, group in groups.items():
-                tables[table].append(_named(group(predictions, params.seed), model, name))
-            shifted = tables["by_shift"][-1].query("shift != 'clean'")
-            flips = shifted[["wrong_to_right", "right_to_wrong", "changed"]].sum()
-            tables["summary"].append(_named(pd.DataFrame([summary[f"{model}/{name}"] | flips.to_dict()]), model, name))
+            entry = entries[f"{model}/{name}"] = metrics.summarise(predictions)
+            tables["summary"].append(_named(pd.DataFrame([metrics.flatten(entry)]), model, name))
+            for table, kind in kinds.items():
+                tables[table].append(_named(kind(predictions), model, name))
+            aligned = pipeline.OUTPUTS / "aligned" / name / f"{model}.parquet"
+            for table, rows in diagnosis.read(predictions, found.with_suffix(".steps.parquet"), aligned, params.seed).items():
+                tables[table].append(_named(rows, model, name))
+    tables["distances"] = [pd.read_csv(pipeline.OUTPUTS / "distances" / f"{model}.csv") for model in params.models]
 
     folder = pipeline.OUTPUTS / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # a table that no longer has rows must not stay
+    folder.mkdir(parents=True)
     for name, parts in tables.items():
-        pd.concat(parts).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-    text = json.dumps({"runs": summary}, indent=2, allow_nan=False)
+        if any(len(part) for part in parts):
+            pd.concat(parts).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    text = json.dumps({"runs": entries}, indent=2, allow_nan=False)
     (pipeline.OUTPUTS / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    print(f"compared {len(summary)} runs, with and without adaptation; tables are in {folder}")
-    if any(entry["accuracy_source"] is None for entry in summary.values()):
+    print(f"compared {len(entries)} runs, with and without adaptation; tables are in {folder}")
+    if any(entry["accuracy_source"] is None for entry in entries.values()):
         print("the shifted test images have no labels: accuracy and gain are unknown, changed predictions are counted")
 
 

@@ -4,8 +4,8 @@ import pipeline
 from tttlab.params import Params
 
 
-def run(params: Params, model: str) -> None:
-    """Write outputs/finetuned/<model>: the source network of all that follows, and its curve."""
+def run(params: Params, model: str, seed: int) -> None:
+    """Write outputs/finetuned/<model>/<seed>: the source network of all that follows, and its curve."""
     from pipeline.trainings import log_inputs, open_trainer, write
     from tttlab.checkpoints import build_objective, load
     from tttlab.data import ImageSet
@@ -13,13 +13,13 @@ def run(params: Params, model: str) -> None:
     from tttlab.training import finetune, last_values
     from tttlab.views import Augmentation
 
-    source = pipeline.OUTPUTS / "pretrained" / model
+    source = pipeline.OUTPUTS / "pretrained" / model / str(seed)
     folders = [pipeline.OUTPUTS / "data" / name for name in ("labeled_train", "labeled_validation")]
     train, validation = (ImageSet.load(folder) for folder in folders)
     network, parent = load(source)
     chosen = params.models[model].model_dump(mode="json", exclude={"pretrain"})
     objective_views = params.models[model].pretrain.augment.model_dump()
-    settings = {"seed": params.seed, "objective_views": objective_views, "models": {model: chosen}}
+    settings = {"seed": seed, "objective_views": objective_views, "models": {model: chosen}}
     recipe = dict(chosen["finetune"])
     how = {key: recipe.pop(key) for key in ("mode", "objective_weight")}
     augmentation = Augmentation(**recipe.pop("augment"))
@@ -38,10 +38,10 @@ def run(params: Params, model: str) -> None:
             metrics |= {f"refit_{key}": last_values(refit)[key] for key in ("loss", "seconds")}
         extra = {"parent": parent["sha256"], "mlflow_run_id": tracked.id, "metrics": metrics}
         about = {"settings": chosen, "classes": train.classes, "image_size": parent["image_size"], "extra": extra}
-        write(pipeline.OUTPUTS / "finetuned" / model, network, rows, tracked, about)
+        write(pipeline.OUTPUTS / "finetuned" / model / str(seed), network, rows, tracked, about)
     print(f"{model}: validation accuracy {metrics['validation_accuracy']:.1%} after {metrics['epoch']} epochs "
           f"in {metrics['seconds']:.0f} s")  # fmt: skip
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__, item="model")
+    pipeline.main(run, __doc__, "model", "seed")

@@ -1,34 +1,78 @@
-"""What one run of params.yaml needs of one model, checked before any work."""
+"""What one run of params.yaml needs of one trained network, checked before any work."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 import pipeline
 from pipeline.source_stats import source_batches
 from tttlab import checkpoints, devices, registry, source_statistics, sweep
-from tttlab.inner_loop import select_parameters
+from tttlab.errors import UserError
+from tttlab.gate import Gate
+from tttlab.inner_loop import InnerLoop, select_parameters
+from tttlab.method import Method
 from tttlab.params import Params
+from tttlab.runs import RunSettings
+from tttlab.source_statistics import Statistics
 from tttlab.views import Augmentation
 
 
-def load_run(params: Params, name: str, model: str, device: torch.device | None = None) -> tuple:
-    """Load one model and what its run needs: device, network, its description, method, inner loop, source statistics.
+class Source(NamedTuple):
+    """A trained network, what ``network.json`` says of it, its source statistics, and where it computes."""
 
-    Args:
-        params: all settings.
-        name: the run's name.
-        model: the model's name.
-        device: where to compute; None: as ``machine.device`` says.
-    """
+    network: nn.Module
+    about: dict[str, Any]
+    statistics: Statistics
+    device: torch.device
+
+
+class Ready(NamedTuple):
+    """A run that can start: its settings, with what tuning chose, and what they make."""
+
+    settings: RunSettings
+    method: Method
+    loop: InnerLoop
+    statistics: Statistics
+
+
+def load_source(params: Params, model: str, seed: int, device: torch.device | None = None) -> Source:
+    """Load the network of one model and training seed; ``device`` None: as ``machine.device`` says."""
     device = device or devices.choose_device(params.machine.device)
-    network, checkpoint = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model, device)
-    statistics = source_statistics.load(pipeline.OUTPUTS / "source_stats" / model, checkpoint["sha256"])
-    chosen, trained = params.run_settings(name, model), params.models[model]
+    network, about = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model / str(seed), device)
+    statistics = source_statistics.load(pipeline.OUTPUTS / "source_stats" / model / str(seed), about["sha256"])
+    return Source(network, about, statistics, device)
+
+
+def build_run(params: Params, name: str, model: str, source: Source, values: Mapping[str, Any]) -> Ready:
+    """Make a run's method and inner loop, with the settings in ``values`` replaced, and check that they fit the network."""
+    chosen, trained = params.run_settings(name, model).with_values(values), params.models[model]
     # A self-supervised head knows the views that it was trained on.
     views = trained.pretrain.augment if chosen.method == trained.objective.name else params.adapt.augment
     method = registry.load_method(chosen.method, chosen.settings, objective=trained.objective.model_dump(),
                                   augmentation=Augmentation(**views.model_dump()))  # fmt: skip
     loop = sweep.inner_loop(chosen.adapter.model_dump())
-    method.check(network)
-    select_parameters(network, loop.trainable)
-    statistics = sweep.complete(statistics, method, network, lambda: source_batches(params, device))
-    return device, network, checkpoint, method, loop, statistics
+    method.check(source.network)
+    select_parameters(source.network, loop.trainable)
+    statistics = sweep.complete(source.statistics, method, source.network, lambda: source_batches(params, source.device))
+    return Ready(chosen, method, loop, statistics)
+
+
+def load_tuned(name: str, model: str) -> dict[str, Any]:
+    """Read what the stage `tune` chose for one run and model.
+
+    Raises:
+        UserError: it has not run, or not for this model.
+    """
+    path = pipeline.OUTPUTS / "tuned" / f"{name}.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if model not in found:
+        raise UserError(f"{path}: expected what tuning chose for {model}, found nothing; run the stage tune")
+    return found[model]
+
+
+def load_gate(tuned: Mapping[str, Any]) -> Gate | None:
+    """Make the gate that tuning chose, if it chose one."""
+    return Gate(**tuned["gate"]) if tuned["gate"] else None

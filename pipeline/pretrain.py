@@ -6,8 +6,8 @@ import pipeline
 from tttlab.params import Params
 
 
-def run(params: Params, model: str) -> None:
-    """Write outputs/pretrained/<model>: the network, and its curve."""
+def run(params: Params, model: str, seed: int) -> None:
+    """Write outputs/pretrained/<model>/<seed>: the network, and its curve."""
     from pipeline.trainings import log_inputs, open_trainer, write
     from tttlab.checkpoints import build_network
     from tttlab.data import ImageSet
@@ -19,10 +19,10 @@ def run(params: Params, model: str) -> None:
     unlabeled, train, validation = (ImageSet.load(folder) for folder in folders)
     chosen = params.models[model].model_dump(mode="json", exclude={"finetune"})
     size = params.data.image_size
-    settings = {"seed": params.seed, "image_size": size, "models": {model: chosen}}
+    settings = {"seed": seed, "image_size": size, "models": {model: chosen}}
     recipe = dict(chosen["pretrain"])
     augmentation = Augmentation(**recipe.pop("augment"))
-    network, objective = build_network(chosen, len(train.classes), size, params.seed)
+    network, objective = build_network(chosen, len(train.classes), size, seed)
     weights = [Path(chosen["weights"])] if chosen["weights"] not in (None, "timm") else []
 
     with open_trainer(params, model, "pretrain", settings, folders + weights, None) as (trainer, tracked):
@@ -34,10 +34,10 @@ def run(params: Params, model: str) -> None:
         metrics = last_values(rows)
         extra = {"parent": None, "mlflow_run_id": tracked.id, "metrics": metrics}
         about = {"settings": chosen, "classes": train.classes, "image_size": size, "extra": extra}
-        write(pipeline.OUTPUTS / "pretrained" / model, network, rows, tracked, about)
+        write(pipeline.OUTPUTS / "pretrained" / model / str(seed), network, rows, tracked, about)
     print(f"{model}: kNN accuracy {metrics['knn_accuracy']:.1%} after {metrics['epoch']} epochs "
           f"in {metrics['seconds']:.0f} s")  # fmt: skip
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__, item="model")
+    pipeline.main(run, __doc__, "model", "seed")

@@ -7,30 +7,33 @@ import pipeline
 from tttlab.params import Params
 
 if TYPE_CHECKING:
-    from tttlab.report import Results
+    from tttlab.results import Results
 
 
 def run(params: Params) -> None:
     """Draw, write and log what evaluate computed."""
-    from tttlab import plots, report
+    from tttlab import drawings, page, pictures, plots, report
     from tttlab.data import ImageSet
+    from tttlab.results import Results
 
-    shifts = params.shifts
-    results = report.Results.read(pipeline.OUTPUTS, list(params.models), list(params.adapt.runs))
-    test = ImageSet.load(pipeline.OUTPUTS / "data" / "test")
-    pictures = report.shift_pictures(test, shifts.corruptions, shifts.severities, params.seed)
-    drawings = report.draw(results, pictures, shifts.severities)
-    files = {name: pipeline.OUTPUTS / "figures" / f"{name}.png" for name in drawings}
+    outputs, shifts = pipeline.OUTPUTS, params.shifts
+    results = Results.read(outputs, list(params.models), list(params.adapt.runs))
+    test = ImageSet.load(outputs / "data" / "test")
+    shown = pictures.shift_pictures(test, shifts.corruptions, shifts.severities, params.seed)
+    drawn = drawings.draw(results, shown, shifts.severities)
+    files = {name: outputs / "figures" / f"{name}.png" for name in drawn}
     for name, path in files.items():
-        plots.save_png(drawings[name].figure, path)
-    page = pipeline.OUTPUTS / "report.html"
+        plots.save_png(drawn[name].figure, path)
+    trained = [key for key in results.summary if results.trains(*key)]
+    flips = [found for key in trained if (found := pictures.read_flips(outputs, *key, test, params.seed))]
     note = report.about(results, test.source, shifts.corruptions, shifts.severities, params.adapt.protocol)
-    page.write_text(report.render(results, drawings, params.model_dump(mode="json"), note), encoding="utf-8")
-    _log(params, results, files, page)
+    target = outputs / "report.html"
+    target.write_text(page.render(results, drawn, params.model_dump(mode="json"), note, flips), encoding="utf-8")
+    _log(params, results, files, target)
     print(f"\n{report.plain_table(results)}\n")
     for model in results.models:
         print(f"{model}: {report.sentence(results, model)}")
-    print(f"\nreport   {page.resolve()}\nMLflow   make ui   (or: uv run python -m pipeline.ui)")
+    print(f"\nreport   {target.resolve()}\nMLflow   make ui   (or: uv run python -m pipeline.ui)")
 
 
 def _log(params: Params, results: "Results", files: dict[str, Path], page: Path) -> None:

@@ -4,19 +4,20 @@ import pipeline
 from tttlab.params import Params
 
 
-def run(params: Params, model: str) -> None:
-    """Write outputs/source_stats/<model>, tied to the checkpoint by its hash."""
+def run(params: Params, model: str, seed: int) -> None:
+    """Write outputs/source_stats/<model>/<seed>, tied to the checkpoint by its hash."""
     from tttlab import checkpoints, source_statistics
     from tttlab.devices import choose_device
 
     device = choose_device(params.machine.device)
-    network, about = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model, device)
+    network, about = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model / str(seed), device)
     batches = source_batches(params, device)
     statistics = source_statistics.layer_statistics(network, batches)
     if hasattr(network.head, "project"):
         statistics |= source_statistics.projection_bank(network, batches, params.source_stats.bank_size)
     images = sum(map(len, batches))
-    source_statistics.save(statistics, pipeline.OUTPUTS / "source_stats" / model, checkpoint=about["sha256"], images=images)
+    folder = pipeline.OUTPUTS / "source_stats" / model / str(seed)
+    source_statistics.save(statistics, folder, checkpoint=about["sha256"], images=images)
     print(f"{model}: {len(statistics)} statistics of {images} source images")
 
 
@@ -33,4 +34,4 @@ def source_batches(params: Params, device) -> list:
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__, item="model")
+    pipeline.main(run, __doc__, "model", "seed")

@@ -33,13 +33,14 @@ def open_trainer(
         source_run: the run in MLflow that made the network to start from.
     """
     recipe, objective = settings["models"][model][stage], settings["models"][model]["objective"]["name"]
-    how = " · ".join(str(part) for part in (recipe.get("mode"), objective) if part)
-    tags = {"model": model, "objective": objective} | ({"source_run_id": source_run} if source_run else {})
+    seed = f"seed {settings['seed']}" if len(params.seeds) > 1 else None
+    how = " · ".join(str(part) for part in (recipe.get("mode"), objective, f"{recipe['epochs']} epochs", seed) if part)
+    tags = {"model": model, "objective": objective, "seed": settings["seed"], "source_run_id": source_run or ""}
     fabric = open_fabric(params)
 
     def open_run(key: str):
         return start_run(
-            pipeline.ROOT, stage=stage, name=f"{stage} {model} · {how} · {recipe['epochs']} epochs", params=settings, tags=tags,
+            pipeline.ROOT, stage=stage, name=f"{stage} {model} · {how}", params=settings, tags=tags,
             parent=pipeline_run(pipeline.ROOT, execution(params)), resume_key=key,
         )  # fmt: skip
 
@@ -52,7 +53,7 @@ def open_trainer(
             prefix = "" if task == stage else f"{task}/"
             run.log_metrics({f"{prefix}{name}": value for name, value in row.items() if name != "epoch"}, row["epoch"])
 
-        yield Trainer(fabric, params.seed, params.machine.workers, work, report), run
+        yield Trainer(fabric, settings["seed"], params.machine.workers, work, report), run
 
 
 def log_inputs(run: Run | None, **sets: tuple[ImageSet, str]) -> None:

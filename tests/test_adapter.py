@@ -163,6 +163,59 @@ def test_no_steps_is_the_source_prediction_to_the_bit(kind, method):
     assert not result.fell_back.any()
 
 
+@pytest.mark.parametrize("policy", [Normalisation(), Normalisation("shrink")], ids=name)
+@pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
+def test_a_curve_along_the_steps_is_what_shorter_adaptations_give(kind, method, policy):
+    network, statistics = networks.source_statistics(kind)
+    loop = InnerLoop(steps=3, lr=1e-2, clip=1.0, momentum=0.5, normalisation=policy)
+    whole = adapt(network, shifted(), method, loop, statistics=statistics, record=(0, 1, 3), images_per_step=2)
+    for place, steps in enumerate((0, 1, 3)):
+        shorter = adapt(network, shifted(), method, replace(loop, steps=steps), statistics=statistics)
+        torch.testing.assert_close(whole.logits_at[:, place], shorter.logits, atol=1e-9, rtol=1e-9)
+    plain = adapt(network, shifted(), method, loop, statistics=statistics)
+    torch.testing.assert_close(whole.logits, plain.logits, atol=1e-9, rtol=1e-9)
+    assert (whole.milliseconds_at.diff(dim=1) > 0).all()
+    assert plain.logits_at.shape == (COUNT, 0, networks.CLASSES)
+
+
+def test_images_without_a_gradient_have_a_flat_curve():
+    network, statistics = networks.source_statistics("resnet")
+    images = torch.cat([networks.images(3, seed=7), shifted(2)])
+    loop = InnerLoop(steps=2, lr=1e-2, clip=1.0)
+    still = adapt(network, images, ActMAD(tolerance=1e9), loop, statistics=statistics, record=(0, 1, 2))
+    assert torch.equal(still.logits_at, still.source_logits[:, None].expand(-1, 3, -1))
+    some = adapt(network, images, ActMAD(tolerance=1.5), loop, statistics=statistics, record=(0, 2))
+    moved = (some.logits_at[:, 1] != some.logits_at[:, 0]).any(1)
+    assert moved.any()
+    torch.testing.assert_close(some.logits_at[:, 1], some.logits)
+
+
+@pytest.mark.parametrize("method", [ViewAverage(), NoAdaptation()], ids=name)
+def test_without_training_every_step_of_the_curve_is_the_prediction(method):
+    network, statistics = networks.source_statistics("resnet")
+    loop = InnerLoop(steps=0, normalisation=Normalisation("shrink"))
+    result = adapt(network, shifted(), method, loop, statistics=statistics, record=(0, 2))
+    for place in (0, 1):
+        assert torch.equal(result.logits_at[:, place], result.logits)
+
+
+def test_an_image_that_diverges_on_the_way_falls_back_from_there_on():
+    class Exploding(ActMAD):
+        def init_state(self):
+            return torch.zeros(())
+
+        def loss(self, net, views, statistics, state):
+            loss, _ = super().loss(net, views, statistics, ())
+            return loss + torch.where(state > 0.5, 1e6, 0.0), state + 1
+
+    network, statistics = networks.source_statistics("resnet")
+    result = adapt(
+        network, shifted(), Exploding(), InnerLoop(steps=2, lr=1e-3, clip=1.0), statistics=statistics, record=(0, 1, 2)
+    )
+    assert result.fell_back.all()
+    assert torch.equal(result.logits_at[:, 2], result.source_logits)
+
+
 @pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
 def test_the_network_is_left_as_it_was(kind, method):
     network, statistics = networks.source_statistics(kind)

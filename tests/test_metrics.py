@@ -4,90 +4,176 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from tttlab import metrics
-from tttlab.errors import UserError
+from tttlab.intervals import gain_interval
+from tttlab.significance import mcnemar
 
 
 def predictions(label, source, adapted, *, shifts=("fog-1",), **columns) -> pd.DataFrame:
-    """A table of predictions: ``source`` and ``adapted`` are (shifts, images)."""
+    """A table of predictions of one seed, no training, no gate: ``source`` and ``adapted`` are (shifts, images)."""
     blocks = []
     for shift, before, after in zip(shifts, np.atleast_2d(source), np.atleast_2d(adapted), strict=True):
         corruption, _, severity = shift.rpartition("-") if shift != "clean" else ("none", "", "0")
-        block = {"shift": shift, "corruption": corruption, "severity": int(severity), "label": label}
-        block |= {"source_prediction": before, "adapted_prediction": after, "fell_back": False, "milliseconds": 1.0}
-        block |= {"source_confidence": 0.5, "adapted_confidence": 0.5, "loss_first": 0.0, "loss_last": 0.0}
+        block = {"shift": shift, "corruption": corruption, "severity": int(severity), "seed": 0, "label": label}
+        block |= {"source_prediction": before, "adapted_prediction": after, "untrained_prediction": after}
+        block |= {"source_confidence": 0.5, "adapted_confidence": 0.5, "loss_first": math.nan, "loss_last": math.nan}
+        block |= {"distance": 1.0, "fell_back": False, "milliseconds": 1.0, "gate_open": True, "gate_milliseconds": 0.0}
         blocks.append(pd.DataFrame({"image_id": [f"image-{i}" for i in range(len(label))], **block}))
     return pd.concat(blocks, ignore_index=True).assign(**columns)
 
 
-def binary(before, after, shifts=("fog-1",)) -> pd.DataFrame:
+def binary(before, after, shifts=("fog-1",), **columns) -> pd.DataFrame:
     """Predictions from correctness: class 0 is right, class 1 is wrong."""
     before, after = np.atleast_2d(before), np.atleast_2d(after)
-    return predictions(np.zeros(before.shape[1], int), 1 - before, 1 - after, shifts=shifts)
+    return predictions(np.zeros(before.shape[1], int), 1 - before, 1 - after, shifts=shifts, **columns)
+
+
+TABLE = predictions(
+    label=[0, 1, 2, 3],
+    source=[[0, 1, 2, 3], [0, 1, 9, 9], [0, 9, 9, 9]],
+    adapted=[[0, 1, 2, 9], [0, 1, 2, 9], [9, 1, 2, 8]],
+    shifts=["clean", "fog-1", "fog-5"],
+    milliseconds=[*[1000.0] * 4, *range(1, 9)],
+    fell_back=[True, False, False, False, *[False] * 6, True, True],
+    distance=[*[1.0] * 4, *[2.0] * 4, 2, 2, 4, 4],
+)
+# The same, trained from a start that was right on image 2 alone, behind a gate that opens for the last two images.
+TRAINED = TABLE.assign(
+    untrained_prediction=[0, 1, 2, 3, 0, 1, 2, 9, 9, 9, 2, 9],
+    loss_first=1.0,
+    gate_open=[False, False, True, True] * 3,
+    gate_milliseconds=0.5,
+)
+FULL_COLUMNS = ["n", "accuracy_source", "accuracy_adapted", "gain", "gain_low", "gain_high", "wrong_to_right",
+                "right_to_wrong", "changed"]  # fmt: skip
+
+
+def several_seeds(count=3, images=40, shifts=("clean", "fog-1", "fog-5")) -> pd.DataFrame:
+    """Seeds that differ: the later, the more is gained."""
+    generator = np.random.default_rng(0)
+    tables = []
+    for seed in range(count):
+        before = generator.random((len(shifts), images)) < 0.6
+        after = before | (generator.random(before.shape) < 0.2 * (seed + 1))
+        tables.append(binary(before.astype(int), after.astype(int), shifts, seed=seed))
+    return pd.concat(tables, ignore_index=True)
 
 
 class TestSummarise:
-    TABLE = predictions(
-        label=[0, 1, 2, 3],
-        source=[[0, 1, 2, 3], [0, 1, 9, 9], [0, 9, 9, 9]],
-        adapted=[[0, 1, 2, 9], [0, 1, 2, 9], [9, 1, 2, 8]],
-        shifts=["clean", "fog-1", "fog-5"],
-        milliseconds=[*[1000.0] * 4, *range(1, 9)],
-        fell_back=[True, False, False, False, *[False] * 6, True, True],
-    )
-
     def test_numbers_counted_by_hand(self):
-        found = metrics.summarise(self.TABLE, seed=0)
+        found = metrics.summarise(TABLE)
         low, high = found.pop("gain_low"), found.pop("gain_high")
-        assert found == pytest.approx(
-            {
-                "accuracy_source": 3 / 8,
-                "accuracy_adapted": 5 / 8,
-                "gain": 2 / 8,
-                "clean_source": 1.0,
-                "clean_adapted": 3 / 4,
-                "images": 4,
-                "fell_back": 2,
-                "milliseconds_p50": 4.5,
-                "milliseconds_p95": 7.65,
-            }
-        )
-        # Per image, over both shifts: -1, +1, +2, 0 of 2; the extremes are four times the same image.
-        assert -0.5 <= low < 0.25 < high <= 1
+        # Confidence 0.5: the errors of calibration are |3/8 − 1/2| and |5/8 − 1/2|.
+        expected = {"accuracy_source": 3 / 8, "accuracy_adapted": 5 / 8, "gain": 2 / 8, "training_gain": None,
+                    "training_gain_low": None, "training_gain_high": None, "clean_source": 1.0, "clean_adapted": 3 / 4,
+                    "ece_source": 1 / 8, "ece_adapted": 1 / 8, "wrong_to_right": 3, "right_to_wrong": 1, "changed": 5,
+                    "shifts_helped": 0, "shifts_hurt": 0, "images": 4, "seeds": 1, "gain_seed_sd": None, "fell_back": 2,
+                    "milliseconds_p50": 4.5, "milliseconds_p95": 7.65, "gated": None}  # fmt: skip
+        assert found == pytest.approx(expected)
+        # Per image, over both shifts: -1, +1, +2, 0 of 2.
+        rows = (np.array([0.0, 0, 1, 0, -1, 1, 1, 0]), np.tile(np.arange(4), 2), np.zeros(8, int), np.zeros(8, int))
+        assert [low, high] == pytest.approx(gain_interval(*rows, num_groups=1)[0])
+        assert -1 <= low < 0.25 < high <= 1
+
+    def test_training_and_gate_counted_by_hand(self):
+        found = metrics.summarise(TRAINED)
+        # Untrained: 4 of 8 right, fog-1 3, fog-5 1; adapted 5 of 8.
+        assert found["training_gain"] == pytest.approx(1 / 8)
+        assert found["training_gain_low"] < 1 / 8 < found["training_gain_high"]
+        gated = found["gated"]
+        low, high = gated.pop("gain_low"), gated.pop("gain_high")
+        # The gate keeps images 0 and 1 as the source has them: right in 3 of 4 cases, as adapted in 2 of 4.
+        times = [0.5] * 2 + [0.5 + 3, 0.5 + 4] + [0.5] * 2 + [0.5 + 7, 0.5 + 8]
+        expected = {"accuracy_adapted": 5 / 8, "gain": 2 / 8, "clean_adapted": 3 / 4, "open": 1 / 2, "clean_open": 1 / 2,
+                    "wrong_to_right": 2, "right_to_wrong": 0, "milliseconds": np.mean(times)}  # fmt: skip
+        assert gated == pytest.approx(expected)
+        assert low < 2 / 8 < high
 
     def test_is_valid_json_whatever_is_unknown(self):
-        unlabeled = self.TABLE.assign(label=-1)
-        only_clean = self.TABLE[self.TABLE["shift"] == "clean"]
-        for table in (self.TABLE, unlabeled, only_clean):
-            json.dumps(metrics.summarise(table, seed=0), allow_nan=False)
-        found = metrics.summarise(unlabeled, seed=0)
-        unknown = {name for name, value in found.items() if value is None}
-        assert unknown == {f"{a}_{b}" for a in ("accuracy", "clean") for b in ("source", "adapted")} | {
-            "gain", "gain_low", "gain_high"
-        }  # fmt: skip
-        assert metrics.summarise(only_clean, seed=0)["gain"] is None
+        one_image = TRAINED[TRAINED["image_id"] == "image-2"]
+        only_clean = TRAINED[TRAINED["shift"] == "clean"]
+        for table in (TABLE, TRAINED, one_image, only_clean, only_clean.assign(label=-1), several_seeds(images=1)):
+            json.dumps(metrics.summarise(table), allow_nan=False)
+        assert metrics.summarise(only_clean)["gain"] is None
+        assert metrics.summarise(one_image)["gain"] == 1
+        assert metrics.summarise(one_image)["gain_low"] is None
+
+    def test_without_labels(self):
+        found = metrics.summarise(TRAINED.assign(label=-1))
+        gated = found.pop("gated")
+        known = {"changed", "images", "seeds", "fell_back", "milliseconds_p50", "milliseconds_p95"}
+        assert {name for name, value in found.items() if value is not None} == known
+        assert {name for name, value in gated.items() if value is not None} == {"open", "clean_open", "milliseconds"}
 
     def test_partly_labeled_counts_the_labeled(self):
-        table = self.TABLE.assign(label=[0, 1, 2, -1] * 3)
-        found = metrics.summarise(table, seed=0)
+        found = metrics.summarise(TABLE.assign(label=[0, 1, 2, -1] * 3))
         assert found["accuracy_source"] == 3 / 6
         assert found["accuracy_adapted"] == 5 / 6
         assert found["images"] == 4
 
-    def test_same_seed_same_interval_in_any_order_of_rows(self):
-        generator = np.random.default_rng(1)
-        table = binary(generator.integers(2, size=97), generator.integers(2, size=97))
-        again = metrics.summarise(table, seed=5)
-        assert metrics.summarise(table, seed=5) == again
-        assert metrics.summarise(table.sample(frac=1, random_state=0), seed=5) == again
-        assert metrics.summarise(table, seed=6)["gain_low"] == pytest.approx(again["gain_low"], abs=0.03)
+    def test_the_order_of_rows_does_not_matter(self):
+        table = several_seeds()
+        again = metrics.summarise(table.sample(frac=1, random_state=0))
+        assert again == pytest.approx(metrics.summarise(table), nan_ok=True)
+
+    def test_a_run_that_changes_nothing_has_an_interval_of_zero_width(self):
+        right = np.random.default_rng(0).integers(2, size=(2, 40))
+        found = metrics.summarise(binary(right, right, ["clean", "fog-1"]))
+        assert (found["gain"], found["gain_low"], found["gain_high"]) == (0, 0, 0)
+        assert (found["shifts_helped"], found["shifts_hurt"], found["changed"]) == (0, 0, 0)
+
+    def test_shifts_are_counted_by_direction_after_holm(self):
+        # 40 images each: all helped, all hurt, 6 helped (p = 0.03, not after Holm's correction), none, and clean hurt.
+        before = np.zeros((5, 40), int)
+        before[[1, 4]] = 1
+        after = 1 - before
+        after[2, 6:], after[3] = 0, 0
+        found = metrics.summarise(binary(before, after, ["fog-1", "fog-2", "fog-3", "fog-4", "clean"]))
+        assert (found["shifts_helped"], found["shifts_hurt"]) == (1, 2)
+
+    def test_flattened_for_a_table(self):
+        with_gate, without = (metrics.flatten(metrics.summarise(table)) for table in (TRAINED, TABLE))
+        assert list(with_gate) == list(without)
+        assert with_gate["gated_open"] == 1 / 2
+        assert math.isnan(without["gated_gain"])
+        assert "gated" not in with_gate
+
+
+class TestSeveralSeeds:
+    def test_counts_and_spread(self):
+        table = several_seeds(images=400)
+        found = metrics.summarise(table)
+        shifted = table[table["shift"] != "clean"]
+        right = shifted[["source_prediction", "adapted_prediction"]].eq(shifted["label"], axis=0)
+        gains = (right["adapted_prediction"].astype(int) - right["source_prediction"]).groupby(shifted["seed"]).mean()
+        assert (found["seeds"], found["images"]) == (3, 400)
+        assert found["gain"] == pytest.approx(gains.mean())
+        assert found["gain_seed_sd"] == pytest.approx(gains.std(ddof=1))
+        # Networks this different leave the gain of a fourth open: about Student's t over the three gains.
+        assert found["gain_high"] - found["gain_low"] == pytest.approx(2 * 4.30 * gains.std() / math.sqrt(3), rel=0.1)
+        alone = metrics.summarise(table[table["seed"] == 1])
+        assert alone["gain_high"] - alone["gain_low"] < (found["gain_high"] - found["gain_low"]) / 2
+
+    def test_mcnemar_holds_in_every_seed(self):
+        table = several_seeds()
+        found = metrics.by_shift(table).set_index("shift")
+        one = [metrics.by_shift(table[table["seed"] == seed]).set_index("shift") for seed in range(3)]
+        for shift in found.index:
+            assert found.loc[shift, "mcnemar_p"] == pytest.approx(max(part.loc[shift, "mcnemar_p"] for part in one))
+            assert found.loc[shift, "n"] == 120
+
+    def test_a_single_image_gives_no_interval(self):
+        found = metrics.by_shift(several_seeds(images=1))
+        assert found[["gain_low", "gain_high"]].isna().all(axis=None)
+        assert found["gain"].notna().all()
 
 
 class TestGroups:
     def test_by_shift_counted_by_hand(self):
-        found = metrics.by_shift(TestSummarise.TABLE.iloc[::-1], seed=0)
+        found = metrics.by_shift(TRAINED.iloc[::-1])
+        assert found.columns.tolist() == ["shift", "corruption", "severity", *FULL_COLUMNS, "mcnemar_p", "mcnemar_holm",
+                                          "ece_source", "ece_adapted", "distance", "gated_gain"]  # fmt: skip
         assert found["shift"].tolist() == ["clean", "fog-1", "fog-5"]
         assert found["severity"].tolist() == [0, 1, 5]
         assert found["n"].tolist() == [4, 4, 4]
@@ -97,96 +183,69 @@ class TestGroups:
         assert found["wrong_to_right"].tolist() == [0, 1, 2]
         assert found["right_to_wrong"].tolist() == [1, 0, 1]
         assert found["changed"].tolist() == [1, 1, 4]  # 9 → 8 is wrong both times, and still changed
+        assert found["mcnemar_p"].tolist() == [1, 1, 1]
+        assert found["ece_source"].tolist() == [1 / 2, 0, 1 / 4]
+        assert found["distance"].tolist() == [1, 2, 3]
+        assert found["gated_gain"].tolist() == [-1 / 4, 1 / 4, 1 / 4]
+        assert metrics.by_shift(TABLE)["gated_gain"].isna().all()
+
+    def test_mcnemar_per_shift_with_holm_over_all(self):
+        generator = np.random.default_rng(0)
+        shifts = ["clean", "fog-1", "fog-5"]
+        before = np.zeros((3, 60), int)
+        after = (generator.random((3, 60)) < [[0.02], [0.1], [0.3]]).astype(int)
+        found = metrics.by_shift(binary(before, after, shifts))
+        p = [mcnemar([count], [0]) for count in after.sum(axis=1)]
+        assert found["mcnemar_p"].tolist() == pytest.approx(p)
+        assert found["mcnemar_holm"].iloc[2] == pytest.approx(3 * p[2])
+        assert found["mcnemar_holm"].iloc[1] == pytest.approx(2 * p[1])
 
     def test_without_labels_changes_still_count(self):
-        found = metrics.by_shift(TestSummarise.TABLE.assign(label=-1), seed=0)
-        assert found[["accuracy_source", "gain", "gain_low"]].isna().all(axis=None)
+        found = metrics.by_shift(TABLE.assign(label=-1))
+        unknown = ["accuracy_source", "gain", "gain_low", "wrong_to_right", "mcnemar_p", "mcnemar_holm", "ece_source"]
+        assert found[unknown].isna().all(axis=None)
         assert found["changed"].tolist() == [1, 1, 4]
-        assert found["wrong_to_right"].tolist() == [0, 0, 0]
 
     def test_corruption_and_severity_pool_the_right_rows(self):
         generator = np.random.default_rng(0)
         shifts = ["clean", "fog-1", "fog-5", "snow-1", "snow-5"]
         before, after = generator.integers(2, size=(2, 5, 30))
         table = binary(before, after, shifts)
-        corruption = metrics.by_corruption(table, seed=0).set_index("corruption")
-        severity = metrics.by_severity(table, seed=0).set_index("severity")
-        assert corruption.index.tolist() == ["fog", "snow"]
-        assert severity.index.tolist() == [0, 1, 5]
-        assert corruption.loc["snow", "accuracy_adapted"] == pytest.approx(after[3:].mean())
-        assert severity.loc[5, "accuracy_source"] == pytest.approx(before[[2, 4]].mean())
-        assert corruption.loc["fog", "n"] == 60
+        corruption, severity = metrics.by_corruption(table), metrics.by_severity(table)
+        for found, key in ((corruption, "corruption"), (severity, "severity")):
+            assert found.columns.tolist() == [key, *FULL_COLUMNS, "distance", "gated_gain"]
+        assert corruption["corruption"].tolist() == ["fog", "snow"]
+        assert severity["severity"].tolist() == [0, 1, 5]
+        assert corruption["accuracy_adapted"].iloc[1] == pytest.approx(after[3:].mean())
+        assert severity["accuracy_source"].iloc[2] == pytest.approx(before[[2, 4]].mean())
+        assert corruption["n"].iloc[0] == 60
 
-    def test_a_run_that_changes_nothing_has_an_interval_of_zero_width(self):
-        right = np.random.default_rng(0).integers(2, size=40)
-        row = metrics.by_shift(binary(right, right), seed=0).iloc[0]
-        assert (row["gain"], row["gain_low"], row["gain_high"]) == (0, 0, 0)
+    def test_where_nothing_happened_to_flip_doubt_remains(self):
+        before = np.zeros((2, 40), int)
+        after = before.copy()
+        after[1, :5] = 1
+        found = metrics.by_shift(binary(before, after, ["clean", "fog-1"]))
+        assert found["gain_low"].iloc[0] < 0 < found["gain_high"].iloc[0]
+
+    @pytest.mark.parametrize("table", [TRAINED.assign(label=-1), TRAINED[:4], TRAINED[TRAINED["image_id"] == "image-0"]])
+    def test_little_or_nothing_known_is_no_error(self, table):
+        for kind in (metrics.by_shift, metrics.by_corruption, metrics.by_severity, metrics.reliability):
+            kind(table).to_csv()
 
 
-class TestInterval:
-    def test_one_shift_against_the_normal_formula(self):
-        generator = np.random.default_rng(2)
-        difference = generator.choice([-1, 0, 1], p=[0.1, 0.6, 0.3], size=1000)
-        half = stats.norm.ppf(0.975) * difference.std() / math.sqrt(1000)
-        low, high = self.interval(difference)
-        assert low == pytest.approx(difference.mean() - half, abs=0.003)
-        assert high == pytest.approx(difference.mean() + half, abs=0.003)
-
-    def test_one_shift_against_the_binomial_distribution(self):
-        # Wrong before, 12 of 50 right after: a resample's count is Binomial(50, 0.24), its quantiles are the interval.
-        difference = np.repeat([1, 0], [12, 38])
-        assert self.interval(difference) == pytest.approx(stats.binom.ppf([0.025, 0.975], 50, 0.24) / 50, abs=1e-9)
-
-    def test_many_shifts_against_scipy_on_image_means(self):
-        generator = np.random.default_rng(3)
-        difference = generator.choice([-1, 0, 1], size=(60, 5)) + 0.0
-        reference = stats.bootstrap(
-            (difference.mean(axis=1),), np.mean, method="percentile", n_resamples=20_000, rng=generator
-        ).confidence_interval
-        found = metrics.paired_interval(
-            difference.ravel(), np.repeat(np.arange(60), 5), np.zeros(300, int), num_groups=1, seed=0
-        )
-        assert found[0] == pytest.approx(list(reference), abs=0.006)
-
-    def test_unequal_numbers_of_shifts_against_a_slow_loop(self):
-        images = np.array([0, 0, 0, 1, 1, 2, 3, 3])
-        difference = np.array([1.0, 1, 0, -1, 0, 1, 0, 0])
-        generator = np.random.default_rng(4)
-        means = []
-        for _ in range(20_000):
-            rows = np.concatenate([np.flatnonzero(images == drawn) for drawn in generator.integers(4, size=4)])
-            means.append(difference[rows].mean())
-        found = metrics.paired_interval(difference, images, np.zeros(8, int), num_groups=1, seed=0)
-        assert found[0] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.02)
-
-    def test_blocks_of_draws_do_not_change_the_law(self):
-        # 3,000 images are drawn in several blocks; the interval must still be the normal one.
-        difference = np.random.default_rng(5).choice([0, 1], p=[0.9, 0.1], size=3000)
-        half = stats.norm.ppf(0.975) * difference.std() / math.sqrt(3000)
-        assert np.diff(self.interval(difference)) == pytest.approx(2 * half, rel=0.04)
-
-    def test_one_image_tells_no_interval(self):
-        assert np.isnan(self.interval(np.array([1.0]))).all()
-
-    def test_covers_the_truth_where_rows_would_not(self):
-        """Each image flips under all of 8 shifts or under none: 8 × 80 rows, and 80 independent observations."""
-        generator = np.random.default_rng(6)
-        images, shifts, truth, trials = 80, 8, 0.2, 600
-        covered = {"images": 0, "rows": 0}
-        for trial in range(trials):
-            flips = np.repeat(generator.random(images) < truth, shifts).astype(float)
-            for unit, codes in {"images": np.repeat(np.arange(images), shifts), "rows": np.arange(flips.size)}.items():
-                low, high = metrics.paired_interval(
-                    flips, codes, np.zeros(flips.size, int), num_groups=1, seed=trial, resamples=400
-                )[0]
-                covered[unit] += low <= truth <= high
-        assert covered["images"] / trials == pytest.approx(0.95, abs=0.03)
-        assert covered["rows"] / trials < 0.7
-
-    @staticmethod
-    def interval(difference) -> np.ndarray:
-        rows = len(difference)
-        return metrics.paired_interval(difference, np.arange(rows), np.zeros(rows, int), num_groups=1, seed=0)[0]
+class TestReliability:
+    def test_counted_by_hand(self):
+        confidence = np.array([0.99] * 4 + [0.9, 0.9, 0.1, 0.1] + [0.3] * 4)
+        found = metrics.reliability(TABLE.assign(source_confidence=confidence)).set_index(["with", "bin"])
+        assert found.columns.tolist() == ["confidence", "accuracy", "n"]
+        assert len(found) == 30
+        # Clean rows (0.99) are left out; in fog-1 the sure ones are right, the others wrong; in fog-5 one of four is.
+        assert found["n"].sum() == 16
+        assert found.loc[("source", 13)].tolist() == pytest.approx([0.9, 1, 2])
+        assert found.loc[("source", 1)].tolist() == pytest.approx([0.1, 0, 2])
+        assert found.loc[("source", 4)].tolist() == pytest.approx([0.3, 1 / 4, 4])
+        assert found.loc[("adapted", 7)].tolist() == pytest.approx([0.5, 5 / 8, 8])
+        assert found.loc[("adapted", 0), ["confidence", "accuracy"]].isna().all()
 
 
 @pytest.mark.parametrize(
@@ -203,23 +262,3 @@ class TestInterval:
 )
 def test_verdict(low, high, word):
     assert metrics.verdict(low, high) == word
-
-
-class TestRead:
-    def test_returns_what_was_written(self, tmp_path):
-        TestSummarise.TABLE.to_parquet(tmp_path / "run.parquet")
-        pd.testing.assert_frame_equal(metrics.read_predictions(tmp_path / "run.parquet"), TestSummarise.TABLE)
-
-    def test_missing_file(self, tmp_path):
-        with pytest.raises(UserError, match=r"run\.parquet.*found no file"):
-            metrics.read_predictions(tmp_path / "run.parquet")
-
-    def test_missing_column(self, tmp_path):
-        TestSummarise.TABLE.drop(columns="fell_back").to_parquet(tmp_path / "run.parquet")
-        with pytest.raises(UserError, match="none named fell_back"):
-            metrics.read_predictions(tmp_path / "run.parquet")
-
-    def test_an_image_twice(self, tmp_path):
-        pd.concat([TestSummarise.TABLE, TestSummarise.TABLE.tail(1)]).to_parquet(tmp_path / "run.parquet")
-        with pytest.raises(UserError, match="image-3 twice under fog-5"):
-            metrics.read_predictions(tmp_path / "run.parquet")

@@ -31,6 +31,7 @@ METHODS = {
 
 BASE = """
 seed: 0
+seeds: [0]
 data:
   image_size: 32
   unlabeled: {source: sklearn/digits, part: [0.0, 0.45]}
@@ -53,9 +54,14 @@ models:
                warmup_epochs: 2, objective_weight: 0, augment: {min_scale: 0.7, flip: false, jitter: 0.2}}
 source_stats: {images: 400, bank_size: 256}
 shifts: {corruptions: [gaussian_noise, fog], severities: [1, 5], images: 60}
+tune:
+  {enabled: true, severities: [2], images: [8, null], candidates: 6, keep: 0.5, clean_penalty: 1.0, gate: true, search: {}}
+distance: {images: 100, permutations: 99}
+alignment: {images: 10}
 adapt:
   protocol: episodic
   augment: {min_scale: 0.7, flip: false, jitter: 0.2}
+  curve: {images: 4, severities: [5], candidates: 1}
   runs:
     none: {method: none}
     ssl: {method: ssl, views: 4, steps: 5, lr: 1.0e-3, per_model: {vit: {lr: 2.0e-3, mask_ratio: 0.5}}}

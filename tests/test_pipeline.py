@@ -17,19 +17,26 @@ from test_structure import ROOT
 import pipeline
 from tttlab.params import read_params
 
-STAGES = {"prepare": None, "pretrain": "models", "finetune": "models", "source_stats": "models", "adapt": "runs",
-          "evaluate": None, "report": None}  # fmt: skip
+STAGES = {"prepare": None, "pretrain": "networks", "finetune": "networks", "source_stats": "networks", "tune": "runs",
+          "distance": "models", "adapt": "runs", "align": "runs", "evaluate": None, "report": None}  # fmt: skip
 
 
 def tiny_params(folder):
     """The project's own settings, with everything that takes time made small."""
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    values["data"] |= {name: values["data"][name] | {"limit": 60} for name in ("unlabeled", "labeled", "test")}
+    limits = {"unlabeled": 60, "labeled": 120, "test": 60}
+    values["data"] |= {name: values["data"][name] | {"limit": limit} for name, limit in limits.items()}
     for model in values["models"].values():
         model["pretrain"] |= {"epochs": 1, "warmup_epochs": 0, "batch_size": 30}
         model["finetune"] |= {"epochs": 2, "warmup_epochs": 0, "batch_size": 24}
     values["source_stats"] = {"images": 20, "bank_size": 16}
     values["shifts"] = {"corruptions": ["fog", "impulse_noise"], "severities": [2, 5], "images": 10}
+    values["seeds"] = [0, 5]
+    values["tune"] |= {"images": [4, 8], "candidates": 3, "severities": [4]}
+    values["tune"]["search"] |= {"steps": [1, 2]}
+    values["adapt"]["curve"] |= {"images": 6, "severities": [5], "candidates": 1}
+    values["distance"] = {"images": 20, "permutations": 19}
+    values["alignment"] = {"images": 6}
     values["machine"] |= {"workers": 0, "device": "cpu"}
     path = folder / "params.yaml"
     with path.open("w") as file:
@@ -48,8 +55,10 @@ def project(tmp_path_factory):
         patch.setattr(pipeline, "OUTPUTS", root / "outputs")
         for stage, items in STAGES.items():
             module = importlib.import_module(f"pipeline.{stage}")
-            for item in {"models": params.models, "runs": params.adapt.runs}.get(items, [None]):
-                module.run(params) if item is None else module.run(params, item)
+            networks = [(model, seed) for model in params.models for seed in params.seeds]
+            names = {"models": zip(params.models), "runs": zip(params.adapt.runs), "networks": networks}
+            for item in names.get(items, [()]):
+                module.run(params, *item)
         yield root, params
 
 
@@ -58,11 +67,15 @@ def test_metrics_have_the_promised_shape(project):
     metrics = json.loads((root / "outputs" / "metrics.json").read_text())
     assert set(metrics) == {"runs"}
     assert set(metrics["runs"]) == {f"{model}/{run}" for model in params.models for run in params.adapt.runs}
-    keys = {"accuracy_source", "accuracy_adapted", "gain", "gain_low", "gain_high", "clean_source", "clean_adapted", "images",
-            "fell_back", "milliseconds_p50", "milliseconds_p95"}  # fmt: skip
-    for entry in metrics["runs"].values():
+    keys = {"accuracy_source", "accuracy_adapted", "gain", "gain_low", "gain_high", "training_gain", "training_gain_low",
+            "training_gain_high", "clean_source", "clean_adapted", "ece_source", "ece_adapted", "wrong_to_right",
+            "right_to_wrong", "changed", "shifts_helped", "shifts_hurt", "images", "seeds", "gain_seed_sd", "fell_back",
+            "milliseconds_p50", "milliseconds_p95", "gated"}  # fmt: skip
+    for name, entry in metrics["runs"].items():
         assert set(entry) == keys
         assert entry["images"] == 10
+        assert entry["seeds"] == 2
+        assert (entry["training_gain"] is None) == (name.split("/")[1] not in ("ssl", "actmad"))
         assert entry["gain"] == pytest.approx(entry["accuracy_adapted"] - entry["accuracy_source"])
 
 
@@ -70,7 +83,7 @@ def test_every_run_is_judged_on_the_same_images_and_checkpoint(project):
     root, params = project
     for model in params.models:
         tables = [pd.read_parquet(root / "outputs" / "predictions" / model / f"{run}.parquet") for run in params.adapt.runs]
-        same = ["image_id", "shift", "label", "source_prediction"]
+        same = ["image_id", "seed", "shift", "label", "source_prediction"]
         for table in tables[1:]:
             pd.testing.assert_frame_equal(table[same], tables[0][same])
         control = tables[0]
@@ -86,16 +99,23 @@ def test_mlflow_holds_one_run_per_execution_linked_to_where_it_came_from(project
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("ttt-lab").experiment_id])
     by_stage = {
-        stage: [run for run in runs if run.data.tags.get("stage") == stage] for stage in ("pretrain", "finetune", "adapt")
+        stage: [run for run in runs if run.data.tags.get("stage") == stage]
+        for stage in ("pretrain", "finetune", "tune", "adapt")
     }
-    assert {stage: len(found) for stage, found in by_stage.items()} == {"pretrain": 2, "finetune": 2, "adapt": 12}
+    counts = {"pretrain": 4, "finetune": 4, "tune": 8, "adapt": 24}
+    assert {stage: len(found) for stage, found in by_stage.items()} == counts
     assert {run.info.status for run in runs} == {"FINISHED"}
     parents = {run.data.tags["mlflow.parentRunId"] for found in by_stage.values() for run in found}
     assert len(parents) == 1
-    for before, after in (("pretrain", "finetune"), ("finetune", "adapt")):
+    for before, after in (("pretrain", "finetune"), ("finetune", "tune"), ("finetune", "adapt")):
         known = {run.info.run_id: run.data.tags["model"] for run in by_stage[before]}
         for run in by_stage[after]:
             assert known[run.data.tags["source_run_id"]] == run.data.tags["model"]
+    trials = [run for run in runs if run.data.tags.get("stage") == "trial"]
+    tunings = {run.info.run_id: run.data.tags for run in by_stage["tune"]}
+    assert len(trials) == 8 * 3
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == set(tunings)
+    assert all({"score", "gain", "clean_change"} <= set(run.data.metrics) for run in trials)
     assert "gain/simclr_convnet/actmad" in client.get_run(parents.pop()).data.metrics
 
 
@@ -105,7 +125,7 @@ def test_statistics_of_another_checkpoint_are_refused(project):
 
     root, _ = project
     with pytest.raises(UserError, match=r"expected statistics of checkpoint 000000000000, found those of"):
-        source_statistics.load(root / "outputs" / "source_stats" / "mae_vit", "0" * 64)
+        source_statistics.load(root / "outputs" / "source_stats" / "mae_vit" / "5", "0" * 64)
     with pytest.raises(UserError, match=r"expected source statistics, found none that can be read; run the stage source_stats"):
         source_statistics.load(root / "outputs" / "nowhere", "0" * 64)
 
@@ -139,10 +159,11 @@ def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, cop
     copy, run = copied
     before = count_runs(copy)
     run("pipeline.adapt", "ssl")
+    timed = ["milliseconds", "gate_milliseconds"]
     for model in params.models:
         one, two = (pd.read_parquet(place / "outputs" / "adapted" / "ssl" / f"{model}.parquet") for place in (root, copy))
-        pd.testing.assert_frame_equal(one.drop(columns="milliseconds"), two.drop(columns="milliseconds"), rtol=1e-3, atol=1e-4)
-    assert count_runs(copy) == before + len(params.models)  # the first process's alone
+        pd.testing.assert_frame_equal(one.drop(columns=timed), two.drop(columns=timed), rtol=1e-3, atol=1e-4)
+    assert count_runs(copy) == before + len(params.models) * len(params.seeds)  # the first process's alone
     assert not [path for path in (copy / ".resume").iterdir() if path.is_dir()]
 
 
@@ -150,10 +171,102 @@ def test_two_processes_started_by_torchrun_pretrain_as_one_does(project, copied)
     root, _ = project
     copy, run = copied
     before = count_runs(copy)
-    run("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.pretrain", "mae_vit")
-    one, two = (pd.read_csv(place / "outputs" / "pretrained" / "mae_vit" / "curve.csv") for place in (root, copy))
+    run("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.pretrain", "mae_vit", "5")
+    one, two = (pd.read_csv(place / "outputs" / "pretrained" / "mae_vit" / "5" / "curve.csv") for place in (root, copy))
     pd.testing.assert_frame_equal(one.drop(columns="knn_accuracy"), two.drop(columns="knn_accuracy"), rtol=1e-4)
     assert count_runs(copy) == before + 1
+
+
+def test_what_was_tuned_is_what_adapt_used(project):
+    root, params = project
+    for run in params.adapt.runs:
+        tuned = json.loads((root / "outputs" / "tuned" / f"{run}.json").read_text())
+        about = json.loads((root / "outputs" / "adapt" / f"{run}.json").read_text())
+        for model in params.models:
+            chosen, used = tuned[model]["settings"], about[model]["settings"]
+            assert bool(tuned[model]["tuned"]) == (run not in ("none", "views"))
+            assert {key: used[key] for key in chosen if key in used} == {
+                key: value for key, value in chosen.items() if key in used
+            }
+    assert {"lr", "steps", "trainable", "normalisation", "tolerance"} == set(tuned["mae_vit"]["settings"])
+
+
+def test_fixed_values_are_used_where_tuning_is_switched_off(copied):
+    copy, run = copied
+    values = YAML(typ="safe").load((copy / "params.yaml").read_text())
+    values["tune"]["enabled"], values["machine"]["devices"] = False, 1
+    values["adapt"]["runs"]["actmad"]["per_model"] = {"mae_vit": {"steps": 2}}
+    with (copy / "params.yaml").open("w") as file:
+        YAML().dump(values, file)
+    run("pipeline.tune", "actmad")
+    run("pipeline.adapt", "actmad")
+    about = json.loads((copy / "outputs" / "adapt" / "actmad.json").read_text())
+    assert [about[model]["settings"]["steps"] for model in ("simclr_convnet", "mae_vit")] == [4, 2]
+    assert about["mae_vit"]["tuned"] is False
+
+
+def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
+    """Without them, and with every opened file listed, the stage chooses the same."""
+    root, params = project
+    copy, run = copied
+    shutil.rmtree(copy / "outputs" / "data" / "test")
+    for folder in ("adapted", "predictions", "aligned", "distances", "tables", "tuned"):
+        shutil.rmtree(copy / "outputs" / folder)
+    spy = copy / "spy.py"
+    spy.write_text(
+        "import runpy, sys\n"
+        "seen = open('opened.txt', 'w')\n"
+        "sys.addaudithook(lambda event, found: event == 'open' and seen.write(f'{found[0]}\\n'))\n"
+        "sys.argv = ['pipeline.tune', sys.argv[1]]\n"
+        "runpy.run_module('pipeline.tune', run_name='__main__', alter_sys=True)\n"
+    )
+    values = YAML(typ="safe").load((copy / "params.yaml").read_text())
+    values["machine"]["devices"] = 1
+    with (copy / "params.yaml").open("w") as file:
+        YAML().dump(values, file)
+    for name in ("ssl", "actmad"):
+        run("spy", name)
+        before, after = (json.loads((place / "outputs" / "tuned" / f"{name}.json").read_text()) for place in (root, copy))
+        for model in params.models:
+            for key in ("settings", "candidates", "default"):
+                assert before[model][key] == after[model][key]
+            assert before[model]["score"]["accuracy"] == after[model]["score"]["accuracy"]
+        opened = {Path(line).name: line for line in (copy / "opened.txt").read_text().splitlines() if "outputs/" in line}
+        assert "weights.safetensors" in opened  # the list works
+        assert {line.split("outputs/")[1].split("/")[0] for line in opened.values()} <= {
+            "data", "finetuned", "source_stats", "tuned"
+        }  # fmt: skip
+        assert not [line for line in opened.values() if "data/test" in line]
+
+
+def test_too_few_images_for_distances_stop_nothing_else(copied):
+    copy, run = copied
+    values = YAML(typ="safe").load((copy / "params.yaml").read_text())
+    values["data"]["labeled"]["limit"] = 60
+    with (copy / "params.yaml").open("w") as file:
+        YAML().dump(values, file)
+    for stage in ("prepare", "distance mae_vit", "distance simclr_convnet", "evaluate", "report"):
+        run(*f"pipeline.{stage}".split())
+    assert len((copy / "outputs" / "distances" / "mae_vit.csv").read_text().splitlines()) == 1
+    assert not (copy / "outputs" / "tables" / "distances.csv").exists()
+    assert (copy / "outputs" / "report.html").stat().st_size > 50_000
+
+
+def test_tables_hold_every_part_of_the_answer(project):
+    root, params = project
+    tables = {path.stem: pd.read_csv(path) for path in (root / "outputs" / "tables").glob("*.csv")}
+    expected = "summary by_shift by_corruption by_severity reliability steps tuning alignment correlations distances"
+    assert set(tables) == set(expected.split())
+    for name in ("summary", "by_shift", "reliability"):
+        assert set(tables[name]["run"]) == set(params.adapt.runs)
+    assert set(tables["alignment"]["run"]) == {"ssl", "actmad"}
+    assert set(tables["tuning"]["choice"]) == {"none", "default", "tuned", "oracle"}
+    oracle = tables["tuning"].pivot_table(index=["model", "run"], columns="choice", values="accuracy")
+    assert (oracle["oracle"] >= oracle[["default", "tuned"]].max(axis=1)).all()
+    used = tables["steps"][tables["steps"]["used"]]
+    assert len(used[used["setting"] == "tuned"]) == 2 * 4
+    assert set(tables["distances"]["reference"]) == {"unlabeled", "labeled"}
+    assert set(tables["distances"]["seed"]) == {0, 5}
 
 
 def test_nothing_unfinished_is_left(project):

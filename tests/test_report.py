@@ -2,75 +2,38 @@ import json
 import math
 import os
 import re
-from html.parser import HTMLParser
-from types import SimpleNamespace
+import shutil
 
-import numpy as np
+import evaluated
 import pandas as pd
 import pytest
 
 import pipeline
 from pipeline import evaluate
 from pipeline import report as report_stage
-from tttlab import metrics, plots, report, tracking
-from tttlab.data import ImageSet
+from tttlab import report, tracking
 from tttlab.errors import UserError
+from tttlab.results import Results
 
-MODELS, RUNS = ("convnet", "vit"), ("none", "views", "actmad")
-CORRUPTIONS, SEVERITIES = ("fog", "gaussian_noise"), (1, 5)
-IMAGES = 24
-
-
-def predictions(better: float, seed: int) -> pd.DataFrame:
-    """Draw a table in which adaptation makes a share ``better`` of the predictions right; below zero, wrong."""
-    generator = np.random.default_rng(seed)
-    shifts = [("clean", "none", 0), *((f"{c}-{s}", c, s) for c in CORRUPTIONS for s in SEVERITIES)]
-    blocks = []
-    for shift, corruption, severity in shifts:
-        label = np.arange(IMAGES) % 3
-        right = generator.random(IMAGES) < (0.9 if severity == 0 else 0.5)
-        flip = generator.random(IMAGES) < abs(better) if severity else np.zeros(IMAGES, bool)
-        adapted = np.where(flip, better > 0, right)
-        columns = {"image_id": [f"test/{i}" for i in range(IMAGES)], "shift": shift, "corruption": corruption}
-        columns |= {"severity": severity, "label": label, "source_prediction": np.where(right, label, label + 1)}
-        columns |= {"adapted_prediction": np.where(adapted, label, label + 1), "source_confidence": 0.5}
-        columns |= {"adapted_confidence": 0.6, "loss_first": 1.0, "loss_last": 0.5, "fell_back": flip & (severity == 5)}
-        blocks.append(pd.DataFrame({**columns, "milliseconds": generator.lognormal(3, 0.3, IMAGES)}))
-    return pd.concat(blocks, ignore_index=True)
+MODELS, RUNS = ("vit",), tuple(evaluated.RUNS)
 
 
-def write_project(outputs, **columns) -> SimpleNamespace:
-    """Write what the stages before `evaluate` leave; return the settings that it belongs to."""
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(256, size=(IMAGES, 16, 16, 3), dtype=np.uint8)
-    ids = tuple(f"test/{i}" for i in range(IMAGES))
-    labels = np.arange(IMAGES) % 3
-    ImageSet(pixels, labels, ids, ("a", "b", "c"), source="a <source>").save(outputs / "data" / "test")
-    (outputs / "adapt").mkdir()
-    for number, (run, better) in enumerate({"none": 0.0, "views": -0.3, "actmad": 0.4}.items()):
-        for model in MODELS:
-            path = outputs / "adapted" / run / f"{model}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            predictions(better, seed=number + 10 * len(model)).assign(**columns).to_parquet(path)
-        entry = {"mlflow_run_id": "0" * 32, "peak_memory_mb": 312.4}
-        entry["losses"] = [2.0, 1.5, 1.25] if number == 2 else [1.0]
-        entry["settings"] = {"method": run, "steps": number, "clip": None}
-        (outputs / "adapt" / f"{run}.json").write_text(json.dumps(dict.fromkeys(MODELS, entry)), encoding="utf-8")
-    return SimpleNamespace(
-        seed=3,
-        models=dict.fromkeys(MODELS),
-        shifts=SimpleNamespace(corruptions=CORRUPTIONS, severities=SEVERITIES),
-        adapt=SimpleNamespace(runs=dict.fromkeys(RUNS), protocol="episodic"),
-        model_dump=lambda mode: {"seed": 3, "models": {"vit": {"note": "</pre><script>alert(1)</script>"}}},
-    )
+def number(text: str) -> float:
+    return float(re.sub(r"[*,]", "", text.replace("−", "-")))
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     """A project after `evaluate` and `report`, with what `report` printed."""
     root = tmp_path_factory.mktemp("project")
-    params = write_project(root / "outputs")
-    (root / "outputs" / "adapted" / "forgotten.parquet").write_bytes(b"no table")
+    params = evaluated.write_project(root / "outputs", models=MODELS, images=32, corruptions=("fog", "frost"))
+    for path in (root / "outputs" / "predictions").rglob("*.parquet"):
+        target = root / "outputs" / "adapted" / path.stem / f"{path.parent.name}.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target)
+    (root / "outputs" / "distances").mkdir()
+    for model, table in pd.read_csv(root / "outputs" / "tables" / "distances.csv").groupby("model"):
+        table.to_csv(root / "outputs" / "distances" / f"{model}.csv", index=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "OUTPUTS", root / "outputs")
         patch.setattr(pipeline, "ROOT", root)
@@ -85,175 +48,26 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(outputs):
-    return report.Results.read(outputs, MODELS, RUNS)
-
-
-class Page(HTMLParser):
-    """What a test wants to know of the page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.addresses, self.figures, self.cells, self.ids, self.words = [], {}, {}, [], []
-        self._figure = self._row = self._key = None
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        places = ("src", "href", "xlink:href", "srcset", "action", "poster", "data")
-        self.addresses += [attrs[name] for name in places if name in attrs]
-        self.ids += [attrs["id"]] if "id" in attrs else []
-        if tag == "figure":
-            self._figure = attrs["id"]
-            self.figures[self._figure] = ""
-        elif tag in ("svg", "img") and self._figure:
-            self.figures[self._figure] += tag
-        self._row = attrs.get("data-row", self._row)
-        self._key = attrs.get("data-key") if tag == "td" else None
-
-    def handle_endtag(self, tag):
-        self._figure = None if tag == "figure" else self._figure
-        self._row = None if tag == "table" else self._row
-        self._key = None
-
-    def handle_data(self, data):
-        self.words.append(data)
-        if self._row and self._key:
-            self.cells[self._row, self._key] = data
+    return Results.read(outputs, MODELS, RUNS)
 
 
 @pytest.fixture(scope="module")
-def page(outputs):
-    return Page((outputs / "report.html").read_text(encoding="utf-8"))
-
-
-def number(text: str) -> float:
-    return float(text.replace("−", "-").replace(",", ""))
-
-
-class TestEvaluate:
-    def test_metrics_are_those_of_the_predictions_that_params_lists(self, outputs):
-        found = json.loads((outputs / "metrics.json").read_text(encoding="utf-8"))
-        assert found.keys() == {"runs"}
-        assert list(found["runs"]) == [f"{model}/{run}" for model in MODELS for run in RUNS]
-        table = pd.read_parquet(outputs / "predictions" / "vit" / "actmad.parquet")
-        assert found["runs"]["vit/actmad"] == metrics.summarise(table, seed=3)
-        assert list(found["runs"]["vit/actmad"]) == [
-            "accuracy_source", "accuracy_adapted", "gain", "gain_low", "gain_high", "clean_source", "clean_adapted",
-            "images", "fell_back", "milliseconds_p50", "milliseconds_p95",
-        ]  # fmt: skip
-
-    def test_tables_have_a_row_per_shift_and_run(self, outputs):
-        shifts = pd.read_csv(outputs / "tables" / "by_shift.csv")
-        assert len(shifts) == 6 * (1 + 4)
-        row = shifts.query("model == 'vit' and run == 'views' and shift == 'fog-5'").iloc[0]
-        table = pd.read_parquet(outputs / "predictions" / "vit" / "views.parquet").query("shift == 'fog-5'")
-        assert row["accuracy_adapted"] == pytest.approx((table["adapted_prediction"] == table["label"]).mean(), abs=1e-5)
-        summary = pd.read_csv(outputs / "tables" / "summary.csv").set_index(["model", "run"])
-        lost = shifts.query("model == 'vit' and run == 'views' and shift != 'clean'")["right_to_wrong"].sum()
-        assert summary.loc[("vit", "views"), "right_to_wrong"] == lost > 0
-
-    def test_a_missing_file_is_named(self, tmp_path, monkeypatch):
-        params = write_project(tmp_path / "outputs")
-        (tmp_path / "outputs" / "adapted" / "views" / "vit.parquet").unlink()
-        monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path / "outputs")
-        with pytest.raises(UserError, match=r"views/vit\.parquet.*run `adapt`"):
-            evaluate.run(params)
-
-
-class TestPage:
-    def test_needs_no_network(self, outputs, page):
-        text = (outputs / "report.html").read_text(encoding="utf-8")
-        assert all(address.startswith(("#", "data:")) for address in page.addresses)
-        assert not re.search(r"url\(\s*['\"]?(?!#)|@import|<link|<iframe|<script[^>]+src", text)
-        assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
-
-    def test_shows_every_figure_once(self, outputs, page):
-        names = ["gain_convnet", "gain_vit", "severity", "loss", "examples"]
-        assert page.figures == {f"figure-{name}": "svg" for name in names}
-        assert sorted(path.stem for path in (outputs / "figures").iterdir()) == sorted(names)
-        assert len(page.ids) == len(set(page.ids))
-
-    def test_numbers_are_those_of_metrics_json(self, outputs, page):
-        entries = json.loads((outputs / "metrics.json").read_text(encoding="utf-8"))["runs"]
-        assert {row for row, _ in page.cells} == set(entries)
-        for row, entry in entries.items():
-            for key in ("accuracy_source", "accuracy_adapted", "gain"):
-                assert number(page.cells[row, key]) == pytest.approx(100 * entry[key], abs=0.0501)
-            low, high = page.cells[row, "interval"].strip("[]").split(", ")
-            assert number(low) == pytest.approx(100 * entry["gain_low"], abs=0.0501)
-            assert number(high) == pytest.approx(100 * entry["gain_high"], abs=0.0501)
-            clean = 100 * (entry["clean_adapted"] - entry["clean_source"])
-            assert number(page.cells[row, "clean"]) == pytest.approx(clean, abs=0.0501)
-            median, tail = page.cells[row, "milliseconds"].split(" / ")
-            assert number(median) == pytest.approx(entry["milliseconds_p50"], rel=0.01)
-            assert number(tail) == pytest.approx(entry["milliseconds_p95"], rel=0.01)
-            assert number(page.cells[row, "fell_back"]) == entry["fell_back"]
-            assert page.cells[row, "memory"] == "312"
-
-    def test_text_from_outside_stays_text(self, outputs, page):
-        assert "<script>alert" not in (outputs / "report.html").read_text(encoding="utf-8")
-        words = "".join(page.words)
-        assert "</pre><script>alert(1)</script>" in words
-        assert "a <source>" in words
-
-    def test_says_what_was_tested(self, page):
-        words = "".join(page.words)
-        assert f"{IMAGES} test images" in words
-        assert "2 synthetic corruptions at 2 severities" in words
-        assert "vit: actmad helped most" in re.sub(r"\s+", " ", words)
-
-    def test_same_input_same_page(self, outputs, results):
-        test = ImageSet.load(outputs / "data" / "test")
-        pictures = report.shift_pictures(test, CORRUPTIONS, SEVERITIES, seed=3)
-        pages = {report.render(results, report.draw(results, pictures, SEVERITIES), {}, "note") for _ in range(2)}
-        assert len(pages) == 1
-
-
-class TestWithoutLabels:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def written(cls, tmp_path_factory):
-        root = tmp_path_factory.mktemp("unlabeled")
-        params = write_project(root, label=-1)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "OUTPUTS", root)
-            evaluate.run(params)
-        results = report.Results.read(root, MODELS, RUNS)
-        pictures = {"fog": [np.zeros((4, 4, 3), np.uint8)] * 2}
-        drawings = report.draw(results, pictures, [1])
-        return results, Page(report.render(results, drawings, {}, "note"))
-
-    def test_page_says_so_and_counts_changes(self, written):
-        results, page = written
-        words = "".join(page.words)
-        assert "no labels, so accuracy is unknown" in words
-        assert not re.search(r"\bnan\b|\bNone\b", words)
-        assert set(page.figures) == {"figure-loss", "figure-examples"}
-        assert page.cells["vit/actmad", "accuracy_source"] == "–"
-        assert number(page.cells["vit/actmad", "changed"]) == pytest.approx(100 * results.changed("vit", "actmad"), abs=0.0501)
-        assert number(page.cells["vit/none", "changed"]) == 0
-
-    def test_changes_are_those_of_the_predictions(self, written):
-        table = predictions(0.4, seed=2 + 10 * len("vit")).query("shift != 'clean'")
-        expected = (table["source_prediction"] != table["adapted_prediction"]).mean()
-        assert written[0].changed("vit", "actmad") == pytest.approx(expected)
-
-    def test_tables_show_changes_in_place_of_accuracy(self, written):
-        share = report.percent(written[0].changed("vit", "actmad"))
-        plain, markdown = report.plain_table(written[0]), report.markdown(written[0], {})
-        assert re.search(rf"^vit +actmad +{share} ", plain, re.MULTILINE)
-        assert f"| vit | actmad | {share} |" in markdown
-        assert not re.search(r"\bnan\b|\bNone\b|–", plain + markdown)
+def unlabeled(tmp_path_factory):
+    root = tmp_path_factory.mktemp("unlabeled")
+    evaluated.write_project(root, models=MODELS, labeled=False, images=24, corruptions=("fog",))
+    return Results.read(root, MODELS, RUNS)
 
 
 class TestStage:
     def test_prints_the_comparison_and_where_to_look(self, outputs):
         printed = (outputs.parent / "printed").read_text(encoding="utf-8")
         entry = json.loads((outputs / "metrics.json").read_text(encoding="utf-8"))["runs"]["vit/actmad"]
-        (line,) = [line for line in printed.splitlines() if re.match(r"vit +actmad ", line)]
+        ((line, gated),) = re.findall(r"^(vit +actmad .*)\n +(with gate .*)$", printed, re.MULTILINE)
         assert f"{100 * entry['accuracy_source']:.1f} → {100 * entry['accuracy_adapted']:.1f}" in line
         assert f"+{100 * entry['gain']:.1f}  [+" in line
+        assert f" {report.points(entry['training_gain'])} " in line
         assert "clean 0.0" in line
+        assert f"→ {100 * entry['gated']['accuracy_adapted']:.1f}" in gated
         assert str(outputs / "report.html") in printed
         assert "make ui" in printed
 
@@ -262,22 +76,58 @@ class TestStage:
         run = tracking._open(root)[0].get_run(tracking.pipeline_run(root, tracking.Execution("repro", os.getpid())))
         entries = json.loads((outputs / "metrics.json").read_text(encoding="utf-8"))["runs"]
         for key, entry in entries.items():
-            assert run.data.metrics[f"gain/{key}"] == pytest.approx(entry["gain"], abs=5e-5)
+            assert run.data.metrics[f"gain/{key}"] == pytest.approx(entry["gain"], abs=5.1e-5)
         assert "| vit | actmad |" in run.data.tags["mlflow.note.content"]
         kept = {path.name for path in (root / "mlruns" / run.info.run_id).rglob("*") if path.is_file()}
-        assert {"report.html", "comparison.json", "gain_vit.png", "examples.png"} <= kept
+        assert {"report.html", "comparison.json", "gain_vit.png", "examples.png", "cost.png"} <= kept
+
+    def test_the_page_shows_flips_of_the_runs_that_train(self, outputs):
+        text = (outputs / "report.html").read_text(encoding="utf-8")
+        assert re.findall(r"</svg>(\w+ · \w+)</h3>", text) == [
+            f"{model} · {run}" for model in MODELS for run in ("ssl", "actmad")
+        ]
 
 
 class TestRead:
     def test_a_missing_stage_is_named(self, tmp_path):
         with pytest.raises(UserError, match=r"metrics\.json.*run `evaluate`"):
-            report.Results.read(tmp_path, MODELS, RUNS)
+            Results.read(tmp_path, MODELS, RUNS)
+
+    @pytest.mark.parametrize("name", ["by_shift", "by_corruption", "by_severity"])
+    def test_a_missing_table_is_named(self, tmp_path, name):
+        evaluated.write_project(tmp_path, models=("vit",), runs=("none",), images=4)
+        (tmp_path / "tables" / f"{name}.csv").unlink()
+        with pytest.raises(UserError, match=rf"{name}\.csv.*run `evaluate`"):
+            Results.read(tmp_path, ("vit",), ("none",))
 
     def test_a_run_without_its_numbers_is_named(self, outputs):
         with pytest.raises(UserError, match=r"adapt/new\.json.*run `adapt`"):
-            report.Results.read(outputs, MODELS, (*RUNS, "new"))
+            Results.read(outputs, MODELS, (*RUNS, "new"))
         with pytest.raises(UserError, match=r"metrics\.json: expected an entry resnet/none"):
-            report.Results.read(outputs, ("resnet",), RUNS)
+            Results.read(outputs, ("resnet",), RUNS)
+
+    def test_rows_are_those_of_the_models_and_runs_asked_for(self, outputs):
+        part = Results.read(outputs, ("vit",), ("none", "ssl"))
+        assert set(part.rows("by_shift")["run"]) == {"none", "ssl"}
+        assert set(part.rows("distances")["model"]) == {"vit"}
+        assert set(part.rows("by_shift", run="ssl", shift="fog-5")["shift"]) == {"fog-5"}
+        assert not len(part.rows("nothing of this name"))
+
+    def test_names_that_look_like_missing_values_are_names(self, tmp_path):
+        evaluated.write_project(tmp_path, models=("vit",), runs=("none",), images=4)
+        for path in (tmp_path / "tables").glob("*.csv"):
+            path.write_text(path.read_text(encoding="utf-8").replace("vit,none,", "null,none,"), encoding="utf-8")
+        metrics = (tmp_path / "metrics.json").read_text(encoding="utf-8")
+        (tmp_path / "metrics.json").write_text(metrics.replace("vit/none", "null/none"), encoding="utf-8")
+        sidecar = tmp_path / "adapt" / "none.json"
+        sidecar.write_text(sidecar.read_text(encoding="utf-8").replace('"vit"', '"null"'), encoding="utf-8")
+        assert len(Results.read(tmp_path, ("null",), ("none",)).rows("by_shift", model="null")) > 0
+
+    def test_changes_are_those_of_the_predictions(self, outputs, results):
+        table = pd.read_parquet(outputs / "predictions" / "vit" / "actmad.parquet").query("shift != 'clean'")
+        expected = (table["source_prediction"] != table["adapted_prediction"]).mean()
+        assert results.changed("vit", "actmad") == pytest.approx(expected)
+        assert results.changed("vit", "none") == 0
 
 
 @pytest.mark.parametrize(
@@ -295,6 +145,15 @@ class TestRead:
         (report.amount, 18.34, "18.3"),
         (report.amount, 12400.4, "12,400"),
         (report.amount, None, "–"),
+        (report.significant, 0.004123, "0.00412"),
+        (report.significant, -0.5, "−0.5"),
+        (report.significant, 41234.0, "41,234"),
+        (report.significant, math.nan, "–"),
+        (report.probability, 0.314, "0.31"),
+        (report.probability, 0.0042, "0.004"),
+        (report.probability, 0.0951, "0.10"),
+        (report.probability, 1e-9, "< 0.001"),
+        (report.probability, None, "–"),
     ],
 )
 def test_numbers_as_text(function, value, text):
@@ -307,15 +166,16 @@ def test_interval_as_text():
     assert report.interval(None, None) == "–"
 
 
-def told(**gains) -> str:
+def told(extra=(), **gains) -> str:
     """Write the sentence for runs given as (low, gain, high, clean change)."""
     entries = {
         ("m", run): {"accuracy_source": 0.5, "accuracy_adapted": 0.5 + gain, "gain": gain, "gain_low": low,
                      "gain_high": high, "clean_source": 0.9, "clean_adapted": 0.9 + clean}
         for run, (low, gain, high, clean) in gains.items()
     }  # fmt: skip
-    empty = pd.DataFrame()
-    return report.sentence(report.Results(("m",), tuple(gains), entries, empty, empty, {}), "m")
+    for run, more in dict(extra).items():
+        entries["m", run] |= more
+    return report.sentence(Results(("m",), tuple(gains), entries), "m")
 
 
 class TestSentence:
@@ -339,6 +199,18 @@ class TestSentence:
     def test_the_control_is_left_out(self):
         assert "none" not in told(none=(0, 0, 0, 0), a=(0.01, 0.02, 0.03, 0))
 
+    def test_training_is_told_apart_from_the_rest_of_the_gain(self):
+        trained = {"training_gain": 0.01, "training_gain_low": 0.005, "training_gain_high": 0.02}
+        unclear = {"training_gain": -0.002, "training_gain_low": -0.01, "training_gain_high": 0.01}
+        text = told({"a": trained, "b": unclear}, a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0), c=(0.01, 0.02, 0.03, 0))
+        assert "Points by training alone: a +1.0, b −0.2 (undecided)." in text
+
+    def test_the_gate_is_told_with_its_price(self):
+        gated = {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03, "accuracy_adapted": 0.52, "clean_adapted": 0.895,
+                 "open": 0.5, "clean_open": 0.1, "milliseconds": 3.0}  # fmt: skip
+        text = told({"a": {"gated": gated}}, a=(0.01, 0.03, 0.05, -0.03))
+        assert text.endswith("With the gate: a +2.0 (clean −0.5).")
+
 
 class TestMarkdown:
     def test_runs_link_to_their_pages(self, results):
@@ -346,45 +218,52 @@ class TestMarkdown:
         assert "| vit | [actmad](#/experiments/1/runs/7) |" in text
         assert "| vit | views |" in text
 
+    def test_training_and_gate_have_their_numbers(self, results):
+        entry = results.summary["vit", "actmad"]
+        lines = {
+            line.split(" | ")[1]: line.strip("| ").split(" | ")
+            for line in report.markdown(results, {}).splitlines()
+            if "| vit |" in line
+        }
+        assert number(lines["actmad"][6]) == pytest.approx(100 * entry["training_gain"], abs=0.0501)
+        assert number(lines["actmad with gate"][3]) == pytest.approx(100 * entry["gated"]["accuracy_adapted"], abs=0.0501)
+        assert lines["shrink"][6] == ""
+
     def test_a_long_table_is_cut_between_rows(self, results):
         runs = [f"run_{number}" for number in range(80)]
         summary = {("vit", run): results.summary["vit", "actmad"] for run in runs}
         adapted = {key: {} for key in summary}
-        many = report.Results(("vit",), tuple(runs), summary, results.by_corruption, results.by_severity, adapted)
+        many = Results(("vit",), tuple(runs), summary, results.tables, adapted)
         text = report.markdown(many, dict.fromkeys(summary, f"#/experiments/1/runs/{'0' * 32}"))
         assert len(text) <= tracking._TAG_LIMIT
         assert "comparison.json" in text
         assert all(line.endswith(" |") for line in text.splitlines() if line.startswith("| vit"))
 
 
-class TestPictures:
-    def test_are_what_adapt_sees(self, outputs):
-        from tttlab.corruptions import corrupt_all
+class TestWithoutLabels:
+    def test_tables_show_changes_in_place_of_accuracy(self, unlabeled):
+        share = report.percent(unlabeled.changed("vit", "actmad"))
+        plain, markdown = report.plain_table(unlabeled), report.markdown(unlabeled, {})
+        assert re.search(rf"^vit +actmad +{share} ", plain, re.MULTILINE)
+        assert f"| vit | actmad | {share} |" in markdown
+        assert not re.search(r"\bnan\b|\bNone\b|–|gate", plain + markdown)
 
-        test = ImageSet.load(outputs / "data" / "test")
-        pictures = report.shift_pictures(test, CORRUPTIONS, SEVERITIES, seed=3)
-        assert list(pictures) == list(CORRUPTIONS)
-        clean, _, hardest = pictures["gaussian_noise"]
-        (place,) = np.flatnonzero((test.pixels == clean).all(axis=(1, 2, 3)))
-        everything = corrupt_all(np.asarray(test.pixels), test.image_ids, "gaussian_noise", 5, seed=3)
-        assert np.array_equal(hardest, everything[place])
-
-    def test_large_images_become_small_pictures(self):
-        pixels = np.zeros((2, 224, 224, 3), np.uint8)
-        pixels[:, :112] = 200
-        test = ImageSet(pixels, np.zeros(2, np.int64), ("a", "b"), ("c",))
-        pictures = report.shift_pictures(test, ["brightness"], [1], seed=0)
-        assert [image.shape for image in pictures["brightness"]] == [(64, 64, 3)] * 2
-        assert (pictures["brightness"][0][:30] == 200).all()
+    def test_the_sentence_says_so(self, unlabeled):
+        assert "no labels, so accuracy is unknown" in report.sentence(unlabeled, "vit")
 
 
-def test_a_single_control_run_still_makes_a_report(results):
-    only = report.Results(
-        ("vit",), ("none",), {("vit", "none"): results.summary["vit", "none"]},
-        results.by_corruption.query("model == 'vit' and run == 'none'"),
-        results.by_severity.query("model == 'vit' and run == 'none'"), {("vit", "none"): {}},
-    )  # fmt: skip
-    drawings = report.draw(only, {"fog": [np.zeros((4, 4, 3), np.uint8)] * 2}, [1])
-    words = "".join(Page(report.render(only, drawings, {}, "note")).words)
-    assert plots.CONTROL in words
-    assert "only the control" in words
+class TestAbout:
+    def test_says_what_was_tested_on_what(self, results):
+        two = Results(("a", "b"), RUNS, {("a", "none"): results.summary["vit", "none"]})
+        text = report.about(two, "digits", ["fog", "snow"], [1, 5], "episodic")
+        assert text == (
+            "2 models, trained once each; 6 runs each; 32 test images from digits, under 2 synthetic corruptions at "
+            "2 severities and clean, each adapted to on its own, from the source weights, without labels."
+        )
+
+    def test_says_how_many_training_seeds(self, results):
+        entry = {**results.summary["vit", "none"], "seeds": 3}
+        one = Results(("vit",), ("none",), {("vit", "none"): entry})
+        text = report.about(one, "digits", ["fog"], [5], "online")
+        assert text.startswith("1 model, trained with 3 seeds; 1 run; ")
+        assert "1 synthetic corruption at 1 severity and clean, as one stream" in text

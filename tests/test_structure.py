@@ -55,12 +55,18 @@ def instances() -> list[tuple[str, dict, dict[str, str]]]:
     params = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     found = []
     for name, stage in stages().items():
-        if "foreach" not in stage:
+        if "matrix" in stage:
+            found += [
+                (f"{name}@{model}-{seed}", stage, {"${item.model}": model, "${item.seed}": str(seed)})
+                for model in params["models"]
+                for seed in params["seeds"]
+            ]
+        elif "foreach" in stage:
+            items = params["models"] if "models" in stage["foreach"] else params["adapt"]["runs"]
+            for key, item in items.items():
+                found.append((f"{name}@{key}", stage["do"], {"${key}": key, "${item.method}": item.get("method", "")}))
+        else:
             found.append((name, stage, {}))
-            continue
-        items = params["models"] if "models" in stage["foreach"] else params["adapt"]["runs"]
-        for key, item in items.items():
-            found.append((f"{name}@{key}", stage["do"], {"${key}": key, "${item.method}": item.get("method", "")}))
     return found
 
 
@@ -69,7 +75,10 @@ def needed(name: str, values: dict[str, str]) -> set[str]:
     start = [FOLDERS["pipeline"] / f"{name.split('@')[0]}.py", FOLDERS["pipeline"] / "__init__.py"]
     if method := values.get("${item.method}"):
         # The alias stands for the file of each model's objective.
-        start += [METHODS / f"{stem}.py" for stem in ({method, "simclr", "mae"} if name.startswith("adapt") else ())]
+        start += [
+            METHODS / f"{stem}.py"
+            for stem in ({method, "simclr", "mae"} if name.startswith(("tune", "adapt", "align")) else ())
+        ]
     return {path.relative_to(ROOT).as_posix() for path in closure(*start)}
 
 
@@ -131,9 +140,32 @@ LAYERS = [
         "training",
     },
     {"method", "methods", "registry"},
-    {"per_image", "group_size", "inner_loop", "adapter", "sweep"},
-    {"metrics"},
-    {"tracking", "plots", "report"},
+    {"per_image", "group_size", "inner_loop", "adapter", "signals", "gate", "sweep", "tuning", "alignment"},
+    {
+        "intervals",
+        "bootstrap",
+        "significance",
+        "calibration",
+        "predictions",
+        "metrics",
+        "distances",
+        "shift_estimates",
+        "diagnosis",
+    },
+    {
+        "tracking",
+        "plots",
+        "figures_accuracy",
+        "figures_signals",
+        "figures_steps",
+        "drawings",
+        "pictures",
+        "results",
+        "distance_tables",
+        "page_tables",
+        "page",
+        "report",
+    },
 ]
 
 

@@ -15,6 +15,7 @@ from tttlab.adapter import InnerLoop, adapt
 from tttlab.corruptions import corrupt_all
 from tttlab.data import ImageSet
 from tttlab.errors import UserError
+from tttlab.gate import Gate
 from tttlab.loaders import as_images
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.simclr import SimCLRTraining
@@ -49,8 +50,9 @@ def test_rows_are_those_of_the_adapter_on_the_corrupted_images(images, tmp_path)
     table, losses = run(images, tmp_path / "work")
     assert len(table) == 30
     assert list(table.columns) == [
-        "image_id", "shift", "corruption", "severity", "label", "source_prediction", "adapted_prediction",
-        "source_confidence", "adapted_confidence", "loss_first", "loss_last", "fell_back", "milliseconds",
+        "image_id", "shift", "corruption", "severity", "label", "source_prediction", "untrained_prediction",
+        "adapted_prediction", "source_confidence", "adapted_confidence", "loss_first", "loss_last", "distance", "gate_open",
+        "fell_back", "milliseconds", "gate_milliseconds",
     ]  # fmt: skip
     network, statistics = networks.source_statistics("resnet", torch.float32)
     pixels = corrupt_all(images.pixels, images.image_ids, "contrast", 5, 3)
@@ -65,12 +67,34 @@ def test_rows_are_those_of_the_adapter_on_the_corrupted_images(images, tmp_path)
     assert losses.shape == (3,)
 
 
+def test_a_gate_judges_every_image_and_all_are_adapted_to_all_the_same(images, tmp_path):
+    free, _ = run(images, tmp_path / "free")
+    assert free["gate_open"].all()
+    assert (free["gate_milliseconds"] == 0).all()
+    middle = float(free["distance"].median())
+    gated, _ = run(images, tmp_path / "gated", gate=Gate("distance", middle))
+    np.testing.assert_array_equal(gated["gate_open"], free["distance"] >= middle)
+    assert 0.3 < gated["gate_open"].mean() < 0.7
+    assert (gated["gate_milliseconds"] > 0).all()
+    np.testing.assert_array_equal(gated["adapted_prediction"], free["adapted_prediction"])
+
+
+def test_a_sweep_along_the_steps_has_a_row_per_image_and_step(images, tmp_path):
+    whole, losses = run(images, tmp_path / "whole")
+    steps, _ = run(images, tmp_path / "steps", record=(0, 1, 2), rows=sweep.steps_rows((0, 1, 2)))
+    assert len(steps) == 3 * len(whole)
+    last = steps[steps["step"] == 2]
+    np.testing.assert_array_equal(last["prediction"], whole["adapted_prediction"])
+    np.testing.assert_array_equal(steps[steps["step"] == 0]["prediction"], whole["untrained_prediction"])
+    np.testing.assert_allclose(steps[steps["shift"] != "clean"].groupby("step")["loss"].mean(), losses, rtol=1e-4)
+
+
 def test_labels_change_no_prediction(images, tmp_path):
     table, _ = run(images, tmp_path / "a")
     random = np.random.default_rng(0).integers(networks.CLASSES, size=6)
     relabelled = ImageSet(images.pixels, random, images.image_ids, images.classes, source="made")
     other, _ = run(relabelled, tmp_path / "b")
-    same = [name for name in table.columns if name not in ("label", "milliseconds")]
+    same = [name for name in table.columns if name not in ("label", "milliseconds", "gate_milliseconds")]
     pd.testing.assert_frame_equal(table[same], other[same])
     assert (table["label"] != other["label"]).any()
 
@@ -159,7 +183,7 @@ def test_ranks_and_a_kill_change_no_bit(images, tmp_path):
 
 def test_a_block_that_no_rank_left_is_missed(images, tmp_path):
     with pytest.raises(UserError, match=r"expected the results of model-clean-0 in .*, found none.*that all machines share"):
-        sweep.collect(Work(tmp_path), "model", sweep.list_blocks(SHIFTS, 6), images)
+        sweep.collect(Work(tmp_path), "model", sweep.list_blocks(SHIFTS, 6), images, sweep.predictions)
 
 
 def test_blocks_hold_every_image_of_every_shift_once():

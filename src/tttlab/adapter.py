@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tttlab.errors import UserError
 from tttlab.group_size import GroupSize
-from tttlab.inner_loop import InnerLoop, over_images, train
+from tttlab.inner_loop import InnerLoop, Parameters, over_images, train
 from tttlab.method import Method
 from tttlab.networks import Bound, as_network, evaluating
 from tttlab.normalisation import normalised
@@ -30,7 +30,8 @@ class Adaptation(NamedTuple):
     ``logits`` and ``source_logits (N, K)`` with and without adaptation; ``losses (N, steps + 1)`` before every step and after
     the last one on the last step's views, or without training one column that is not a number; ``fell_back (N,)`` where the
     adapted prediction was given up for the source's; ``milliseconds (N,)`` spent on adapting and predicting, an image's share
-    of its group's time.
+    of its group's time. Of the R steps that `adapt` was asked to record ``logits_at (N, R, K)`` and ``milliseconds_at (N, R)``:
+    what an adaptation of so many steps gives and takes.
     """
 
     logits: Tensor
@@ -38,6 +39,8 @@ class Adaptation(NamedTuple):
     losses: Tensor
     fell_back: Tensor
     milliseconds: Tensor
+    logits_at: Tensor
+    milliseconds_at: Tensor
 
 
 def adapt(
@@ -49,6 +52,7 @@ def adapt(
     statistics: Statistics | None = None,
     image_ids: Sequence[str | int] | None = None,
     seed: int = 0,
+    record: Sequence[int] = (),
     images_per_step: int | Literal["auto"] | GroupSize = "auto",
     on_images: Callable[[int], None] | None = None,
 ) -> Adaptation:
@@ -62,6 +66,8 @@ def adapt(
         statistics: source statistics, as the method and the normalisation policy need them.
         image_ids: names of the images, which key their random streams; by default their positions.
         seed: of all random streams.
+        record: numbers of steps, from 0 to ``loop.steps``, after which to predict too: the curve along the steps in one pass.
+            After 0 steps nothing but the normalisation policy has acted.
         images_per_step: images worked on at once; ``auto`` measures what is fastest and fits, and a `GroupSize` passes what
             one call has learnt on to the next. Changes time and memory, never a result.
         on_images: called with the number of images done, after each group.
@@ -82,7 +88,7 @@ def adapt(
         while (done := sum(len(part.logits) for part in parts)) < len(images):
             with sizes.open(len(images) - done, images.device) as group:
                 part = slice(done, done + group.size)
-                result, group.work = adapt_together(network, images[part], method, loop, statistics, names[part], seed)
+                result, group.work = adapt_together(network, images[part], method, loop, statistics, names[part], seed, record)
                 parts.append(result)
                 if on_images:
                     on_images(group.size)
@@ -97,15 +103,15 @@ def adapt_together(
     statistics: Statistics,
     names: list[str],
     seed: int,
+    record: Sequence[int] = (),
 ) -> tuple[Adaptation, float]:
     """Adapt one group of ``B`` images, each on its own; → results, and the work as a number of images (see `Group`)."""
     source_logits = predict(network, {}, images, None, Method(), statistics)
-    wait_for(images.device)
-    began = time.perf_counter()
+    curve = Curve(record, images.device)
     streams = [[torch_generator(seed, "views", name, step) for name in names] for step in range(max(loop.steps, 1))]
     with normalised(network, loop.normalisation, statistics):
         if method.trains and loop.steps and loop.trainable != "none":
-            logits, losses, usable, work = train_and_predict(network, images, method, loop, statistics, streams)
+            logits, losses, usable, work = train_and_predict(network, images, method, loop, statistics, streams, curve)
         else:
             views = method.views(network, images, streams[0])
             logits = predict(network, {}, images, views, method, statistics)
@@ -113,9 +119,53 @@ def adapt_together(
             usable, work = torch.ones(len(images), dtype=torch.bool, device=images.device), len(images)
     usable &= logits.isfinite().all(-1)
     logits = torch.where(usable[:, None], logits, source_logits)
-    wait_for(images.device)
-    cost = torch.full((len(images),), (time.perf_counter() - began) * 1e3 / len(images))
-    return Adaptation(logits.cpu(), source_logits.cpu(), losses.cpu(), ~usable.cpu(), cost), work
+    cost = torch.full((len(images),), curve.spent() / len(images))
+    logits_at, milliseconds_at = curve.collect(logits, source_logits, losses)
+    return Adaptation(logits.cpu(), source_logits.cpu(), losses.cpu(), ~usable.cpu(), cost, logits_at, milliseconds_at), work
+
+
+class Curve:
+    """What a group's images would be classified as on the way, and what it took; its clock stands still meanwhile."""
+
+    def __init__(self, steps: Sequence[int], device: torch.device) -> None:
+        self.steps, self.device = steps, device
+        self._logits: dict[int, Tensor] = {}
+        self._milliseconds: dict[int, float] = {}
+        self._aside = 0.0
+        wait_for(device)
+        self._began = time.perf_counter()
+
+    def spent(self) -> float:
+        """Give the milliseconds since the beginning, without those spent on looking aside."""
+        wait_for(self.device)
+        return (time.perf_counter() - self._began) * 1e3 - self._aside
+
+    def note(self, step: int, predict: Callable[[], Tensor]) -> None:
+        """Predict ``(B, K)`` after a step, if it is one of those to look at."""
+        if step in self.steps:
+            before = self.spent()
+            self._logits[step] = predict()
+            self._milliseconds[step] = self.spent()
+            self._aside += self._milliseconds[step] - before
+
+    def collect(self, final: Tensor, source: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Give ``(B, R, K)`` logits and ``(B, R)`` milliseconds per image, by the rule that decides on falling back.
+
+        Args:
+            final: ``(B, K)``, for steps that never came because no image had a gradient.
+            source: ``(B, K)``.
+            losses: ``(B, S + 1)``.
+        """
+        logits = source.new_empty(len(source), len(self.steps), source.shape[1])
+        milliseconds = torch.full((len(source), len(self.steps)), self.spent() / len(source))
+        for place, step in enumerate(self.steps):
+            found = self._logits.get(step, final)
+            usable = found.isfinite().all(-1)
+            if step and losses.shape[1] > 1:
+                usable = usable & ~diverged(losses[:, : step + 1])
+            logits[:, place] = torch.where(usable[:, None], found, source)
+            milliseconds[:, place] = self._milliseconds.get(step, self.spent()) / len(source)
+        return logits.cpu(), milliseconds
 
 
 def train_and_predict(
@@ -125,15 +175,25 @@ def train_and_predict(
     loop: InnerLoop,
     statistics: Statistics,
     streams: Sequence[Sequence[torch.Generator]],
+    curve: Curve,
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """Train a group and classify it: logits ``(B, K)``, losses ``(B, S + 1)``, where they can be used ``(B,)``, the work."""
-    moved, parameters, views, losses = train(network, images, method, loop, statistics, streams)
+
+    def classify(moved: Tensor, parameters: Parameters, views: Any) -> Tensor:
+        if len(moved) == len(images):
+            return predict(network, parameters, images, views, method, statistics)
+        logits = predict(network, {}, images, images.unsqueeze(1), method, statistics)  # then these are the views
+        if not len(moved):
+            return logits
+        return logits.index_copy(0, moved, predict(network, parameters, images[moved], views, method, statistics))
+
+    def observe(step: int, *trained: Any) -> None:
+        curve.note(step, lambda: classify(*trained))
+
+    moved, parameters, views, losses = train(network, images, method, loop, statistics, streams, observe)
     usable = ~diverged(losses)
-    if len(moved) < len(images):  # then the views are the images themselves
-        logits = predict(network, {}, images, images.unsqueeze(1), method, statistics)
+    logits = classify(moved, parameters, views)
     if len(moved):
-        own = predict(network, parameters, images[moved], views, method, statistics)
-        logits = own if len(moved) == len(images) else logits.index_copy(0, moved, own)
         finite = torch.stack([value.detach().flatten(1).sum(1) for value in parameters.values()]).isfinite().all(0)
         usable[moved] &= finite
     work = len(moved) + (len(images) - len(moved)) / losses.shape[1]

@@ -22,6 +22,7 @@ from tttlab.per_image import PerImageLayers
 from tttlab.source_statistics import Statistics
 
 Parameters = dict[str, Tensor]
+Observer = Callable[[int, Tensor, Parameters, Any], None]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def train(
     loop: InnerLoop,
     statistics: Statistics,
     streams: Sequence[Sequence[torch.Generator]],
+    observe: Observer = lambda _step, _moved, _parameters, _views: None,
 ) -> Trained:
     """Train a group of images, each on its own.
 
@@ -79,6 +81,8 @@ def train(
         loop: how.
         statistics: source statistics.
         streams: for every step a random stream per image.
+        observe: called after every step with its number, and what `Trained` holds of it; the first time with number 0 and
+            no parameters, before the first step.
 
     Raises:
         UserError: no trainable parameter influences the loss.
@@ -97,6 +101,7 @@ def train(
     # In the first step all images have the source weights, and none is copied.
     parameters = {name: value.detach().expand(len(images), *value.shape).requires_grad_() for name, value in chosen.items()}
     views = method.views(network, images, streams[0])
+    observe(0, torch.arange(len(images), device=images.device), {}, views)
     losses, state = losses_of(parameters, views, state)
     gradients = gradients_of(losses, parameters, method)
     moved = torch.arange(len(images), device=images.device)
@@ -112,12 +117,14 @@ def train(
     optimizer = make_optimizer(list(parameters.values()), loop)
     update(optimizer, parameters, gradients, loop.clip)
     del gradients  # as large as all images' weights
-    for generators in streams[1:] if len(moved) else []:
+    observe(1, moved, parameters, views)
+    for step, generators in enumerate(streams[1:] if len(moved) else [], start=2):
         if not repeats:
             views = method.views(network, images, generators)
         losses, state = losses_of(parameters, views, tree_map(Tensor.detach, state))
         curve.append(curve[0].index_copy(0, moved, losses.detach()))
         update(optimizer, parameters, gradients_of(losses, parameters, method), loop.clip)
+        observe(step, moved, parameters, views)
     if len(moved):
         with torch.no_grad():
             curve.append(curve[0].index_copy(0, moved, losses_of(parameters, views, state)[0]))

@@ -1,164 +1,156 @@
 """With and without test-time training: every reported number, from one table of predictions.
 
-The same test images appear under every shift, so the rows of such a table are not independent. Intervals therefore
-resample *images*, each together with all its shifts; resampling rows would make them too narrow.
+The same test images appear under every shift and are shown to the network of every training seed, so the rows of such a
+table are not independent: `tttlab.intervals` takes images and seeds as the units of chance.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from tttlab.errors import UserError
-from tttlab.seeding import numpy_generator
+from tttlab import calibration, significance
+from tttlab.intervals import gain_interval
+from tttlab.predictions import GAINS, has_gate, score
 
-COLUMNS = (
-    "image_id", "shift", "corruption", "severity", "label", "source_prediction", "adapted_prediction",
-    "source_confidence", "adapted_confidence", "loss_first", "loss_last", "fell_back", "milliseconds",
-)  # fmt: skip
-RESAMPLES = 9_999
-CONFIDENCE = 0.95
+FLIPS = ["wrong_to_right", "right_to_wrong", "changed"]
+TABLE = ["n", "accuracy_source", "accuracy_adapted", "gain", "gain_low", "gain_high", *FLIPS]
+GATED = {  # name in metrics.json: (rows, column of `compare`)
+    "accuracy_adapted": ("shifted", "accuracy_gated"),
+    "gain": ("shifted", "gated_gain"),
+    "gain_low": ("shifted", "gated_gain_low"),
+    "gain_high": ("shifted", "gated_gain_high"),
+    "clean_adapted": ("clean", "accuracy_gated"),
+    "open": ("shifted", "open"),
+    "clean_open": ("clean", "open"),
+    "wrong_to_right": ("shifted", "gated_wrong_to_right"),
+    "right_to_wrong": ("shifted", "gated_right_to_wrong"),
+    "milliseconds": ("shifted", "gated_milliseconds"),
+}
 
 Verdict = Literal["helped", "hurt", "undecided", "unchanged", "unknown"]
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
-    """Read the predictions of one run on one model: a row per (image, shift).
+def summarise(predictions: pd.DataFrame) -> dict[str, Any]:
+    """Sum one run up: the entry of ``outputs/metrics.json``.
 
-    Raises:
-        UserError: The file is missing, lacks columns, or holds an image twice under one shift.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: expected the predictions of a run that params.yaml lists, found no file; run `adapt`")
-    predictions = pd.read_parquet(path)
-    if missing := [column for column in COLUMNS if column not in predictions.columns]:
-        raise UserError(f"{path}: expected the columns of a predictions table, found none named {', '.join(missing)}")
-    twice = predictions.duplicated(["image_id", "shift"])
-    if twice.any():
-        row = predictions[twice].iloc[0]
-        raise UserError(f"{path}: expected every image once per shift, found {row['image_id']} twice under {row['shift']}")
-    return predictions
-
-
-def summarise(predictions: pd.DataFrame, seed: int) -> dict[str, float | int | None]:
-    """Sum one run up: the entries of ``outputs/metrics.json``.
-
-    Accuracies, the gain and its 95 % interval are fractions over the shifted images unless named clean. They are None
-    where they cannot be known: no labels, no such images, or, for the interval, fewer than two images.
+    Accuracies, gains with their 95 % intervals and calibration errors are fractions over the shifted rows unless named
+    clean, flips are numbers of such rows. ``shifts_helped`` and ``shifts_hurt`` count all shifts, clean among them.
+    What cannot be known is None: without labels, without such rows, or, for an interval, with fewer than two images.
+    ``gated`` is None for a run without a gate, the gains of training for one that does not train.
 
     Args:
-        predictions: One row per (image, shift); label -1 means unknown.
-        seed: Seed of the bootstrap.
+        predictions: One row per (image, shift, seed); label -1 means unknown.
     """
     part = np.where(predictions["shift"] == "clean", "clean", "shifted")
-    table = compare(predictions.assign(part=part), ["part"], seed).set_index("part").reindex(["clean", "shifted"])
-    clean, overall = table.loc["clean"], table.loc["shifted"]
-    shifted = predictions[part == "shifted"]
-    summary = {name: overall[name] for name in ("accuracy_source", "accuracy_adapted", "gain", "gain_low", "gain_high")}
-    summary |= {"clean_source": clean["accuracy_source"], "clean_adapted": clean["accuracy_adapted"]}
-    summary |= {"images": predictions["image_id"].nunique(), "fell_back": shifted["fell_back"].sum()}
+    parts = compare(predictions.assign(part=part), ["part"]).set_index("part").reindex(["clean", "shifted"])
+    shifted, tests = predictions[part == "shifted"], shift_tests(predictions)
+    significant = tests["mcnemar_holm"] < significance.LEVEL
+    names = [f"{name}{end}" for name in ("gain", "training_gain") for end in ("", "_low", "_high")]
+    entry = {name: parts.at["shifted", name] for name in ("accuracy_source", "accuracy_adapted", *names)}
+    entry |= {f"clean_{name}": parts.at["clean", f"accuracy_{name}"] for name in ("source", "adapted")}
+    entry |= {name: parts.at["shifted", name] for name in ("ece_source", "ece_adapted", "wrong_to_right", "right_to_wrong")}
+    entry["changed"] = (shifted["source_prediction"] != shifted["adapted_prediction"]).sum()
+    for name, sign in (("shifts_helped", 1), ("shifts_hurt", -1)):
+        entry[name] = (significant & (tests["direction"] == sign)).sum() if tests["mcnemar_p"].notna().any() else None
+    entry |= {"images": predictions["image_id"].nunique(), "seeds": predictions["seed"].nunique()}
+    entry["gain_seed_sd"] = score(shifted).groupby("seed")["gain"].mean().std()
+    entry["fell_back"] = shifted["fell_back"].sum()
     for percent in (50, 95):
-        summary[f"milliseconds_p{percent}"] = shifted["milliseconds"].quantile(percent / 100)
-    return {name: _plain(value) for name, value in summary.items()}
+        entry[f"milliseconds_p{percent}"] = shifted["milliseconds"].quantile(percent / 100)
+    entry = {name: _plain(value) for name, value in entry.items()}
+    gated = {name: _plain(parts.at[rows, column]) for name, (rows, column) in GATED.items()}
+    return entry | {"gated": gated if has_gate(predictions) else None}
 
 
-def by_shift(predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Compare per shift, clean images first: the columns of `compare` after shift, corruption and severity."""
-    table = compare(predictions, ["shift", "corruption", "severity"], seed)
+def flatten(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn an entry of metrics.json into a row of summary.csv: the gate's values as ``gated_<name>``, None as NaN."""
+    gated = entry["gated"] or dict.fromkeys(GATED)
+    row = {k: v for k, v in entry.items() if k != "gated"} | {f"gated_{name}": value for name, value in gated.items()}
+    return {name: np.nan if value is None else value for name, value in row.items()}
+
+
+def by_shift(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Compare per shift, clean images first, with McNemar's tests; the columns of by_shift.csv after model and run."""
+    keys = ["shift", "corruption", "severity"]
+    table = compare(predictions, keys).merge(shift_tests(predictions).reset_index(), on="shift")
     place = {name: rank for rank, name in enumerate(table["corruption"].unique())}
     rank = table["corruption"].map(place).where(table["shift"] != "clean", -1)
-    return table.assign(rank=rank).sort_values(["rank", "severity"], kind="stable", ignore_index=True).drop(columns="rank")
+    table = table.assign(rank=rank).sort_values(["rank", "severity"], kind="stable", ignore_index=True)
+    return table[[*keys, *TABLE, "mcnemar_p", "mcnemar_holm", "ece_source", "ece_adapted", "distance", "gated_gain"]]
 
 
-def by_corruption(predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
+def by_corruption(predictions: pd.DataFrame) -> pd.DataFrame:
     """Compare per corruption, its severities together; clean images are left out."""
-    return compare(predictions[predictions["shift"] != "clean"], ["corruption"], seed)
+    table = compare(predictions[predictions["shift"] != "clean"], ["corruption"])
+    return table[["corruption", *TABLE, "distance", "gated_gain"]]
 
 
-def by_severity(predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
+def by_severity(predictions: pd.DataFrame) -> pd.DataFrame:
     """Compare per severity, all corruptions together; severity 0 are the clean images."""
-    return compare(predictions, ["severity"], seed).sort_values("severity", ignore_index=True)
+    table = compare(predictions, ["severity"]).sort_values("severity", ignore_index=True)
+    return table[["severity", *TABLE, "distance", "gated_gain"]]
 
 
-def compare(predictions: pd.DataFrame, by: Sequence[str], seed: int) -> pd.DataFrame:
+def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Give the reliability diagram over all shifted rows with a label: a row per (with, bin), empty bins with NaN."""
+    known = predictions[(predictions["shift"] != "clean") & (predictions["label"] >= 0)]
+    parts = []
+    for side in ("source", "adapted"):
+        (confidence,), (accuracy,), (count,) = _reliability(known, side, np.zeros(len(known), int), 1)
+        columns = {"with": side, "bin": np.arange(len(count)), "confidence": confidence, "accuracy": accuracy, "n": count}
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def shift_tests(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Test each shift by McNemar, exactly and in every seed, with Holm's correction over all of them, clean included.
+
+    Returns:
+        Per shift (the index) ``mcnemar_p``, ``mcnemar_holm`` (NaN without labels) and ``direction``, 1 if more images were
+        helped than hurt, -1 if fewer, else 0.
+    """
+    flips = score(predictions).groupby(["shift", "seed"], sort=False)[FLIPS[:2]].sum(min_count=1).unstack("seed")
+    helped, hurt = (flips[name].fillna(0).to_numpy() for name in FLIPS[:2])
+    known = flips.notna().any(axis=1)
+    p_values = np.where(known, significance.mcnemar(helped, hurt), np.nan)
+    tests = {"mcnemar_p": p_values, "mcnemar_holm": significance.holm(p_values)}
+    return pd.DataFrame(tests | {"direction": np.sign((helped - hurt).sum(axis=1))}, index=flips.index)
+
+
+def compare(predictions: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Compare with and without adaptation on the same images, per group of rows.
 
     Args:
-        predictions: One row per (image, shift); rows whose label is -1 count in ``n`` and ``changed`` only.
+        predictions: One row per (image, shift, seed); rows whose label is -1 count in ``n``, ``changed``, ``distance``,
+            ``open`` and times only.
         by: Columns that make the groups.
-        seed: Seed of the bootstrap; all groups are resampled with the same draws of images.
 
     Returns:
-        A row per group, in order of first appearance: the ``by`` columns, ``n`` (rows), ``accuracy_source``,
-        ``accuracy_adapted``, ``gain``, ``gain_low``, ``gain_high`` (fractions, NaN where unknown), ``wrong_to_right``,
-        ``right_to_wrong`` (rows with a label) and ``changed`` (rows whose predicted class changed).
+        A row per group, in order of first appearance: the ``by`` columns, ``n`` (rows), ``accuracy_<side>`` for the sides
+        source, untrained, adapted and gated, each of `GAINS` with its ends ``_low`` and ``_high``, the flips (rows),
+        ``ece_source``, ``ece_adapted``, ``distance`` (mean), ``open`` (share of rows that the gate adapts to) and
+        ``gated_milliseconds`` (mean). NaN where unknown; what concerns the gate also where there is none.
     """
-    table = _scored(predictions)
+    table = score(predictions)
     groups = table.groupby(list(by), sort=False)
-    result = groups.agg(
-        n=("changed", "size"),
-        accuracy_source=("accuracy_source", "mean"),
-        accuracy_adapted=("accuracy_adapted", "mean"),
-        gain=("difference", "mean"),
-    )
-    known = table["difference"].notna()
-    interval = paired_interval(
-        *(column[known].to_numpy() for column in (table["difference"], table["image_id"], groups.ngroup())),
-        num_groups=len(result),
-        seed=seed,
-    )
-    result["gain_low"], result["gain_high"] = interval.T
-    flips = groups[["wrong_to_right", "right_to_wrong", "changed"]].sum()
-    return result.join(flips).reset_index()
-
-
-def paired_interval(
-    differences: np.ndarray,
-    images: np.ndarray,
-    groups: np.ndarray,
-    *,
-    num_groups: int,
-    seed: int,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-) -> np.ndarray:
-    """Find the percentile bootstrap interval of each group's mean difference, resampling whole images.
-
-    Equal in law to `scipy.stats.bootstrap` over per-image (sum, count) pairs. Written out because all groups then share
-    one draw and one matrix product: 90 groups of 10,000 images take seconds, not an hour.
-
-    Args:
-        differences: (R,) adapted correct minus source correct, one per row: -1, 0 or 1.
-        images: (R,) which image a row is of; the unit that is resampled.
-        groups: (R,) integers in ``[0, num_groups)``.
-        num_groups: G.
-        seed: Seed of the draws.
-        resamples: Number of bootstrap samples.
-        confidence: Nominal coverage in (0, 1).
-
-    Returns:
-        (G, 2) lower and upper ends; NaN for a group with fewer than two images.
-
-    Reference:
-        Davison and Hinkley, Bootstrap Methods and their Application (1997), sections 3.8 (clusters) and 5.3.1.
-    """
-    codes, names = pd.factorize(images, sort=True)  # sorted: the order of the rows is then of no account
-    num_images = len(names)
-    interval = np.full((num_groups, 2), np.nan)
-    if num_images < 2:
-        return interval
-    sums, counts = np.zeros((2, num_images, num_groups))
-    np.add.at(sums, (codes, groups), differences)
-    np.add.at(counts, (codes, groups), 1)
-    means = np.concatenate([(w @ sums, w @ counts) for w in _image_weights(num_images, resamples, seed)], axis=1)
-    with np.errstate(invalid="ignore"):  # a small group can be missing from a resample: 0 / 0, left out of the quantile
-        ratios = means[0] / means[1]
-    enough = (counts > 0).sum(axis=0) >= 2
-    tail = (1 - confidence) / 2
-    interval[enough] = np.nanquantile(ratios[:, enough], [tail, 1 - tail], axis=0).T
-    return interval
+    codes = groups.ngroup()
+    sides = [f"accuracy_{side}" for side in ("source", "untrained", "adapted", "gated")]
+    means = groups[[*sides, *GAINS, "distance", "open", "gated_milliseconds"]].mean()
+    flips = [*FLIPS, "gated_wrong_to_right", "gated_right_to_wrong"]
+    counts = groups[flips].sum(min_count=1).astype("Int64")
+    result = pd.concat([groups.size().rename("n"), means, counts], axis=1)
+    for name, (after, before) in GAINS.items():
+        ends = _interval(table, name, after, before, codes, len(result))
+        result[f"{name}_low"], result[f"{name}_high"] = ends.T
+    known = table["label"] >= 0
+    for side in ("source", "adapted"):
+        found = _reliability(table[known], side, codes[known].to_numpy(), len(result))
+        result[f"ece_{side}"] = calibration.calibration_error(found)
+    if not has_gate(predictions):
+        result[["open", "gated_milliseconds"]] = np.nan
+    return result.reset_index()
 
 
 def verdict(low: float | None, high: float | None) -> Verdict:
@@ -172,31 +164,21 @@ def verdict(low: float | None, high: float | None) -> Verdict:
     return "hurt" if high < 0 else "undecided"
 
 
-def _scored(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Add correctness (NaN without a label), its difference, and the flips, one per row."""
-    label, source, adapted = (predictions[name] for name in ("label", "source_prediction", "adapted_prediction"))
-    known = label >= 0
-    return predictions.assign(
-        accuracy_source=(source == label).astype(float).where(known),
-        accuracy_adapted=(adapted == label).astype(float).where(known),
-        difference=((adapted == label).astype(float) - (source == label)).where(known),
-        wrong_to_right=known & (source != label) & (adapted == label),
-        right_to_wrong=known & (source == label) & (adapted != label),
-        changed=source != adapted,
-    )
+def _interval(table: pd.DataFrame, name: str, after: str, before: str, codes: pd.Series, num_groups: int) -> np.ndarray:
+    """Find the (G, 2) intervals of a gain; without width where not one prediction of the whole table differs."""
+    known = table[name].notna()
+    columns = (column[known].to_numpy() for column in (table[name], table["image_id"], table["seed"], codes))
+    interval = gain_interval(*columns, num_groups=num_groups)
+    identical = (table[f"{after}_prediction"] == table[f"{before}_prediction"]).all()
+    return np.where(np.isnan(interval), np.nan, 0) if identical else interval
 
 
-def _image_weights(num_images: int, resamples: int, seed: int):
-    """Yield blocks (b, num_images) of how often a bootstrap sample draws each image."""
-    generator = numpy_generator(seed, "bootstrap")
-    block = max(1, min(resamples, 2**22 // num_images))  # 32 MB of draws at a time, however many images there are
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        draws = generator.integers(num_images, size=(size, num_images)) + num_images * np.arange(size)[:, None]
-        yield np.bincount(draws.ravel(), minlength=size * num_images).reshape(size, num_images).astype(float)
+def _reliability(known: pd.DataFrame, side: str, codes: np.ndarray, num_groups: int) -> calibration.Reliability:
+    correct = (known[f"{side}_prediction"] == known["label"]).to_numpy(float)
+    return calibration.reliability(known[f"{side}_confidence"].to_numpy(float), correct, codes, num_groups)
 
 
-def _plain(value: float) -> float | int | None:
+def _plain(value: Any) -> float | int | None:
     """Turn a NumPy number into one that JSON knows, NaN into None."""
     if pd.isna(value):
         return None

@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import re
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,6 +93,13 @@ def _check_distinct(values: tuple) -> tuple:
     if twice:
         raise fault(f"expected every entry once, found {twice[0]!r} twice; remove one")
     return values
+
+
+def _check_growing(counts: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    sizes = [float("inf") if count is None else count for count in counts]
+    if any(size >= later for size, later in pairwise(sizes)):
+        raise fault(f"expected growing numbers, null (all) last, found {list(counts)}")
+    return counts
 
 
 def _check_source(source: str) -> str:
@@ -318,12 +326,51 @@ class Shifts(Strict):
     images: Count | None = None
 
 
+class Curve(Strict):
+    """How much of the test set is adapted to along the steps, and by settings that tuning did not choose."""
+
+    images: Natural
+    severities: Annotated[
+        tuple[Annotated[StrictInt, Field(ge=1, le=5)], ...], Field(min_length=1), AfterValidator(_check_distinct)
+    ]
+    candidates: Natural
+
+
 class Adapt(Strict):
     """The runs: name → method, adapter settings and the method's own settings, checked by ``read_params``."""
 
     protocol: Literal["episodic", "online"] = "episodic"
     augment: Views
+    curve: Curve
     runs: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
+
+
+class Tune(Strict):
+    """How settings are chosen on labeled source images under corruptions that are never tested on."""
+
+    enabled: StrictBool
+    severities: Annotated[
+        tuple[Annotated[StrictInt, Field(ge=1, le=5)], ...], Field(min_length=1), AfterValidator(_check_distinct)
+    ]
+    images: Annotated[tuple[Count | None, ...], Field(min_length=1), AfterValidator(_check_growing)]
+    candidates: Count
+    keep: Annotated[StrictFloat, Field(gt=0, le=1)]
+    clean_penalty: NonNegative
+    gate: StrictBool
+    search: dict[str, Any] = Field(default_factory=dict)
+
+
+class Distance(Strict):
+    """How much of every image set its distance to the source is measured on."""
+
+    images: Annotated[StrictInt, Field(ge=20)]
+    permutations: Annotated[StrictInt, Field(ge=19)]
+
+
+class Alignment(Strict):
+    """How many test images per shift the gradients of the two losses are compared on."""
+
+    images: Natural
 
 
 class Machine(Strict):
@@ -340,11 +387,15 @@ class Params(Strict):
     """The whole file."""
 
     seed: Natural
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1), AfterValidator(_check_distinct)]
     data: Data
     models: Annotated[dict[Name, Model], Field(min_length=1)]
     source_stats: SourceStats
     shifts: Shifts
+    tune: Tune
     adapt: Adapt
+    distance: Distance
+    alignment: Alignment
     machine: Machine = Machine()
 
     def run_settings(self, run: str, model: str, methods: Path = METHODS) -> RunSettings:
@@ -362,7 +413,7 @@ class Params(Strict):
             if name not in known:
                 raise UserError(f"unknown {what} {name!r} in params.yaml; {choices(name, known)}")
         try:
-            return resolve_run(self.adapt.runs, self.objectives, run, model, self.adapt.protocol, methods)
+            return resolve_run(self.adapt.runs, self.objectives, run, model, self.adapt.protocol, methods, self.tune.search)
         except RunError as error:
             raise UserError(error.args[0]) from error
 
@@ -411,7 +462,8 @@ def read_params(path: Path, base: Path | None = None, methods: Path = METHODS) -
         mistakes = [f"{key}: {text}" if key else text for key, text in tell(error, values)]
     else:
         runs = params.adapt.runs
-        mistakes = list(dict.fromkeys(run_mistakes(runs, params.objectives, params.adapt.protocol, methods)))
+        found = run_mistakes(runs, params.objectives, params.adapt.protocol, methods, params.tune.search)
+        mistakes = list(dict.fromkeys(found))
     if mistakes:
         more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
         raise UserError(f"{mistakes[0]}{more}")

@@ -1,96 +1,16 @@
-"""The comparison with and without test-time training, for people: one HTML page, a plain table, a Markdown table.
+"""The comparison with and without test-time training as text: a plain table, a Markdown table, a few sentences.
 
-All numbers come from the tables that `evaluate` wrote; nothing is computed here but their places on the page.
+All numbers come from the tables that `evaluate` wrote; here they are only put into words. `page` makes the HTML page.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from tttlab import plots
-from tttlab.errors import UserError
 from tttlab.metrics import verdict
+from tttlab.results import CONTROL, Results, difference, known
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from tttlab.data import ImageSet
-
-ALL = "all corruptions"
-_THUMBNAIL = 64  # pixels; larger pictures would make a heavy page and look no different at their size
 _CLEAN_LOSS = 0.01  # a clean accuracy that falls by more is told in words
-_NONE = object()
 _MARKDOWN_LIMIT = 7_500  # characters; MLflow cuts a description at 8,000
-
-
-@dataclass(frozen=True)
-class Results:
-    """What `evaluate` and `adapt` left, for the models and runs of params.yaml.
-
-    Attributes:
-        models: Names in order.
-        runs: Names in order.
-        summary: ``outputs/metrics.json`` by (model, run).
-        by_corruption: Rows per model, run and corruption.
-        by_severity: Rows per model, run and severity.
-        adapted: ``outputs/adapt/<run>.json`` by (model, run): losses, cost, settings, MLflow's run.
-    """
-
-    models: tuple[str, ...]
-    runs: tuple[str, ...]
-    summary: dict[tuple[str, str], dict[str, Any]]
-    by_corruption: pd.DataFrame
-    by_severity: pd.DataFrame
-    adapted: dict[tuple[str, str], dict[str, Any]]
-
-    @classmethod
-    def read(cls, outputs: Path, models: Sequence[str], runs: Sequence[str]) -> "Results":
-        """Read them from the folder of outputs.
-
-        Raises:
-            UserError: A file is missing, or lacks one of the models and runs.
-        """
-        metrics = _read_json(outputs / "metrics.json", "evaluate").get("runs", {})
-        sidecars = {run: _read_json(outputs / "adapt" / f"{run}.json", "adapt") for run in runs}
-        summary, adapted = {}, {}
-        for model in models:
-            for run in runs:
-                if f"{model}/{run}" not in metrics:
-                    raise UserError(f"{outputs / 'metrics.json'}: expected an entry {model}/{run}, found none; run `evaluate`")
-                if model not in sidecars[run]:
-                    raise UserError(f"{outputs / 'adapt' / run}.json: expected an entry {model}, found none; run `adapt`")
-                summary[model, run] = metrics[f"{model}/{run}"]
-                adapted[model, run] = sidecars[run][model]
-        tables = (_read_table(outputs / "tables" / f"{name}.csv") for name in ("by_corruption", "by_severity"))
-        return cls(tuple(models), tuple(runs), summary, *tables, adapted)
-
-    @property
-    def labeled(self) -> bool:
-        """Whether any accuracy is known."""
-        return any(entry["accuracy_source"] is not None for entry in self.summary.values())
-
-    def changed(self, model: str, run: str) -> float | None:
-        """Give the share of shifted images whose predicted class changed; this needs no labels."""
-        table = self.by_corruption
-        rows = table[(table["model"] == model) & (table["run"] == run)]
-        return rows["changed"].sum() / rows["n"].sum() if len(rows) else None
-
-
-def _read_json(path: Path, stage: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: expected what the stage `{stage}` writes, found no file; run `{stage}`")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise UserError(f"{path}: expected a table that the stage `evaluate` writes, found no file; run `evaluate`")
-    return pd.read_csv(path)
 
 
 # --- numbers as text -----------------------------------------------------------------------------------------------
@@ -98,12 +18,12 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 def percent(fraction: float | None) -> str:
     """Write a fraction as a percentage: 0.613 becomes ``61.3``; what is unknown becomes a dash."""
-    return "–" if _unknown(fraction) else f"{100 * fraction:.1f}"
+    return f"{100 * fraction:.1f}" if known(fraction) else "–"
 
 
 def points(fraction: float | None) -> str:
     """Write a difference of fractions in percentage points, with its sign: 0.047 becomes ``+4.7``."""
-    if _unknown(fraction):
+    if not known(fraction):
         return "–"
     text = f"{100 * fraction:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
@@ -111,60 +31,104 @@ def points(fraction: float | None) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     """Write an interval in percentage points: ``[+3.9, +5.5]``."""
-    return "–" if _unknown(low) or _unknown(high) else f"[{points(low)}, {points(high)}]"
+    return f"[{points(low)}, {points(high)}]" if known(low) and known(high) else "–"
 
 
 def amount(value: float | None) -> str:
     """Write a cost with as many digits as matter: 0.05, 4.57, 18.3, 183, 12,400."""
-    return "–" if _unknown(value) else f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}" if known(value) else "–"
 
 
-def _unknown(value: float | None) -> bool:
-    return value is None or bool(np.isnan(value))
+def significant(value: float | None, digits: int = 3) -> str:
+    """Write a number of any size: 0.00412, 0.412, 41.2, 4,120."""
+    if not known(value):
+        return "–"
+    text = f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
+    return text.replace("-", "−")
 
 
-def rows(results: Results) -> list[dict[str, str]]:
-    """Write the headline table, a row per model and run, all values as text."""
+def probability(p: float | None) -> str:
+    """Write a p-value: 0.31, 0.004, or that it is below 0.001."""
+    if not known(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.095 else f"{p:.2f}"
+
+
+def enumerate_words(words: Sequence[str]) -> str:
+    """Join words: ``a, b and c``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+# --- the headline --------------------------------------------------------------------------------------------------
+
+
+def rows(results: Results) -> list[dict[str, Any]]:
+    """Write the headline table, a row per model and run, all values as text; ``gated`` is the run with its gate."""
     table = []
     for (model, run), entry in results.summary.items():
-        clean = None if entry["clean_source"] is None else entry["clean_adapted"] - entry["clean_source"]
         table.append({
             "model": model,
             "run": run,
             "source": percent(entry["accuracy_source"]),
-            "adapted": percent(entry["accuracy_adapted"]),
-            "gain": points(entry["gain"]),
-            "interval": interval(entry["gain_low"], entry["gain_high"]),
-            "verdict": verdict(entry["gain_low"], entry["gain_high"]),
+            **_outcome(entry, entry["clean_source"]),
+            "training": points(entry.get("training_gain")),
+            "training_interval": interval(entry.get("training_gain_low"), entry.get("training_gain_high")),
+            "training_verdict": verdict(entry.get("training_gain_low"), entry.get("training_gain_high")),
+            "seed_sd": percent(entry.get("gain_seed_sd")),
             "changed": percent(results.changed(model, run)),
-            "clean": points(clean),
             "milliseconds_p50": amount(entry["milliseconds_p50"]),
             "milliseconds_p95": amount(entry["milliseconds_p95"]),
-            "memory": amount(results.adapted[model, run].get("peak_memory_mb")),
+            "memory": amount(results.adapted.get((model, run), {}).get("peak_memory_mb")),
             "fell_back": f"{entry['fell_back']:,}",
+            "gated": _gated(entry),
         })  # fmt: skip
     return table
 
 
-# --- the comparison as text ----------------------------------------------------------------------------------------
+def _outcome(entry: Mapping[str, Any], clean_source: float | None) -> dict[str, str]:
+    clean = difference(entry["clean_adapted"], clean_source)
+    ends = entry["gain_low"], entry["gain_high"]
+    return {"adapted": percent(entry["accuracy_adapted"]), "gain": points(entry["gain"]), "interval": interval(*ends),
+            "verdict": verdict(*ends), "clean": points(clean)}  # fmt: skip
+
+
+def _gated(entry: Mapping[str, Any]) -> dict[str, str] | None:
+    gated = entry.get("gated")
+    if not gated:
+        return None
+    shares = {"open": percent(gated["open"]), "clean_open": percent(gated["clean_open"])}
+    return {**_outcome(gated, entry["clean_source"]), **shares, "milliseconds": amount(gated["milliseconds"])}
 
 
 def plain_table(results: Results) -> str:
-    """Write the comparison for a terminal, a line per model and run: ``61.3 → 66.0  +4.7 [+3.9, +5.5]  clean −0.2``."""
+    """Write the comparison for a terminal, a line per model and run: ``61.3 → 66.0  +4.7 [+3.9, +5.5]  clean −0.2``.
+
+    A run that trains says how much of its gain training is; one with a gate has a second line.
+    """
     from tabulate import tabulate
 
-    table = rows(results)
-    costs = [(f"{row['milliseconds_p50']} / {row['milliseconds_p95']}", row["fell_back"]) for row in table]
+    trained = any(results.trains(*key) for key in results.summary)
+    lines = []
+    for row in rows(results):
+        cost = (f"{row['milliseconds_p50']} / {row['milliseconds_p95']}", row["fell_back"])
+        if not results.labeled:
+            lines.append((row["model"], row["run"], row["changed"], *cost))
+            continue
+        own = (f"{row['source']} → {row['adapted']}", row["gain"], row["interval"])
+        by_training = (row["training"] if results.trains(row["model"], row["run"]) else "",) if trained else ()
+        lines.append((row["model"], row["run"], *own, *by_training, f"clean {row['clean']}", *cost))
+        if gated := row["gated"]:
+            own = (f"→ {gated['adapted']}", gated["gain"], gated["interval"], *(("",) if trained else ()))
+            lines.append(("", "with gate", *own, f"clean {gated['clean']}", f"mean {gated['milliseconds']}", ""))
+    columns = [("model", "left"), ("run", "left")]
     if results.labeled:
-        heads, sides = ("accuracy, %", "gain", "95 % interval", ""), ("right", "right", "left", "left")
-        known = [
-            (f"{row['source']} → {row['adapted']}", row["gain"], row["interval"], f"clean {row['clean']}") for row in table
-        ]
+        columns += [("accuracy, %", "right"), ("gain", "right"), ("95 % interval", "left")]
+        columns += [("by training", "right"), ("", "left")] if trained else [("", "left")]
     else:
-        heads, sides, known = ("predictions changed, %",), ("right",), [(row["changed"],) for row in table]
-    lines = [(row["model"], row["run"], *own, *cost) for row, own, cost in zip(table, known, costs, strict=True)]
-    heads = ("model", "run", *heads, "ms p50 / p95", "fell back")
-    sides = ("left", "left", *sides, "right", "right")
+        columns += [("predictions changed, %", "right")]
+    columns += [("ms p50 / p95", "right"), ("fell back", "right")]
+    heads, sides = zip(*columns, strict=True)
     return tabulate(lines, heads, tablefmt="simple", disable_numparse=True, colalign=sides)
 
 
@@ -177,54 +141,70 @@ def markdown(results: Results, links: Mapping[tuple[str, str], str | None]) -> s
     """
     told = [f"**{model}**: {sentence(results, model)}" for model in results.models]
     if results.labeled:
-        heads = "without, % | with, % | gain, points | 95 % interval | clean"
-        keys = ("source", "adapted", "gain", "interval", "clean", "milliseconds_p50")
+        heads = "without, % | with, % | gain, points | 95 % interval | by training | clean"
+        keys = ("source", "adapted", "gain", "interval", "training", "clean", "milliseconds_p50")
     else:
         heads, keys = "predictions changed, %", ("changed", "milliseconds_p50")
     text = "\n\n".join([*told, f"| model | run | {heads} | ms per image |"])
     text += f"\n|---|---|{'--:|' * len(keys)}"
     for row in rows(results):
         link = links.get((row["model"], row["run"]))
-        if row["verdict"] in ("helped", "hurt"):
-            row["gain"] = f"**{row['gain']}**"
         name = f"[{row['run']}]({link})" if link else row["run"]
-        cells = (row["model"], name, *(row[key] for key in keys))
-        line = f"\n| {' | '.join(cells)} |"
-        if len(text) + len(line) > _MARKDOWN_LIMIT:
+        lines = [_markdown_line(row["model"], name, row, keys)]
+        if row["gated"] and results.labeled:
+            gated = {**row["gated"], "source": row["source"], "training": "", "milliseconds_p50": row["gated"]["milliseconds"]}
+            lines.append(_markdown_line(row["model"], f"{row['run']} with gate", gated, keys))
+        if len(text) + sum(map(len, lines)) > _MARKDOWN_LIMIT:
             return f"{text}\n\nMore rows are in the artifact `comparison.json`."
-        text += line
+        text += "".join(lines)
     return f"{text}\n\nFigures and the page `report.html` are among the artifacts."
+
+
+def _markdown_line(model: str, name: str, row: Mapping[str, Any], keys: Sequence[str]) -> str:
+    bold = row["verdict"] in ("helped", "hurt")
+    cells = (f"**{row[key]}**" if key == "gain" and bold else row[key].replace("–", "") for key in keys)
+    return f"\n| {' | '.join((model, name, *cells))} |"
+
+
+# --- in words ------------------------------------------------------------------------------------------------------
 
 
 def sentence(results: Results, model: str) -> str:
     """Say in plain words which runs helped one model, which hurt it, and which cannot be told apart from no change."""
-    entries = {run: results.summary[model, run] for run in results.runs if run != plots.CONTROL}
+    entries = {run: results.summary[model, run] for run in results.runs if run != CONTROL}
     if not entries:
         return "There is nothing to compare: params.yaml lists only the control."
-    if all(entry["gain"] is None for entry in entries.values()):
+    if not any(known(entry["gain"]) for entry in entries.values()):
         return "The test images have no labels, so accuracy is unknown; what is known is how many predictions changed."
     runs: dict[str, list[str]] = {word: [] for word in ("helped", "hurt", "undecided", "unchanged", "unknown")}
-    for run in sorted(entries, key=lambda run: -(entries[run]["gain"] or 0)):
+    for run in sorted(entries, key=lambda run: -(entries[run]["gain"] if known(entries[run]["gain"]) else 0)):
         runs[verdict(entries[run]["gain_low"], entries[run]["gain_high"])].append(run)
     told = [_about_helpers(entries, runs["helped"])]
     if runs["hurt"]:
-        told.append(f"{_enumerate(runs['hurt'])} hurt: the interval lies below zero.")
+        told.append(f"{enumerate_words(runs['hurt'])} hurt: the interval lies below zero.")
     if runs["undecided"]:
-        told.append(f"{_enumerate(runs['undecided'])}: undecided, the interval includes zero.")
+        told.append(f"{enumerate_words(runs['undecided'])}: undecided, the interval includes zero.")
     if runs["unchanged"]:
-        told.append(f"{_enumerate(runs['unchanged'])} made no difference to the accuracy.")
-    told.append(_about_clean(entries))
+        told.append(f"{enumerate_words(runs['unchanged'])} made no difference to the accuracy.")
+    told += [_about_training(entries), _about_clean(entries), _about_gates(entries)]
     return " ".join(filter(None, told))
 
 
 def about(results: Results, source: str, corruptions: Sequence[str], severities: Sequence[int], protocol: str) -> str:
     """Say in a sentence what was tested on what."""
-    images = max(entry["images"] for entry in results.summary.values())
     alone = "each adapted to on its own, from the source weights" if protocol == "episodic" else "as one stream"
+    each = " each" if len(results.models) > 1 else ""
+    trained = f"trained with {results.seeds} seeds{each}" if results.seeds > 1 else f"trained once{each}"
     return (
-        f"{len(results.models)} models, {len(results.runs)} runs each; {images} test images from {source}, under "
-        f"{len(corruptions)} synthetic corruptions at {len(severities)} severities and clean, {alone}, without labels."
+        f"{_count(len(results.models), 'model')}, {trained}; {_count(len(results.runs), 'run')}{each}; "
+        f"{_count(results.images, 'test image')} from {source}, under "
+        f"{_count(len(corruptions), 'synthetic corruption')} at {_count(len(severities), 'severity', 'severities')} and clean, "
+        f"{alone}, without labels."
     )
+
+
+def _count(number: int, word: str, many: str = "") -> str:
+    return f"{number} {word if number == 1 else many or word + 's'}"
 
 
 def _about_helpers(entries: Mapping[str, Mapping[str, Any]], helped: Sequence[str]) -> str:
@@ -234,214 +214,28 @@ def _about_helpers(entries: Mapping[str, Mapping[str, Any]], helped: Sequence[st
     entry = entries[best]
     text = f"{best} helped most, {percent(entry['accuracy_source'])} % → {percent(entry['accuracy_adapted'])} % "
     text += f"({points(entry['gain'])} points, 95 % interval {points(entry['gain_low'])} to {points(entry['gain_high'])})"
-    return f"{text}; {_enumerate(others)} helped too." if others else f"{text}."
+    return f"{text}; {enumerate_words(others)} helped too." if others else f"{text}."
+
+
+def _about_training(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    told = []
+    for run, entry in entries.items():
+        if known(entry.get("training_gain")):
+            unclear = verdict(entry["training_gain_low"], entry["training_gain_high"]) in ("undecided", "unknown")
+            told.append(f"{run} {points(entry['training_gain'])}{' (undecided)' if unclear else ''}")
+    return f"Points by training alone: {', '.join(told)}." if told else ""
 
 
 def _about_clean(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    known = {run: entry for run, entry in entries.items() if entry["clean_source"] is not None}
-    losses = {run: entry["clean_source"] - entry["clean_adapted"] for run, entry in known.items()}
+    losses = {run: difference(entry["clean_source"], entry["clean_adapted"]) for run, entry in entries.items()}
+    losses = {run: loss for run, loss in losses.items() if known(loss)}
     worst = sorted((run for run in losses if losses[run] > _CLEAN_LOSS), key=lambda run: -losses[run])
     if not worst:
-        return "No run lost more than one point on clean images." if known else ""
-    return f"On clean images {_enumerate([f'{run} lost {percent(losses[run])} points' for run in worst])}."
+        return "No run lost more than one point on clean images." if losses else ""
+    return f"On clean images {enumerate_words([f'{run} lost {percent(losses[run])} points' for run in worst])}."
 
 
-def _enumerate(words: Sequence[str]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-# --- figures -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure with what the page says beneath it."""
-
-    figure: "Figure"
-    section: str
-    caption: str
-
-
-def draw(results: Results, pictures: Mapping[str, Sequence[np.ndarray]], severities: Sequence[int]) -> dict[str, Drawing]:
-    """Draw every figure of the report, by file name. Those of accuracy are left out where no labels are known.
-
-    Args:
-        results: What to draw.
-        pictures: From `shift_pictures`.
-        severities: Which severities the pictures show, after the clean image.
-    """
-    styles = plots.run_styles(results.runs)
-    images = max(entry["images"] for entry in results.summary.values())
-    drawings = {}
-    if results.labeled and len(results.runs) > 1:
-        for model in results.models:
-            title = f"{model}: gain per corruption, n = {images} images, each at every severity"
-            drawings[f"gain_{model}"] = Drawing(
-                plots.gain_per_corruption(_gains(results, model), styles, title), "gain",
-                "Accuracy with minus without adaptation, in percentage points, over all severities. Lines are 95 % "
-                "intervals from resampling the images; they are not widened for looking at many corruptions at once.",
-            )  # fmt: skip
-        title = f"Accuracy by severity, mean of {len(pictures)} corruptions, n = {images} images"
-        drawings["severity"] = Drawing(
-            plots.accuracy_by_severity(results.by_severity, styles, title), "severity",
-            "Accuracy in percent. The dashed line is the same network on the same images without adaptation.",
-        )  # fmt: skip
-    curves = {(run, model): results.adapted[model, run].get("losses") or [] for run in results.runs for model in results.models}
-    curves = {key: losses for key, losses in curves.items() if len(losses) > 1}
-    if curves:
-        drawings["loss"] = Drawing(
-            plots.loss_along_steps(curves, styles, f"Mean loss, n = {images} images, each under every shift"), "loss",
-            "Before each step and after the last. Each panel has its own scale: losses of different methods have "
-            "different units.",
-        )  # fmt: skip
-    drawings["examples"] = Drawing(
-        plots.examples(pictures, ["clean", *map(str, severities)], "Test images under each corruption"), "examples",
-        "One test image per corruption, clean and at every severity. These are synthetic corruptions made here; they "
-        "are not the files of CIFAR-10-C.",
-    )  # fmt: skip
-    return drawings
-
-
-def _gains(results: Results, model: str) -> pd.DataFrame:
-    """Gather one model's gains per corruption, and their mean as the last row of each run."""
-    rows = results.by_corruption[results.by_corruption["model"] == model]
-    keys = ("gain", "gain_low", "gain_high")
-    means = [{"run": run, "corruption": ALL, **{key: results.summary[model, run][key] for key in keys}} for run in results.runs]
-    return pd.concat([rows, pd.DataFrame(means)], ignore_index=True)
-
-
-def shift_pictures(
-    images: "ImageSet", corruptions: Sequence[str], severities: Sequence[int], seed: int
-) -> dict[str, list[np.ndarray]]:
-    """Show one test image per corruption: clean, then at each severity, exactly as `adapt` sees it.
-
-    Args:
-        images: The test set.
-        corruptions: Their names.
-        severities: 1 to 5.
-        seed: The seed of params.yaml, on which the corruptions depend.
-    """
-    from tttlab.corruptions import corrupt_all
-
-    places = np.linspace(0, len(images) - 1, len(corruptions)).astype(int)
-    pictures = {}
-    for place, name in zip(places, corruptions, strict=True):
-        one = images.take([place])
-        clean = np.asarray(one.pixels)
-        shifted = [corrupt_all(clean, one.image_ids, name, severity, seed)[0] for severity in severities]
-        pictures[name] = [_thumbnail(image) for image in (clean[0], *shifted)]
-    return pictures
-
-
-def _thumbnail(image: np.ndarray) -> np.ndarray:
-    from PIL import Image
-
-    if max(image.shape[:2]) <= _THUMBNAIL:
-        return image
-    picture = Image.fromarray(image)
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return np.asarray(picture)
-
-
-# --- the page ------------------------------------------------------------------------------------------------------
-
-
-def render(results: Results, drawings: Mapping[str, Drawing], settings: Mapping[str, Any], note: str) -> str:
-    """Write the whole page: one file that needs no network.
-
-    Args:
-        results: What to tell.
-        drawings: From `draw`.
-        settings: The whole of params.yaml.
-        note: A sentence on what was tested on what.
-    """
-    import jinja2
-    from markupsafe import Markup
-
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    table = _with_bars(results)
-    used, common = _settings_used(results)
-    figures = [
-        {"name": name, "section": drawing.section, "caption": drawing.caption,
-         "svg": Markup(plots.to_svg(drawing.figure, name, drawing.caption))}
-        for name, drawing in drawings.items()
-    ]  # fmt: skip
-    return environment.get_template("report.html").render(
-        note=note,
-        results=results,
-        rows={model: [row for row in table if row["model"] == model] for model in results.models},
-        sentences={model: sentence(results, model) for model in results.models},
-        styles=plots.run_styles(results.runs),
-        light=plots.LIGHT,
-        dark=plots.DARK,
-        figures=figures,
-        corruptions=_corruption_cells(results),
-        used=used,
-        common=common,
-        settings=_as_yaml(settings),
-    )
-
-
-def _with_bars(results: Results) -> list[dict[str, Any]]:
-    """Add to each row where its interval lies on a common scale, 0 to 100, for the small graphic beside the number."""
-    entries = list(results.summary.values())
-    ends = [entry[key] or 0 for entry in entries for key in ("gain_low", "gain_high")]
-    low, high = min(0, *ends), max(0.001, *ends)
-
-    def place(value: float) -> float:
-        return round(4 + 92 * (value - low) / (high - low), 1)
-
-    table = rows(results)
-    for row, entry in zip(table, entries, strict=True):
-        known = entry["gain_low"] is not None
-        row["bar"] = {key: place(entry[key]) for key in ("gain_low", "gain", "gain_high")} if known else None
-        row["zero"] = place(0)
-    return table
-
-
-def _corruption_cells(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Arrange the gains per corruption for one table per model: a row per corruption, a cell per run."""
-    tables = {}
-    for model, group in results.by_corruption.groupby("model", sort=False):
-        lines = []
-        for name, part in group.groupby("corruption", sort=False):
-            by_run = part.set_index("run")
-            cells = [
-                (points(by_run.loc[run, "gain"]), verdict(by_run.loc[run, "gain_low"], by_run.loc[run, "gain_high"]))
-                for run in results.runs
-                if run != plots.CONTROL
-            ]
-            source = percent(part["accuracy_source"].iloc[0])
-            lines.append({"name": name.replace("_", " "), "source": source, "cells": cells})
-        tables[model] = lines
-    return tables
-
-
-def _settings_used(results: Results) -> tuple[list[tuple[str, str, str]], str]:
-    """List (model, run, settings) as `adapt` used them, and apart from them the settings that all have in common."""
-    used = {key: entry.get("settings") or {} for key, entry in results.adapted.items()}
-    first = next(iter(used.values()))
-    common = {name: value for name, value in first.items() if all(other.get(name, _NONE) == value for other in used.values())}
-
-    def told(settings: Mapping[str, Any]) -> str:
-        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if value is not None)
-
-    own = [{name: value for name, value in settings.items() if name not in common} for settings in used.values()]
-    return [(*key, told(settings)) for key, settings in zip(used, own, strict=True)], told(common)
-
-
-def _as_yaml(settings: Mapping[str, Any]) -> str:
-    import io
-
-    from ruamel.yaml import YAML
-
-    buffer = io.StringIO()
-    writer = YAML()
-    writer.default_flow_style = None  # one line for what holds no further level
-    writer.width = 100
-    writer.dump(dict(settings), buffer)
-    return buffer.getvalue()
+def _about_gates(entries: Mapping[str, Mapping[str, Any]]) -> str:
+    gated = {run: _gated(entry) for run, entry in entries.items() if entry.get("gated")}
+    told = [f"{run} {gate['gain']} (clean {gate['clean']})" for run, gate in gated.items()]
+    return f"With the gate: {', '.join(told)}." if told else ""

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictFloat, ValidationError
 
 from tttlab.errors import choices
-from tttlab.method_settings import ALIAS, METHODS, declared, method_names
+from tttlab.method_settings import ALIAS, METHODS, Declared, declared, method_names
 from tttlab.settings import Natural, Positive, Strict, fault, show, tell
 
 
@@ -45,11 +45,27 @@ class RunSettings:
         method: name of a file in ``methods/`` (never the alias).
         adapter: settings of the adapter.
         settings: keyword arguments of the method's dataclass, as far as they are set.
+        trains: whether the method takes steps.
+        search: what to tune: setting → the values to choose from.
     """
 
     method: str
     adapter: AdapterSettings
     settings: dict[str, Any]
+    trains: bool = True
+    search: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def with_values(self, values: Mapping[str, Any]) -> "RunSettings":
+        """Replace some settings, whether the adapter's or the method's."""
+        own = {key: value for key, value in values.items() if key in AdapterSettings.model_fields}
+        rest = {key: value for key, value in values.items() if key not in own}
+        adapter = AdapterSettings(**(self.adapter.model_dump() | own))
+        return replace(self, adapter=adapter, settings=self.settings | rest)
+
+    def values(self) -> dict[str, Any]:
+        """Give the settings that are tuned, or would be, with the values that they have."""
+        flat = self.adapter.model_dump(mode="json") | self.settings
+        return {key: flat[key] for key in self.search if key in flat}
 
 
 class RunError(Exception):
@@ -63,6 +79,7 @@ def resolve_run(
     model: str,
     protocol: str = "episodic",
     methods: Path = METHODS,
+    search: Mapping[str, Any] | None = None,
 ) -> RunSettings:
     """Resolve the alias and the ``per_model`` overrides of one run for one model, and check every value.
 
@@ -73,6 +90,8 @@ def resolve_run(
         model: a key of ``objectives``.
         protocol: the protocol that the method must support.
         methods: the folder of method files.
+        search: what is tuned in every run that trains; a run's own ``search`` adds to it, replaces entries of it, or, as
+            null, does away with it.
 
     Raises:
         RunError: what is wrong with it.
@@ -83,6 +102,8 @@ def resolve_run(
     values = {key: value for key, value in entry.items() if key not in ("method", "per_model")} | override
     places = {key: f"{path}.per_model.{model}" if key in override else path for key in values}
     own = declared(method, methods)
+    wished = _search(values, places, {**(search or {})} if own.trains else {})
+    values.pop("search", None)
     _check_keys(entry, values, places, objectives, model, method, methods)
     adapter, settings = _validate((AdapterSettings, own.settings), values, places, path)
     if protocol not in own.protocols:
@@ -92,7 +113,9 @@ def resolve_run(
         if values.get("steps"):
             raise RunError(f"{places['steps']}.steps: {method} does not train, expected 0, found {adapter.steps}")
         adapter = adapter.model_copy(update={"steps": 0})
-    return RunSettings(method, adapter, settings.model_dump(exclude_unset=True))
+    settings = settings.model_dump(exclude_unset=True)
+    choice = _check_search(wished, own, f"{places.get('search', path)}.search" if "search" in places else "tune.search")
+    return RunSettings(method, adapter, settings, own.trains, choice)
 
 
 def run_mistakes(
@@ -100,15 +123,18 @@ def run_mistakes(
     objectives: Mapping[str, str],
     protocol: str = "episodic",
     methods: Path = METHODS,
+    search: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """Yield everything that is wrong with the runs, and with the control run ``none``."""
     for run in runs:
         for model in objectives:
             try:
-                resolved = resolve_run(runs, objectives, run, model, protocol, methods)
+                resolved = resolve_run(runs, objectives, run, model, protocol, methods, search)
             except RunError as error:
                 yield from error.args
                 continue
+            if run == "none" and resolved.search:
+                yield "adapt.runs.none.search: the control has nothing to tune; remove it"
             if run == "none" and (resolved.method != "none" or resolved.adapter.normalisation != "source"):
                 yield "adapt.runs.none: the control leaves the network as it is; expected {method: none} alone"
     if "none" not in runs:
@@ -147,6 +173,37 @@ def _override(entry: dict[str, Any], path: str, objectives: Mapping[str, str], m
     return override
 
 
+def _search(values: dict[str, Any], places: dict[str, str], shared: dict[str, Any]) -> dict[str, Any]:
+    """Put together what one run tunes: what all that train do, and its own wishes."""
+    if "search" not in values:
+        return shared
+    own = values["search"]
+    if own is not None and not isinstance(own, dict):
+        raise RunError(f"{places['search']}.search: expected settings with lists of values, or null, found {show(own)}")
+    return {} if own is None else {key: found for key, found in (shared | own).items() if found is not None}
+
+
+def _check_search(wished: dict[str, Any], own: Declared, place: str) -> dict[str, tuple[Any, ...]]:
+    """Check every value that tuning may choose as if it were set."""
+    sections = (AdapterSettings, own.settings)
+    allowed = [key for section in sections for key in section.model_fields]
+    for key, found in wished.items():
+        if key not in allowed or (key == "steps" and not own.trains):
+            raise RunError(f"{place}.{key}: there is no such setting to tune; {choices(str(key), allowed)}")
+        if not isinstance(found, list | tuple) or not found:
+            raise RunError(f"{place}.{key}: expected a list of values to choose from, found {show(found)}")
+        if key == "steps" and any(value == 0 for value in found):
+            raise RunError(f"{place}.steps: expected at least 1, found 0; without a step nothing is trained")
+        for number, value in enumerate(found):
+            _validate(sections, {key: value}, {key: place}, place, f"[{number}]")
+    return {key: tuple(_plain(value) for value in found) for key, found in wished.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Make a value hashable."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _check_keys(
     entry: dict[str, Any],
     values: dict[str, Any],
@@ -157,14 +214,14 @@ def _check_keys(
     methods: Path,
 ) -> None:
     own = declared(method, methods).settings.model_fields
-    taken = [key for key in own if key in {*AdapterSettings.model_fields, "method", "per_model"}]
+    taken = [key for key in own if key in {*AdapterSettings.model_fields, "method", "per_model", "search"}]
     if taken:
         raise RunError(f"{methods / method}.py: the adapter already has a setting {taken[0]!r}; rename this one")
     allowed = {*AdapterSettings.model_fields, *own}
     mistakes = []
     for key in values:
         if key not in allowed:
-            legal = allowed if "per_model" in places[key] else allowed | {"method", "per_model"}
+            legal = allowed | ({"search"} if "per_model" in places[key] else {"method", "per_model", "search"})
             owner = _owner(key, objectives, methods) if entry["method"] == ALIAS else None
             hint = f"no setting of {method} (the objective of {model}); move it to per_model.{owner}"
             mistakes.append(f"{places[key]}.{key}: {hint if owner else f'unknown key; {choices(str(key), legal)}'}")
@@ -183,7 +240,9 @@ def _owner(key: str, objectives: Mapping[str, str], methods: Path) -> str | None
     return next(owners, None)
 
 
-def _validate(sections: tuple[type[Strict], ...], values: dict[str, Any], places: dict[str, str], path: str) -> list[Strict]:
+def _validate(
+    sections: tuple[type[Strict], ...], values: dict[str, Any], places: dict[str, str], path: str, item: str = ""
+) -> list[Strict]:
     parts, mistakes = [], []
     for section in sections:
         own = {key: value for key, value in values.items() if key in section.model_fields}
@@ -192,7 +251,7 @@ def _validate(sections: tuple[type[Strict], ...], values: dict[str, Any], places
         except ValidationError as error:
             for key, text in tell(error, own):
                 place = next((place for name, place in places.items() if re.match(rf"{name}\b", key)), path)
-                mistakes.append(f"{place}.{key}: {text}")
+                mistakes.append(f"{place}.{key}{item}: {text}")
     if mistakes:
         raise RunError(*mistakes)
     return parts

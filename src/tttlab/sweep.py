@@ -1,5 +1,6 @@
 """One model and one method over all shifts, every image on its own: the table of predictions with and without."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple
@@ -9,9 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from tttlab import signals
 from tttlab.adapter import adapt
 from tttlab.data import ImageSet
 from tttlab.errors import UserError
+from tttlab.gate import Gate
 from tttlab.group_size import GroupSize
 from tttlab.inner_loop import InnerLoop
 from tttlab.loaders import as_images
@@ -59,6 +62,7 @@ def adapt_to_shifts(
     barrier: Callable[[], Any] = lambda: None,
     images_per_step: int | Literal["auto"] = "auto",
     on_images: Callable[[int], Any] = lambda _count: None,
+    rows: Callable[[Mapping[str, Tensor], Block, ImageSet], pd.DataFrame] | None = None,
     **settings: Any,
 ) -> tuple[pd.DataFrame, np.ndarray] | None:
     """Adapt to every image of every shift and keep each finished block, so that a killed sweep goes on where it was.
@@ -79,11 +83,12 @@ def adapt_to_shifts(
         barrier: returns when all ranks have called it.
         images_per_step: images adapted at once, a machine setting; what ``auto`` finds in one block serves the next.
         on_images: called with the number of this rank's images done.
+        rows: makes the table of one block; None: `predictions`.
         settings: further arguments of `adapt_to_block`.
 
     Returns:
-        a row per (shift, image), and the mean loss over shifted images before every step and after the last ``(steps + 1,)``;
-        None on all ranks but the first.
+        a table, by default with a row per (shift, image), and the mean loss over shifted images before every step and after
+        the last ``(steps + 1,)``; None on all ranks but the first.
 
     Raises:
         UserError: after all ranks are done, a block is missing.
@@ -104,7 +109,7 @@ def adapt_to_shifts(
     for done in in_order(job, missing, workers):
         on_images(done)
     barrier()
-    return None if rank else collect(work, prefix, blocks, images)
+    return None if rank else collect(work, prefix, blocks, images, rows or predictions)
 
 
 def adapt_to_block(
@@ -116,6 +121,8 @@ def adapt_to_block(
     *,
     statistics: Statistics,
     seed: int,
+    gate: Gate | None = None,
+    record: Sequence[int] = (0,),
     images_per_step: int | Literal["auto"] | GroupSize = "auto",
     device: str | torch.device = "cpu",
 ) -> dict[str, Tensor]:
@@ -129,17 +136,22 @@ def adapt_to_block(
         block: which of them, and what is done to them.
         statistics: source statistics.
         seed: of all random streams.
+        gate: judges each image; all are adapted to all the same, so that with and without a gate can be compared.
+        record: R numbers of steps after which to predict too.
         images_per_step: a machine setting.
         device: where to compute.
 
     Returns:
         what is worth keeping of an `Adaptation` of n images: per image its class and confidence with and without, and
-        ``losses (n, steps + 1)``, ``fell_back``, ``milliseconds``. Logits of a thousand classes would fill a disk.
+        ``losses (n, steps + 1)``, ``fell_back``, ``milliseconds``; ``predictions_at (n, R)`` and ``milliseconds_at (n, R)``;
+        the image's ``distance`` to the source, the gate's judgement and its cost. Logits of a thousand classes would fill a
+        disk.
     """
     own = images.take(block.images)
     pixels = as_images(torch.from_numpy(block.shift.apply(own, seed))).to(device)
     result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed,
-                   images_per_step=images_per_step)  # fmt: skip
+                   record=record, images_per_step=images_per_step)  # fmt: skip
+    judged = judge(gate, network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed)
     source_confidence, source_prediction = confidence(result.source_logits)
     adapted_confidence, adapted_prediction = confidence(result.logits)
     return {
@@ -150,17 +162,40 @@ def adapt_to_block(
         "losses": result.losses,
         "fell_back": result.fell_back,
         "milliseconds": result.milliseconds,
+        "predictions_at": result.logits_at.argmax(-1),
+        "milliseconds_at": result.milliseconds_at,
+        **judged,
     }
 
 
-def collect(work: Work, prefix: str, blocks: Sequence[Block], images: ImageSet) -> tuple[pd.DataFrame, np.ndarray]:
+def judge(
+    gate: Gate | None, network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, **settings: Any
+) -> dict[str, Tensor]:
+    """Measure every image's distance to the source and ask the gate, on the clock; arguments as for `signals.measure`."""
+    distance = signals.measure("distance", network, images, method, loop, **settings)[1].cpu()
+    if gate is None:
+        return {"distance": distance, "gate_open": torch.ones(len(images), dtype=torch.bool),
+                "gate_milliseconds": torch.zeros(len(images))}  # fmt: skip
+    began = time.perf_counter()
+    values = signals.measure(gate.signal, network, images, method, loop, **settings)[1].cpu()
+    spent = (time.perf_counter() - began) * 1e3 / len(images)
+    return {"distance": distance, "gate_open": gate.opens(values), "gate_milliseconds": torch.full((len(images),), spent)}
+
+
+def collect(
+    work: Work,
+    prefix: str,
+    blocks: Sequence[Block],
+    images: ImageSet,
+    rows: Callable[[Mapping[str, Tensor], Block, ImageSet], pd.DataFrame],
+) -> tuple[pd.DataFrame, np.ndarray]:
     """Put finished blocks together; see `adapt_to_shifts`."""
     tables, curves = [], []
     for block in blocks:
         if (result := work.load(f"{prefix}-{block.name}")) is None:
             raise UserError(f"expected the results of {prefix}-{block.name} in {work.folder}, found none after all processes "
                             "were done; use a file system that all machines share")  # fmt: skip
-        tables.append(predictions(result, block, images))
+        tables.append(rows(result, block, images))
         if block.shift.severity:
             curves.append(result["losses"])
     return pd.concat(tables, ignore_index=True), torch.cat(curves).nanmean(0).numpy()
@@ -191,18 +226,46 @@ def inner_loop(settings: Mapping[str, Any]) -> InnerLoop:
 def predictions(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> pd.DataFrame:
     """Put one block's results next to the labels (−1: unknown), one row per image."""
     columns: dict[str, Any] = {
+        **identity(block, images),
+        "source_prediction": result["source_prediction"].numpy(),
+        "untrained_prediction": result["predictions_at"][:, 0].numpy(),
+        **{name: result[name].numpy() for name in ("adapted_prediction", "source_confidence", "adapted_confidence")},
+        "loss_first": result["losses"][:, 0].numpy(),
+        "loss_last": result["losses"][:, -1].numpy(),
+        **{name: result[name].numpy() for name in ("distance", "gate_open", "fell_back", "milliseconds", "gate_milliseconds")},
+    }
+    return pd.DataFrame(columns)
+
+
+def steps_rows(steps: Sequence[int]) -> Callable[[Mapping[str, Tensor], Block, ImageSet], pd.DataFrame]:
+    """Make a table of one block's results along the recorded steps: one row per (image, step)."""
+
+    def rows(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> pd.DataFrame:
+        tables = [
+            pd.DataFrame({
+                **identity(block, images),
+                "step": step,
+                "source_prediction": result["source_prediction"].numpy(),
+                "prediction": result["predictions_at"][:, place].numpy(),
+                "loss": result["losses"][:, min(step, result["losses"].shape[1] - 1)].numpy(),
+                "milliseconds": result["milliseconds_at"][:, place].numpy(),
+            })
+            for place, step in enumerate(steps)
+        ]  # fmt: skip
+        return pd.concat(tables, ignore_index=True)
+
+    return rows
+
+
+def identity(block: Block, images: ImageSet) -> dict[str, Any]:
+    """Name the images of a block, the shift, and the labels, which are joined here and were not seen before."""
+    return {
         "image_id": [images.image_ids[index] for index in block.images],
         "shift": block.shift.name,
         "corruption": block.shift.corruption,
         "severity": block.shift.severity,
         "label": np.asarray(images.labels)[block.images],
-        **{name: result[name].numpy() for name in ("source_prediction", "adapted_prediction")},
-        **{name: result[name].numpy() for name in ("source_confidence", "adapted_confidence")},
-        "loss_first": result["losses"][:, 0].numpy(),
-        "loss_last": result["losses"][:, -1].numpy(),
-        **{name: result[name].numpy() for name in ("fell_back", "milliseconds")},
     }
-    return pd.DataFrame(columns)
 
 
 def confidence(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -407,6 +407,26 @@ def log_predictions(run: Run, predictions: "pd.DataFrame") -> None:
     _log_points(run._client, run.id, [(name, round(value, 4), step) for name, value, step in points])
 
 
+def log_trials(
+    parent: Run, trials: Sequence[tuple[Mapping[str, Any], Mapping[int, Mapping[str, float]]]], tags: Mapping[str, Any]
+) -> None:
+    """Log every trial of a tuning as a run below it, which MLflow can then draw side by side.
+
+    Args:
+        parent: The tuning's run.
+        trials: Per trial its settings, and its results by the number of images that gave them.
+        tags: Of the trials, such as model, method, run.
+    """
+    client = parent._client
+    experiment = client.get_run(parent.id).info.experiment_id
+    for number, (values, results) in enumerate(trials):
+        name = f"trial {number} · {', '.join(f'{key} {value}' for key, value in values.items())}"
+        run = _create(client, experiment, name, {"stage": "trial", **tags, "mlflow.parentRunId": parent.id})
+        _log_params(client, run, values)
+        _log_points(client, run, [(key, value, step) for step, found in results.items() for key, value in found.items()])
+        client.set_terminated(run)
+
+
 def compare(
     root: Path,
     parent: str,

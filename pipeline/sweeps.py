@@ -1,0 +1,77 @@
+"""One run on one trained network over the shifted test images, by all processes of the stage together."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from lightning_fabric import Fabric
+from tqdm import tqdm
+
+from pipeline.loading import Ready, Source, build_run, load_gate, load_source, load_tuned
+from tttlab import sweep
+from tttlab.data import ImageSet
+from tttlab.params import Params
+from tttlab.resuming import Work
+from tttlab.shifts import list_shifts
+
+
+class Sweep(NamedTuple):
+    """A run (``name``) on the network of one model and training seed, with everything checked.
+
+    ``images`` are the test images, clean; ``fabric`` the processes that share the work; ``tuned`` is what tuning chose, and
+    ``ready`` the run with these settings.
+    """
+
+    params: Params
+    name: str
+    model: str
+    seed: int
+    images: ImageSet
+    fabric: Fabric
+    source: Source
+    tuned: dict[str, Any]
+    ready: Ready
+
+    @property
+    def prefix(self) -> str:
+        """Name this network."""
+        return f"{self.model}-{self.seed}"
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Say what MLflow and the report show as settings."""
+        own = self.ready.settings
+        return {"run": self.name, "method": repr(self.ready.method), **own.adapter.model_dump(), "seed": self.params.seed}
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """Say what MLflow finds this run by."""
+        return {"model": self.model, "method": self.ready.settings.method, "run": self.name, "training_seed": self.seed,
+                "protocol": self.params.adapt.protocol, "source_run_id": self.source.about.get("mlflow_run_id")}  # fmt: skip
+
+    def adapt(self, work: Work) -> tuple[pd.DataFrame, np.ndarray] | None:
+        """Adapt to this process's share of all shifted images; the first process returns what all found."""
+        shifts = list_shifts(self.params.shifts.corruptions, self.params.shifts.severities)
+        found = self.over(shifts, self.images, self.ready, work, self.prefix, gate=load_gate(self.tuned))
+        if found is not None:
+            found[0].insert(1, "seed", self.seed)
+        return found
+
+    def over(self, shifts: list, images: ImageSet, ready: Ready, work: Work, prefix: str, **settings: Any):
+        """Adapt to any images under any shifts, with a progress bar; see `tttlab.sweep.adapt_to_shifts`."""
+        fabric, machine, device = self.fabric, self.params.machine, self.source.device
+        total, hidden = len(shifts) * len(images) // fabric.world_size, not fabric.is_global_zero
+        with tqdm(total=total, desc=f"{self.name} {prefix}", unit="image", mininterval=1, disable=hidden) as bar:
+            return sweep.adapt_to_shifts(
+                self.source.network, ready.method, ready.loop, images, shifts, statistics=ready.statistics,
+                seed=self.params.seed, work=work, prefix=prefix, images_per_step=machine.images_per_step, device=device,
+                on_images=bar.update, workers=machine.workers if device.type == "cpu" else 0,
+                rank=fabric.global_rank, ranks=fabric.world_size, barrier=fabric.barrier, **settings,
+            )  # fmt: skip
+
+
+def open_sweep(params: Params, name: str, model: str, seed: int, images: ImageSet, fabric: Fabric) -> Sweep:
+    """Load what is needed; every mistake shows here, before any work."""
+    source, tuned = load_source(params, model, seed, fabric.device), load_tuned(name, model)
+    ready = build_run(params, name, model, source, tuned["settings"])
+    return Sweep(params, name, model, seed, images, fabric, source, tuned, ready)

@@ -1,0 +1,100 @@
+"""Do the test-time loss and the supervised loss pull the shared parameters in the same direction?
+
+A step on one loss lowers another to first order exactly where their gradients have a positive inner product; Sun et al. (ICML
+2020, arXiv 1909.13231, theorem 1 and figure 4) explain by it when test-time training helps. The supervised loss needs the
+label, so this is analysis after the fact and never part of adapting.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttlab.inner_loop import InnerLoop, gradients_of, norms, over_images, select_parameters
+from tttlab.method import Method
+from tttlab.networks import Bound, as_network, evaluating
+from tttlab.normalisation import normalised
+from tttlab.seeding import torch_generator
+from tttlab.source_statistics import Statistics
+
+
+class Alignment(NamedTuple):
+    """Of N images, on the CPU.
+
+    ``cosine (N,)`` of the angle between the gradients of the two losses, not a number where one of them is zero;
+    ``inner (N,)``, their inner product: the first-order decrease of the supervised loss per unit of learning rate;
+    ``supervised_loss (N,)``.
+    """
+
+    cosine: Tensor
+    inner: Tensor
+    supervised_loss: Tensor
+
+
+def gradient_alignment(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    method: Method,
+    loop: InnerLoop,
+    *,
+    statistics: Statistics,
+    image_ids: Sequence[str],
+    seed: int,
+    group: int = 32,
+) -> Alignment:
+    """Compare the gradients of a method's loss and of the cross-entropy at the source weights, image by image.
+
+    Args:
+        network: a `Network`, or any timm classifier.
+        images: ``(N, 3, H, W)``, as `tttlab.adapter.adapt` takes them.
+        labels: ``(N,)``.
+        method: the test-time method.
+        loop: which parameters are shared (``trainable``), and the normalisation policy.
+        statistics: source statistics.
+        image_ids: names of the images, so that the method sees the views of its first step.
+        seed: of all random streams.
+        group: images at once; changes no result.
+    """
+    network = as_network(network)
+    statistics = {name: value.to(images.device) for name, value in statistics.items()}
+    parts = []
+    with evaluating(network), normalised(network, loop.normalisation, statistics):
+        for start in range(0, len(images), group):
+            part = slice(start, start + group)
+            streams = [torch_generator(seed, "views", name, 0) for name in image_ids[part]]
+            parts.append(_align(network, images[part], labels[part].to(images.device), method, loop, statistics, streams))
+    return Alignment(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
+
+
+def _align(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    method: Method,
+    loop: InnerLoop,
+    statistics: Statistics,
+    streams: Sequence[torch.Generator],
+) -> Alignment:
+    shared = select_parameters(network, loop.trainable)
+    frozen = {name: value.detach() for name, value in network.named_parameters() if name not in shared}
+    own = {name: value.detach().expand(len(images), *value.shape).requires_grad_() for name, value in shared.items()}
+
+    def test_time(parameters: dict[str, Tensor], views: object) -> Tensor:
+        return method.loss(Bound(network, frozen | parameters), views, statistics, method.init_state())[0]
+
+    def supervised(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(Bound(network, frozen | parameters)(image.unsqueeze(0)).logits[0], label)
+
+    first = gradients_of(over_images(test_time)(own, method.views(network, images, streams)), own, method)
+    losses = over_images(supervised)(own, images, labels)
+    second = gradients_of(losses, own, method)
+    both = [(first[name], second[name]) for name in first if name in second]
+    if not both:
+        inner = losses.new_zeros(len(losses))
+    else:
+        inner = torch.stack([(one * other).flatten(1).sum(1) for one, other in both]).sum(0)
+    lengths = norms(first.values()) * norms(second.values())
+    return Alignment(torch.where(lengths > 0, inner / lengths, torch.nan), inner, losses.detach())

@@ -1,0 +1,126 @@
+"""What can be known of a test image before anything is adapted, and without its label.
+
+A gate reads one of these signals to tell which images are worth adapting to; the analysis relates them to the gain.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tttlab.errors import UserError
+from tttlab.inner_loop import InnerLoop, over_images
+from tttlab.method import Method
+from tttlab.networks import Bound
+from tttlab.normalisation import normalised
+from tttlab.seeding import torch_generator
+from tttlab.source_statistics import Statistics
+from tttlab.taps import batch_moments, batch_norm_layers, record, token_layers
+
+Signal = Literal["confidence", "distance", "loss"]
+
+GROUP = 256  # images in one forward pass
+
+
+@torch.no_grad()
+def confidence_and_distance(network: nn.Module, images: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """Classify images with the source network and measure how strange they are to it, in one forward pass.
+
+    Args:
+        network: the source network, in evaluation mode.
+        images: ``(N, 3, H, W)``.
+        statistics: source statistics of the network's layers.
+
+    Returns:
+        logits ``(N, K)`` and distance to the source ``(N,)`` in units of natural variation: the mean, over layers and over
+        their channels' means and log-variances, of the squared deviation from the typical source image divided by its
+        variance over source images; about 1 on source images.
+
+    Raises:
+        UserError: the statistics lack a layer.
+    """
+    norm = batch_norm_layers(network)
+    layers = [f"{name}.input" for name in norm] if norm else token_layers(network)
+    if missing := [layer for layer in layers if f"{layer}.mean_center" not in statistics]:
+        raise UserError(f"the distance to the source needs source statistics of {len(missing)} layers that have none, such as "
+                        f"{missing[0]}; see tttlab.source_statistics.layer_statistics")  # fmt: skip
+    with record(network, layers) as activations:
+        logits = network(images).logits
+    squares = [
+        squared_deviation(moment, statistics, f"{layer}.{name}")
+        for layer in layers
+        for name, moment in zip(("mean", "log_variance"), batch_moments(activations[layer]), strict=True)
+    ]
+    return logits, torch.stack(squares).mean(0)
+
+
+def squared_deviation(moment: Tensor, statistics: Statistics, name: str) -> Tensor:
+    """Mean over channels of a moment's squared deviation ``(N, C)`` in units of its variance over source images: ``(N,)``.
+
+    Channels that never vary over source images say nothing and are left out.
+    """
+    center, scale = statistics[f"{name}_center"], statistics[f"{name}_scale"]
+    varies = scale > 1e-6
+    return ((moment - center) / scale)[:, varies].square().mean(1) if varies.any() else moment.new_ones(len(moment))
+
+
+@torch.no_grad()
+def first_loss(
+    network: nn.Module,
+    images: Tensor,
+    method: Method,
+    loop: InnerLoop,
+    statistics: Statistics,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Compute every image's loss ``(N,)`` before the first step, from the same views that this step would see."""
+
+    def loss(views: Tensor) -> Tensor:
+        return method.loss(Bound(network, {}), views, statistics, method.init_state())[0]
+
+    with normalised(network, loop.normalisation, statistics):
+        return over_images(loss)(method.views(network, images, generators))
+
+
+@torch.no_grad()
+def measure(
+    signal: Signal,
+    network: nn.Module,
+    images: Tensor,
+    method: Method,
+    loop: InnerLoop,
+    *,
+    statistics: Statistics,
+    image_ids: Sequence[str],
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Measure one signal of images ``(N, 3, H, W)``.
+
+    Args:
+        signal: which one.
+        network: the source network, in evaluation mode.
+        images: as `tttlab.adapter.adapt` takes them.
+        method: the method whose loss may be asked for.
+        loop: its inner loop.
+        statistics: source statistics.
+        image_ids: names of the images, which key their random streams.
+        seed: of these streams.
+
+    Returns:
+        logits of the source network ``(N, K)``, and the signal ``(N,)``.
+    """
+    logits, values = [], []
+    for start in range(0, len(images), GROUP):
+        group, names = images[start : start + GROUP], image_ids[start : start + GROUP]
+        if signal == "distance":
+            source, value = confidence_and_distance(network, group, statistics)
+        else:
+            source = network(group).logits
+            value = source.softmax(-1).amax(-1)
+        if signal == "loss":
+            streams = [torch_generator(seed, "views", name, 0) for name in names]
+            value = first_loss(network, group, method, loop, statistics, streams)
+        logits.append(source)
+        values.append(value)
+    return torch.cat(logits), torch.cat(values)

@@ -1,0 +1,125 @@
+"""Tables on steps, choices, alignment and correlation, against examples worked by hand and SciPy."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from tttlab import diagnosis
+
+
+def step_rows() -> pd.DataFrame:
+    """Two settings, steps 0 to 2, two images, clean and one shift."""
+    right = {  # (setting, step) → is the shifted image 0, is the shifted image 1, are both clean images right?
+        ("tuned", 0): (0, 0, 1), ("tuned", 1): (1, 0, 1), ("tuned", 2): (1, 0, 0),
+        ("candidate-1", 0): (0, 0, 1), ("candidate-1", 1): (1, 1, 0), ("candidate-1", 2): (1, 1, 0),
+    }  # fmt: skip
+    rows = []
+    for (setting, step), (first, second, clean) in right.items():
+        for image, shifted in (("a", first), ("b", second)):
+            for shift, hit in (("clean", clean), ("fog-5", shifted)):
+                rows.append({
+                    "image_id": image, "shift": shift, "label": 1, "setting": setting, "settings": f"lr of {setting}",
+                    "step": step, "used_step": 1, "source_prediction": int(shift == "clean"), "prediction": int(hit),
+                    "loss": 3.0 - step, "milliseconds": 1.0 + step,
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_curves_average_over_the_shifted_images():
+    table = diagnosis.along_steps(step_rows()).set_index(["setting", "step"])
+    assert table["accuracy"].to_list() == [0, 0.5, 0.5, 0, 1, 1]
+    assert table["clean_accuracy"].to_list() == [1, 1, 0, 1, 0, 0]
+    assert table["loss"].to_list() == [3, 2, 1] * 2
+    assert table["milliseconds"].to_list() == [1, 2, 3] * 2
+    assert table["used"].to_list() == [False, True, False] * 2
+    assert set(table["n"]) == {2}
+
+
+def test_the_oracle_is_the_best_of_all_and_the_tuned_setting_its_own():
+    table = diagnosis.choices(step_rows()).set_index("choice")
+    assert table.index.to_list() == ["none", "default", "tuned", "oracle"]
+    assert table["accuracy"].to_dict() == {"none": 0, "default": 0.5, "tuned": 0.5, "oracle": 1.0}
+    assert table.loc["oracle", ["settings", "step"]].to_list() == ["lr of candidate-1", 1]
+    assert table["clean_change"].to_dict() == {"none": 0, "default": 0, "tuned": 0, "oracle": -1}
+    assert table["gain"].to_dict() == {"none": 0, "default": 0.5, "tuned": 0.5, "oracle": 1.0}
+
+
+def test_without_labels_there_are_curves_of_loss_and_cost_and_no_choices():
+    unlabeled = step_rows().assign(label=-1)
+    table = diagnosis.along_steps(unlabeled)
+    assert table["accuracy"].isna().all()
+    assert table["loss"].notna().all()
+    assert diagnosis.choices(unlabeled).empty
+
+
+def predictions(images: int = 40, shifts: int = 6, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    grid = pd.MultiIndex.from_product(
+        [range(images), ["clean", *(f"fog-{i}" for i in range(1, shifts))]], names=["image_id", "shift"]
+    )
+    table = grid.to_frame(index=False)
+    count = len(table)
+    return table.assign(
+        seed=0, label=rng.integers(0, 3, count), source_prediction=rng.integers(0, 3, count),
+        adapted_prediction=rng.integers(0, 3, count), source_confidence=rng.random(count), adapted_confidence=rng.random(count),
+        loss_first=rng.random(count), loss_last=rng.random(count), distance=rng.random(count),
+    )  # fmt: skip
+
+
+def test_alignment_is_joined_by_image_and_averaged_by_shift():
+    table = predictions()
+    aligned = table[["image_id", "shift", "seed"]][table["image_id"] < 5].assign(cosine=0.5, inner=1.0, supervised_loss=2.0)
+    aligned.loc[aligned["image_id"] == 0, "cosine"] = np.nan
+    aligned.loc[aligned["image_id"] == 1, "cosine"] = -0.3
+    joined = diagnosis.join_alignment(table, aligned)
+    assert len(joined) == len(table)
+    assert set(joined["gain"]) == {-1, 0, 1}
+    found = diagnosis.alignment_by_shift(joined).set_index("shift")
+    assert set(found["n"]) == {5}
+    values = [-0.3, 0.5, 0.5, 0.5]
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert found.loc["fog-1", ["cosine", "cosine_low", "cosine_high"]].to_list() == pytest.approx([np.mean(values), low, high])
+    part = joined[(joined["shift"] == "fog-2") & (joined["image_id"] < 5)]
+    assert found.loc["fog-2", "gain"] == pytest.approx(part["gain"].mean())
+    assert found.loc["fog-2", "loss_change"] == pytest.approx((part["loss_last"] - part["loss_first"]).mean())
+
+
+def test_correlations_are_spearmans():
+    table = predictions()
+    joined = diagnosis.join_alignment(table, table[["image_id", "shift", "seed"]].assign(
+        cosine=np.linspace(-1, 1, len(table)), inner=0.0, supervised_loss=0.0))  # fmt: skip
+    found = diagnosis.correlations(joined, 0).set_index(["level", "signal"])
+    shifted = joined[joined["shift"] != "clean"]
+    for signal in ("cosine", "distance", "loss_change"):
+        assert found.loc[("image", signal), "spearman"] == pytest.approx(
+            stats.spearmanr(shifted[signal], shifted["gain"]).statistic
+        )
+    means = shifted.groupby("shift")[["distance", "gain"]].mean()
+    expected = stats.spearmanr(means["distance"], means["gain"])
+    assert found.loc[("shift", "distance"), ["spearman", "p"]].to_list() == pytest.approx([expected.statistic, expected.pvalue])
+    assert found.loc[("image", "distance"), "n"] == 200
+    assert found["label_free"].to_dict()["image", "distance"]
+    assert not found["label_free"].to_dict()["image", "cosine"]
+
+
+def test_rows_of_one_image_do_not_count_as_independent():
+    """Copies of the same rows must not make a correlation more certain."""
+    rng = np.random.default_rng(1)
+    one, other, names = rng.normal(size=60), rng.normal(size=60), np.arange(60)
+    once = diagnosis.clustered_spearman(pd.Series(one), pd.Series(other), pd.Series(names), 0)
+    copied = diagnosis.clustered_spearman(*(pd.Series(np.repeat(values, 20)) for values in (one, other, names)), 0)
+    assert copied == pytest.approx(once, rel=0.02)
+    assert once[1] == pytest.approx(stats.spearmanr(one, other).pvalue, abs=0.06)
+
+
+def test_p_values_are_uniform_without_a_relation():
+    rng = np.random.default_rng(2)
+    found = []
+    for seed in range(200):
+        effect = rng.normal(size=30)[:, None]  # of the image, shared by its four rows
+        one, other = ((effect_of + rng.normal(size=(30, 4))).ravel() for effect_of in (effect, rng.normal(size=30)[:, None]))
+        found.append(
+            diagnosis.clustered_spearman(pd.Series(one), pd.Series(other), pd.Series(np.repeat(range(30), 4)), seed)[1]
+        )
+    assert 0.02 < np.mean(np.array(found) < 0.05) < 0.11

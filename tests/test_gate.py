@@ -1,0 +1,140 @@
+"""The gate: what it reads, what it does, and how it is chosen."""
+
+import networks
+import numpy as np
+import pytest
+import torch
+from test_adapter import shifted
+
+from tttlab import signals
+from tttlab.adapter import adapt
+from tttlab.errors import UserError
+from tttlab.gate import Gate, adapt_gated, choose_gate, score
+from tttlab.inner_loop import InnerLoop
+from tttlab.methods.actmad import ActMAD
+from tttlab.methods.simclr import SimCLRTraining
+from tttlab.taps import batch_norm_layers, record
+
+LOOP = InnerLoop(steps=2, lr=1e-2, clip=1.0)
+
+
+def mixed():
+    """Three images like those of the source, three strange ones."""
+    return torch.cat([networks.images(3, seed=8).double(), shifted(3)])
+
+
+@pytest.mark.parametrize("signal", ["confidence", "distance", "loss"])
+@pytest.mark.parametrize("method", [ActMAD(), SimCLRTraining(num_views=3)], ids=str)
+def test_open_images_are_adapted_as_without_a_gate_and_shut_ones_not_at_all(signal, method):
+    network, statistics = networks.source_statistics("resnet")
+    names = [f"image-{i}" for i in range(6)]
+    _, values = signals.measure(signal, network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=3)
+    gate = Gate(signal, float(values.median()))
+    free = adapt(network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=3, record=(1,))
+    gated, opened = adapt_gated(
+        network, mixed(), method, LOOP, gate, statistics=statistics, image_ids=names, seed=3, record=(1,)
+    )
+    assert 0 < opened.sum() < 6
+    torch.testing.assert_close(gated.logits[opened], free.logits[opened])
+    torch.testing.assert_close(gated.logits_at[opened], free.logits_at[opened])
+    torch.testing.assert_close(gated.losses[opened], free.losses[opened])
+    torch.testing.assert_close(gated.logits[~opened], free.source_logits[~opened])
+    assert gated.losses[~opened].isnan().all()
+    assert gated.milliseconds[opened].min() > gated.milliseconds[~opened].max()
+
+
+def test_a_gate_that_never_opens_costs_one_look_and_changes_nothing():
+    network, statistics = networks.source_statistics("vit")
+    gated, opened = adapt_gated(network, mixed(), ActMAD(), LOOP, Gate("distance", 1e9), statistics=statistics)
+    assert not opened.any()
+    assert torch.equal(gated.logits, gated.source_logits)
+    assert gated.losses.shape == (6, 1)
+
+
+def test_the_loss_that_a_gate_reads_is_that_of_the_first_step():
+    network, statistics = networks.source_statistics("resnet")
+    method, names = SimCLRTraining(num_views=3), list("abcdef")
+    result = adapt(network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=5)
+    _, values = signals.measure("loss", network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=5)
+    torch.testing.assert_close(values, result.losses[:, 0])
+
+
+def test_the_distance_is_the_mean_squared_deviation_in_units_of_natural_variation():
+    network, statistics = networks.source_statistics("resnet")
+    images = mixed()
+    layers = [f"{name}.input" for name in batch_norm_layers(network)]
+    with record(network, layers) as activations, torch.no_grad():
+        network(images)
+    squares = []
+    for layer in layers:
+        values = activations[layer].numpy()
+        moments = {"mean": values.mean((2, 3)), "log_variance": np.log(values.var((2, 3)) + 1e-5)}
+        for name, moment in moments.items():
+            center, scale = (statistics[f"{layer}.{name}_{part}"].numpy() for part in ("center", "scale"))
+            squares.append((((moment - center) / scale) ** 2).mean(1))
+    _, distance = signals.confidence_and_distance(network, images, statistics)
+    np.testing.assert_allclose(distance, np.mean(squares, axis=0), rtol=1e-9)
+    assert distance[3:].min() > distance[:3].max()
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_the_distance_of_source_images_is_about_one(kind):
+    network, statistics = networks.source_statistics(kind)
+    _, distance = signals.confidence_and_distance(network, networks.images(64, seed=7).double(), statistics)
+    assert distance.mean().item() == pytest.approx(63 / 64, rel=1e-6)  # the images that the statistics were measured on
+
+
+def test_channels_that_never_vary_say_nothing():
+    statistics = {"x.mean_center": torch.tensor([1.0, 0.0]), "x.mean_scale": torch.tensor([2.0, 0.0])}
+    assert signals.squared_deviation(torch.tensor([[5.0, 9.0]]), statistics, "x.mean").item() == 4.0
+    statistics["x.mean_scale"] = torch.zeros(2)
+    assert signals.squared_deviation(torch.tensor([[5.0, 9.0]]), statistics, "x.mean").item() == 1.0
+
+
+def test_missing_statistics_are_named():
+    network, _ = networks.source_statistics("resnet")
+    with pytest.raises(UserError, match=r"needs source statistics of \d+ layers that have none, such as encoder\."):
+        signals.confidence_and_distance(network, mixed(), {})
+
+
+def test_the_side_of_the_threshold_depends_on_the_signal():
+    values = torch.tensor([0.2, 0.5, 0.9, float("nan")])
+    assert Gate("confidence", 0.5).opens(values).tolist() == [True, True, False, False]
+    assert Gate("distance", 0.5).opens(values).tolist() == [False, True, True, False]
+    assert Gate("loss", 0.5).opens(values).tolist() == [False, True, True, False]
+
+
+def test_the_score_subtracts_what_is_lost_on_clean_images():
+    source, adapted = np.array([1.0, 1, 0, 0, 1, 1]), np.array([1.0, 1, 1, 0, 1, 0])
+    clean = np.array([False, False, False, False, True, True])
+    assert score(source, adapted, clean, 1.0) == pytest.approx(0.75 - 0.5)
+    assert score(source, adapted, clean, 0.2) == pytest.approx(0.75 - 0.1)
+    assert score(source, np.array([1.0, 1, 1, 0, 1, 1]), clean, 1.0) == 0.75
+    assert score(adapted, source, clean, 5.0) == 0.5  # a gain on clean images counts for nothing
+
+
+def test_the_chosen_gate_keeps_gains_and_avoids_harm():
+    rng = np.random.default_rng(0)
+    distance = rng.uniform(0, 10, 400)
+    source = (rng.random(400) < 0.7).astype(float)
+    adapted = np.where(distance > 5, 1.0, source * (rng.random(400) < 0.8))  # helps beyond 5, harms below
+    clean = np.arange(400) % 10 == 0
+    noise = {"confidence": rng.random(400), "loss": np.full(400, np.nan)}
+    gate, found = choose_gate({**noise, "distance": distance}, source, adapted, clean, 1.0)
+    assert gate.signal == "distance"
+    assert 4.4 < gate.threshold < 5.6
+    assert found > score(source, adapted, clean, 1.0)
+
+
+def test_there_is_no_gate_where_adapting_to_all_is_best():
+    rng = np.random.default_rng(0)
+    adapted = np.ones(100)
+    gate, found = choose_gate({"distance": rng.random(100)}, np.zeros(100), adapted, np.zeros(100, bool), 1.0)
+    assert (gate, found) == (None, 1.0)
+
+
+def test_of_equal_gates_the_one_that_adapts_least_wins():
+    source = np.array([1.0] * 8 + [0, 0])
+    gate, found = choose_gate({"distance": np.arange(10.0)}, source, np.ones(10), np.zeros(10, bool), 1.0)
+    assert found == 1.0
+    assert gate.opens(np.arange(10.0)).sum() == 2
