@@ -8,11 +8,11 @@ from tttlab.params import Params
 
 def run(params: Params, name: str) -> None:
     """Write outputs/adapted/<run>/<model>.parquet (and .steps.parquet) for every model, and outputs/adapt/<run>.json."""
-    from pipeline.processes import open_fabric, shared_work
+    from pipeline.processes import open_processes, shared_work
     from pipeline.sweeps import open_sweep
     from tttlab.data import ImageSet, balanced_subset
 
-    fabric = open_fabric(params)
+    fabric = open_processes(params)
     test = ImageSet.load(pipeline.OUTPUTS / "data" / "test")
     images = test.take(balanced_subset(test.image_ids, test.labels, params.shifts.images, params.seed, "shifts"))
     inputs = [pipeline.OUTPUTS / folder for folder in ("finetuned", "source_stats", "data/test", f"tuned/{name}.json")]

@@ -4,20 +4,27 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from lightning_fabric import Fabric
+from typing import TYPE_CHECKING, Any
 
 import pipeline
 from tttlab import ranks
 from tttlab.params import Params
 from tttlab.resuming import Work, work_key
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
-def open_fabric(params: Params) -> Fabric:
+
+def open_fabric(params: Params) -> "Fabric":
     """Meet the other processes of this stage, or start them, as ``machine`` says."""
     devices, nodes = started(os.environ) or (params.machine.devices, 1)
     return ranks.open_fabric(params.machine.device, params.machine.precision, devices, nodes)
+
+
+def open_processes(params: Params) -> "ranks.Alone | Fabric":
+    """Do the same for a stage that does not train."""
+    devices, nodes = started(os.environ) or (params.machine.devices, 1)
+    return ranks.open_processes(params.machine.device, devices, nodes)
 
 
 def started(environment: Mapping[str, str]) -> tuple[int, int] | None:
@@ -34,7 +41,7 @@ def started(environment: Mapping[str, str]) -> tuple[int, int] | None:
 
 
 @contextmanager
-def shared_work(fabric: Fabric, stage: str, settings: Any, inputs: Iterable[Path]) -> Iterator[Work]:
+def shared_work(fabric: "ranks.Alone | Fabric", stage: str, settings: Any, inputs: Iterable[Path]) -> Iterator[Work]:
     """Open the unfinished work of this stage for all its processes: the first one locks it, and deletes it at the end.
 
     Args:

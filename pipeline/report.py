@@ -41,19 +41,21 @@ def _log(params: Params, results: "Results", files: dict[str, Path], page: Path)
     import pandas as pd
 
     from pipeline.execution import execution
-    from tttlab import report, tracking
+    from tttlab import metrics, report, tracking
 
     parent = tracking.pipeline_run(pipeline.ROOT, execution(params))
     links = {key: tracking.run_link(pipeline.ROOT, entry.get("mlflow_run_id")) for key, entry in results.adapted.items()}
-    values = {f"{key}/{model}/{run}": entry[key] for (model, run), entry in results.summary.items()
-              for key in ("gain", "accuracy_adapted", "clean_adapted")}  # fmt: skip
+    flat = {key: metrics.flatten(entry) for key, entry in results.summary.items()}
+    shown = ("gain", "training_gain", "gated_gain", "accuracy_adapted", "clean_adapted", "milliseconds_p50")
+    values = {f"{name}/{model}/{run}": entry[name] for (model, run), entry in flat.items() for name in shown}
     tracking.compare(
         pipeline.ROOT,
         parent,
-        table=pd.DataFrame([{"model": m, "run": r, **entry} for (m, r), entry in results.summary.items()]),
+        table=pd.DataFrame([{"model": m, "run": r, **entry} for (m, r), entry in flat.items()]),
         description=report.markdown(results, links),
         figures=files,
         metrics=values,
+        settings=params.model_dump(mode="json", exclude={"machine"}),
         page=page,
     )
 

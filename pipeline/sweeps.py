@@ -1,10 +1,9 @@
 """One run on one trained network over the shifted test images, by all processes of the stage together."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from lightning_fabric import Fabric
 from tqdm import tqdm
 
 from pipeline.loading import Ready, Source, build_run, load_gate, load_source, load_tuned
@@ -14,20 +13,21 @@ from tttlab.params import Params
 from tttlab.resuming import Work
 from tttlab.shifts import list_shifts
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from tttlab.ranks import Alone
+
 
 class Sweep(NamedTuple):
-    """A run (``name``) on the network of one model and training seed, with everything checked.
-
-    ``images`` are the test images, clean; ``fabric`` the processes that share the work; ``tuned`` is what tuning chose, and
-    ``ready`` the run with these settings.
-    """
+    """A run (``name``) on one network: ``tuned`` is what was chosen, ``ready`` the run with it; ``images`` are clean."""
 
     params: Params
     name: str
     model: str
     seed: int
     images: ImageSet
-    fabric: Fabric
+    fabric: "Alone | Fabric"
     source: Source
     tuned: dict[str, Any]
     ready: Ready
@@ -70,7 +70,7 @@ class Sweep(NamedTuple):
             )  # fmt: skip
 
 
-def open_sweep(params: Params, name: str, model: str, seed: int, images: ImageSet, fabric: Fabric) -> Sweep:
+def open_sweep(params: Params, name: str, model: str, seed: int, images: ImageSet, fabric: "Alone | Fabric") -> Sweep:
     """Load what is needed; every mistake shows here, before any work."""
     source, tuned = load_source(params, model, seed, fabric.device), load_tuned(name, model)
     ready = build_run(params, name, model, source, tuned["settings"])

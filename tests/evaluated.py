@@ -66,7 +66,7 @@ def write_project(
         models=dict.fromkeys(models),
         shifts=SimpleNamespace(corruptions=corruptions, severities=severities),
         adapt=SimpleNamespace(runs=dict.fromkeys(runs), protocol="episodic"),
-        model_dump=lambda mode: {"seed": 3, "models": {"vit": {"note": "</pre><script>alert(1)</script>"}}},
+        model_dump=lambda **_: {"seed": 3, "models": {"vit": {"note": "</pre><script>alert(1)</script>"}}},
     )
 
 

@@ -202,7 +202,7 @@ class TestTables:
         assert line[2].startswith(report.significant(rows.loc["clean", "value"]))
         assert f"floor {report.significant(rows.loc['clean', 'floor'])}" in line[2]
         assert line[3].startswith(report.significant(shifted["value"].mean()))
-        assert f"under {(shifted['p'] < 0.05).sum()} of {len(shifted)}" in line[3]
+        assert f"beyond the floor: {(shifted['value'] > shifted['floor_high']).sum()} of {len(shifted)}" in line[3]
         assert page_tables.shift_name(shifted["value"].idxmax()) in line[4]
         assert len(full.tables["table-distances-labeled-vit"]) == 1 + len(rows)
 

@@ -364,15 +364,53 @@ def test_comparison_can_be_read_on_the_parent(root, parent, tmp_path):
         description="| run | gain |\n|---|---|\n| actmad | +4.7 |",
         figures={"gain": picture},
         metrics={"gain/mae_vit/actmad": 0.047, "gain/mae_vit/none": None},
+        settings={"seed": 0, "adapt": {"runs": {"actmad": {"lr": 0.1}}}},
         page=page,
     )
     found = record(root, parent)
+    assert found.data.params == {"seed": "0", "adapt.runs.actmad.lr": "0.1"}
     assert found.info.status == "FINISHED"
     assert found.data.metrics == {"gain/mae_vit/actmad": 0.047}
     assert "| actmad | +4.7 |" in found.data.tags["mlflow.note.content"]
     folder = root / "mlruns" / parent / "artifacts"
     kept = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     assert kept == {"comparison.json", "figures/gain.png", "report.html"}
+
+
+def test_settings_of_a_comparison_made_again_stay_the_first_ones(root, parent, tmp_path):
+    (tmp_path / "report.html").write_text("<p>page", encoding="utf-8")
+    for settings in ({"seed": 0}, {"seed": 1, "lr": 0.1}):
+        tracking.compare(root, parent, table=pd.DataFrame({"run": ["a"]}), description="", figures={}, metrics={},
+                         settings=settings, page=tmp_path / "report.html")  # fmt: skip
+    assert record(root, parent).data.params == {"seed": "0", "lr": "0.1"}
+
+
+def test_trials_lie_below_their_tuning_with_settings_and_a_curve_over_the_rounds(root, start):
+    trials = [
+        ({"lr": 0.1, "steps": 2}, {10: {"score": 0.5}, 40: {"score": 0.6}}),
+        ({"lr": 0.2, "steps": 1}, {10: {"score": 0.4}}),
+    ]
+    with start() as run:
+        tracking.log_trials(run, trials, {"model": "vit", "run": "ssl"})
+    client, experiment = tracking._open(root)
+    found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["metrics.score DESC"])
+    assert [trial.data.params for trial in found] == [{"lr": "0.1", "steps": "2"}, {"lr": "0.2", "steps": "1"}]
+    assert dict(curve(root, found[0].info.run_id, "score")) == {10: 0.5, 40: 0.6}
+    assert found[0].info.run_name == "trial 0 · lr 0.1, steps 2"
+    assert {trial.info.status for trial in found} == {"FINISHED"}
+    assert found[0].data.tags["stage"] == "trial"
+
+
+def test_a_gate_and_training_are_told_apart(root, start):
+    table = TestLogPredictions.predictions().assign(loss_first=1.0, gate_milliseconds=0.1)
+    table["untrained_prediction"] = np.roll(table["adapted_prediction"], 1)
+    table["gate_open"] = np.arange(len(table)) % 3 == 0
+    with start() as run:
+        tracking.log_predictions(run, table)
+    logged, summary = record(root, run.id).data.metrics, metrics.summarise(table)
+    expected = {"gain/training": summary["training_gain"], "gate/gain": summary["gated"]["gain"],
+                "gate/open": summary["gated"]["open"], "gate/clean_adapted": summary["gated"]["clean_adapted"]}  # fmt: skip
+    assert {name: logged[name] for name in expected} == pytest.approx(expected, abs=5e-5)
 
 
 def test_run_link_only_to_runs_of_this_store(root, parent):
@@ -386,10 +424,11 @@ def test_experiment_explains_itself_and_leads_to_the_comparison(root):
     client, experiment = tracking._open(root)
     tags = client.get_experiment(experiment).tags
     pages = tracking.ui_pages(root)
-    key = pages["comparison"].rpartition("viewStateShareKey=")[2]
-    view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
-    assert pages["comparison"] in tags["mlflow.note.content"]
-    assert view["searchFilter"] == 'tags.stage = "adapt"'
+    for name, stage in {"executions": "pipeline", "trials": "trial", "comparison": "adapt"}.items():
+        key = pages[name].rpartition("viewStateShareKey=")[2]
+        view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
+        assert f"({pages[name]})" in tags["mlflow.note.content"]
+        assert view["searchFilter"] == f'tags.stage = "{stage}"'
     assert {"metrics.`gain/mean`", "metrics.`accuracy/mean`"} <= set(view["selectedColumns"])
 
 

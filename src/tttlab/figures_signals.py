@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from tttlab.plots import GRID, INK, MUTED, PAPER, Style, drawn_runs, legend, markers, panels, small, styled
 
@@ -41,7 +42,13 @@ def gain_along(
         axes.axhline(0, color=INK, linewidth=0.8, zorder=0)
         axes.set_title(run, color=styles[run].color, fontweight="bold", pad=15 if notes else None)
         _beneath_title(axes, notes.get(run, ""), MUTED)
-        axes.xaxis.get_major_locator().set_params(nbins=5)
+        if (rows[signal] > 0).all() and rows[signal].max() > 5 * rows[signal].min():
+            axes.set_xscale("log")  # most shifts are near the source, a few are far
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+        else:
+            axes.xaxis.get_major_locator().set_params(nbins=5)
     axes_of[0].set_ylabel("gain, points")
     figure.supxlabel(label, **small())
     return figure

@@ -57,6 +57,39 @@ class Share:
         return self.sizes[self.rank] * self.ranks / self.whole
 
 
+@dataclass(frozen=True)
+class Alone:
+    """A single process, for work that trains nothing: what Fabric would say, without importing it.
+
+    Attributes:
+        device: where to compute.
+    """
+
+    device: torch.device
+    global_rank: int = 0
+    world_size: int = 1
+    is_global_zero: bool = True
+
+    def broadcast(self, value: Any) -> Any:
+        """Return the value."""
+        return value
+
+    def barrier(self) -> None:
+        """Wait for nobody."""
+
+
+def open_processes(device: str = "auto", devices: int | Literal["auto"] = "auto", nodes: int = 1) -> "Alone | Fabric":
+    """Start or meet the processes that share work without training, in which there is nothing to synchronise.
+
+    Args:
+        device: as for `open_fabric`, and so are the others.
+        devices: processes on this machine.
+        nodes: machines.
+    """
+    chosen = choose_device(device)
+    return Alone(chosen) if _count(chosen, devices) * nodes == 1 else open_fabric(device, "32", devices, nodes)
+
+
 def open_fabric(
     device: str = "auto", precision: str = "auto", devices: int | Literal["auto"] = "auto", nodes: int = 1
 ) -> "Fabric":

@@ -35,35 +35,29 @@ EXPERIMENT = "ttt-lab"
 ABOUT = """\
 **Does training on the test image itself, without its label, help on shifted data?**
 
-Each execution of the pipeline is one run, with its stages below it (open the small arrow next to its name).
-Its *Overview* holds the comparison with and without test-time training.
+- [All adapt runs side by side](COMPARISON), the largest gain first
+- [All executions of the pipeline](EXECUTIONS), with every setting and gain: for ablations, select some and press *Compare*
+- [All trials of the tuning](TRIALS), the highest score first
 
 | stage | what its run shows |
 | --- | --- |
+| `pipeline` | one execution, with its stages below it; its *Overview* holds the comparison, its artifacts the report |
 | `pretrain` | self-supervised loss and kNN accuracy along the epochs |
 | `finetune` | accuracy on the labeled validation images along the epochs |
-| `source_stats` | what test-time methods take from the source domain |
-| `adapt` | per method and model: `accuracy/<corruption>`, `accuracy_source/<corruption>`, `gain/mean`, `cost/…` |
+| `tune` | what was chosen on source images under held-out corruptions, with one run per `trial` below it |
+| `adapt` | per method and model: `gain/…`, `accuracy/<corruption>`, `accuracy_source/<corruption>`, `gate/…`, `cost/…` |
 
-[All adapt runs side by side](ADDRESS), the largest gain first. The chart button there draws `accuracy/<corruption>`
-against the severity, which is the step of these metrics. All accuracies are fractions.
+Charts are grouped by the part of a metric's name before the slash; `accuracy/<corruption>` runs along the severity, which is
+the step of these metrics. All accuracies and gains are fractions.
 """
-_SHOWN = (
-    "gain/mean",
-    "accuracy_source/mean",
-    "accuracy/mean",
-    "clean/source",
-    "clean/adapted",
-    "cost/milliseconds_p50",
-)
-_COLUMNS = ["tags.`run`", "tags.`model`", *(f"metrics.`{name}`" for name in _SHOWN)]
-_VIEW = {
-    "searchFilter": 'tags.stage = "adapt"',
-    "orderByKey": "metrics.`gain/mean`",
-    "orderByAsc": False,
-    "selectedColumns": _COLUMNS,
-    "columnOrder": _COLUMNS,
-}
+_LABELS = {"pipeline": ["execution"], "adapt": ["run", "model"], "trial": ["run", "model"]}  # tags shown for a stage
+_SHOWN = {  # metrics shown for a stage, the runs with the largest first one on top
+    "adapt": ["gain/mean", "gain/training", "accuracy_source/mean", "accuracy/mean", "clean/source", "clean/adapted",
+              "gate/gain", "gate/open", "cost/milliseconds_p50"],
+    "trial": ["score", "gain", "clean_change", "milliseconds"],
+}  # fmt: skip
+_SETTINGS = ["steps", "lr", "trainable", "normalisation"]  # settings shown for a trial
+_VIEWS = {"comparison": "adapt", "executions": "pipeline", "trials": "trial"}  # name in an address: stage
 _MODE = "?workflowType=machine_learning"  # else MLflow shows its pages for language models
 
 _CLOCK_SECONDS = 2.0  # the same process start, read twice, can differ by this much after the clock was set
@@ -92,16 +86,28 @@ def _open(root: Path) -> tuple["MlflowClient", str]:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             number = client.create_experiment(EXPERIMENT, artifact_location=files)
-            about = ABOUT.replace("ADDRESS", _pages(number)["comparison"])
+            pages = _pages(number)
+            about = re.sub("[A-Z]{5,}", lambda match: pages.get(match[0].lower(), match[0]), ABOUT)
             client.set_experiment_tag(number, "mlflow.note.content", about)
             client.set_experiment_tag(number, "mlflow.experimentKind", "custom_model_development")
-            client.set_experiment_tag(number, "mlflow.sharedViewState.comparison", json.dumps(_VIEW))
+            for name, stage in _VIEWS.items():
+                client.set_experiment_tag(number, f"mlflow.sharedViewState.{name}", json.dumps(_view(stage)))
             return client, number
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
         if experiment.artifact_location != files:
             _relocate(root, experiment.artifact_location, files)
     return client, experiment.experiment_id
+
+
+def _view(stage: str) -> dict[str, Any]:
+    """Describe to MLflow's pages a table of all runs of one stage."""
+    metrics = _SHOWN.get(stage, [])
+    columns = [f"tags.`{name}`" for name in _LABELS[stage]] + [f"metrics.`{name}`" for name in metrics]
+    columns += [f"params.`{name}`" for name in _SETTINGS] if stage == "trial" else []
+    order = f"metrics.`{metrics[0]}`" if metrics else "attributes.start_time"
+    return {"searchFilter": f'tags.stage = "{stage}"', "orderByKey": order, "orderByAsc": False,
+            "selectedColumns": columns, "columnOrder": columns}  # fmt: skip
 
 
 def _relocate(root: Path, old: str, new: str) -> None:
@@ -386,19 +392,29 @@ def log_predictions(run: Run, predictions: "pd.DataFrame") -> None:
         predictions: One row per (image, shift), with the columns of the predictions file; label -1 means unknown.
     """
     label, source, adapted = (predictions[name] for name in ("label", "source_prediction", "adapted_prediction"))
+    gated = adapted.where(predictions["gate_open"], source)
     table = predictions.assign(
         accuracy=(adapted == label).astype(float).where(label >= 0),
         accuracy_source=(source == label).astype(float).where(label >= 0),
+        accuracy_untrained=(predictions["untrained_prediction"] == label).astype(float).where(label >= 0),
+        accuracy_gated=(gated == label).astype(float).where(label >= 0),
         changed=(adapted != source).astype(float),
+        open=predictions["gate_open"].astype(float),
     )
     clean, shifted = table[table["shift"] == "clean"], table[table["shift"] != "clean"]
     columns = ["accuracy", "accuracy_source", "changed"]
     shown = columns[:2] if (label >= 0).any() else columns[2:]
     means = shifted.groupby(["corruption", "severity"])[shown].mean()
     points = [(f"{name}/{key[0]}", row[name], int(key[1])) for key, row in means.iterrows() for name in shown]
-    overall, milliseconds = shifted[columns].mean(), shifted["milliseconds"]
+    overall = shifted[[*columns, "accuracy_untrained", "accuracy_gated", "open"]].mean()
+    milliseconds = shifted["milliseconds"]
     totals = {f"{column}/mean": overall[column] for column in columns}
     totals |= {"gain/mean": overall["accuracy"] - overall["accuracy_source"]}
+    if predictions["loss_first"].notna().any():
+        totals |= {"gain/training": overall["accuracy"] - overall["accuracy_untrained"]}
+    if (predictions["gate_milliseconds"] > 0).any():
+        totals |= {"gate/gain": overall["accuracy_gated"] - overall["accuracy_source"], "gate/open": overall["open"],
+                   "gate/clean_open": clean["open"].mean(), "gate/clean_adapted": clean["accuracy_gated"].mean()}  # fmt: skip
     totals |= {"clean/source": clean["accuracy_source"].mean(), "clean/adapted": clean["accuracy"].mean()}
     totals |= {f"cost/milliseconds_p{p}": milliseconds.quantile(p / 100) for p in (50, 95)}
     totals |= {"fell_back": shifted["fell_back"].sum()}
@@ -435,6 +451,7 @@ def compare(
     description: str,
     figures: Mapping[str, Path],
     metrics: Mapping[str, float],
+    settings: Mapping[str, Any],
     page: Path,
 ) -> None:
     """Put the comparison on the pipeline's run and close it.
@@ -446,6 +463,7 @@ def compare(
         description: The comparison in Markdown, which the run's page shows.
         figures: Picture files by name.
         metrics: Values by name, such as ``gain/<model>/<run>``.
+        settings: What made them, nested as in params.yaml, for comparing executions; the first ones logged stay.
         page: The HTML report.
     """
     client, _ = _open(root)
@@ -455,6 +473,8 @@ def compare(
         run.log_artifact(path, "figures")
     run.log_artifact(page)
     run.log_metrics({name: round(value, 4) for name, value in metrics.items() if value is not None})
+    logged = client.get_run(parent).data.params
+    _log_params(client, parent, {name: value for name, value in flatten(settings).items() if _legal(name) not in logged})
     run.set_tags({"mlflow.note.content": description})
     client.set_terminated(parent, "FINISHED")
 
@@ -532,10 +552,10 @@ def ui_command(root: Path, port: int) -> list[str]:
 
 
 def ui_pages(root: Path) -> dict[str, str]:
-    """Give the addresses, inside MLflow's pages, of the table of all runs and of the adapt runs side by side."""
+    """Give the addresses, inside MLflow's pages, of the table of all runs and of the tables of single stages."""
     return _pages(_open(root)[1])
 
 
 def _pages(experiment: str) -> dict[str, str]:
     runs = f"#/experiments/{experiment}/runs{_MODE}"
-    return {"all runs": runs, "comparison": f"{runs}&viewStateShareKey=comparison"}
+    return {"all runs": runs} | {name: f"{runs}&viewStateShareKey={name}" for name in _VIEWS}

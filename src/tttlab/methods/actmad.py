@@ -24,7 +24,7 @@ from tttlab.errors import UserError
 from tttlab.method import Method, State
 from tttlab.networks import Bound, as_network
 from tttlab.source_statistics import Statistics, layer_statistics
-from tttlab.taps import Moments, batch_norm_layers, image_moments, record, stage_layers
+from tttlab.taps import Moments, batch_norm_layers, image_moments, record, stage_layers, token_layers
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class ActMAD(Method):
         form: see the module.
         tolerance: t of the natural form.
         layers: ``norm``: outputs of all BatchNorm layers, as published; ``stages``: outputs of residual stages or transformer
-            blocks; ``auto``: ``norm`` where the encoder has BatchNorm, else ``stages``.
+            blocks; ``tokens``: these and the patch embedding; ``auto``: ``norm`` where there is BatchNorm, else ``tokens``.
     """
 
     needs = ("layers",)
     form: Literal["natural", "l1"] = "natural"
     tolerance: Annotated[float, Ge(0)] = 1.0
-    layers: Literal["auto", "norm", "stages"] = "auto"
+    layers: Literal["auto", "norm", "stages", "tokens"] = "auto"
 
     def check(self, network: nn.Module) -> None:
         """Refuse ``layers: norm`` on a network without BatchNorm."""
@@ -55,7 +55,9 @@ class ActMAD(Method):
     def matched_layers(self, network: nn.Module) -> list[str]:
         """Name the layers whose moments are matched."""
         norm = batch_norm_layers(network)
-        return stage_layers(network) if self.layers == "stages" or not norm else norm
+        if self.layers == "stages":
+            return stage_layers(network)
+        return token_layers(network) if self.layers == "tokens" or not norm else norm
 
     def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
         """Sum the discrepancies of ``views (V, 3, H, W)`` over the matched layers, divided by their number."""
