@@ -9,7 +9,7 @@ from test_adapter import shifted
 from tttlab import signals
 from tttlab.adapter import adapt
 from tttlab.errors import UserError
-from tttlab.gate import Gate, adapt_gated, choose_gate, score
+from tttlab.gate import Gate, adapt_gated, choose_gate, fit_threshold, score
 from tttlab.inner_loop import InnerLoop
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.simclr import SimCLRTraining
@@ -113,28 +113,52 @@ def test_the_score_subtracts_what_is_lost_on_clean_images():
     assert score(adapted, source, clean, 5.0) == 0.5  # a gain on clean images counts for nothing
 
 
+def population(kinds=4, count=200, seed=0):
+    """Images under several corruptions and clean ones; adapting helps where the distance is beyond 5, and harms below."""
+    rng = np.random.default_rng(seed)
+    corruption = np.repeat(np.arange(-1, kinds), count)
+    distance = np.where(corruption < 0, rng.uniform(0, 2, len(corruption)), rng.uniform(0, 10, len(corruption)))
+    source = (rng.random(len(corruption)) < 0.7).astype(float)
+    adapted = np.where(distance > 5, 1.0, source * (rng.random(len(corruption)) < 0.8))
+    return rng, corruption, distance, source, adapted
+
+
 def test_the_chosen_gate_keeps_gains_and_avoids_harm():
-    rng = np.random.default_rng(0)
-    distance = rng.uniform(0, 10, 400)
-    source = (rng.random(400) < 0.7).astype(float)
-    adapted = np.where(distance > 5, 1.0, source * (rng.random(400) < 0.8))  # helps beyond 5, harms below
-    clean = np.arange(400) % 10 == 0
-    noise = {"confidence": rng.random(400), "loss": np.full(400, np.nan)}
-    gate, found = choose_gate({**noise, "distance": distance}, source, adapted, clean, 1.0)
+    rng, corruption, distance, source, adapted = population()
+    noise = {"confidence": rng.random(len(source)), "loss": np.full(len(source), np.nan)}
+    gate = choose_gate({**noise, "distance": distance}, source, adapted, corruption, 1.0)
     assert gate.signal == "distance"
     assert 4.4 < gate.threshold < 5.6
-    assert found > score(source, adapted, clean, 1.0)
+
+
+def test_a_signal_that_fails_under_another_corruption_is_not_chosen():
+    """Confidence tells perfectly when to adapt under two corruptions and is upside down under the two others."""
+    _, corruption, distance, source, adapted = population()
+    confidence = np.where(corruption >= 2, distance, 10 - distance) / 10
+    gate = choose_gate({"confidence": confidence, "distance": distance}, source, adapted, corruption, 1.0)
+    assert gate.signal == "distance"
+
+
+def test_of_signals_that_cannot_be_told_apart_the_distance_is_taken():
+    _, corruption, distance, source, adapted = population()
+    same = {"confidence": 10 - distance, "loss": distance, "distance": distance}
+    assert choose_gate(same, source, adapted, corruption, 1.0).signal == "distance"
+    useless = same | {"distance": np.random.default_rng(1).random(len(source))}
+    assert choose_gate(useless, source, adapted, corruption, 1.0).signal == "loss"
 
 
 def test_there_is_no_gate_where_adapting_to_all_is_best():
-    rng = np.random.default_rng(0)
-    adapted = np.ones(100)
-    gate, found = choose_gate({"distance": rng.random(100)}, np.zeros(100), adapted, np.zeros(100, bool), 1.0)
-    assert (gate, found) == (None, 1.0)
+    rng, corruption, _, source, _ = population()
+    assert choose_gate({"distance": rng.random(len(source))}, source * 0, source * 0 + 1, corruption, 1.0) is None
+    assert choose_gate({}, source, source, corruption, 1.0) is None
 
 
-def test_of_equal_gates_the_one_that_adapts_least_wins():
+def test_one_corruption_is_too_few_to_judge_a_gate():
+    _, corruption, distance, source, adapted = population(kinds=1)
+    assert choose_gate({"distance": distance}, source, adapted, corruption, 1.0) is None
+
+
+def test_of_equal_thresholds_the_one_that_adapts_least_wins():
     source = np.array([1.0] * 8 + [0, 0])
-    gate, found = choose_gate({"distance": np.arange(10.0)}, source, np.ones(10), np.zeros(10, bool), 1.0)
-    assert found == 1.0
+    gate = fit_threshold("distance", np.arange(10.0), source, np.ones(10), np.zeros(10, bool), 1.0)
     assert gate.opens(np.arange(10.0)).sum() == 2

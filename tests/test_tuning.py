@@ -22,9 +22,12 @@ def outcome(*accuracies: float, count: int = 100, clean_loss: float = 0.0) -> Ou
     clean = np.ones((count, len(accuracies)))
     clean[: round(count * clean_loss)] = 0
     return Outcome(
-        clean=np.arange(2 * count) >= count, source=np.r_[np.arange(count) < count // 2, np.ones(count)].astype(float),
-        adapted=np.concatenate([shifted, clean]), signals={}, milliseconds=np.ones(len(accuracies)),
-    )  # fmt: skip
+        corruption=np.r_[np.arange(count) % 2, -np.ones(count, int)],
+        source=np.r_[np.arange(count) < count // 2, np.ones(count)].astype(float),
+        adapted=np.concatenate([shifted, clean]),
+        signals={},
+        milliseconds=np.ones(len(accuracies)),
+    )
 
 
 def test_settings_are_judged_under_corruptions_that_no_test_may_use():
@@ -93,7 +96,7 @@ def test_a_round_that_judges_better_corrects_the_one_before():
 def test_what_is_chosen_is_told_with_its_runners_up_and_a_gate():
     best, other = outcome(0.5, 0.9), outcome(0.7, 0.6)
     signals = {"confidence": np.r_[np.arange(100) < 50, np.ones(100)] * 0.5, "distance": np.ones(200), "loss": np.ones(200)}
-    best = Outcome(best.clean, best.source, best.adapted, signals, best.milliseconds)
+    best = Outcome(best.corruption, best.source, best.adapted, signals, best.milliseconds)
     trials = [Trial(1, (best,)), Trial(0, (other,))]
     candidates = [{"lr": 0.1}, {"lr": 0.2}]
     found = tuning.choose(trials, candidates, (2, 5), True, 1.0, gate=True)
@@ -130,7 +133,7 @@ def judged(images, folder, counts=(4, None), **settings):
 
 
 def assert_same(one: Outcome, other: Outcome) -> None:
-    for name in ("clean", "source", "adapted"):
+    for name in ("corruption", "source", "adapted"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     for name, values in one.signals.items():
         np.testing.assert_allclose(values, other.signals[name], rtol=1e-5)
@@ -147,7 +150,7 @@ def test_an_outcome_is_what_the_adapter_gives_on_the_held_out_corruptions(images
         labels = torch.from_numpy(images.labels)
         np.testing.assert_array_equal(found.adapted[part], (own.logits_at.argmax(-1) == labels[:, None]).numpy())
         np.testing.assert_array_equal(found.source[part], (own.source_logits.argmax(-1) == labels).numpy())
-        np.testing.assert_array_equal(found.clean[part], shift.severity == 0)
+        np.testing.assert_array_equal(found.corruption[part], HELD_OUT.index(shift.corruption) if shift.severity else -1)
     np.testing.assert_allclose(found.signals["loss"][-8:], own.losses[:, 0], rtol=1e-4)
 
 

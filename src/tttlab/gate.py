@@ -21,7 +21,7 @@ from tttlab.networks import as_network, evaluating
 from tttlab.signals import Signal, measure
 from tttlab.source_statistics import Statistics
 
-ABOVE: dict[Signal, bool] = {"confidence": False, "distance": True, "loss": True}  # the side on which an image looks shifted
+ABOVE: dict[Signal, bool] = {"distance": True, "loss": True, "confidence": False}  # the side on which an image looks shifted
 QUANTILES = np.linspace(0, 0.95, 20)
 
 
@@ -106,34 +106,82 @@ def adapt_gated(
 
 
 def choose_gate(
-    signals: Mapping[Signal, np.ndarray], source: np.ndarray, adapted: np.ndarray, clean: np.ndarray, clean_penalty: float
-) -> tuple[Gate | None, float]:
-    """Choose the gate with the highest score on labeled images, or none if adapting to every image scores highest.
+    signals: Mapping[Signal, np.ndarray],
+    source: np.ndarray,
+    adapted: np.ndarray,
+    corruption: np.ndarray,
+    clean_penalty: float,
+) -> Gate | None:
+    """Choose a gate on labeled images, or none if adapting to every image is better.
+
+    A gate must hold under shifts that it has not seen, so every signal is judged by leaving out one corruption after another:
+    its threshold is fitted without, and judged under, the one left out. Of the signals that are within one standard error of
+    the best choice (no gate among them) the first of `ABOVE` is taken: what grows with the shift by construction is to be
+    preferred to what a network believes of itself. Its threshold is then fitted on all.
 
     Args:
-        signals: per signal its values ``(N,)``, NaN where it has none.
+        signals: per signal its values ``(N,)``; one with values that are not finite is left aside.
         source: ``(N,)`` whether the source network is right.
         adapted: ``(N,)`` whether the adapted one is.
-        clean: ``(N,)`` which of the images are not shifted.
-        clean_penalty: points of the score for every point lost on them.
+        corruption: ``(N,)`` number of the corruption type that an image is under, -1 for none.
+        clean_penalty: points of the score for every point lost on clean images.
 
     Returns:
-        gate and score; of equal scores the gate that adapts to the fewest images wins, since it costs least.
+        the gate; None where none is that good but those that open for every image.
     """
-    best, best_key = None, (score(source, adapted, clean, clean_penalty), -1.0)
-    for signal, values in signals.items():
-        if not np.isfinite(values).all():
-            continue
-        for threshold in np.unique(np.quantile(values, QUANTILES)):
-            gate = Gate(signal, float(threshold))
-            opened = np.asarray(gate.opens(values))
-            key = (score(source, np.where(opened, adapted, source), clean, clean_penalty), float(-opened.mean()))
-            if key > best_key:
-                best, best_key = gate, key
-    return best, best_key[0]
+    clean = corruption < 0
+    usable = {signal: signals[signal] for signal in ABOVE if signal in signals and np.isfinite(signals[signal]).all()}
+    if len(set(corruption[~clean].tolist())) < 2:
+        return None
+    judged = {signal: left_out(signal, values, source, adapted, corruption, clean_penalty) for signal, values in usable.items()}
+    scores = {signal: value for signal, (value, _) in judged.items()} | {None: score(source, adapted, clean, clean_penalty)}
+    best = max(scores, key=scores.__getitem__)
+    right = adapted[~clean] if best is None else judged[best][1]
+    for signal, (value, own) in judged.items():
+        gate = fit_threshold(signal, usable[signal], source, adapted, clean, clean_penalty)
+        near = scores[best] - value <= (right - own).std(ddof=1) / np.sqrt(len(own)) + 1e-9
+        if near and not gate.opens(usable[signal]).all():
+            return gate
+    return None
+
+
+def left_out(
+    signal: Signal,
+    values: np.ndarray,
+    source: np.ndarray,
+    adapted: np.ndarray,
+    corruption: np.ndarray,
+    clean_penalty: float,
+) -> tuple[float, np.ndarray]:
+    """Judge a signal under each corruption by a threshold fitted on the others; arguments as for `choose_gate`.
+
+    Returns:
+        mean score, and whether each shifted image is classified right with the gate.
+    """
+    clean, scores, right = corruption < 0, [], np.zeros(len(values))
+    for kind in sorted(set(corruption[~clean].tolist())):
+        inside, rest = clean | (corruption == kind), clean | (corruption != kind)
+        gate = fit_threshold(signal, values[rest], source[rest], adapted[rest], clean[rest], clean_penalty)
+        gated = np.where(gate.opens(values), adapted, source)
+        scores.append(score(source[inside], gated[inside], clean[inside], clean_penalty))
+        right[corruption == kind] = gated[corruption == kind]
+    return float(np.mean(scores)), right[~clean]
+
+
+def fit_threshold(
+    signal: Signal, values: np.ndarray, source: np.ndarray, adapted: np.ndarray, clean: np.ndarray, clean_penalty: float
+) -> Gate:
+    """Find the threshold of the highest score among quantiles of the signal; of equals the one that adapts least."""
+    gates = [Gate(signal, float(threshold)) for threshold in np.unique(np.quantile(values, QUANTILES))]
+
+    def key(gate: Gate) -> tuple[float, float]:
+        opened = np.asarray(gate.opens(values))
+        return score(source, np.where(opened, adapted, source), clean, clean_penalty), -float(opened.mean())
+
+    return max(gates, key=key)
 
 
 def score(source: np.ndarray, adapted: np.ndarray, clean: np.ndarray, clean_penalty: float) -> float:
-    """Accuracy on shifted images, less the penalty for what is lost on clean ones; arguments as for `choose_gate`."""
+    """Accuracy on shifted images, less the penalty for what is lost on the ``clean (N,)`` ones; others as for `choose_gate`."""
     lost = source[clean].mean() - adapted[clean].mean() if clean.any() else 0.0
     return float(adapted[~clean].mean() - clean_penalty * max(lost, 0.0))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
 from tttlab import distances
 from tttlab.errors import UserError
@@ -93,6 +94,20 @@ def measure(
         if not (np.isfinite(target.features).all() and np.isfinite(target.logits).all()):
             raise UserError(f"distance: expected finite features and logits, found others on {name}; "
                             "train with a smaller learning rate")  # fmt: skip
+    # Several threads only get into each other's way on matrices of this size.
+    with threadpool_limits(1):
+        return _measure(reference, first, labels, targets, seed, permutations, splits)
+
+
+def _measure(
+    reference: Reference,
+    first: Sample,
+    labels: np.ndarray | None,
+    targets: Mapping[str, Sample],
+    seed: int,
+    permutations: int,
+    splits: int,
+) -> pd.DataFrame:
     floors, rows = measure_floors(reference, seed, splits), []
     for name, target in targets.items():
         found = compare(first, target, labels, seed=seed, permutations=permutations)

@@ -67,18 +67,23 @@ class Outcome:
     """What one candidate did to N (image, shift) pairs.
 
     Attributes:
-        clean: ``(N,)`` whether the pair is an image without a shift.
+        corruption: ``(N,)`` number of the corruption type, -1 for an image without a shift.
         source: ``(N,)`` whether the source network is right.
         adapted: ``(N, R)`` whether the network is right after each of the R numbers of steps.
         signals: what a gate may read, each ``(N,)``; see `tttlab.signals`.
         milliseconds: ``(R,)`` mean cost per image.
     """
 
-    clean: np.ndarray
+    corruption: np.ndarray
     source: np.ndarray
     adapted: np.ndarray
     signals: dict[str, np.ndarray]
     milliseconds: np.ndarray
+
+    @property
+    def clean(self) -> np.ndarray:
+        """Tell which pairs are images without a shift ``(N,)``."""
+        return self.corruption < 0
 
     def scores(self, clean_penalty: float) -> np.ndarray:
         """Judge every number of steps ``(R,)``."""
@@ -116,7 +121,7 @@ class Trial:
     def gate(self, place: int, clean_penalty: float) -> Gate | None:
         """Choose a gate for this candidate at one number of steps; None: adapting to every image is best."""
         last = self.outcomes[-1]
-        return choose_gate(last.signals, last.source, last.adapted[:, place], last.clean, clean_penalty)[0]
+        return choose_gate(last.signals, last.source, last.adapted[:, place], last.corruption, clean_penalty)
 
 
 def successive_halving(
@@ -222,7 +227,7 @@ def marked(result: Mapping[str, Tensor], images: ImageSet, shift: Shift) -> dict
     """Compare the predictions of `adapt_to_block` with the labels; whether they are right is all that is kept of them."""
     labels = torch.from_numpy(np.array(images.labels))
     return {
-        "clean": torch.full((len(labels),), shift.severity == 0),
+        "corruption": torch.full((len(labels),), HELD_OUT.index(shift.corruption) if shift.severity else -1),
         "source": (result["source_prediction"] == labels).double(),
         "adapted": (result["predictions_at"] == labels[:, None]).double(),
         "confidence": result["source_confidence"],
