@@ -54,3 +54,15 @@ def test_workers_end_with_a_killed_parent():
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert len(workers) == 2
     assert not alive
+
+
+def handler(_item: int) -> str:
+    return str(signal.getsignal(signal.SIGTERM))
+
+
+def test_a_worker_can_be_ended_whatever_its_parent_does_with_the_signal():
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        assert set(in_order(handler, range(4), 2)) == {str(signal.SIG_DFL)}
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,9 @@ def _start(job: Callable[[Any], Any]) -> None:
     """Prepare a worker: one thread, and no life after its parent's, however that ends."""
     global _job
     _job = job
+    # The pool ends its workers by this signal. What the parent does with it (an exception that closes its run in MLflow) was
+    # inherited, and raised in the wrong moment leaves a worker that never ends.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
