@@ -369,6 +369,10 @@ def test_comparison_can_be_read_on_the_parent(root, parent, tmp_path):
     )
     found = record(root, parent)
     assert found.data.params == {"seed": "0", "adapt.runs.actmad.lr": "0.1"}
+    client, experiment = tracking._open(root)
+    view = json.loads(client.get_experiment(experiment).tags["mlflow.sharedViewState.executions"])
+    assert "metrics.`gain/mae_vit/actmad`" in view["selectedColumns"]
+    assert view["searchFilter"] == 'tags.stage = "pipeline"'
     assert found.info.status == "FINISHED"
     assert found.data.metrics == {"gain/mae_vit/actmad": 0.047}
     assert "| actmad | +4.7 |" in found.data.tags["mlflow.note.content"]
@@ -393,10 +397,11 @@ def test_trials_lie_below_their_tuning_with_settings_and_a_curve_over_the_rounds
     with start() as run:
         tracking.log_trials(run, trials, {"model": "vit", "run": "ssl"})
     client, experiment = tracking._open(root)
-    found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["metrics.score DESC"])
+    found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["metrics.rank"])
     assert [trial.data.params for trial in found] == [{"lr": "0.1", "steps": "2"}, {"lr": "0.2", "steps": "1"}]
     assert dict(curve(root, found[0].info.run_id, "score")) == {10: 0.5, 40: 0.6}
-    assert found[0].info.run_name == "trial 0 · lr 0.1, steps 2"
+    assert found[0].info.run_name == "trial 1 · lr 0.1, steps 2"
+    assert [trial.data.metrics["rank"] for trial in found] == [1, 2]
     assert {trial.info.status for trial in found} == {"FINISHED"}
     assert found[0].data.tags["stage"] == "trial"
 

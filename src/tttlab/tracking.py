@@ -37,7 +37,7 @@ ABOUT = """\
 
 - [All adapt runs side by side](COMPARISON), the largest gain first
 - [All executions of the pipeline](EXECUTIONS), with every setting and gain: for ablations, select some and press *Compare*
-- [All trials of the tuning](TRIALS), the highest score first
+- [All trials of the tuning](TRIALS), the first of each tuning on top
 
 | stage | what its run shows |
 | --- | --- |
@@ -51,10 +51,10 @@ Charts are grouped by the part of a metric's name before the slash; `accuracy/<c
 the step of these metrics. All accuracies and gains are fractions.
 """
 _LABELS = {"pipeline": ["execution"], "adapt": ["run", "model"], "trial": ["run", "model"]}  # tags shown for a stage
-_SHOWN = {  # metrics shown for a stage, the runs with the largest first one on top
+_SHOWN = {  # metrics shown for a stage, sorted by the first one: the largest gain, the smallest rank
     "adapt": ["gain/mean", "gain/training", "accuracy_source/mean", "accuracy/mean", "clean/source", "clean/adapted",
               "gate/gain", "gate/open", "cost/milliseconds_p50"],
-    "trial": ["score", "gain", "clean_change", "milliseconds"],
+    "trial": ["rank", "score", "gain", "clean_change", "milliseconds"],
 }  # fmt: skip
 _SETTINGS = ["steps", "lr", "trainable", "normalisation"]  # settings shown for a trial
 _VIEWS = {"comparison": "adapt", "executions": "pipeline", "trials": "trial"}  # name in an address: stage
@@ -100,13 +100,13 @@ def _open(root: Path) -> tuple["MlflowClient", str]:
     return client, experiment.experiment_id
 
 
-def _view(stage: str) -> dict[str, Any]:
-    """Describe to MLflow's pages a table of all runs of one stage."""
-    metrics = _SHOWN.get(stage, [])
+def _view(stage: str, metrics: Sequence[str] = ()) -> dict[str, Any]:
+    """Describe to MLflow's pages a table of all runs of one stage, with its own columns or with others."""
+    metrics = list(metrics) or _SHOWN.get(stage, [])
     columns = [f"tags.`{name}`" for name in _LABELS[stage]] + [f"metrics.`{name}`" for name in metrics]
     columns += [f"params.`{name}`" for name in _SETTINGS] if stage == "trial" else []
-    order = f"metrics.`{metrics[0]}`" if metrics else "attributes.start_time"
-    return {"searchFilter": f'tags.stage = "{stage}"', "orderByKey": order, "orderByAsc": False,
+    order = f"metrics.`{metrics[0]}`" if stage in _SHOWN else "attributes.start_time"
+    return {"searchFilter": f'tags.stage = "{stage}"', "orderByKey": order, "orderByAsc": stage == "trial",
             "selectedColumns": columns, "columnOrder": columns}  # fmt: skip
 
 
@@ -430,16 +430,17 @@ def log_trials(
 
     Args:
         parent: The tuning's run.
-        trials: Per trial its settings, and its results by the number of images that gave them.
+        trials: From best to worst, per trial its settings, and its results by the number of images that gave them.
         tags: Of the trials, such as model, method, run.
     """
     client = parent._client
     experiment = client.get_run(parent.id).info.experiment_id
-    for number, (values, results) in enumerate(trials):
-        name = f"trial {number} · {', '.join(f'{key} {value}' for key, value in values.items())}"
+    for rank, (values, results) in enumerate(trials, 1):
+        name = f"trial {rank} · {', '.join(f'{key} {value}' for key, value in values.items())}"
         run = _create(client, experiment, name, {"stage": "trial", **tags, "mlflow.parentRunId": parent.id})
         _log_params(client, run, values)
-        _log_points(client, run, [(key, value, step) for step, found in results.items() for key, value in found.items()])
+        points = [(key, round(value, 4), step) for step, found in results.items() for key, value in found.items()]
+        _log_points(client, run, [("rank", rank, 0), *points])
         client.set_terminated(run)
 
 
@@ -466,7 +467,7 @@ def compare(
         settings: What made them, nested as in params.yaml, for comparing executions; the first ones logged stay.
         page: The HTML report.
     """
-    client, _ = _open(root)
+    client, experiment = _open(root)
     run = Run(parent, resumed=True, _client=client)
     run.log_table(table, "comparison.json")
     for path in figures.values():
@@ -476,6 +477,8 @@ def compare(
     logged = client.get_run(parent).data.params
     _log_params(client, parent, {name: value for name, value in flatten(settings).items() if _legal(name) not in logged})
     run.set_tags({"mlflow.note.content": description})
+    gains = [_legal(name) for name in metrics if name.startswith("gain/")]
+    client.set_experiment_tag(experiment, "mlflow.sharedViewState.executions", json.dumps(_view("pipeline", gains)))
     client.set_terminated(parent, "FINISHED")
 
 

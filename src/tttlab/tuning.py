@@ -285,7 +285,7 @@ def describe(
 ) -> list[tuple[Values, dict[int, dict[str, float]]]]:
     """Tell every trial: its settings with its best number of steps, and its results by how many (image, shift) pairs it saw."""
     told = []
-    for trial in sorted(trials, key=lambda trial: trial.number):
+    for trial in trials:
         place, _ = trial.best(clean_penalty)
         values = candidates[trial.number] | ({"steps": steps[place]} if trains else {})
         told.append((values, {len(outcome.clean): outcome.summary(place, clean_penalty) for outcome in trial.outcomes}))
