@@ -190,6 +190,23 @@ MISTAKES = [
     ("shifts/corruptions", ["fog", "fog"], "shifts.corruptions: expected every entry once", "'fog' twice"),
     ("shifts/corruptions", [], "shifts.corruptions: expected at least one entry", ""),
     ("shifts/severities", [1, 6], "shifts.severities[1]: expected a number less than or equal to 5", "found 6"),
+    ("seeds", [], "seeds: expected at least one entry", ""),
+    ("seeds", [0, 0], "seeds: expected every entry once", "0 twice"),
+    ("tune/severities", [6], "tune.severities[0]: expected a number less than or equal to 5", "found 6"),
+    ("tune/images", [8, 8], "tune.images: expected growing numbers, null (all) last", "found [8, 8]"),
+    ("tune/images", [None, 8], "tune.images: expected growing numbers, null (all) last", "found [null, 8]"),
+    ("tune/keep", 0.0, "tune.keep: expected a number greater than 0", "found 0"),
+    ("tune/search", {"stepz": [1]}, "tune.search.stepz: there is no such setting to tune", "did you mean 'steps'?"),
+    ("tune/search", {"steps": []}, "tune.search.steps: expected a list of values to choose from", "found []"),
+    ("tune/search", {"steps": 4}, "tune.search.steps: expected a list of values to choose from", "found 4"),
+    ("tune/search", {"steps": [0, 1]}, "tune.search.steps: expected at least 1", "nothing is trained"),
+    ("tune/search", {"lr": [0.1, -1.0]}, "tune.search.lr[1]: expected a number greater than 0", "found -1.0"),
+    ("tune/search", {"trainable": ["norms"]}, "tune.search.trainable[0]: unknown group 'norms'", "did you mean 'norm'?"),
+    (RUN + "search", [1], "adapt.runs.ssl.search: expected settings with lists of values, or null", "found [1]"),
+    (RUN + "search", {"mask_ratio": [0.5]}, "adapt.runs.ssl.search.mask_ratio: there is no such setting", ""),
+    (RUN + "per_model/vit/search", {"mask_ratio": [2.0]}, "adapt.runs.ssl.per_model.vit.search.mask_ratio[0]: expected", "2.0"),
+    ("adapt/runs/none/search", {"prior": [0.1]}, "adapt.runs.none.search: the control has nothing to tune", "remove it"),
+    ("distance/images", 5, "distance.images: expected a number greater than or equal to 20", "found 5"),
     ("adapt/protocol", "episodc", "adapt.protocol: found 'episodc'", "did you mean 'episodic'?"),
     ("machine/device", "gpu", "machine.device: unknown device 'gpu'", "cuda"),
     ("machine/precision", 16, "machine.precision: found 16", "allowed: 32, auto, bf16"),
@@ -372,3 +389,44 @@ def test_the_projects_own_settings_are_legal_and_reading_them_imports_nothing_he
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env={"PYTHONPATH": "src"}, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+SHARED = {"tune/search": {"steps": [1, 4], "lr": [0.1, 0.2]}}
+
+
+class TestSearch:
+    @pytest.fixture
+    def resolve(self, read, methods):
+        def resolve(run, model, changes=None):
+            return read(SHARED | (changes or {})).run_settings(run, model, methods)
+
+        return resolve
+
+    def test_is_shared_by_all_runs_that_train(self, resolve):
+        assert resolve("ssl", "conv").search == {"steps": (1, 4), "lr": (0.1, 0.2)}
+        assert resolve("none", "conv").search == {}
+
+    def test_of_a_run_adds_replaces_and_takes_away(self, resolve):
+        own = {"adapt/runs/actmad/search": {"lr": [0.5], "steps": None, "form": ["l1", "natural"]}}
+        assert resolve("actmad", "vit", own).search == {"lr": (0.5,), "form": ("l1", "natural")}
+        assert resolve("actmad", "vit", {"adapt/runs/actmad/search": None}).search == {}
+
+    def test_of_one_model_replaces_that_of_the_run(self, resolve):
+        own = {"adapt/runs/ssl/search": {"lr": [0.5]}, "adapt/runs/ssl/per_model/vit/search": {"mask_ratio": [0.5, 0.75]}}
+        assert resolve("ssl", "conv", own).search == {"steps": (1, 4), "lr": (0.5,)}
+        assert resolve("ssl", "vit", own).search == {"steps": (1, 4), "lr": (0.1, 0.2), "mask_ratio": (0.5, 0.75)}
+
+    def test_names_the_values_that_a_run_has_without_tuning(self, resolve):
+        own = {"adapt/runs/actmad/search": {"trainable": ["norm"], "form": ["l1"], "layers": [["a"]]}}
+        values = resolve("actmad", "vit", own).values()
+        assert values == {
+            "steps": 5,
+            "lr": 1e-3,
+            "trainable": ("encoder.layer1", "encoder.layer2"),
+        }  # form is left to its default
+
+    def test_chosen_values_take_the_place_of_those_of_the_file(self, resolve):
+        found = resolve("ssl", "vit").with_values({"lr": 0.2, "steps": 4, "mask_ratio": 0.25, "trainable": ["encoder.blocks"]})
+        assert (found.adapter.lr, found.adapter.steps, found.adapter.trainable) == (0.2, 4, ("encoder.blocks",))
+        assert found.settings["mask_ratio"] == 0.25
+        assert found.settings["views"] == 4

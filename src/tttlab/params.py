@@ -98,7 +98,7 @@ def _check_distinct(values: tuple) -> tuple:
 def _check_growing(counts: tuple[int | None, ...]) -> tuple[int | None, ...]:
     sizes = [float("inf") if count is None else count for count in counts]
     if any(size >= later for size, later in pairwise(sizes)):
-        raise fault(f"expected growing numbers, null (all) last, found {list(counts)}")
+        raise fault(f"expected growing numbers, null (all) last, found {show(list(counts))}")
     return counts
 
 

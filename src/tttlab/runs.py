@@ -64,8 +64,8 @@ class RunSettings:
 
     def values(self) -> dict[str, Any]:
         """Give the settings that are tuned, or would be, with the values that they have."""
-        flat = self.adapter.model_dump(mode="json") | self.settings
-        return {key: flat[key] for key in self.search if key in flat}
+        flat = self.adapter.model_dump() | self.settings
+        return {key: _plain(flat[key]) for key in self.search if key in flat}
 
 
 class RunError(Exception):
