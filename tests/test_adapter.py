@@ -174,7 +174,7 @@ def test_a_curve_along_the_steps_is_what_shorter_adaptations_give(kind, method, 
         torch.testing.assert_close(whole.logits_at[:, place], shorter.logits, atol=1e-9, rtol=1e-9)
     plain = adapt(network, shifted(), method, loop, statistics=statistics)
     torch.testing.assert_close(whole.logits, plain.logits, atol=1e-9, rtol=1e-9)
-    assert (whole.milliseconds_at.diff(dim=1) > 0).all()
+    assert (whole.milliseconds_at > 0).all()
     assert plain.logits_at.shape == (COUNT, 0, networks.CLASSES)
 
 

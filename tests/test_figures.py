@@ -215,6 +215,18 @@ class TestSignals:
         assert [to_hex(face) for face in dots.get_facecolors()] == [plots.PAPER, STYLES["actmad"].color]
         assert "Spearman +1.00" in [text.get_text() for text in axes.texts]
 
+    def test_a_signal_of_several_magnitudes_has_a_logarithmic_axis_in_every_panel(self):
+        rows = {"shift": ["clean", "fog-5"], "severity": [0, 5], "gain": [0.0, 0.1]}
+        near, far = (
+            pd.DataFrame({"run": "actmad", "distance": [1, 2], **rows}),
+            pd.DataFrame({"run": "ssl", "distance": [1, 40], **rows}),
+        )
+        for order in ([near, far], [far, near]):
+            figure = figures_signals.gain_along(pd.concat(order), "distance", STYLES, "t", "distance", {})
+            assert {axes.get_xscale() for axes in figure.axes} == {"log"}
+        figure = figures_signals.gain_along(near, "distance", STYLES, "t", "distance", {})
+        assert figure.axes[0].get_xscale() == "linear"
+
     def test_estimates_lie_beside_the_truth(self):
         table = pd.DataFrame({"model": "a", "metric": ["estimated_accuracy", "estimated_accuracy_atc"], "accuracy": [0.5, 0.6],
                               "value": [0.55, 0.58]})  # fmt: skip

@@ -42,13 +42,12 @@ def gain_along(
         axes.axhline(0, color=INK, linewidth=0.8, zorder=0)
         axes.set_title(run, color=styles[run].color, fontweight="bold", pad=15 if notes else None)
         _beneath_title(axes, notes.get(run, ""), MUTED)
-        if (rows[signal] > 0).all() and rows[signal].max() > 5 * rows[signal].min():
-            axes.set_xscale("log")  # most shifts are near the source, a few are far
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("")
-        else:
-            axes.xaxis.get_major_locator().set_params(nbins=5)
+        axes.xaxis.get_major_locator().set_params(nbins=5)
+    if (table[signal] > 0).all() and table[signal].max() > 5 * table[signal].min():
+        axes_of[0].set_xscale("log")  # of all panels: most shifts are near the source, a few are far
+        axes_of[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes_of[0].xaxis.set_major_formatter("{x:g}")
+        axes_of[0].xaxis.set_minor_formatter("")
     axes_of[0].set_ylabel("gain, points")
     figure.supxlabel(label, **small())
     return figure
