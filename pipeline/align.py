@@ -1,5 +1,7 @@
 """Compare, with labels and after the fact, the gradients of a run's test-time loss and of the supervised loss."""
 
+import shutil
+
 import pipeline
 from tttlab.params import Params
 
@@ -7,7 +9,8 @@ from tttlab.params import Params
 def run(params: Params, name: str) -> None:
     """Write outputs/aligned/<run>/<model>.parquet, a row per (image, shift) of part of the test images, for runs that train."""
     folder = pipeline.OUTPUTS / "aligned" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     trained = [model for model in params.models if params.run_settings(name, model).trains]
     for model in trained if params.alignment.images else []:
         table = align_model(params, name, model)
@@ -16,7 +19,7 @@ def run(params: Params, name: str) -> None:
 
 
 def align_model(params: Params, name: str, model: str):
-    """Compare the gradients on the network of the first training seed; None where the test images have no labels."""
+    """Compare the gradients on the network of the first training seed; None without labels, or where nothing trains."""
     import pandas as pd
     import torch
     from tqdm import tqdm
@@ -34,6 +37,8 @@ def align_model(params: Params, name: str, model: str):
         return None
     source = load_source(params, model, params.seeds[0])
     _, method, loop, statistics = build_run(params, name, model, source, load_tuned(name, model)["settings"])
+    if loop.trainable == "none":
+        return None
     tables = []
     shifts = list_shifts(params.shifts.corruptions, params.shifts.severities)
     for shift in tqdm(shifts, f"align {name} {model}", unit="shift", mininterval=1):

@@ -18,7 +18,8 @@ def list_settings(run: Sweep) -> dict[str, dict[str, Any]]:
     wish, tuned = run.params.adapt.curve, run.tuned
     if not wish.images or not (run.ready.settings.trains or tuned["tuned"]):
         return {}
-    named = {"tuned": tuned["settings"]} | ({"default": tuned["default"]} if tuned["default"] != tuned["settings"] else {})
+    named = {"tuned" if tuned["tuned"] else "default": tuned["settings"]}
+    named |= {"default": tuned["default"]} if tuned["default"] != tuned["settings"] else {}
     others = [values for values in tuned["candidates"] if values not in named.values()]
     return named | {f"candidate-{number}": values for number, values in enumerate(others[: wish.candidates], 1)}
 
@@ -35,7 +36,7 @@ def adapt_along_steps(run: Sweep, work: Work) -> pd.DataFrame | None:
     images = run.images.take(balanced_subset(run.images.image_ids, run.images.labels, count, run.params.seed, "shifts"))
     shifts = list_shifts(run.params.shifts.corruptions, wish.severities)
     taken = {setting: values.get("steps", own.adapter.steps) for setting, values in settings.items()}
-    steps = sorted({0, *own.search.get("steps", ()), *taken.values()}) if own.trains else [0]
+    steps = sorted({0, *run.tuned.get("steps", ()), *taken.values()}) if own.trains else [0]
     longest = {"steps": steps[-1]} if own.trains else {}
     tables = []
     for setting, values in settings.items():

@@ -61,16 +61,16 @@ def build_run(params: Params, name: str, model: str, source: Source, values: Map
 
 
 def load_tuned(name: str, model: str) -> dict[str, Any]:
-    """Read what the stage `tune` chose for one run and model.
-
-    Raises:
-        UserError: it has not run, or not for this model.
-    """
+    """Read what the stage `tune` chose for one run and model; a `UserError` says that it has not."""
     path = pipeline.OUTPUTS / "tuned" / f"{name}.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if model not in found:
-        raise UserError(f"{path}: expected what tuning chose for {model}, found nothing; run the stage tune")
-    return found[model]
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))[model]
+        if {"tuned", "settings", "default", "candidates", "gate"} <= found.keys():
+            return found
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        pass
+    raise UserError(f"{path}: expected what tuning chose for {model}, found nothing that can be read; "
+                    f"run python -m pipeline.tune {name}")  # fmt: skip
 
 
 def load_gate(tuned: Mapping[str, Any]) -> Gate | None:

@@ -9,17 +9,31 @@ from tttlab.params import Params
 
 def run(params: Params, name: str) -> None:
     """Write outputs/tuned/<run>.json: for every model the settings that `adapt` takes, the gate, and the runners-up."""
-    found = {}
-    for model in params.models:
-        chosen = params.run_settings(name, model)
-        fixed = {"tuned": False, "settings": chosen.values(), "default": chosen.values(), "candidates": [], "gate": None}
-        found[model] = tune_model(params, name, model) if params.tune.enabled and chosen.search else fixed
+    chosen = {model: params.run_settings(name, model) for model in params.models}
+    found = {model: {"tuned": False, "settings": own.values(), "default": own.values(), "candidates": [], "gate": None}
+             for model, own in chosen.items()}  # fmt: skip
+    searched = [model for model, own in chosen.items() if params.tune.enabled and own.search]
+    if searched:
+        found |= tune_models(params, name, searched)
     target = pipeline.OUTPUTS / "tuned" / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    target.with_suffix(".partial").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    target.with_suffix(".partial").replace(target)
 
 
-def tune_model(params: Params, name: str, model: str) -> dict[str, Any]:
+def tune_models(params: Params, name: str, models: list[str]) -> dict[str, dict[str, Any]]:
+    """Tune one run on several models; what is done is kept until all are."""
+    from tttlab.resuming import Work, work_key
+
+    networks = [f"{folder}/{model}/{params.seeds[0]}" for folder in ("finetuned", "source_stats") for model in models]
+    inputs = [pipeline.OUTPUTS / folder for folder in (*networks, "data/labeled_validation")]
+    sections = {"seed": True, "tune": True, "source_stats": True, "adapt": {"protocol": True, "augment": True, "runs": {name}}}
+    key = work_key(f"tune {name}", params.model_dump(mode="json", include=sections), inputs)
+    with Work(pipeline.ROOT / ".resume" / key) as work:
+        return {model: tune_model(params, name, model, work) for model in models}
+
+
+def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
     """Tune one run on one model, on the network of the first training seed; every trial is a run in MLflow."""
     from tqdm import tqdm
 
@@ -27,13 +41,9 @@ def tune_model(params: Params, name: str, model: str) -> dict[str, Any]:
     from pipeline.loading import build_run, load_source
     from tttlab import tracking, tuning
     from tttlab.data import ImageSet
-    from tttlab.resuming import Work, work_key
 
     images = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_validation")
-    inputs = [pipeline.OUTPUTS / folder / model / str(params.seeds[0]) for folder in ("finetuned", "source_stats")]
     own, wish = params.run_settings(name, model), params.tune
-    sections = {"seed": True, "tune": True, "source_stats": True, "adapt": {"protocol": True, "augment": True, "runs": {name}}}
-    settings = params.model_dump(mode="json", include=sections)
     source = load_source(params, model, params.seeds[0])
     candidates, steps = tuning.list_candidates(own.search, own.values(), wish.candidates, params.seed, name, model)
 
@@ -42,21 +52,21 @@ def tune_model(params: Params, name: str, model: str) -> dict[str, Any]:
 
     for values in candidates:  # every mistake shows first
         build(values)
-    key = work_key(f"tune {name} {model}", settings, [*inputs, pipeline.OUTPUTS / "data" / "labeled_validation"])
     total = tuning.pairs_to_judge(len(candidates), len(images), wish.images, wish.severities, wish.keep)
-    with Work(pipeline.ROOT / ".resume" / key) as work, tqdm(total=total, desc=f"tune {name} {model}", unit="image") as bar:
-        judge = tuning.Judge(source.network, images, wish.images, wish.severities, candidates, steps, build, params.seed, work,
-                             "tune", params.machine.workers if source.device.type == "cpu" else 0, source.device,
-                             bar.update)  # fmt: skip
+    with tqdm(total=total, desc=f"tune {name} {model}", unit="image") as bar:
+        workers = params.machine.workers if source.device.type == "cpu" else 0
+        judge = tuning.Judge(source.network, images, wish.images, wish.severities, candidates, steps, build, params.seed,
+                             work, model, workers, source.device, bar.update)  # fmt: skip
         trials = tuning.successive_halving(judge, len(candidates), len(wish.images), wish.keep, wish.clean_penalty)
-        found = tuning.choose(trials, candidates, steps, own.trains, wish.clean_penalty, wish.gate)
-        tags = {"model": model, "method": own.method, "run": name, "source_run_id": source.about.get("mlflow_run_id")}
-        parent = tracking.pipeline_run(pipeline.ROOT, execution(params))
-        with tracking.start_run(pipeline.ROOT, stage="tune", name=f"tune {name} · {model}", params=settings["tune"], tags=tags,
-                                parent=parent, resume_key=key) as tracked:  # fmt: skip
-            tracked.log_input("labeled_validation", images.source, images.digest(), len(images), "validation")
-            tracking.log_trials(tracked, tuning.describe(trials, candidates, steps, own.trains, wish.clean_penalty), tags)
-            tracked.log_metrics(found["score"])
+    found = tuning.choose(trials, candidates, steps, own.trains, wish.clean_penalty, wish.gate)
+    told = tuning.describe(trials, candidates, steps, own.trains, wish.clean_penalty)
+    tags = {"model": model, "method": own.method, "run": name, "source_run_id": source.about.get("mlflow_run_id")}
+    parent = tracking.pipeline_run(pipeline.ROOT, execution(params))
+    with tracking.start_run(pipeline.ROOT, stage="tune", name=f"tune {name} · {model}", params=wish.model_dump(mode="json"),
+                            tags=tags, parent=parent, resume_key=f"{work.folder.name} {model}") as tracked:  # fmt: skip
+        tracked.log_input("labeled_validation", images.source, images.digest(), len(images), "validation")
+        tracking.log_trials(tracked, told, tags)
+        tracked.log_metrics([*told[0][1].values()][-1])
     print(f"{name} {model}: {found['settings']}, gate {found['gate']}")
     return found | {"default": own.values()}
 

@@ -74,13 +74,15 @@ def test_alignment_is_joined_by_image_and_averaged_by_shift():
     aligned.loc[aligned["image_id"] == 1, "cosine"] = -0.3
     joined = diagnosis.join_alignment(table, aligned)
     assert len(joined) == len(table)
+    other = pd.concat([table, table.assign(seed=7)])
+    assert set(diagnosis.join_alignment(other, aligned)["seed"]) == {0}  # the gradients are those of one network
     assert set(joined["gain"]) == {-1, 0, 1}
     found = diagnosis.alignment_by_shift(joined).set_index("shift")
-    assert set(found["n"]) == {5}
+    assert set(found["n"]) == {4}  # one image has no gradient
     values = [-0.3, 0.5, 0.5, 0.5]
     low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
     assert found.loc["fog-1", ["cosine", "cosine_low", "cosine_high"]].to_list() == pytest.approx([np.mean(values), low, high])
-    part = joined[(joined["shift"] == "fog-2") & (joined["image_id"] < 5)]
+    part = joined[(joined["shift"] == "fog-2") & joined["image_id"].between(1, 4)]
     assert found.loc["fog-2", "gain"] == pytest.approx(part["gain"].mean())
     assert found.loc["fog-2", "loss_change"] == pytest.approx((part["loss_last"] - part["loss_first"]).mean())
 
@@ -96,11 +98,36 @@ def test_correlations_are_spearmans():
             stats.spearmanr(shifted[signal], shifted["gain"]).statistic
         )
     means = shifted.groupby("shift")[["distance", "gain"]].mean()
-    expected = stats.spearmanr(means["distance"], means["gain"])
-    assert found.loc[("shift", "distance"), ["spearman", "p"]].to_list() == pytest.approx([expected.statistic, expected.pvalue])
+    expected = stats.spearmanr(means["distance"], means["gain"]).statistic
+    assert found.loc[("shift", "distance"), "spearman"] == pytest.approx(expected)
     assert found.loc[("image", "distance"), "n"] == 200
     assert found["label_free"].to_dict()["image", "distance"]
     assert not found["label_free"].to_dict()["image", "cosine"]
+
+
+def test_a_signal_known_for_few_images_is_related_to_the_gain_of_these_alone():
+    table = predictions()
+    few = table["image_id"] < 4
+    table.loc[few, "adapted_prediction"] = table.loc[few, "source_prediction"]  # no gain where the cosine is known
+    aligned = table.loc[few, ["image_id", "shift", "seed"]].assign(
+        cosine=np.linspace(-1, 1, few.sum()), inner=0.0, supervised_loss=0.0
+    )
+    found = diagnosis.correlations(diagnosis.join_alignment(table, aligned), 0)
+    assert "cosine" not in set(found["signal"])
+    assert {"distance", "loss_first"} <= set(found["signal"])
+
+
+def test_permuting_gives_spearmans_coefficient_and_its_exact_p_value():
+    one, other = pd.Series([1.0, 2, 3, 4, 5, 6]), pd.Series([2.0, 1, 4, 3, 6, 5])
+    rho, p = diagnosis.permuted_spearman(one, other, 0)
+    exact = stats.permutation_test((one,), lambda x: stats.spearmanr(x, other).statistic, permutation_type="pairings")
+    assert rho == pytest.approx(stats.spearmanr(one, other).statistic)
+    assert p == pytest.approx(exact.pvalue, abs=0.02)
+
+
+def test_an_untuned_run_has_a_default_and_no_tuned_row():
+    steps = step_rows().replace({"setting": {"tuned": "default"}})
+    assert diagnosis.choices(steps)["choice"].to_list() == ["none", "default", "oracle"]
 
 
 def test_rows_of_one_image_do_not_count_as_independent():

@@ -153,6 +153,11 @@ def test_there_is_no_gate_where_adapting_to_all_is_best():
     assert choose_gate({}, source, source, corruption, 1.0) is None
 
 
+def test_there_is_no_gate_where_adapting_changes_nothing():
+    _, corruption, distance, source, _ = population()
+    assert choose_gate({"distance": distance}, source, source, corruption, 1.0) is None
+
+
 def test_one_corruption_is_too_few_to_judge_a_gate():
     _, corruption, distance, source, adapted = population(kinds=1)
     assert choose_gate({"distance": distance}, source, adapted, corruption, 1.0) is None

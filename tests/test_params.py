@@ -205,6 +205,8 @@ MISTAKES = [
     (RUN + "search", [1], "adapt.runs.ssl.search: expected settings with lists of values, or null", "found [1]"),
     (RUN + "search", {"mask_ratio": [0.5]}, "adapt.runs.ssl.search.mask_ratio: there is no such setting", ""),
     (RUN + "per_model/vit/search", {"mask_ratio": [2.0]}, "adapt.runs.ssl.per_model.vit.search.mask_ratio[0]: expected", "2.0"),
+    ("adapt/runs/none/search", {"lr": [0.1]}, "adapt.runs.none.search.lr: the method takes no steps", "remove it"),
+    ("adapt/runs/ssl/search", {"lr": [0.1], "stepz": [1]}, "adapt.runs.ssl.search.stepz: there is no such setting", "'steps'"),
     ("adapt/runs/none/search", {"prior": [0.1]}, "adapt.runs.none.search: the control has nothing to tune", "remove it"),
     ("distance/images", 5, "distance.images: expected a number greater than or equal to 20", "found 5"),
     ("adapt/protocol", "episodc", "adapt.protocol: found 'episodc'", "did you mean 'episodic'?"),
@@ -411,10 +413,18 @@ class TestSearch:
         assert resolve("actmad", "vit", own).search == {"lr": (0.5,), "form": ("l1", "natural")}
         assert resolve("actmad", "vit", {"adapt/runs/actmad/search": None}).search == {}
 
-    def test_of_one_model_replaces_that_of_the_run(self, resolve):
+    def test_of_one_model_adds_to_that_of_the_run(self, resolve):
         own = {"adapt/runs/ssl/search": {"lr": [0.5]}, "adapt/runs/ssl/per_model/vit/search": {"mask_ratio": [0.5, 0.75]}}
         assert resolve("ssl", "conv", own).search == {"steps": (1, 4), "lr": (0.5,)}
-        assert resolve("ssl", "vit", own).search == {"steps": (1, 4), "lr": (0.1, 0.2), "mask_ratio": (0.5, 0.75)}
+        assert resolve("ssl", "vit", own).search == {"steps": (1, 4), "lr": (0.5,), "mask_ratio": (0.5, 0.75)}
+
+    def test_steps_that_are_not_searched_are_those_of_the_run(self, resolve):
+        found = resolve("actmad", "vit", {"adapt/runs/actmad/search": {"steps": None}})
+        assert found.search == {"lr": (0.1, 0.2)}
+        assert found.values() == {"lr": 1e-3, "steps": 5}
+
+    def test_values_given_twice_count_once(self, resolve):
+        assert resolve("actmad", "vit", {"adapt/runs/actmad/search": {"lr": [0.1, 0.1]}}).search["lr"] == (0.1,)
 
     def test_names_the_values_that_a_run_has_without_tuning(self, resolve):
         own = {"adapt/runs/actmad/search": {"trainable": ["norm"], "form": ["l1"], "layers": [["a"]]}}

@@ -77,7 +77,7 @@ def choices(steps: pd.DataFrame) -> pd.DataFrame:
     curves = along_steps(labeled)
     used = curves[curves["used"]].set_index("setting")
     rows = [none]
-    for choice in ("default", "tuned"):
+    for choice in ("default", "tuned") if "tuned" in used.index else ("default",):
         name = choice if choice in used.index else "tuned"  # the default was what tuning chose
         if name in used.index:
             rows.append({"choice": choice, **used.loc[name, ["settings", "step", "accuracy", "clean_accuracy"]]})
@@ -90,8 +90,9 @@ def choices(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def join_alignment(predictions: pd.DataFrame, aligned: pd.DataFrame) -> pd.DataFrame:
-    """Put the gradients' agreement beside the predictions for the same images; rows are (image, shift) with a label."""
-    table = predictions[predictions["label"] >= 0].merge(aligned, on=["image_id", "shift", "seed"], how="left")
+    """Put the gradients' agreement beside the predictions of the same network; rows are (image, shift) with a label."""
+    known = (predictions["label"] >= 0) & predictions["seed"].isin(aligned["seed"])
+    table = predictions[known].merge(aligned, on=["image_id", "shift", "seed"], how="left")
     right = {name: (table[f"{name}_prediction"] == table["label"]).astype(float) for name in ("source", "adapted")}
     return table.assign(
         gain=right["adapted"] - right["source"],
@@ -101,11 +102,11 @@ def join_alignment(predictions: pd.DataFrame, aligned: pd.DataFrame) -> pd.DataF
 
 
 def alignment_by_shift(joined: pd.DataFrame) -> pd.DataFrame:
-    """Average per shift over the images whose gradients were compared: ``tables/alignment.csv``.
+    """Average per shift over the images whose gradients have an angle: ``tables/alignment.csv``.
 
-    The interval of the mean cosine is Student's.
+    Images without a gradient, which a method leaves alone, have none. The interval of the mean cosine is Student's.
     """
-    known = joined[joined["supervised_loss"].notna()]
+    known = joined[joined["cosine"].notna()]
     groups = known.groupby("shift", sort=False)
     columns = ["cosine", "gain", "loss_change", "confidence_change", "distance"]
     table = groups[columns].mean().assign(n=groups.size())
@@ -117,8 +118,9 @@ def alignment_by_shift(joined: pd.DataFrame) -> pd.DataFrame:
 def correlations(joined: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Rank-correlate every signal with the gain, over images and over shifts: ``tables/correlations.csv``.
 
-    Over images a row is an (image, shift), its gain -1, 0 or 1, and the p-value comes from resampling whole images, since the
-    shifts of one image are not independent. Over shifts it is Spearman's usual one.
+    Both are taken over the rows where the signal is known. Over images a row is an (image, shift), its gain -1, 0 or 1, and the
+    p-value comes from resampling whole images, since the shifts of one image are not independent. Over shifts, the means
+    over their images are correlated, and the p-value comes from permuting the shifts.
 
     Args:
         joined: from `join_alignment`.
@@ -126,21 +128,28 @@ def correlations(joined: pd.DataFrame, seed: int) -> pd.DataFrame:
     """
     shifted = joined[joined["shift"] != "clean"]
     signals = ["cosine", "loss_first", "loss_change", "source_confidence", "confidence_change", "distance"]
-    by_shift = shifted.groupby("shift", sort=False)[[*signals, "gain"]].mean()
     rows = []
     for signal in signals:
-        for level, table in (("image", shifted), ("shift", by_shift.reset_index())):
-            known = table[np.isfinite(table[signal])]
+        finite = shifted[np.isfinite(shifted[signal])]
+        by_shift = finite.groupby("shift", sort=False)[[signal, "gain"]].mean().reset_index()
+        for level, known in (("image", finite), ("shift", by_shift)):
             if len(known) < 3 or known[signal].nunique() < 2 or known["gain"].nunique() < 2:
                 continue
             if level == "shift":
-                found = stats.spearmanr(known[signal], known["gain"])
-                rho, p = float(found.statistic), float(found.pvalue)
+                rho, p = permuted_spearman(known[signal], known["gain"], seed)
             else:
                 rho, p = clustered_spearman(known[signal], known["gain"], known["image_id"], seed)
             label_free = signal in LABEL_FREE
             rows.append({"level": level, "signal": signal, "label_free": label_free, "spearman": rho, "p": p, "n": len(known)})
     return pd.DataFrame(rows)
+
+
+def permuted_spearman(one: pd.Series, other: pd.Series, seed: int) -> tuple[float, float]:
+    """Spearman's rank correlation with the two-sided p-value of random permutations."""
+    x, y = (stats.zscore(stats.rankdata(values)) for values in (one, other))
+    drawn = numpy_generator(seed, "permutation").permuted(np.tile(y, (RESAMPLES, 1)), axis=1)
+    rho = float((x * y).mean())
+    return rho, float((1 + (np.abs(drawn @ x) / len(x) >= abs(rho) - 1e-12).sum()) / (1 + RESAMPLES))
 
 
 def clustered_spearman(one: pd.Series, other: pd.Series, clusters: pd.Series, seed: int) -> tuple[float, float]:

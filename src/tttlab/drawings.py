@@ -118,6 +118,8 @@ def _steps(results: Results) -> Named:
                 "follow the setting in use and the default: a candidate that collapses leaves the panel. Losses of different "
                 "runs have different units."
             )
+            if results.seeds > 1:
+                caption += " Network of the first training seed."
             last = model == results.models[-1]
             yield (
                 f"steps_{model}",

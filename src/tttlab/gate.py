@@ -131,7 +131,7 @@ def choose_gate(
     """
     clean = corruption < 0
     usable = {signal: signals[signal] for signal in ABOVE if signal in signals and np.isfinite(signals[signal]).all()}
-    if len(set(corruption[~clean].tolist())) < 2:
+    if len(set(corruption[~clean].tolist())) < 2 or (source == adapted).all():
         return None
     judged = {signal: left_out(signal, values, source, adapted, corruption, clean_penalty) for signal, values in usable.items()}
     scores = {signal: value for signal, (value, _) in judged.items()} | {None: score(source, adapted, clean, clean_penalty)}
@@ -172,7 +172,8 @@ def fit_threshold(
     signal: Signal, values: np.ndarray, source: np.ndarray, adapted: np.ndarray, clean: np.ndarray, clean_penalty: float
 ) -> Gate:
     """Find the threshold of the highest score among quantiles of the signal; of equals the one that adapts least."""
-    gates = [Gate(signal, float(threshold)) for threshold in np.unique(np.quantile(values, QUANTILES))]
+    shares = QUANTILES if ABOVE[signal] else 1 - QUANTILES
+    gates = [Gate(signal, float(threshold)) for threshold in np.unique(np.quantile(values, shares))]
 
     def key(gate: Gate) -> tuple[float, float]:
         opened = np.asarray(gate.opens(values))

@@ -83,6 +83,8 @@ def tuning(results: Results) -> Iterator[Table]:
         "Accuracy on shifted test images; n: images, the same for all settings of a run. Tuning saw labeled source images "
         "only, under corruptions that are not tested. The oracle is the best of the final candidates and their steps."
     )
+    if results.seeds > 1:
+        caption += " All on the network of the first training seed."
     yield Table("tuning", "tuning", heads, tuple(lines), caption, left=2)
 
 
@@ -109,12 +111,13 @@ def correlations(results: Results) -> Iterator[Table]:
             found = {(row.run, row.level): _correlation(row) for row in part.itertuples()}
             name, free = _SIGNALS.get(signal, signal), "yes" if part["label_free"].all() else "no"
             lines.append(line(name, free, *(found.get(column, Cell("–")) for column in columns)))
-        sizes = rows.groupby(["run", "level"])["n"].max()
-        measured = (f"{run}, per {level}\nn = {sizes[run, level]:,}" for run, level in columns)
+        measured = (f"{run},\nper {level}" for run, level in columns)
         heads = (model, "known before,\nwithout labels", *measured)
         caption = (
             "Spearman's rank correlation with the gain; the gain of one image is −1, 0 or +1. "
-            f"p, per image: from resampling whole images. Bold: p below {ALPHA}, not corrected for the number of signals. "
+            "p, per image: from resampling whole images; per shift: from permuting the shifts. n: where the signal is "
+            f"known{', first training seed' if results.seeds > 1 else ''}. Bold: p below {ALPHA}, not corrected for the "
+            "number of signals. "
             "Only a signal known before adapting, without labels, can drive a gate."
         )
         caption = caption if model == results.models[-1] else ""
@@ -123,7 +126,8 @@ def correlations(results: Results) -> Iterator[Table]:
 
 def _correlation(row: tuple) -> Cell:
     text = f"{row.spearman:+.2f}".replace("-", "−") if known(row.spearman) else "–"
-    return Cell(text, f"p {probability(row.p)}" if known(row.p) else "", "strong" if known(row.p) and row.p < ALPHA else "")
+    note = f"p {probability(row.p)}, n {row.n:,}" if known(row.p) else ""
+    return Cell(text, note, "strong" if known(row.p) and row.p < ALPHA else "")
 
 
 def gates(results: Results) -> Iterator[Table]:
@@ -162,7 +166,7 @@ def _rule(results: Results, model: str, run: str) -> str:
     gate = results.adapted.get((model, run), {}).get("gate")
     if not isinstance(gate, dict) or "threshold" not in gate:
         return ""
-    above = gate.get("above", gate["signal"] != "confidence")
+    above = gate["signal"] != "confidence"
     return f": adapts where the {gate['signal']} is {'≥' if above else '≤'} {significant(gate['threshold'])}"
 
 

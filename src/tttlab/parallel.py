@@ -35,6 +35,7 @@ def _start(job: Callable[[Any], Any]) -> None:
     # The pool ends its workers by this signal. What the parent does with it (an exception that closes its run in MLflow) was
     # inherited, and raised in the wrong moment leaves a worker that never ends.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

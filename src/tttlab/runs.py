@@ -37,6 +37,9 @@ class AdapterSettings(Strict):
     clip: Positive | None = None
 
 
+_OF_TRAINING = ("steps", "optimizer", "lr", "momentum", "trainable", "clip")
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """One run as one model sees it.
@@ -65,7 +68,8 @@ class RunSettings:
     def values(self) -> dict[str, Any]:
         """Give the settings that are tuned, or would be, with the values that they have."""
         flat = self.adapter.model_dump() | self.settings
-        return {key: _plain(flat[key]) for key in self.search if key in flat}
+        keys = [*self.search, *(["steps"] if self.trains and self.search and "steps" not in self.search else [])]
+        return {key: _plain(flat[key]) for key in keys if key in flat}
 
 
 class RunError(Exception):
@@ -100,6 +104,8 @@ def resolve_run(
     method = _method(entry, path, objectives, model, methods)
     override = _override(entry, path, objectives, model)
     values = {key: value for key, value in entry.items() if key not in ("method", "per_model")} | override
+    if all(isinstance(part.get("search"), dict) for part in (entry, override)):
+        values["search"] = entry["search"] | override["search"]
     places = {key: f"{path}.per_model.{model}" if key in override else path for key in values}
     own = declared(method, methods)
     wished = _search(values, places, {**(search or {})} if own.trains else {})
@@ -114,7 +120,9 @@ def resolve_run(
             raise RunError(f"{places['steps']}.steps: {method} does not train, expected 0, found {adapter.steps}")
         adapter = adapter.model_copy(update={"steps": 0})
     settings = settings.model_dump(exclude_unset=True)
-    choice = _check_search(wished, own, f"{places.get('search', path)}.search" if "search" in places else "tune.search")
+    mine = {*(entry.get("search") or {}), *(override.get("search") or {})}
+    origins = {key: f"{places['search']}.search" if key in mine else "tune.search" for key in wished}
+    choice = _check_search(wished, own, origins)
     return RunSettings(method, adapter, settings, own.trains, choice)
 
 
@@ -183,12 +191,15 @@ def _search(values: dict[str, Any], places: dict[str, str], shared: dict[str, An
     return {} if own is None else {key: found for key, found in (shared | own).items() if found is not None}
 
 
-def _check_search(wished: dict[str, Any], own: Declared, place: str) -> dict[str, tuple[Any, ...]]:
+def _check_search(wished: dict[str, Any], own: Declared, origins: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
     """Check every value that tuning may choose as if it were set."""
     sections = (AdapterSettings, own.settings)
-    allowed = [key for section in sections for key in section.model_fields]
+    allowed = [key for section in sections for key in section.model_fields if own.trains or key not in _OF_TRAINING]
     for key, found in wished.items():
-        if key not in allowed or (key == "steps" and not own.trains):
+        place = origins[key]
+        if key in _OF_TRAINING and not own.trains:
+            raise RunError(f"{place}.{key}: the method takes no steps, so there is nothing to tune in it; remove it")
+        if key not in allowed:
             raise RunError(f"{place}.{key}: there is no such setting to tune; {choices(str(key), allowed)}")
         if not isinstance(found, list | tuple) or not found:
             raise RunError(f"{place}.{key}: expected a list of values to choose from, found {show(found)}")
@@ -196,7 +207,7 @@ def _check_search(wished: dict[str, Any], own: Declared, place: str) -> dict[str
             raise RunError(f"{place}.steps: expected at least 1, found 0; without a step nothing is trained")
         for number, value in enumerate(found):
             _validate(sections, {key: value}, {key: place}, place, f"[{number}]")
-    return {key: tuple(_plain(value) for value in found) for key, found in wished.items()}
+    return {key: tuple(dict.fromkeys(_plain(value) for value in found)) for key, found in wished.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -29,6 +29,7 @@ from tttlab.source_statistics import Statistics
 from tttlab.sweep import Block, adapt_to_block
 
 Values = dict[str, Any]
+KEPT = 6  # candidates that are told: the chosen one, and runners-up for comparison
 
 
 def held_out_shifts(severities: Sequence[int]) -> list[Shift]:
@@ -258,7 +259,9 @@ def pairs_to_judge(candidates: int, images: int, counts: Sequence[int | None], s
 def choose(
     trials: Sequence[Trial], candidates: Sequence[Values], steps: Sequence[int], trains: bool, clean_penalty: float, gate: bool
 ) -> dict[str, Any]:
-    """Say what was chosen, as JSON holds it: settings, how they scored, the gate, and all candidates from best to worst.
+    """Say what was chosen, as JSON holds it and `adapt` reads it: settings, the gate, and the best candidates in order.
+
+    Nothing that differs from one execution to the next, such as a time: an equal choice is then an equal file.
 
     Args:
         trials: from `successive_halving`.
@@ -274,8 +277,8 @@ def choose(
     return {
         "tuned": True,
         "settings": ranked[0],
-        "score": trials[0].outcomes[-1].summary(place, clean_penalty),
-        "candidates": ranked,
+        "steps": list(steps),
+        "candidates": ranked[:KEPT],
         "gate": chosen and chosen.as_dict(),
     }
 
