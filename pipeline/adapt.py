@@ -16,7 +16,7 @@ def run(params: Params, name: str) -> None:
     test = ImageSet.load(pipeline.OUTPUTS / "data" / "test")
     images = test.take(balanced_subset(test.image_ids, test.labels, params.shifts.images, params.seed, "shifts"))
     inputs = [pipeline.OUTPUTS / folder for folder in ("finetuned", "source_stats", "data/test", f"tuned/{name}.json")]
-    sections = {"seed": True, "seeds": True, "source_stats": True, "shifts": True, 
+    sections = {"seed": True, "seeds": True, "source_stats": True, "shifts": True,
                 "adapt": {"protocol": True, "augment": True, "curve": True, "runs": {name}}}  # fmt: skip
     settings = params.model_dump(mode="json", include=sections)
     sweeps = {model: [open_sweep(params, name, model, seed, images, fabric) for seed in params.seeds]

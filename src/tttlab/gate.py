@@ -6,7 +6,7 @@ images under corruptions that are never tested on.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import compress
 from typing import Any
 
@@ -41,10 +41,6 @@ class Gate:
     def opens(self, values: Tensor | np.ndarray) -> Any:
         """Tell for which signals ``(N,)`` to adapt; one that is not a number keeps the gate shut."""
         return values >= self.threshold if ABOVE[self.signal] else values <= self.threshold
-
-    def as_dict(self) -> dict[str, Any]:
-        """Write the gate as JSON can hold it."""
-        return asdict(self)
 
 
 def adapt_gated(

@@ -65,6 +65,7 @@ def _expected(error: ErrorDetails) -> str:
     if kind == "too_short":
         return f"at least {context['min_length']} entries" if context["min_length"] > 1 else "at least one entry"
     text = error["msg"].removeprefix("Input should be ").removeprefix("Input should ")
+    text = text.replace("a valid tuple", "a list")
     bound = re.match(r"(greater|less) than", text)
     return f"a number {text}" if bound else text
 

@@ -172,13 +172,17 @@ def judge(
     gate: Gate | None, network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, **settings: Any
 ) -> dict[str, Tensor]:
     """Measure every image's distance to the source and ask the gate, on the clock; arguments as for `signals.measure`."""
-    distance = signals.measure("distance", network, images, method, loop, **settings)[1].cpu()
+
+    def look(signal: signals.Signal) -> tuple[Tensor, float]:
+        began = time.perf_counter()
+        values = signals.measure(signal, network, images, method, loop, **settings)[1].cpu()
+        return values, (time.perf_counter() - began) * 1e3 / len(images)
+
+    distance, spent = look("distance")
     if gate is None:
         return {"distance": distance, "gate_open": torch.ones(len(images), dtype=torch.bool),
                 "gate_milliseconds": torch.zeros(len(images))}  # fmt: skip
-    began = time.perf_counter()
-    values = signals.measure(gate.signal, network, images, method, loop, **settings)[1].cpu()
-    spent = (time.perf_counter() - began) * 1e3 / len(images)
+    values, spent = (distance, spent) if gate.signal == "distance" else look(gate.signal)
     return {"distance": distance, "gate_open": gate.opens(values), "gate_milliseconds": torch.full((len(images),), spent)}
 
 

@@ -8,7 +8,7 @@ Successive halving: Jamieson and Talwalkar, AISTATS 2016, arXiv 1502.07943; the 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -279,7 +279,7 @@ def choose(
         "settings": ranked[0],
         "steps": list(steps),
         "candidates": ranked[:KEPT],
-        "gate": chosen and chosen.as_dict(),
+        "gate": chosen and asdict(chosen),
     }
 
 
