@@ -8,7 +8,8 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 .PHONY: repro test bench ui lint format pins clean
 .DEFAULT_GOAL := repro
 
-repro: .venv/ready  ## run the pipeline, or what of it is out of date
+repro: .venv/ready  ## run the pipeline, or what of it is out of date; PARAMS=settings/<name>.yaml [DATA=folder]: on those settings
+	$(if $(PARAMS),@$(UV) run --quiet python tools/use_settings.py $(PARAMS) $(if $(DATA),--data $(DATA)))
 	$(UV) run dvc repro $(ARGS)
 
 test: .venv/ready  ## the tests

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from tttlab.bootstrap import draw_weights
+from benchmarks.bootstrap import draw_weights
 from tttlab.intervals import crossed_interval
 from tttlab.seeding import numpy_generator
 

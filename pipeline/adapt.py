@@ -10,24 +10,21 @@ def run(params: Params, name: str) -> None:
     """Write outputs/adapted/<run>/<model>.parquet (and .steps.parquet) for every model, and outputs/adapt/<run>.json."""
     from pipeline.processes import open_processes, shared_work
     from pipeline.sweeps import open_sweep
-    from tttlab.data import ImageSet, balanced_subset
 
     fabric = open_processes(params)
-    test = ImageSet.load(pipeline.OUTPUTS / "data" / "test")
-    images = test.take(balanced_subset(test.image_ids, test.labels, params.shifts.images, params.seed, "shifts"))
-    inputs = [pipeline.OUTPUTS / folder for folder in ("finetuned", "source_stats", "data/test", f"tuned/{name}.json")]
+    sets = ("data/test", "data/labeled_validation", "data/shifted")
+    inputs = [pipeline.OUTPUTS / folder for folder in ("finetuned", "source_stats", *sets, f"tuned/{name}.json")]
     sections = {"seed": True, "seeds": True, "source_stats": True, "shifts": True,
                 "adapt": {"protocol": True, "augment": True, "curve": True, "runs": {name}}}  # fmt: skip
     settings = params.model_dump(mode="json", include=sections)
-    sweeps = {model: [open_sweep(params, name, model, seed, images, fabric) for seed in params.seeds]
+    sweeps = {model: [open_sweep(params, name, model, seed, fabric) for seed in params.seeds]
               for model in params.models}  # fmt: skip
     with shared_work(fabric, f"adapt {name}", settings, inputs) as work:
         about = {model: adapt_model(params, name, model, own, work) for model, own in sweeps.items()}
         if not fabric.is_global_zero:
             return  # the first process writes
-    target = pipeline.OUTPUTS / "adapt" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    (pipeline.OUTPUTS / "adapt").mkdir(parents=True, exist_ok=True)
+    (pipeline.OUTPUTS / "adapt" / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def adapt_model(params: Params, name: str, model: str, sweeps: list, work) -> dict:
@@ -55,6 +52,7 @@ def adapt_network(params: Params, sweep, work) -> tuple | None:
     """Adapt one network, with its own run in MLflow; the first process returns predictions and what is told about them."""
     from pipeline.execution import execution
     from tttlab import devices, tracking
+    from tttlab.predictions import score
 
     if not sweep.fabric.is_global_zero:
         return sweep.adapt(work)
@@ -65,7 +63,7 @@ def adapt_network(params: Params, sweep, work) -> tuple | None:
                             resume_key=f"{work.folder.name} {sweep.prefix}") as tracked:  # fmt: skip
         tracked.log_input("test", sweep.images.source, sweep.images.digest(), len(sweep.images), "test")
         table, losses = sweep.adapt(work)
-        tracking.log_predictions(tracked, table)
+        tracking.log_predictions(tracked, score(table))
         memory, curve = devices.peak_memory(sweep.source.device), losses.tolist() if len(losses) > 1 else []
         tracked.log_series("loss/mean", curve)
         tracked.log_metrics({"cost/peak_memory_mb": memory})

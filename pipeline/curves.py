@@ -6,11 +6,10 @@ from typing import Any
 import pandas as pd
 
 from pipeline.loading import build_run
+from pipeline.shifted import open_test
 from pipeline.sweeps import Sweep
 from tttlab import sweep
-from tttlab.data import balanced_subset
 from tttlab.resuming import Work
-from tttlab.shifts import list_shifts
 
 
 def list_settings(run: Sweep) -> dict[str, dict[str, Any]]:
@@ -32,9 +31,11 @@ def adapt_along_steps(run: Sweep, work: Work) -> pd.DataFrame | None:
         there is nothing to follow, and on all processes but the first.
     """
     wish, own, settings = run.params.adapt.curve, run.ready.settings, list_settings(run)
-    count = min(wish.images, len(run.images))
-    images = run.images.take(balanced_subset(run.images.image_ids, run.images.labels, count, run.params.seed, "shifts"))
-    shifts = list_shifts(run.params.shifts.corruptions, wish.severities)
+    if not settings:
+        return None
+    images, shifts = open_test(run.params, wish.images, wish.severities)
+    if all(shift.clean for shift in shifts):
+        return None
     taken = {setting: values.get("steps", own.adapter.steps) for setting, values in settings.items()}
     steps = sorted({0, *run.tuned.get("steps", ()), *taken.values()}) if own.trains else [0]
     longest = {"steps": steps[-1]} if own.trains else {}

@@ -11,23 +11,22 @@ def run(params: Params, model: str) -> None:
     """Write outputs/distances/<model>.csv: a row per training seed, reference, target and metric."""
     import pandas as pd
 
+    from pipeline.shifted import open_test
     from tttlab import checkpoints
     from tttlab.data import ImageSet
     from tttlab.devices import choose_device
-    from tttlab.shifts import list_shifts
 
-    device = choose_device(params.machine.device)
+    device = choose_device(params.machine.device, params.machine.precision)
     networks = [checkpoints.load(pipeline.OUTPUTS / "finetuned" / model / str(seed), device)[0] for seed in params.seeds]
-    sets = {name: ImageSet.load(pipeline.OUTPUTS / "data" / name) for name in ("unlabeled", "labeled_validation", "test")}
-    unlabeled, labeled = (take(params, sets[name], "distance") for name in ("unlabeled", "labeled_validation"))
-    test = take(params, sets["test"].take(rows(params, sets["test"], params.shifts.images, "shifts")), "shifts")
-    shifts = list_shifts(params.shifts.corruptions, params.shifts.severities)
-    shifted = {shift.name: replace(test, pixels=shift.apply(test, params.seed)) for shift in shifts}
+    sets = (ImageSet.load(pipeline.OUTPUTS / "data" / name) for name in ("unlabeled", "labeled_validation"))
+    unlabeled, labeled = (images.take(rows(params, images, params.distance.images, "distance")) for images in sets)
+    test, shifts = open_test(params, params.distance.images)
+    shifts = [shift for shift in shifts if not (shift.clean and shift.images)]  # validation images: a reference themselves
     names = {shift.name: (shift.corruption, shift.severity) for shift in shifts} | {"labeled": ("none", 0)}
     first, tables = ["model", "seed", "reference", "target", "corruption", "severity"], []
     try:
         for seed, network in zip(params.seeds, networks, strict=True):
-            found = measure_network(params, network, unlabeled, labeled, test, shifted).assign(model=model, seed=seed)
+            found = measure_network(params, network, unlabeled, labeled, test, shifts).assign(model=model, seed=seed)
             found[["corruption", "severity"]] = [names[name] for name in found["target"]]
             tables.append(found[first + [column for column in found if column not in first]])
     except UserError as error:  # too few images for this; nothing else needs it
@@ -37,7 +36,7 @@ def run(params: Params, model: str) -> None:
     table.to_csv(pipeline.OUTPUTS / "distances" / f"{model}.csv", index=False, float_format="%.6g")
 
 
-def measure_network(params: Params, network, unlabeled, labeled, test, shifted: dict):
+def measure_network(params: Params, network, unlabeled, labeled, test, shifts):
     """Measure one training of the model: from both references to everything that comes after them."""
     import pandas as pd
 
@@ -48,17 +47,21 @@ def measure_network(params: Params, network, unlabeled, labeled, test, shifted: 
         features, logits, _ = encode(network, images)
         return shift_estimates.Sample(features.numpy(), logits.numpy())
 
-    samples, tables = {name: sample(images) for name, images in shifted.items()}, []
+    def seen(shift):
+        images = shift.of(test)
+        return replace(images, pixels=shift.apply(images, params.seed))
+
+    own = {shift.name: shift.of(test) for shift in shifts}
+    samples, tables = {shift.name: sample(seen(shift)) for shift in shifts}, []
     for name, images, others in (("unlabeled", unlabeled, {"labeled": labeled}), ("labeled", labeled, {})):
-        sizes = [len(test), *map(len, others.values())]
+        sizes = [*map(len, own.values()), *map(len, others.values())]
         size = shift_estimates.sample_size(len(images), *sizes, at_most=params.distance.images)
         labels = images.labels if name == "labeled" else None
         # Targets without labels are not balanced by class: neither must the reference's own samples be.
-        groups = labels if (test.labels >= 0).all() else None
+        groups = labels if all((images.labels >= 0).all() for images in own.values()) else None
         reference = shift_estimates.Reference(sample(images), rows(params, images, size, "distance"), labels, groups)
-        same = rows(params, test, size, "shifts")
         targets = {key: sample(other).take(rows(params, other, size, "distance")) for key, other in others.items()}
-        targets |= {key: found.take(same) for key, found in samples.items()}
+        targets |= {key: found.take(rows(params, own[key], size, "shifts")) for key, found in samples.items()}
         table = shift_estimates.measure(reference, targets, seed=params.seed, permutations=params.distance.permutations)
         tables.append(table.assign(reference=name))
     return pd.concat(tables, ignore_index=True)
@@ -69,11 +72,6 @@ def rows(params: Params, images, count: int | None, key: str):
     from tttlab.data import balanced_subset
 
     return balanced_subset(images.image_ids, images.labels, count, params.seed, key)
-
-
-def take(params: Params, images, key: str):
-    """Keep as many images as params.yaml allows here."""
-    return images.take(rows(params, images, params.distance.images, key))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Ready(NamedTuple):
 
 def load_source(params: Params, model: str, seed: int, device: torch.device | None = None) -> Source:
     """Load the network of one model and training seed; ``device`` None: as ``machine.device`` says."""
-    device = device or devices.choose_device(params.machine.device)
+    device = device or devices.choose_device(params.machine.device, params.machine.precision)
     network, about = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model / str(seed), device)
     statistics = source_statistics.load(pipeline.OUTPUTS / "source_stats" / model / str(seed), about["sha256"])
     return Source(network, about, statistics, device)

@@ -1,56 +1,68 @@
-"""Collect the three image sets of params.yaml under outputs/data: split, checked, and packed into one file each."""
+"""Collect the image sets of params.yaml under outputs/data: checked, split, and packed, or noted where they lie."""
 
 import json
 import os
 import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pipeline
 from tttlab.params import Params
 
+if TYPE_CHECKING:
+    from tttlab.data import ImageSet
+    from tttlab.shifts import Shift
+
 
 def run(params: Params) -> None:
     """Write the sets into a folder beside outputs/data that takes its place at the end: it is never half full."""
-    from tttlab.data import align_classes, check_duplicates, class_counts, gather, split_validation
+    from pipeline.gathering import decode, open_sources
+    from tttlab.data import split_validation
 
-    settings = params.data
-    sets = {
-        which: gather(
-            getattr(settings, which),
-            which,
-            settings.image_size,
-            params.seed,
-            downloads=pipeline.ROOT / "downloads",
-            unreadable=settings.unreadable,
-            workers=params.machine.workers,
-        )
-        for which in ("unlabeled", "labeled", "test")
-    }
-    sets["test"] = align_classes(sets["test"], sets["labeled"].classes, "test")
-    if settings.duplicates == "error":
-        check_duplicates(sets)
-    train, validation = split_validation(sets.pop("labeled"), settings.labeled.validation, params.seed)
-    sets |= {"labeled_train": train, "labeled_validation": validation}
-
+    sets, shifts = decode(params, open_sources(params, pipeline.ROOT / "downloads"))
+    train, validation = split_validation(sets["labeled"], params.data.labeled.validation, params.seed)
     target, partial = pipeline.OUTPUTS / "data", pipeline.OUTPUTS / "data.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    summary = {}
-    for name in ("unlabeled", "labeled_train", "labeled_validation", "test"):
-        images = sets[name]
-        images.save(partial / name)
-        summary[name] = {
-            "images": len(images),
-            "classes": len(images.classes),
-            "images_per_class": class_counts(images),
-            "source": images.source,
-            "sha256": images.digest(),
-            "skipped": len(images.skipped),
-        }
-        print(f"{name:19}{len(images):7,} images, {len(images.classes) or 'no'} classes, from {images.source}")
-        for line in images.skipped if name != "labeled_validation" else ():
-            print(f"  left out: {line}")
+    named = {"unlabeled": sets["unlabeled"], "labeled_train": train, "labeled_validation": validation, "test": sets["test"]}
+    summary = {name: write(images, name, partial / name) for name, images in named.items()}
+    summary |= write_shifted(shifts, partial / "shifted")
     (partial / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
+
+
+def write(images: "ImageSet", name: str, folder) -> dict[str, Any]:
+    """Write one set, say so, and return its entry in the summary."""
+    from tttlab.data import class_counts
+
+    images.save(folder)
+    known = (images.labels >= 0).any()
+    classes = f"{len(images.classes)} classes" if known else "no labels"
+    print(f"{name:19}{len(images):7,} images, {classes}, from {images.source}{'' if images.packed else ', read in place'}")
+    for line in images.skipped if name != "labeled_validation" else ():
+        print(f"  left out: {line}")
+    if name == "test" and not known:
+        print("  its accuracy will be unknown: the images lie in no class folders, or data.test.labels is none")
+    return {
+        "images": len(images),
+        "classes": len(images.classes) if known else 0,
+        "images_per_class": class_counts(images) if known else {},
+        "source": images.source,
+        "sha256": images.digest(),
+        "skipped": len(images.skipped),
+        "packed": images.packed,
+    }
+
+
+def write_shifted(shifts: Sequence["Shift"], folder) -> dict[str, Any]:
+    """Write the images of the shifted sets, with a list of them; return their entries in the summary."""
+    folder.mkdir(parents=True)
+    entries = [{"corruption": shift.corruption, "severity": shift.severity, "folder": quote(shift.name, safe=" ")}
+               for shift in shifts]  # fmt: skip
+    (folder / "shifts.json").write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return {shift.name: write(shift.images, shift.name, folder / entry["folder"])
+            for shift, entry in zip(shifts, entries, strict=True)}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from tttlab.params import Params
 
 def run(params: Params, model: str, seed: int) -> None:
     """Write outputs/pretrained/<model>/<seed>: the network, and its curve."""
+    from pipeline.sizes import image_size
     from pipeline.trainings import log_inputs, open_trainer, write
     from tttlab.checkpoints import build_network
     from tttlab.data import ImageSet
+    from tttlab.errors import UserError
     from tttlab.optimisers import Recipe
     from tttlab.training import last_values, pretrain
     from tttlab.views import Augmentation
@@ -18,7 +20,9 @@ def run(params: Params, model: str, seed: int) -> None:
     folders = [pipeline.OUTPUTS / "data" / name for name in ("unlabeled", "labeled_train", "labeled_validation")]
     unlabeled, train, validation = (ImageSet.load(folder) for folder in folders)
     chosen = params.models[model].model_dump(mode="json", exclude={"finetune"})
-    size = params.data.image_size
+    size = unlabeled.pixels.shape[1]
+    if (wanted := image_size(params)) != size:
+        raise UserError(f"outputs/data: expected images of {wanted} pixels, found {size}; run dvc repro -f prepare")
     settings = {"seed": seed, "image_size": size, "models": {model: chosen}}
     recipe = dict(chosen["pretrain"])
     augmentation = Augmentation(**recipe.pop("augment"))

@@ -24,7 +24,7 @@ def open_fabric(params: Params) -> "Fabric":
 def open_processes(params: Params) -> "ranks.Alone | Fabric":
     """Do the same for a stage that does not train."""
     devices, nodes = started(os.environ) or (params.machine.devices, 1)
-    return ranks.open_processes(params.machine.device, devices, nodes)
+    return ranks.open_processes(params.machine.device, params.machine.precision, devices, nodes)
 
 
 def started(environment: Mapping[str, str]) -> tuple[int, int] | None:

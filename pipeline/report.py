@@ -1,5 +1,6 @@
 """Show the comparison: figures, one HTML page, MLflow, and a table on the terminal."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 def run(params: Params) -> None:
     """Draw, write and log what evaluate computed."""
+    from pipeline.shifted import open_test
     from tttlab import drawings, page, pictures, plots, report
     from tttlab.data import ImageSet
     from tttlab.results import Results
@@ -19,14 +21,16 @@ def run(params: Params) -> None:
     outputs, shifts = pipeline.OUTPUTS, params.shifts
     results = Results.read(outputs, list(params.models), list(params.adapt.runs))
     test = ImageSet.load(outputs / "data" / "test")
+    tested, tested_shifts = open_test(params)
     shown = pictures.shift_pictures(test, shifts.corruptions, shifts.severities, params.seed)
-    drawn = drawings.draw(results, shown, shifts.severities)
+    drawn = drawings.draw(results, shown, shifts.severities, pictures.set_pictures(tested_shifts))
     files = {name: outputs / "figures" / f"{name}.png" for name in drawn}
     for name, path in files.items():
         plots.save_png(drawn[name].figure, path)
     trained = [key for key in results.summary if results.trains(*key)]
-    flips = [found for key in trained if (found := pictures.read_flips(outputs, *key, test, params.seed))]
-    note = report.about(results, test.source, shifts.corruptions, shifts.severities, params.adapt.protocol)
+    read = partial(pictures.read_flips, outputs, test=tested, shifts=tested_shifts, seed=params.seed)
+    flips = [found for key in trained if (found := read(*key))]
+    note = report.about(results, test.source, shifts, params.adapt.protocol)
     target = outputs / "report.html"
     target.write_text(page.render(results, drawn, params.model_dump(mode="json"), note, flips), encoding="utf-8")
     _log(params, results, files, target)

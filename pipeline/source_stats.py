@@ -9,7 +9,7 @@ def run(params: Params, model: str, seed: int) -> None:
     from tttlab import checkpoints, source_statistics
     from tttlab.devices import choose_device
 
-    device = choose_device(params.machine.device)
+    device = choose_device(params.machine.device, params.machine.precision)
     network, about = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model / str(seed), device)
     batches = source_batches(params, device)
     statistics = source_statistics.layer_statistics(network, batches)

@@ -7,11 +7,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.loading import Ready, Source, build_run, load_gate, load_source, load_tuned
+from pipeline.shifted import open_test
 from tttlab import sweep
 from tttlab.data import ImageSet
 from tttlab.params import Params
 from tttlab.resuming import Work
-from tttlab.shifts import list_shifts
+from tttlab.shifts import Shift
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 
 
 class Sweep(NamedTuple):
-    """A run (``name``) on one network: ``tuned`` is what was chosen, ``ready`` the run with it; ``images`` are clean."""
+    """A run (``name``) on one network: ``tuned`` is what was chosen, ``ready`` the run with it; ``images``: the test set."""
 
     params: Params
     name: str
     model: str
     seed: int
     images: ImageSet
+    shifts: list[Shift]
     fabric: "Alone | Fabric"
     source: Source
     tuned: dict[str, Any]
@@ -51,8 +53,7 @@ class Sweep(NamedTuple):
 
     def adapt(self, work: Work) -> tuple[pd.DataFrame, np.ndarray] | None:
         """Adapt to this process's share of all shifted images; the first process returns what all found."""
-        shifts = list_shifts(self.params.shifts.corruptions, self.params.shifts.severities)
-        found = self.over(shifts, self.images, self.ready, work, self.prefix, gate=load_gate(self.tuned))
+        found = self.over(self.shifts, self.images, self.ready, work, self.prefix, gate=load_gate(self.tuned))
         if found is not None:
             found[0].insert(1, "seed", self.seed)
         return found
@@ -60,7 +61,7 @@ class Sweep(NamedTuple):
     def over(self, shifts: list, images: ImageSet, ready: Ready, work: Work, prefix: str, **settings: Any):
         """Adapt to any images under any shifts, with a progress bar; see `tttlab.sweep.adapt_to_shifts`."""
         fabric, machine, device = self.fabric, self.params.machine, self.source.device
-        total, hidden = len(shifts) * len(images) // fabric.world_size, not fabric.is_global_zero
+        total, hidden = sum(len(shift.of(images)) for shift in shifts) // fabric.world_size, not fabric.is_global_zero
         with tqdm(total=total, desc=f"{self.name} {prefix}", unit="image", mininterval=1, disable=hidden) as bar:
             return sweep.adapt_to_shifts(
                 self.source.network, ready.method, ready.loop, images, shifts, statistics=ready.statistics,
@@ -70,8 +71,8 @@ class Sweep(NamedTuple):
             )  # fmt: skip
 
 
-def open_sweep(params: Params, name: str, model: str, seed: int, images: ImageSet, fabric: "Alone | Fabric") -> Sweep:
+def open_sweep(params: Params, name: str, model: str, seed: int, fabric: "Alone | Fabric") -> Sweep:
     """Load what is needed; every mistake shows here, before any work."""
     source, tuned = load_source(params, model, seed, fabric.device), load_tuned(name, model)
     ready = build_run(params, name, model, source, tuned["settings"])
-    return Sweep(params, name, model, seed, images, fabric, source, tuned, ready)
+    return Sweep(params, name, model, seed, *open_test(params), fabric, source, tuned, ready)

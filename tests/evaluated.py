@@ -12,6 +12,8 @@ import pandas as pd
 from scipy import stats
 
 from tttlab.data import ImageSet
+from tttlab.params import Shifts
+from tttlab.shifts import Shift, list_shifts
 
 MODELS = ("convnet", "vit")
 CORRUPTIONS, SEVERITIES = ("fog", "frost", "gaussian_noise", "jpeg_compression"), (1, 5)
@@ -29,13 +31,17 @@ OPTIONAL = ("reliability", "steps", "tuning", "alignment", "correlations", "dist
 
 def write_project(
     outputs: Path, *, models=MODELS, runs=tuple(RUNS), corruptions=CORRUPTIONS, severities=SEVERITIES, images=40, seeds=(0,),
-    labeled=True, optional=OPTIONAL, gated=("ssl", "actmad"), test=None,
+    labeled=True, optional=OPTIONAL, gated=("ssl", "actmad"), test=None, sets=None,
 ) -> SimpleNamespace:  # fmt: skip
-    """Write outputs/{data/test,adapt,predictions,tables,metrics.json}; return the settings that they belong to."""
-    test = test or blobs(images)
+    """Write outputs/{data/{test,shifted},adapt,predictions,tables,metrics.json}; return the settings that they belong to.
+
+    Images that come shifted are given in ``sets``, by the name of their shift, ``<set>/<shift>``.
+    """
+    test, sets = test or blobs(images), sets or {}
     test.save(outputs / "data" / "test")
     test = test.take(range(min(images, len(test))))
-    shifts = [("clean", "none", 0), *((f"{c}-{s}", c, s) for c in corruptions for s in severities)]
+    write_sets(outputs / "data" / "shifted", sets)
+    shifts = [*list_shifts(corruptions, severities), *(Shift(name, 0, own) for name, own in sets.items())]
     predictions = {}
     for model in models:
         for run in runs:
@@ -64,41 +70,59 @@ def write_project(
         seed=3,
         seeds=tuple(seeds),
         models=dict.fromkeys(models),
-        shifts=SimpleNamespace(corruptions=corruptions, severities=severities),
+        shifts=settings(corruptions, severities, sets),
         adapt=SimpleNamespace(runs=dict.fromkeys(runs), protocol="episodic"),
         model_dump=lambda **_: {"seed": 3, "models": {"vit": {"note": "</pre><script>alert(1)</script>"}}},
     )
 
 
-def blobs(images: int) -> ImageSet:
+def settings(corruptions=CORRUPTIONS, severities=SEVERITIES, sets=(), clean="test") -> Shifts:
+    """Give the section ``shifts`` of params.yaml; the sets by their names alone, without a folder where they lie."""
+    names = dict.fromkeys(name.partition("/")[0] for name in sets)
+    return Shifts.model_construct(clean=clean, corruptions=corruptions, severities=severities, images=None, sets=names)
+
+
+def write_sets(folder: Path, sets) -> None:
+    """Write what `prepare` leaves of sets that come shifted."""
+    folder.mkdir(parents=True)
+    entries = []
+    for number, (name, images) in enumerate(sets.items()):
+        images.save(folder / str(number))
+        entries.append({"corruption": name, "severity": 0, "folder": str(number)})
+    (folder / "shifts.json").write_text(json.dumps(entries), encoding="utf-8")
+
+
+def blobs(images: int, prefix="test", seed=0) -> ImageSet:
     """Draw smooth pictures, a class a hue."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     coarse = generator.integers(256, size=(images, 4, 4, 3), dtype=np.uint8)
     labels = np.arange(images) % 3
     pixels = np.kron(coarse, np.ones((1, 4, 4, 1), np.uint8))
-    return ImageSet(pixels, labels, tuple(f"test/{i}" for i in range(images)), ("a", "b <i>", "c"), source="a <source>")
+    return ImageSet(pixels, labels, tuple(f"{prefix}/{i}" for i in range(images)), ("a", "b <i>", "c"), source="a <source>")
 
 
 def predict(model, run, test, shifts, seeds, gated) -> pd.DataFrame:
     """Draw predictions: the source's depend on (model, seed, shift) alone, as they must."""
     untrained, training, harm, cost, _ = RUNS[run]
-    count, classes = len(test), len(test.classes)
     blocks = []
     for seed in seeds:
-        for number, (shift, corruption, severity) in enumerate(shifts):
+        for number, shift in enumerate(shifts):
+            corruption, severity, images = shift.corruption, shift.severity, shift.of(test)
+            count, classes = len(images), len(images.classes)
             shared = np.random.default_rng([len(model), seed, number])
             own = np.random.default_rng([len(model), seed, number, list(RUNS).index(run)])
-            strength = severity * (0.15 + 0.1 * (sum(map(ord, corruption)) % 5)) * (1.0 if model == "convnet" else 0.8)
+            grade = severity or (0 if shift.clean else 5)  # what has no degrees is shifted all the same
+            strength = grade * (0.15 + 0.1 * (sum(map(ord, corruption)) % 5)) * (1.0 if model == "convnet" else 0.8)
             curable = 0.3 + (sum(map(ord, corruption)) % 3) / 2
             source = shared.normal(2.2 - strength, 1, count)
             distance = shared.lognormal(0, 0.15, count) * (1 + 0.5 * strength)
             before = source + untrained * curable * strength * 0.7
             after = before + training * strength * 0.6 + own.normal(0, 1e-9 + harm, count)
-            wrong = (test.labels + shared.integers(1, classes, count)) % classes
+            wrong = (images.labels + shared.integers(1, classes, count)) % classes
             margins = {"source": source, "untrained": before if training else after, "adapted": after}
-            columns = {"image_id": test.image_ids, "seed": seed, "shift": shift, "corruption": corruption}
-            columns |= {"severity": severity, "label": test.labels}
-            columns |= {f"{who}_prediction": np.where(m > 0, test.labels, wrong) for who, m in margins.items()}
+            columns = {"image_id": images.image_ids, "seed": seed, "shift": shift.name, "corruption": corruption}
+            columns |= {"severity": severity, "label": images.labels}
+            columns |= {f"{who}_prediction": np.where(m > 0, images.labels, wrong) for who, m in margins.items()}
             columns |= {f"{who}_confidence": 0.3 + 0.7 * np.tanh(np.abs(margins[who])) for who in ("source", "adapted")}
             loss = 2 + 0.3 * distance if training else np.full(count, np.nan)
             columns |= {"loss_first": loss, "loss_last": 0.8 * loss, "distance": distance}
@@ -167,6 +191,7 @@ def summary(table, gated, seeds) -> dict:
     entry |= {"images": table["image_id"].nunique(), "seeds": seeds}
     entry |= {"gain_seed_sd": 0.004 if seeds > 1 else None, "fell_back": int(shifted["fell_back"].sum())}
     entry |= {f"milliseconds_p{p}": shifted["milliseconds"].quantile(p / 100) for p in (50, 95)}
+    entry["milliseconds_mean"] = shifted["milliseconds"].mean()
     entry["gated"] = None
     if gated:
         kept = gate(shifted)
@@ -207,7 +232,8 @@ def compared(predictions) -> dict[str, pd.DataFrame]:
         tables["by_corruption"] += [
             {**key, "corruption": name, **accuracies(part)} for name, part in shifted.groupby("corruption", sort=False)
         ]
-        tables["by_severity"] += [{**key, "severity": name, **accuracies(part)} for name, part in table.groupby("severity")]
+        graded = table[(table["severity"] > 0) | (table["shift"] == "clean")]
+        tables["by_severity"] += [{**key, "severity": name, **accuracies(part)} for name, part in graded.groupby("severity")]
         for who in ("source", "adapted"):
             bins = (15 * shifted[f"{who}_confidence"]).astype(int).clip(upper=14)
             for number in range(15):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tttlab.bootstrap import paired_interval
+from benchmarks.bootstrap import paired_interval
 
 
 def interval(difference) -> np.ndarray:

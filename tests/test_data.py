@@ -14,6 +14,7 @@ from tttlab.data import (
     ImageSet,
     align_classes,
     balanced_subset,
+    check_classes,
     check_duplicates,
     class_counts,
     gather,
@@ -22,7 +23,7 @@ from tttlab.data import (
 )
 from tttlab.decoding import to_square
 from tttlab.errors import UserError
-from tttlab.params import ImageSpec
+from tttlab.params import ImageSpec, TargetSpec
 from tttlab.sources import Source, open_source
 
 CIFAR = Path(os.environ.get("TTTLAB_DATA", Path(__file__).parent.parent / "../shared/data")) / "cifar10"
@@ -43,16 +44,23 @@ def write_tree(root, counts, suffix=".png"):
 
 
 def spec(root=None, source="folder", **more):
-    return ImageSpec(source=source, root=root and str(root), **more)
+    return TargetSpec(source=source, root=root and str(root), **more)
 
 
-def collect(root, which="labeled", tmp=Path("unused"), **more):
-    options = {key: more.pop(key) for key in ("unreadable", "workers") if key in more}
-    return gather(spec(root, **more), which, 8, 0, downloads=tmp, **options)
+def fill(spec, which, size=8, downloads=Path("unused"), **options):
+    """Open the source of a set and gather from it, as the stage does."""
+    if which != "test":  # the other sets know no `labels`
+        spec = ImageSpec(**spec.model_dump(exclude={"labels"}))
+    return gather(open_source(spec, which, downloads), spec, which, size, 0, **options)
+
+
+def collect(root, which="labeled", **more):
+    options = {key: more.pop(key) for key in ("unreadable", "workers", "pack_below") if key in more}
+    return fill(spec(root, **more), which, **options)
 
 
 def digits(which="test", **more):
-    return gather(spec(source="sklearn/digits", **more), which, 32, 0, downloads=Path("unused"))
+    return fill(spec(source="sklearn/digits", **more), which, 32)
 
 
 def fake_source(sizes):
@@ -264,11 +272,46 @@ def test_an_empty_class_is_named(tmp_path):
         collect(tmp_path, "test")
 
 
-def test_images_outside_a_class_are_named(tmp_path):
+@pytest.mark.parametrize("which", ["labeled", "test"])
+def test_images_outside_a_class_are_named(tmp_path, which):
     write_tree(tmp_path, {"cat": 2})
     picture().save(tmp_path / "loose.png")
-    with pytest.raises(UserError, match=r"^data\.labeled\.root: expected <class>/<image> in .*, found loose\.png"):
+    with pytest.raises(UserError, match=rf"^data\.{which}\.root: expected <class>/<image> in .*, found loose\.png"):
+        collect(tmp_path, which)
+
+
+def test_test_images_that_lie_in_no_folder_have_no_labels_and_labeled_ones_must(tmp_path):
+    for name in ("b.png", "a.jpg"):
+        picture().save(tmp_path / name)
+    images = collect(tmp_path, "test")
+    assert (images.image_ids, images.labels.tolist(), images.classes) == (("a.jpg", "b.png"), [-1, -1], ())
+    with pytest.raises(UserError, match=r"^data\.labeled\.root: expected <class>/<image> in .*, found a\.jpg"):
         collect(tmp_path)
+
+
+def test_folders_that_are_no_classes_may_hold_anything(tmp_path):
+    write_tree(tmp_path, {"monday/early": 2, "tuesday": 3, "empty": 0})
+    picture().save(tmp_path / "loose.png")
+    images = collect(tmp_path, "test", labels="none")
+    assert images.image_ids[:3] == ("loose.png", "monday/early/000.png", "monday/early/001.png")
+    assert (set(images.labels), len(images), images.classes) == ({-1}, 6, ())
+
+
+def test_labels_of_a_named_source_can_be_left_aside_too():
+    images = digits(labels="none")
+    assert set(images.labels) == {-1}
+    assert images.classes == ()
+    assert digits().image_ids == images.image_ids
+
+
+def test_a_limit_takes_no_notice_of_folders_that_are_no_classes(tmp_path):
+    """Else all of the few images of monday would be among them."""
+    write_tree(tmp_path, {"monday": 3, "tuesday": 60})
+    days = [name.partition("/")[0] for name in collect(tmp_path, "test", labels="none", limit=20).image_ids]
+    assert len(days) == 20
+    assert days.count("monday") < 3
+    classes = [name.partition("/")[0] for name in collect(tmp_path, "test", limit=20).image_ids]
+    assert classes.count("monday") == 3
 
 
 def test_a_folder_without_images_is_named(tmp_path):
@@ -338,7 +381,7 @@ def test_an_image_too_large_to_be_true_is_named(tmp_path, monkeypatch):
 def test_real_photographs_keep_their_pixels():
     if not CIFAR.is_dir():
         pytest.skip(f"CIFAR-10 is not in {CIFAR}; set TTTLAB_DATA")
-    images = gather(spec(CIFAR, split="test", limit=50), "test", 32, 0, downloads=Path("unused"), workers=2)
+    images = fill(spec(CIFAR, split="test", limit=50), "test", 32, workers=2)
     assert len(images.classes) == 10
     assert set(class_counts(images).values()) == {5}
     for index in (0, 49):
@@ -380,6 +423,16 @@ def test_a_tar_file_per_class(tmp_path):
         tree = write_tree(tmp_path / "tree", {name: 2})
         pack(tmp_path / f"{name}.tar", tree / name)
     assert collect(tmp_path, source="tar").classes == ("cat", "dog")
+
+
+def test_a_tar_file_of_test_images_may_hold_no_classes(tmp_path):
+    tree = write_tree(tmp_path / "tree", {".": 3})
+    loose = collect(pack(tmp_path / "loose.tar", tree), "test", source="tar")
+    assert (loose.image_ids, loose.classes) == (("000.png", "001.png", "002.png"), ())
+    assert loose.labels.tolist() == [-1] * 3
+    days = pack(tmp_path / "days.tar", write_tree(tmp_path / "days", {"monday": 2, "tuesday": 1}))
+    assert collect(days, "test", source="tar").classes == ("monday", "tuesday")
+    assert collect(days, "test", source="tar", labels="none").labels.tolist() == [-1] * 3
 
 
 def test_tar_files_that_cannot_be_used_are_named(tmp_path):
@@ -431,7 +484,7 @@ class ReaderLike(list):
 def test_a_torchvision_set_is_fetched_through_timm(factory, tmp_path):
     pictures = [picture(8, 8) for _ in range(3)]
     factory.result = TorchvisionLike((image, None) for image in pictures)
-    images = gather(spec(source="torch/cifar10", split="train"), "labeled", 8, 0, downloads=tmp_path / "down")
+    images = fill(spec(source="torch/cifar10", split="train"), "labeled", downloads=tmp_path / "down")
     name, options = factory.seen[0]
     assert (name, options["split"], options["download"]) == ("torch/cifar10", "train", True)
     assert Path(options["root"]) == tmp_path / "down"
@@ -445,23 +498,25 @@ def test_a_hugging_face_set_is_read_past_timms_replacement_of_bad_images(factory
     good = saved(picture(8, 8), format="PNG")
     factory.result = types.SimpleNamespace(reader=ReaderLike([(good, 0), (io.BytesIO(b"bad"), 1)]))
     with pytest.raises(UserError, match=r"^data\.test: 1 of 2 files cannot be read .* first is someone/fruit/val/0000001"):
-        gather(spec(source="hfds/someone/fruit", split="val"), "test", 8, 0, downloads=tmp_path)
+        fill(spec(source="hfds/someone/fruit", split="val"), "test", downloads=tmp_path)
 
 
-def test_a_set_without_labels_serves_as_unlabeled_only(factory, tmp_path):
+def test_a_named_set_without_labels_serves_for_all_but_training_a_classifier(factory, tmp_path):
     factory.result = types.SimpleNamespace(
         reader=ReaderLike([(saved(picture(8, 8), format="PNG"), -1), (saved(picture(8, 8), format="PNG"), -1)])
     )
     named = spec(source="hfds/someone/fruit", split="test")
-    with pytest.raises(UserError, match=r"^data\.test\.split: .* has no labels"):
-        gather(named, "test", 8, 0, downloads=tmp_path)
-    assert len(gather(named, "unlabeled", 8, 0, downloads=tmp_path)) == 2
+    with pytest.raises(UserError, match=r"^data\.labeled\.split: .* has no labels"):
+        fill(named, "labeled", downloads=tmp_path)
+    for which in ("unlabeled", "test"):
+        images = fill(named, which, downloads=tmp_path)
+        assert (images.labels.tolist(), images.classes) == ([-1, -1], ())
 
 
 def test_a_failed_download_is_one_line(factory, tmp_path):
     factory.result = RuntimeError("no network\nlong story")
     with pytest.raises(UserError, match=r"^data\.test\.source: torch/mnist .* cannot be fetched: no network$"):
-        gather(spec(source="torch/mnist", split="test"), "test", 8, 0, downloads=tmp_path)
+        fill(spec(source="torch/mnist", split="test"), "test", downloads=tmp_path)
 
 
 # --- sets together -----------------------------------------------------------------------------------------------
@@ -469,29 +524,67 @@ def test_a_failed_download_is_one_line(factory, tmp_path):
 
 def test_labels_follow_the_labeled_classes_by_name(tmp_path):
     test = collect(write_tree(tmp_path, {"dog": 1, "cat": 2}), "test")
-    aligned = align_classes(test, ("ant", "cat", "cow", "dog"), "test")
+    aligned = align_classes(test, ("ant", "cat", "cow", "dog"))
     assert aligned.labels.tolist() == [1, 1, 3]
     assert class_counts(aligned) == {"ant": 0, "cat": 2, "cow": 0, "dog": 1}
 
 
-def test_a_test_class_that_was_never_trained_is_named(tmp_path):
-    test = collect(write_tree(tmp_path, {"dgo": 1, "cat": 2}), "test")
-    with pytest.raises(UserError, match=r"^data\.test: class 'dgo' is not in data\.labeled; did you mean 'dog'\?"):
-        align_classes(test, ("cat", "dog"), "test")
+def test_a_test_class_that_was_never_trained_is_named():
+    check_classes(("cat",), ("cat", "dog"), "data.test")
+    with pytest.raises(UserError, match=r"^data\.test: class 'dgo' is not in data\.labeled; did you mean 'dog'\?") as caught:
+        check_classes(("cat", "dgo"), ("cat", "dog"), "data.test")
+    assert "set labels: none if the folders are no classes" in str(caught.value)
 
 
-def test_the_same_pixels_in_two_sets_are_named_and_counted(tmp_path):
+def test_images_without_labels_stay_without_when_classes_are_aligned(tmp_path):
+    test = collect(write_tree(tmp_path, {"dog": 1, "cat": 2}), "test", labels="none")
+    assert test.classes == ()
+    aligned = align_classes(test, ("cat", "dog"))
+    assert aligned.labels.tolist() == [-1, -1, -1]
+    assert aligned.classes == ("cat", "dog")
+
+
+def same_pixels(image, other):
+    """Put the bytes of one file into another."""
+    other.write_bytes(image.read_bytes())
+
+
+@pytest.mark.parametrize("pack_below", [0, 1024])
+def test_the_same_pixels_in_two_sets_are_named_and_counted(tmp_path, pack_below):
     write_tree(tmp_path / "a", {"cat": 3})
     write_tree(tmp_path / "b", {"dog": 3})
-    sets = {"labeled": collect(tmp_path / "a"), "test": collect(tmp_path / "b", "test")}
-    check_duplicates(sets)
+    trained = {"data.labeled": collect(tmp_path / "a", pack_below=pack_below)}
+    check_duplicates(trained, {"data.test": collect(tmp_path / "b", "test")})
     for index in (1, 2):
-        (tmp_path / "b" / "dog" / f"00{index}.png").write_bytes((tmp_path / "a" / "cat" / "000.png").read_bytes())
-    sets["test"] = collect(tmp_path / "b", "test")
+        same_pixels(tmp_path / "a/cat/000.png", tmp_path / f"b/dog/00{index}.png")
+    test = collect(tmp_path / "b", "test", pack_below=pack_below)
     with pytest.raises(UserError, match=r"^data\.test: .*b/dog/001\.png has the same pixels as .*a/cat/000\.png") as caught:
-        check_duplicates(sets)
-    assert "2 such images" in str(caught.value)
-    check_duplicates({"test": sets["test"]})  # twice within one set is no leak
+        check_duplicates(trained, {"data.test": test})
+    assert "of data.labeled (2 such images in all)" in str(caught.value)
+    check_duplicates({}, {"data.test": test})  # twice within one set is no leak
+
+
+def test_two_sets_to_train_on_must_differ_and_two_to_test_on_need_not(tmp_path):
+    write_tree(tmp_path / "a", {"cat": 3})
+    write_tree(tmp_path / "b", {"dog": 3})
+    same_pixels(tmp_path / "a/cat/002.png", tmp_path / "b/dog/000.png")
+    one, other = collect(tmp_path / "a"), collect(tmp_path / "b")
+    check_duplicates({}, {"data.test": one, "shifts.sets.c": other})
+    with pytest.raises(
+        UserError, match=r"^data\.labeled: .*b/dog/000\.png has the same pixels as .*a/cat/002\.png of data\.unl"
+    ):
+        check_duplicates({"data.unlabeled": one, "data.labeled": other}, {})
+
+
+def test_an_image_in_every_set_is_told_for_those_that_are_tested_on_too(tmp_path):
+    """A set that is tested on must not own what the next one shares with a set that is trained on."""
+    for name in "abc":
+        write_tree(tmp_path / name, {"cat": 2})
+    for name in "bc":
+        same_pixels(tmp_path / "a/cat/000.png", tmp_path / name / "cat/001.png")
+    a, b, c = (collect(tmp_path / name) for name in "abc")
+    with pytest.raises(UserError, match=r"^data\.test: .*b/cat/001\.png .* as .*a/cat/000\.png of data\.labeled \(2 such"):
+        check_duplicates({"data.labeled": a}, {"data.test": b, "shifts.sets.c": c})
 
 
 def test_a_set_survives_saving(tmp_path):

@@ -64,6 +64,7 @@ def predictions(images: int = 40, shifts: int = 6, seed: int = 0) -> pd.DataFram
         seed=0, label=rng.integers(0, 3, count), source_prediction=rng.integers(0, 3, count),
         adapted_prediction=rng.integers(0, 3, count), source_confidence=rng.random(count), adapted_confidence=rng.random(count),
         loss_first=rng.random(count), loss_last=rng.random(count), distance=rng.random(count),
+        untrained_prediction=rng.integers(0, 3, count), gate_open=True, gate_milliseconds=0.0, milliseconds=1.0,
     )  # fmt: skip
 
 

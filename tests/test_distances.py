@@ -1,4 +1,6 @@
 import math
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import trainings
+from evaluated import write_sets
 from scipy import linalg, stats
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
@@ -19,6 +22,7 @@ from tttlab import checkpoints, distances, shift_estimates
 from tttlab.data import ImageSet
 from tttlab.distances import Gaussian
 from tttlab.errors import UserError
+from tttlab.params import Shifts
 from tttlab.shift_estimates import ESTIMATES, Reference, Sample
 
 
@@ -309,14 +313,15 @@ class TestStage:
             images = trainings.image_set(count, seed=count)
             unlabeled = ImageSet(images.pixels, np.full(count, -1), images.image_ids, ())
             (unlabeled if name == "unlabeled" else images).save(tmp_path / "data" / name)
+        write_sets(tmp_path / "data" / "shifted", {})
         return tmp_path
 
     @staticmethod
-    def measured(root, images: int = 200) -> pd.DataFrame:
+    def measured(root, images: int = 200, shifts: Shifts | None = None) -> pd.DataFrame:
         params = SimpleNamespace(
-            seed=0, seeds=(0, 1), machine=SimpleNamespace(device="cpu"),
+            seed=0, seeds=(0, 1), machine=SimpleNamespace(device="cpu", precision="auto"),
             distance=SimpleNamespace(images=images, permutations=19),
-            shifts=SimpleNamespace(corruptions=("fog",), severities=(1, 5), images=None),
+            shifts=shifts or Shifts(corruptions=("fog",), severities=(1, 5)),
         )  # fmt: skip
         distance.run(params, "tiny")
         return pd.read_csv(root / "distances" / "tiny.csv")
@@ -356,6 +361,30 @@ class TestStage:
         found = self.measured(root)
         same = ["target", "metric", "value", "n_target"]
         pd.testing.assert_frame_equal(found[same], expected[same])
+
+    def test_images_that_came_shifted_are_targets_and_the_fewest_are_the_number_for_all(self, root):
+        shutil.rmtree(root / "data" / "shifted")
+        photos = trainings.image_set(30, seed=7).take(range(14))
+        bright = replace(
+            photos, pixels=np.maximum(photos.pixels, 200), image_ids=tuple(f"b/{name}" for name in photos.image_ids)
+        )
+        write_sets(root / "data" / "shifted", {"photos/as they were": photos, "photos/bright": bright})
+        table = self.measured(root)
+        home = table[(table["reference"] == "labeled") & (table["metric"] == "mmd") & (table["seed"] == 0)].set_index("target")
+        assert home[["corruption", "severity"]].to_numpy().tolist() == [
+            ["none", 0], ["fog", 1], ["fog", 5], ["photos/as they were", 0], ["photos/bright", 0]
+        ]  # fmt: skip
+        assert (table[["n_reference", "n_target"]] == 14).all(axis=None)
+        assert home.loc["photos/bright", "value"] > home.loc["photos/bright", "floor_high"]
+        assert home.loc["photos/bright", "value"] > home.loc["photos/as they were", "value"]
+
+    def test_test_images_that_are_themselves_shifted_take_the_place_of_clean_ones(self, root):
+        shifts = Shifts(clean="validation", corruptions=("fog",), severities=(5,))
+        table = self.measured(root, shifts=shifts)
+        assert table["target"].unique().tolist() == ["labeled", "test", "fog-5"]
+        plain = self.measured(root).set_index(["seed", "reference", "target", "metric"])["value"]
+        value = table.set_index(["seed", "reference", "target", "metric"])["value"]
+        assert value.xs("test", level="target").to_dict() == plain.xs("clean", level="target").to_dict()
 
     def test_too_few_images_are_told_and_stop_nothing(self, root, capsys):
         table = self.measured(root, images=15)

@@ -8,15 +8,15 @@ from tttlab import figures_accuracy, figures_signals, figures_steps, pictures, p
 
 RUNS = ("none", "views", "actmad")
 STYLES = plots.run_styles(RUNS)
-CORRUPTIONS = ("fog", "glass_blur", "all corruptions")
+CORRUPTIONS = ("fog", "glass_blur", "all shifts")
 
 
 def gains() -> pd.DataFrame:
     rows = [
         *(("none", name, 0.0, 0.0, 0.0) for name in CORRUPTIONS),
         ("actmad", "fog", 0.02, 0.04, 0.06), ("actmad", "glass_blur", -0.01, 0.01, 0.03),
-        ("actmad", "all corruptions", -0.05, -0.03, -0.01),
-        ("views", "all corruptions", 0.0, 0.01, 0.02), ("views", "fog", 0.1, 0.2, 0.3),
+        ("actmad", "all shifts", -0.05, -0.03, -0.01),
+        ("views", "all shifts", 0.0, 0.01, 0.02), ("views", "fog", 0.1, 0.2, 0.3),
         ("views", "glass_blur", -0.2, -0.15, -0.1),
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["run", "corruption", "gain_low", "gain", "gain_high"])
@@ -32,7 +32,7 @@ class TestGain:
         axes = self.FIGURE.axes[1]
         lines, dots = axes.collections
         assert [label.get_text() for label in self.FIGURE.axes[0].get_yticklabels()] == [
-            "fog", "glass blur", "all corruptions"
+            "fog", "glass blur", "all shifts"
         ]  # fmt: skip
         places = self.FIGURE.axes[0].get_yticks()
         assert np.allclose(dots.get_offsets(), np.column_stack([[4, 1, -3], places]))
@@ -115,6 +115,15 @@ def test_examples_stand_at_their_corruption_and_severity():
             block, row = divmod(place.rowspan.start, 3)
             shown[block * 15 + place.colspan.start, row] = int(axes.images[0].get_array()[0, 0, 0])
     assert shown == {(column, row): 10 * column + row for column in range(17) for row in range(3)}
+
+
+def test_a_set_of_few_images_leaves_its_column_empty_below():
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    figure = pictures.draw_pictures({"a/b_c": [pixels] * 3, "d": [pixels]}, ["", "", ""], "examples")
+    filled = [(place.colspan.start, place.rowspan.start) for axes in figure.axes if axes.images
+              for place in [axes.get_subplotspec()]]  # fmt: skip
+    assert sorted(filled) == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a\nb\nc", "d"]
 
 
 class TestHeatMap:

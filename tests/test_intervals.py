@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import coverage
-from tttlab.bootstrap import paired_interval
+from benchmarks.bootstrap import paired_interval
 from tttlab.intervals import crossed_interval, gain_interval
 
 

@@ -10,8 +10,11 @@ import torch
 
 from tttlab.adapter import InnerLoop, adapt
 from tttlab.errors import UserError
+from tttlab.method_settings import declared
 from tttlab.methods.actmad import ActMAD, l1_discrepancy, natural_discrepancy
+from tttlab.methods.memo import MEMO
 from tttlab.methods.views import ViewAverage
+from tttlab.networks import Outputs
 from tttlab.registry import load_method
 from tttlab.seeding import torch_generator
 from tttlab.taps import Moments, image_moments, record
@@ -102,7 +105,7 @@ def test_a_methods_settings_come_from_the_run_then_from_the_objective_then_from_
 def test_every_method_file_loads_by_its_name():
     folder = Path(__file__).resolve().parent.parent / "src" / "tttlab" / "methods"
     names = {path.stem for path in folder.glob("*.py")} - {"__init__", "ssl"}
-    assert names >= {"none", "views", "simclr", "mae", "actmad"}
+    assert names >= {"none", "views", "simclr", "mae", "actmad", "memo"}
     for name in names:
         assert load_method(name) == load_method(name)
 
@@ -110,3 +113,30 @@ def test_every_method_file_loads_by_its_name():
 def test_refused_values_are_user_errors():
     with pytest.raises(UserError, match=r"method actmad: .*stepz"):
         load_method("actmad", {"stepz": 1})
+
+
+def test_memo_is_the_entropy_of_the_mean_prediction():
+    network, statistics = networks.source_statistics("resnet")
+    images, method = networks.images(2, seed=31).double(), MEMO(num_views=5)
+    losses = adapt(network, images, method, InnerLoop(steps=1, lr=0.0), statistics=statistics, image_ids=["a", "b"]).losses
+    views = method.views(network, images, [torch_generator(0, "views", name, 0) for name in "ab"])
+    with torch.no_grad():
+        for own, loss in zip(views, losses[:, 0], strict=True):
+            logits = network(own).logits.numpy()
+            odds = np.exp(logits - logits.max(1, keepdims=True))
+            mean = (odds / odds.sum(1, keepdims=True)).mean(0)
+            assert loss.item() == pytest.approx(-(mean * np.log(mean)).sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_memo_lies_between_certainty_and_a_die(classes):
+    """Views that are sure of one class give 0, views that are each sure of another class give log K: they disagree."""
+    method, sure = MEMO(num_views=classes), 1e3 * torch.eye(classes, dtype=torch.float64)
+    for logits, entropy in ((sure, math.log(classes)), (sure[:1].expand(classes, -1), 0.0), (0 * sure, math.log(classes))):
+        found, _ = method.loss(lambda views, logits=logits: Outputs(logits, None), torch.zeros(classes, 3, 4, 4), {}, ())
+        assert found.item() == pytest.approx(entropy, abs=1e-12)
+
+
+@pytest.mark.parametrize(("method", "head"), [("mae", "mae"), ("simclr", "simclr"), ("memo", None), ("actmad", None)])
+def test_a_method_says_whose_head_it_needs_without_being_imported(method, head):
+    assert declared(method).head == head == load_method(method).head

@@ -15,6 +15,8 @@ def predictions(label, source, adapted, *, shifts=("fog-1",), **columns) -> pd.D
     blocks = []
     for shift, before, after in zip(shifts, np.atleast_2d(source), np.atleast_2d(adapted), strict=True):
         corruption, _, severity = shift.rpartition("-") if shift != "clean" else ("none", "", "0")
+        if not severity.isdigit():
+            corruption, severity = shift, "0"
         block = {"shift": shift, "corruption": corruption, "severity": int(severity), "seed": 0, "label": label}
         block |= {"source_prediction": before, "adapted_prediction": after, "untrained_prediction": after}
         block |= {"source_confidence": 0.5, "adapted_confidence": 0.5, "loss_first": math.nan, "loss_last": math.nan}
@@ -69,7 +71,7 @@ class TestSummarise:
                     "training_gain_low": None, "training_gain_high": None, "clean_source": 1.0, "clean_adapted": 3 / 4,
                     "ece_source": 1 / 8, "ece_adapted": 1 / 8, "wrong_to_right": 3, "right_to_wrong": 1, "changed": 5,
                     "shifts_helped": 0, "shifts_hurt": 0, "images": 4, "seeds": 1, "gain_seed_sd": None, "fell_back": 2,
-                    "milliseconds_p50": 4.5, "milliseconds_p95": 7.65, "gated": None}  # fmt: skip
+                    "milliseconds_p50": 4.5, "milliseconds_p95": 7.65, "milliseconds_mean": 36 / 8, "gated": None}  # fmt: skip
         assert found == pytest.approx(expected)
         # Per image, over both shifts: -1, +1, +2, 0 of 2.
         rows = (np.array([0.0, 0, 1, 0, -1, 1, 1, 0]), np.tile(np.arange(4), 2), np.zeros(8, int), np.zeros(8, int))
@@ -102,7 +104,7 @@ class TestSummarise:
     def test_without_labels(self):
         found = metrics.summarise(TRAINED.assign(label=-1))
         gated = found.pop("gated")
-        known = {"changed", "images", "seeds", "fell_back", "milliseconds_p50", "milliseconds_p95"}
+        known = {"changed", "images", "seeds", "fell_back", "milliseconds_p50", "milliseconds_p95", "milliseconds_mean"}
         assert {name for name, value in found.items() if value is not None} == known
         assert {name for name, value in gated.items() if value is not None} == {"open", "clean_open", "milliseconds"}
 
@@ -219,6 +221,21 @@ class TestGroups:
         assert corruption["accuracy_adapted"].iloc[1] == pytest.approx(after[3:].mean())
         assert severity["accuracy_source"].iloc[2] == pytest.approx(before[[2, 4]].mean())
         assert corruption["n"].iloc[0] == 60
+
+    def test_shifts_without_degrees_count_as_corruptions_and_not_as_a_severity(self):
+        generator = np.random.default_rng(0)
+        before, after = generator.integers(2, size=(2, 4, 30))
+        table = binary(before, after, ["clean", "fog-5", "photos/night", "test"])
+        severity = metrics.by_severity(table).set_index("severity")
+        assert severity.index.tolist() == [0, 5]
+        assert severity.loc[0, "accuracy_source"] == pytest.approx(before[0].mean())  # the clean images alone
+        corruption = metrics.by_corruption(table).set_index("corruption")
+        assert corruption.index.tolist() == ["fog", "photos/night", "test"]
+        assert corruption.loc["photos/night", "accuracy_adapted"] == pytest.approx(after[2].mean())
+        assert metrics.by_shift(table)["shift"].tolist() == ["clean", "fog-5", "photos/night", "test"]
+        found = metrics.summarise(table)
+        assert found["accuracy_source"] == pytest.approx(before[1:].mean())
+        assert found["clean_adapted"] == pytest.approx(after[0].mean())
 
     def test_where_nothing_happened_to_flip_doubt_remains(self):
         before = np.zeros((2, 40), int)

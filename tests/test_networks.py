@@ -95,9 +95,10 @@ def test_a_network_without_a_head_classifies():
     assert outputs.projections is None
 
 
-def test_a_pretrained_first_convolution_is_not_thrown_away():
-    with pytest.raises(UserError, match=r"stem 'small' would replace the pretrained first convolution of 'resnet18'"):
-        build_encoder("resnet18", 32, pretrained=True)
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny_patch16_224"])
+def test_a_pretrained_first_layer_is_not_thrown_away(backbone):
+    with pytest.raises(UserError, match=f"stem 'small' would replace the first layer of '{backbone}', whose weights are pre"):
+        build_encoder(backbone, 32, pretrained=True)
 
 
 def test_images_are_a_whole_number_of_patches():

@@ -11,6 +11,7 @@ from tttlab import distance_tables, drawings, page, page_tables, pictures, repor
 from tttlab.data import ImageSet
 from tttlab.plots import CONTROL
 from tttlab.results import Results
+from tttlab.shifts import Shift, list_shifts
 
 MODELS, RUNS = evaluated.MODELS, tuple(evaluated.RUNS)
 SETTINGS = {"seed": 3, "models": {"vit": {"note": "</pre><script>alert(1)</script>"}}}
@@ -72,14 +73,18 @@ class Page(HTMLParser):
                 self.cells[self._row, self._key] = self.cells.get((self._row, self._key), "") + data
 
 
-def render(outputs, models=MODELS, runs=RUNS, results=None) -> Page:
+SHIFTS = list_shifts(evaluated.CORRUPTIONS, evaluated.SEVERITIES)
+
+
+def render(outputs, models=MODELS, runs=RUNS, results=None, corruptions=evaluated.CORRUPTIONS, sets=None) -> Page:
     """Make a page as the stage does."""
-    results = results or Results.read(outputs, models, runs)
+    results, sets = results or Results.read(outputs, models, runs), sets or {}
     test = ImageSet.load(outputs / "data" / "test")
-    shown = pictures.shift_pictures(test, evaluated.CORRUPTIONS, evaluated.SEVERITIES, 3)
-    drawn = drawings.draw(results, shown, evaluated.SEVERITIES)
-    flips = [pictures.read_flips(outputs, *key, test, 3) for key in results.summary if results.trains(*key)]
-    note = report.about(results, test.source, evaluated.CORRUPTIONS, evaluated.SEVERITIES, "episodic")
+    shifts = [*SHIFTS, *(Shift(name, 0, images) for name, images in sets.items())]
+    shown = pictures.shift_pictures(test, corruptions, evaluated.SEVERITIES, 3)
+    drawn = drawings.draw(results, shown, evaluated.SEVERITIES, pictures.set_pictures(shifts))
+    flips = [pictures.read_flips(outputs, *key, test, shifts, 3) for key in results.summary if results.trains(*key)]
+    note = report.about(results, test.source, evaluated.settings(corruptions, sets=sets), "episodic")
     return Page(page.render(results, drawn, SETTINGS, note, [found for found in flips if found]))
 
 
@@ -239,6 +244,8 @@ class TestTables:
         assert [number(text) for text in without[3:5]] == [entry["wrong_to_right"], entry["right_to_wrong"]]
         assert [number(text) for text in gated[3:5]] == [entry["gated"][key] for key in ("wrong_to_right", "right_to_wrong")]
         assert number(gated[1]) == pytest.approx(100 * entry["gated"]["gain"], abs=0.0501)
+        means = [entry["milliseconds_mean"], entry["gated"]["milliseconds"]]
+        assert [number(line[-1]) for line in (without, gated)] == pytest.approx(means, rel=0.02)
 
     def test_every_shift_has_its_flips_and_tests(self, full, results):
         rows = results.rows("by_shift", model="convnet", run="shrink")
@@ -345,8 +352,9 @@ class TestDrawings:
     def test_the_gate_is_a_point_of_its_own_in_cost(self, results):
         axes = dict(drawings._cost(results))["cost"].figure.axes[1]
         found = {tuple(dots.get_offsets()[0].round(6)) for dots in axes.collections[1::2]}
-        gated = results.summary["vit", "actmad"]["gated"]
-        assert (round(gated["milliseconds"], 6), round(100 * gated["gain"], 6)) in found
+        entry = results.summary["vit", "actmad"]
+        for side, cost in ((entry, "milliseconds_mean"), (entry["gated"], "milliseconds")):
+            assert (round(side[cost], 6), round(100 * side["gain"], 6)) in found
         assert len(found) == 8
 
 
@@ -355,7 +363,7 @@ class TestFlips:
     @classmethod
     def found(cls, outputs):
         test = ImageSet.load(outputs / "data" / "test")
-        return test, pictures.read_flips(outputs, "vit", "actmad", test, 3)
+        return test, pictures.read_flips(outputs, "vit", "actmad", test, SHIFTS, 3)
 
     def test_are_flips_of_the_predictions(self, outputs, found):
         test, flips = found
@@ -383,8 +391,8 @@ class TestFlips:
         table = pd.read_parquet(outputs / "predictions" / "vit" / "actmad.parquet")
         (tmp_path / "predictions" / "vit").mkdir(parents=True)
         table.sample(frac=1, random_state=0).to_parquet(tmp_path / "predictions" / "vit" / "actmad.parquet")
-        assert pictures.read_flips(tmp_path, "vit", "actmad", test, 3) == flips
-        titles = {flip.title for flip in pictures.read_flips(tmp_path, "vit", "actmad", test, 4).wrong_to_right}
+        assert pictures.read_flips(tmp_path, "vit", "actmad", test, SHIFTS, 3) == flips
+        titles = {flip.title for flip in pictures.read_flips(tmp_path, "vit", "actmad", test, SHIFTS, 4).wrong_to_right}
         assert titles != {flip.title for flip in flips.wrong_to_right}
 
     def test_the_picture_is_what_adapt_sees(self, found):
@@ -398,11 +406,65 @@ class TestFlips:
 
     def test_none_without_predictions_or_labels(self, outputs, found, tmp_path):
         test, _ = found
-        assert pictures.read_flips(tmp_path, "vit", "actmad", test, 3) is None
+        assert pictures.read_flips(tmp_path, "vit", "actmad", test, SHIFTS, 3) is None
         table = pd.read_parquet(outputs / "predictions" / "vit" / "actmad.parquet")
         (tmp_path / "predictions" / "vit").mkdir(parents=True)
         table.assign(label=-1).to_parquet(tmp_path / "predictions" / "vit" / "actmad.parquet")
-        assert pictures.read_flips(tmp_path, "vit", "actmad", test, 3) is None
+        assert pictures.read_flips(tmp_path, "vit", "actmad", test, SHIFTS, 3) is None
+
+
+SETS = {"photos/by night": evaluated.blobs(30, "test", seed=1), "photos/from afar": evaluated.blobs(9, "afar", seed=2)}
+
+
+class TestSets:
+    """Images that came shifted, of another number than the test images, some under a name that the test images have too."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def own(cls, tmp_path_factory):
+        root = tmp_path_factory.mktemp("sets")
+        evaluated.write_project(root, models=("vit",), runs=("none", "actmad"), images=12, sets=SETS)
+        return root
+
+    def test_stand_beside_the_corruptions(self, own):
+        found = render(own, ("vit",), ("none", "actmad"), sets=SETS)
+        assert {"examples", "examples_of_sets", "severity"} <= set(found.figures)
+        assert [line[:2] for line in found.tables["table-shifts-vit-actmad"][-2:]] == [
+            ["photos/by night", "30"], ["photos/from afar", "9"]
+        ]  # fmt: skip
+        words = "".join(found.words)
+        assert "n = 9–30 images" in words
+        assert "clean and those of photos, each adapted to on its own" in words
+        assert not re.search(r"\b(nan|None)\b", words)
+
+    def test_without_corruptions_nothing_is_said_of_severities(self, tmp_path):
+        runs = ("none", "actmad")
+        evaluated.write_project(tmp_path, models=("vit",), runs=runs, images=12, corruptions=(), sets=SETS)
+        found = render(tmp_path, ("vit",), runs, corruptions=(), sets=SETS)
+        assert not {"examples", "severity"} & set(found.figures)
+        assert "severity" not in sections(found)
+        assert "examples_of_sets" in found.figures
+
+    def test_a_flip_shows_the_image_of_its_own_set(self, own):
+        test = ImageSet.load(own / "data" / "test")
+        shifts = [*SHIFTS, *(Shift(name, 0, images) for name, images in SETS.items())]
+        flips = pictures.read_flips(own, "vit", "actmad", test, shifts, 3, at_most=1000)
+        seen = dict.fromkeys(SETS, 0)
+        for flip in (*flips.wrong_to_right, *flips.right_to_wrong):
+            image, shift = flip.title.split(", ")
+            if shift in seen:
+                images = SETS[shift]
+                assert flip.image == pictures.data_address(images.pixels[images.image_ids.index(image)])
+                seen[shift] += 1
+        assert all(seen.values())
+
+    def test_a_few_of_each_are_shown_in_order(self):
+        shown = pictures.set_pictures([*SHIFTS, *(Shift(name, 0, images) for name, images in SETS.items())], at_most=10)
+        assert {name: len(images) for name, images in shown.items()} == {"photos/by night": 10, "photos/from afar": 9}
+        assert np.array_equal(shown["photos/by night"][3], SETS["photos/by night"].pixels[3])
+
+    def test_clean_images_of_another_set_are_no_example_of_a_shift(self):
+        assert pictures.set_pictures([Shift(images=evaluated.blobs(3)), *SHIFTS[1:]]) == {}
 
 
 class TestPictures:

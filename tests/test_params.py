@@ -148,6 +148,10 @@ MISTAKES = [
     ("seed", del_, "seed: missing", ""),
     ("data", 3, "data: expected keys with values", "found 3"),
     ("data/image_size", 4, "data.image_size: expected a number greater than or equal to 8", "found 4"),
+    ("data/image_size", "atuo", "data.image_size: expected", "or 'auto', found 'atuo'"),
+    ("data/pack_below", -1, "data.pack_below: expected a number greater than or equal to 0", "found -1"),
+    ("data/test/labels", "non", "data.test.labels: found 'non'", "did you mean 'none'? allowed: auto, none"),
+    ("data/labeled/labels", "none", "data.labeled.labels: unknown key", ""),
     ("data/duplicates", "alow", "data.duplicates: found 'alow'", "did you mean 'allow'? allowed: allow, error"),
     ("data/test/part", [0.7, 1.0], "data.labeled.part: overlaps data.test.part", "make the parts disjoint"),
     ("data/test/part", [1.0, 0.9], "data.test.part: expected [low, high]", "found [1.0, 0.9]"),
@@ -188,7 +192,12 @@ MISTAKES = [
     ("shifts/corruptions", ["gausian_noise"], "shifts.corruptions[0]: unknown corruption", "mean 'gaussian_noise'?"),
     ("shifts/corruptions", ["fog", "spatter"], "shifts.corruptions[1]: 'spatter' is kept for tuning", "allowed: "),
     ("shifts/corruptions", ["fog", "fog"], "shifts.corruptions: expected every entry once", "'fog' twice"),
-    ("shifts/corruptions", [], "shifts.corruptions: expected at least one entry", ""),
+    ("shifts/corruptions", [], "shifts.corruptions: expected at least one corruption or an entry of sets", "clean: validation"),
+    ("shifts/clean", "tset", "shifts.clean: found 'tset'", "did you mean 'test'? allowed: test, validation"),
+    ("shifts/images", 0, "shifts.images: expected a number greater than or equal to 1", "found 0"),
+    ("shifts/sets", [], "shifts.sets: expected keys with values", "found []"),
+    ("shifts/sets", {"my-photos": {}}, "shifts.sets.my-photos: expected a name of a-z", "found 'my-photos'"),
+    ("shifts/sets", {"c": {"format": "cifar10_c"}}, "shifts.sets.c.root: missing", ""),
     ("shifts/severities", [1, 6], "shifts.severities[1]: expected a number less than or equal to 5", "found 6"),
     ("seeds", [], "seeds: expected at least one entry", ""),
     ("seeds", [0, 0], "seeds: expected every entry once", "0 twice"),
@@ -277,6 +286,49 @@ def test_overlap_with_test_may_be_allowed_for_unlabeled_images_only(read):
     shared = {"data/duplicates": "allow", "data/unlabeled/part": [0.0, 1.0]}
     assert read(shared).data.unlabeled.part == (0.0, 1.0)
     assert message(read, shared | {"data/test/part": [0.5, 1.0]}).startswith("data.labeled.part: overlaps")
+
+
+@pytest.mark.parametrize(
+    ("changes", "start", "also"),
+    [
+        ({"format": "cifar_c"}, ".format: found 'cifar_c'", "did you mean 'cifar10_c'?"),
+        ({"root": "nowhere"}, ".root: expected the folder of a data set in the format cifar10_c, found none at", "nowhere"),
+        ({"only": []}, ".only: expected at least one entry", "found []"),
+        ({"only": ["fog", "fog"]}, ".only: expected every entry once", "'fog' twice"),
+        ({"severities": [0]}, ".severities[0]: expected a number greater than or equal to 1", "found 0"),
+        ({"severities": [5, 5]}, ".severities: expected every entry once", "5 twice"),
+        ({"format": "cifar10_1", "severities": [1]}, ".severities: expected null: cifar10_1 has no severities", "found [1]"),
+        ({"format": "domain_folders", "severities": [1]}, ".severities: expected null: domain_folders has no", "found [1]"),
+        ({"labels": "none"}, ".labels: expected auto: cifar10_c comes with labels", "found 'none'"),
+        ({"format": "cifar10_1", "labels": "none"}, ".labels: expected auto: cifar10_1 comes with labels", ""),
+        ({"labels": "folders"}, ".labels: found 'folders'", "allowed: auto, none"),
+        ({"rot": "x"}, ".rot: unknown key", "did you mean 'root'?"),
+    ],
+)
+def test_a_mistake_in_a_set_that_comes_shifted(read, tmp_path, changes, start, also):
+    wish = {"format": "cifar10_c", "root": str(tmp_path)} | changes
+    text = message(read, {"shifts/sets": {"photos": wish}})
+    assert text.startswith(f"shifts.sets.photos{start}")
+    assert also in text
+
+
+def test_a_set_that_comes_shifted_starts_from_the_base_and_wants_everything(read, tmp_path):
+    (tmp_path / "photos").mkdir()
+    found = read({"shifts/sets": {"p": {"format": "domain_folders", "root": "photos"}}}, base=tmp_path).shifts.sets["p"]
+    assert (found.root, found.only, found.severities, found.labels) == (tmp_path / "photos", None, None, "auto")
+
+
+def test_there_is_something_to_test_on_without_corruptions(read, tmp_path):
+    photos = {"p": {"format": "domain_folders", "root": str(tmp_path)}}
+    assert read({"shifts/corruptions": [], "shifts/sets": photos}).shifts.corruptions == ()
+    assert read({"shifts/corruptions": [], "shifts/clean": "validation"}).shifts.clean == "validation"
+    assert read().shifts.clean == "test"
+
+
+def test_a_folder_may_be_left_to_itself_or_said_to_hold_no_classes(read, tmp_path):
+    folder = {"data/test/source": "folder", "data/test/root": str(tmp_path)}
+    assert read(folder).data.test.labels == "auto"
+    assert read(folder | {"data/test/labels": "none"}).data.test.labels == "none"
 
 
 def test_paths_start_from_the_base_and_must_exist(read, tmp_path):

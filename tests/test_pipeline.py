@@ -9,21 +9,38 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 from ruamel.yaml import YAML
 from test_structure import ROOT
 
 import pipeline
 from tttlab.errors import UserError
-from tttlab.params import read_params
+from tttlab.params import ImageSpec, read_params
+from tttlab.sources import open_source
 
 STAGES = {"prepare": None, "pretrain": "networks", "finetune": "networks", "source_stats": "networks", "tune": "runs",
           "distance": "models", "adapt": "runs", "align": "runs", "evaluate": None, "report": None}  # fmt: skip
 
 
+def write_photos(root):
+    """Digits that are shifted by nature: inverted ones in class folders, and turned ones of which nothing is known."""
+    source = open_source(ImageSpec(source="sklearn/digits"), "labeled", root)
+    for number in range(30):
+        digit = PIL.Image.fromarray(255 - np.asarray(source.read(number)))
+        for file, image in (
+            (root / "inverted" / source.classes[source.groups[number]], digit),
+            (root / "turned", digit.rotate(90)),
+        ):
+            file.mkdir(parents=True, exist_ok=True)
+            image.save(file / f"{number}.png")
+    return {"format": "domain_folders", "root": str(root)}
+
+
 def tiny_params(folder):
-    """The project's own settings, with everything that takes time made small."""
+    """The project's own settings, with everything that takes time made small, and a set that comes shifted."""
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     limits = {"unlabeled": 60, "labeled": 120, "test": 60}
     values["data"] |= {name: values["data"][name] | {"limit": limit} for name, limit in limits.items()}
@@ -32,6 +49,7 @@ def tiny_params(folder):
         model["finetune"] |= {"epochs": 2, "warmup_epochs": 0, "batch_size": 24}
     values["source_stats"] = {"images": 20, "bank_size": 16}
     values["shifts"] = {"corruptions": ["fog", "impulse_noise"], "severities": [2, 5], "images": 10}
+    values["shifts"]["sets"] = {"photos": write_photos(folder / "photos")}
     values["seeds"] = [0, 5]
     values["tune"] |= {"images": [4, 8], "candidates": 3, "severities": [4]}
     values["tune"]["search"] |= {"steps": [1, 2]}
@@ -71,10 +89,10 @@ def test_metrics_have_the_promised_shape(project):
     keys = {"accuracy_source", "accuracy_adapted", "gain", "gain_low", "gain_high", "training_gain", "training_gain_low",
             "training_gain_high", "clean_source", "clean_adapted", "ece_source", "ece_adapted", "wrong_to_right",
             "right_to_wrong", "changed", "shifts_helped", "shifts_hurt", "images", "seeds", "gain_seed_sd", "fell_back",
-            "milliseconds_p50", "milliseconds_p95", "gated"}  # fmt: skip
+            "milliseconds_p50", "milliseconds_p95", "milliseconds_mean", "gated"}  # fmt: skip
     for name, entry in metrics["runs"].items():
         assert set(entry) == keys
-        assert entry["images"] == 10
+        assert entry["images"] == 30  # of the test set and of two domains
         assert entry["seeds"] == 2
         assert (entry["training_gain"] is None) == (name.split("/")[1] not in ("ssl", "actmad"))
         assert entry["gain"] == pytest.approx(entry["accuracy_adapted"] - entry["accuracy_source"])
@@ -90,7 +108,10 @@ def test_every_run_is_judged_on_the_same_images_and_checkpoint(project):
         control = tables[0]
         assert (control["adapted_prediction"] == control["source_prediction"]).all()
         assert (control["adapted_confidence"] == control["source_confidence"]).all()
-        assert control["shift"].nunique() == 5
+        assert control["shift"].unique().tolist() == [
+            "clean", "fog-2", "fog-5", "impulse_noise-2", "impulse_noise-5", "photos/inverted", "photos/turned"
+        ]  # fmt: skip
+        assert set(control.groupby(["shift", "seed"]).size()) == {10}
 
 
 def test_mlflow_holds_one_run_per_execution_linked_to_where_it_came_from(project):
@@ -220,7 +241,8 @@ def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
     """Without them, and with every opened file listed, the stage chooses the same."""
     root, params = project
     copy, run = copied
-    shutil.rmtree(copy / "outputs" / "data" / "test")
+    for folder in ("test", "shifted"):
+        shutil.rmtree(copy / "outputs" / "data" / folder)
     for folder in ("adapted", "predictions", "aligned", "distances", "tables", "tuned"):
         shutil.rmtree(copy / "outputs" / folder)
     spy = copy / "spy.py"
@@ -245,7 +267,7 @@ def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
         assert {line.split("outputs/")[1].split("/")[0] for line in opened.values()} <= {
             "data", "finetuned", "source_stats", "tuned"
         }  # fmt: skip
-        assert not [line for line in opened.values() if "data/test" in line]
+        assert not [line for line in opened.values() if "data/test" in line or "data/shifted" in line or "photos" in line]
 
 
 def test_too_few_images_for_distances_stop_nothing_else(copied):
@@ -276,6 +298,27 @@ def test_tables_hold_every_part_of_the_answer(project):
     assert len(used[used["setting"] == "tuned"]) == 2 * 4
     assert set(tables["distances"]["reference"]) == {"unlabeled", "labeled"}
     assert set(tables["distances"]["seed"]) == {0, 5}
+
+
+def test_images_that_come_shifted_go_all_the_way_with_and_without_labels(project):
+    root, _ = project
+    tables = {path.stem: pd.read_csv(path) for path in (root / "outputs" / "tables").glob("*.csv")}
+    shifts = tables["by_shift"].set_index(["model", "run", "shift"])
+    known, unknown = (shifts.xs(f"photos/{domain}", level="shift") for domain in ("inverted", "turned"))
+    assert set(known["n"]) == set(unknown["n"]) == {20}  # under two training seeds
+    assert known["accuracy_source"].notna().all()
+    assert unknown[["accuracy_source", "gain", "mcnemar_p"]].isna().all(axis=None)
+    assert unknown["changed"].notna().all()
+    assert {"photos/inverted", "photos/turned"} <= set(tables["by_corruption"]["corruption"])
+    assert set(tables["by_severity"]["severity"]) == {0, 2, 5}
+    assert set(tables["alignment"]["shift"]) == set(shifts.index.unique("shift")) - {"photos/turned"}
+    assert {"photos/inverted", "photos/turned"} <= set(tables["distances"]["target"])
+    predictions = pd.read_parquet(root / "outputs" / "predictions" / "mae_vit" / "actmad.parquet")
+    own = predictions[predictions["shift"] == "photos/inverted"].drop_duplicates("image_id")
+    assert [int(name.split("/")[1]) for name in own["image_id"]] == own["label"].tolist()  # inverted/<digit>/<number>.png
+    assert sorted(own["label"]) == list(range(10))
+    assert (root / "outputs" / "figures" / "examples_of_sets.png").stat().st_size > 5_000
+    assert "photos/inverted" in (root / "outputs" / "report.html").read_text()
 
 
 def test_nothing_unfinished_is_left(project):

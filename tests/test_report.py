@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import pipeline
-from pipeline import evaluate
+from pipeline import align, evaluate
 from pipeline import report as report_stage
 from tttlab import report, tracking
 from tttlab.errors import UserError
@@ -31,6 +31,9 @@ def outputs(tmp_path_factory):
         target = root / "outputs" / "adapted" / path.stem / f"{path.parent.name}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(path, target)
+        aligned = root / "outputs" / "aligned" / path.stem / f"{path.parent.name}.parquet"
+        aligned.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(columns=align.COLUMNS).to_parquet(aligned)  # as where there was nothing to compare
     (root / "outputs" / "distances").mkdir()
     for model, table in pd.read_csv(root / "outputs" / "tables" / "distances.csv").groupby("model"):
         table.to_csv(root / "outputs" / "distances" / f"{model}.csv", index=False)
@@ -253,17 +256,57 @@ class TestWithoutLabels:
 
 
 class TestAbout:
+    ALONE = "each adapted to on its own, from the source weights, without labels."
+
+    def about(self, results, models=("a", "b"), runs=RUNS, seeds=1, protocol="episodic", **shifts):
+        """Tell of the 32 images under each of five shifts."""
+        some = Results(models, runs, {("a", "none"): results.summary["vit", "none"] | {"seeds": seeds}}, results.tables)
+        return report.about(some, "digits", evaluated.settings(**shifts), protocol)
+
+    @pytest.fixture
+    def results(self, results):
+        """Make every row one of model a."""
+        tables = {"by_shift": results.rows("by_shift").assign(model="a")}
+        return Results(results.models, results.runs, results.summary, tables)
+
     def test_says_what_was_tested_on_what(self, results):
-        two = Results(("a", "b"), RUNS, {("a", "none"): results.summary["vit", "none"]})
-        text = report.about(two, "digits", ["fog", "snow"], [1, 5], "episodic")
+        text = self.about(results, corruptions=("fog", "snow"), severities=(1, 5))
         assert text == (
             "2 models, trained once each; 6 runs each; 32 test images from digits, under 2 synthetic corruptions at "
-            "2 severities and clean, each adapted to on its own, from the source weights, without labels."
+            f"2 severities and clean, {self.ALONE}"
         )
 
     def test_says_how_many_training_seeds(self, results):
-        entry = {**results.summary["vit", "none"], "seeds": 3}
-        one = Results(("vit",), ("none",), {("vit", "none"): entry})
-        text = report.about(one, "digits", ["fog"], [5], "online")
-        assert text.startswith("1 model, trained with 3 seeds; 1 run; ")
+        by_shift = results.tables["by_shift"]
+        tripled = Results(("a",), ("none",), results.summary, {"by_shift": by_shift.assign(n=3 * by_shift["n"])})
+        text = self.about(tripled, ("a",), ("none",), seeds=3, protocol="online", corruptions=("fog",), severities=(5,))
+        assert text.startswith("1 model, trained with 3 seeds; 1 run; 32 test images from digits, ")
         assert "1 synthetic corruption at 1 severity and clean, as one stream" in text
+
+    def test_says_which_sets_came_shifted(self, results):
+        text = self.about(
+            results, corruptions=("fog",), severities=(5,), sets=("cifar10_c/fog", "cifar10_c/snow", "photos/night")
+        )
+        assert (
+            "digits, under 1 synthetic corruption at 1 severity, clean and those of cifar10_c and photos, each adapted" in text
+        )
+        alone = self.about(results, corruptions=(), sets=("photos/night",))
+        assert f"32 test images from digits, clean and those of photos, {self.ALONE}" in alone
+
+    def test_counts_the_test_images_and_not_those_of_a_larger_set(self, results):
+        by_shift = results.tables["by_shift"]
+        larger = by_shift[by_shift["shift"] == "fog-5"].assign(
+            shift="photos/night", corruption="photos/night", severity=0, n=500
+        )
+        more = Results(("vit",), RUNS, results.summary, {"by_shift": pd.concat([by_shift, larger])})
+        assert "32 test images from digits" in self.about(more, corruptions=("fog",), sets=("photos/night",))
+
+    def test_says_where_the_test_images_are_themselves_shifted(self, results):
+        text = self.about(results, corruptions=(), clean="validation")
+        assert f"32 test images from digits, as they are (clean: the validation images), {self.ALONE}" in text
+
+
+def test_the_number_of_images_is_that_of_each_shift_and_not_of_all_together(results):
+    by_shift = results.rows("by_shift").assign(n=lambda table: table["n"].where(table["shift"] != "fog-5", 20))
+    assert results.images == (32, 32)
+    assert Results(MODELS, RUNS, results.summary, {"by_shift": by_shift}).images == (20, 32)

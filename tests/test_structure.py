@@ -116,7 +116,9 @@ LAYERS = [
     {"allocator", "errors", "seeding", "settings", "method_settings", "runs", "params"},
     {
         "decoding",
+        "pixels",
         "sources",
+        "shift_sets",
         "data",
         "corruptions",
         "shifts",
@@ -143,7 +145,6 @@ LAYERS = [
     {"per_image", "group_size", "inner_loop", "adapter", "signals", "gate", "sweep", "tuning", "alignment"},
     {
         "intervals",
-        "bootstrap",
         "significance",
         "calibration",
         "predictions",

@@ -32,11 +32,11 @@ def images():
     return ImageSet(pixels, np.arange(6) % networks.CLASSES, tuple(f"img-{i}" for i in range(6)), tuple("abcd"), source="made")
 
 
-def run(images, folder, method=None, **settings):
+def run(images, folder, method=None, shifts=SHIFTS, **settings):
     network, statistics = networks.source_statistics("resnet", torch.float32)
     with Work(folder) as work:
         return sweep.adapt_to_shifts(
-            network, method or ActMAD(), InnerLoop(steps=2, lr=1e-2, clip=1.0), images, SHIFTS,
+            network, method or ActMAD(), InnerLoop(steps=2, lr=1e-2, clip=1.0), images, shifts,
             statistics=statistics, seed=3, work=work, prefix="model", **settings,
         )  # fmt: skip
 
@@ -183,15 +183,61 @@ def test_ranks_and_a_kill_change_no_bit(images, tmp_path):
 
 def test_a_block_that_no_rank_left_is_missed(images, tmp_path):
     with pytest.raises(UserError, match=r"expected the results of model-clean-0 in .*, found none.*that all machines share"):
-        sweep.collect(Work(tmp_path), "model", sweep.list_blocks(SHIFTS, 6), images, sweep.predictions)
+        sweep.collect(Work(tmp_path), "model", sweep.list_blocks(SHIFTS, images), images, sweep.predictions)
+
+
+def plain(count, prefix="img"):
+    """Images whose pixels nobody looks at."""
+    names = tuple(f"{prefix}-{number}" for number in range(count))
+    return ImageSet(np.zeros((count, 1, 1, 3), np.uint8), np.zeros(count, np.int64), names, ("a",))
 
 
 def test_blocks_hold_every_image_of_every_shift_once():
-    blocks = sweep.list_blocks(SHIFTS[:2], 600)
+    blocks = sweep.list_blocks(SHIFTS[:2], plain(600))
     assert [(block.name, len(block.images)) for block in blocks] == [
         ("clean-0", 256), ("clean-1", 256), ("clean-2", 88), ("fog-2-0", 256), ("fog-2-1", 256), ("fog-2-2", 88)
     ]  # fmt: skip
     assert [index for block in blocks[:3] for index in block.images] == list(range(600))
+
+
+def test_blocks_of_a_shift_with_its_own_images_hold_these_and_their_names_are_fit_for_files():
+    own = [Shift("photos/by night", 0, plain(257)), Shift("c/fog", 3, plain(2)), Shift("c/été", 0, plain(1))]
+    blocks = sweep.list_blocks([Shift(), *own], plain(3))
+    assert [(block.name, len(block.images)) for block in blocks] == [
+        ("clean-0", 3), ("photos%2Fby night-0", 256), ("photos%2Fby night-1", 1), ("c%2Ffog-3-0", 2), ("c%2F%C3%A9t%C3%A9-0", 1)
+    ]  # fmt: skip
+
+
+def test_a_shift_with_its_own_images_is_adapted_to_as_it_is_with_its_own_names_and_labels(images, tmp_path):
+    pixels = (networks.images(4, seed=41).permute(0, 2, 3, 1) * 255).byte().numpy()
+    own = ImageSet(pixels, np.array([2, -1, 0, 1]), tuple(f"photos/{i}" for i in range(4)), tuple("abcd"))
+    shifts = [Shift(), Shift("photos/night", 0, own)]
+    table, losses = run(images, tmp_path / "work", shifts=shifts)
+    part = table[table["shift"] == "photos/night"]
+    assert part["image_id"].tolist() == list(own.image_ids)
+    assert part["label"].tolist() == [2, -1, 0, 1]
+    assert table.loc[table["shift"] == "clean", "image_id"].tolist() == list(images.image_ids)
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    loop = InnerLoop(steps=2, lr=1e-2, clip=1.0)
+    alone = adapt(network, as_images(torch.from_numpy(pixels)), ActMAD(), loop, statistics=statistics,
+                  image_ids=own.image_ids, seed=3)  # fmt: skip
+    np.testing.assert_array_equal(part["adapted_prediction"], alone.logits.argmax(1))
+    np.testing.assert_allclose(part["loss_last"], alone.losses[:, -1], rtol=1e-4)
+    np.testing.assert_allclose(losses, alone.losses.mean(0), rtol=1e-4)  # without degrees, and shifted all the same
+
+
+def test_clean_images_of_another_set_count_as_clean(images, tmp_path):
+    validation = images.take([4, 2])
+    table, losses = run(images, tmp_path / "work", shifts=[Shift(images=validation), Shift("test", 0, images)])
+    assert table.loc[table["shift"] == "clean", "image_id"].tolist() == ["img-4", "img-2"]
+    shifted = table[table["shift"] == "test"]
+    assert len(shifted) == 6
+    assert losses[0] == pytest.approx(shifted["loss_first"].mean(), rel=1e-5)
+
+
+def test_clean_images_alone_have_no_losses_of_shifted_ones(images, tmp_path):
+    table, losses = run(images, tmp_path / "work", shifts=[Shift()])
+    assert (len(table), losses.tolist()) == (6, [])
 
 
 def test_settings_of_params_yaml_become_the_inner_loop():

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tttlab import metrics, tracking
+from tttlab.predictions import score
 from tttlab.tracking import Execution
 
 ROOT = Path(__file__).parent.parent
@@ -326,7 +327,7 @@ class TestLogPredictions:
     def test_agrees_with_the_evaluation(self, root, start):
         table = self.predictions()
         with start() as run:
-            tracking.log_predictions(run, table)
+            tracking.log_predictions(run, score(table))
         shifts, summary = metrics.by_shift(table), metrics.summarise(table)
         for name, column in {"accuracy": "accuracy_adapted", "accuracy_source": "accuracy_source"}.items():
             for corruption in ("fog", "snow"):
@@ -344,7 +345,7 @@ class TestLogPredictions:
     def test_without_labels_only_changes_and_cost(self, root, start):
         table = self.predictions().assign(label=-1)
         with start() as run:
-            tracking.log_predictions(run, table)
+            tracking.log_predictions(run, score(table))
         logged = record(root, run.id).data.metrics
         assert logged.keys() == {"changed/fog", "changed/snow", "changed/mean", "fell_back",
                                  "cost/milliseconds_p50", "cost/milliseconds_p95"}  # fmt: skip
@@ -411,7 +412,7 @@ def test_a_gate_and_training_are_told_apart(root, start):
     table["untrained_prediction"] = np.roll(table["adapted_prediction"], 1)
     table["gate_open"] = np.arange(len(table)) % 3 == 0
     with start() as run:
-        tracking.log_predictions(run, table)
+        tracking.log_predictions(run, score(table))
     logged, summary = record(root, run.id).data.metrics, metrics.summarise(table)
     expected = {"gain/training": summary["training_gain"], "gate/gain": summary["gated"]["gain"],
                 "gate/open": summary["gated"]["open"], "gate/clean_adapted": summary["gated"]["clean_adapted"]}  # fmt: skip

@@ -6,13 +6,13 @@ label, so this is analysis after the fact and never part of adapting.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.inner_loop import InnerLoop, gradients_of, norms, over_images, select_parameters
+from tttlab.inner_loop import InnerLoop, Parameters, gradients_of, norms, over_images, select_parameters
 from tttlab.method import Method
 from tttlab.networks import Bound, as_network, evaluating
 from tttlab.normalisation import normalised
@@ -60,41 +60,28 @@ def gradient_alignment(
     """
     network = as_network(network)
     statistics = {name: value.to(images.device) for name, value in statistics.items()}
+    shared = select_parameters(network, loop.trainable)
+    frozen = {name: value.detach() for name, value in network.named_parameters() if name not in shared}
+
+    def test_time(own: Parameters, views: Any) -> Tensor:
+        return method.loss(Bound(network, frozen | own), views, statistics, method.init_state())[0]
+
+    def supervised(own: Parameters, image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(Bound(network, frozen | own)(image.unsqueeze(0)).logits[0], label)
+
     parts = []
     with evaluating(network), normalised(network, loop.normalisation, statistics):
         for start in range(0, len(images), group):
             part = slice(start, start + group)
             streams = [torch_generator(seed, "views", name, 0) for name in image_ids[part]]
-            parts.append(_align(network, images[part], labels[part].to(images.device), method, loop, statistics, streams))
+            own = {name: value.detach().expand(len(streams), *value.shape).requires_grad_() for name, value in shared.items()}
+            views = method.views(network, images[part], streams)
+            first = gradients_of(over_images(test_time)(own, views), own, method)
+            losses = over_images(supervised)(own, images[part], labels[part].to(images.device))
+            second = gradients_of(losses, own, method)
+            inner = sum(
+                ((first[name] * second[name]).flatten(1).sum(1) for name in first if name in second), 0 * losses.detach()
+            )
+            lengths = norms(first.values()) * norms(second.values())
+            parts.append(Alignment(torch.where(lengths > 0, inner / lengths, torch.nan), inner, losses.detach()))
     return Alignment(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
-
-
-def _align(
-    network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    method: Method,
-    loop: InnerLoop,
-    statistics: Statistics,
-    streams: Sequence[torch.Generator],
-) -> Alignment:
-    shared = select_parameters(network, loop.trainable)
-    frozen = {name: value.detach() for name, value in network.named_parameters() if name not in shared}
-    own = {name: value.detach().expand(len(images), *value.shape).requires_grad_() for name, value in shared.items()}
-
-    def test_time(parameters: dict[str, Tensor], views: object) -> Tensor:
-        return method.loss(Bound(network, frozen | parameters), views, statistics, method.init_state())[0]
-
-    def supervised(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(Bound(network, frozen | parameters)(image.unsqueeze(0)).logits[0], label)
-
-    first = gradients_of(over_images(test_time)(own, method.views(network, images, streams)), own, method)
-    losses = over_images(supervised)(own, images, labels)
-    second = gradients_of(losses, own, method)
-    both = [(first[name], second[name]) for name in first if name in second]
-    if not both:
-        inner = losses.new_zeros(len(losses))
-    else:
-        inner = torch.stack([(one * other).flatten(1).sum(1) for one, other in both]).sum(0)
-    lengths = norms(first.values()) * norms(second.values())
-    return Alignment(torch.where(lengths > 0, inner / lengths, torch.nan), inner, losses.detach())

@@ -12,17 +12,21 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from tttlab.decoding import to_square
+from tttlab.decoding import to_square, why_unreadable
 from tttlab.errors import UserError, choices
 from tttlab.params import ImageSpec
+from tttlab.pixels import InPlace, Place, pixel_hash
 from tttlab.seeding import numpy_generator, stream_seed
-from tttlab.sources import Source, open_source
+from tttlab.sources import Source
+
+PACK_BELOW = 1024  # MiB
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class ImageSet:
     """Images of one size with what is known about them.
 
     Attributes:
-        pixels: ``(N, S, S, 3)`` uint8.
+        pixels: ``(N, S, S, 3)`` uint8, in memory, on disk, or decoded at every look.
         labels: ``(N,)`` int64 indices into ``classes``; -1 where unknown.
         image_ids: N names, unique within the set.
         classes: class names; empty when no label is known.
@@ -39,7 +43,7 @@ class ImageSet:
         skipped: unreadable files that were left out, each with its reason.
     """
 
-    pixels: np.ndarray
+    pixels: np.ndarray | InPlace
     labels: np.ndarray
     image_ids: tuple[str, ...]
     classes: tuple[str, ...]
@@ -50,36 +54,53 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def packed(self) -> bool:
+        """Whether the pixels are kept, not decoded anew at every look."""
+        return not isinstance(self.pixels, InPlace)
+
     def take(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
-        """Copy out some images, in the given order."""
+        """Choose some images, in the given order; pixels that are read in place stay where they are, others are copied."""
         indices = np.asarray(indices, dtype=np.int64)
         return replace(
             self,
-            pixels=np.ascontiguousarray(self.pixels[indices]),
+            pixels=np.ascontiguousarray(self.pixels[indices]) if self.packed else self.pixels.take(indices),
             labels=self.labels[indices],
             image_ids=tuple(self.image_ids[index] for index in indices),
             paths=tuple(self.paths[index] for index in indices) if self.paths else (),
         )
 
     def save(self, folder: Path) -> None:
-        """Write ``pixels.npy``, ``index.parquet`` and ``meta.json``."""
+        """Write ``index.parquet``, ``meta.json`` and, unless the pixels are read in place, ``pixels.npy``."""
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "pixels.npy", self.pixels)
         paths = self.paths or ("",) * len(self)
-        columns = [pa.array(self.image_ids, pa.string()), pa.array(self.labels), pa.array(paths, pa.string())]
-        pq.write_table(pa.table(columns, ["image_id", "label", "path"]), folder / "index.parquet")
+        columns = {"image_id": pa.array(self.image_ids, pa.string()), "label": pa.array(self.labels),
+                   "path": pa.array(paths, pa.string())}  # fmt: skip
         meta = {"classes": self.classes, "source": self.source, "skipped": self.skipped}
+        if not self.packed:
+            columns |= {"file": [p.path for p in self.pixels.places], "member": [p.member for p in self.pixels.places],
+                        "offset": [p.offset for p in self.pixels.places], "length": [p.length for p in self.pixels.places],
+                        "hash": self.pixels.hashes}  # fmt: skip
+            meta["read_in_place"] = self.pixels.shape[1]
+        else:
+            np.save(folder / "pixels.npy", self.pixels)
+        pq.write_table(pa.table(columns), folder / "index.parquet")
         (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "ImageSet":
-        """Open what `save` wrote; the pixels stay on disk until they are used."""
+        """Open what `save` wrote; the pixels stay where they are until they are used."""
         if not (folder / "meta.json").exists():
             raise UserError(f"{folder}: expected an image set, found none; run the stage prepare first")
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         index = pq.read_table(folder / "index.parquet").to_pydict()
+        if size := meta.get("read_in_place"):
+            places = map(Place, index["file"], index["member"], index["offset"], index["length"])
+            pixels = InPlace(list(places), index["hash"], size)
+        else:
+            pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         return cls(
-            pixels=np.load(folder / "pixels.npy", mmap_mode="r"),
+            pixels=pixels,
             labels=np.asarray(index["label"], dtype=np.int64),
             image_ids=tuple(index["image_id"]),
             classes=tuple(meta["classes"]),
@@ -89,7 +110,9 @@ class ImageSet:
         )
 
     def digest(self) -> str:
-        """Hash the pixels (SHA-256, hexadecimal)."""
+        """Hash the pixels (SHA-256, hexadecimal), or, if they are read in place, their hashes."""
+        if not self.packed:
+            return hashlib.sha256("".join(self.pixels.hashes).encode()).hexdigest()
         return hashlib.sha256(np.ascontiguousarray(self.pixels)).hexdigest()
 
 
@@ -170,117 +193,167 @@ def split_validation(images: ImageSet, fraction: float, seed: int) -> tuple[Imag
 # --- gathering ---------------------------------------------------------------------------------------------------
 
 
-def gather(
-    spec: ImageSpec,
-    which: str,
-    image_size: int,
-    seed: int,
-    *,
-    downloads: Path,
-    unreadable: str = "error",
-    workers: int = 1,
-) -> ImageSet:
+def gather(source: Source, spec: ImageSpec, which: str, image_size: int, seed: int, **settings: Any) -> ImageSet:
     """Collect one image set from its source.
 
     Args:
+        source: what `tttlab.sources.open_source` found for the spec.
         spec: source, part and limit.
         which: ``unlabeled``, ``labeled`` or ``test``; the first keeps no labels.
         image_size: side of the squares, in pixels.
         seed: the seed of the experiment.
-        downloads: where named data sets are kept when ``root`` is null.
-        unreadable: ``error`` or ``skip``.
-        workers: threads that decode; changes no pixel.
+        settings: further arguments of `read_images`.
 
     Raises:
-        UserError: there are no images, a class is empty, or a file is unreadable and must not be.
+        UserError: there are no images, or a file is unreadable and must not be.
     """
-    source = open_source(spec, which, downloads)
-    labeled = which != "unlabeled"
     chosen = take_part(source, spec.part, seed, f"{spec.source}/{spec.split}")
-    groups = source.groups[chosen] if labeled else np.zeros(len(chosen), dtype=np.int64)
+    groups = source.groups[chosen] if source.labeled and which != "unlabeled" else np.zeros(len(chosen), dtype=np.int64)
     names = [source.image_ids[index] for index in chosen]
     chosen = chosen[balanced_subset(names, groups, spec.limit, seed, "limit")]
     if not len(chosen):
         raise UserError(f"data.{which}.part: {list(spec.part)} of {len(source.image_ids)} images is none; widen it")
-    pixels, reasons = _decode(source, chosen, image_size, workers, which)
-    good = np.array([reason is None for reason in reasons])
+    origin = " ".join(str(part) for part in (spec.source, spec.root, spec.split) if part is not None)
+    images = read_images(source, chosen, f"data.{which}", image_size, origin, **settings)
+    return images if which != "unlabeled" else replace(images, labels=np.full(len(images), -1, np.int64), classes=())
+
+
+def read_images(
+    source: Source,
+    chosen: np.ndarray,
+    key: str,
+    image_size: int,
+    origin: str,
+    *,
+    unreadable: str = "error",
+    pack_below: int = PACK_BELOW,
+    workers: int = 1,
+) -> ImageSet:
+    """Decode some images of a source, and keep their pixels or, of many image files, only where they are.
+
+    Args:
+        source: the images.
+        chosen: indices of those to take.
+        key: of the set in params.yaml, for messages.
+        image_size: side of the squares, in pixels.
+        origin: what the result says of its source.
+        unreadable: ``error`` or ``skip``.
+        pack_below: MiB of decoded pixels from which on image files are read in place, without a copy.
+        workers: threads that decode; changes no pixel.
+
+    Raises:
+        UserError: a file is unreadable and must not be, or all are.
+    """
+    mebibytes = len(chosen) * image_size * image_size * 3 / 2**20
+    in_place = mebibytes >= pack_below and len(chosen) and isinstance(source.read(int(chosen[0])), Place)
+    decoded = _decode(source, chosen, image_size, workers, key, keep=not in_place)
+    good = np.array([reason is None for reason in decoded.reasons], dtype=bool)
     skipped = tuple(
         f"{source.paths[index] or source.image_ids[index]}: {reason}"
-        for index, reason in zip(chosen, reasons, strict=True)
+        for index, reason in zip(chosen, decoded.reasons, strict=True)
         if reason is not None
     )
-    _check_readable(skipped, len(chosen), which, unreadable)
-    chosen, pixels = chosen[good], pixels if good.all() else pixels[good]
+    _check_readable(skipped, len(chosen), key, unreadable)
+    chosen = chosen[good]
+    if in_place:
+        pixels = InPlace([source.read(int(index)) for index in chosen], [h for h in decoded.hashes if h], image_size)
+    else:
+        pixels = decoded.pixels if good.all() else decoded.pixels[good]
     return ImageSet(
         pixels=pixels,
-        labels=source.groups[chosen] if labeled else np.full(len(chosen), -1, dtype=np.int64),
+        labels=source.groups[chosen] if source.labeled else np.full(len(chosen), -1, dtype=np.int64),
         image_ids=tuple(source.image_ids[index] for index in chosen),
-        classes=source.classes if labeled else (),
+        classes=source.classes if source.labeled else (),
         paths=tuple(source.paths[index] for index in chosen),
-        source=" ".join(str(part) for part in (spec.source, spec.root, spec.split) if part is not None),
+        source=origin,
         skipped=skipped,
     )
 
 
-def _decode(source: Source, chosen: np.ndarray, size: int, workers: int, which: str) -> tuple[np.ndarray, list[str | None]]:
-    """Decode in threads (Pillow works outside the interpreter's lock): pixels, and why a file could not be read."""
-    pixels = np.zeros((len(chosen), size, size, 3), dtype=np.uint8)
+class _Decoded(NamedTuple):
+    """``pixels (N, S, S, 3)``, or none and N hashes of them; and N reasons why an image could not be read."""
+
+    pixels: np.ndarray
+    hashes: list[str]
+    reasons: list[str | None]
+
+
+def _decode(source: Source, chosen: np.ndarray, size: int, workers: int, key: str, keep: bool) -> _Decoded:
+    """Decode in threads (Pillow works outside the interpreter's lock)."""
+    pixels = np.zeros((len(chosen) if keep else 0, size, size, 3), dtype=np.uint8)
+    hashes = [""] * len(chosen)
 
     def decode(place: int) -> str | None:
         try:
-            pixels[place] = to_square(source.read(int(chosen[place])), size)
+            found = source.read(int(chosen[place]))
+            square = to_square(found.open() if isinstance(found, Place) else found, size)
         except Exception as error:  # damaged files fail in every way there is
-            return (str(error).splitlines() or [type(error).__name__])[0]
+            return why_unreadable(error)
+        if keep:
+            pixels[place] = square
+        else:
+            hashes[place] = pixel_hash(square)
         return None
 
     with warnings.catch_warnings(), ThreadPoolExecutor(max(workers, 1)) as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-        places = tqdm(pool.map(decode, range(len(chosen))), f"decode {which}", len(chosen), disable=None, unit="image")
-        return pixels, list(places)
+        places = tqdm(pool.map(decode, range(len(chosen))), f"decode {key}", len(chosen), disable=None, unit="image")
+        return _Decoded(pixels, hashes, list(places))
 
 
-def _check_readable(skipped: Sequence[str], count: int, which: str, unreadable: str) -> None:
+def _check_readable(skipped: Sequence[str], count: int, key: str, unreadable: str) -> None:
     if not skipped:
         return
     found = f"{len(skipped)} of {count} files cannot be read as images, the first is {skipped[0]}"
     if unreadable == "error":
-        raise UserError(f"data.{which}: {found}; repair or remove them, or set data.unreadable: skip")
+        raise UserError(f"{key}: {found}; repair or remove them, or set data.unreadable: skip")
     if len(skipped) == count:
-        raise UserError(f"data.{which}: {found}; expected at least one that can")
+        raise UserError(f"{key}: {found}; expected at least one that can")
 
 
-def align_classes(images: ImageSet, classes: Sequence[str], which: str) -> ImageSet:
-    """Renumber the labels so that they count along ``classes``, matching by name; classes may be missing from the set.
+def check_classes(found: Sequence[str], classes: Sequence[str], key: str) -> None:
+    """Refuse a class that is not among those of the labeled images.
 
-    Raises:
-        UserError: the set has a class that is not among ``classes``.
+    Args:
+        found: class names of the set to check; some may be missing.
+        classes: class names of the labeled images.
+        key: of the set in params.yaml, for messages.
     """
-    for name in images.classes:
+    for name in found:
         if name not in classes:
-            raise UserError(f"data.{which}: class {name!r} is not in data.labeled; {choices(name, classes)}")
-    places = np.array([classes.index(name) for name in images.classes], dtype=np.int64)
+            raise UserError(f"{key}: class {name!r} is not in data.labeled; {choices(name, classes)}; set labels: none if the "
+                            "folders are no classes")  # fmt: skip
+
+
+def align_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:
+    """Renumber the labels so that they count along ``classes``, matching by name; what has no labels stays without."""
+    places = np.array([*map(classes.index, images.classes), -1], dtype=np.int64)  # a label of -1 reads the last
     return replace(images, labels=places[images.labels], classes=tuple(classes))
 
 
-def check_duplicates(sets: Mapping[str, ImageSet]) -> None:
-    """Refuse the same pixels in two sets: what was trained on must not be tested on.
+def check_duplicates(trained: Mapping[str, ImageSet], tested: Mapping[str, ImageSet]) -> None:
+    """Refuse the same pixels in two sets, unless both are tested on.
+
+    Args:
+        trained: by key in params.yaml.
+        tested: by key in params.yaml.
 
     Raises:
         UserError: two images of different sets are identical.
     """
-    owners: dict[bytes, tuple[str, str]] = {}
+    owners: dict[str, tuple[str, str]] = {}
     pairs: list[tuple[str, str, str, str]] = []
-    for which, images in sets.items():
+    for key, images in (trained | tested).items():
         names = [path or name for path, name in zip(images.paths, images.image_ids, strict=True)]
-        for name, pixels in zip(names, images.pixels, strict=True):
-            key = hashlib.blake2b(pixels, digest_size=16).digest()
-            owner, other = owners.setdefault(key, (which, name))
-            if owner != which:
-                pairs.append((owner, other, which, name))
+        hashes = map(pixel_hash, images.pixels) if images.packed else images.pixels.hashes
+        for name, pixels in zip(names, hashes, strict=True):
+            owner, other = (owners.setdefault if key in trained else owners.get)(pixels, (key, name))
+            if owner != key:
+                pairs.append((owner, other, key, name))
     if pairs:
-        owner, other, which, name = pairs[0]
+        owner, other, key, name = pairs[0]
         raise UserError(
-            f"data.{which}: {name} has the same pixels as {other} of data.{owner} ({len(pairs)} such images in all); "
+            f"{key}: {name} has the same pixels as {other} of {owner} ({len(pairs)} such images in all); "
             "remove one of each or set data.duplicates: allow"
         )
 

@@ -1,5 +1,6 @@
 """From a picture in any file format and colour mode to a small square of RGB bytes."""
 
+import re
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,6 +36,12 @@ def to_square(picture: Image.Image | Path | BinaryIO, size: int) -> np.ndarray:
     left, top = (upright.width - side) / 2, (upright.height - side) / 2
     box = (left, top, left + side, top + side)
     return np.asarray(upright.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+
+
+def why_unreadable(error: Exception) -> str:
+    """Tell in a line why an image could not be decoded, in the same words every time: without addresses in memory."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r" <[^>]* object at 0x[0-9a-f]+>", "", line)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

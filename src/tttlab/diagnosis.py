@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from tttlab.predictions import score
 from tttlab.seeding import numpy_generator
 
 TABLES = ("steps", "tuning", "alignment", "correlations")
@@ -22,15 +23,15 @@ def read(predictions: pd.DataFrame, steps: Path, aligned: Path, seed: int) -> di
     Args:
         predictions: of this run; see `tttlab.predictions`.
         steps: what `adapt` wrote along the steps, if it did.
-        aligned: what `align` wrote, if it did.
+        aligned: what `align` wrote; without rows where it had nothing to compare.
         seed: of the resampling.
     """
     found = {}
     if steps.is_file():
         table = pd.read_parquet(steps)
         found |= {"steps": along_steps(table), "tuning": choices(table)}
-    if aligned.is_file():
-        joined = join_alignment(predictions, pd.read_parquet(aligned))
+    if len(gradients := pd.read_parquet(aligned)):
+        joined = join_alignment(predictions, gradients)
         found |= {"alignment": alignment_by_shift(joined), "correlations": correlations(joined, seed)}
     return found
 
@@ -69,7 +70,7 @@ def choices(steps: pd.DataFrame) -> pd.DataFrame:
         steps: as for `along_steps`.
     """
     labeled = steps[steps["label"] >= 0]
-    if labeled.empty:
+    if (labeled["shift"] == "clean").all():  # nothing shifted whose label is known
         return pd.DataFrame()
     first = labeled.groupby(["image_id", "shift"], sort=False).first().reset_index()
     right = (first["source_prediction"] == first["label"]).groupby(first["shift"] == "clean").mean()
@@ -92,10 +93,8 @@ def choices(steps: pd.DataFrame) -> pd.DataFrame:
 def join_alignment(predictions: pd.DataFrame, aligned: pd.DataFrame) -> pd.DataFrame:
     """Put the gradients' agreement beside the predictions of the same network; rows are (image, shift) with a label."""
     known = (predictions["label"] >= 0) & predictions["seed"].isin(aligned["seed"])
-    table = predictions[known].merge(aligned, on=["image_id", "shift", "seed"], how="left")
-    right = {name: (table[f"{name}_prediction"] == table["label"]).astype(float) for name in ("source", "adapted")}
+    table = score(predictions[known]).merge(aligned, on=["image_id", "shift", "seed"], how="left")
     return table.assign(
-        gain=right["adapted"] - right["source"],
         loss_change=table["loss_last"] - table["loss_first"],
         confidence_change=table["adapted_confidence"] - table["source_confidence"],
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ from tttlab import figures_accuracy, figures_signals, figures_steps, pictures, p
 from tttlab.report import percent, probability
 from tttlab.results import Results, known
 
-ALL = "all corruptions"
+ALL = "all shifts"
 ALPHA = 0.05
+EMPTY: Mapping[str, Sequence[np.ndarray]] = MappingProxyType({})
 Named = Iterator[tuple[str, "Drawing"]]
 
 
@@ -33,7 +35,12 @@ class Drawing:
     folded: str = ""
 
 
-def draw(results: Results, shown: Mapping[str, Sequence[np.ndarray]], severities: Sequence[int]) -> dict[str, Drawing]:
+def draw(
+    results: Results,
+    shown: Mapping[str, Sequence[np.ndarray]],
+    severities: Sequence[int],
+    sets: Mapping[str, Sequence[np.ndarray]] = EMPTY,
+) -> dict[str, Drawing]:
     """Draw every figure of the report, by file name.
 
     Those of accuracy are left out where no labels are known, those of an optional table where it is missing.
@@ -42,24 +49,36 @@ def draw(results: Results, shown: Mapping[str, Sequence[np.ndarray]], severities
         results: What to draw.
         shown: From `pictures.shift_pictures`.
         severities: Which severities the pictures show, after the clean image.
+        sets: From `pictures.set_pictures`.
     """
     drawings = {}
     if results.labeled and results.acting:
         for each in (_gains, _severity, _distance, _estimates, _alignment, _cost, _reliability):
             drawings |= dict(each(results))
     drawings |= dict(_steps(results))
-    drawings["examples"] = Drawing(
-        pictures.draw_pictures(shown, ["clean", *map(str, severities)], "Test images under each corruption"), "examples",
-        "One test image per corruption, clean and at every severity. These are synthetic corruptions made here; they "
-        "are not the files of CIFAR-10-C.",
-    )  # fmt: skip
-    return drawings
+    return drawings | dict(_examples(shown, sets, severities))
+
+
+def _examples(
+    shown: Mapping[str, Sequence[np.ndarray]], sets: Mapping[str, Sequence[np.ndarray]], severities: Sequence[int]
+) -> Named:
+    if shown:
+        figure = pictures.draw_pictures(shown, ["clean", *map(str, severities)], "Test images under each corruption")
+        caption = (
+            "One test image per corruption, clean and at every severity. These are synthetic corruptions made here; they "
+            "are not the files of CIFAR-10-C."
+        )
+        yield "examples", Drawing(figure, "examples", caption)
+    if sets:
+        figure = pictures.draw_pictures(sets, [""] * max(map(len, sets.values())), "Images that came shifted")
+        yield "examples_of_sets", Drawing(figure, "examples", "The first images of each, as they were adapted to.")
 
 
 def _tested(results: Results) -> str:
     """Say on how much a number stands."""
     seeds = f" × {results.seeds} training seeds" if results.seeds > 1 else ""
-    return f"n = {results.images} images{seeds}"
+    fewest, most = results.images
+    return f"n = {most if fewest == most else f'{fewest}–{most}'} images{seeds}"
 
 
 def _gains(results: Results) -> Named:
@@ -67,7 +86,7 @@ def _gains(results: Results) -> Named:
     tables = {model: _with_mean(results, model) for model in results.models}
     acting = [table[table["run"].isin(results.acting)]["gain"].abs().max() for table in tables.values()]
     for model, table in tables.items():
-        title = f"{model}: gain, percentage points, {_tested(results)} at every severity"
+        title = f"{model}: gain, percentage points, {_tested(results)} under every shift"
         last = model == results.models[-1]
         caption = (
             f"Accuracy with minus without adaptation over all severities; above, the accuracy without. Blue: gain. Orange and "
@@ -78,7 +97,7 @@ def _gains(results: Results) -> Named:
         figure = figures_accuracy.heat_map(table, styles, title, max(acting))
         yield f"gain_{model}", Drawing(figure, "gain", caption if last else "")
     for model, table in tables.items():
-        title = f"{model}: gain per corruption, {_tested(results)} at every severity"
+        title = f"{model}: gain per corruption, {_tested(results)} under every shift"
         caption = "Lines are 95 % intervals; they are not widened for looking at many corruptions at once."
         figure = figures_accuracy.gain_per_corruption(table, styles, title)
         yield f"intervals_{model}", Drawing(figure, "gain", caption, folded=f"{model} with intervals")
@@ -99,7 +118,10 @@ def _with_mean(results: Results, model: str) -> pd.DataFrame:
 
 
 def _severity(results: Results) -> Named:
-    corruptions = results.rows("by_corruption")["corruption"].nunique()
+    if not (results.rows("by_severity")["severity"] > 0).any():
+        return
+    shifts = results.rows("by_shift")
+    corruptions = shifts[shifts["severity"] > 0]["corruption"].nunique()
     title = f"Accuracy by severity, mean of {corruptions} corruptions, {_tested(results)}"
     figure = figures_accuracy.accuracy_by_severity(results.rows("by_severity"), plots.run_styles(results.runs), title)
     yield "severity", Drawing(figure, "severity", "The dashed line is the same network on the same images without adaptation.")
@@ -199,7 +221,7 @@ def _estimates(results: Results) -> Named:
 def _cost(results: Results) -> Named:
     rows = []
     for (model, run), entry in results.summary.items():
-        sides = [(False, entry, entry["milliseconds_p50"])]
+        sides = [(False, entry, entry["milliseconds_mean"])]
         if gated := entry.get("gated"):
             sides.append((True, gated, gated["milliseconds"]))
         for with_gate, side, cost in sides:
@@ -208,9 +230,9 @@ def _cost(results: Results) -> Named:
     table = pd.DataFrame(rows).astype(dict.fromkeys(("milliseconds", "gain", "gain_low", "gain_high"), float))
     table = table[(table["milliseconds"] > 0) & table["gain"].notna()]
     if len(table):
-        gated = " Hollow: with the gate, where the time is the mean, gate included." if table["gated"].any() else ""
+        gated = " Hollow: with the gate, its own time included." if table["gated"].any() else ""
         title = f"Gain over all shifts and cost, {_tested(results)}"
-        caption = f"Time: median for adapting to an image and predicting it. Lines are 95 % intervals.{gated}"
+        caption = f"Time: mean for adapting to an image and predicting it. Lines are 95 % intervals.{gated}"
         figure = figures_accuracy.gain_and_cost(table, plots.run_styles(results.runs), title)
         yield "cost", Drawing(figure, "cost", caption)
 

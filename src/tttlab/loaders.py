@@ -115,6 +115,16 @@ class EpochBatches(Sampler):
             yield [(self.epoch, int(index)) for index in batch[share.own]]
 
 
+class Loader(DataLoader):
+    """A data loader whose workers' mistakes are told as everyone's are: torch would put their traceback into the message."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+
+
 def open_loader(
     images: ImageSet,
     views: Mapping[str, Views],
@@ -139,7 +149,7 @@ def open_loader(
     Raises:
         UserError: there are more ranks than images in a batch.
     """
-    return DataLoader(
+    return Loader(
         AugmentedImages(images, views, seed),
         batch_size=None,  # the sampler hands out whole batches
         sampler=EpochBatches(len(images), batch_size, seed, rank, ranks),

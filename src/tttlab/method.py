@@ -22,11 +22,13 @@ class Method:
     Attributes:
         protocols: the protocols under which the method is defined.
         trains: False for methods that only change the prediction; they take no steps.
+        head: the objective (``simclr``, ``mae``) whose head it needs; None: any network will do.
         needs: what it reads of the source statistics: ``layers``, ``bank``, or names that its own `source_statistics` gives.
     """
 
     protocols: ClassVar[tuple[str, ...]] = ("episodic",)
     trains: ClassVar[bool] = True
+    head: ClassVar[str | None] = None
     needs: ClassVar[tuple[str, ...]] = ()
 
     def check(self, network: nn.Module) -> None:

@@ -41,11 +41,13 @@ class Declared:
         settings: its fields, ready to validate.
         protocols: the protocols that it supports.
         trains: whether it takes steps.
+        head: the objective whose head it needs; None: any network will do.
     """
 
     settings: type[Strict]
     protocols: tuple[str, ...]
     trains: bool
+    head: str | None
 
 
 def method_names(methods: Path = METHODS) -> tuple[str, ...]:
@@ -76,6 +78,7 @@ def declared(method: str, methods: Path = METHODS) -> Declared:
         settings=create_model(f"{method} settings", __base__=Strict, **fields),
         protocols=tuple(_class_attribute(classes[0], "protocols", ("episodic",))),
         trains=bool(_class_attribute(classes[0], "trains", True)),
+        head=_class_attribute(classes[0], "head", None),
     )
 
 

@@ -59,6 +59,7 @@ def summarise(predictions: pd.DataFrame) -> dict[str, Any]:
     entry["fell_back"] = shifted["fell_back"].sum()
     for percent in (50, 95):
         entry[f"milliseconds_p{percent}"] = shifted["milliseconds"].quantile(percent / 100)
+    entry["milliseconds_mean"] = shifted["milliseconds"].mean()
     entry = {name: _plain(value) for name, value in entry.items()}
     gated = {name: _plain(parts.at[rows, column]) for name, (rows, column) in GATED.items()}
     return entry | {"gated": gated if has_gate(predictions) else None}
@@ -88,8 +89,9 @@ def by_corruption(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_severity(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Compare per severity, all corruptions together; severity 0 are the clean images."""
-    table = compare(predictions, ["severity"]).sort_values("severity", ignore_index=True)
+    """Compare per severity, all corruptions together; 0 are the clean images. Shifts without degrees are left out."""
+    graded = predictions[(predictions["severity"] > 0) | (predictions["shift"] == "clean")]
+    table = compare(graded, ["severity"]).sort_values("severity", ignore_index=True)
     return table[["severity", *TABLE, "distance", "gated_gain"]]
 
 

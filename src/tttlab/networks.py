@@ -36,7 +36,7 @@ class Network(nn.Module):
     def __init__(self, encoder: nn.Module, num_classes: int, head: nn.Module | None = None) -> None:
         super().__init__()
         self.encoder = encoder
-        self.classifier = nn.Linear(encoder.num_features, num_classes)
+        self.classifier = nn.Linear(feature_width(encoder), num_classes)
         self.head = head
         config = resolve_data_config({}, model=encoder)
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, -1, 1, 1), persistent=False)
@@ -112,6 +112,11 @@ class Bound:
         return functional_call(self.module, self._parameters, args, kwargs)
 
 
+def feature_width(encoder: nn.Module) -> int:
+    """Find D of the features ``(N, D)`` that a timm model's classifier reads; some widen what the last stage gives."""
+    return getattr(encoder, "head_hidden_size", None) or encoder.num_features
+
+
 def pooled_features(encoder: nn.Module, images: Tensor) -> Tensor:
     """Encode ``images (N, C, H, W)`` to the features ``(N, D)`` that a timm model's classifier reads."""
     return encoder.forward_head(encoder.forward_features(images), pre_logits=True)
@@ -131,8 +136,8 @@ def build_encoder(
         backbone: a timm model name.
         image_size: side of the square images, pixels.
         stem: ``small`` (convolutional networks: no max-pool and a first convolution of stride 1, 3×3 where it was larger;
-            patch networks: 4-pixel patches unless ``options`` says otherwise), ``stride2`` (the same with stride 2; the
-            same as ``small`` for patch networks), or ``original``.
+            networks of patches: these are of 4 pixels unless ``options`` says otherwise), ``stride2`` (the same with stride
+            2; the same as ``small`` for networks of patches), or ``original``.
         options: further arguments of ``timm.create_model``.
         pretrained: start from timm's weights (downloaded by timm on first use).
 
@@ -145,17 +150,18 @@ def build_encoder(
             f"models: backbone {backbone!r} is unknown to timm {timm.__version__}; "
             f"{choices(backbone, timm.list_models())[:300]}"
         )
-    is_patch_network = backbone.startswith(("vit_", "deit"))
-    if is_patch_network:
+    if pretrained and stem != "original":
+        raise UserError(f"models: stem {stem!r} would replace the first layer of {backbone!r}, whose weights are pretrained; "
+                        "set stem: original")  # fmt: skip
+    config = timm.get_pretrained_cfg(backbone)
+    made_of_patches = bool(config and config.fixed_input_size)
+    if made_of_patches:
         options.setdefault("img_size", image_size)
         if stem != "original":
             options.setdefault("patch_size", 4)
         if image_size % options.get("patch_size", 1):
             raise UserError(f"data.image_size: expected a multiple of the patches' {options['patch_size']} pixels, "
                             f"found {image_size}; change it or backbone_options.patch_size")  # fmt: skip
-    elif pretrained and stem != "original":
-        raise UserError(f"models: stem {stem!r} would replace the pretrained first convolution of {backbone!r}; set "
-                        "stem: original with weights: timm")  # fmt: skip
     if "channels" in options or "layers" in options:
         # A fresh residual branch that starts at zero would leave BatchNorm parameters without gradient for a while.
         options.setdefault("zero_init_last", False)
@@ -163,9 +169,24 @@ def build_encoder(
         encoder = timm.create_model(backbone, pretrained=pretrained, num_classes=0, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"models: timm cannot build backbone {backbone!r} with {options}: {error}") from error
-    if stem != "original" and not is_patch_network:
+    if stem != "original" and not made_of_patches:
         shrink_stem(encoder, stride=1 if stem == "small" else 2)
     return encoder
+
+
+def native_size(backbone: str) -> int:
+    """Find the side of the square images, in pixels, that a timm model's weights were trained on.
+
+    Raises:
+        UserError: timm does not know the backbone, or its images are not square.
+    """
+    config = timm.get_pretrained_cfg(backbone, allow_unregistered=False) if timm.is_model(backbone.split(".")[0]) else None
+    if config is None:
+        raise UserError(f"data.image_size: auto knows the models that timm lists, found {backbone!r}; set a number of pixels")
+    height, width = config.input_size[-2:]
+    if height != width:
+        raise UserError(f"data.image_size: auto knows square inputs, found {height}×{width} of {backbone!r}; set a number")
+    return height
 
 
 def shrink_stem(encoder: nn.Module, stride: int) -> None:

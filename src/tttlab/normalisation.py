@@ -24,7 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.source_statistics import Statistics
-from tttlab.taps import Moments, batch_norm_layers, channel_dims, image_moments, token_layers
+from tttlab.taps import (
+    Moments,
+    batch_norm_layers,
+    channel_dims,
+    channels_last,
+    channels_second,
+    image_moments,
+    token_layers,
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,10 @@ def normalised(network: nn.Module, normalisation: Normalisation, statistics: Sta
         handles += [
             layer.register_forward_pre_hook(batch_norm_hook(normalisation, statistics, name)) for name, layer in norm.items()
         ]
-        handles += [layer.register_forward_hook(stage_hook(normalisation, statistics, name)) for name, layer in stages.items()]
+        last = channels_last(network)
+        handles += [
+            layer.register_forward_hook(stage_hook(normalisation, statistics, name, last)) for name, layer in stages.items()
+        ]
     try:
         yield
     finally:
@@ -102,12 +113,13 @@ def batch_norm_hook(normalisation: Normalisation, statistics: Statistics, name: 
     return hook
 
 
-def stage_hook(normalisation: Normalisation, statistics: Statistics, name: str):
-    """Make the hook that moves a stage's output towards the typical source image."""
+def stage_hook(normalisation: Normalisation, statistics: Statistics, name: str, last: bool = False):
+    """Make the hook that moves a stage's output towards the typical source image; ``last``: channels come last."""
 
     def hook(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         center, scale = natural_variation(statistics, name, None)
-        return transport(output, normalisation, center, center, scale)
+        moved = transport(channels_second(output, last), normalisation, center, center, scale)
+        return moved.movedim(1, -1) if last and output.ndim == 4 else moved
 
     return hook
 

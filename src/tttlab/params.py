@@ -122,6 +122,9 @@ def _check_device(device: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
+Severities = Annotated[
+    tuple[Annotated[StrictInt, Field(ge=1, le=5)], ...], Field(min_length=1), AfterValidator(_check_distinct)
+]
 
 
 def _resolve(path: Path | None, info: ValidationInfo) -> Path | None:
@@ -177,15 +180,22 @@ class LabeledSpec(ImageSpec):
     validation: Fraction
 
 
+class TargetSpec(ImageSpec):
+    """An image spec whose images may have no labels."""
+
+    labels: Literal["auto", "none"] = "auto"
+
+
 class Data(Strict):
     """The three image sets."""
 
-    image_size: Annotated[StrictInt, Field(ge=8)]
+    image_size: Annotated[StrictInt, Field(ge=8)] | Literal["auto"]
     duplicates: Literal["error", "allow"] = "error"
     unreadable: Literal["error", "skip"] = "error"
+    pack_below: Natural = 1024
     unlabeled: ImageSpec
     labeled: LabeledSpec
-    test: ImageSpec
+    test: TargetSpec
 
     @model_validator(mode="after")
     def _disjoint(self) -> "Data":
@@ -312,27 +322,51 @@ class SourceStats(Strict):
     bank_size: Count
 
 
-class Shifts(Strict):
-    """The synthetic corruptions of the test set."""
+class ShiftSet(Strict):
+    """Shifted images as others distribute them."""
 
+    format: Literal["cifar10_c", "cifar100_c", "cifar10_1", "corruption_folders", "domain_folders"]
+    root: Annotated[Path, AfterValidator(_resolve)]
+    only: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_distinct)] | None = None
+    severities: Severities | None = None
+    labels: Literal["auto", "none"] = "auto"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "ShiftSet":
+        if not self.root.is_dir():
+            raise fault(f"expected the folder of a data set in the format {self.format}, found none at {self.root}", "root")
+        if self.severities and self.format in ("cifar10_1", "domain_folders"):
+            raise fault(f"expected null: {self.format} has no severities, found {list(self.severities)}", "severities")
+        if self.labels == "none" and self.format.startswith("cifar"):
+            raise fault(f"expected auto: {self.format} comes with labels, found 'none'", "labels")
+        return self
+
+
+class Shifts(Strict):
+    """The shifts of the test set: synthetic corruptions, and distributed sets."""
+
+    clean: Literal["test", "validation"] = "test"
     corruptions: Annotated[
         tuple[Annotated[str, AfterValidator(_check_corruption)], ...],
-        Field(min_length=1),
         AfterValidator(_check_distinct),
     ]
-    severities: Annotated[
-        tuple[Annotated[StrictInt, Field(ge=1, le=5)], ...], Field(min_length=1), AfterValidator(_check_distinct)
-    ]
+    severities: Severities
     images: Count | None = None
+    sets: dict[Name, ShiftSet] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _something_to_test(self) -> "Shifts":
+        if not self.corruptions and not self.sets and self.clean == "test":
+            raise fault("expected at least one corruption or an entry of sets, found neither; if the test images are "
+                        "themselves shifted, set shifts.clean: validation", "corruptions")  # fmt: skip
+        return self
 
 
 class Curve(Strict):
     """How much of the test set is adapted to along the steps, and by settings that tuning did not choose."""
 
     images: Natural
-    severities: Annotated[
-        tuple[Annotated[StrictInt, Field(ge=1, le=5)], ...], Field(min_length=1), AfterValidator(_check_distinct)
-    ]
+    severities: Severities
     candidates: Natural
 
 
@@ -349,9 +383,7 @@ class Tune(Strict):
     """How settings are chosen on labeled source images under corruptions that are never tested on."""
 
     enabled: StrictBool
-    severities: Annotated[
-        tuple[Annotated[StrictInt, Field(ge=1, le=5)], ...], Field(min_length=1), AfterValidator(_check_distinct)
-    ]
+    severities: Severities
     images: Annotated[tuple[Count | None, ...], Field(min_length=1), AfterValidator(_check_growing)]
     candidates: Count
     keep: Annotated[StrictFloat, Field(gt=0, le=1)]

@@ -268,17 +268,22 @@ def _max_pool2d(x, *args, **kwargs):
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **options):
-    def plain(query, key, value):
-        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    def plain(query, key, value, mask=attn_mask):
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, **options)
 
     def folded(_size, dims, *tensors):
         tensors = [tensor.movedim(dim, 0) for tensor, dim in zip(tensors, dims, strict=True)]
-        return plain(*(tensor.flatten(0, 1) for tensor in tensors)).unflatten(0, tensors[0].shape[:2]), 0
+        shape = tensors[0].shape[:2]
+        tensors[3:] = [mask.expand(*shape, *mask.shape[2:]) for mask in tensors[3:]]
+        return plain(*(tensor.flatten(0, 1) for tensor in tensors)).unflatten(0, shape), 0
 
     tensors = (query, key, value)
-    if all(map(_per_image, tensors)) and query.ndim == 4 and attn_mask is None:
+    if not all(map(_per_image, tensors)) or query.ndim != 4:
+        return plain(*tensors)
+    if attn_mask is None or (not _per_image(attn_mask) and (attn_mask.ndim < 4 or len(attn_mask) == 1)):
         return folded, *tensors
-    return plain(*tensors)
+    # Each image's own mask, as from a trained table of relative positions.
+    return (folded, *tensors, attn_mask) if _per_image(attn_mask) and attn_mask.ndim == 4 else plain(*tensors)
 
 
 def _choose(plain: Callable[..., Tensor], own: Rule | None, x: Tensor, *parameters: Tensor | None, views: int, over=None):

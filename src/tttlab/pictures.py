@@ -16,8 +16,10 @@ from tttlab.seeding import numpy_generator
 
 if TYPE_CHECKING:
     from tttlab.data import ImageSet
+    from tttlab.shifts import Shift
 
 FLIPS = 6  # examples of each direction
+EXAMPLES = 4  # images of a set that comes shifted
 _THUMBNAIL = 64  # pixels; larger pictures would make a heavy page and look no different at their size
 _LOSSLESS = 32  # pixels; up to this side every pixel is seen, beyond it a JPEG is a fifth of the size
 
@@ -54,7 +56,9 @@ class Flips:
     counts: tuple[int, int]
 
 
-def read_flips(outputs: Path, model: str, run: str, images: "ImageSet", seed: int, *, at_most: int = FLIPS) -> Flips | None:
+def read_flips(
+    outputs: Path, model: str, run: str, test: "ImageSet", shifts: Sequence["Shift"], seed: int, *, at_most: int = FLIPS
+) -> Flips | None:
     """Draw examples of both directions from ``outputs/predictions/<model>/<run>.parquet``, at random.
 
     Every flipped prediction of a shifted image, with the first training seed's network, is as likely as any other to be
@@ -64,7 +68,8 @@ def read_flips(outputs: Path, model: str, run: str, images: "ImageSet", seed: in
         outputs: The folder of outputs.
         model: Its name.
         run: Its name.
-        images: The test set.
+        test: The test set.
+        shifts: What was done to it, or shown in its place.
         seed: The seed of params.yaml, on which the corruptions and the draw depend.
         at_most: Examples of each direction.
 
@@ -81,21 +86,19 @@ def read_flips(outputs: Path, model: str, run: str, images: "ImageSet", seed: in
     if table.empty:
         return None
     before, after = (table[f"{who}_prediction"] == table["label"] for who in ("source", "adapted"))
-    drawn, counts = [], []
+    by_name, drawn, counts = {shift.name: shift for shift in shifts}, [], []
     for name, chosen in (("wrong to right", ~before & after), ("right to wrong", before & ~after)):
         rows = table[chosen].sort_values(["image_id", "shift"])
         order = numpy_generator(seed, "flips", model, run, name).permutation(len(rows))[:at_most]
-        drawn.append(tuple(_flip(row, images, seed) for row in rows.iloc[order].itertuples()))
+        drawn.append(tuple(_flip(row, by_name[row.shift], test, seed) for row in rows.iloc[order].itertuples()))
         counts.append(len(rows))
     return Flips(model, run, *drawn, counts=tuple(counts))
 
 
-def _flip(row: tuple, images: "ImageSet", seed: int) -> Flip:
-    from tttlab.shifts import Shift
-
-    one = images.take([images.image_ids.index(row.image_id)])
-    pixels = Shift(row.corruption, row.severity).apply(one, seed)[0]
-    title = f"{row.image_id}, {row.corruption.replace('_', ' ')} {row.severity}"
+def _flip(row: tuple, shift: "Shift", test: "ImageSet", seed: int) -> Flip:
+    images = shift.of(test)
+    pixels = shift.apply(images.take([images.image_ids.index(row.image_id)]), seed)[0]
+    title = f"{row.image_id}, {row.corruption.replace('_', ' ')} {row.severity or ''}".rstrip()
 
     def name(label: int) -> str:
         return images.classes[label] if 0 <= label < len(images.classes) else str(label)
@@ -128,6 +131,12 @@ def shift_pictures(
     return pictures
 
 
+def set_pictures(shifts: Sequence["Shift"], at_most: int = EXAMPLES) -> dict[str, list[np.ndarray]]:
+    """Show a few images of every shift that comes with its own."""
+    own = {shift.name: shift.images for shift in shifts if shift.images is not None and not shift.clean}
+    return {name: [thumbnail(pixels) for pixels in images.pixels[:at_most]] for name, images in own.items()}
+
+
 @styled
 def draw_pictures(pictures: Mapping[str, Sequence[np.ndarray]], rows: Sequence[str], title: str) -> Figure:
     """Draw shifted images: a column per corruption, a row per severity.
@@ -147,8 +156,8 @@ def draw_pictures(pictures: Mapping[str, Sequence[np.ndarray]], rows: Sequence[s
     for number, (name, images) in enumerate(pictures.items()):
         block, column = divmod(number, columns)
         panels = grid[block * len(rows) : (block + 1) * len(rows), column]
-        panels[0].set_title(name.replace("_", "\n"), loc="center", fontsize=7)
-        for axes, image, row in zip(panels, images, rows, strict=True):
+        panels[0].set_title(name.replace("_", "\n").replace("/", "\n"), loc="center", fontsize=7)
+        for axes, image, row in zip(panels, images, rows, strict=False):  # a small set has fewer images than rows
             axes.imshow(image, interpolation="none")
             if column == 0:
                 axes.text(-0.12, 0.5, row, ha="right", va="center", transform=axes.transAxes, color=MUTED)

@@ -78,16 +78,19 @@ class Alone:
         """Wait for nobody."""
 
 
-def open_processes(device: str = "auto", devices: int | Literal["auto"] = "auto", nodes: int = 1) -> "Alone | Fabric":
+def open_processes(
+    device: str = "auto", precision: str = "auto", devices: int | Literal["auto"] = "auto", nodes: int = 1
+) -> "Alone | Fabric":
     """Start or meet the processes that share work without training, in which there is nothing to synchronise.
 
     Args:
         device: as for `open_fabric`, and so are the others.
+        precision: ``32`` forbids TF32; the work itself is in float32 whatever it says.
         devices: processes on this machine.
         nodes: machines.
     """
-    chosen = choose_device(device)
-    return Alone(chosen) if _count(chosen, devices) * nodes == 1 else open_fabric(device, "32", devices, nodes)
+    chosen = choose_device(device, precision)
+    return Alone(chosen) if _count(chosen, devices) * nodes == 1 else open_fabric(device, precision, devices, nodes)
 
 
 def open_fabric(
@@ -107,7 +110,7 @@ def open_fabric(
     from lightning_fabric import Fabric  # here, for its import takes a second that not every user of this module needs
     from lightning_fabric.plugins.environments import LightningEnvironment
 
-    chosen = choose_device(device)
+    chosen = choose_device(device, precision)
     here = _count(chosen, devices)
     mixed = precision == "bf16" or (precision == "auto" and chosen.type == "cuda" and torch.cuda.is_bf16_supported())
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)

@@ -4,10 +4,13 @@ All numbers come from the tables that `evaluate` wrote; here they are only put i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tttlab.metrics import verdict
 from tttlab.results import CONTROL, Results, difference, known
+
+if TYPE_CHECKING:
+    from tttlab.params import Shifts
 
 _CLEAN_LOSS = 0.01  # a clean accuracy that falls by more is told in words
 _MARKDOWN_LIMIT = 7_500  # characters; MLflow cuts a description at 8,000
@@ -175,7 +178,8 @@ def sentence(results: Results, model: str) -> str:
     if not entries:
         return "There is nothing to compare: params.yaml lists only the control."
     if not any(known(entry["gain"]) for entry in entries.values()):
-        return "The test images have no labels, so accuracy is unknown; what is known is how many predictions changed."
+        told = "The test images have no labels, so accuracy is unknown; what is known is how many predictions changed."
+        return f"{told} {_about_clean(entries)}".rstrip()
     runs: dict[str, list[str]] = {word: [] for word in ("helped", "hurt", "undecided", "unchanged", "unknown")}
     for run in sorted(entries, key=lambda run: -(entries[run]["gain"] if known(entries[run]["gain"]) else 0)):
         runs[verdict(entries[run]["gain_low"], entries[run]["gain_high"])].append(run)
@@ -190,17 +194,31 @@ def sentence(results: Results, model: str) -> str:
     return " ".join(filter(None, told))
 
 
-def about(results: Results, source: str, corruptions: Sequence[str], severities: Sequence[int], protocol: str) -> str:
+def about(results: Results, source: str, shifts: "Shifts", protocol: str) -> str:
     """Say in a sentence what was tested on what."""
     alone = "each adapted to on its own, from the source weights" if protocol == "episodic" else "as one stream"
     each = " each" if len(results.models) > 1 else ""
+    table = results.rows("by_shift")
+    own = ~table["shift"].str.contains("/") & (
+        (table["shift"] != "clean") | (shifts.clean == "test")
+    )  # a set's name has a slash
+    tested = int(table[own]["n"].max()) // results.seeds
     trained = f"trained with {results.seeds} seeds{each}" if results.seeds > 1 else f"trained once{each}"
     return (
         f"{_count(len(results.models), 'model')}, {trained}; {_count(len(results.runs), 'run')}{each}; "
-        f"{_count(results.images, 'test image')} from {source}, under "
-        f"{_count(len(corruptions), 'synthetic corruption')} at {_count(len(severities), 'severity', 'severities')} and clean, "
-        f"{alone}, without labels."
+        f"{_count(tested, 'test image')} from {source}, {_seen_under(shifts)}, {alone}, without labels."
     )
+
+
+def _seen_under(shifts: "Shifts") -> str:
+    told = []
+    if shifts.corruptions:
+        severities = _count(len(shifts.severities), "severity", "severities")
+        told.append(f"under {_count(len(shifts.corruptions), 'synthetic corruption')} at {severities}")
+    told.append("clean" if shifts.clean == "test" else "as they are (clean: the validation images)")
+    if shifts.sets:
+        told.append(f"those of {enumerate_words(list(shifts.sets))}")
+    return enumerate_words(told)
 
 
 def _count(number: int, word: str, many: str = "") -> str:

@@ -60,9 +60,10 @@ class Results:
         return any(known(entry["accuracy_source"]) for entry in self.summary.values())
 
     @property
-    def images(self) -> int:
-        """How many test images there are under every shift."""
-        return max(entry["images"] for entry in self.summary.values())
+    def images(self) -> tuple[int, int]:
+        """How many images there are under a shift, at least and at most."""
+        counts = self.rows("by_shift")["n"] // self.seeds
+        return int(counts.min()), int(counts.max())
 
     @property
     def seeds(self) -> int:

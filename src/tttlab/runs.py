@@ -164,6 +164,10 @@ def _method(entry: dict[str, Any], path: str, objectives: Mapping[str, str], mod
             )
     if method not in known:
         raise RunError(f"{path}.method: unknown method {method!r}; {choices(str(method), [*known, ALIAS])}")
+    head = declared(method, methods).head
+    if head not in (None, objectives[model]):
+        raise RunError(f"{path}.method: {method} needs the head of models.{model}.objective.name: {head}, found "
+                       f"{objectives[model]}; set method: {ALIAS} for each model's own, or change the objective")  # fmt: skip
     return method
 
 

@@ -1,7 +1,7 @@
-"""The test shifts: the clean test images and every corruption at every severity, always on the same images."""
+"""The test shifts: the clean images, every corruption at every severity, and images that are shifted by nature."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,19 +11,35 @@ from tttlab.data import ImageSet
 
 @dataclass(frozen=True)
 class Shift:
-    """One version of the test set; ``corruption`` is ``none`` and ``severity`` 0 for the clean images."""
+    """One version of the test set.
+
+    Attributes:
+        corruption: ``none`` for clean images, a synthetic corruption, or the name of a distributed set and of what in it.
+        severity: 1 to 5; 0 for clean images and where a shift has no degrees.
+        images: the shifted images, of a set that comes with its own; None: the test images, corrupted here.
+    """
 
     corruption: str = "none"
     severity: int = 0
+    images: ImageSet | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def clean(self) -> bool:
+        """Whether these are images of the source distribution."""
+        return self.corruption == "none"
 
     @property
     def name(self) -> str:
-        """``clean``, or for example ``fog-3``."""
-        return f"{self.corruption}-{self.severity}" if self.severity else "clean"
+        """``clean``, or for example ``fog-3``, ``cifar10_c/fog-3`` or ``photos/night``."""
+        return "clean" if self.clean else f"{self.corruption}-{self.severity}" if self.severity else self.corruption
+
+    def of(self, test: ImageSet) -> ImageSet:
+        """Find whose version this shift is: its own images as they are, or the test images, still to be corrupted."""
+        return test if self.images is None else self.images
 
     def apply(self, images: ImageSet, seed: int) -> np.ndarray:
-        """Corrupt the images, each from its own stream: uint8 ``(N, S, S, 3)``."""
-        if not self.severity:
+        """Look at images that came from `of`, each corrupted from its own stream: uint8 ``(N, S, S, 3)``."""
+        if self.clean or self.images is not None:
             return np.asarray(images.pixels)
         return corrupt_all(images.pixels, images.image_ids, self.corruption, self.severity, seed)
 

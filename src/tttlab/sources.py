@@ -2,20 +2,20 @@
 
 import gzip
 import importlib.util
-import io
 import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from tttlab.errors import UserError
 from tttlab.params import ImageSpec
+from tttlab.pixels import Place
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -28,15 +28,17 @@ class Source:
         image_ids: N names, unique within the source and the same on every machine.
         paths: N places a person can look at.
         groups: N class indices.
-        classes: class names, sorted; a folder that has no classes has the one class ``""`` for loose images.
-        read: index → an image, the path of an image file, or such a file opened; called from several threads.
+        classes: class names, sorted; images without classes are of the one class ``""``.
+        read: index → an image, or the place of an encoded one; called from several threads.
+        labeled: whether the groups are labels; else they only say which images belong together.
     """
 
     image_ids: tuple[str, ...]
     paths: tuple[str, ...]
     groups: np.ndarray
     classes: tuple[str, ...]
-    read: Callable[[int], Image.Image | Path | BinaryIO]
+    read: Callable[[int], Image.Image | Place]
+    labeled: bool = True
 
 
 def open_source(spec: ImageSpec, which: str, downloads: Path) -> Source:
@@ -51,47 +53,64 @@ def open_source(spec: ImageSpec, which: str, downloads: Path) -> Source:
         UserError: there are no images, a class is empty, or the source cannot be opened.
     """
     kind = spec.source.partition("/")[0]
-    if kind == "sklearn":
-        return _digits()
-    if kind in ("torch", "hfds"):
-        return _named(spec, which, downloads)
+    if kind in ("sklearn", "torch", "hfds"):
+        source = _digits() if kind == "sklearn" else _named(spec, which, downloads)
+        return source if getattr(spec, "labels", "auto") == "auto" else replace(source, labeled=False)
     root = spec.root / spec.split if spec.split else spec.root
-    found = _folder(root) if kind == "folder" else _tar(root, which)
-    if not found.names:
-        raise UserError(f"data.{which}.root: expected images ({', '.join(SUFFIXES)}), found none in {root}")
-    tops = [name.partition("/")[0] if "/" in name else "" for name in found.names]
-    if which != "unlabeled":
-        _check_classes(tops, found, which, root)
-    classes = tuple(sorted(set(tops)))
-    numbers = {name: index for index, name in enumerate(classes)}
-    groups = np.array([numbers[top] for top in tops], dtype=np.int64)
-    return Source(tuple(found.names), tuple(found.paths), groups, classes, found.read)
+    found = list_folder(root) if kind == "folder" else _tar(root, which)
+    labels = {"unlabeled": "none", "labeled": "folders"}.get(which) or spec.labels
+    return by_class(found, f"data.{which}.root", root, labels)
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """Image files in sorted order, by their names below the root, and the first-level folders, even empty ones."""
 
     names: list[str]
     folders: set[str]
-    paths: list[str]
-    read: Callable[[int], Path | BinaryIO]
+    places: list[Place]
 
 
-def _check_classes(tops: list[str], found: _Found, which: str, root: Path) -> None:
+def by_class(found: Found, key: str, root: Path, labels: str) -> Source:
+    """Take the first-level folders for classes.
+
+    Args:
+        found: the images.
+        key: of the root in params.yaml, for messages.
+        root: the folder or file that was listed.
+        labels: ``folders``: they are; ``none``: they only say which images belong together; ``auto``: they are, unless no
+            image lies in any.
+
+    Raises:
+        UserError: there is no image, one lies outside the class folders, or one of these is empty.
+    """
+    if not found.names:
+        raise UserError(f"{key}: expected images ({', '.join(SUFFIXES)}), found none in {root}")
+    tops = [name.partition("/")[0] if "/" in name else "" for name in found.names]
+    labeled = labels == "folders" or (labels == "auto" and any(tops))
+    if labeled:
+        _check_classes(tops, found, key, root)
+    classes = tuple(sorted(set(tops)))
+    numbers = {name: index for index, name in enumerate(classes)}
+    groups = np.array([numbers[top] for top in tops], dtype=np.int64)
+    paths = tuple(map(str, found.places))
+    return Source(tuple(found.names), paths, groups, classes, found.places.__getitem__, labeled)
+
+
+def _check_classes(tops: list[str], found: Found, key: str, root: Path) -> None:
     if "" in tops:
         loose = found.names[tops.index("")]
-        raise UserError(f"data.{which}.root: expected <class>/<image> in {root}, found {loose} outside any class folder")
+        raise UserError(f"{key}: expected <class>/<image> in {root}, found {loose} outside any class folder")
     empty = sorted(found.folders - set(tops))
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-        raise UserError(f"data.{which}.root: the class {empty[0]!r} in {root} holds no image{more}; fill or remove it")
+        raise UserError(f"{key}: the class {empty[0]!r} in {root} holds no image{more}; fill or remove it")
 
 
 def _is_image(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(SUFFIXES)
 
 
-def _folder(root: Path) -> _Found:
+def list_folder(root: Path) -> Found:
     """List the image files below a folder; hidden files and folders are left out."""
     names = []
     for place, folders, files in os.walk(root, followlinks=True):
@@ -99,10 +118,10 @@ def _folder(root: Path) -> _Found:
         names += [Path(place, name).relative_to(root).as_posix() for name in files if _is_image(name)]
     names.sort()
     tops = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    return _Found(names, tops, [str(root / name) for name in names], lambda index: root / names[index])
+    return Found(names, tops, [Place(str(root / name)) for name in names])
 
 
-def _tar(root: Path, which: str) -> _Found:
+def _tar(root: Path, which: str) -> Found:
     """List the images in a tar file, or in all tar files of a folder.
 
     A folder that wraps everything in a file is passed over. In a folder of files, an image that lies in no folder
@@ -121,14 +140,8 @@ def _tar(root: Path, which: str) -> _Found:
             shard = f"{top}/{archive.stem}/{rest}" if slash else f"{archive.stem}/{name}"
             entries[name if root.is_file() else shard] = archive, member
     names = sorted(entries)
-
-    def read(index: int) -> BinaryIO:
-        archive, member = entries[names[index]]
-        with archive.open("rb") as file:  # its own handle: threads read side by side
-            file.seek(member.offset_data)
-            return io.BytesIO(file.read(member.size))
-
-    return _Found(names, tops, [f"{entries[name][0]}:{entries[name][1].name}" for name in names], read)
+    places = [Place(str(archive), member.name, member.offset_data, member.size) for archive, member in map(entries.get, names)]
+    return Found(names, tops, places)
 
 
 def _members(archive: Path, which: str) -> tuple[dict[str, tarfile.TarInfo], set[str]]:
@@ -184,8 +197,8 @@ def _named(spec: ImageSpec, which: str, downloads: Path) -> Source:
         raise UserError(
             f"data.{which}.source: {spec.source} (split {spec.split}) is not in {root} and cannot be fetched: {reason}"
         ) from error
-    if labels.min(initial=0) < 0:
-        if which != "unlabeled":
+    if not (labeled := labels.min(initial=0) >= 0):
+        if which == "labeled":
             raise UserError(f"data.{which}.split: {spec.source} has no labels in its split {spec.split!r}; choose another")
         labels, classes = np.zeros_like(labels), [""]
     names = tuple(f"{spec.source.partition('/')[2]}/{spec.split}/{index:07d}" for index in range(len(labels)))
@@ -193,7 +206,7 @@ def _named(spec: ImageSpec, which: str, downloads: Path) -> Source:
     read = (lambda index: reader[index][0]) if reader is not None else (lambda index: dataset[index][0])
     order = sorted(range(len(classes)), key=classes.__getitem__)
     groups = np.argsort(order)[labels]
-    return Source(names, ("",) * len(names), groups, tuple(classes[index] for index in order), read)
+    return Source(names, ("",) * len(names), groups, tuple(classes[index] for index in order), read, labeled)
 
 
 def _targets(dataset: Any, reader: Any) -> tuple[np.ndarray, list[str]]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -37,14 +38,18 @@ class Block(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For example ``fog-3-0``."""
-        return f"{self.shift.name}-{self.number}"
+        """For example ``fog-3-0``; fit to name a file."""
+        return f"{quote(self.shift.name, safe=' ')}-{self.number}"
 
 
-def list_blocks(shifts: Sequence[Shift], count: int) -> list[Block]:
-    """Divide ``count`` images under every shift into blocks, shift after shift."""
-    cuts = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
-    return [Block(shift, number, images) for shift in shifts for number, images in enumerate(cuts)]
+def list_blocks(shifts: Sequence[Shift], test: ImageSet) -> list[Block]:
+    """Divide the images of every shift, by default the test images, into blocks, shift after shift."""
+    counts = [len(shift.of(test)) for shift in shifts]
+    return [
+        Block(shift, number, range(start, min(start + BLOCK, count)))
+        for shift, count in zip(shifts, counts, strict=True)
+        for number, start in enumerate(range(0, count, BLOCK))
+    ]
 
 
 def adapt_to_shifts(
@@ -74,7 +79,7 @@ def adapt_to_shifts(
         method: the test-time method.
         loop: the inner loop.
         images: the clean test images.
-        shifts: what is done to them.
+        shifts: what is done to them, or other images.
         work: where finished blocks are kept, the same for all ranks.
         prefix: of the names under which they are kept.
         workers: processes that share this rank's blocks; changes no result.
@@ -93,7 +98,7 @@ def adapt_to_shifts(
     Raises:
         UserError: after all ranks are done, a block is missing.
     """
-    blocks = list_blocks(shifts, len(images))
+    blocks = list_blocks(shifts, images)
     # Its own whatever is done already: ranks that divided what is left might see different things left.
     own = blocks[rank::ranks]
     missing = [block for block in own if not work.has(f"{prefix}-{block.name}")]
@@ -147,7 +152,7 @@ def adapt_to_block(
         the image's ``distance`` to the source, the gate's judgement and its cost. Logits of a thousand classes would fill a
         disk.
     """
-    own = images.take(block.images)
+    own = block.shift.of(images).take(block.images)
     pixels = as_images(torch.from_numpy(block.shift.apply(own, seed))).to(device)
     result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed,
                    record=record, images_per_step=images_per_step)  # fmt: skip
@@ -200,9 +205,10 @@ def collect(
             raise UserError(f"expected the results of {prefix}-{block.name} in {work.folder}, found none after all processes "
                             "were done; use a file system that all machines share")  # fmt: skip
         tables.append(rows(result, block, images))
-        if block.shift.severity:
+        if not block.shift.clean:
             curves.append(result["losses"])
-    return pd.concat(tables, ignore_index=True), torch.cat(curves).nanmean(0).numpy()
+    losses = torch.cat(curves).nanmean(0).numpy() if curves else np.empty(0)
+    return pd.concat(tables, ignore_index=True), losses
 
 
 def complete(
@@ -263,12 +269,13 @@ def steps_rows(steps: Sequence[int]) -> Callable[[Mapping[str, Tensor], Block, I
 
 def identity(block: Block, images: ImageSet) -> dict[str, Any]:
     """Name the images of a block, the shift, and the labels, which are joined here and were not seen before."""
+    own = block.shift.of(images)
     return {
-        "image_id": [images.image_ids[index] for index in block.images],
+        "image_id": [own.image_ids[index] for index in block.images],
         "shift": block.shift.name,
         "corruption": block.shift.corruption,
         "severity": block.shift.severity,
-        "label": np.asarray(images.labels)[block.images],
+        "label": np.asarray(own.labels)[block.images],
     }
 
 

@@ -55,16 +55,27 @@ def record(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tens
 
 
 def tap(network: nn.Module, name: str, activations: dict[str, Tensor]) -> RemovableHandle:
-    """Write one layer's activation to ``activations[name]`` on every forward pass.
+    """Write one layer's activation to ``activations[name]`` on every forward pass, with the channels second in an image.
 
     A copy, for the layers behind it may work in place, as timm's residual blocks do on the output of their BatchNorm.
     """
+    last = channels_last(network)
     if name.endswith(".input"):
         layer = network.get_submodule(name.removesuffix(".input"))
         return layer.register_forward_pre_hook(lambda _layer, inputs: activations.__setitem__(name, inputs[0].clone()))
     return network.get_submodule(name).register_forward_hook(
-        lambda _layer, _inputs, output: activations.__setitem__(name, output.clone())
+        lambda _layer, _inputs, output: activations.__setitem__(name, channels_second(output, last).clone())
     )
+
+
+def channels_last(network: nn.Module) -> bool:
+    """Tell whether the encoder's stages give ``(N, H, W, C)``, as timm's Swin transformers do."""
+    return getattr(network.encoder, "output_fmt", "NCHW") == "NHWC"
+
+
+def channels_second(activation: Tensor, last: bool) -> Tensor:
+    """View ``(N, H, W, C)`` as ``(N, C, H, W)`` where channels come last; other activations are left as they are."""
+    return activation.movedim(-1, 1) if last and activation.ndim == 4 else activation
 
 
 def channel_dims(activation: Tensor) -> tuple[int, tuple[int, ...]]:

@@ -384,38 +384,28 @@ def _interruptible() -> Iterator[None]:
 # --- what is logged ------------------------------------------------------------------------------------------------
 
 
-def log_predictions(run: Run, predictions: "pd.DataFrame") -> None:
-    """Log what one run did to one model: accuracy per corruption along the severities, gain, clean accuracy, cost.
+def log_predictions(run: Run, scored: "pd.DataFrame") -> None:
+    """Log what one run did to one network: accuracy per corruption along the severities, gains, clean accuracy, cost.
 
     Args:
         run: The adapt stage's run.
-        predictions: One row per (image, shift), with the columns of the predictions file; label -1 means unknown.
+        scored: From `tttlab.predictions.score`; what is unknown there is left out.
     """
-    label, source, adapted = (predictions[name] for name in ("label", "source_prediction", "adapted_prediction"))
-    gated = adapted.where(predictions["gate_open"], source)
-    table = predictions.assign(
-        accuracy=(adapted == label).astype(float).where(label >= 0),
-        accuracy_source=(source == label).astype(float).where(label >= 0),
-        accuracy_untrained=(predictions["untrained_prediction"] == label).astype(float).where(label >= 0),
-        accuracy_gated=(gated == label).astype(float).where(label >= 0),
-        changed=(adapted != source).astype(float),
-        open=predictions["gate_open"].astype(float),
-    )
-    clean, shifted = table[table["shift"] == "clean"], table[table["shift"] != "clean"]
-    columns = ["accuracy", "accuracy_source", "changed"]
-    shown = columns[:2] if (label >= 0).any() else columns[2:]
-    means = shifted.groupby(["corruption", "severity"])[shown].mean()
-    points = [(f"{name}/{key[0]}", row[name], int(key[1])) for key, row in means.iterrows() for name in shown]
-    overall = shifted[[*columns, "accuracy_untrained", "accuracy_gated", "open"]].mean()
-    milliseconds = shifted["milliseconds"]
-    totals = {f"{column}/mean": overall[column] for column in columns}
-    totals |= {"gain/mean": overall["accuracy"] - overall["accuracy_source"]}
-    if predictions["loss_first"].notna().any():
-        totals |= {"gain/training": overall["accuracy"] - overall["accuracy_untrained"]}
-    if (predictions["gate_milliseconds"] > 0).any():
-        totals |= {"gate/gain": overall["accuracy_gated"] - overall["accuracy_source"], "gate/open": overall["open"],
-                   "gate/clean_open": clean["open"].mean(), "gate/clean_adapted": clean["accuracy_gated"].mean()}  # fmt: skip
-    totals |= {"clean/source": clean["accuracy_source"].mean(), "clean/adapted": clean["accuracy"].mean()}
+    clean, shifted = scored[scored["shift"] == "clean"].mean(numeric_only=True), scored[scored["shift"] != "clean"]
+    curves = {"accuracy": "accuracy_adapted", "accuracy_source": "accuracy_source"}
+    if shifted["accuracy_source"].isna().all():
+        curves = {"changed": "changed"}
+    means = shifted.groupby(["corruption", "severity"])[[*curves.values()]].mean()
+    points = [
+        (f"{name}/{key[0]}", row[column], int(key[1])) for key, row in means.iterrows() for name, column in curves.items()
+    ]
+    overall, milliseconds = shifted.mean(numeric_only=True), shifted["milliseconds"]
+    totals = {"accuracy/mean": overall["accuracy_adapted"], "accuracy_source/mean": overall["accuracy_source"],
+              "changed/mean": overall["changed"], "gain/mean": overall["gain"], "gain/training": overall["training_gain"],
+              "clean/source": clean["accuracy_source"], "clean/adapted": clean["accuracy_adapted"],
+              "gate/gain": overall["gated_gain"], "gate/clean_adapted": clean["accuracy_gated"]}  # fmt: skip
+    if overall["gate_milliseconds"] > 0:
+        totals |= {"gate/open": overall["open"], "gate/clean_open": clean["open"]}
     totals |= {f"cost/milliseconds_p{p}": milliseconds.quantile(p / 100) for p in (50, 95)}
     totals |= {"fell_back": shifted["fell_back"].sum()}
     points += [(name, value, 0) for name, value in totals.items()]

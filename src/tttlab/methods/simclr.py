@@ -29,6 +29,7 @@ class SimCLRTraining(Method):
         temperature: τ.
     """
 
+    head = "simclr"
     needs = ("bank",)
     num_views: Annotated[int, Ge(2)] = 8
     temperature: Annotated[float, Gt(0)] = 0.5

@@ -13,7 +13,7 @@ from lightly.utils import dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.networks import Network
+from tttlab.networks import Network, feature_width
 from tttlab.ranks import Share
 
 
@@ -46,7 +46,7 @@ class SimCLR:
 
     def head(self, encoder: nn.Module) -> Projector:
         """Build the projection head for an encoder."""
-        return Projector(encoder.num_features, self.hidden_dim, self.projection_dim)
+        return Projector(feature_width(encoder), self.hidden_dim, self.projection_dim)
 
     def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
         """NT-Xent over a batch.

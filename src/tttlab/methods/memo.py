@@ -1,0 +1,42 @@
+"""MEMO: the image's views should agree on one class, and be sure of it.
+
+Zhang, Levine and Finn, NeurIPS 2022, arXiv 2110.09506: minimise the entropy of the class probabilities averaged over augmented
+copies of one image. It needs nothing but a classifier, neither a self-supervised head nor anything of the source domain.
+The published copies are AugMix-like; these are the crops and brightness of `tttlab.views`, the same that the control
+`views` averages over without training.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from tttlab.method import Method, State
+from tttlab.networks import Bound
+from tttlab.source_statistics import Statistics
+from tttlab.views import Augmentation, random_views
+
+
+@dataclass(frozen=True)
+class MEMO(Method):
+    """Minimise the entropy of the marginal prediction over views.
+
+    Attributes:
+        num_views: V, views drawn at every step.
+    """
+
+    num_views: Annotated[int, Ge(2)] = 8
+    augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
+
+    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw ``(B, V, 3, H, W)`` fresh views."""
+        return random_views(images, generators, self.num_views, self.augmentation)
+
+    def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Entropy, in nats, of the mean class probabilities of ``views (V, 3, H, W)``."""
+        log_marginal = net(views).logits.log_softmax(-1).logsumexp(0) - math.log(len(views))
+        return -(log_marginal.exp() * log_marginal).sum(), state
