@@ -53,7 +53,7 @@ def build_run(params: Params, name: str, model: str, source: Source, values: Map
     views = trained.pretrain.augment if chosen.method == trained.objective.name else params.adapt.augment
     method = registry.load_method(chosen.method, chosen.settings, objective=trained.objective.model_dump(),
                                   augmentation=Augmentation(**views.model_dump()))  # fmt: skip
-    loop = sweep.inner_loop(chosen.adapter.model_dump())
+    loop = sweep.inner_loop(chosen.adapter.model_dump(), Augmentation(**params.adapt.augment.model_dump()))
     method.check(source.network)
     select_parameters(source.network, loop.trainable)
     statistics = sweep.complete(source.statistics, method, source.network, lambda: source_batches(params, source.device))

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tttlab.adapter import adapt, diverged
+from tttlab.adapter import adapt, diverged, draw_looks
 from tttlab.errors import UserError
 from tttlab.inner_loop import InnerLoop, clip_gradients, select_parameters
 from tttlab.method import Method
 from tttlab.method_settings import method_names
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
+from tttlab.methods.memo import MEMO
 from tttlab.methods.none import NoAdaptation
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.views import ViewAverage
@@ -27,6 +28,7 @@ from tttlab.networks import Network
 from tttlab.normalisation import Normalisation, normalised
 from tttlab.registry import load_method
 from tttlab.seeding import torch_generator
+from tttlab.views import Augmentation, random_views
 
 TRAINING = [
     ("resnet", SimCLRTraining(num_views=3)),
@@ -70,6 +72,13 @@ def shifted(count: int = COUNT, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def one_at_a_time(network: Network, image: Tensor, method: Method, loop: InnerLoop, statistics, image_id: str) -> Tensor:
+    """Classify one image by a deep copy that was adapted to it."""
+    copied = trained_on_one(network, image, method, loop, statistics, image_id)
+    with torch.no_grad(), normalised(copied, loop.normalisation, statistics):
+        return copied(image[None]).logits[0]
+
+
+def trained_on_one(network: Network, image: Tensor, method: Method, loop: InnerLoop, statistics, image_id: str) -> Network:
     """Adapt a deep copy to one image with nothing but autograd and torch's own optimiser and clipping."""
     copied = copy.deepcopy(network).eval()
     for module in copied.modules():
@@ -86,8 +95,7 @@ def one_at_a_time(network: Network, image: Tensor, method: Method, loop: InnerLo
             if loop.clip:
                 nn.utils.clip_grad_norm_(chosen, loop.clip)
             optimizer.step()
-        with torch.no_grad():
-            return copied(image[None]).logits[0]
+    return copied
 
 
 class Unbound:
@@ -449,3 +457,35 @@ def test_a_group_of_images_with_and_without_a_gradient():
     for number, image in enumerate(images):
         alone = one_at_a_time(network, image, ActMAD(tolerance=tolerance), loop, statistics, str(number))
         torch.testing.assert_close(result.logits[number], alone, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "method"), [("resnet", MEMO(num_views=3)), ("resnet", ActMAD()), ("vit", ActMAD())], ids=name)
+def test_an_averaged_prediction_is_the_mean_over_the_image_and_views_under_its_own_weights(kind, method):
+    network, statistics = networks.source_statistics(kind)
+    loop = InnerLoop(steps=2, lr=1e-2, trainable="norm", clip=1.0, average=3, augmentation=Augmentation(0.5, True, 0.1))
+    found = adapt(network, shifted(), method, loop, statistics=statistics, record=(0, 1))
+    for index, image in enumerate(shifted()):
+        views = random_views(image[None], [torch_generator(0, "average", str(index))], 3, loop.augmentation)[0]
+        looks = torch.cat([image[None], views])
+        for step, logits in ((0, found.logits_at[index, 0]), (1, found.logits_at[index, 1]), (2, found.logits[index])):
+            copied = trained_on_one(network, image, method, replace(loop, steps=step), statistics, str(index))
+            with torch.no_grad(), normalised(copied, loop.normalisation, statistics):
+                expected = copied(looks).logits.softmax(-1).mean(0)
+            torch.testing.assert_close(logits.exp(), expected, atol=1e-6, rtol=1e-6)
+    assert torch.equal(found.source_logits, adapt(network, shifted(), NoAdaptation()).logits)  # the control looks once
+
+
+def test_views_without_training_are_averaged_alike_whichever_way_they_are_asked_for():
+    network, statistics = networks.source_statistics("resnet")
+    loop = InnerLoop(average=4, normalisation=Normalisation("mixed"))
+    averaged = adapt(network, shifted(), NoAdaptation(), loop, statistics=statistics).logits
+    looks = draw_looks(shifted(), loop, [torch_generator(0, "average", str(index)) for index in range(COUNT)])
+    with normalised(network, loop.normalisation, statistics), torch.no_grad():
+        by_method = torch.stack([ViewAverage(4).predict(network.eval(), own[0], own, statistics) for own in looks])
+    torch.testing.assert_close(averaged, by_method)
+
+
+def test_a_method_with_its_own_prediction_refuses_to_be_averaged():
+    network, _ = networks.source_statistics("resnet")
+    with pytest.raises(UserError, match=r"average: 2 views cannot replace the prediction .*ViewAverage.* set it to 0"):
+        adapt(network, shifted(), ViewAverage(), InnerLoop(average=2))

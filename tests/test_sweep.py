@@ -22,6 +22,7 @@ from tttlab.methods.simclr import SimCLRTraining
 from tttlab.ranks import open_fabric
 from tttlab.resuming import Work
 from tttlab.shifts import Shift, list_shifts
+from tttlab.views import Augmentation
 
 SHIFTS = list_shifts(["fog", "contrast"], [2, 5])
 
@@ -243,15 +244,16 @@ def test_clean_images_alone_have_no_losses_of_shifted_ones(images, tmp_path):
 def test_settings_of_params_yaml_become_the_inner_loop():
     from tttlab.runs import AdapterSettings
 
-    loop = sweep.inner_loop(AdapterSettings(steps=3, lr=0.5, normalisation="shrink", threshold=2.0, clip=1.0).model_dump())
-    assert (loop.steps, loop.lr, loop.clip) == (3, 0.5, 1.0)
+    settings = AdapterSettings(steps=3, lr=0.5, normalisation="shrink", threshold=2.0, clip=1.0, average=4)
+    loop = sweep.inner_loop(settings.model_dump(), Augmentation(0.5))
+    assert (loop.steps, loop.lr, loop.clip, loop.average, loop.augmentation) == (3, 0.5, 1.0, 4, Augmentation(0.5))
     assert (loop.normalisation.policy, loop.normalisation.threshold) == ("shrink", 2.0)
 
 
 def test_the_settings_defaults_are_the_adapters():
     from tttlab.runs import AdapterSettings
 
-    assert sweep.inner_loop(AdapterSettings().model_dump()) == InnerLoop()
+    assert sweep.inner_loop(AdapterSettings().model_dump(), Augmentation()) == InnerLoop()
 
 
 def test_a_method_measures_what_the_standard_statistics_lack():

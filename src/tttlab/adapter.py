@@ -20,6 +20,7 @@ from tttlab.networks import Bound, as_network, evaluating
 from tttlab.normalisation import normalised
 from tttlab.seeding import torch_generator
 from tttlab.source_statistics import Statistics, kinds
+from tttlab.views import log_mean_probabilities, random_views
 
 EXPLOSION = 10.0  # a loss that grew by this factor (and by this much) has diverged, not improved
 
@@ -106,15 +107,16 @@ def adapt_together(
     record: Sequence[int] = (),
 ) -> tuple[Adaptation, float]:
     """Adapt one group of ``B`` images, each on its own; → results, and the work as a number of images (see `Group`)."""
-    source_logits = predict(network, {}, images, None, Method(), statistics)
+    source_logits = predict(network, {}, images.unsqueeze(1), None, Method(), statistics)
     curve = Curve(record, images.device)
     streams = [[torch_generator(seed, "views", name, step) for name in names] for step in range(max(loop.steps, 1))]
+    looks = draw_looks(images, loop, [torch_generator(seed, "average", name) for name in names])
     with normalised(network, loop.normalisation, statistics):
         if method.trains and loop.steps and loop.trainable != "none":
-            logits, losses, usable, work = train_and_predict(network, images, method, loop, statistics, streams, curve)
+            logits, losses, usable, work = train_and_predict(network, images, looks, method, loop, statistics, streams, curve)
         else:
             views = method.views(network, images, streams[0])
-            logits = predict(network, {}, images, views, method, statistics)
+            logits = predict(network, {}, looks, views, method, statistics)
             losses = images.new_full((len(images), 1), float("nan"))  # nothing was measured
             usable, work = torch.ones(len(images), dtype=torch.bool, device=images.device), len(images)
     usable &= logits.isfinite().all(-1)
@@ -171,6 +173,7 @@ class Curve:
 def train_and_predict(
     network: nn.Module,
     images: Tensor,
+    looks: Tensor,
     method: Method,
     loop: InnerLoop,
     statistics: Statistics,
@@ -181,11 +184,11 @@ def train_and_predict(
 
     def classify(moved: Tensor, parameters: Parameters, views: Any) -> Tensor:
         if len(moved) == len(images):
-            return predict(network, parameters, images, views, method, statistics)
-        logits = predict(network, {}, images, images.unsqueeze(1), method, statistics)  # then these are the views
+            return predict(network, parameters, looks, views, method, statistics)
+        logits = predict(network, {}, looks, images.unsqueeze(1), method, statistics)  # then these are the views
         if not len(moved):
             return logits
-        return logits.index_copy(0, moved, predict(network, parameters, images[moved], views, method, statistics))
+        return logits.index_copy(0, moved, predict(network, parameters, looks[moved], views, method, statistics))
 
     def observe(step: int, *trained: Any) -> None:
         curve.note(step, lambda: classify(*trained))
@@ -204,17 +207,37 @@ def train_and_predict(
 def predict(
     network: nn.Module,
     parameters: dict[str, Tensor],
-    images: Tensor,
+    looks: Tensor,
     views: Any,
     method: Method,
     statistics: Statistics,
 ) -> Tensor:
-    """Classify every image with its own parameters (empty: with the network's): logits ``(B, K)``."""
+    """Classify every image with its own parameters (empty: with the network's): logits ``(B, K)``.
 
-    def one(parameters: dict[str, Tensor], image: Tensor, views: Any) -> Tensor:
-        return method.predict(Bound(network, parameters), image, views, statistics)
+    Args:
+        network: the source network.
+        parameters: name → ``(B, *shape)``.
+        looks: the image and the views to average over ``(B, 1 + A, 3, H, W)``; with A > 0 the result are log-probabilities.
+        views: what the method drew last, None if it needs none.
+        method: whose prediction it is, unless views are averaged.
+        statistics: source statistics.
+    """
 
-    return over_images(one, in_dims=(0, 0, None if views is None else 0))(parameters, images, views)
+    def one(parameters: dict[str, Tensor], looks: Tensor, views: Any) -> Tensor:
+        net = Bound(network, parameters)
+        if len(looks) > 1:
+            return log_mean_probabilities(net(looks).logits)
+        return method.predict(net, looks[0], views, statistics)
+
+    return over_images(one, in_dims=(0, 0, None if views is None else 0))(parameters, looks, views)
+
+
+def draw_looks(images: Tensor, loop: InnerLoop, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw what predictions look at: every image itself, and the views to average over ``(B, 1 + A, 3, H, W)``."""
+    looks = images.unsqueeze(1)
+    if not loop.average:
+        return looks
+    return torch.cat([looks, random_views(images, generators, loop.average, loop.augmentation)], dim=1)
 
 
 def diverged(losses: Tensor) -> Tensor:
@@ -236,6 +259,8 @@ def check(network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, s
         UserError: the protocol, the statistics or the network do not fit.
     """
     method.check(network)
+    if loop.average and type(method).predict is not Method.predict:
+        raise UserError(f"average: {loop.average} views cannot replace the prediction that {method} makes itself; set it to 0")
     if missing := set(method.needs) - kinds(statistics):
         raise UserError(f"{method} needs source statistics of the kind {', '.join(sorted(missing))}; measure them with "
                         "its source_statistics or with tttlab.source_statistics")  # fmt: skip

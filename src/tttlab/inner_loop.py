@@ -20,6 +20,7 @@ from tttlab.networks import Bound
 from tttlab.normalisation import Normalisation
 from tttlab.per_image import PerImageLayers
 from tttlab.source_statistics import Statistics
+from tttlab.views import Augmentation
 
 Parameters = dict[str, Tensor]
 Observer = Callable[[int, Tensor, Parameters, Any], None]
@@ -38,6 +39,8 @@ class InnerLoop:
             encoder's affine parameters of normalisation layers), ``none``, or names of modules or parameters.
         normalisation: policy for the networks' normalisation layers, for the loss and for the prediction.
         clip: largest norm of one image's gradient; None: no clipping.
+        average: views that the prediction is averaged over, beside the image itself; 0: the image alone.
+        augmentation: of these views.
     """
 
     steps: int = 1
@@ -47,6 +50,8 @@ class InnerLoop:
     trainable: str | tuple[str, ...] = "encoder"
     normalisation: Normalisation = Normalisation()
     clip: float | None = None
+    average: int = 0
+    augmentation: Augmentation = Augmentation()
 
 
 class Trained(NamedTuple):

@@ -42,12 +42,14 @@ class Declared:
         protocols: the protocols that it supports.
         trains: whether it takes steps.
         head: the objective whose head it needs; None: any network will do.
+        predicts: whether it has a prediction of its own.
     """
 
     settings: type[Strict]
     protocols: tuple[str, ...]
     trains: bool
     head: str | None
+    predicts: bool
 
 
 def method_names(methods: Path = METHODS) -> tuple[str, ...]:
@@ -79,6 +81,7 @@ def declared(method: str, methods: Path = METHODS) -> Declared:
         protocols=tuple(_class_attribute(classes[0], "protocols", ("episodic",))),
         trains=bool(_class_attribute(classes[0], "trains", True)),
         head=_class_attribute(classes[0], "head", None),
+        predicts=any(isinstance(node, ast.FunctionDef) and node.name == "predict" for node in classes[0].body),
     )
 
 

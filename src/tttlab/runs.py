@@ -35,6 +35,7 @@ class AdapterSettings(Strict):
     prior: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.1
     threshold: Positive = 1.0
     clip: Positive | None = None
+    average: Natural = 0
 
 
 _OF_TRAINING = ("steps", "optimizer", "lr", "momentum", "trainable", "clip")
@@ -119,6 +120,8 @@ def resolve_run(
         if values.get("steps"):
             raise RunError(f"{places['steps']}.steps: {method} does not train, expected 0, found {adapter.steps}")
         adapter = adapter.model_copy(update={"steps": 0})
+    if own.predicts and adapter.average:
+        raise RunError(f"{places['average']}.average: {method} has its own prediction, expected 0, found {adapter.average}")
     settings = settings.model_dump(exclude_unset=True)
     mine = {*(entry.get("search") or {}), *(override.get("search") or {})}
     origins = {key: f"{places['search']}.search" if key in mine else "tune.search" for key in wished}
@@ -143,7 +146,8 @@ def run_mistakes(
                 continue
             if run == "none" and resolved.search:
                 yield "adapt.runs.none.search: the control has nothing to tune; remove it"
-            if run == "none" and (resolved.method != "none" or resolved.adapter.normalisation != "source"):
+            adapter = resolved.adapter
+            if run == "none" and (resolved.method != "none" or adapter.normalisation != "source" or adapter.average):
                 yield "adapt.runs.none: the control leaves the network as it is; expected {method: none} alone"
     if "none" not in runs:
         yield "adapt.runs.none: missing; every comparison needs its control, add none: {method: none}"

@@ -25,6 +25,7 @@ from tttlab.parallel import in_order
 from tttlab.resuming import Work
 from tttlab.shifts import Shift
 from tttlab.source_statistics import Statistics, kinds
+from tttlab.views import Augmentation
 
 BLOCK = 256  # images; a number that never changes, so that no machine setting changes a result
 
@@ -226,11 +227,11 @@ def complete(
     return statistics | (method.source_statistics(network, batches()) if missing else {})
 
 
-def inner_loop(settings: Mapping[str, Any]) -> InnerLoop:
-    """Build the inner loop from the adapter's settings as params.yaml has them, flat."""
+def inner_loop(settings: Mapping[str, Any], augmentation: Augmentation) -> InnerLoop:
+    """Build the inner loop from the adapter's settings as params.yaml has them, flat, and the views to average over."""
     policy = Normalisation(settings["normalisation"], settings["prior"], settings["threshold"])
-    own = {field.name: settings[field.name] for field in fields(InnerLoop) if field.name != "normalisation"}
-    return InnerLoop(**own, normalisation=policy)
+    own = {field.name: settings[field.name] for field in fields(InnerLoop) if field.name in settings}
+    return InnerLoop(**own | {"normalisation": policy, "augmentation": augmentation})
 
 
 def predictions(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> pd.DataFrame:

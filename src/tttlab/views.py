@@ -1,5 +1,6 @@
 """Random views of many images in one call, each image from its own random stream."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,11 @@ def random_views(images: Tensor, generators: Sequence[torch.Generator], count: i
     views = F.grid_sample(repeated, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     views = jitter(views, draws[..., 4:].flatten(0, 1), augmentation.jitter)
     return views.unflatten(0, (batch, count))
+
+
+def log_mean_probabilities(logits: Tensor) -> Tensor:
+    """Average the class probabilities of views: logits ``(V, K)`` → log-probabilities ``(K,)``."""
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
 def crop_transforms(draws: Tensor, augmentation: Augmentation) -> Tensor:

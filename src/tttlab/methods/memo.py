@@ -6,7 +6,6 @@ The published copies are AugMix-like; these are the crops and brightness of `ttt
 `views` averages over without training.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from tttlab.method import Method, State
 from tttlab.networks import Bound
 from tttlab.source_statistics import Statistics
-from tttlab.views import Augmentation, random_views
+from tttlab.views import Augmentation, log_mean_probabilities, random_views
 
 
 @dataclass(frozen=True)
@@ -38,5 +37,5 @@ class MEMO(Method):
 
     def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
         """Entropy, in nats, of the mean class probabilities of ``views (V, 3, H, W)``."""
-        log_marginal = net(views).logits.log_softmax(-1).logsumexp(0) - math.log(len(views))
+        log_marginal = log_mean_probabilities(net(views).logits)
         return -(log_marginal.exp() * log_marginal).sum(), state

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tttlab.method import Method
 from tttlab.networks import Bound
 from tttlab.source_statistics import Statistics
-from tttlab.views import Augmentation, random_views
+from tttlab.views import Augmentation, log_mean_probabilities, random_views
 
 
 @dataclass(frozen=True)
@@ -37,5 +37,4 @@ class ViewAverage(Method):
 
     def predict(self, net: Bound, image: Tensor, views: Tensor, statistics: Statistics) -> Tensor:
         """Return the logarithm of the mean probabilities ``(K,)``."""
-        log_probabilities = net(views).logits.log_softmax(-1)
-        return log_probabilities.logsumexp(0) - torch.tensor(float(len(views))).log()
+        return log_mean_probabilities(net(views).logits)
