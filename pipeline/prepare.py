@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tttlab.shifts import Shift
 
 
+SHOWN = 10  # of the files that were left out, in the terminal
+
+
 def run(params: Params) -> None:
     """Write the sets into a folder beside outputs/data that takes its place at the end: it is never half full."""
     from pipeline.gathering import decode, open_sources
@@ -40,8 +43,11 @@ def write(images: "ImageSet", name: str, folder) -> dict[str, Any]:
     known = (images.labels >= 0).any()
     classes = f"{len(images.classes)} classes" if known else "no labels"
     print(f"{name:19}{len(images):7,} images, {classes}, from {images.source}{'' if images.packed else ', read in place'}")
-    for line in images.skipped if name != "labeled_validation" else ():
+    skipped = images.skipped if name != "labeled_validation" else ()
+    for line in skipped[:SHOWN]:
         print(f"  left out: {line}")
+    if len(skipped) > SHOWN:
+        print(f"  left out: {len(skipped) - SHOWN:,} more, see {pipeline.OUTPUTS / 'data' / name / 'meta.json'}")
     if name == "test" and not known:
         print("  its accuracy will be unknown: the images lie in no class folders, or data.test.labels is none")
     return {

@@ -35,7 +35,8 @@ def write_project(
 ) -> SimpleNamespace:  # fmt: skip
     """Write outputs/{data/{test,shifted},adapt,predictions,tables,metrics.json}; return the settings that they belong to.
 
-    Images that come shifted are given in ``sets``, by the name of their shift, ``<set>/<shift>``.
+    Labels are known of all images, of none (``labeled=False``) or of the clean ones (``"clean"``). Images that come shifted
+    are given in ``sets``, by the name of their shift, ``<set>/<shift>``.
     """
     test, sets = test or blobs(images), sets or {}
     test.save(outputs / "data" / "test")
@@ -46,13 +47,14 @@ def write_project(
     for model in models:
         for run in runs:
             table = predict(model, run, test, shifts, seeds, run in gated)
-            table = table if labeled else table.assign(label=-1)
+            if labeled is not True:
+                table = table.assign(label=table["label"].where((table["shift"] == "clean") & (labeled == "clean"), -1))
             path = outputs / "predictions" / model / f"{run}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             table.to_parquet(path)
             predictions[model, run] = table
     tables = {**compared(predictions), **extras(predictions, seeds)}
-    if not labeled:  # what needs no labels is still there
+    if labeled is not True:  # what needs no labels is still there
         del tables["alignment"], tables["correlations"]
     (outputs / "tables").mkdir()
     for name, table in tables.items():

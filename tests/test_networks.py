@@ -75,6 +75,8 @@ def test_evaluating_restores_every_modules_mode():
     ("backbone", "options", "message"),
     [
         ("resnet81", {}, r"backbone 'resnet81' is unknown to timm .*did you mean 'resnet"),
+        ("resnet18.a1_in2k", {}, r"timm .* has no weights 'resnet18.a1_in2k'; did you mean 'resnet18.a1_in1k'"),
+        ("test_vit.r160_in2k", {}, r"has no weights 'test_vit.r160_in2k'; "),
         ("resnet18", {"layrs": [1]}, r"timm cannot build backbone 'resnet18' with .*layrs"),
         (
             "mobilenetv3_small_050",

@@ -293,6 +293,15 @@ class TestMissing:
         assert number(page.cells["vit/actmad", "changed"]) == pytest.approx(100 * changed, abs=0.0501)
         assert "accuracy_source" not in {key for _, key in page.cells}
 
+    def test_without_labels_of_shifted_images_the_clean_ones_still_count(self, tmp_path):
+        evaluated.write_project(tmp_path, models=("vit",), runs=("none", "actmad"), labeled="clean", images=12)
+        results = Results.read(tmp_path, ("vit",), ("none", "actmad"))
+        page = render(tmp_path, results=results)
+        entry = results.summary["vit", "actmad"]
+        lost = 100 * (entry["clean_adapted"] - entry["clean_source"])
+        assert number(page.cells["vit/actmad", "clean"]) == pytest.approx(lost, abs=0.0501)
+        assert "better under" not in "".join(page.words)  # of the shifts nothing is known
+
     def test_a_single_run(self, tmp_path):
         evaluated.write_project(tmp_path, models=("vit",), runs=("actmad",), images=12)
         assert sections(render(tmp_path, ("vit",), ("actmad",))) == list(page.SECTIONS)

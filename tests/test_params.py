@@ -40,6 +40,9 @@ data:
 models:
   conv:
     backbone: resnet18
+    backbone_options: {}
+    stem: small
+    weights: null
     objective: {name: simclr, temperature: 0.5, hidden_dim: 128, projection_dim: 64}
     pretrain: {epochs: 20, batch_size: 128, optimizer: sgd, lr: 1e-3, weight_decay: 5.0e-4, warmup_epochs: 2,
                augment: {min_scale: 0.4, flip: false, jitter: 0.5}}
@@ -47,13 +50,16 @@ models:
                warmup_epochs: 1, objective_weight: 0.5, augment: {min_scale: 0.7, flip: false, jitter: 0.2}}
   vit:
     backbone: vit_tiny_patch16_224.augreg_in21k
+    backbone_options: {}
+    stem: small
+    weights: null
     objective: {name: mae, mask_ratio: 0.75, decoder_dim: 64, decoder_depth: 1, decoder_heads: 2}
     pretrain: {epochs: 40, batch_size: 128, optimizer: adamw, lr: 1.5e-3, weight_decay: 0.05, warmup_epochs: 4,
                augment: {min_scale: 0.4, flip: false, jitter: 0.5}}
     finetune: {mode: full, epochs: 40, batch_size: 64, optimizer: adamw, lr: 1.0e-3, weight_decay: 0.05,
                warmup_epochs: 2, objective_weight: 0, augment: {min_scale: 0.7, flip: false, jitter: 0.2}}
 source_stats: {images: 400, bank_size: 256}
-shifts: {corruptions: [gaussian_noise, fog], severities: [1, 5], images: 60}
+shifts: {corruptions: [gaussian_noise, fog], severities: [1, 5], images: 60, sets: {}}
 tune:
   {enabled: true, severities: [2], images: [8, null], candidates: 6, keep: 0.5, clean_penalty: 1.0, gate: true, search: {}}
 distance: {images: 100, permutations: 99}
@@ -123,6 +129,19 @@ def test_a_legal_file_is_read_as_typed_values(read):
     assert params.machine.precision == "32"
     assert params.shifts.severities == (1, 5)
     assert params.model_dump()["models"]["vit"]["objective"]["mask_ratio"] == 0.75
+
+
+def watched():
+    """The keys of params.yaml that dvc.yaml names one by one, with a model and a run of BASE in place of the templates."""
+    stages = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"].values()
+    keys = {key for stage in stages for key in stage.get("do", stage).get("params", ())}
+    return sorted(key.replace("${item.model}", "conv").replace("${key}", "actmad").replace(".", "/") for key in keys)
+
+
+@pytest.mark.parametrize("key", [key for key in watched() if "/runs/" not in key])
+def test_a_key_that_dvc_watches_must_be_there(read, key):
+    """Else DVC would stop at the stage that reads it, after those before it have run."""
+    assert message(read, {key: del_}).startswith(f"{key.replace('/', '.')}: missing")
 
 
 def test_exponents_without_a_point_are_numbers_as_in_yaml_1_2(tmp_path, methods):

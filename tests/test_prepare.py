@@ -38,7 +38,7 @@ def run(tmp_path, monkeypatch):
 
     def run(workers=1, seed=0, shifts=None, **changes):
         values.update(seed=seed, data=DATA | changes, machine={"workers": workers})
-        values["shifts"] = {"corruptions": ["fog"], "severities": [5]} | (shifts or {})
+        values["shifts"] = {"corruptions": ["fog"], "severities": [5], "images": None, "sets": {}} | (shifts or {})
         run.params = Params.model_validate(values)
         prepare.run(run.params)
         return {name: ImageSet.load(tmp_path / "outputs/data" / name) for name in SETS}
@@ -136,6 +136,21 @@ def test_skipped_files_are_printed_and_kept_in_the_record(run, tmp_path, capsys)
     recorded = json.loads((tmp_path / "outputs/data/test/meta.json").read_text())["skipped"]
     assert len(recorded) == 1
     assert recorded[0] in printed[0]
+
+
+def test_files_of_other_kinds_are_told_and_stop_nothing(run, tmp_path, capsys):
+    """A photograph that cannot be read must not vanish in silence, nor may a list of labels beside it stop the run."""
+    test = tree(tmp_path / "t", {"1": 2, "2": 2}, 3)
+    for name in ("1/IMG_7.HEIC", "2/labels.txt", "2/.DS_Store", *(f"2/{index:02}.cr2" for index in range(12))):
+        (tmp_path / "t" / name).write_text("something else")
+    assert len(run(test=test)["test"]) == 4
+    printed = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(printed) == 11
+    assert "1/IMG_7.HEIC: its name does not end like an image's" in printed[0]
+    assert printed[-1].endswith("left out: 4 more, see outputs/data/test/meta.json")
+    recorded = json.loads((tmp_path / "outputs/data/test/meta.json").read_text())["skipped"]
+    assert [line.partition(":")[0] for line in recorded][-1] == "2/labels.txt"
+    assert len(recorded) == summary(tmp_path)["test"]["skipped"] == 14
 
 
 # --- without labels ----------------------------------------------------------------------------------------------

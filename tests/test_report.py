@@ -251,6 +251,16 @@ class TestWithoutLabels:
         assert f"| vit | actmad | {share} |" in markdown
         assert not re.search(r"\bnan\b|\bNone\b|–|gate", plain + markdown)
 
+    def test_the_price_on_clean_images_is_shown_where_these_have_labels(self, tmp_path):
+        evaluated.write_project(tmp_path, models=("vit",), labeled="clean", images=24, corruptions=("fog",))
+        results = Results.read(tmp_path, ("vit",), RUNS)
+        entry = results.summary["vit", "actmad"]
+        price = report.points(entry["clean_adapted"] - entry["clean_source"])
+        share = report.percent(results.changed("vit", "actmad"))
+        assert re.search(rf"^vit +actmad +{share} +clean {re.escape(price)} ", report.plain_table(results), re.MULTILINE)
+        assert f"| vit | actmad | {share} | {price} |" in report.markdown(results, {})
+        assert entry["gain"] is None
+
     def test_the_sentence_says_so(self, unlabeled):
         assert "no labels, so accuracy is unknown" in report.sentence(unlabeled, "vit")
 

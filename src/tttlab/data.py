@@ -40,7 +40,7 @@ class ImageSet:
         classes: class names; empty when no label is known.
         paths: N places to look at, possibly empty strings.
         source: where the images come from.
-        skipped: unreadable files that were left out, each with its reason.
+        skipped: files that were left out, each with its reason.
     """
 
     pixels: np.ndarray | InPlace
@@ -254,6 +254,7 @@ def read_images(
         if reason is not None
     )
     _check_readable(skipped, len(chosen), key, unreadable)
+    skipped += tuple(f"{name}: its name does not end like an image's that can be read" for name in source.ignored)
     chosen = chosen[good]
     if in_place:
         pixels = InPlace([source.read(int(index)) for index in chosen], [h for h in decoded.hashes if h], image_size)

@@ -87,7 +87,7 @@ def choices(steps: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table["gain"] = table["accuracy"] - none["accuracy"]
     table["clean_change"] = table["clean_accuracy"] - none["clean_accuracy"]
-    return table.drop(columns="clean_accuracy").assign(n=labeled["image_id"].nunique())
+    return table.drop(columns="clean_accuracy").assign(n=labeled.loc[labeled["shift"] != "clean", "image_id"].nunique())
 
 
 def join_alignment(predictions: pd.DataFrame, aligned: pd.DataFrame) -> pd.DataFrame:

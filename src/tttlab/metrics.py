@@ -36,8 +36,9 @@ def summarise(predictions: pd.DataFrame) -> dict[str, Any]:
     """Sum one run up: the entry of ``outputs/metrics.json``.
 
     Accuracies, gains with their 95 % intervals and calibration errors are fractions over the shifted rows unless named
-    clean, flips are numbers of such rows. ``shifts_helped`` and ``shifts_hurt`` count all shifts, clean among them.
-    What cannot be known is None: without labels, without such rows, or, for an interval, with fewer than two images.
+    clean, flips are numbers of such rows, ``images`` counts those images, or, without a shift, the clean ones.
+    ``shifts_helped`` and ``shifts_hurt`` count all shifts, clean among them. What cannot be known is None: without labels,
+    without such rows, or, for an interval, with fewer than two images.
     ``gated`` is None for a run without a gate, the gains of training for one that does not train.
 
     Args:
@@ -54,7 +55,10 @@ def summarise(predictions: pd.DataFrame) -> dict[str, Any]:
     entry["changed"] = (shifted["source_prediction"] != shifted["adapted_prediction"]).sum()
     for name, sign in (("shifts_helped", 1), ("shifts_hurt", -1)):
         entry[name] = (significant & (tests["direction"] == sign)).sum() if tests["mcnemar_p"].notna().any() else None
-    entry |= {"images": predictions["image_id"].nunique(), "seeds": predictions["seed"].nunique()}
+    entry |= {
+        "images": (shifted if len(shifted) else predictions)["image_id"].nunique(),
+        "seeds": predictions["seed"].nunique(),
+    }
     entry["gain_seed_sd"] = score(shifted).groupby("seed")["gain"].mean().std()
     entry["fell_back"] = shifted["fell_back"].sum()
     for percent in (50, 95):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from timm.data import resolve_data_config
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -153,7 +154,7 @@ def build_encoder(
     if pretrained and stem != "original":
         raise UserError(f"models: stem {stem!r} would replace the first layer of {backbone!r}, whose weights are pretrained; "
                         "set stem: original")  # fmt: skip
-    config = timm.get_pretrained_cfg(backbone)
+    config = pretrained_config(backbone)
     made_of_patches = bool(config and config.fixed_input_size)
     if made_of_patches:
         options.setdefault("img_size", image_size)
@@ -174,14 +175,29 @@ def build_encoder(
     return encoder
 
 
+def pretrained_config(backbone: str) -> PretrainedCfg | None:
+    """Look up what timm knows of a model's weights; None for weights that it does not list.
+
+    Raises:
+        UserError: timm lists the model, but not with this tag.
+    """
+    try:
+        return timm.get_pretrained_cfg(backbone)
+    except RuntimeError as error:
+        name = backbone.partition(".")[0]
+        tags = [known for known in timm.list_pretrained(f"{name}.*") if known.partition(".")[0] == name]
+        raise UserError(f"models: timm {timm.__version__} has no weights {backbone!r}; "
+                        f"{choices(backbone, tags) if tags else f'it has none for {name}'}") from error  # fmt: skip
+
+
 def native_size(backbone: str) -> int:
     """Find the side of the square images, in pixels, that a timm model's weights were trained on.
 
     Raises:
         UserError: timm does not know the backbone, or its images are not square.
     """
-    config = timm.get_pretrained_cfg(backbone, allow_unregistered=False) if timm.is_model(backbone.split(".")[0]) else None
-    if config is None:
+    config = pretrained_config(backbone) if timm.is_model(backbone.split(".")[0]) else None
+    if config is None or not config.input_size:
         raise UserError(f"data.image_size: auto knows the models that timm lists, found {backbone!r}; set a number of pixels")
     height, width = config.input_size[-2:]
     if height != width:

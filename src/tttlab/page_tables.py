@@ -192,7 +192,7 @@ def shifts(results: Results) -> Iterator[Table]:
             rows = table[(table["model"] == model) & (table["run"] == run)]
             lines = tuple(_shift_line(row) for row in rows.itertuples())
             told, entry = f"{model} · {run}", results.summary[model, run]
-            if known(entry.get("shifts_helped")):
+            if known(entry["gain"]) and known(entry.get("shifts_helped")):
                 told += f": better under {entry['shifts_helped']}, worse under {entry['shifts_hurt']} of {len(lines)}"
             yield Table(f"shifts-{model}-{run}", "shifts", _SHIFT_HEADS, lines, folded=told)
 

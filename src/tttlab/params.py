@@ -281,9 +281,9 @@ class Model(Strict):
     """One network: its backbone, where its weights come from, and how it is trained."""
 
     backbone: Annotated[str, AfterValidator(_check_backbone)]
-    backbone_options: dict[str, Any] = Field(default_factory=dict)
-    stem: Literal["small", "stride2", "original"] = "small"
-    weights: str | None = None
+    backbone_options: dict[str, Any]
+    stem: Literal["small", "stride2", "original"]
+    weights: str | None
     objective: Annotated[SimCLR | MAE | NoObjective, Field(discriminator="name")]
     pretrain: Training
     finetune: Finetune
@@ -351,8 +351,8 @@ class Shifts(Strict):
         AfterValidator(_check_distinct),
     ]
     severities: Severities
-    images: Count | None = None
-    sets: dict[Name, ShiftSet] = Field(default_factory=dict)
+    images: Count | None
+    sets: dict[Name, ShiftSet]
 
     @model_validator(mode="after")
     def _something_to_test(self) -> "Shifts":
@@ -373,7 +373,7 @@ class Curve(Strict):
 class Adapt(Strict):
     """The runs: name → method, adapter settings and the method's own settings, checked by ``read_params``."""
 
-    protocol: Literal["episodic", "online"] = "episodic"
+    protocol: Literal["episodic", "online"]
     augment: Views
     curve: Curve
     runs: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]

@@ -116,7 +116,8 @@ def plain_table(results: Results) -> str:
     for row in rows(results):
         cost = (f"{row['milliseconds_p50']} / {row['milliseconds_p95']}", row["fell_back"])
         if not results.labeled:
-            lines.append((row["model"], row["run"], row["changed"], *cost))
+            clean = (f"clean {row['clean']}",) if results.clean else ()
+            lines.append((row["model"], row["run"], row["changed"], *clean, *cost))
             continue
         own = (f"{row['source']} → {row['adapted']}", row["gain"], row["interval"])
         by_training = (row["training"] if results.trains(row["model"], row["run"]) else "",) if trained else ()
@@ -129,7 +130,7 @@ def plain_table(results: Results) -> str:
         columns += [("accuracy, %", "right"), ("gain", "right"), ("95 % interval", "left")]
         columns += [("by training", "right"), ("", "left")] if trained else [("", "left")]
     else:
-        columns += [("predictions changed, %", "right")]
+        columns += [("predictions changed, %", "right"), *([("", "left")] if results.clean else [])]
     columns += [("ms p50 / p95", "right"), ("fell back", "right")]
     heads, sides = zip(*columns, strict=True)
     return tabulate(lines, heads, tablefmt="simple", disable_numparse=True, colalign=sides)
@@ -147,7 +148,8 @@ def markdown(results: Results, links: Mapping[tuple[str, str], str | None]) -> s
         heads = "without, % | with, % | gain, points | 95 % interval | by training | clean"
         keys = ("source", "adapted", "gain", "interval", "training", "clean", "milliseconds_p50")
     else:
-        heads, keys = "predictions changed, %", ("changed", "milliseconds_p50")
+        clean = (" | clean", ("clean",)) if results.clean else ("", ())
+        heads, keys = f"predictions changed, %{clean[0]}", ("changed", *clean[1], "milliseconds_p50")
     text = "\n\n".join([*told, f"| model | run | {heads} | ms per image |"])
     text += f"\n|---|---|{'--:|' * len(keys)}"
     for row in rows(results):

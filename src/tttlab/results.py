@@ -60,9 +60,16 @@ class Results:
         return any(known(entry["accuracy_source"]) for entry in self.summary.values())
 
     @property
+    def clean(self) -> bool:
+        """Whether the accuracy on clean images is known."""
+        return any(known(entry["clean_source"]) for entry in self.summary.values())
+
+    @property
     def images(self) -> tuple[int, int]:
-        """How many images there are under a shift, at least and at most."""
-        counts = self.rows("by_shift")["n"] // self.seeds
+        """How many images there are under a shift, at least and at most; of the clean ones where there is nothing else."""
+        table = self.rows("by_shift")
+        shifted = table["shift"] != "clean"
+        counts = table.loc[shifted if shifted.any() else ~shifted, "n"] // self.seeds
         return int(counts.min()), int(counts.max())
 
     @property

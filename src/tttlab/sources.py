@@ -17,7 +17,7 @@ from tttlab.errors import UserError
 from tttlab.params import ImageSpec
 from tttlab.pixels import Place
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Source:
         classes: class names, sorted; images without classes are of the one class ``""``.
         read: index → an image, or the place of an encoded one; called from several threads.
         labeled: whether the groups are labels; else they only say which images belong together.
+        ignored: files whose names do not end as an image's that can be read, such as ``photo.heic``.
     """
 
     image_ids: tuple[str, ...]
@@ -39,6 +40,7 @@ class Source:
     classes: tuple[str, ...]
     read: Callable[[int], Image.Image | Place]
     labeled: bool = True
+    ignored: tuple[str, ...] = ()
 
 
 def open_source(spec: ImageSpec, which: str, downloads: Path) -> Source:
@@ -63,11 +65,12 @@ def open_source(spec: ImageSpec, which: str, downloads: Path) -> Source:
 
 
 class Found(NamedTuple):
-    """Image files in sorted order, by their names below the root, and the first-level folders, even empty ones."""
+    """Image files in sorted order, by their names below the root; the first-level folders, even empty ones; other files."""
 
     names: list[str]
     folders: set[str]
     places: list[Place]
+    ignored: tuple[str, ...] = ()
 
 
 def by_class(found: Found, key: str, root: Path, labels: str) -> Source:
@@ -84,7 +87,8 @@ def by_class(found: Found, key: str, root: Path, labels: str) -> Source:
         UserError: there is no image, one lies outside the class folders, or one of these is empty.
     """
     if not found.names:
-        raise UserError(f"{key}: expected images ({', '.join(SUFFIXES)}), found none in {root}")
+        others = f"; what is there, such as {found.ignored[0]}, is of another kind" if found.ignored else ""
+        raise UserError(f"{key}: expected images ({', '.join(SUFFIXES)}), found none in {root}{others}")
     tops = [name.partition("/")[0] if "/" in name else "" for name in found.names]
     labeled = labels == "folders" or (labels == "auto" and any(tops))
     if labeled:
@@ -93,7 +97,7 @@ def by_class(found: Found, key: str, root: Path, labels: str) -> Source:
     numbers = {name: index for index, name in enumerate(classes)}
     groups = np.array([numbers[top] for top in tops], dtype=np.int64)
     paths = tuple(map(str, found.places))
-    return Source(tuple(found.names), paths, groups, classes, found.places.__getitem__, labeled)
+    return Source(tuple(found.names), paths, groups, classes, found.places.__getitem__, labeled, found.ignored)
 
 
 def _check_classes(tops: list[str], found: Found, key: str, root: Path) -> None:
@@ -112,13 +116,15 @@ def _is_image(name: str) -> bool:
 
 def list_folder(root: Path) -> Found:
     """List the image files below a folder; hidden files and folders are left out."""
-    names = []
+    names, ignored = [], []
     for place, folders, files in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [Path(place, name).relative_to(root).as_posix() for name in files if _is_image(name)]
+        for name in files:
+            if not name.startswith("."):
+                (names if _is_image(name) else ignored).append(Path(place, name).relative_to(root).as_posix())
     names.sort()
     tops = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    return Found(names, tops, [Place(str(root / name)) for name in names])
+    return Found(names, tops, [Place(str(root / name)) for name in names], tuple(sorted(ignored)))
 
 
 def _tar(root: Path, which: str) -> Found:
