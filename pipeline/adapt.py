@@ -15,7 +15,7 @@ def run(params: Params, name: str) -> None:
     sets = ("data/test", "data/labeled_validation", "data/shifted")
     inputs = [pipeline.OUTPUTS / folder for folder in ("finetuned", "source_stats", *sets, f"tuned/{name}.json")]
     sections = {"seed": True, "seeds": True, "source_stats": True, "shifts": True,
-                "adapt": {"protocol": True, "augment": True, "curve": True, "runs": {name}}}  # fmt: skip
+                "adapt": {"protocol": True, "online": True, "augment": True, "curve": True, "runs": {name}}}  # fmt: skip
     settings = params.model_dump(mode="json", include=sections)
     sweeps = {model: [open_sweep(params, name, model, seed, fabric) for seed in params.seeds]
               for model in params.models}  # fmt: skip

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from pipeline.loading import Ready, Source, build_run, load_gate, load_source, load_tuned
 from pipeline.shifted import open_test
+from pipeline.streams import open_stream
 from tttlab import sweep
 from tttlab.data import ImageSet
 from tttlab.params import Params
@@ -67,6 +68,7 @@ class Sweep(NamedTuple):
                 self.source.network, ready.method, ready.loop, images, shifts, statistics=ready.statistics,
                 seed=self.params.seed, work=work, prefix=prefix, images_per_step=machine.images_per_step, device=device,
                 on_images=bar.update, workers=machine.workers if device.type == "cpu" else 0,
+                stream=open_stream(self.params),
                 rank=fabric.global_rank, ranks=fabric.world_size, barrier=fabric.barrier, **settings,
             )  # fmt: skip
 

@@ -27,7 +27,8 @@ def tune_models(params: Params, name: str, models: list[str]) -> dict[str, dict[
 
     networks = [f"{folder}/{model}/{params.seeds[0]}" for folder in ("finetuned", "source_stats") for model in models]
     inputs = [pipeline.OUTPUTS / folder for folder in (*networks, "data/labeled_validation")]
-    sections = {"seed": True, "tune": True, "source_stats": True, "adapt": {"protocol": True, "augment": True, "runs": {name}}}
+    adapting = dict.fromkeys(("protocol", "online", "augment"), True) | {"runs": {name}}
+    sections = {"seed": True, "tune": True, "source_stats": True, "adapt": adapting}
     key = work_key(f"tune {name}", params.model_dump(mode="json", include=sections), inputs)
     with Work(pipeline.ROOT / ".resume" / key) as work:
         return {model: tune_model(params, name, model, work) for model in models}
@@ -39,31 +40,35 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
 
     from pipeline.execution import execution
     from pipeline.loading import build_run, load_source
+    from pipeline.streams import open_stream
     from tttlab import tracking, tuning
     from tttlab.data import ImageSet
 
     images = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_validation")
     own, wish = params.run_settings(name, model), params.tune
-    source = load_source(params, model, params.seeds[0])
-    candidates, steps = tuning.list_candidates(own.search, own.values(), wish.candidates, params.seed, name, model)
+    source, stream = load_source(params, model, params.seeds[0]), open_stream(params)
+    candidates, steps = tuning.list_candidates(own.search, own.values(), wish.candidates, params.seed, name, model,
+                                               in_one_pass=not stream)  # fmt: skip
 
     def build(values: dict[str, Any]) -> tuple:
-        return build_run(params, name, model, source, values | ({"steps": steps[-1]} if own.trains else {}))[1:]
+        longest = {"steps": steps[-1]} if own.trains and not stream else {}
+        return build_run(params, name, model, source, values | longest)[1:]
 
     for values in candidates:  # every mistake shows first
         build(values)
     total = tuning.pairs_to_judge(len(candidates), len(images), wish.images, wish.severities, wish.keep)
+    workers = params.machine.workers if source.device.type == "cpu" else 0
     with tqdm(total=total, desc=f"tune {name} {model}", unit="image") as bar:
-        workers = params.machine.workers if source.device.type == "cpu" else 0
         judge = tuning.Judge(source.network, images, wish.images, wish.severities, candidates, steps, build, params.seed,
-                             work, model, workers, source.device, bar.update)  # fmt: skip
+                             work, model, workers, source.device, bar.update, stream)  # fmt: skip
         trials = tuning.successive_halving(judge, len(candidates), len(wish.images), wish.keep, wish.clean_penalty)
-    found = tuning.choose(trials, candidates, steps, own.trains, wish.clean_penalty, wish.gate)
+    gate = wish.gate and not stream  # leaving out an image of a stream would change the others' results
+    found = tuning.choose(trials, candidates, steps, own.trains, wish.clean_penalty, gate)
     told = tuning.describe(trials, candidates, steps, own.trains, wish.clean_penalty)
     tags = {"model": model, "method": own.method, "run": name, "source_run_id": source.about.get("mlflow_run_id")}
-    parent = tracking.pipeline_run(pipeline.ROOT, execution(params))
     with tracking.start_run(pipeline.ROOT, stage="tune", name=f"tune {name} · {model}", params=wish.model_dump(mode="json"),
-                            tags=tags, parent=parent, resume_key=f"{work.folder.name} {model}") as tracked:  # fmt: skip
+                            tags=tags, parent=tracking.pipeline_run(pipeline.ROOT, execution(params)),
+                            resume_key=f"{work.folder.name} {model}") as tracked:  # fmt: skip
         tracked.log_input("labeled_validation", images.source, images.digest(), len(images), "validation")
         tracking.log_trials(tracked, told, tags)
         tracked.log_metrics([*told[0][1].values()][-1])

@@ -66,6 +66,7 @@ distance: {images: 100, permutations: 99}
 alignment: {images: 10}
 adapt:
   protocol: episodic
+  online: {batch_size: 8, order: shuffled}
   augment: {min_scale: 0.7, flip: false, jitter: 0.2}
   curve: {images: 4, severities: [5], candidates: 1}
   runs:

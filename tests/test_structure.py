@@ -142,7 +142,7 @@ LAYERS = [
         "training",
     },
     {"method", "methods", "registry"},
-    {"per_image", "group_size", "inner_loop", "adapter", "signals", "gate", "sweep", "tuning", "alignment"},
+    {"per_image", "group_size", "inner_loop", "adapter", "online", "signals", "gate", "sweep", "tuning", "alignment"},
     {
         "intervals",
         "significance",

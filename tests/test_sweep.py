@@ -19,6 +19,8 @@ from tttlab.gate import Gate
 from tttlab.loaders import as_images
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.simclr import SimCLRTraining
+from tttlab.methods.tent import TENT
+from tttlab.online import Stream, adapt_stream
 from tttlab.ranks import open_fabric
 from tttlab.resuming import Work
 from tttlab.shifts import Shift, list_shifts
@@ -88,6 +90,31 @@ def test_a_sweep_along_the_steps_has_a_row_per_image_and_step(images, tmp_path):
     np.testing.assert_array_equal(last["prediction"], whole["adapted_prediction"])
     np.testing.assert_array_equal(steps[steps["step"] == 0]["prediction"], whole["untrained_prediction"])
     np.testing.assert_allclose(steps[steps["shift"] != "clean"].groupby("step")["loss"].mean(), losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", ["shuffled", "by_class"])
+def test_every_shift_is_a_stream_of_its_own_told_in_the_order_of_the_images(images, tmp_path, order):
+    stream, loop = Stream(2, order), InnerLoop(steps=2, lr=1e-2, clip=1.0)
+    table, losses = run(images, tmp_path / order, TENT(), stream=stream)
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    for name in ("fog-5", "contrast-5"):
+        part = table[table["shift"] == name].set_index("image_id")
+        assert part.index.tolist() == list(images.image_ids)
+        pixels = corrupt_all(images.pixels, images.image_ids, name.partition("-")[0], 5, 3)
+        arrived = stream.arrange(images.labels, 3, f"{name}-0")
+        own = adapt_stream(network, as_images(torch.from_numpy(pixels[arrived])), TENT(), loop, batch_size=2, seed=3,
+                           statistics=statistics, image_ids=[images.image_ids[place] for place in arrived])  # fmt: skip
+        there = part.loc[[images.image_ids[place] for place in arrived]]
+        np.testing.assert_array_equal(there["adapted_prediction"], own.logits.argmax(1))
+        np.testing.assert_allclose(there["loss_first"], own.losses[:, 0], rtol=1e-4)
+        np.testing.assert_array_equal(there["source_prediction"], own.source_logits.argmax(1))
+    assert losses.shape == (2,)
+
+
+def test_a_streams_blocks_are_whole_shifts_whatever_their_length():
+    many = ImageSet(np.zeros((600, 1, 1, 3), np.uint8), np.zeros(600, int), tuple(map(str, range(600))), ("a",))
+    blocks = sweep.list_blocks([Shift(), Shift("fog", 5)], many, Stream())
+    assert [(block.name, block.images) for block in blocks] == [("clean-0", range(600)), ("fog-5-0", range(600))]
 
 
 def test_labels_change_no_prediction(images, tmp_path):

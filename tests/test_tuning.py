@@ -50,6 +50,13 @@ def test_candidates_are_the_default_and_then_the_grid_in_order():
     assert list_candidates({"prior": (0.1, 0.2)}, {"prior": 0.1}, 10, 0) == ([{"prior": 0.1}, {"prior": 0.2}], (0,))
 
 
+def test_where_one_pass_shows_one_number_of_steps_they_are_part_of_the_grid():
+    search = {"steps": (1, 4), "lr": (0.1, 0.2)}
+    found, steps = list_candidates(search, {"steps": 3, "lr": 0.2}, 10, 0, in_one_pass=False)
+    assert steps == (0,)
+    assert found == [{"steps": 3, "lr": 0.2}, *({"steps": s, "lr": lr} for s in (1, 4) for lr in (0.1, 0.2))]
+
+
 def test_of_a_large_grid_a_part_is_drawn_that_depends_on_seed_and_run_alone():
     search = {"lr": tuple(range(10)), "clip": tuple(range(10))}
     draws = [list_candidates(search, {"lr": 3, "clip": 3}, 12, *key)[0] for key in ((0, "a"), (0, "a"), (1, "a"), (0, "b"))]

@@ -21,12 +21,14 @@ class Method:
 
     Attributes:
         protocols: the protocols under which the method is defined.
+        whole_batch: on a stream the loss sees the images of a batch together, ``(N·V, 3, H, W)``; False: each on its own.
         trains: False for methods that only change the prediction; they take no steps.
         head: the objective (``simclr``, ``mae``) whose head it needs; None: any network will do.
         needs: what it reads of the source statistics: ``layers``, ``bank``, or names that its own `source_statistics` gives.
     """
 
     protocols: ClassVar[tuple[str, ...]] = ("episodic",)
+    whole_batch: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     head: ClassVar[str | None] = None
     needs: ClassVar[tuple[str, ...]] = ()

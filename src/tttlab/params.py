@@ -370,10 +370,18 @@ class Curve(Strict):
     candidates: Natural
 
 
+class Online(Strict):
+    """How test images arrive under the protocol ``online``."""
+
+    batch_size: Count
+    order: Literal["shuffled", "by_class"]
+
+
 class Adapt(Strict):
     """The runs: name → method, adapter settings and the method's own settings, checked by ``read_params``."""
 
     protocol: Literal["episodic", "online"]
+    online: Online
     augment: Views
     curve: Curve
     runs: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]

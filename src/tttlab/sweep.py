@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tttlab import signals
-from tttlab.adapter import adapt
+from tttlab.adapter import Adaptation, adapt
 from tttlab.data import ImageSet
 from tttlab.errors import UserError
 from tttlab.gate import Gate
@@ -21,6 +21,7 @@ from tttlab.inner_loop import InnerLoop
 from tttlab.loaders import as_images
 from tttlab.method import Method
 from tttlab.normalisation import Normalisation
+from tttlab.online import Stream, adapt_stream
 from tttlab.parallel import in_order
 from tttlab.resuming import Work
 from tttlab.shifts import Shift
@@ -43,13 +44,14 @@ class Block(NamedTuple):
         return f"{quote(self.shift.name, safe=' ')}-{self.number}"
 
 
-def list_blocks(shifts: Sequence[Shift], test: ImageSet) -> list[Block]:
-    """Divide the images of every shift, by default the test images, into blocks, shift after shift."""
+def list_blocks(shifts: Sequence[Shift], test: ImageSet, stream: Stream | None = None) -> list[Block]:
+    """Divide the images of every shift, by default the test images, into blocks, shift after shift; a stream is one block."""
     counts = [len(shift.of(test)) for shift in shifts]
     return [
-        Block(shift, number, range(start, min(start + BLOCK, count)))
+        Block(shift, number, range(start, min(start + size, count)))
         for shift, count in zip(shifts, counts, strict=True)
-        for number, start in enumerate(range(0, count, BLOCK))
+        for size in [max(count, 1) if stream else BLOCK]
+        for number, start in enumerate(range(0, count, size))
     ]
 
 
@@ -69,6 +71,7 @@ def adapt_to_shifts(
     images_per_step: int | Literal["auto"] = "auto",
     on_images: Callable[[int], Any] = lambda _count: None,
     rows: Callable[[Mapping[str, Tensor], Block, ImageSet], pd.DataFrame] | None = None,
+    stream: Stream | None = None,
     **settings: Any,
 ) -> tuple[pd.DataFrame, np.ndarray] | None:
     """Adapt to every image of every shift and keep each finished block, so that a killed sweep goes on where it was.
@@ -90,6 +93,7 @@ def adapt_to_shifts(
         images_per_step: images adapted at once, a machine setting; what ``auto`` finds in one block serves the next.
         on_images: called with the number of this rank's images done.
         rows: makes the table of one block; None: `predictions`.
+        stream: how the images of a shift arrive; None: each is adapted to on its own.
         settings: further arguments of `adapt_to_block`.
 
     Returns:
@@ -99,7 +103,7 @@ def adapt_to_shifts(
     Raises:
         UserError: after all ranks are done, a block is missing.
     """
-    blocks = list_blocks(shifts, images)
+    blocks = list_blocks(shifts, images, stream)
     # Its own whatever is done already: ranks that divided what is left might see different things left.
     own = blocks[rank::ranks]
     missing = [block for block in own if not work.has(f"{prefix}-{block.name}")]
@@ -108,7 +112,7 @@ def adapt_to_shifts(
     group = GroupSize(images_per_step)
 
     def job(block: Block) -> int:
-        result = adapt_to_block(network, method, loop, images, block, images_per_step=group, **settings)
+        result = adapt_to_block(network, method, loop, images, block, images_per_step=group, stream=stream, **settings)
         work.save(f"{prefix}-{block.name}", result)
         return len(block.images)
 
@@ -130,6 +134,7 @@ def adapt_to_block(
     gate: Gate | None = None,
     record: Sequence[int] = (0,),
     images_per_step: int | Literal["auto"] | GroupSize = "auto",
+    stream: Stream | None = None,
     device: str | torch.device = "cpu",
 ) -> dict[str, Tensor]:
     """Adapt to the images of one block.
@@ -144,7 +149,8 @@ def adapt_to_block(
         seed: of all random streams.
         gate: judges each image; all are adapted to all the same, so that with and without a gate can be compared.
         record: R numbers of steps after which to predict too.
-        images_per_step: a machine setting.
+        images_per_step: a machine setting; on a stream ``stream.batch_size``, a scientific one, takes its place.
+        stream: the block is a stream, which starts from the source weights; None: every image is adapted to on its own.
         device: where to compute.
 
     Returns:
@@ -155,8 +161,12 @@ def adapt_to_block(
     """
     own = block.shift.of(images).take(block.images)
     pixels = as_images(torch.from_numpy(block.shift.apply(own, seed))).to(device)
-    result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed,
-                   record=record, images_per_step=images_per_step)  # fmt: skip
+    if stream:
+        result = adapt_in_order(network, pixels, method, loop, stream, own, block.name, statistics=statistics, seed=seed,
+                                record=record)  # fmt: skip
+    else:
+        result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed,
+                       record=record, images_per_step=images_per_step)  # fmt: skip
     judged = judge(gate, network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed)
     source_confidence, source_prediction = confidence(result.source_logits)
     adapted_confidence, adapted_prediction = confidence(result.logits)
@@ -172,6 +182,27 @@ def adapt_to_block(
         "milliseconds_at": result.milliseconds_at,
         **judged,
     }
+
+
+def adapt_in_order(
+    network: nn.Module,
+    pixels: Tensor,
+    method: Method,
+    loop: InnerLoop,
+    stream: Stream,
+    images: ImageSet,
+    name: str,
+    *,
+    seed: int,
+    **settings: Any,
+) -> Adaptation:
+    """Adapt to ``pixels (N, 3, H, W)`` of images in their order of arrival; the results are in the order of the images."""
+    order = stream.arrange(np.asarray(images.labels), seed, name)
+    names = [images.image_ids[place] for place in order]
+    found = adapt_stream(network, pixels[order], method, loop, batch_size=stream.batch_size, image_ids=names, seed=seed,
+                         **settings)  # fmt: skip
+    back = np.argsort(order)
+    return Adaptation(*(values[back] for values in found))
 
 
 def judge(

@@ -20,6 +20,7 @@ from tttlab.gate import ABOVE, Gate, choose_gate, score
 from tttlab.group_size import GroupSize
 from tttlab.inner_loop import InnerLoop
 from tttlab.method import Method
+from tttlab.online import Stream
 from tttlab.parallel import in_order
 from tttlab.params import HELD_OUT
 from tttlab.resuming import Work
@@ -38,29 +39,39 @@ def held_out_shifts(severities: Sequence[int]) -> list[Shift]:
 
 
 def list_candidates(
-    search: Mapping[str, Sequence[Any]], default: Values, count: int, seed: int, *key: str
+    search: Mapping[str, Sequence[Any]], default: Values, count: int, seed: int, *key: str, in_one_pass: bool = True
 ) -> tuple[list[Values], tuple[int, ...]]:
     """List the settings to compare.
 
     Args:
-        search: setting → values to choose from; ``steps`` are not combined with the others, since one pass shows all of them.
+        search: setting → values to choose from.
         default: the setting that is compared in any case, as the first.
         count: most candidates; of a larger grid a random part is taken.
         seed: of that choice.
         key: names the run, for the same purpose.
+        in_one_pass: one adaptation shows what fewer steps would have given, so that ``steps`` are not combined with the rest.
 
     Returns:
-        candidates without their steps, in the order of the grid, and the numbers of steps, ascending.
+        candidates without their steps, in the order of the grid, and the numbers of steps, ascending; or, where one pass does
+        not show them, candidates with their steps, and a single number in place of these.
     """
+    if not in_one_pass:
+        candidates = _grid(search, default, count, seed, *key)
+        return candidates, (0,)
     steps = tuple(sorted({*search.get("steps", ()), *([default["steps"]] if "steps" in default else ())})) or (0,)
-    names = [name for name in search if name != "steps"]
+    return _grid({name: values for name, values in search.items() if name != "steps"}, default, count, seed, *key), steps
+
+
+def _grid(search: Mapping[str, Sequence[Any]], default: Values, count: int, seed: int, *key: str) -> list[Values]:
+    """Combine all values, the default first, and take a random part of what is too much."""
+    names = list(search)
     first = {name: default[name] for name in names if name in default}
     grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*(search[name] for name in names))]
     others = [values for values in grid if values != first]
     if len(others) > count - 1:
         chosen = numpy_generator(seed, "candidates", *key).choice(len(others), count - 1, replace=False)
         others = [others[place] for place in sorted(chosen)]
-    return [first, *others], steps
+    return [first, *others]
 
 
 @dataclass(frozen=True)
@@ -174,6 +185,7 @@ class Judge:
         workers: processes that share the work; changes no result.
         device: where to compute.
         on_images: called with the number of (image, shift) pairs done.
+        stream: how images arrive; candidates then come with their steps, and every round's new images are streams of their own.
     """
 
     network: nn.Module
@@ -189,6 +201,7 @@ class Judge:
     workers: int = 0
     device: str | torch.device = "cpu"
     on_images: Callable[[int], Any] = lambda _count: None
+    stream: Stream | None = None
 
     def __post_init__(self) -> None:
         labels = self.images.labels
@@ -218,8 +231,10 @@ class Judge:
         number, turn, shift = item
         method, loop, statistics = self.build(self.candidates[number])
         own = self.images.take(self._fresh[turn])
+        record = (loop.steps,) if self.stream else self.steps
         result = adapt_to_block(self.network, method, loop, own, Block(shift, 0, range(len(own))), statistics=statistics,
-                                seed=self.seed, record=self.steps, images_per_step=self._group, device=self.device)  # fmt: skip
+                                seed=self.seed, record=record, images_per_step=self._group, stream=self.stream,
+                                device=self.device)  # fmt: skip
         self.work.save(self._name(*item), marked(result, own, shift))
         return len(own)
 
@@ -271,7 +286,7 @@ def choose(
         clean_penalty: see `tttlab.gate.score`.
         gate: whether to choose a gate.
     """
-    ranked = [candidates[trial.number] | ({"steps": steps[trial.best(clean_penalty)[0]]} if trains else {}) for trial in trials]
+    ranked = [_with_steps(candidates[trial.number], steps[trial.best(clean_penalty)[0]], trains) for trial in trials]
     place, _ = trials[0].best(clean_penalty)
     chosen = trials[0].gate(place, clean_penalty) if gate and trains else None
     return {
@@ -290,6 +305,11 @@ def describe(
     told = []
     for trial in trials:
         place, _ = trial.best(clean_penalty)
-        values = candidates[trial.number] | ({"steps": steps[place]} if trains else {})
+        values = _with_steps(candidates[trial.number], steps[place], trains)
         told.append((values, {len(outcome.clean): outcome.summary(place, clean_penalty) for outcome in trial.outcomes}))
     return told
+
+
+def _with_steps(values: Values, steps: int, trains: bool) -> Values:
+    """Add the number of steps to a candidate that takes some and does not name them."""
+    return values | ({"steps": steps} if trains and "steps" not in values else {})

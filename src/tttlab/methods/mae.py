@@ -29,6 +29,7 @@ class MAETraining(Method):
         mask_ratio: share of patches hidden.
     """
 
+    protocols = ("episodic", "online")
     head = "mae"
     num_views: Annotated[int, Ge(1)] = 8
     mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75

@@ -28,6 +28,7 @@ class MEMO(Method):
         num_views: V, views drawn at every step.
     """
 
+    protocols = ("episodic", "online")
     num_views: Annotated[int, Ge(2)] = 8
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 

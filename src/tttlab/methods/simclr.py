@@ -29,6 +29,7 @@ class SimCLRTraining(Method):
         temperature: τ.
     """
 
+    protocols = ("episodic", "online")
     head = "simclr"
     needs = ("bank",)
     num_views: Annotated[int, Ge(2)] = 8

@@ -1,0 +1,9 @@
+"""How test images arrive, as params.yaml has it."""
+
+from tttlab.online import Stream
+from tttlab.params import Params
+
+
+def open_stream(params: Params) -> Stream | None:
+    """Say how images arrive; None: each is adapted to on its own, so that their order does not matter."""
+    return Stream(**params.adapt.online.model_dump()) if params.adapt.protocol == "online" else None

@@ -1,0 +1,29 @@
+"""TENT: be sure of the test images, by the normalisation layers' affine parameters.
+
+Wang et al., ICLR 2021, arXiv 2006.10726: minimise the mean entropy of a batch's predictions, normalised by the batch's own
+statistics; nothing is needed of the source domain. In params.yaml the rest of it is the adapter's: ``trainable: norm``,
+``normalisation: image``, ``adapt.protocol: online``. The paper's code returns the predictions of the forward pass before the
+step, ours are made after it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tttlab.method import Method, State
+from tttlab.networks import Bound
+from tttlab.source_statistics import Statistics
+
+
+@dataclass(frozen=True)
+class TENT(Method):
+    """Minimise the mean entropy of the predictions."""
+
+    protocols = ("episodic", "online")
+    whole_batch = True
+
+    def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Entropy, in nats, of the class probabilities, mean over ``views (N, 3, H, W)``."""
+        log_probabilities = net(views).logits.log_softmax(-1)
+        return -(log_probabilities.exp() * log_probabilities).sum(-1).mean(), state

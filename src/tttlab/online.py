@@ -1,0 +1,206 @@
+"""Test-time training on a stream: parameters, optimiser and the method's state flow from one batch to the next.
+
+The methods are those of the episodic protocol; what differs is who shares the weights. A method that is written for one image
+sees every image of a batch on its own, and the step is taken on the mean of their losses; one that is written for a whole
+batch (``whole_batch``) sees all its images together. Predictions are made batch by batch, after the batch's steps, and so the
+moments of the normalisation policies ``image``, ``mixed`` and ``shrink`` are those of a whole batch.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tttlab.adapter import Adaptation, check, draw_looks, wait_for
+from tttlab.adapter import predict as predict_each
+from tttlab.errors import UserError
+from tttlab.inner_loop import InnerLoop, Parameters, gradients_of, make_optimizer, over_images, select_parameters, update
+from tttlab.method import Method
+from tttlab.networks import Bound, as_network, evaluating
+from tttlab.normalisation import normalised
+from tttlab.seeding import numpy_generator, torch_generator
+from tttlab.source_statistics import Statistics
+from tttlab.views import log_mean_probabilities
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How test images arrive.
+
+    Attributes:
+        batch_size: most images of a batch; the batches of a stream differ by at most one image.
+        order: ``shuffled``, as if drawn independently, or ``by_class``: one class after another, the hardest correlation of
+            labels there is (Boudiaf et al., CVPR 2022, arXiv 2201.05718, and Gong et al., NeurIPS 2022, arXiv 2208.05117, test
+            on such streams).
+    """
+
+    batch_size: int = 64
+    order: Literal["shuffled", "by_class"] = "shuffled"
+
+    def arrange(self, labels: np.ndarray, seed: int, name: str) -> np.ndarray:
+        """Order the images of one stream: places ``(N,)`` in the set, in their order of arrival.
+
+        Args:
+            labels: ``(N,)``; only ``by_class`` looks at them, and only to simulate who comes when.
+            seed: the experiment's seed.
+            name: of the stream.
+
+        Raises:
+            UserError: the order needs labels that are not known.
+        """
+        order = numpy_generator(seed, "stream", name).permutation(len(labels))
+        if self.order == "shuffled":
+            return order
+        if (labels < 0).any():
+            raise UserError("adapt.online.order: by_class needs the labels of all images, found images without; set shuffled")
+        return order[np.argsort(labels[order], kind="stable")]
+
+
+def adapt_stream(
+    network: nn.Module,
+    images: Tensor,
+    method: Method,
+    loop: InnerLoop = InnerLoop(),
+    *,
+    batch_size: int = 64,
+    statistics: Statistics | None = None,
+    image_ids: Sequence[str | int] | None = None,
+    seed: int = 0,
+    record: Sequence[int] = (),
+    on_images: Callable[[int], None] | None = None,
+) -> Adaptation:
+    """Adapt the network to one stream of images, from the source weights on, and predict with and without.
+
+    Args:
+        network: a `Network`, or any timm classifier; it is left exactly as it was.
+        images: ``(N, 3, H, W)`` in order of arrival, on any device.
+        method: what to minimise.
+        loop: how; ``steps`` are those on every batch.
+        batch_size: most images of a batch.
+        statistics: source statistics.
+        image_ids: names of the images, which key their random streams.
+        seed: of all random streams.
+        record: of 0 (the source weights under the normalisation policy) and ``loop.steps``, those to predict after as well.
+        on_images: called with the number of images done, after each batch.
+
+    Returns:
+        as `tttlab.adapter.adapt`, but for ``losses (N, steps)``: before every step on the image's batch. A batch with a loss or
+        a gradient that is not finite takes no further step and gets the source network's predictions.
+
+    Raises:
+        UserError: the network, the statistics or the numbers of steps do not fit.
+    """
+    network = as_network(network)
+    statistics = {name: value.to(images.device) for name, value in (statistics or {}).items()}
+    names = [str(name) for name in (range(len(images)) if image_ids is None else image_ids)]
+    if unknown := set(record) - {0, loop.steps}:
+        raise UserError(f"record: a stream can be looked at after 0 and all {loop.steps} steps, found {sorted(unknown)}; "
+                        "another number of steps leads to other weights for the next batch")  # fmt: skip
+    parts = []
+    with evaluating(network):
+        check(network, images[:2], method, loop, statistics)
+        learner = Learner(network, method, loop, statistics, seed)
+        bounds = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch_size))
+        for places in bounds:
+            part = slice(places[0], places[-1] + 1)
+            parts.append(learner.adapt(images[part], names[part], record))
+            if on_images:
+                on_images(len(places))
+    return Adaptation(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+class Learner:
+    """The network on its way along a stream.
+
+    Its parameters are leaves ``(1, *shape)``: those of a group of one image, for the inner loop's functions.
+    """
+
+    def __init__(self, network: nn.Module, method: Method, loop: InnerLoop, statistics: Statistics, seed: int) -> None:
+        self.network, self.method, self.loop, self.statistics, self.seed = network, method, loop, statistics, seed
+        self.state = method.init_state()
+        if tree_leaves(self.state) and not method.whole_batch:
+            raise UserError(f"{method} keeps a state for every image, which cannot flow along a stream; use protocol episodic")
+        trains = method.trains and loop.steps and loop.trainable != "none"
+        chosen = select_parameters(network, loop.trainable) if trains else {}
+        self.frozen = {name: value.detach() for name, value in network.named_parameters() if name not in chosen}
+        self.parameters: Parameters = {
+            name: value.detach().unsqueeze(0).clone().requires_grad_() for name, value in chosen.items()
+        }
+        self.optimizer = make_optimizer(list(self.parameters.values()), loop) if chosen else None
+
+    def adapt(self, images: Tensor, names: Sequence[str], record: Sequence[int]) -> Adaptation:
+        """Take one batch's steps and predict it with and without."""
+        with torch.no_grad():
+            source = self.network(images).logits
+        looks = draw_looks(images, self.loop, [torch_generator(self.seed, "average", name) for name in names])
+        with normalised(self.network, self.loop.normalisation, self.statistics):
+            at = {0: self.predict({}, looks, names)} if 0 in record else {}
+            wait_for(images.device)
+            began = time.perf_counter()
+            losses, usable = self.train(images, names)
+            logits = self.predict(self.parameters, looks, names)
+            wait_for(images.device)
+            cost = torch.full((len(images),), (time.perf_counter() - began) * 1e3 / len(images))
+        usable = usable & logits.isfinite().all(-1)
+        logits = at[self.loop.steps] = torch.where(usable[:, None], logits, source)
+        logits_at = torch.stack([at[step] for step in record], dim=1) if record else logits[:, None][:, :0]
+        milliseconds_at = torch.stack([cost * (step > 0) for step in record], dim=1) if record else cost[:, None][:, :0]
+        return Adaptation(logits.cpu(), source.cpu(), losses.cpu(), ~usable.cpu(), cost, logits_at.cpu(), milliseconds_at)
+
+    def train(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Take the steps on one batch; → losses ``(N, steps)`` before each, and whether they could be taken ``(N,)``."""
+        usable = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        if not self.parameters:
+            return images.new_full((len(images), 1), float("nan")), usable  # nothing was measured
+        curve = []
+        for step in range(self.loop.steps):
+            streams = [torch_generator(self.seed, "views", name, step) for name in names]
+            losses, mean, state = self.losses(self.method.views(self.network, images, streams))
+            gradients = gradients_of(mean, self.parameters, self.method)
+            curve.append(losses.detach())
+            if not all(part.isfinite().all() for part in (mean, *gradients.values())):
+                usable[:] = False
+                break
+            update(self.optimizer, self.parameters, gradients, self.loop.clip)
+            self.state = tree_map(Tensor.detach, state)
+        return torch.stack(curve, dim=1).expand(-1, self.loop.steps), usable
+
+    def losses(self, views: Any) -> tuple[Tensor, Tensor, Any]:
+        """Compute every image's loss ``(N,)``, the one to minimise, and the next state."""
+        count = len(tree_leaves(views)[0])
+        if self.method.whole_batch:
+            together = tree_map(lambda part: part.flatten(0, 1), views)
+            loss, state = self.method.loss(self.bound(self.parameters), together, self.statistics, self.state)
+            return loss.expand(count), loss, state
+
+        def one(parameters: Parameters, views: Any) -> Tensor:
+            return self.method.loss(Bound(self.network, self.frozen | parameters), views, self.statistics, ())[0]
+
+        losses = over_images(one)(self.shared(self.parameters, count), views)
+        return losses, losses.mean(), self.state
+
+    @torch.no_grad()
+    def predict(self, parameters: Parameters, looks: Tensor, names: Sequence[str]) -> Tensor:
+        """Classify a batch ``looks (N, 1 + A, 3, H, W)``, all its images together: ``(N, K)``."""
+        if type(self.method).predict is not Method.predict:
+            streams = [torch_generator(self.seed, "views", name, 0) for name in names]
+            views, own = self.method.views(self.network, looks[:, 0], streams), self.shared(parameters, len(looks))
+            return predict_each(self.network, own, looks, views, self.method, self.statistics)
+        logits = self.bound(parameters)(looks.flatten(0, 1)).logits.unflatten(0, looks.shape[:2])
+        return vmap(log_mean_probabilities)(logits) if looks.shape[1] > 1 else logits[:, 0]
+
+    def bound(self, parameters: Parameters) -> Bound:
+        """Bind the network to the stream's parameters."""
+        return Bound(self.network, self.frozen | {name: value[0] for name, value in parameters.items()})
+
+    @staticmethod
+    def shared(parameters: Parameters, count: int) -> Parameters:
+        """Give the same parameters to every image of a batch, without copying them."""
+        return {name: value.expand(count, *value.shape[1:]) for name, value in parameters.items()}

@@ -1,0 +1,222 @@
+"""Streams: every batch starts from the weights that the last one left; the slow path is plain autograd on one network."""
+
+import copy
+from dataclasses import dataclass
+
+import networks
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tttlab.adapter import adapt
+from tttlab.errors import UserError
+from tttlab.inner_loop import InnerLoop, select_parameters
+from tttlab.method import Method
+from tttlab.method_settings import method_names
+from tttlab.methods.memo import MEMO
+from tttlab.methods.none import NoAdaptation
+from tttlab.methods.simclr import SimCLRTraining
+from tttlab.methods.tent import TENT
+from tttlab.methods.views import ViewAverage
+from tttlab.normalisation import Normalisation
+from tttlab.online import Stream, adapt_stream
+from tttlab.registry import load_method
+from tttlab.seeding import torch_generator
+
+COUNT, BATCH = 7, 3  # batches of 3, 2 and 2
+BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]
+
+
+def stream(count=COUNT):
+    return (networks.images(count, seed=50) * 0.4 + 0.6).double()
+
+
+def entropy(logits):
+    return torch.distributions.Categorical(logits=logits).entropy()
+
+
+def by_batch_statistics(network: nn.Module) -> nn.Module:
+    """BatchNorm as in training mode, without moving averages: PyTorch's own batch statistics."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train()
+            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+    return network
+
+
+@pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.9), ("adam", 0.0)])
+def test_tent_is_entropy_minimisation_by_batch_statistics_along_the_stream(optimizer, momentum):
+    """Against torch's own BatchNorm in training mode, autograd and optimiser, whose moments flow on too."""
+    network, statistics = networks.source_statistics("resnet")
+    loop = InnerLoop(steps=2, lr=1e-2, optimizer=optimizer, momentum=momentum, trainable="norm",
+                     normalisation=Normalisation("image"))  # fmt: skip
+    found = adapt_stream(network, stream(), TENT(), loop, batch_size=BATCH, statistics=statistics)
+    slow = by_batch_statistics(copy.deepcopy(network).eval())
+    chosen = list(select_parameters(slow, "norm").values())
+    own = torch.optim.Adam(chosen, lr=1e-2) if optimizer == "adam" else torch.optim.SGD(chosen, lr=1e-2, momentum=0.9)
+    logits, losses = [], []
+    for part in BATCHES:
+        for _ in range(2):
+            loss = entropy(slow(stream()[part]).logits).mean()
+            losses += [loss.item()]
+            own.zero_grad()
+            loss.backward()
+            own.step()
+        with torch.no_grad():
+            logits.append(slow(stream()[part]).logits)
+    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
+    assert found.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-6)
+    assert torch.equal(found.source_logits, adapt(network, stream(), NoAdaptation()).logits)
+
+
+def test_tent_without_a_step_is_batch_statistics():
+    """At learning rate 0 what remains is "BN adapt": every image normalised by its batch."""
+    network, statistics = networks.source_statistics("resnet")
+    loop = InnerLoop(steps=1, lr=0.0, trainable="norm", normalisation=Normalisation("image"))
+    found = adapt_stream(network, stream(), TENT(), loop, batch_size=BATCH, statistics=statistics, record=(0, 1)).logits_at
+    with torch.no_grad():
+        slow = by_batch_statistics(copy.deepcopy(network).eval())
+        expected = torch.cat([slow(stream()[part]).logits for part in BATCHES])
+    torch.testing.assert_close(found[:, 0], expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found[:, 1], expected, atol=1e-6, rtol=1e-6)
+    assert (expected - adapt(network, stream(), NoAdaptation()).logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", [SimCLRTraining(num_views=3), MEMO(num_views=3)], ids=repr)
+def test_a_method_for_one_image_takes_the_mean_of_a_batchs_losses(method):
+    network, statistics = networks.source_statistics("resnet")
+    loop = InnerLoop(steps=1, lr=1e-2, clip=0.5)
+    found = adapt_stream(network, stream(), method, loop, batch_size=BATCH, statistics=statistics)
+    slow = copy.deepcopy(network).eval()
+    chosen = list(select_parameters(slow, "encoder").values())
+    own, logits, names = torch.optim.SGD(chosen, lr=1e-2), [], [str(index) for index in range(COUNT)]
+    for part in BATCHES:
+        views = method.views(slow, stream()[part], [torch_generator(0, "views", name, 0) for name in names[part]])
+        losses = [method.loss(slow, each, statistics, ())[0] for each in views]
+        own.zero_grad()
+        torch.stack(losses).mean().backward()
+        nn.utils.clip_grad_norm_(chosen, 0.5)
+        own.step()
+        with torch.no_grad():
+            logits.append(slow(stream()[part]).logits)
+        assert found.losses[part, 0].tolist() == pytest.approx([loss.item() for loss in losses], rel=1e-6)
+    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
+
+
+@dataclass(frozen=True)
+class Counting(Method):
+    """Its loss is the number of steps seen so far, times the mean logit."""
+
+    protocols = ("online",)
+    whole_batch = True
+
+    def init_state(self):
+        return torch.zeros((), dtype=torch.float64)
+
+    def loss(self, net, views, statistics, state):
+        return (state + 1) * net(views).logits.square().mean(), state + 1
+
+
+def test_state_flows_from_step_to_step_and_from_batch_to_batch():
+    network, _ = networks.source_statistics("resnet")
+    loop = InnerLoop(steps=2, lr=0.0)
+    found = adapt_stream(network, stream(), Counting(), loop, batch_size=BATCH)
+    with torch.no_grad():
+        own = torch.stack([network.eval()(stream()[part]).logits.square().mean() for part in BATCHES])
+    ratio = torch.stack([found.losses[part.start] for part in BATCHES]) / own[:, None]
+    torch.testing.assert_close(ratio, torch.arange(1.0, 7).double().view(3, 2))
+
+
+@pytest.mark.parametrize("name", [name for name in method_names() if "online" in load_method(name).protocols])
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_every_online_method_keeps_the_streams_contract(name, kind):
+    """It depends on the past alone, learns from it, forgets nothing by being asked again, and leaves the network as it was."""
+    network, statistics = networks.source_statistics(kind)
+    method = load_method(name)
+    try:
+        method.check(network)
+    except UserError:
+        pytest.skip(f"{name} does not run on {kind}")
+    before = copy.deepcopy(network.state_dict())
+    loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", clip=1.0)
+
+    def run(images, **settings):
+        return adapt_stream(network, images, method, loop, batch_size=BATCH, statistics=statistics, **settings)
+
+    first, again = run(stream()), run(stream())
+    assert torch.equal(first.logits, again.logits)
+    assert not first.fell_back.any()
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    future = stream()
+    future[5:] = 0.1
+    torch.testing.assert_close(run(future).logits[:5], first.logits[:5], rtol=0, atol=0)
+    past = stream()
+    past[0] = 0.1
+    changed = not torch.equal(run(past).logits[5:], first.logits[5:])
+    assert changed == method.trains
+
+
+def test_a_batch_that_cannot_be_learnt_from_gets_the_source_predictions_and_leaves_the_weights_finite():
+    network, statistics = networks.source_statistics("resnet")
+    images = stream()
+    images[3] = float("nan")  # the second batch
+    loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", normalisation=Normalisation("image"))
+    found = adapt_stream(network, images, TENT(), loop, batch_size=BATCH, statistics=statistics)
+    assert found.fell_back.tolist() == [False] * 3 + [True] * 2 + [False] * 2
+    assert torch.equal(found.logits[4], found.source_logits[4])
+    assert found.logits[5:].isfinite().all()
+    skipped = adapt_stream(network, stream()[[0, 1, 2, 5, 6, 6]], TENT(), loop, batch_size=BATCH, statistics=statistics)
+    whole = adapt_stream(network, images[[0, 1, 2, 3, 3, 3, 5, 6, 6]], TENT(), loop, batch_size=BATCH, statistics=statistics)
+    torch.testing.assert_close(whole.logits[6:], skipped.logits[3:])  # as if it had not come
+
+
+def test_views_are_averaged_on_a_stream_too():
+    network, _ = networks.source_statistics("resnet")
+    loop = InnerLoop(average=3)
+    found = adapt_stream(network, stream(), NoAdaptation(), loop, batch_size=BATCH).logits
+    torch.testing.assert_close(found, adapt(network, stream(), NoAdaptation(), loop).logits)
+    own = adapt_stream(network, stream(), ViewAverage(3), batch_size=BATCH).logits
+    torch.testing.assert_close(own, adapt(network, stream(), ViewAverage(3)).logits)
+
+
+def test_what_cannot_be_looked_at_is_refused():
+    network, _ = networks.source_statistics("resnet")
+    with pytest.raises(UserError, match=r"after 0 and all 4 steps, found \[2\]"):
+        adapt_stream(network, stream(), TENT(), InnerLoop(steps=4), record=(0, 2))
+
+
+class TestOrder:
+    LABELS = np.repeat(np.arange(5), 40)
+
+    def test_shuffled_is_a_permutation_of_seed_and_name(self):
+        order = Stream().arrange(self.LABELS, 0, "fog-5-0")
+        assert sorted(order) == list(range(200))
+        assert np.array_equal(order, Stream().arrange(self.LABELS[::-1], 0, "fog-5-0"))  # blind to labels
+        for seed, name in ((1, "fog-5-0"), (0, "fog-4-0")):
+            assert not np.array_equal(order, Stream().arrange(self.LABELS, seed, name))
+
+    def test_classes_come_one_after_another_each_shuffled(self):
+        order = Stream(order="by_class").arrange(self.LABELS, 0, "fog-5-0")
+        assert sorted(order) == list(range(200))
+        assert np.count_nonzero(np.diff(self.LABELS[order])) == 4
+        assert not np.array_equal(order, np.arange(200))
+
+    def test_by_class_needs_labels(self):
+        with pytest.raises(UserError, match="needs the labels of all images"):
+            Stream(order="by_class").arrange(np.array([0, -1]), 0, "x")
+
+
+def test_entropy_of_a_die_and_of_certainty():
+    method, sure = TENT(), torch.tensor([[1e3, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    for logits, expected in ((0 * sure, np.log(4)), (sure, 0.0), (torch.cat([0 * sure, sure]), np.log(4) / 2)):
+        loss, _ = method.loss(lambda _views, logits=logits: networks_outputs(logits), None, {}, ())
+        assert loss.item() == pytest.approx(expected, abs=1e-12)
+        assert loss.item() == pytest.approx(F.cross_entropy(logits, logits.softmax(-1)).item(), abs=1e-12)
+
+
+def networks_outputs(logits):
+    from tttlab.networks import Outputs
+
+    return Outputs(logits, None)
