@@ -259,7 +259,8 @@ def check(network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, s
         UserError: the protocol, the statistics or the network do not fit.
     """
     method.check(network)
-    if loop.average and type(method).predict is not Method.predict:
+    own = type(method)
+    if loop.average and (own.predict is not Method.predict or own.predict_batch is not Method.predict_batch):
         raise UserError(f"average: {loop.average} views cannot replace the prediction that {method} makes itself; set it to 0")
     if missing := set(method.needs) - kinds(statistics):
         raise UserError(f"{method} needs source statistics of the kind {', '.join(sorted(missing))}; measure them with "

@@ -74,3 +74,7 @@ class Method:
     def predict(self, net: Bound, image: Tensor, views: Any, statistics: Statistics) -> Tensor:
         """Classify the image after adaptation: ``image (3, H, W)`` → logits ``(K,)``."""
         return net(image.unsqueeze(0)).logits[0]
+
+    def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Classify a batch of a stream after adaptation: ``images (N, 3, H, W)`` → logits ``(N, K)`` and the next state."""
+        return net(images).logits, state

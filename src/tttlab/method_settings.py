@@ -81,7 +81,9 @@ def declared(method: str, methods: Path = METHODS) -> Declared:
         protocols=tuple(_class_attribute(classes[0], "protocols", ("episodic",))),
         trains=bool(_class_attribute(classes[0], "trains", True)),
         head=_class_attribute(classes[0], "head", None),
-        predicts=any(isinstance(node, ast.FunctionDef) and node.name == "predict" for node in classes[0].body),
+        predicts=any(
+            isinstance(node, ast.FunctionDef) and node.name in ("predict", "predict_batch") for node in classes[0].body
+        ),
     )
 
 

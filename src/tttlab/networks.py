@@ -85,6 +85,11 @@ def as_network(model: nn.Module) -> nn.Module:
     return model if isinstance(model, Network | TimmClassifier) else TimmClassifier(model)
 
 
+def linear_classifier(network: nn.Module) -> nn.Linear:
+    """Find the layer that turns features ``(N, D)`` into logits ``(N, K)``."""
+    return network.classifier if isinstance(network, Network) else network.encoder.get_classifier()
+
+
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Put a network into evaluation mode for a while, and restore every part's mode after."""

@@ -145,7 +145,7 @@ class Learner:
             wait_for(images.device)
             began = time.perf_counter()
             losses, usable = self.train(images, names)
-            logits = self.predict(self.parameters, looks, names)
+            logits = self.classify(looks, names)
             wait_for(images.device)
             cost = torch.full((len(images),), (time.perf_counter() - began) * 1e3 / len(images))
         usable = usable & logits.isfinite().all(-1)
@@ -185,6 +185,15 @@ class Learner:
 
         losses = over_images(one)(self.shared(self.parameters, count), views)
         return losses, losses.mean(), self.state
+
+    @torch.no_grad()
+    def classify(self, looks: Tensor, names: Sequence[str]) -> Tensor:
+        """Classify a batch after its steps; a method's own way may change its state: ``(N, K)``."""
+        if type(self.method).predict_batch is Method.predict_batch:
+            return self.predict(self.parameters, looks, names)
+        net = self.bound(self.parameters)
+        logits, self.state = self.method.predict_batch(net, looks[:, 0], self.statistics, self.state)
+        return logits
 
     @torch.no_grad()
     def predict(self, parameters: Parameters, looks: Tensor, names: Sequence[str]) -> Tensor:

@@ -1,0 +1,64 @@
+"""T3A: classify by the centroids of what the classifier was surest of so far.
+
+Iwasawa and Matsuo, NeurIPS 2021 (Test-Time Classifier Adjustment Module): every class begins with its weight vector as the one
+support, each image of the stream joins the supports of the class that the classifier gives it, and of these only the
+``filter_size`` with the lowest entropy count. Nothing is trained and nothing is needed of the source domain.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttlab.method import Method, State
+from tttlab.networks import Bound, linear_classifier
+from tttlab.source_statistics import Statistics
+
+
+class Supports(NamedTuple):
+    """S supports: ``features (S, D)`` of length 1, their ``classes (S,)`` and ``entropies (S,)``."""
+
+    features: Tensor
+    classes: Tensor
+    entropies: Tensor
+
+
+@dataclass(frozen=True)
+class T3A(Method):
+    """Classify by centroids of confident features.
+
+    Attributes:
+        filter_size: M, most supports of a class.
+    """
+
+    protocols = ("online",)
+    trains = False
+    filter_size: Annotated[int, Ge(1)] = 100
+
+    def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Add the batch to the supports, and compare its features with their centroids."""
+        outputs = net(images)
+        known = state or supports_of(linear_classifier(net.module).weight, linear_classifier(net.module))
+        fresh = supports_of(outputs.features, outputs.logits)
+        state = most_confident(Supports(*map(torch.cat, zip(known, fresh, strict=True))), self.filter_size)
+        members = F.one_hot(state.classes, outputs.logits.shape[1]).to(state.features)
+        return outputs.features @ F.normalize(state.features.T @ members, dim=0), state
+
+
+def supports_of(features: Tensor, logits: Tensor | nn.Module) -> Supports:
+    """Make supports of features ``(N, D)``, each of the class that its logits ``(N, K)`` are for."""
+    logits = logits(features) if isinstance(logits, nn.Module) else logits
+    log_probabilities = logits.log_softmax(-1)
+    entropies = -(log_probabilities.exp() * log_probabilities).sum(-1)
+    return Supports(F.normalize(features), logits.argmax(-1), entropies)
+
+
+def most_confident(supports: Supports, count: int) -> Supports:
+    """Keep the ``count`` supports of the lowest entropy of every class."""
+    order = supports.entropies.argsort(stable=True)
+    classes = supports.classes[order]
+    rank = F.one_hot(classes).cumsum(0).gather(1, classes[:, None])[:, 0]  # within its class, from 1
+    return Supports(*(part[order[rank <= count]] for part in supports))
