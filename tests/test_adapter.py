@@ -47,7 +47,8 @@ def found_methods():
     """Every training method in the folder that is not listed above, with its own defaults, on every network it accepts."""
     listed = {type(method) for _, method in TRAINING}
     for method in map(load_method, method_names()):
-        for kind in ("resnet", "groupnorm", "vit") if method.trains and type(method) not in listed else ():
+        wanted = method.trains and "episodic" in method.protocols and type(method) not in listed
+        for kind in ("resnet", "groupnorm", "vit") if wanted else ():
             with contextlib.suppress(UserError):
                 method.check(networks.source_statistics(kind)[0])
                 yield kind, method
@@ -483,6 +484,42 @@ def test_views_without_training_are_averaged_alike_whichever_way_they_are_asked_
     with normalised(network, loop.normalisation, statistics), torch.no_grad():
         by_method = torch.stack([ViewAverage(4).predict(network.eval(), own[0], own, statistics) for own in looks])
     torch.testing.assert_close(averaged, by_method)
+
+
+@pytest.mark.parametrize(("kind", "method"), [("resnet", MEMO(num_views=3)), ("vit", MAETraining(num_views=2))], ids=name)
+def test_sharpness_aware_steps_are_each_images_own(kind, method):
+    network, statistics = networks.source_statistics(kind)
+    loop = InnerLoop(steps=2, lr=1e-2, sharpness=0.1)
+    found = adapt(network, shifted(), method, loop, statistics=statistics)
+    for index, image in enumerate(shifted()):
+        copied = copy.deepcopy(network).eval()
+        chosen = list(select_parameters(copied, loop.trainable).values())
+        for step in range(loop.steps):
+            views = method.views(copied, image[None], [torch_generator(0, "views", str(index), step)])
+            one = {key: value[0] for key, value in views.items()} if isinstance(views, dict) else views[0]
+
+            def slopes(copied=copied, one=one, chosen=chosen):
+                loss = method.loss(Unbound(copied), one, statistics, ())[0]
+                found = torch.autograd.grad(loss, chosen, allow_unused=True)
+                return [torch.zeros_like(p) if slope is None else slope for p, slope in zip(chosen, found, strict=True)]
+
+            first = slopes()
+            length = torch.cat([slope.flatten() for slope in first]).norm()
+            with torch.no_grad():
+                for parameter, slope in zip(chosen, first, strict=True):
+                    parameter += 0.1 * slope / length
+            second = slopes()
+            with torch.no_grad():
+                for parameter, one_up, down in zip(chosen, first, second, strict=True):
+                    parameter -= 0.1 * one_up / length + 1e-2 * down
+        with torch.no_grad():
+            torch.testing.assert_close(found.logits[index], copied(image[None]).logits[0], atol=1e-6, rtol=1e-6)
+
+
+def test_a_method_for_streams_alone_is_refused():
+    network, _ = networks.source_statistics("resnet")
+    with pytest.raises(UserError, match=r"SAR.* is defined for online, found episodic; use tttlab\.online\.adapt_stream"):
+        adapt(network, shifted(), load_method("sar"))
 
 
 def test_a_method_with_its_own_prediction_refuses_to_be_averaged():

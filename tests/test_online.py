@@ -15,9 +15,11 @@ from tttlab.errors import UserError
 from tttlab.inner_loop import InnerLoop, select_parameters
 from tttlab.method import Method
 from tttlab.method_settings import method_names
+from tttlab.methods.actmad import ActMAD
 from tttlab.methods.lame import LAME, assign, neighbor_affinities
 from tttlab.methods.memo import MEMO
 from tttlab.methods.none import NoAdaptation
+from tttlab.methods.sar import SAR
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.t3a import T3A
 from tttlab.methods.tent import TENT
@@ -136,7 +138,7 @@ def test_state_flows_from_step_to_step_and_from_batch_to_batch():
 def test_every_online_method_keeps_the_streams_contract(name, kind):
     """It depends on the past alone, learns from it, forgets nothing by being asked again, and leaves the network as it was."""
     network, statistics = networks.source_statistics(kind)
-    method = load_method(name)
+    method = load_method(name, {"margin": 2.0} if name == "sar" else {})  # an untrained network is never sure enough for SAR
     try:
         method.check(network)
     except UserError:
@@ -185,6 +187,8 @@ def test_views_are_averaged_on_a_stream_too():
 
 def test_what_cannot_be_looked_at_is_refused():
     network, _ = networks.source_statistics("resnet")
+    with pytest.raises(UserError, match=r"ActMAD.* is defined for episodic, found online; use tttlab\.adapter\.adapt"):
+        adapt_stream(network, stream(), ActMAD())
     with pytest.raises(UserError, match=r"average: 2 views cannot replace the prediction that LAME"):
         adapt_stream(network, stream(), LAME(), InnerLoop(average=2))
     with pytest.raises(UserError, match=r"after 0 and all 4 steps, found \[2\]"):
@@ -218,6 +222,57 @@ def test_entropy_of_a_die_and_of_certainty():
         loss, _ = method.loss(lambda _views, logits=logits: networks_outputs(logits), None, {}, ())
         assert loss.item() == pytest.approx(expected, abs=1e-12)
         assert loss.item() == pytest.approx(F.cross_entropy(logits, logits.softmax(-1)).item(), abs=1e-12)
+
+
+class TestSAR:
+    def test_a_sharpness_aware_step_from_two_gradients_by_hand(self):
+        """The filter chooses again at the upper point, as in the paper: its images are those reliable there."""
+        network, statistics = networks.source_statistics("resnet")
+        method = SAR(margin=0.995, reset_below=0.0)
+        loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", sharpness=0.05, normalisation=Normalisation("image"))
+        found = adapt_stream(network, stream(), method, loop, batch_size=BATCH, statistics=statistics)
+        slow = by_batch_statistics(copy.deepcopy(network).eval())
+        chosen, logits, counts = list(select_parameters(slow, "norm").values()), [], []
+
+        def gradients(part):
+            entropies = entropy(slow(stream()[part]).logits)
+            reliable = entropies < 0.995 * np.log(networks.CLASSES)
+            counts.append(int(reliable.sum()))
+            return torch.autograd.grad(entropies[reliable].mean(), chosen)
+
+        for part in BATCHES:
+            here, first = [parameter.detach().clone() for parameter in chosen], gradients(part)
+            length = torch.cat([part.flatten() for part in first]).norm()
+            with torch.no_grad():
+                for parameter, slope in zip(chosen, first, strict=True):
+                    parameter += 0.05 * slope / length
+            second = gradients(part)
+            with torch.no_grad():
+                for parameter, before, slope in zip(chosen, here, second, strict=True):
+                    parameter.copy_(before - 1e-2 * slope)
+                logits.append(slow(stream()[part]).logits)
+        assert 0 < min(counts) < BATCH  # the filter had something to do
+        torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
+
+    def test_unreliable_images_teach_nothing(self):
+        logits = torch.tensor([[0.0, 0, 0, 0], [9.0, 0, 0, 0]], dtype=torch.float64, requires_grad=True)
+        loss, state = SAR().loss(lambda _views: networks_outputs(logits), None, {}, SAR().init_state())
+        assert loss.item() == state.item() == pytest.approx(entropy(logits[1]).item())
+        (slope,) = torch.autograd.grad(loss, logits)
+        assert not slope[0].any()
+        assert slope[1].any()
+        none, kept = SAR().loss(lambda _views: networks_outputs(logits[:1]), None, {}, torch.tensor(0.7))
+        assert (none.item(), kept.item()) == (0.0, pytest.approx(0.7))
+
+    def test_the_source_weights_come_back_before_the_collapse(self):
+        """With a threshold that no loss can reach, every batch starts from the source weights, and without momentum."""
+        network, statistics = networks.source_statistics("resnet")
+        loop = InnerLoop(steps=1, lr=1e-2, momentum=0.9, trainable="norm", normalisation=Normalisation("image"))
+        method = SAR(margin=2.0, reset_below=100.0)
+        found = adapt_stream(network, stream(), method, loop, batch_size=BATCH, statistics=statistics, record=(0, 1))
+        torch.testing.assert_close(found.logits, found.logits_at[:, 0])
+        free = adapt_stream(network, stream(), SAR(margin=2.0, reset_below=0.0), loop, batch_size=BATCH, statistics=statistics)
+        assert not torch.allclose(free.logits, found.logits)
 
 
 class TestT3A:

@@ -252,12 +252,22 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def check(network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, statistics: Statistics) -> None:
+def check(
+    network: nn.Module,
+    images: Tensor,
+    method: Method,
+    loop: InnerLoop,
+    statistics: Statistics,
+    protocol: str = "episodic",
+) -> None:
     """Refuse what cannot be adapted, before any work.
 
     Raises:
         UserError: the protocol, the statistics or the network do not fit.
     """
+    if protocol not in method.protocols:
+        raise UserError(f"{method} is defined for {' and '.join(method.protocols)}, found {protocol}; "
+                        f"use tttlab.{'online.adapt_stream' if protocol == 'episodic' else 'adapter.adapt'}")  # fmt: skip
     method.check(network)
     own = type(method)
     if loop.average and (own.predict is not Method.predict or own.predict_batch is not Method.predict_batch):

@@ -39,6 +39,8 @@ class InnerLoop:
             encoder's affine parameters of normalisation layers), ``none``, or names of modules or parameters.
         normalisation: policy for the networks' normalisation layers, for the loss and for the prediction.
         clip: largest norm of one image's gradient; None: no clipping.
+        sharpness: radius ρ of sharpness-aware steps (Foret et al., ICLR 2021, arXiv 2010.01412): they take the gradient at the
+            point that lies ρ up the gradient; 0: ordinary steps.
         average: views that the prediction is averaged over, beside the image itself; 0: the image alone.
         augmentation: of these views.
     """
@@ -50,6 +52,7 @@ class InnerLoop:
     trainable: str | tuple[str, ...] = "encoder"
     normalisation: Normalisation = Normalisation()
     clip: float | None = None
+    sharpness: float = 0.0
     average: int = 0
     augmentation: Augmentation = Augmentation()
 
@@ -107,8 +110,7 @@ def train(
     parameters = {name: value.detach().expand(len(images), *value.shape).requires_grad_() for name, value in chosen.items()}
     views = method.views(network, images, streams[0])
     observe(0, torch.arange(len(images), device=images.device), {}, views)
-    losses, state = losses_of(parameters, views, state)
-    gradients = gradients_of(losses, parameters, method)
+    losses, gradients, state = loss_and_gradients(losses_of, parameters, views, state, method, loop.sharpness)
     moved = torch.arange(len(images), device=images.device)
     if repeats:
         # What has no gradient here never will: elementwise optimisers leave it where it is.
@@ -126,9 +128,10 @@ def train(
     for step, generators in enumerate(streams[1:] if len(moved) else [], start=2):
         if not repeats:
             views = method.views(network, images, generators)
-        losses, state = losses_of(parameters, views, tree_map(Tensor.detach, state))
+        state = tree_map(Tensor.detach, state)
+        losses, gradients, state = loss_and_gradients(losses_of, parameters, views, state, method, loop.sharpness)
         curve.append(curve[0].index_copy(0, moved, losses.detach()))
-        update(optimizer, parameters, gradients_of(losses, parameters, method), loop.clip)
+        update(optimizer, parameters, gradients, loop.clip)
         observe(step, moved, parameters, views)
     if len(moved):
         with torch.no_grad():
@@ -145,6 +148,41 @@ def over_images(function: Callable[..., Any], layers: PerImageLayers | None = No
             return vectorised(*arguments)
 
     return call
+
+
+def loss_and_gradients(
+    losses_of: Callable[[Parameters, Any, Any], tuple[Tensor, Any]],
+    parameters: Parameters,
+    views: Any,
+    state: Any,
+    method: Method,
+    sharpness: float,
+) -> tuple[Tensor, Parameters, Any]:
+    """Compute losses, the gradients to step along, and the next state.
+
+    Args:
+        losses_of: (parameters, views, state) → losses, summed before they are differentiated, and the next state.
+        parameters: name → ``(B, *shape)``.
+        views: what the method has drawn.
+        state: the method's.
+        method: for the message where nothing influences its loss.
+        sharpness: ρ; 0: the gradients at ``parameters`` themselves.
+    """
+    losses, after = losses_of(parameters, views, state)
+    gradients = gradients_of(losses, parameters, method)
+    if sharpness:
+        up = climb(parameters, gradients, sharpness)
+        above, after = losses_of(up, views, state)
+        gradients = gradients_of(above, up, method)
+    return losses, gradients, after
+
+
+@torch.no_grad()
+def climb(parameters: Parameters, gradients: Parameters, radius: float) -> Parameters:
+    """Move every image's parameters ``(B, *shape)`` up its own gradient, by ``radius`` in all."""
+    factors = radius / norms(gradients.values()).clamp_min(1e-12)
+    up = {name: factors.view(-1, *[1] * (part.ndim - 1)) * part for name, part in gradients.items()}
+    return {name: (value + up[name] if name in up else value.clone()).requires_grad_() for name, value in parameters.items()}
 
 
 def gradients_of(losses: Tensor, parameters: Parameters, method: Method) -> Parameters:

@@ -71,6 +71,19 @@ class Method:
         """
         raise NotImplementedError
 
+    def after_step(self, parameters: dict[str, Tensor], source: dict[str, Tensor], state: State) -> tuple[dict, State]:
+        """Change the weights of a stream after a step.
+
+        Args:
+            parameters: the trainable ones, name → ``(*shape)``.
+            source: the same of the source network; returned as they are, they also start the optimiser anew.
+            state: what `loss` returned.
+
+        Returns:
+            the parameters to go on with, and the state.
+        """
+        return parameters, state
+
     def predict(self, net: Bound, image: Tensor, views: Any, statistics: Statistics) -> Tensor:
         """Classify the image after adaptation: ``image (3, H, W)`` → logits ``(K,)``."""
         return net(image.unsqueeze(0)).logits[0]

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tttlab.adapter import Adaptation, check, draw_looks, wait_for
 from tttlab.adapter import predict as predict_each
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop, Parameters, gradients_of, make_optimizer, over_images, select_parameters, update
+from tttlab.inner_loop import InnerLoop, Parameters, loss_and_gradients, make_optimizer, over_images, select_parameters, update
 from tttlab.method import Method
 from tttlab.networks import Bound, as_network, evaluating
 from tttlab.normalisation import normalised
@@ -105,7 +105,7 @@ def adapt_stream(
                         "another number of steps leads to other weights for the next batch")  # fmt: skip
     parts = []
     with evaluating(network):
-        check(network, images[:2], method, loop, statistics)
+        check(network, images[:2], method, loop, statistics, "online")
         learner = Learner(network, method, loop, statistics, seed)
         bounds = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch_size))
         for places in bounds:
@@ -129,6 +129,7 @@ class Learner:
             raise UserError(f"{method} keeps a state for every image, which cannot flow along a stream; use protocol episodic")
         trains = method.trains and loop.steps and loop.trainable != "none"
         chosen = select_parameters(network, loop.trainable) if trains else {}
+        self.source = {name: value.detach() for name, value in chosen.items()}
         self.frozen = {name: value.detach() for name, value in network.named_parameters() if name not in chosen}
         self.parameters: Parameters = {
             name: value.detach().unsqueeze(0).clone().requires_grad_() for name, value in chosen.items()
@@ -162,29 +163,43 @@ class Learner:
         curve = []
         for step in range(self.loop.steps):
             streams = [torch_generator(self.seed, "views", name, step) for name in names]
-            losses, mean, state = self.losses(self.method.views(self.network, images, streams))
-            gradients = gradients_of(mean, self.parameters, self.method)
-            curve.append(losses.detach())
-            if not all(part.isfinite().all() for part in (mean, *gradients.values())):
+            views = self.method.views(self.network, images, streams)
+            losses, gradients, state = loss_and_gradients(
+                self.losses, self.parameters, views, self.state, self.method, self.loop.sharpness
+            )
+            curve.append(len(images) * losses.detach())
+            if not all(part.isfinite().all() for part in (losses, *gradients.values())):
                 usable[:] = False
                 break
             update(self.optimizer, self.parameters, gradients, self.loop.clip)
             self.state = tree_map(Tensor.detach, state)
+            self.after_step()
         return torch.stack(curve, dim=1).expand(-1, self.loop.steps), usable
 
-    def losses(self, views: Any) -> tuple[Tensor, Tensor, Any]:
-        """Compute every image's loss ``(N,)``, the one to minimise, and the next state."""
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Let the method have its word on the weights."""
+        if type(self.method).after_step is Method.after_step:
+            return
+        own = {name: value[0] for name, value in self.parameters.items()}
+        found, self.state = self.method.after_step(own, self.source, self.state)
+        for name, value in self.parameters.items():
+            value[0].copy_(found[name])
+        if all(found[name] is self.source[name] for name in own):
+            self.optimizer = make_optimizer(list(self.parameters.values()), self.loop)  # with no momentum of what is undone
+
+    def losses(self, parameters: Parameters, views: Any, state: Any) -> tuple[Tensor, Any]:
+        """Compute every image's share ``(N,)`` of the loss to minimise, which is their sum, and the next state."""
         count = len(tree_leaves(views)[0])
         if self.method.whole_batch:
             together = tree_map(lambda part: part.flatten(0, 1), views)
-            loss, state = self.method.loss(self.bound(self.parameters), together, self.statistics, self.state)
-            return loss.expand(count), loss, state
+            loss, state = self.method.loss(self.bound(parameters), together, self.statistics, state)
+            return loss.expand(count) / count, state
 
         def one(parameters: Parameters, views: Any) -> Tensor:
             return self.method.loss(Bound(self.network, self.frozen | parameters), views, self.statistics, ())[0]
 
-        losses = over_images(one)(self.shared(self.parameters, count), views)
-        return losses, losses.mean(), self.state
+        return over_images(one)(self.shared(parameters, count), views) / count, state
 
     @torch.no_grad()
     def classify(self, looks: Tensor, names: Sequence[str]) -> Tensor:

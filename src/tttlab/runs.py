@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, StrictFloat, ValidationError
 
 from tttlab.errors import choices
 from tttlab.method_settings import ALIAS, METHODS, Declared, declared, method_names
-from tttlab.settings import Natural, Positive, Strict, fault, show, tell
+from tttlab.settings import Natural, NonNegative, Positive, Strict, fault, show, tell
 
 
 def _check_trainable(value: Any) -> Any:
@@ -35,10 +35,11 @@ class AdapterSettings(Strict):
     prior: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.1
     threshold: Positive = 1.0
     clip: Positive | None = None
+    sharpness: NonNegative = 0.0
     average: Natural = 0
 
 
-_OF_TRAINING = ("steps", "optimizer", "lr", "momentum", "trainable", "clip")
+_OF_TRAINING = ("steps", "optimizer", "lr", "momentum", "trainable", "clip", "sharpness")
 
 
 @dataclass(frozen=True)

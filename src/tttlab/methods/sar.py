@@ -1,0 +1,53 @@
+"""SAR: be sure of the test images that are not too doubtful, in a flat place, and start again before collapsing.
+
+Niu et al., ICLR 2023, arXiv 2302.12400: images whose entropy exceeds a share of the largest possible one teach nothing; the
+step is a sharpness-aware one (in params.yaml the adapter's ``sharpness: 0.05``); where the moving average of the loss falls
+below a threshold, which announces the collapse to one class, the weights go back to the source's. The paper leaves the last
+stage's normalisation layers alone: name the others in ``trainable`` for that.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+
+from tttlab.method import Method, State
+from tttlab.networks import Bound
+from tttlab.source_statistics import Statistics
+
+
+@dataclass(frozen=True)
+class SAR(Method):
+    """Minimise the entropy of reliable predictions, and recover.
+
+    Attributes:
+        margin: share of log K, the largest entropy, beyond which an image is left out.
+        reset_below: moving average of the loss, in nats, at which the source weights come back; 0: never.
+        memory: share of the old average in the new one.
+    """
+
+    protocols = ("online",)
+    whole_batch = True
+    margin: Annotated[float, Gt(0)] = 0.4
+    reset_below: Annotated[float, Ge(0)] = 0.2
+    memory: Annotated[float, Ge(0), Lt(1)] = 0.9
+
+    def init_state(self) -> State:
+        """Give the moving average of the loss; not a number before the first one."""
+        return torch.tensor(torch.nan)
+
+    def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Entropy, in nats, mean over the reliable ones of ``views (N, 3, H, W)``; 0 if there is none."""
+        log_probabilities = net(views).logits.log_softmax(-1)
+        entropies = -(log_probabilities.exp() * log_probabilities).sum(-1)
+        reliable = (entropies < self.margin * math.log(log_probabilities.shape[-1])).to(entropies)
+        loss = (entropies * reliable).sum() / reliable.sum().clamp_min(1)
+        average = torch.where(state.isnan(), loss.detach(), self.memory * state + (1 - self.memory) * loss.detach())
+        return loss, torch.where(reliable.any(), average, state)
+
+    def after_step(self, parameters: dict[str, Tensor], source: dict[str, Tensor], state: State) -> tuple[dict, State]:
+        """Go back to the source weights where the network has become too sure."""
+        return (source, self.init_state()) if state < self.reset_below else (parameters, state)
