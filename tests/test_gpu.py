@@ -11,8 +11,8 @@ from tttlab.normalisation import Normalisation
 from tttlab.registry import load_method
 
 METHODS = {
-    "resnet": ["none", "views", "actmad", "memo", "simclr"],
-    "vit": ["none", "views", "actmad", "memo", "mae"],
+    "resnet": ["none", "views", "actmad", "memo", "tent", "simclr"],
+    "vit": ["none", "views", "actmad", "memo", "tent", "mae"],
 }
 
 

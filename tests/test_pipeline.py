@@ -321,6 +321,54 @@ def test_images_that_come_shifted_go_all_the_way_with_and_without_labels(project
     assert "photos/inverted" in (root / "outputs" / "report.html").read_text()
 
 
+def test_streams_go_all_the_way(project, monkeypatch, tmp_path):
+    """The same networks under the protocol online, from tuning to the report; every stage in this process."""
+    import importlib
+
+    root, _ = project
+    copy = Path(shutil.copytree(root, tmp_path / "copy"))
+    for name in ("tuned", "adapted", "adapt", "aligned", "tables", "figures", "predictions"):
+        shutil.rmtree(copy / "outputs" / name)
+    values = YAML(typ="safe").load((copy / "params.yaml").read_text())
+    values["adapt"] |= {"protocol": "online", "online": {"batch_size": 4, "order": "by_class"}}
+    values["adapt"]["runs"] = {
+        "none": {"method": "none"},
+        "bn": {"method": "none", "normalisation": "image"},
+        "tent": {"method": "tent", "lr": 0.1, "trainable": "norm", "normalisation": "image", "search": {"lr": [0.01, 0.1]}},
+        "lame": {"method": "lame"},
+    }
+    values["tune"]["search"] = {"steps": [1, 2]}
+    shifted = copy / "outputs" / "data" / "shifted" / "shifts.json"
+    entries = json.loads(shifted.read_text())
+    shifted.write_text(json.dumps([entry for entry in entries if entry["corruption"] != "photos/turned"]))  # without labels
+    with (copy / "params.yaml").open("w") as file:
+        YAML().dump(values, file)
+    params = read_params(copy / "params.yaml")
+    monkeypatch.setattr(pipeline, "ROOT", copy)
+    monkeypatch.setattr(pipeline, "OUTPUTS", copy / "outputs")
+    for stage in ("tune", "adapt", "align", "evaluate", "report"):
+        module = importlib.import_module(f"pipeline.{stage}")
+        for item in zip(params.adapt.runs) if STAGES[stage] == "runs" else [()]:
+            module.run(params, *item)
+    tuned = json.loads((copy / "outputs" / "tuned" / "tent.json").read_text())
+    for found in tuned.values():
+        assert found["gate"] is None
+        assert len(found["candidates"]) == 3  # of (1 or 2 steps) × (two rates) at most three
+        assert {"lr", "steps"} == set(found["settings"])
+    metrics = json.loads((copy / "outputs" / "metrics.json").read_text())["runs"]
+    assert set(metrics) == {f"{model}/{run}" for model in params.models for run in params.adapt.runs}
+    for model in params.models:
+        tables = {
+            run: pd.read_parquet(copy / "outputs" / "predictions" / model / f"{run}.parquet") for run in params.adapt.runs
+        }
+        for table in tables.values():
+            pd.testing.assert_series_equal(table["image_id"], tables["none"]["image_id"])
+        # Before its first step the stream of `tent` is that of batch statistics.
+        assert (tables["tent"]["untrained_prediction"] == tables["bn"]["adapted_prediction"]).all()
+        assert tables["tent"]["loss_first"].notna().all()
+    assert "every shift a stream of its own" in (copy / "outputs" / "report.html").read_text()
+
+
 def test_nothing_unfinished_is_left(project):
     root, _ = project
     left = [path for path in (root / ".resume").iterdir() if path.is_dir()]

@@ -291,7 +291,7 @@ class TestAbout:
         tripled = Results(("a",), ("none",), results.summary, {"by_shift": by_shift.assign(n=3 * by_shift["n"])})
         text = self.about(tripled, ("a",), ("none",), seeds=3, protocol="online", corruptions=("fog",), severities=(5,))
         assert text.startswith("1 model, trained with 3 seeds; 1 run; 32 test images from digits, ")
-        assert "1 synthetic corruption at 1 severity and clean, as one stream" in text
+        assert "1 synthetic corruption at 1 severity and clean, every shift a stream of its own" in text
 
     def test_says_which_sets_came_shifted(self, results):
         text = self.about(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import networks
 import numpy as np
@@ -109,6 +110,13 @@ def test_every_shift_is_a_stream_of_its_own_told_in_the_order_of_the_images(imag
         np.testing.assert_allclose(there["loss_first"], own.losses[:, 0], rtol=1e-4)
         np.testing.assert_array_equal(there["source_prediction"], own.source_logits.argmax(1))
     assert losses.shape == (2,)
+
+
+def test_an_order_by_classes_that_are_unknown_is_refused_before_any_work(images, tmp_path):
+    unknown = replace(images, labels=np.full(6, -1))
+    with pytest.raises(UserError, match="by_class needs the labels of all images"):
+        run(images, tmp_path, TENT(), [Shift(), Shift("photos/turned", 0, unknown)], stream=Stream(2, "by_class"))
+    assert not list(tmp_path.glob("model*"))
 
 
 def test_a_streams_blocks_are_whole_shifts_whatever_their_length():

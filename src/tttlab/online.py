@@ -55,12 +55,14 @@ class Stream:
         Raises:
             UserError: the order needs labels that are not known.
         """
+        self.check(labels)
         order = numpy_generator(seed, "stream", name).permutation(len(labels))
-        if self.order == "shuffled":
-            return order
-        if (labels < 0).any():
+        return order if self.order == "shuffled" else order[np.argsort(labels[order], kind="stable")]
+
+    def check(self, labels: np.ndarray) -> None:
+        """Raise a `UserError` if the order needs labels ``(N,)`` that are not known."""
+        if self.order == "by_class" and (labels < 0).any():
             raise UserError("adapt.online.order: by_class needs the labels of all images, found images without; set shuffled")
-        return order[np.argsort(labels[order], kind="stable")]
 
 
 def adapt_stream(

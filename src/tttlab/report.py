@@ -198,7 +198,9 @@ def sentence(results: Results, model: str) -> str:
 
 def about(results: Results, source: str, shifts: "Shifts", protocol: str) -> str:
     """Say in a sentence what was tested on what."""
-    alone = "each adapted to on its own, from the source weights" if protocol == "episodic" else "as one stream"
+    alone = (
+        "each adapted to on its own, from the source weights" if protocol == "episodic" else "every shift a stream of its own"
+    )
     each = " each" if len(results.models) > 1 else ""
     table = results.rows("by_shift")
     own = ~table["shift"].str.contains("/") & (

@@ -104,6 +104,8 @@ def adapt_to_shifts(
         UserError: after all ranks are done, a block is missing.
     """
     blocks = list_blocks(shifts, images, stream)
+    for shift in shifts if stream else ():
+        stream.check(np.asarray(shift.of(images).labels))
     # Its own whatever is done already: ranks that divided what is left might see different things left.
     own = blocks[rank::ranks]
     missing = [block for block in own if not work.has(f"{prefix}-{block.name}")]
