@@ -133,6 +133,24 @@ def test_state_flows_from_step_to_step_and_from_batch_to_batch():
     torch.testing.assert_close(ratio, torch.arange(1.0, 7).double().view(3, 2))
 
 
+@dataclass(frozen=True)
+class Failing(Counting):
+    """Its loss is finite at the first step of a batch of three and infinite at the second."""
+
+    def loss(self, net, views, statistics, state):
+        return net(views).logits.square().mean() * (1 if state == 0 else torch.inf), state + 1
+
+
+def test_a_batch_that_fails_on_the_way_keeps_its_losses_in_shape():
+    network, _ = networks.source_statistics("resnet")
+    found = adapt_stream(network, stream(3), Failing(), InnerLoop(steps=4, lr=1e-3), batch_size=BATCH)
+    assert found.losses.shape == (3, 4)
+    assert found.losses[:, 0].isfinite().all()
+    assert found.losses[:, 1:].isinf().all()
+    assert found.fell_back.all()
+    assert torch.equal(found.logits, found.source_logits)
+
+
 @pytest.mark.parametrize("name", [name for name in method_names() if "online" in load_method(name).protocols])
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_every_online_method_keeps_the_streams_contract(name, kind):

@@ -94,7 +94,8 @@ def adapt_stream(
 
     Returns:
         as `tttlab.adapter.adapt`, but for ``losses (N, steps)``: before every step on the image's batch. A batch with a loss or
-        a gradient that is not finite takes no further step and gets the source network's predictions.
+        a gradient that is not finite takes no further step (that loss stands for those that would have followed) and gets the
+        source network's predictions.
 
     Raises:
         UserError: the network, the statistics or the numbers of steps do not fit.
@@ -126,7 +127,8 @@ class Learner:
 
     def __init__(self, network: nn.Module, method: Method, loop: InnerLoop, statistics: Statistics, seed: int) -> None:
         self.network, self.method, self.loop, self.statistics, self.seed = network, method, loop, statistics, seed
-        self.state = method.init_state()
+        device = next(network.parameters()).device
+        self.state = tree_map(lambda value: value.to(device), method.init_state())
         if tree_leaves(self.state) and not method.whole_batch:
             raise UserError(f"{method} keeps a state for every image, which cannot flow along a stream; use protocol episodic")
         trains = method.trains and loop.steps and loop.trainable != "none"
@@ -176,7 +178,7 @@ class Learner:
             update(self.optimizer, self.parameters, gradients, self.loop.clip)
             self.state = tree_map(Tensor.detach, state)
             self.after_step()
-        return torch.stack(curve, dim=1).expand(-1, self.loop.steps), usable
+        return torch.stack(curve + curve[-1:] * (self.loop.steps - len(curve)), dim=1), usable
 
     @torch.no_grad()
     def after_step(self) -> None:
