@@ -10,7 +10,7 @@ import torch
 
 from tttlab.adapter import InnerLoop, adapt
 from tttlab.errors import UserError
-from tttlab.method_settings import declared
+from tttlab.method_settings import declared, method_names
 from tttlab.methods.actmad import ActMAD, l1_discrepancy, natural_discrepancy
 from tttlab.methods.memo import MEMO
 from tttlab.methods.views import ViewAverage
@@ -140,3 +140,20 @@ def test_memo_lies_between_certainty_and_a_die(classes):
 @pytest.mark.parametrize(("method", "head"), [("mae", "mae"), ("simclr", "simclr"), ("memo", None), ("actmad", None)])
 def test_a_method_says_whose_head_it_needs_without_being_imported(method, head):
     assert declared(method).head == head == load_method(method).head
+
+
+def test_the_list_of_methods_tells_what_each_file_says():
+    from tttlab.methods.__main__ import rows
+
+    table = {row["method"]: row for row in rows()}
+    assert list(table) == list(method_names())
+    assert table["tent"] == {
+        "method": "tent",
+        "what it does": "be sure of the test images, by the normalisation layers' affine parameters",
+        "paper": "ICLR 2021, arXiv 2006.10726",
+        "trains": "yes",
+        "protocols": "episodic, online",
+        "backbones": "any",
+    }
+    assert table["mae"]["backbones"].startswith("ViT")
+    assert {name for name, row in table.items() if row["paper"] == "–"} == {"none", "views"}

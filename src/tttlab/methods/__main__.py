@@ -1,0 +1,28 @@
+"""List every method: ``python -m tttlab.methods``."""
+
+import ast
+import re
+
+from tabulate import tabulate
+
+from tttlab.method_settings import METHODS, declared, method_names
+
+
+def rows() -> list[dict[str, str]]:
+    """Tell of every method what its file says: what it does, its paper, and what it needs and supports."""
+    table = []
+    for name in method_names():
+        told, own = ast.get_docstring(ast.parse((METHODS / f"{name}.py").read_text(encoding="utf-8"))), declared(name)
+        table.append({
+            "method": name,
+            "what it does": re.sub(r"^[\w-]+: |\.$", "", told.partition("\n")[0]),
+            "paper": ", ".join(re.findall(r"(?:[A-Z]\w+ \d{4}|arXiv \d{4}\.\d{5})", " ".join(told.split()))[:2]) or "–",
+            "trains": "yes" if own.trains else "no",
+            "protocols": ", ".join(own.protocols),
+            "backbones": {None: "any", "simclr": "any, with a SimCLR head", "mae": "ViT, with an MAE head"}[own.head],
+        })  # fmt: skip
+    return table
+
+
+if __name__ == "__main__":
+    print(tabulate(rows(), headers="keys"))
