@@ -20,7 +20,7 @@ def follow(tmp_path, monkeypatch):
     write_sets(tmp_path / "data" / "shifted", {"photos/night": blobs(24, "night", seed=2)})
 
     def follow(along, trains=True, images=9, **wish):
-        wish = {"corruptions": ("fog", "snow"), "severities": (1, 3, 5)} | wish
+        wish = {"corruptions": ("fog", "snow"), "severities": (1, 3, 5), "images": None, "sets": {}} | wish
         curve = SimpleNamespace(images=images, severities=along, candidates=0)
         adapter = SimpleNamespace(steps=2)
         seen = {}
@@ -29,8 +29,9 @@ def follow(tmp_path, monkeypatch):
             seen.update({shift.name: shift.of(test).image_ids for shift in shifts})
             seen["steps"] = settings["record"]
 
+        adapt = SimpleNamespace(curve=curve, protocol="episodic")
         curves.adapt_along_steps(SimpleNamespace(
-            params=SimpleNamespace(seed=0, adapt=SimpleNamespace(curve=curve), shifts=Shifts(**wish)), prefix="m-0",
+            params=SimpleNamespace(seed=0, adapt=adapt, shifts=Shifts(**wish)), prefix="m-0",
             tuned={"tuned": False, "settings": {}, "default": {}, "candidates": []}, name="r", model="m", source=None,
             ready=SimpleNamespace(settings=SimpleNamespace(trains=trains, adapter=adapter)), over=over,
         ), None)  # fmt: skip

@@ -321,7 +321,7 @@ class TestStage:
         params = SimpleNamespace(
             seed=0, seeds=(0, 1), machine=SimpleNamespace(device="cpu", precision="auto"),
             distance=SimpleNamespace(images=images, permutations=19),
-            shifts=shifts or Shifts(corruptions=("fog",), severities=(1, 5)),
+            shifts=shifts or Shifts(corruptions=("fog",), severities=(1, 5), images=None, sets={}),
         )  # fmt: skip
         distance.run(params, "tiny")
         return pd.read_csv(root / "distances" / "tiny.csv")
@@ -379,7 +379,7 @@ class TestStage:
         assert home.loc["photos/bright", "value"] > home.loc["photos/as they were", "value"]
 
     def test_test_images_that_are_themselves_shifted_take_the_place_of_clean_ones(self, root):
-        shifts = Shifts(clean="validation", corruptions=("fog",), severities=(5,))
+        shifts = Shifts(clean="validation", corruptions=("fog",), severities=(5,), images=None, sets={})
         table = self.measured(root, shifts=shifts)
         assert table["target"].unique().tolist() == ["labeled", "test", "fog-5"]
         plain = self.measured(root).set_index(["seed", "reference", "target", "metric"])["value"]

@@ -44,7 +44,7 @@ def opened(tmp_path, monkeypatch):
 
     def opened(count=None, seed=0, **wish):
         wish = {"corruptions": ("snow", "fog"), "severities": (5, 1)} | wish
-        return open_test(types.SimpleNamespace(seed=seed, shifts=Shifts(**wish)), count)
+        return open_test(types.SimpleNamespace(seed=seed, shifts=Shifts(**{"images": None, "sets": {}} | wish)), count)
 
     return opened
 
