@@ -47,7 +47,8 @@ def write(images: "ImageSet", name: str, folder) -> dict[str, Any]:
     for line in skipped[:SHOWN]:
         print(f"  left out: {line}")
     if len(skipped) > SHOWN:
-        print(f"  left out: {len(skipped) - SHOWN:,} more, see {pipeline.OUTPUTS / 'data' / name / 'meta.json'}")
+        place = pipeline.OUTPUTS / "data" / folder.relative_to(pipeline.OUTPUTS / "data.partial")
+        print(f"  left out: {len(skipped) - SHOWN:,} more, see {place / 'meta.json'}")
     if name == "test" and not known:
         print("  its accuracy will be unknown: the images lie in no class folders, or data.test.labels is none")
     return {

@@ -12,6 +12,7 @@ from tttlab.inner_loop import InnerLoop
 from tttlab.networks import Network, build_encoder, native_size
 from tttlab.normalisation import Normalisation
 from tttlab.objectives.simclr import SimCLR
+from tttlab.online import adapt_stream
 from tttlab.registry import load_method
 from tttlab.source_statistics import layer_statistics, projection_bank
 
@@ -39,6 +40,7 @@ METHODS = {
     "shrink": ("none", {}, Normalisation("shrink", threshold=0.1)),
     "memo": ("memo", {"num_views": 3}, Normalisation()),
     "actmad": ("actmad", {"tolerance": 0.0}, Normalisation()),
+    "tent": ("tent", {}, Normalisation()),
     "ssl after SimCLR": ("simclr", {"num_views": 2}, Normalisation()),
 }
 
@@ -79,6 +81,24 @@ def test_every_method_moves_every_backbone_and_sees_one_image_at_a_time(family, 
     assert not together.fell_back.any()
     assert (together.logits != together.source_logits).any(1).all()
     torch.testing.assert_close(run(images[1:2], ["b"]).logits, together.logits[1:2], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("tent", {}), ("sar", {"margin": 2.0}), ("t3a", {}), ("lame", {})])
+@pytest.mark.parametrize("family", BACKBONES)
+def test_every_stream_method_moves_every_backbone_and_knows_no_future(family, name, settings):
+    network, statistics = source(family)
+    size = BACKBONES[family][2]
+    images = torch.rand(6, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) ** 2
+    loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", clip=1.0)
+
+    def run(chosen):
+        return adapt_stream(network, chosen, load_method(name, settings), loop, batch_size=3, statistics=statistics)
+
+    whole = run(images)
+    assert torch.isfinite(whole.logits).all()
+    assert not whole.fell_back.any()
+    assert (whole.logits != whole.source_logits).any(1).all()
+    torch.testing.assert_close(run(images[:3]).logits, whole.logits[:3], rtol=1e-6, atol=1e-8)
 
 
 def test_the_table_in_the_docs_lists_what_is_tried_here():

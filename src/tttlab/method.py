@@ -12,6 +12,12 @@ from tttlab.source_statistics import Statistics
 State = Any  # a pytree of tensors
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy, in nats, of the class probabilities of ``logits (N, K)``: ``(N,)``."""
+    log_probabilities = logits.log_softmax(-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+
+
 class Method:
     """A test-time method: a frozen value of settings whose `loss` is minimised for every image on its own.
 

@@ -44,7 +44,8 @@ class LAME(Method):
 
 def neighbor_affinities(features: Tensor, count: int) -> Tensor:
     """Join every image with its nearest neighbours: ``(N, N)``, 1 for mutual ones, ½ for one-sided ones, 0 on the diagonal."""
-    similarity = F.normalize(features) @ F.normalize(features).T
+    directions = F.normalize(features)
+    similarity = directions @ directions.T
     similarity.fill_diagonal_(-torch.inf)
     count = min(count, len(features) - 1)
     nearest = torch.zeros_like(similarity).scatter_(1, similarity.topk(count).indices, 1.0)

@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from tttlab.method import Method, State
+from tttlab.method import Method, State, entropy
 from tttlab.networks import Bound
 from tttlab.source_statistics import Statistics
 
@@ -41,9 +41,9 @@ class SAR(Method):
 
     def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
         """Entropy, in nats, mean over the reliable ones of ``views (N, 3, H, W)``; 0 if there is none."""
-        log_probabilities = net(views).logits.log_softmax(-1)
-        entropies = -(log_probabilities.exp() * log_probabilities).sum(-1)
-        reliable = (entropies < self.margin * math.log(log_probabilities.shape[-1])).to(entropies)
+        logits = net(views).logits
+        entropies = entropy(logits)
+        reliable = (entropies < self.margin * math.log(logits.shape[-1])).to(entropies)
         loss = (entropies * reliable).sum() / reliable.sum().clamp_min(1)
         average = torch.where(state.isnan(), loss.detach(), self.memory * state + (1 - self.memory) * loss.detach())
         return loss, torch.where(reliable.any(), average, state)

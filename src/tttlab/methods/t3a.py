@@ -10,10 +10,10 @@ from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tttlab.method import Method, State
+from tttlab.method import Method, State, entropy
 from tttlab.networks import Bound, linear_classifier
 from tttlab.source_statistics import Statistics
 
@@ -40,20 +40,17 @@ class T3A(Method):
 
     def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
         """Add the batch to the supports, and compare its features with their centroids."""
-        outputs = net(images)
-        known = state or supports_of(linear_classifier(net.module).weight, linear_classifier(net.module))
+        outputs, classifier = net(images), linear_classifier(net.module)
+        known = state or supports_of(classifier.weight, classifier(classifier.weight))
         fresh = supports_of(outputs.features, outputs.logits)
         state = most_confident(Supports(*map(torch.cat, zip(known, fresh, strict=True))), self.filter_size)
         members = F.one_hot(state.classes, outputs.logits.shape[1]).to(state.features)
         return outputs.features @ F.normalize(state.features.T @ members, dim=0), state
 
 
-def supports_of(features: Tensor, logits: Tensor | nn.Module) -> Supports:
+def supports_of(features: Tensor, logits: Tensor) -> Supports:
     """Make supports of features ``(N, D)``, each of the class that its logits ``(N, K)`` are for."""
-    logits = logits(features) if isinstance(logits, nn.Module) else logits
-    log_probabilities = logits.log_softmax(-1)
-    entropies = -(log_probabilities.exp() * log_probabilities).sum(-1)
-    return Supports(F.normalize(features), logits.argmax(-1), entropies)
+    return Supports(F.normalize(features), logits.argmax(-1), entropy(logits))
 
 
 def most_confident(supports: Supports, count: int) -> Supports:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tttlab.method import Method, State
+from tttlab.method import Method, State, entropy
 from tttlab.networks import Bound
 from tttlab.source_statistics import Statistics
 
@@ -25,5 +25,4 @@ class TENT(Method):
 
     def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
         """Entropy, in nats, of the class probabilities, mean over ``views (N, 3, H, W)``."""
-        log_probabilities = net(views).logits.log_softmax(-1)
-        return -(log_probabilities.exp() * log_probabilities).sum(-1).mean(), state
+        return entropy(net(views).logits).mean(), state
