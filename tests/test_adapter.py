@@ -7,6 +7,7 @@ import contextlib
 import copy
 from dataclasses import replace
 
+import contract
 import networks
 import pytest
 import torch
@@ -46,7 +47,7 @@ TRAINING = [
 def found_methods():
     """Every training method in the folder that is not listed above, with its own defaults, on every network it accepts."""
     listed = {type(method) for _, method in TRAINING}
-    for method in map(load_method, method_names()):
+    for method in map(contract.load, method_names()):
         wanted = method.trains and "episodic" in method.protocols and type(method) not in listed
         for kind in ("resnet", "groupnorm", "vit") if wanted else ():
             with contextlib.suppress(UserError):
@@ -112,7 +113,7 @@ class Unbound:
 @pytest.mark.parametrize("loop", LOOPS, ids=name)
 @pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
 def test_vectorised_equals_one_image_at_a_time(kind, method, loop):
-    network, statistics = networks.source_statistics(kind)
+    network, statistics = contract.source(kind, method)
     images, names = shifted(), [f"image-{i}" for i in range(COUNT)]
     together = adapt(network, images, method, loop, statistics=statistics, image_ids=names)
     alone = torch.stack(
@@ -128,7 +129,7 @@ def test_vectorised_equals_one_image_at_a_time(kind, method, loop):
 
 @pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
 def test_vectorised_equals_one_image_at_a_time_in_single_precision(kind, method):
-    network, statistics = networks.source_statistics(kind, torch.float32)
+    network, statistics = contract.source(kind, method, torch.float32)
     images, loop = shifted(dtype=torch.float32), InnerLoop(steps=2, lr=1e-3, clip=1.0)
     together = adapt(network, images, method, loop, statistics=statistics)
     alone = [one_at_a_time(network, image, method, loop, statistics, str(i)) for i, image in enumerate(images)]
@@ -151,7 +152,7 @@ def test_mixed_precision_equals_one_image_at_a_time_up_to_its_rounding(kind):
 @pytest.mark.parametrize("policy", POLICIES, ids=name)
 @pytest.mark.parametrize(("kind", "method"), [*TRAINING, ("resnet", ViewAverage()), ("vit", NoAdaptation())], ids=name)
 def test_results_depend_on_the_image_alone(kind, method, policy):
-    network, statistics = networks.source_statistics(kind)
+    network, statistics = contract.source(kind, method)
     images, names = shifted(), [f"image-{i}" for i in range(COUNT)]
     loop = InnerLoop(steps=2, lr=1e-2, clip=1.0, normalisation=policy)
     whole = adapt(network, images, method, loop, statistics=statistics, image_ids=names, images_per_step=COUNT)
@@ -166,7 +167,7 @@ def test_results_depend_on_the_image_alone(kind, method, policy):
 
 @pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
 def test_no_steps_is_the_source_prediction_to_the_bit(kind, method):
-    network, statistics = networks.source_statistics(kind)
+    network, statistics = contract.source(kind, method)
     result = adapt(network, shifted(), method, InnerLoop(steps=0), statistics=statistics)
     assert torch.equal(result.logits, result.source_logits)
     assert not result.fell_back.any()
@@ -175,7 +176,7 @@ def test_no_steps_is_the_source_prediction_to_the_bit(kind, method):
 @pytest.mark.parametrize("policy", [Normalisation(), Normalisation("shrink")], ids=name)
 @pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
 def test_a_curve_along_the_steps_is_what_shorter_adaptations_give(kind, method, policy):
-    network, statistics = networks.source_statistics(kind)
+    network, statistics = contract.source(kind, method)
     loop = InnerLoop(steps=3, lr=1e-2, clip=1.0, momentum=0.5, normalisation=policy)
     whole = adapt(network, shifted(), method, loop, statistics=statistics, record=(0, 1, 3), images_per_step=2)
     for place, steps in enumerate((0, 1, 3)):
@@ -227,7 +228,7 @@ def test_an_image_that_diverges_on_the_way_falls_back_from_there_on():
 
 @pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
 def test_the_network_is_left_as_it_was(kind, method):
-    network, statistics = networks.source_statistics(kind)
+    network, statistics = contract.source(kind, method)
     before = copy.deepcopy(network.state_dict())
     network.train()
     network.encoder.eval()
@@ -246,7 +247,7 @@ def test_the_network_is_left_as_it_was(kind, method):
 @pytest.mark.parametrize("trainable", ["encoder", "norm"])
 @pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
 def test_the_first_step_moves_every_image(kind, method, trainable):
-    network, statistics = networks.source_statistics(kind)
+    network, statistics = contract.source(kind, method)
     loop = InnerLoop(steps=1, lr=1e-2, trainable=trainable, clip=1.0)
     result = adapt(network, shifted(), method, loop, statistics=statistics)
     assert ((result.logits - result.source_logits).abs().amax(1) > 1e-6).all()
@@ -254,7 +255,7 @@ def test_the_first_step_moves_every_image(kind, method, trainable):
 
 @pytest.mark.parametrize(("kind", "method"), TRAINING, ids=name)
 def test_training_lowers_the_loss(kind, method):
-    network, statistics = networks.source_statistics(kind)
+    network, statistics = contract.source(kind, method)
     result = adapt(network, shifted(20), method, InnerLoop(steps=10, lr=1e-2, clip=1.0), statistics=statistics)
     assert result.losses[:, -1].mean() < result.losses[:, 0].mean()
 
@@ -462,7 +463,7 @@ def test_a_group_of_images_with_and_without_a_gradient():
 
 @pytest.mark.parametrize(("kind", "method"), [("resnet", MEMO(num_views=3)), ("resnet", ActMAD()), ("vit", ActMAD())], ids=name)
 def test_an_averaged_prediction_is_the_mean_over_the_image_and_views_under_its_own_weights(kind, method):
-    network, statistics = networks.source_statistics(kind)
+    network, statistics = contract.source(kind, method)
     loop = InnerLoop(steps=2, lr=1e-2, trainable="norm", clip=1.0, average=3, augmentation=Augmentation(0.5, True, 0.1))
     found = adapt(network, shifted(), method, loop, statistics=statistics, record=(0, 1))
     for index, image in enumerate(shifted()):
@@ -488,7 +489,7 @@ def test_views_without_training_are_averaged_alike_whichever_way_they_are_asked_
 
 @pytest.mark.parametrize(("kind", "method"), [("resnet", MEMO(num_views=3)), ("vit", MAETraining(num_views=2))], ids=name)
 def test_sharpness_aware_steps_are_each_images_own(kind, method):
-    network, statistics = networks.source_statistics(kind)
+    network, statistics = contract.source(kind, method)
     loop = InnerLoop(steps=2, lr=1e-2, sharpness=0.1)
     found = adapt(network, shifted(), method, loop, statistics=statistics)
     for index, image in enumerate(shifted()):

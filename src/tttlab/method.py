@@ -30,7 +30,8 @@ class Method:
         whole_batch: on a stream the loss sees the images of a batch together, ``(N·V, 3, H, W)``; False: each on its own.
         trains: False for methods that only change the prediction; they take no steps.
         head: the objective (``simclr``, ``mae``) whose head it needs; None: any network will do.
-        needs: what it reads of the source statistics: ``layers``, ``bank``, or names that its own `source_statistics` gives.
+        needs: what it reads of the source statistics: ``layers``, ``bank``, or ``<kind>`` where its own `source_statistics` gives
+            names like ``<kind>`` and ``<kind>.<…>``.
     """
 
     protocols: ClassVar[tuple[str, ...]] = ("episodic",)
@@ -77,13 +78,16 @@ class Method:
         """
         raise NotImplementedError
 
-    def after_step(self, parameters: dict[str, Tensor], source: dict[str, Tensor], state: State) -> tuple[dict, State]:
+    def after_step(
+        self, parameters: dict[str, Tensor], source: dict[str, Tensor], state: State, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], State]:
         """Change the weights of a stream after a step.
 
         Args:
             parameters: the trainable ones, name → ``(*shape)``.
             source: the same of the source network; returned as they are, they also start the optimiser anew.
             state: what `loss` returned.
+            generator: this step's stream, on the CPU; all randomness comes from it.
 
         Returns:
             the parameters to go on with, and the state.

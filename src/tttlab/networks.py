@@ -117,6 +117,10 @@ class Bound:
         """Run the network with this image's parameters in place of its own."""
         return functional_call(self.module, self._parameters, args, kwargs)
 
+    def rebound(self, parameters: Mapping[str, Tensor]) -> "Bound":
+        """Bind the same network to other values of some parameters, as of a teacher; the rest stays the image's."""
+        return Bound(self.module, {**self._parameters, **parameters})
+
 
 def feature_width(encoder: nn.Module) -> int:
     """Find D of the features ``(N, D)`` that a timm model's classifier reads; some widen what the last stage gives."""

@@ -139,6 +139,7 @@ class Learner:
             name: value.detach().unsqueeze(0).clone().requires_grad_() for name, value in chosen.items()
         }
         self.optimizer = make_optimizer(list(self.parameters.values()), loop) if chosen else None
+        self.taken = 0  # steps
 
     def adapt(self, images: Tensor, names: Sequence[str], record: Sequence[int]) -> Adaptation:
         """Take one batch's steps and predict it with and without."""
@@ -186,7 +187,8 @@ class Learner:
         if type(self.method).after_step is Method.after_step:
             return
         own = {name: value[0] for name, value in self.parameters.items()}
-        found, self.state = self.method.after_step(own, self.source, self.state)
+        generator, self.taken = torch_generator(self.seed, "after_step", self.taken), self.taken + 1
+        found, self.state = self.method.after_step(own, self.source, self.state, generator)
         for name, value in self.parameters.items():
             value[0].copy_(found[name])
         if all(found[name] is self.source[name] for name in own):

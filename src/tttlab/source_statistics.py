@@ -55,8 +55,9 @@ def layer_statistics(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
 
 
 def kinds(statistics: Statistics) -> set[str]:
-    """Tell what a method can find here: ``layers`` (moments of layers), ``bank``, and every single name."""
-    return set(statistics) | ({"layers"} if any(name.endswith(".mean_center") for name in statistics) else set())
+    """Tell what a method can find here: ``layers`` (moments of layers), and what names begin with: ``bank``, ``fisher.<…>``."""
+    known = {name.partition(".")[0] for name in statistics}
+    return known | ({"layers"} if any(name.endswith(".mean_center") for name in statistics) else set())
 
 
 def standard_layers(network: nn.Module) -> list[str]:

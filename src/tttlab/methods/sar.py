@@ -48,6 +48,8 @@ class SAR(Method):
         average = torch.where(state.isnan(), loss.detach(), self.memory * state + (1 - self.memory) * loss.detach())
         return loss, torch.where(reliable.any(), average, state)
 
-    def after_step(self, parameters: dict[str, Tensor], source: dict[str, Tensor], state: State) -> tuple[dict, State]:
+    def after_step(
+        self, parameters: dict[str, Tensor], source: dict[str, Tensor], state: State, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], State]:
         """Go back to the source weights where the network has become too sure."""
         return (source, self.init_state()) if state < self.reset_below else (parameters, state)

@@ -1,0 +1,28 @@
+"""What every method is given when the tests try them all: settings that suit untrained networks, and source statistics."""
+
+from functools import cache
+
+import networks
+import torch
+
+from tttlab.method import Method
+from tttlab.networks import Network
+from tttlab.registry import load_method
+from tttlab.source_statistics import Statistics
+from tttlab.sweep import complete
+
+SETTINGS = {
+    "sar": {"margin": 2.0},  # an untrained network is never sure enough
+}
+
+
+def load(name: str) -> Method:
+    """Create a method by its file's name, with the settings above."""
+    return load_method(name, SETTINGS.get(name, {}))
+
+
+@cache
+def source(kind: str, method: Method, dtype: torch.dtype = torch.float64) -> tuple[Network, Statistics]:
+    """Give the network of a kind, see `networks.source_statistics`, with all the statistics that a method needs."""
+    network, statistics = networks.source_statistics(kind, dtype)
+    return network, complete(statistics, method, network, lambda: [networks.images(64, seed=7).to(dtype)])
