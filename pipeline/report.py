@@ -30,7 +30,8 @@ def run(params: Params) -> None:
     trained = [key for key in results.summary if results.trains(*key)]
     read = partial(pictures.read_flips, outputs, test=tested, shifts=tested_shifts, seed=params.seed)
     flips = [found for key in trained if (found := read(*key))]
-    note = report.about(results, test.source, shifts, params.adapt.protocol)
+    online = params.adapt.online if params.adapt.protocol == "online" else None
+    note = report.about(results, test.source, shifts, online)
     target = outputs / "report.html"
     target.write_text(page.render(results, drawn, params.model_dump(mode="json"), note, flips), encoding="utf-8")
     _log(params, results, files, target)

@@ -22,14 +22,16 @@ def run(params: Params, model: str, seed: int) -> None:
 
 
 def source_batches(params: Params, device) -> list:
-    """Take the labeled training images that stand for the source domain, in batches on a device."""
+    """Take the labeled training images that stand for the source domain, in random order, in batches on a device."""
     import torch
 
     from tttlab.data import ImageSet, balanced_subset
     from tttlab.loaders import as_images
+    from tttlab.seeding import numpy_generator
 
     source = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_train")
     chosen = balanced_subset(source.image_ids, source.labels, params.source_stats.images, params.seed, "source_stats")
+    chosen = numpy_generator(params.seed, "source_stats", "order").permutation(chosen)  # folders come class by class
     return [batch.to(device) for batch in as_images(torch.from_numpy(source.pixels[chosen])).split(256)]
 
 

@@ -1,6 +1,6 @@
 """How test images arrive, as params.yaml has it."""
 
-from tttlab.online import Stream
+from tttlab.arrivals import Stream
 from tttlab.params import Params
 
 

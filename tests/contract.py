@@ -12,6 +12,9 @@ from tttlab.source_statistics import Statistics
 from tttlab.sweep import complete
 
 SETTINGS = {
+    "eata": {"margin": 2.0, "epsilon": 2.0},
+    "deyo": {"margin": 2.0, "plpd_threshold": -1.0},
+    "symmetries": {"permutations": 3},  # an untrained transformer hardly tells left from right
     "sar": {"margin": 2.0},  # an untrained network is never sure enough
 }
 

@@ -13,6 +13,7 @@ from pipeline import align, evaluate
 from pipeline import report as report_stage
 from tttlab import report, tracking
 from tttlab.errors import UserError
+from tttlab.params import Online
 from tttlab.results import Results
 
 MODELS, RUNS = ("vit",), tuple(evaluated.RUNS)
@@ -268,10 +269,10 @@ class TestWithoutLabels:
 class TestAbout:
     ALONE = "each adapted to on its own, from the source weights, without labels."
 
-    def about(self, results, models=("a", "b"), runs=RUNS, seeds=1, protocol="episodic", **shifts):
+    def about(self, results, models=("a", "b"), runs=RUNS, seeds=1, stream=None, **shifts):
         """Tell of the 32 images under each of five shifts."""
         some = Results(models, runs, {("a", "none"): results.summary["vit", "none"] | {"seeds": seeds}}, results.tables)
-        return report.about(some, "digits", evaluated.settings(**shifts), protocol)
+        return report.about(some, "digits", evaluated.settings(**shifts), stream)
 
     @pytest.fixture
     def results(self, results):
@@ -289,9 +290,12 @@ class TestAbout:
     def test_says_how_many_training_seeds(self, results):
         by_shift = results.tables["by_shift"]
         tripled = Results(("a",), ("none",), results.summary, {"by_shift": by_shift.assign(n=3 * by_shift["n"])})
-        text = self.about(tripled, ("a",), ("none",), seeds=3, protocol="online", corruptions=("fog",), severities=(5,))
+        stream = Online(batch_size=64, order="by_class", shifts="separate")
+        text = self.about(tripled, ("a",), ("none",), seeds=3, stream=stream, corruptions=("fog",), severities=(5,))
         assert text.startswith("1 model, trained with 3 seeds; 1 run; 32 test images from digits, ")
-        assert "1 synthetic corruption at 1 severity and clean, every shift a stream of its own" in text
+        assert (
+            "1 synthetic corruption at 1 severity and clean, every shift a stream of its own (batches of 64, one class" in text
+        )
 
     def test_says_which_sets_came_shifted(self, results):
         text = self.about(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import timm
@@ -17,14 +18,17 @@ from tttlab.errors import UserError, choices
 class Outputs(NamedTuple):
     """What one forward pass gives for ``N`` images.
 
-    ``logits (N, K)``, ``features (N, D)``; ``projections (N, P)`` with a SimCLR head; ``reconstruction (N, L, C·p²)``,
-    pixels of all ``L`` patches, with an MAE head and a mask.
+    ``logits (N, K)``, ``features (N, D)``; ``projections (N, P)`` with a SimCLR or SimSiam head, and ``predictions (N, P)`` with
+    the latter; ``reconstruction (N, L, C·p²)``, pixels of all ``L`` patches, with an MAE head and a mask; ``branch``, what a head
+    gives that branches off inside the encoder: logits ``(N, 4)`` of rotations, or per stage ``(N, L, M, K)`` of clusters.
     """
 
     logits: Tensor | None
     features: Tensor | None
     projections: Tensor | None = None
     reconstruction: Tensor | None = None
+    predictions: Tensor | None = None
+    branch: Any = None
 
 
 class Network(nn.Module):
@@ -47,20 +51,26 @@ class Network(nn.Module):
         """Map RGB in [0, 1] ``(N, 3, H, W)`` to what the encoder was made for."""
         return (images - self.mean) / self.std
 
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> Outputs:
+    def forward(self, images: Tensor, keep: Tensor | None = None, branch: bool = False) -> Outputs:
         """Run the network.
 
         Args:
             images: ``(N, 3, H, W)``, RGB in [0, 1].
             keep: ``(N, L_keep)`` patch tokens that stay visible (MAE head only); then nothing but the reconstruction
                 is computed.
+            branch: compute nothing but what the head gives that branches off inside the encoder, which stops there.
         """
         images = self.normalise(images)
         if keep is not None:
             return Outputs(None, None, reconstruction=self.head.reconstruct(self.encoder, images, keep))
+        if branch:
+            return Outputs(None, None, branch=self.head.branch_off(self.encoder, images))
         features = pooled_features(self.encoder, images)
-        projections = self.head.project(features) if hasattr(self.head, "project") else None
-        return Outputs(self.classifier(features), features, projections)
+        logits = self.classifier(features)
+        if hasattr(self.head, "project_and_predict"):
+            projections, predictions = self.head.project_and_predict(features)
+            return Outputs(logits, features, projections, predictions=predictions)
+        return Outputs(logits, features, self.head.project(features) if hasattr(self.head, "project") else None)
 
 
 class TimmClassifier(nn.Module):
@@ -116,6 +126,11 @@ class Bound:
     def __call__(self, *args: Any, **kwargs: Any) -> Outputs:
         """Run the network with this image's parameters in place of its own."""
         return functional_call(self.module, self._parameters, args, kwargs)
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """This image's parameters by name, to read: the ones that are trained, and frozen ones without a gradient."""
+        return MappingProxyType(self._parameters)
 
     def rebound(self, parameters: Mapping[str, Tensor]) -> "Bound":
         """Bind the same network to other values of some parameters, as of a teacher; the rest stays the image's."""

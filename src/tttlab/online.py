@@ -8,9 +8,9 @@ moments of the normalisation policies ``image``, ``mixed`` and ``shrink`` are th
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,44 +25,9 @@ from tttlab.inner_loop import InnerLoop, Parameters, loss_and_gradients, make_op
 from tttlab.method import Method
 from tttlab.networks import Bound, as_network, evaluating
 from tttlab.normalisation import normalised
-from tttlab.seeding import numpy_generator, torch_generator
+from tttlab.seeding import torch_generator
 from tttlab.source_statistics import Statistics
 from tttlab.views import log_mean_probabilities
-
-
-@dataclass(frozen=True)
-class Stream:
-    """How test images arrive.
-
-    Attributes:
-        batch_size: most images of a batch; the batches of a stream differ by at most one image.
-        order: ``shuffled``, as if drawn independently, or ``by_class``: one class after another, the hardest correlation of
-            labels there is (Boudiaf et al., CVPR 2022, arXiv 2201.05718, and Gong et al., NeurIPS 2022, arXiv 2208.05117, test
-            on such streams).
-    """
-
-    batch_size: int = 64
-    order: Literal["shuffled", "by_class"] = "shuffled"
-
-    def arrange(self, labels: np.ndarray, seed: int, name: str) -> np.ndarray:
-        """Order the images of one stream: places ``(N,)`` in the set, in their order of arrival.
-
-        Args:
-            labels: ``(N,)``; only ``by_class`` looks at them, and only to simulate who comes when.
-            seed: the experiment's seed.
-            name: of the stream.
-
-        Raises:
-            UserError: the order needs labels that are not known.
-        """
-        self.check(labels)
-        order = numpy_generator(seed, "stream", name).permutation(len(labels))
-        return order if self.order == "shuffled" else order[np.argsort(labels[order], kind="stable")]
-
-    def check(self, labels: np.ndarray) -> None:
-        """Raise a `UserError` if the order needs labels ``(N,)`` that are not known."""
-        if self.order == "by_class" and (labels < 0).any():
-            raise UserError("adapt.online.order: by_class needs the labels of all images, found images without; set shuffled")
 
 
 def adapt_stream(
@@ -100,23 +65,46 @@ def adapt_stream(
     Raises:
         UserError: the network, the statistics or the numbers of steps do not fit.
     """
-    network = as_network(network)
-    statistics = {name: value.to(images.device) for name, value in (statistics or {}).items()}
     names = [str(name) for name in (range(len(images)) if image_ids is None else image_ids)]
-    if unknown := set(record) - {0, loop.steps}:
-        raise UserError(f"record: a stream can be looked at after 0 and all {loop.steps} steps, found {sorted(unknown)}; "
-                        "another number of steps leads to other weights for the next batch")  # fmt: skip
     parts = []
-    with evaluating(network):
-        check(network, images[:2], method, loop, statistics, "online")
-        learner = Learner(network, method, loop, statistics, seed)
+    with learning(network, images, method, loop, statistics or {}, seed, record) as learner:
         bounds = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch_size))
         for places in bounds:
             part = slice(places[0], places[-1] + 1)
-            parts.append(learner.adapt(images[part], names[part], record))
+            parts.append(learner.adapt(images[part], names[part]))
             if on_images:
                 on_images(len(places))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Adaptation]) -> Adaptation:
+    """Put the results of batches together, in their order."""
     return Adaptation(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+@contextmanager
+def learning(
+    network: nn.Module,
+    images: Tensor,
+    method: Method,
+    loop: InnerLoop,
+    statistics: Statistics,
+    seed: int,
+    record: Sequence[int] = (),
+) -> Iterator["Learner"]:
+    """Open a stream: what learns along it, one ``adapt(images, names)`` after another.
+
+    The arguments are `adapt_stream`'s, the images those of the first batch, to see whether the method fits. The network is in
+    evaluation mode as long as the stream is open.
+    """
+    network = as_network(network)
+    if unknown := set(record) - {0, loop.steps}:
+        raise UserError(f"record: a stream can be looked at after 0 and all {loop.steps} steps, found {sorted(unknown)}; "
+                        "another number of steps leads to other weights for the next batch")  # fmt: skip
+    statistics = {name: value.to(images.device) for name, value in statistics.items()}
+    with evaluating(network):
+        check(network, images[:2], method, loop, statistics, "online")
+        yield Learner(network, method, loop, statistics, seed, record)
 
 
 class Learner:
@@ -125,8 +113,17 @@ class Learner:
     Its parameters are leaves ``(1, *shape)``: those of a group of one image, for the inner loop's functions.
     """
 
-    def __init__(self, network: nn.Module, method: Method, loop: InnerLoop, statistics: Statistics, seed: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        method: Method,
+        loop: InnerLoop,
+        statistics: Statistics,
+        seed: int,
+        record: Sequence[int] = (),
+    ) -> None:
         self.network, self.method, self.loop, self.statistics, self.seed = network, method, loop, statistics, seed
+        self.record = record
         device = next(network.parameters()).device
         self.state = tree_map(lambda value: value.to(device), method.init_state())
         if tree_leaves(self.state) and not method.whole_batch:
@@ -141,13 +138,13 @@ class Learner:
         self.optimizer = make_optimizer(list(self.parameters.values()), loop) if chosen else None
         self.taken = 0  # steps
 
-    def adapt(self, images: Tensor, names: Sequence[str], record: Sequence[int]) -> Adaptation:
-        """Take one batch's steps and predict it with and without."""
+    def adapt(self, images: Tensor, names: Sequence[str]) -> Adaptation:
+        """Take the steps of a batch ``images (N, 3, H, W)`` and predict it with and without."""
         with torch.no_grad():
             source = self.network(images).logits
         looks = draw_looks(images, self.loop, [torch_generator(self.seed, "average", name) for name in names])
         with normalised(self.network, self.loop.normalisation, self.statistics):
-            at = {0: self.predict({}, looks, names)} if 0 in record else {}
+            at = {0: self.predict({}, looks, names)} if 0 in self.record else {}
             wait_for(images.device)
             began = time.perf_counter()
             losses, usable = self.train(images, names)
@@ -156,8 +153,10 @@ class Learner:
             cost = torch.full((len(images),), (time.perf_counter() - began) * 1e3 / len(images))
         usable = usable & logits.isfinite().all(-1)
         logits = at[self.loop.steps] = torch.where(usable[:, None], logits, source)
-        logits_at = torch.stack([at[step] for step in record], dim=1) if record else logits[:, None][:, :0]
-        milliseconds_at = torch.stack([cost * (step > 0) for step in record], dim=1) if record else cost[:, None][:, :0]
+        spent = {step: cost * (step > 0) for step in at}
+        logits_at, milliseconds_at = logits[:, None][:, :0], cost[:, None][:, :0]
+        if self.record:
+            logits_at, milliseconds_at = (torch.stack([own[step] for step in self.record], dim=1) for own in (at, spent))
         return Adaptation(logits.cpu(), source.cpu(), losses.cpu(), ~usable.cpu(), cost, logits_at.cpu(), milliseconds_at)
 
     def train(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -176,7 +175,8 @@ class Learner:
             if not all(part.isfinite().all() for part in (losses, *gradients.values())):
                 usable[:] = False
                 break
-            update(self.optimizer, self.parameters, gradients, self.loop.clip)
+            if any(part.any() for part in gradients.values()):  # where nothing is to be learnt, momentum must not roll on
+                update(self.optimizer, self.parameters, gradients, self.loop.clip)
             self.state = tree_map(Tensor.detach, state)
             self.after_step()
         return torch.stack(curve + curve[-1:] * (self.loop.steps - len(curve)), dim=1), usable

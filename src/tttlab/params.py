@@ -246,6 +246,31 @@ class MAE(Strict):
         return self
 
 
+class Rotation(Strict):
+    """Classification of the rotation, in a branch of its own behind the shared stages (null: half of the stages)."""
+
+    name: Literal["rotation"]
+    shared_stages: Count | None
+
+
+class SimSiam(Strict):
+    """Positives only."""
+
+    name: Literal["simsiam"]
+    hidden_dim: Count
+    projection_dim: Count
+    prediction_dim: Count
+
+
+class ClusT3(Strict):
+    """Clustering of the places of early feature maps."""
+
+    name: Literal["clust3"]
+    stages: Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_check_distinct)]
+    heads: Count
+    clusters: Annotated[StrictInt, Field(ge=2)]
+
+
 class NoObjective(Strict):
     """Supervised training only."""
 
@@ -284,7 +309,7 @@ class Model(Strict):
     backbone_options: dict[str, Any]
     stem: Literal["small", "stride2", "original"]
     weights: str | None
-    objective: Annotated[SimCLR | MAE | NoObjective, Field(discriminator="name")]
+    objective: Annotated[SimCLR | MAE | Rotation | SimSiam | ClusT3 | NoObjective, Field(discriminator="name")]
     pretrain: Training
     finetune: Finetune
 
@@ -375,6 +400,7 @@ class Online(Strict):
 
     batch_size: Count
     order: Literal["shuffled", "by_class"]
+    shifts: Literal["separate", "continual", "gradual", "mixed"]
 
 
 class Adapt(Strict):

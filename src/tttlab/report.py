@@ -10,9 +10,15 @@ from tttlab.metrics import verdict
 from tttlab.results import CONTROL, Results, difference, known
 
 if TYPE_CHECKING:
-    from tttlab.params import Shifts
+    from tttlab.params import Online, Shifts
 
 _CLEAN_LOSS = 0.01  # a clean accuracy that falls by more is told in words
+ARRIVALS = {  # by adapt.online.shifts
+    "separate": "every shift a stream of its own",
+    "continual": "the shifts of a severity one after another in one stream, without a reset",
+    "gradual": "all shifts in one stream, their severity rising and falling",
+    "mixed": "the shifts of a severity mixed in one stream",
+}
 _MARKDOWN_LIMIT = 7_500  # characters; MLflow cuts a description at 8,000
 
 
@@ -196,11 +202,15 @@ def sentence(results: Results, model: str) -> str:
     return " ".join(filter(None, told))
 
 
-def about(results: Results, source: str, shifts: "Shifts", protocol: str) -> str:
+def arrival(stream: "Online") -> str:
+    """Say how the images of a stream arrive."""
+    order = ", one class after another" if stream.order == "by_class" else ""
+    return f"{ARRIVALS[stream.shifts]} (batches of {stream.batch_size}{order})"
+
+
+def about(results: Results, source: str, shifts: "Shifts", stream: "Online | None") -> str:
     """Say in a sentence what was tested on what."""
-    alone = (
-        "each adapted to on its own, from the source weights" if protocol == "episodic" else "every shift a stream of its own"
-    )
+    alone = arrival(stream) if stream else "each adapted to on its own, from the source weights"
     each = " each" if len(results.models) > 1 else ""
     table = results.rows("by_shift")
     own = ~table["shift"].str.contains("/") & (

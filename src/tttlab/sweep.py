@@ -1,7 +1,8 @@
-"""One model and one method over all shifts, every image on its own: the table of predictions with and without."""
+"""One model and one method over all shifts, image by image or along streams: the table of predictions with and without."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from tttlab import signals
 from tttlab.adapter import Adaptation, adapt
+from tttlab.arrivals import Stream, Visit
 from tttlab.data import ImageSet
 from tttlab.errors import UserError
 from tttlab.gate import Gate
@@ -21,7 +23,7 @@ from tttlab.inner_loop import InnerLoop
 from tttlab.loaders import as_images
 from tttlab.method import Method
 from tttlab.normalisation import Normalisation
-from tttlab.online import Stream, adapt_stream
+from tttlab.online import joined, learning
 from tttlab.parallel import in_order
 from tttlab.resuming import Work
 from tttlab.shifts import Shift
@@ -45,7 +47,7 @@ class Block(NamedTuple):
 
 
 def list_blocks(shifts: Sequence[Shift], test: ImageSet, stream: Stream | None = None) -> list[Block]:
-    """Divide the images of every shift, by default the test images, into blocks, shift after shift; a stream is one block."""
+    """Divide the images of every shift, by default the test images, into blocks, shift after shift; on streams one each."""
     counts = [len(shift.of(test)) for shift in shifts]
     return [
         Block(shift, number, range(start, min(start + size, count)))
@@ -53,6 +55,27 @@ def list_blocks(shifts: Sequence[Shift], test: ImageSet, stream: Stream | None =
         for size in [max(count, 1) if stream else BLOCK]
         for number, start in enumerate(range(0, count, size))
     ]
+
+
+class Job(NamedTuple):
+    """Blocks that are computed in one piece, and the way of the stream that leads through them; None: there is no stream."""
+
+    blocks: tuple[Block, ...]
+    route: tuple[Visit, ...] | None
+
+    @property
+    def size(self) -> int:
+        """Count the images."""
+        return sum(len(block.images) for block in self.blocks)
+
+
+def list_jobs(blocks: Sequence[Block], stream: Stream | None) -> list[Job]:
+    """Say what must be computed together: every block alone, or all that one stream leads through."""
+    if stream is None:
+        return [Job((block,), None) for block in blocks]
+    own = {block.shift: block for block in blocks}
+    return [Job(tuple(own[shift] for shift in dict.fromkeys(shift for visit in route for shift in visit.shifts)), route)
+            for route in stream.routes(list(own))]  # fmt: skip
 
 
 def adapt_to_shifts(
@@ -107,21 +130,40 @@ def adapt_to_shifts(
     for shift in shifts if stream else ():
         stream.check(np.asarray(shift.of(images).labels))
     # Its own whatever is done already: ranks that divided what is left might see different things left.
-    own = blocks[rank::ranks]
-    missing = [block for block in own if not work.has(f"{prefix}-{block.name}")]
-    on_images(sum(len(block.images) for block in own) - sum(len(block.images) for block in missing))
+    own = list_jobs(blocks, stream)[rank::ranks]
+    missing = [job for job in own if not all(work.has(f"{prefix}-{block.name}") for block in job.blocks)]
+    on_images(sum(job.size for job in own) - sum(job.size for job in missing))
 
     group = GroupSize(images_per_step)
 
-    def job(block: Block) -> int:
-        result = adapt_to_block(network, method, loop, images, block, images_per_step=group, stream=stream, **settings)
-        work.save(f"{prefix}-{block.name}", result)
-        return len(block.images)
+    def compute(job: Job) -> int:
+        found = adapt_to_job(network, method, loop, images, job, stream, group, **settings)
+        for block in job.blocks:
+            work.save(f"{prefix}-{block.name}", found[block.shift])
+        return job.size
 
-    for done in in_order(job, missing, workers):
+    for done in in_order(compute, missing, workers):
         on_images(done)
     barrier()
     return None if rank else collect(work, prefix, blocks, images, rows or predictions)
+
+
+def adapt_to_job(
+    network: nn.Module,
+    method: Method,
+    loop: InnerLoop,
+    images: ImageSet,
+    job: Job,
+    stream: Stream | None,
+    images_per_step: int | Literal["auto"] | GroupSize,
+    **settings: Any,
+) -> dict[Shift, dict[str, Tensor]]:
+    """Compute what belongs together; see `adapt_to_block` and `adapt_along`."""
+    if job.route:
+        return adapt_along(network, method, loop, images, job.route, stream, **settings)
+    (block,) = job.blocks
+    result = adapt_to_block(network, method, loop, images, block, images_per_step=images_per_step, **settings)
+    return {block.shift: result}
 
 
 def adapt_to_block(
@@ -136,10 +178,9 @@ def adapt_to_block(
     gate: Gate | None = None,
     record: Sequence[int] = (0,),
     images_per_step: int | Literal["auto"] | GroupSize = "auto",
-    stream: Stream | None = None,
     device: str | torch.device = "cpu",
 ) -> dict[str, Tensor]:
-    """Adapt to the images of one block.
+    """Adapt to the images of one block, each on its own.
 
     Args:
         network: the source network.
@@ -151,8 +192,7 @@ def adapt_to_block(
         seed: of all random streams.
         gate: judges each image; all are adapted to all the same, so that with and without a gate can be compared.
         record: R numbers of steps after which to predict too.
-        images_per_step: a machine setting; on a stream ``stream.batch_size``, a scientific one, takes its place.
-        stream: the block is a stream, which starts from the source weights; None: every image is adapted to on its own.
+        images_per_step: a machine setting.
         device: where to compute.
 
     Returns:
@@ -163,13 +203,75 @@ def adapt_to_block(
     """
     own = block.shift.of(images).take(block.images)
     pixels = as_images(torch.from_numpy(block.shift.apply(own, seed))).to(device)
-    if stream:
-        result = adapt_in_order(network, pixels, method, loop, stream, own, block.name, statistics=statistics, seed=seed,
-                                record=record)  # fmt: skip
-    else:
-        result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed,
-                       record=record, images_per_step=images_per_step)  # fmt: skip
+    result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed, record=record,
+                   images_per_step=images_per_step)  # fmt: skip
     judged = judge(gate, network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed)
+    return summary(result) | judged
+
+
+def adapt_along(
+    network: nn.Module,
+    method: Method,
+    loop: InnerLoop,
+    images: ImageSet,
+    route: Sequence[Visit],
+    stream: Stream,
+    *,
+    statistics: Statistics,
+    seed: int,
+    gate: Gate | None = None,
+    record: Sequence[int] = (0,),
+    device: str | torch.device = "cpu",
+) -> dict[Shift, dict[str, Tensor]]:
+    """Adapt along one stream, from the source weights on.
+
+    Args:
+        network: the source network.
+        method: the test-time method.
+        loop: the inner loop.
+        images: the clean test images.
+        route: the visits of the stream.
+        stream: how images arrive; its batch size, a scientific setting, takes the place of ``images_per_step``.
+        statistics: source statistics.
+        seed: of all random streams.
+        gate: judges each image, as in `adapt_to_block`.
+        record: of 0 and ``loop.steps``, those to predict after too.
+        device: where to compute.
+
+    Returns:
+        for every shift on the way what `adapt_to_block` gives, in the order of the images.
+    """
+    parts: dict[Shift, list[tuple[np.ndarray, Adaptation]]] = {}
+    judged: dict[Shift, dict[str, Tensor]] = {}
+    with ExitStack() as stack:
+        learner = None
+        for visit in route:
+            sets = [shift.of(images) for shift in visit.shifts]
+            pixels = [torch.from_numpy(shift.apply(own, seed)) for shift, own in zip(visit.shifts, sets, strict=True)]
+            for shift, own, seen in zip(visit.shifts, sets, pixels, strict=True):
+                if shift not in judged:
+                    judged[shift] = judge(gate, network, as_images(seen).to(device), method, loop, statistics=statistics,
+                                          image_ids=own.image_ids, seed=seed)  # fmt: skip
+            for places in stream.batches(visit, [np.asarray(own.labels) for own in sets], seed):
+                batch = as_images(torch.stack([pixels[number][place] for number, place in places])).to(device)
+                if learner is None:
+                    learner = stack.enter_context(learning(network, batch, method, loop, statistics, seed, record))
+                found = learner.adapt(batch, [sets[number].image_ids[place] for number, place in places])
+                for number in np.unique(places[:, 0]):
+                    mine = places[:, 0] == number
+                    some = Adaptation(*(values[mine] for values in found))
+                    parts.setdefault(visit.shifts[number], []).append((places[mine, 1], some))
+    return {shift: summary(in_order_of_images(parts[shift])) | own for shift, own in judged.items()}
+
+
+def in_order_of_images(parts: Sequence[tuple[np.ndarray, Adaptation]]) -> Adaptation:
+    """Put the results of batches, each with its images' places, into the order of the images."""
+    back = np.argsort(np.concatenate([places for places, _ in parts]))
+    return Adaptation(*(values[back] for values in joined([result for _, result in parts])))
+
+
+def summary(result: Adaptation) -> dict[str, Tensor]:
+    """Keep of an `Adaptation` what is worth it; see `adapt_to_block`."""
     source_confidence, source_prediction = confidence(result.source_logits)
     adapted_confidence, adapted_prediction = confidence(result.logits)
     return {
@@ -182,29 +284,7 @@ def adapt_to_block(
         "milliseconds": result.milliseconds,
         "predictions_at": result.logits_at.argmax(-1),
         "milliseconds_at": result.milliseconds_at,
-        **judged,
     }
-
-
-def adapt_in_order(
-    network: nn.Module,
-    pixels: Tensor,
-    method: Method,
-    loop: InnerLoop,
-    stream: Stream,
-    images: ImageSet,
-    name: str,
-    *,
-    seed: int,
-    **settings: Any,
-) -> Adaptation:
-    """Adapt to ``pixels (N, 3, H, W)`` of images in their order of arrival; the results are in the order of the images."""
-    order = stream.arrange(np.asarray(images.labels), seed, name)
-    names = [images.image_ids[place] for place in order]
-    found = adapt_stream(network, pixels[order], method, loop, batch_size=stream.batch_size, image_ids=names, seed=seed,
-                         **settings)  # fmt: skip
-    back = np.argsort(order)
-    return Adaptation(*(values[back] for values in found))
 
 
 def judge(

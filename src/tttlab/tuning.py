@@ -15,19 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tttlab.arrivals import Stream
 from tttlab.data import ImageSet, balanced_subset
 from tttlab.gate import ABOVE, Gate, choose_gate, score
 from tttlab.group_size import GroupSize
 from tttlab.inner_loop import InnerLoop
 from tttlab.method import Method
-from tttlab.online import Stream
 from tttlab.parallel import in_order
 from tttlab.params import HELD_OUT
 from tttlab.resuming import Work
 from tttlab.seeding import numpy_generator
 from tttlab.shifts import Shift
 from tttlab.source_statistics import Statistics
-from tttlab.sweep import Block, adapt_to_block
+from tttlab.sweep import Block, Job, adapt_to_job, list_jobs
 
 Values = dict[str, Any]
 KEPT = 6  # candidates that are told: the chosen one, and runners-up for comparison
@@ -212,10 +212,13 @@ class Judge:
 
     def __call__(self, turn: int, numbers: Sequence[int]) -> dict[int, Outcome]:
         """Judge some candidates on the images of a round and of all before."""
-        shifts = held_out_shifts(self.severities)
-        items = [(number, turn, shift) for number in numbers for shift in shifts] if len(self._fresh[turn]) else []
-        missing = [item for item in items if not self.work.has(self._name(*item))]
-        self.on_images((len(items) - len(missing)) * len(self._fresh[turn]))
+        shifts, count = held_out_shifts(self.severities), len(self._fresh[turn])
+        jobs = list_jobs([Block(shift, 0, range(count)) for shift in shifts], self.stream) if count else []
+        items = [(number, turn, job) for number in numbers for job in jobs]
+        missing = [
+            item for item in items if not all(self.work.has(self._name(*item[:2], block.shift)) for block in item[2].blocks)
+        ]
+        self.on_images(sum(job.size for _, _, job in items) - sum(job.size for _, _, job in missing))
         for done in in_order(self._adapt, missing, self.workers):
             self.on_images(done)
         turns = [turn for turn in range(turn + 1) if len(self._fresh[turn])]
@@ -227,16 +230,16 @@ class Judge:
     def _name(self, number: int, turn: int, shift: Shift) -> str:
         return f"{self.prefix}-{number}-{turn}-{shift.name}"
 
-    def _adapt(self, item: tuple[int, int, Shift]) -> int:
-        number, turn, shift = item
+    def _adapt(self, item: tuple[int, int, Job]) -> int:
+        number, turn, job = item
         method, loop, statistics = self.build(self.candidates[number])
         own = self.images.take(self._fresh[turn])
         record = (loop.steps,) if self.stream else self.steps
-        result = adapt_to_block(self.network, method, loop, own, Block(shift, 0, range(len(own))), statistics=statistics,
-                                seed=self.seed, record=record, images_per_step=self._group, stream=self.stream,
-                                device=self.device)  # fmt: skip
-        self.work.save(self._name(*item), marked(result, own, shift))
-        return len(own)
+        found = adapt_to_job(self.network, method, loop, own, job, self.stream, self._group, statistics=statistics,
+                             seed=self.seed, record=record, device=self.device)  # fmt: skip
+        for shift, result in found.items():
+            self.work.save(self._name(number, turn, shift), marked(result, own, shift))
+        return job.size
 
 
 def marked(result: Mapping[str, Tensor], images: ImageSet, shift: Shift) -> dict[str, Tensor]:

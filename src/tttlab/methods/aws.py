@@ -1,0 +1,106 @@
+"""AWS: contrast the stream's images, stay near the self-supervised model, and learn from its predictions.
+
+Han, Park, Han and Hwang, 2025, arXiv 2506.23529, "Adapt Without Source pretraining": test-time adaptation of an encoder that
+was trained by self-supervision alone (here ``finetune.mode: linear``, a classifier on the frozen encoder). Two models see each
+batch: the self-supervised one, here the network with its source weights, which stand still, and the adapted one:
+
+    loss = contrastive·NT-Xent + distillation·(1 − cos) + mutual·(cross-entropy − mutual information)
+
+``NT-Xent``             of two views of every image, the other images of the batch being the negatives; of the projections where
+                        the network has a SimCLR head, else of the features, so that any backbone will do.
+``1 − cos``             between both models' features of the un-augmented image.
+``cross-entropy``       of the adapted model's class probabilities under those of the source network.
+``mutual information``  between the classes that the two models give the images, from the batch's mean joint probabilities
+                        Σₙ pₙ qₙᵀ / N: high where the models agree, are sure, and do not give all images one class.
+
+At the source weights the second and third have no gradient. One image has no negatives and no mutual information: a batch of
+one is only drawn back to the source network, and a stream of such batches never leaves it.
+
+REBUILT, NOT REPRODUCED: the paper's body, tables and code were not to be had. Its abstract and public reviews tell that there
+are contrastive learning, distillation from the self-supervised model to keep its generality, and mutual learning (a review:
+Eq. 5 joins mutual information and cross-entropy), weighted by λs. The form of every term above, the equal weights, the
+prediction by the adapted model and the self-supervised one's standing still are our reading. A review says that the latter's
+*classifier* is frozen and not the adapted one's: in the paper its encoder may learn as well, and the adapted classifier too,
+which is ``trainable: [encoder, classifier]``. The paper classifies by cosine similarity to class means of labeled source
+features; here a linear layer was fitted to them.
+
+Nothing is measured on the source domain. lr, steps, trainable and normalisation are the adapter's; a review names a search
+over the learning rates 1e-3 to 1e-6, times batch size / 64.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from lightly.loss import NTXentLoss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttlab.method import Method, State
+from tttlab.networks import Bound
+from tttlab.source_statistics import Statistics
+from tttlab.views import Augmentation, random_views
+
+
+@dataclass(frozen=True)
+class AWS(Method):
+    """Refine the features of a self-supervised network on a stream, held and taught by the network as it was.
+
+    Attributes:
+        contrastive: weight of the contrastive term.
+        distillation: weight of the distillation term.
+        mutual: weight of the mutual-learning term.
+        temperature: τ of NT-Xent.
+    """
+
+    protocols = ("online",)
+    whole_batch = True
+    contrastive: Annotated[float, Ge(0)] = 1.0
+    distillation: Annotated[float, Ge(0)] = 1.0
+    mutual: Annotated[float, Ge(0)] = 1.0
+    temperature: Annotated[float, Gt(0)] = 0.5
+    augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
+
+    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Give the ``images (B, 1, 3, H, W)`` themselves and draw fresh ``pairs (B, 2, 3, H, W)`` of views."""
+        return {"images": images.unsqueeze(1), "pairs": random_views(images, generators, 2, self.augmentation)}
+
+    def loss(self, net: Bound, views: dict[str, Tensor], statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Weigh the terms for ``images (N, 3, H, W)`` and ``pairs (2N, 3, H, W)``, each image's two one after the other."""
+        # Two passes: under batch statistics the images must be normalised as the source network's are, without the views.
+        adapted, pairs = net(views["images"]), net(views["pairs"])
+        with torch.no_grad():
+            source = net.module(views["images"])
+        contrast = nt_xent(pairs.features if pairs.projections is None else pairs.projections, self.temperature)
+        return (
+            self.contrastive * contrast
+            + self.distillation * feature_distance(adapted.features, source.features)
+            + self.mutual * mutual_learning(adapted.logits, source.logits)
+        ), state
+
+
+def nt_xent(projections: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of ``projections (2N, P)``, rows 2i and 2i + 1 of one image; 0 for one image, which has no negatives."""
+    first, second = projections.unflatten(0, (-1, 2)).unbind(1)
+    return NTXentLoss(temperature, memory_bank_size=0)(first, second)
+
+
+def feature_distance(features: Tensor, source: Tensor) -> Tensor:
+    """One minus the cosine similarity of ``features (N, D)`` to the source network's, mean over images."""
+    return (1 - F.cosine_similarity(features, source)).mean()
+
+
+def mutual_learning(logits: Tensor, source: Tensor) -> Tensor:
+    """Cross-entropy under the source network's class probabilities less mutual information with them, of logits ``(N, K)``."""
+    taught = source.softmax(-1)
+    return F.cross_entropy(logits, taught) - mutual_information(taught, logits.softmax(-1))
+
+
+def mutual_information(first: Tensor, second: Tensor) -> Tensor:
+    """Mutual information, in nats, of two labellings of N images with class probabilities ``(N, K)``."""
+    joint = first.T @ second / len(first)
+    independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    smallest = torch.finfo(joint.dtype).tiny  # 0·log 0 is 0, and so is its gradient here
+    return (joint * (joint.clamp_min(smallest).log() - independent.clamp_min(smallest).log())).sum()

@@ -1,0 +1,123 @@
+"""EATA: be sure of the test images that are neither doubtful nor like the ones before, and stay near the source weights.
+
+Niu et al., ICML 2022, arXiv 2204.02610: images whose entropy exceeds a share of the largest possible one teach nothing, nor do
+those whose class probabilities point the way of the average of what was learnt from; the others weigh the more the surer they
+are. A penalty, β Σ F (θ − θ_source)², holds the weights that matter on the source domain, with the Fisher information F of the
+network's own predictions, which is measured on unlabeled source images (2,000 in the paper).
+
+In params.yaml the rest of it is the adapter's: ``trainable: norm``, ``normalisation: image``; for ImageNet the published code
+takes SGD with momentum 0.9, ``lr: 2.5e-4``, batches of 64, ``epsilon: 0.05``, ``beta: 2000``. Our defaults are the figures for
+CIFAR-10. What differs: the published code measures F normalised by the statistics of the batch, ours in evaluation mode; and
+it returns the predictions before the step, ours are made after it.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttlab.method import Method, State, entropy
+from tttlab.networks import Bound, as_network, evaluating
+from tttlab.source_statistics import Statistics
+
+# The scale of β depends on it: gradients of unlike images cancel in a batch's mean, so that its square shrinks with the size.
+FISHER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class EATA(Method):
+    """Minimise the weighted entropy of reliable and novel predictions, near the source.
+
+    Attributes:
+        margin: share of log K, the largest entropy, beyond which an image is left out.
+        epsilon: cosine similarity to the average probabilities from which on an image is left out. Sure predictions of K
+            equally frequent classes have 1/√K with their average, and a smaller figure leaves them all out: the published ones
+            are 0.4 for 10 classes and 0.05 for 1000.
+        memory: share of the old average in the new one.
+        beta: β, weight of the penalty; 1 for CIFAR, 2000 for ImageNet; 0: none, which is the paper's ETA.
+    """
+
+    protocols = ("online",)
+    whole_batch = True
+    needs = ("fisher",)
+    margin: Annotated[float, Gt(0)] = 0.4
+    epsilon: Annotated[float, Gt(0)] = 0.4
+    memory: Annotated[float, Ge(0), Lt(1)] = 0.9
+    beta: Annotated[float, Ge(0)] = 1.0
+
+    def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
+        """Measure the Fisher information on source images ``(N, 3, H, W)``: ``fisher.<parameter>``, shaped like it."""
+        network = as_network(network)
+        with evaluating(network):
+            information = fisher_information(network, regroup(batches, FISHER_BATCH))
+        return {f"fisher.{name}": value for name, value in information.items()}
+
+    def init_state(self) -> State:
+        """Give the average probabilities; zero before the first ones, to which nothing is similar."""
+        return torch.zeros(1)
+
+    def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Weighted entropy, in nats, mean over the selected ones of ``views (N, 3, H, W)``, and the penalty; 0 if none is."""
+        logits = net(views).logits
+        entropies, probabilities = entropy(logits), logits.detach().softmax(-1)
+        largest = self.margin * math.log(logits.shape[-1])
+        selected = (entropies < largest) & is_novel(probabilities, state, self.epsilon)
+        weights = (largest - entropies.detach()).exp() * selected
+        loss = (weights * entropies).sum() / selected.sum().clamp_min(1)
+        if self.beta:
+            loss = loss + self.beta * selected.any() * fisher_penalty(net, statistics)
+        return loss, moving_average(state, probabilities, selected, self.memory)
+
+
+def is_novel(probabilities: Tensor, average: Tensor, epsilon: float) -> Tensor:
+    """Tell which of the probabilities ``(N, K)`` point elsewhere than their average ``(K,)`` so far: ``(N,)``."""
+    return F.cosine_similarity(probabilities, average.expand(probabilities.shape[-1]), dim=-1).abs() < epsilon
+
+
+def moving_average(average: Tensor, probabilities: Tensor, selected: Tensor, memory: float) -> Tensor:
+    """Update the average ``(K,)``, or all zeros, by the selected ``(N,)`` of the probabilities ``(N, K)``."""
+    own = (probabilities * selected[:, None]).sum(0) / selected.sum().clamp_min(1)
+    updated = torch.where(average.any(), memory * average + (1 - memory) * own, own)
+    return torch.where(selected.any(), updated, average)
+
+
+def fisher_penalty(net: Bound, statistics: Statistics) -> Tensor:
+    """Squared distance of the weights from the source's, each times its Fisher information, summed."""
+    source = dict(net.module.named_parameters())
+    # The frozen ones, which require no gradient here, are the source's.
+    trained = {name: value for name, value in net.parameters.items() if value.requires_grad}
+    return sum(
+        (statistics[f"fisher.{name}"] * (value - source[name].detach()).square()).sum() for name, value in trained.items()
+    )
+
+
+def fisher_information(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Mean over batches ``(N, 3, H, W)`` of the squared gradient of a batch's mean loss, by parameter.
+
+    The loss is the cross-entropy with the class that the network predicts. A smaller batch at the end counts like the others.
+    """
+    parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    total, count = {name: torch.zeros_like(value) for name, value in parameters.items()}, 0
+    for images in batches:
+        logits = network(images).logits
+        loss = F.cross_entropy(logits, logits.argmax(-1))
+        # A self-supervised head has no part in the logits: zero.
+        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+        total = {name: total[name] + part.square() for name, part in zip(parameters, gradients, strict=True)}
+        count += 1
+    return {name: (value / count).detach() for name, value in total.items()}
+
+
+def regroup(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Cut batches ``(N, …)`` anew, into batches of one size, in order; the last one may be smaller."""
+    waiting: list[Tensor] = []
+    for images in batches:
+        *full, last = torch.cat([*waiting, images]).split(size)
+        yield from full
+        waiting = [last]
+    yield from waiting

@@ -1,0 +1,110 @@
+"""Symmetries: one class for the image, its mirror image, its turned ones and those with their colours exchanged.
+
+In the spirit of VARC's test-time training (Hu et al., 2025, arXiv 2511.14761), which trains on the labeled demonstrations of
+one puzzle: as they are, and turned by 90°, 180° and 270° or mirrored along either axis, each under ten permutations of the
+colours; it votes over such views. Here there is one image and no label: the views are the image under flips or turns and
+permutations of the colour channels, and the loss is the mean over views of the Kullback–Leibler divergence from the views'
+mean prediction,
+
+    (1/V) Σᵥ KL(pᵥ ‖ p̄) = H(p̄) − (1/V) Σᵥ H(pᵥ),    p̄ = (1/V) Σᵥ pᵥ,
+
+their Jensen–Shannon divergence, between 0, where they agree, and log V. Unlike MEMO's entropy of p̄ it does not reward being
+sure, but a constant prediction minimises it too: few steps, above all on streams.
+
+The symmetry must hold for the classes: a mirrored or turned digit is none, a turned photograph is unusual, and exchanged
+channels change classes that their colour defines. The default is the mildest. A network that already ignores a symmetry, as
+one trained on flipped images nearly does, learns little from it. Nothing is needed of the source domain. The prediction is
+that of the image as it is. lr, steps and trainable are the adapter's; VARC's (Adam, 3e-4, 100 epochs, all) suit its own
+networks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor, nn
+
+from tttlab.errors import UserError
+from tttlab.method import Method, State
+from tttlab.networks import Bound
+from tttlab.source_statistics import Statistics
+from tttlab.views import log_mean_probabilities
+
+# The first three, and all six, are groups: the image under one of them has the same set of views.
+CHANNEL_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2))
+
+
+@dataclass(frozen=True)
+class Symmetries(Method):
+    """Minimise the disagreement of the predictions under symmetries of the image.
+
+    Attributes:
+        geometry: ``flips``: the image and its mirror image | ``dihedral``: its four turns by 90°, each mirrored and not.
+        permutations: orders of the colour channels: 1: as they are | 3: the cyclic ones | 6: all; the views are all pairs of
+            a geometry and an order.
+        num_views: views drawn of them, without repetition, for every image and step; None: all.
+    """
+
+    protocols = ("episodic", "online")
+    geometry: Literal["flips", "dihedral"] = "flips"
+    permutations: Annotated[int, Ge(1), Le(6)] = 1
+    num_views: Annotated[int, Ge(2)] | None = None
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse to draw more views than there are."""
+        there = (2 if self.geometry == "flips" else 8) * self.permutations
+        if self.num_views and self.num_views > there:
+            raise UserError(f"method symmetries: geometry {self.geometry!r} and permutations {self.permutations} make {there} "
+                            f"views, found num_views {self.num_views}; lower it, or set null for all")  # fmt: skip
+
+    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Transform ``images (B, 3, H, W)``: ``(B, V, 3, H, W)``; where all views are taken, the image itself is the first."""
+        pixels = pixel_orders(*images.shape[-2:], self.geometry)
+        channels = torch.tensor(CHANNEL_ORDERS[: self.permutations])
+        there = len(pixels) * len(channels)
+        if self.num_views:
+            chosen = torch.stack([torch.randperm(there, generator=generator)[: self.num_views] for generator in generators])
+        else:
+            chosen = torch.arange(there).expand(len(images), -1)
+        return reordered(images, channels[chosen // len(pixels)], pixels[chosen % len(pixels)])
+
+    def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Jensen–Shannon divergence, in nats, of the class probabilities of ``views (V, 3, H, W)``."""
+        return disagreement(net(views).logits), state
+
+
+def disagreement(logits: Tensor) -> Tensor:
+    """Mean Kullback–Leibler divergence of the views' class probabilities, logits ``(V, K)``, from their mean."""
+    log_probabilities = logits.log_softmax(-1)
+    return (log_probabilities.exp() * (log_probabilities - log_mean_probabilities(logits))).sum(-1).mean()
+
+
+def pixel_orders(height: int, width: int, geometry: str) -> Tensor:
+    """Number the pixels of the transformed images by where they come from: ``(G, H·W)``, the identity first.
+
+    Raises:
+        UserError: a turn would change the shape of the images.
+    """
+    if geometry == "dihedral" and height != width:
+        raise UserError(f"method symmetries: geometry 'dihedral' needs square images, found {height}×{width}; set flips")
+    places = torch.arange(height * width).view(height, width)
+    turned = [places.rot90(turns) for turns in range(4 if geometry == "dihedral" else 1)]
+    return torch.stack([view.flatten() for turn in turned for view in (turn, turn.flip(-1))])
+
+
+def reordered(images: Tensor, channels: Tensor, pixels: Tensor) -> Tensor:
+    """Take the images' values in other orders.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        channels: ``(B, V, C)``, for every view the channels' numbers.
+        pixels: ``(B, V, H·W)``, for every view the pixels' numbers.
+
+    Returns:
+        ``(B, V, C, H, W)``.
+    """
+    rows = torch.arange(len(images), device=images.device)[:, None, None, None]
+    channels, pixels = channels.to(images.device)[..., None], pixels.to(images.device)[..., None, :]
+    return images.flatten(2)[rows, channels, pixels].unflatten(-1, images.shape[-2:])

@@ -1,0 +1,159 @@
+"""TTT++: contrast the views of a batch's images, and keep the features' first two moments where the source domain has them.
+
+Liu et al., NeurIPS 2021 (When Does Self-Supervised Test-Time Training Fail or Thrive?). The loss is NT-Xent, the other images
+of the batch being the negatives, and at two places, the encoder's features and the projections, the distance of mean and
+covariance, Σ, to the source domain's, D being the width:
+
+    s·(‖Σ_s − Σ_t‖²/(4·D²))/c + ½·s·(‖μ_s − μ_t‖²/D)/m
+
+c and m are what a mini-batch of *source* images scores on average against all of them, so that the terms of a batch without
+any shift come to about s and s/2. A batch alone would estimate the covariance poorly: its moments are taken together with the
+features, without gradient, of the images that came before. Contrast sees augmented views, alignment the images themselves.
+Needs a SimCLR head and source images.
+
+In params.yaml the rest is the adapter's: ``trainable: encoder``, ``normalisation: image``, SGD with momentum 0.9, batches of
+256; CIFAR-10: lr 1e-2; CIFAR-100: lr 1e-4, scales 5 and 20, queue 2048.
+
+What differs from the published code: it goes over the test images up to 500 times (twice only for BatchNorm's statistics, and
+aligning from the fourth time on), halves its learning rate and stops by the *test error*, and predicts with BatchNorm's moving
+averages; ours passes once, never sees a label, and leaves normalisation to the adapter's policy. It aligns each batch on its
+own until the queue is full, ours with whatever the queue holds already, which is a better estimate from the second batch on.
+Its c and m are distances to the first source batch, which it leaves out of everything else, ours to the moments of all source
+images, of which none is left out: by that alone they are about half of its, and equal scales weigh about twice. It crops and
+mirrors the source images at random, ours are as they are.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, NamedTuple
+
+import torch
+from annotated_types import Ge, Gt
+from lightly.loss import NTXentLoss
+from torch import Tensor, nn
+
+from tttlab.errors import UserError
+from tttlab.method import Method, State
+from tttlab.networks import Bound, as_network, evaluating
+from tttlab.seeding import torch_generator
+from tttlab.source_statistics import Statistics
+from tttlab.views import Augmentation, random_views
+
+PLACES = ("features", "projections")
+NAMES = ("mean", "covariance", "noise_mean", "noise_covariance")
+
+
+class Seen(NamedTuple):
+    """What is remembered of images, in order of arrival: rows of features and projections next to each other.
+
+    ``queue (M, D + P)`` of earlier batches; ``batch (N, D + P)`` of the present one at its latest step: however many steps it
+    takes, an image joins the queue once.
+    """
+
+    queue: Tensor
+    batch: Tensor
+
+
+@dataclass(frozen=True)
+class TTTPlusPlus(Method):
+    """Contrast views within the batch, and align moments with the source domain.
+
+    Attributes:
+        temperature: τ of NT-Xent.
+        scale_features: s of the encoder's features; 0: they are not aligned.
+        scale_projections: s of the projections; 0: they are not aligned.
+        queue_size: images whose moments are taken: those of the batch, all of them, and the latest before it; source
+            mini-batches have as many, or half the source images if these are fewer than two such.
+    """
+
+    protocols = ("online",)
+    whole_batch = True
+    head = "simclr"
+    needs = ("alignment",)
+    temperature: Annotated[float, Gt(0)] = 0.5
+    scale_features: Annotated[float, Ge(0)] = 0.05
+    scale_projections: Annotated[float, Ge(0)] = 0.2
+    queue_size: Annotated[int, Ge(2)] = 1536
+    augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse a network without a projection head."""
+        if not hasattr(getattr(network, "head", None), "project"):
+            raise UserError("method ttt_plus_plus: expected a network with a SimCLR projection head, found none; pretrain or "
+                            "fine-tune it with objective simclr, or choose another method")  # fmt: skip
+
+    @torch.no_grad()
+    def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
+        """Summarise both places over source images: ``alignment.<place>.`` and one of `NAMES`."""
+        network = as_network(network)
+        with evaluating(network):
+            outputs = [network(images) for images in batches]
+        statistics: Statistics = {}
+        for place in PLACES:
+            found = summarise(torch.cat([getattr(part, place) for part in outputs]), self.queue_size)
+            statistics |= {f"alignment.{place}.{name}": value for name, value in zip(NAMES, found, strict=True)}
+        return statistics
+
+    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Give the images themselves ``(B, 1, 3, H, W)``, and two fresh views of each ``(B, 2, 3, H, W)``."""
+        return images.unsqueeze(1), random_views(images, generators, 2, self.augmentation)
+
+    def loss(self, net: Bound, views: tuple[Tensor, Tensor], statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Contrast of views ``(2·N, 3, H, W)`` plus alignment of images ``(N, 3, H, W)`` and of those seen before."""
+        images, pairs = views
+        outputs = net(images)
+        parts = [getattr(outputs, place) for place in PLACES]
+        rows, widths = torch.cat(parts, dim=1), [part.shape[1] for part in parts]
+        queue = state.queue if state else rows[:0].detach()
+        known = torch.cat([queue, rows])[-max(self.queue_size, len(rows)) :]
+        loss = contrast(net(pairs).projections, self.temperature)
+        if len(known) > 1:  # one image has no covariance
+            scales = (self.scale_features, self.scale_projections)
+            for place, scale, part in zip(PLACES, scales, known.split(widths, dim=1), strict=True):
+                loss = loss + scale * misalignment(part, place, statistics)
+        return loss, Seen(queue, rows.detach())
+
+    def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Classify the batch, which has taken its steps, and let it join the queue."""
+        if state:
+            state = Seen(torch.cat(state)[-self.queue_size :], state.batch[:0])
+        return net(images).logits, state
+
+
+def contrast(projections: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of ``projections (2·N, P)``, two views of each image after each other; 0 for one image, without negatives."""
+    first, second = projections.unflatten(0, (-1, 2)).unbind(1)
+    return NTXentLoss(temperature, memory_bank_size=0)(first, second)
+
+
+def misalignment(rows: Tensor, place: str, statistics: Statistics) -> Tensor:
+    """Distance of the moments of ``rows (N, D)`` to the source domain's, in units of source noise."""
+    *source, noise_mean, noise_covariance = (statistics[f"alignment.{place}.{name}"] for name in NAMES)
+    mean, covariance = distances(rows, *source)
+    return covariance / noise_covariance + 0.5 * mean / noise_mean
+
+
+def distances(rows: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Compare the moments of ``rows (N, D)`` to ``mean (D,)``, squared per dimension, and ``covariance (D, D)``, by CORAL."""
+    own_mean, own_covariance = moments(rows)
+    return (own_mean - mean).square().mean(), (own_covariance - covariance).square().mean() / 4
+
+
+def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Take mean ``(D,)`` and unbiased covariance ``(D, D)`` of ``rows (N, D)``."""
+    return rows.mean(0), torch.cov(rows.T)
+
+
+def summarise(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Take the moments of all source ``rows (N, D)``, and the mean distances of mini-batches of ``size`` to them: `NAMES`.
+
+    Raises:
+        UserError: there are too few images for two mini-batches with a covariance.
+    """
+    if len(rows) < 4:
+        raise UserError(f"method ttt_plus_plus: expected 4 source images or more, found {len(rows)}; raise source_stats.images")
+    own = moments(rows)
+    # At random: in order, a mini-batch might hold a single class.
+    order = torch.randperm(len(rows), generator=torch_generator(0, "source batches")).to(rows.device)
+    parts = rows[order].tensor_split(max(2, len(rows) // size))
+    return *own, *torch.stack([torch.stack(distances(part, *own)) for part in parts]).mean(0)
