@@ -13,12 +13,13 @@ def run(params: Params, name: str) -> None:
 
     fabric = open_processes(params)
     sets = ("data/test", "data/labeled_validation", "data/shifted")
-    inputs = [pipeline.OUTPUTS / folder for folder in ("finetuned", "source_stats", *sets, f"tuned/{name}.json")]
+    chosen = (f"tuned/{name}.json", f"methods/{name}.json")
+    inputs = [pipeline.OUTPUTS / folder for folder in ("finetuned", "source_stats", *sets, *chosen)]
     sections = {"seed": True, "seeds": True, "source_stats": True, "shifts": True,
                 "adapt": {"protocol": True, "online": True, "augment": True, "curve": True, "runs": {name}}}  # fmt: skip
     settings = params.model_dump(mode="json", include=sections)
     sweeps = {model: [open_sweep(params, name, model, seed, fabric) for seed in params.seeds]
-              for model in params.models}  # fmt: skip
+              for model in params.models_of(name)}  # fmt: skip
     with shared_work(fabric, f"adapt {name}", settings, inputs) as work:
         about = {model: adapt_model(params, name, model, own, work) for model, own in sweeps.items()}
         if not fabric.is_global_zero:

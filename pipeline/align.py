@@ -12,7 +12,7 @@ def run(params: Params, name: str) -> None:
 
     folder = pipeline.OUTPUTS / "aligned" / name
     folder.mkdir(parents=True, exist_ok=True)
-    for model in params.models:
+    for model in params.models_of(name):
         wanted = params.alignment.images and params.run_settings(name, model).trains
         tables = align_model(params, name, model) if wanted else []
         table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)

@@ -15,7 +15,7 @@ from tttlab.resuming import Work
 def list_settings(run: Sweep) -> dict[str, dict[str, Any]]:
     """List the settings to follow by name, all different; none for a run that neither trains nor was tuned, and on streams."""
     wish, tuned = run.params.adapt.curve, run.tuned
-    if run.params.adapt.protocol == "online":  # fewer steps on one batch lead to other weights for the next
+    if run.ready.settings.protocol == "online":  # fewer steps on one batch lead to other weights for the next
         return {}
     if not wish.images or not (run.ready.settings.trains or tuned["tuned"]):
         return {}

@@ -21,19 +21,18 @@ def run(params: Params) -> None:
     kinds = {"by_shift": metrics.by_shift, "by_corruption": metrics.by_corruption, "by_severity": metrics.by_severity,
              "reliability": metrics.reliability}  # fmt: skip
     entries, tables = {}, {name: [] for name in ("summary", *kinds, *diagnosis.TABLES)}
-    for model in params.models:
-        for name in params.adapt.runs:
-            found = pipeline.OUTPUTS / "adapted" / name / f"{model}.parquet"
-            predictions = read_predictions(found)
-            (pipeline.OUTPUTS / "predictions" / model).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(found, pipeline.OUTPUTS / "predictions" / model / f"{name}.parquet")
-            entry = entries[f"{model}/{name}"] = metrics.summarise(predictions)
-            tables["summary"].append(_named(pd.DataFrame([metrics.flatten(entry)]), model, name))
-            for table, kind in kinds.items():
-                tables[table].append(_named(kind(predictions), model, name))
-            aligned = pipeline.OUTPUTS / "aligned" / name / f"{model}.parquet"
-            for table, rows in diagnosis.read(predictions, found.with_suffix(".steps.parquet"), aligned, params.seed).items():
-                tables[table].append(_named(rows, model, name))
+    for model, name in params.pairs:
+        found = pipeline.OUTPUTS / "adapted" / name / f"{model}.parquet"
+        predictions = read_predictions(found)
+        (pipeline.OUTPUTS / "predictions" / model).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(found, pipeline.OUTPUTS / "predictions" / model / f"{name}.parquet")
+        entry = entries[f"{model}/{name}"] = metrics.summarise(predictions)
+        tables["summary"].append(_named(pd.DataFrame([metrics.flatten(entry)]), model, name))
+        for table, kind in kinds.items():
+            tables[table].append(_named(kind(predictions), model, name))
+        aligned = pipeline.OUTPUTS / "aligned" / name / f"{model}.parquet"
+        for table, rows in diagnosis.read(predictions, found.with_suffix(".steps.parquet"), aligned, params.seed).items():
+            tables[table].append(_named(rows, model, name))
     tables["distances"] = [pd.read_csv(pipeline.OUTPUTS / "distances" / f"{model}.csv") for model in params.models]
 
     folder = pipeline.OUTPUTS / "tables"

@@ -19,7 +19,7 @@ def run(params: Params) -> None:
     from tttlab.results import Results
 
     outputs, shifts = pipeline.OUTPUTS, params.shifts
-    results = Results.read(outputs, list(params.models), list(params.adapt.runs))
+    results = Results.read(outputs, params.pairs)
     test = ImageSet.load(outputs / "data" / "test")
     tested, tested_shifts = open_test(params)
     shown = pictures.shift_pictures(test, shifts.corruptions, shifts.severities, params.seed)
@@ -30,8 +30,9 @@ def run(params: Params) -> None:
     trained = [key for key in results.summary if results.trains(*key)]
     read = partial(pictures.read_flips, outputs, test=tested, shifts=tested_shifts, seed=params.seed)
     flips = [found for key in trained if (found := read(*key))]
-    online = params.adapt.online if params.adapt.protocol == "online" else None
-    note = report.about(results, test.source, shifts, online)
+    streamed = [run for model, run in params.pairs if model == results.models[0]
+                and run != "none" and params.run_settings(run, model).protocol == "online"]  # fmt: skip
+    note = report.about(results, test.source, shifts, params.adapt.online, streamed)
     target = outputs / "report.html"
     target.write_text(page.render(results, drawn, params.model_dump(mode="json"), note, flips), encoding="utf-8")
     _log(params, results, files, target)

@@ -4,6 +4,6 @@ from tttlab.arrivals import Stream
 from tttlab.params import Params
 
 
-def open_stream(params: Params) -> Stream | None:
+def open_stream(params: Params, protocol: str) -> Stream | None:
     """Say how images arrive; None: each is adapted to on its own, so that their order does not matter."""
-    return Stream(**params.adapt.online.model_dump()) if params.adapt.protocol == "online" else None
+    return Stream(**params.adapt.online.model_dump()) if protocol == "online" else None

@@ -50,7 +50,7 @@ class Sweep(NamedTuple):
     def tags(self) -> dict[str, Any]:
         """Say what MLflow finds this run by."""
         return {"model": self.model, "method": self.ready.settings.method, "run": self.name, "training_seed": self.seed,
-                "protocol": self.params.adapt.protocol, "source_run_id": self.source.about.get("mlflow_run_id")}  # fmt: skip
+                "protocol": self.ready.settings.protocol, "source_run_id": self.source.about.get("mlflow_run_id")}  # fmt: skip
 
     def adapt(self, work: Work) -> tuple[pd.DataFrame, np.ndarray] | None:
         """Adapt to this process's share of all shifted images; the first process returns what all found."""
@@ -68,7 +68,7 @@ class Sweep(NamedTuple):
                 self.source.network, ready.method, ready.loop, images, shifts, statistics=ready.statistics,
                 seed=self.params.seed, work=work, prefix=prefix, images_per_step=machine.images_per_step, device=device,
                 on_images=bar.update, workers=machine.workers if device.type == "cpu" else 0,
-                stream=open_stream(self.params),
+                stream=open_stream(self.params, ready.settings.protocol),
                 rank=fabric.global_rank, ranks=fabric.world_size, barrier=fabric.barrier, **settings,
             )  # fmt: skip
 

@@ -9,7 +9,7 @@ from tttlab.params import Params
 
 def run(params: Params, name: str) -> None:
     """Write outputs/tuned/<run>.json: for every model the settings that `adapt` takes, the gate, and the runners-up."""
-    chosen = {model: params.run_settings(name, model) for model in params.models}
+    chosen = {model: params.run_settings(name, model) for model in params.models_of(name)}
     found = {model: {"tuned": False, "settings": own.values(), "default": own.values(), "candidates": [], "gate": None}
              for model, own in chosen.items()}  # fmt: skip
     searched = [model for model, own in chosen.items() if params.tune.enabled and own.search]
@@ -26,7 +26,7 @@ def tune_models(params: Params, name: str, models: list[str]) -> dict[str, dict[
     from tttlab.resuming import Work, work_key
 
     networks = [f"{folder}/{model}/{params.seeds[0]}" for folder in ("finetuned", "source_stats") for model in models]
-    inputs = [pipeline.OUTPUTS / folder for folder in (*networks, "data/labeled_validation")]
+    inputs = [pipeline.OUTPUTS / folder for folder in (*networks, "data/labeled_validation", f"methods/{name}.json")]
     adapting = dict.fromkeys(("protocol", "online", "augment"), True) | {"runs": {name}}
     sections = {"seed": True, "tune": True, "source_stats": True, "adapt": adapting}
     key = work_key(f"tune {name}", params.model_dump(mode="json", include=sections), inputs)
@@ -46,7 +46,7 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
 
     images = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_validation")
     own, wish = params.run_settings(name, model), params.tune
-    source, stream = load_source(params, model, params.seeds[0]), open_stream(params)
+    source, stream = load_source(params, model, params.seeds[0]), open_stream(params, own.protocol)
     candidates, steps = tuning.list_candidates(own.search, own.values(), wish.candidates, params.seed, name, model,
                                                in_one_pass=not stream)  # fmt: skip
 

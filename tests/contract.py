@@ -1,11 +1,13 @@
 """What every method is given when the tests try them all: settings that suit untrained networks, and source statistics."""
 
+import os
 from functools import cache
 
 import networks
 import torch
 
 from tttlab.method import Method
+from tttlab.method_settings import method_names
 from tttlab.networks import Network
 from tttlab.registry import load_method
 from tttlab.source_statistics import Statistics
@@ -17,6 +19,11 @@ SETTINGS = {
     "symmetries": {"permutations": 3},  # an untrained transformer hardly tells left from right
     "sar": {"margin": 2.0},  # an untrained network is never sure enough
 }
+
+
+def names() -> tuple[str, ...]:
+    """List the methods to try: those of the package, and those of others that the environment names by their dotted paths."""
+    return (*method_names(), *os.environ.get("OWN_METHODS", "").split())
 
 
 def load(name: str) -> Method:

@@ -73,7 +73,9 @@ def write_project(
         seeds=tuple(seeds),
         models=dict.fromkeys(models),
         shifts=settings(corruptions, severities, sets),
-        adapt=SimpleNamespace(runs=dict.fromkeys(runs), protocol="episodic"),
+        pairs=[(model, run) for model in models for run in runs],
+        run_settings=lambda _run, _model: SimpleNamespace(protocol="episodic"),
+        adapt=SimpleNamespace(runs=dict.fromkeys(runs), online=None),
         model_dump=lambda **_: {"seed": 3, "models": {"vit": {"note": "</pre><script>alert(1)</script>"}}},
     )
 

@@ -6,13 +6,19 @@ import torch
 from torch import Tensor
 
 from tttlab.networks import Network, build_encoder
+from tttlab.objective import Objective
+from tttlab.objectives.clust3 import ClusT3
 from tttlab.objectives.mae import MAE
+from tttlab.objectives.rotation import Rotation
 from tttlab.objectives.simclr import SimCLR
+from tttlab.objectives.simsiam import SimSiam
 from tttlab.source_statistics import Statistics, layer_statistics, projection_bank
 
 SIZE, CLASSES = 16, 4
 RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12], "stem_type": "deep", "stem_width": 4}
 VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4}
+
+PROJECTOR, DECODER = SimCLR(hidden_dim=16, projection_dim=8), MAE(decoder_dim=16)
 
 
 def images(count: int, seed: int = 0) -> Tensor:
@@ -21,19 +27,39 @@ def images(count: int, seed: int = 0) -> Tensor:
     return torch.nn.functional.interpolate(noise, size=SIZE, mode="bilinear")
 
 
-def resnet(norm_layer: str | None = None) -> Network:
-    """A four-stage ResNet with BatchNorm (or another norm) and a SimCLR head."""
+def resnet(norm_layer: str | None = None, objective: Objective = PROJECTOR) -> Network:
+    """A four-stage ResNet with BatchNorm (or another norm) and a SimCLR, or another, head."""
     torch.manual_seed(1)
     options = RESNET | ({"norm_layer": norm_layer} if norm_layer else {})
     encoder = build_encoder("resnet18", SIZE, stem="small", options=options)
-    return settle(Network(encoder, CLASSES, SimCLR(hidden_dim=16, projection_dim=8).head(encoder)))
+    return settle(Network(encoder, CLASSES, objective.head(encoder)))
 
 
-def vit() -> Network:
-    """A two-block ViT with an MAE decoder."""
+def vit(objective: Objective = DECODER) -> Network:
+    """A two-block ViT with an MAE decoder, or another head."""
     torch.manual_seed(2)
     encoder = build_encoder("vit_tiny_patch16_224", SIZE, options=VIT)
-    return settle(Network(encoder, CLASSES, MAE(decoder_dim=16).head(encoder)))
+    return settle(Network(encoder, CLASSES, objective.head(encoder)))
+
+
+def decided(network: Network, factor: float) -> Network:
+    """Make cluster heads decided, as training does: fresh ones give all clusters alike, and hardly a gradient."""
+    with torch.no_grad():
+        for layer in network.head.layers:
+            layer.weight *= factor
+    return network
+
+
+KINDS = {
+    "resnet": resnet,
+    "groupnorm": lambda: resnet("groupnorm1"),
+    "vit": vit,
+    "rotation": lambda: resnet(objective=Rotation()),
+    "rotation_vit": lambda: vit(Rotation()),
+    "simsiam": lambda: resnet(objective=SimSiam(hidden_dim=16, projection_dim=16, prediction_dim=8)),
+    "clust3": lambda: decided(resnet(objective=ClusT3(heads=2, clusters=4)), 10),
+    "clust3_vit": lambda: decided(vit(ClusT3(heads=2, clusters=4)), 30),
+}
 
 
 def settle(network: Network) -> Network:
@@ -42,16 +68,18 @@ def settle(network: Network) -> Network:
     with torch.no_grad():
         for step in range(20):
             network(images(32, seed=100 + step))
+            if hasattr(network.head, "branch_off"):
+                network(images(32, seed=100 + step), branch=True)
     return network.eval()
 
 
 @cache
 def source_statistics(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Network, Statistics]:
-    """A network (``resnet``, ``groupnorm`` or ``vit``) with all the source statistics that any method needs.
+    """A network (a key of `KINDS`) with all the source statistics that any method needs.
 
     In double precision two ways to the same number agree to many digits, whatever rounding the steps in between amplify.
     """
-    network = {"resnet": resnet, "groupnorm": lambda: resnet("groupnorm1"), "vit": vit}[kind]().to(dtype)
+    network = KINDS[kind]().to(dtype)
     batches = [images(64, seed=7).to(dtype)]
     statistics = layer_statistics(network, batches)
     if hasattr(network.head, "project"):

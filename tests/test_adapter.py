@@ -18,7 +18,6 @@ from tttlab.adapter import adapt, diverged, draw_looks
 from tttlab.errors import UserError
 from tttlab.inner_loop import InnerLoop, clip_gradients, select_parameters
 from tttlab.method import Method
-from tttlab.method_settings import method_names
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.clust3 import ClusT3Training
 from tttlab.methods.mae import MAETraining
@@ -55,7 +54,7 @@ TRAINING = [
 def found_methods():
     """Every training method in the folder that is not listed above, with its own defaults, on every network it accepts."""
     listed = {type(method) for _, method in TRAINING}
-    for method in map(contract.load, method_names()):
+    for method in map(contract.load, contract.names()):
         wanted = method.trains and "episodic" in method.protocols and type(method) not in listed
         for kind in ("resnet", "groupnorm", "vit") if wanted else ():
             with contextlib.suppress(UserError):

@@ -26,7 +26,7 @@ def keep(folder, settings=trainings.SIMCLR, **extra):
     return network, about
 
 
-@pytest.mark.parametrize("settings", [trainings.SIMCLR, trainings.MAE], ids=["simclr", "mae"])
+@pytest.mark.parametrize("settings", trainings.OF_EACH.values(), ids=trainings.OF_EACH)
 def test_a_network_comes_back_bit_for_bit(settings, tmp_path):
     network, about = keep(tmp_path, settings, parent="abc", metrics={"loss": 0.5})
     loaded, read = load(tmp_path)

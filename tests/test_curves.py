@@ -29,11 +29,11 @@ def follow(tmp_path, monkeypatch):
             seen.update({shift.name: shift.of(test).image_ids for shift in shifts})
             seen["steps"] = settings["record"]
 
-        adapt = SimpleNamespace(curve=curve, protocol="episodic")
+        adapt = SimpleNamespace(curve=curve)
         curves.adapt_along_steps(SimpleNamespace(
             params=SimpleNamespace(seed=0, adapt=adapt, shifts=Shifts(**wish)), prefix="m-0",
             tuned={"tuned": False, "settings": {}, "default": {}, "candidates": []}, name="r", model="m", source=None,
-            ready=SimpleNamespace(settings=SimpleNamespace(trains=trains, adapter=adapter)), over=over,
+            ready=SimpleNamespace(settings=SimpleNamespace(trains=trains, adapter=adapter, protocol="episodic")), over=over,
         ), None)  # fmt: skip
         return seen
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tttlab.adapter import InnerLoop, adapt
+from tttlab.checkpoints import OBJECTIVES
 from tttlab.errors import UserError
 from tttlab.method_settings import declared, method_names
 from tttlab.methods.actmad import ActMAD, l1_discrepancy, natural_discrepancy
@@ -137,7 +138,7 @@ def test_memo_lies_between_certainty_and_a_die(classes):
         assert found.item() == pytest.approx(entropy, abs=1e-12)
 
 
-@pytest.mark.parametrize(("method", "head"), [("mae", "mae"), ("simclr", "simclr"), ("memo", None), ("actmad", None)])
+@pytest.mark.parametrize(("method", "head"), [(name, name) for name in OBJECTIVES] + [("memo", None), ("actmad", None)])
 def test_a_method_says_whose_head_it_needs_without_being_imported(method, head):
     assert declared(method).head == head == load_method(method).head
 

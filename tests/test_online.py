@@ -15,7 +15,6 @@ from tttlab.adapter import adapt
 from tttlab.errors import UserError
 from tttlab.inner_loop import InnerLoop, select_parameters
 from tttlab.method import Method
-from tttlab.method_settings import method_names
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.lame import LAME, assign, neighbor_affinities
 from tttlab.methods.memo import MEMO
@@ -177,7 +176,7 @@ def test_a_batch_that_fails_on_the_way_keeps_its_losses_in_shape():
     ("name", "kind"),
     [
         (name, kind)
-        for name in method_names()
+        for name in contract.names()
         if "online" in contract.load(name).protocols
         for kind in HEADED.get(name, ("resnet", "vit"))
     ],

@@ -1,6 +1,7 @@
 import math
 import re
 from html.parser import HTMLParser
+from itertools import product
 
 import evaluated
 import numpy as np
@@ -78,7 +79,7 @@ SHIFTS = list_shifts(evaluated.CORRUPTIONS, evaluated.SEVERITIES)
 
 def render(outputs, models=MODELS, runs=RUNS, results=None, corruptions=evaluated.CORRUPTIONS, sets=None) -> Page:
     """Make a page as the stage does."""
-    results, sets = results or Results.read(outputs, models, runs), sets or {}
+    results, sets = results or Results.read(outputs, list(product(models, runs))), sets or {}
     test = ImageSet.load(outputs / "data" / "test")
     shifts = [*SHIFTS, *(Shift(name, 0, images) for name, images in sets.items())]
     shown = pictures.shift_pictures(test, corruptions, evaluated.SEVERITIES, 3)
@@ -109,7 +110,7 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(outputs):
-    return Results.read(outputs, MODELS, RUNS)
+    return Results.read(outputs, list(product(MODELS, RUNS)))
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +262,7 @@ class TestTables:
 class TestMissing:
     @pytest.mark.parametrize("name", list(SECTIONS))
     def test_a_section_vanishes_with_its_table(self, small, name):
-        results = Results.read(small, ("vit",), ("none", "actmad"))
+        results = Results.read(small, list(product(("vit",), ("none", "actmad"))))
         tables = {key: table for key, table in results.tables.items() if key != name}
         less = Results(results.models, results.runs, results.summary, tables, results.adapted)
         found = [
@@ -283,7 +284,7 @@ class TestMissing:
 
     def test_without_labels(self, tmp_path):
         evaluated.write_project(tmp_path, models=("vit",), runs=("none", "actmad"), labeled=False, images=12)
-        results = Results.read(tmp_path, ("vit",), ("none", "actmad"))
+        results = Results.read(tmp_path, list(product(("vit",), ("none", "actmad"))))
         page = render(tmp_path, results=results)
         words = "".join(page.words)
         assert "no labels, so accuracy is unknown" in words
@@ -295,7 +296,7 @@ class TestMissing:
 
     def test_without_labels_of_shifted_images_the_clean_ones_still_count(self, tmp_path):
         evaluated.write_project(tmp_path, models=("vit",), runs=("none", "actmad"), labeled="clean", images=12)
-        results = Results.read(tmp_path, ("vit",), ("none", "actmad"))
+        results = Results.read(tmp_path, list(product(("vit",), ("none", "actmad"))))
         page = render(tmp_path, results=results)
         entry = results.summary["vit", "actmad"]
         lost = 100 * (entry["clean_adapted"] - entry["clean_source"])
@@ -323,7 +324,7 @@ class TestMissing:
         assert "sd over seeds 0.4" in page.cells["vit/actmad", "interval"]
 
     def test_unknown_numbers_become_dashes(self, small):
-        results = Results.read(small, ("vit",), ("none", "actmad"))
+        results = Results.read(small, list(product(("vit",), ("none", "actmad"))))
         holes = {name: table.copy() for name, table in results.tables.items()}
         columns = {
             "by_shift": ["gain_low", "mcnemar_p", "mcnemar_holm", "distance"], "by_corruption": ["gain_low", "gain_high"],

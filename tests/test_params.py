@@ -12,7 +12,7 @@ from tttlab.params import CORRUPTIONS, HELD_OUT, read_params
 
 PROJECT = Path(__file__).parent.parent
 
-HEAD = "from dataclasses import dataclass, field\n\n@dataclass(frozen=True)\nclass Method:\n"
+HEAD = "from dataclasses import dataclass, field\n\n@dataclass(frozen=True)\nclass Own(Method):\n"
 METHODS = {
     "none": HEAD + "    trains = False\n",
     "views": HEAD + "    trains = False\n    views: Annotated[int, Ge(1)] = 8\n",
@@ -66,7 +66,7 @@ distance: {images: 100, permutations: 99}
 alignment: {images: 10}
 adapt:
   protocol: episodic
-  online: {batch_size: 8, order: shuffled}
+  online: {batch_size: 8, order: shuffled, shifts: separate}
   augment: {min_scale: 0.7, flip: false, jitter: 0.2}
   curve: {images: 4, severities: [5], candidates: 1}
   runs:
@@ -159,6 +159,7 @@ def test_values_are_frozen(read):
 RUN = "adapt/runs/ssl/"
 CONV = "models/conv/"
 VIT = "models/vit/"
+CLUST3 = {"name": "clust3", "stages": [1, 2], "heads": 5, "clusters": 10}
 MISTAKES = [
     # where, what is written there, how the message begins, what else it says
     ("sed", 1, "sed: unknown key", "did you mean 'seed'?"),
@@ -195,6 +196,22 @@ MISTAKES = [
     (CONV + "objective/name", "simcrl", "models.conv.objective.name: found 'simcrl'", "did you mean 'simclr'?"),
     (CONV + "objective/name", del_, "models.conv.objective.name: missing", ""),
     (CONV + "objective/temprature", 1, "models.conv.objective.temprature: unknown key", "mean 'temperature'?"),
+    (CONV + "objective", {"name": "rotation"}, "models.conv.objective.shared_stages: missing", ""),
+    (
+        CONV + "objective",
+        {"name": "rotation", "shared_stages": 0},
+        "models.conv.objective.shared_stages: expected a number greater than or equal to 1",
+        "found 0",
+    ),
+    (CONV + "objective", CLUST3 | {"stages": []}, "models.conv.objective.stages: expected at least one entry", "found []"),
+    (CONV + "objective", CLUST3 | {"stages": [2, 2]}, "models.conv.objective.stages: expected every entry once", "2 twice"),
+    (CONV + "objective", CLUST3 | {"clusters": 1}, "models.conv.objective.clusters: expected a number greater", "found 1"),
+    (
+        CONV + "objective",
+        {"name": "simsiam", "hidden_dim": 8, "projection_dim": 8, "prediction_dim": 0},
+        "models.conv.objective.prediction_dim: expected a number greater than or equal to 1",
+        "found 0",
+    ),
     (CONV + "objective/temperature", 0, "models.conv.objective.temperature: expected a number greater than 0", ""),
     (
         CONV + "objective",
@@ -239,6 +256,17 @@ MISTAKES = [
     ("adapt/runs/none/search", {"prior": [0.1]}, "adapt.runs.none.search: the control has nothing to tune", "remove it"),
     ("distance/images", 5, "distance.images: expected a number greater than or equal to 20", "found 5"),
     ("adapt/protocol", "episodc", "adapt.protocol: found 'episodc'", "did you mean 'episodic'?"),
+    ("adapt/online/shifts", "mixd", "adapt.online.shifts: found 'mixd'", "did you mean 'mixed'?"),
+    (RUN + "protocol", "onlin", "adapt.runs.ssl.protocol: unknown protocol 'onlin'", "did you mean 'online'?"),
+    (
+        "adapt/runs/actmad/protocol",
+        "online",
+        "adapt.runs.actmad.method: actmad is defined for episodic",
+        "found protocol: online",
+    ),
+    (RUN + "models", ["vti"], "adapt.runs.ssl.models: unknown model 'vti'", "did you mean 'vit'?"),
+    (RUN + "models", [], "adapt.runs.ssl.models: expected a list of models, found []", "remove it for all"),
+    ("adapt/runs/none/models", ["vit"], "adapt.runs.none: the control", "{method: none} alone"),
     ("machine/device", "gpu", "machine.device: unknown device 'gpu'", "cuda"),
     ("machine/precision", 16, "machine.precision: found 16", "allowed: 32, auto, bf16"),
     ("machine/devices", 0, "machine.devices: expected", "or 'auto', found 0"),
@@ -270,6 +298,18 @@ def test_a_mistake_is_one_line_with_path_finding_and_choices(read, where, value,
     text = message(read, {where: value})
     assert text.startswith(start)
     assert also in text
+
+
+def test_a_run_can_be_for_some_models_and_have_a_protocol_of_its_own(read, methods):
+    masked = {"method": "mae", "models": ["vit"]}
+    stream = {"method": "stream", "protocol": "online", "momentum_of_teacher": 0.9}
+    params = read({"adapt/runs/masked": masked, "adapt/runs/stream": stream})
+    assert params.models_of("masked") == ("vit",)
+    assert params.models_of("stream") == ("conv", "vit")
+    assert ("conv", "masked") not in params.pairs
+    assert {("vit", "masked"), ("conv", "stream")} < set(params.pairs)
+    assert params.run_settings("stream", "vit", methods).protocol == "online"
+    assert params.run_settings("masked", "vit", methods).protocol == "episodic"
 
 
 def test_several_mistakes_are_counted(read):
@@ -409,8 +449,9 @@ def test_run_settings_name_what_there_is(read, methods):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("x = 1\n", "expected one public class with @dataclass, found 0"),
-        (METHODS["none"] + METHODS["views"], "expected one public class with @dataclass, found 2"),
+        ("x = 1\n", "expected one public class with @dataclass and the base Method, found 0"),
+        (METHODS["none"] + METHODS["views"], "expected one public class with @dataclass and the base Method, found 2"),
+        (METHODS["views"].replace("(Method)", ""), "found 0"),
         ("def f(:\n", "line 1: not valid Python"),
         (HEAD + "    lr: float = 1.0\n", "the adapter already has a setting 'lr'"),
     ],

@@ -21,8 +21,8 @@ from tttlab.errors import UserError
 from tttlab.params import ImageSpec, read_params
 from tttlab.sources import open_source
 
-STAGES = {"prepare": None, "pretrain": "networks", "finetune": "networks", "source_stats": "networks", "tune": "runs",
-          "distance": "models", "adapt": "runs", "align": "runs", "evaluate": None, "report": None}  # fmt: skip
+STAGES = {"prepare": None, "pretrain": "networks", "finetune": "networks", "source_stats": "networks", "methods": None,
+          "tune": "runs", "distance": "models", "adapt": "runs", "align": "runs", "evaluate": None, "report": None}  # fmt: skip
 
 
 def write_photos(root):
@@ -330,7 +330,7 @@ def test_streams_go_all_the_way(project, monkeypatch, tmp_path):
     for name in ("tuned", "adapted", "adapt", "aligned", "tables", "figures", "predictions"):
         shutil.rmtree(copy / "outputs" / name)
     values = YAML(typ="safe").load((copy / "params.yaml").read_text())
-    values["adapt"] |= {"protocol": "online", "online": {"batch_size": 4, "order": "by_class"}}
+    values["adapt"] |= {"protocol": "online", "online": {"batch_size": 4, "order": "by_class", "shifts": "separate"}}
     values["adapt"]["runs"] = {
         "none": {"method": "none"},
         "bn": {"method": "none", "normalisation": "image"},

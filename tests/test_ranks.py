@@ -15,6 +15,7 @@ from processes import on_ranks, start
 from torch import nn
 
 from tttlab.errors import UserError
+from tttlab.objectives.clust3 import ClusT3
 from tttlab.objectives.mae import MAE
 from tttlab.objectives.simclr import SimCLR
 from tttlab.optimisers import Recipe
@@ -28,6 +29,7 @@ RECIPE = Recipe(epochs=2, batch_size=9, optimizer="sgd", lr=0.05, weight_decay=0
 GROUPNORM = trainings.SIMCLR | {
     "backbone_options": trainings.SIMCLR["backbone_options"] | {"channels": [8, 8, 8, 8], "norm_layer": "groupnorm1"}
 }
+ROTATION, CLUST3 = (GROUPNORM | {"objective": each["objective"]} for each in (trainings.ROTATION, trainings.CLUST3))
 # Without dropout, whose noise is each rank's own; with a norm that only the classifier's features pass.
 VIT = trainings.MAE | {
     "backbone_options": trainings.MAE["backbone_options"] | {"proj_drop_rate": 0.0, "fc_norm": True, "global_pool": "avg"}
@@ -61,13 +63,13 @@ def strip(network: nn.Module) -> None:
         network.head.layers.layers = nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.BatchNorm1d)))
 
 
-@pytest.mark.parametrize("kind", ["groupnorm", "vit"])
+@pytest.mark.parametrize("kind", ["groupnorm", "vit", "clust3_vit"])
 def test_loss_and_gradient_of_two_ranks_are_those_of_one_process(kind, tmp_path):
     """The reference is one process on the whole batch, of seven images so that the ranks differ; in double precision."""
     network, _ = networks.source_statistics(kind)
     network = copy.deepcopy(network)
     strip(network)
-    objective = SimCLR(temperature=0.3) if kind == "groupnorm" else MAE(mask_ratio=0.5)
+    objective = {"groupnorm": SimCLR(temperature=0.3), "vit": MAE(mask_ratio=0.5), "clust3_vit": ClusT3()}[kind]
     views = networks.images(14, seed=3).double().view(7, 2, 3, 16, 16)[:, : objective.num_views]
     expected = objective.loss(network, views, torch_generator(5))
     expected.backward()
@@ -112,7 +114,7 @@ def assert_close(left: tuple, right: tuple) -> None:
         torch.testing.assert_close(left[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("settings", [GROUPNORM, VIT], ids=["simclr", "mae"])
+@pytest.mark.parametrize("settings", [GROUPNORM, VIT, ROTATION, CLUST3], ids=["simclr", "mae", "rotation", "clust3"])
 def test_all_trainings_of_two_ranks_end_as_one_process_ends(settings, tmp_path):
     """Pretraining, joint and full fine-tuning, and the head's refit."""
     alone = train(open_fabric("cpu", "32"), settings)

@@ -3,6 +3,7 @@ import math
 import os
 import re
 import shutil
+from itertools import product
 
 import evaluated
 import pandas as pd
@@ -52,14 +53,14 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(outputs):
-    return Results.read(outputs, MODELS, RUNS)
+    return Results.read(outputs, list(product(MODELS, RUNS)))
 
 
 @pytest.fixture(scope="module")
 def unlabeled(tmp_path_factory):
     root = tmp_path_factory.mktemp("unlabeled")
     evaluated.write_project(root, models=MODELS, labeled=False, images=24, corruptions=("fog",))
-    return Results.read(root, MODELS, RUNS)
+    return Results.read(root, list(product(MODELS, RUNS)))
 
 
 class TestStage:
@@ -95,23 +96,23 @@ class TestStage:
 class TestRead:
     def test_a_missing_stage_is_named(self, tmp_path):
         with pytest.raises(UserError, match=r"metrics\.json.*run `evaluate`"):
-            Results.read(tmp_path, MODELS, RUNS)
+            Results.read(tmp_path, list(product(MODELS, RUNS)))
 
     @pytest.mark.parametrize("name", ["by_shift", "by_corruption", "by_severity"])
     def test_a_missing_table_is_named(self, tmp_path, name):
         evaluated.write_project(tmp_path, models=("vit",), runs=("none",), images=4)
         (tmp_path / "tables" / f"{name}.csv").unlink()
         with pytest.raises(UserError, match=rf"{name}\.csv.*run `evaluate`"):
-            Results.read(tmp_path, ("vit",), ("none",))
+            Results.read(tmp_path, list(product(("vit",), ("none",))))
 
     def test_a_run_without_its_numbers_is_named(self, outputs):
         with pytest.raises(UserError, match=r"adapt/new\.json.*run `adapt`"):
-            Results.read(outputs, MODELS, (*RUNS, "new"))
+            Results.read(outputs, list(product(MODELS, (*RUNS, "new"))))
         with pytest.raises(UserError, match=r"metrics\.json: expected an entry resnet/none"):
-            Results.read(outputs, ("resnet",), RUNS)
+            Results.read(outputs, list(product(("resnet",), RUNS)))
 
     def test_rows_are_those_of_the_models_and_runs_asked_for(self, outputs):
-        part = Results.read(outputs, ("vit",), ("none", "ssl"))
+        part = Results.read(outputs, list(product(("vit",), ("none", "ssl"))))
         assert set(part.rows("by_shift")["run"]) == {"none", "ssl"}
         assert set(part.rows("distances")["model"]) == {"vit"}
         assert set(part.rows("by_shift", run="ssl", shift="fog-5")["shift"]) == {"fog-5"}
@@ -125,7 +126,7 @@ class TestRead:
         (tmp_path / "metrics.json").write_text(metrics.replace("vit/none", "null/none"), encoding="utf-8")
         sidecar = tmp_path / "adapt" / "none.json"
         sidecar.write_text(sidecar.read_text(encoding="utf-8").replace('"vit"', '"null"'), encoding="utf-8")
-        assert len(Results.read(tmp_path, ("null",), ("none",)).rows("by_shift", model="null")) > 0
+        assert len(Results.read(tmp_path, list(product(("null",), ("none",)))).rows("by_shift", model="null")) > 0
 
     def test_changes_are_those_of_the_predictions(self, outputs, results):
         table = pd.read_parquet(outputs / "predictions" / "vit" / "actmad.parquet").query("shift != 'clean'")
@@ -254,7 +255,7 @@ class TestWithoutLabels:
 
     def test_the_price_on_clean_images_is_shown_where_these_have_labels(self, tmp_path):
         evaluated.write_project(tmp_path, models=("vit",), labeled="clean", images=24, corruptions=("fog",))
-        results = Results.read(tmp_path, ("vit",), RUNS)
+        results = Results.read(tmp_path, list(product(("vit",), RUNS)))
         entry = results.summary["vit", "actmad"]
         price = report.points(entry["clean_adapted"] - entry["clean_source"])
         share = report.percent(results.changed("vit", "actmad"))
@@ -266,13 +267,17 @@ class TestWithoutLabels:
         assert "no labels, so accuracy is unknown" in report.sentence(unlabeled, "vit")
 
 
+STREAM = Online(batch_size=64, order="by_class", shifts="mixed")
+
+
 class TestAbout:
     ALONE = "each adapted to on its own, from the source weights, without labels."
 
-    def about(self, results, models=("a", "b"), runs=RUNS, seeds=1, stream=None, **shifts):
+    def about(self, results, models=("a", "b"), runs=RUNS, seeds=1, streamed=(), **shifts):
         """Tell of the 32 images under each of five shifts."""
-        some = Results(models, runs, {("a", "none"): results.summary["vit", "none"] | {"seeds": seeds}}, results.tables)
-        return report.about(some, "digits", evaluated.settings(**shifts), stream)
+        entry = results.summary["vit", "none"] | {"seeds": seeds}
+        some = Results(models, runs, dict.fromkeys(product(models, runs), entry), results.tables)
+        return report.about(some, "digits", evaluated.settings(**shifts), STREAM, streamed)
 
     @pytest.fixture
     def results(self, results):
@@ -290,12 +295,22 @@ class TestAbout:
     def test_says_how_many_training_seeds(self, results):
         by_shift = results.tables["by_shift"]
         tripled = Results(("a",), ("none",), results.summary, {"by_shift": by_shift.assign(n=3 * by_shift["n"])})
-        stream = Online(batch_size=64, order="by_class", shifts="separate")
-        text = self.about(tripled, ("a",), ("none",), seeds=3, stream=stream, corruptions=("fog",), severities=(5,))
+        text = self.about(tripled, ("a",), ("none",), seeds=3, corruptions=("fog",), severities=(5,))
         assert text.startswith("1 model, trained with 3 seeds; 1 run; 32 test images from digits, ")
-        assert (
-            "1 synthetic corruption at 1 severity and clean, every shift a stream of its own (batches of 64, one class" in text
-        )
+        assert "1 synthetic corruption at 1 severity and clean, each adapted to on its own" in text
+
+    def test_says_which_runs_are_on_streams(self, results):
+        stream = "the shifts of a severity mixed in one stream (batches of 64, one class after another), without labels."
+        some, every = (self.about(results, ("a",), ("none", "bn", "tent"), streamed=streamed, corruptions=("fog",))
+                       for streamed in (("tent",), ("bn", "tent")))  # fmt: skip
+        assert some.endswith(f"and clean, each adapted to on its own, from the source weights; tent: {stream}")
+        assert every.endswith(f"and clean, {stream}")
+
+    def test_says_how_many_runs_there_are_for_each_model(self, results):
+        entry = results.summary["vit", "none"]
+        pairs = [("a", "none"), ("a", "tent"), ("b", "none")]
+        some = Results(("a", "b"), ("none", "tent"), dict.fromkeys(pairs, entry), results.tables)
+        assert "; 1 to 2 runs each; " in report.about(some, "digits", evaluated.settings(corruptions=("fog",)), STREAM)
 
     def test_says_which_sets_came_shifted(self, results):
         text = self.about(

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.methods import sources
+from tttlab.method_settings import method_names
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"tttlab": ROOT / "src" / "tttlab", "pipeline": ROOT / "pipeline"}
 SOURCES = sorted(path for folder in FOLDERS.values() for path in folder.rglob("*.py"))
@@ -63,22 +66,15 @@ def instances() -> list[tuple[str, dict, dict[str, str]]]:
             ]
         elif "foreach" in stage:
             items = params["models"] if "models" in stage["foreach"] else params["adapt"]["runs"]
-            for key, item in items.items():
-                found.append((f"{name}@{key}", stage["do"], {"${key}": key, "${item.method}": item.get("method", "")}))
+            found += [(f"{name}@{key}", stage["do"], {"${key}": key}) for key in items]
         else:
             found.append((name, stage, {}))
     return found
 
 
-def needed(name: str, values: dict[str, str]) -> set[str]:
-    """Files that a stage's process runs: its script and what that imports; for a method, its file too."""
+def needed(name: str) -> set[str]:
+    """Files that a stage's process runs: its script and what that imports; methods are the business of the stage `methods`."""
     start = [FOLDERS["pipeline"] / f"{name.split('@')[0]}.py", FOLDERS["pipeline"] / "__init__.py"]
-    if method := values.get("${item.method}"):
-        # The alias stands for the file of each model's objective.
-        start += [
-            METHODS / f"{stem}.py"
-            for stem in ({method, "simclr", "mae"} if name.startswith(("tune", "adapt", "align")) else ())
-        ]
     return {path.relative_to(ROOT).as_posix() for path in closure(*start)}
 
 
@@ -91,8 +87,21 @@ def test_every_stage_depends_on_all_the_code_it_runs(name, stage, values):
         path = ROOT / dependency
         listed |= {file.relative_to(ROOT).as_posix() for file in path.rglob("*.py")} if path.is_dir() else {dependency}
     code = {path for path in listed if path.endswith(".py") and (ROOT / path).stat().st_size}
-    assert sorted(needed(name, values) - code) == [], f"{name}: add these to its deps"
-    assert sorted(code - needed(name, values)) == [], f"{name}: an edit of these would rerun it for nothing"
+    assert sorted(needed(name) - code) == [], f"{name}: add these to its deps"
+    assert sorted(code - needed(name)) == [], f"{name}: an edit of these would rerun it for nothing"
+
+
+def test_every_stage_that_loads_a_method_depends_on_its_text():
+    loads = {name for name in stages() if FOLDERS["tttlab"] / "registry.py" in closure(FOLDERS["pipeline"] / f"{name}.py")}
+    watches = {name for name, stage in stages().items() if "outputs/methods/${key}.json" in stage.get("do", stage)["deps"]}
+    assert loads == watches == {"tune", "adapt", "align"}
+    assert stages()["methods"]["always_changed"]  # a method may lie where DVC does not look
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_the_text_of_a_method_is_all_that_it_imports(method):
+    found = {BY_NAME[name] for name in sources(f"tttlab.methods.{method}")}
+    assert {path for path in found if path.stat().st_size} == closure(METHODS / f"{method}.py")
 
 
 def test_stages_say_what_they_do_and_watch_parameters():
@@ -122,15 +131,18 @@ LAYERS = [
         "data",
         "corruptions",
         "shifts",
+        "arrivals",
         "networks",
         "taps",
         "devices",
         "parallel",
         "ranks",
         "source_statistics",
+        "stages",
         "views",
     },
     {
+        "objective",
         "objectives",
         "checkpoints",
         "normalisation",
@@ -142,7 +154,7 @@ LAYERS = [
         "training",
     },
     {"method", "methods", "registry"},
-    {"per_image", "group_size", "inner_loop", "adapter", "online", "signals", "gate", "sweep", "tuning", "alignment"},
+    {"per_image", "group_size", "inner_loop", "adapter", "engine", "online", "signals", "gate", "sweep", "tuning", "alignment"},
     {
         "intervals",
         "significance",

@@ -14,7 +14,7 @@ from tttlab.views import Augmentation
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2)
 GENTLE = Augmentation(min_scale=0.8, flip=False, jitter=0.1)
-BOTH = pytest.mark.parametrize("settings", [trainings.SIMCLR, trainings.MAE], ids=["simclr", "mae"])
+EACH = pytest.mark.parametrize("settings", trainings.OF_EACH.values(), ids=trainings.OF_EACH)
 
 
 def tune(network: Network, objective, mode: str, recipe: Recipe = RECIPE) -> tuple:
@@ -28,7 +28,7 @@ def changed(network: Network, before: Network) -> set[str]:
     return {name.partition(".")[0] for name in ours if not torch.equal(ours[name], theirs[name])}
 
 
-@BOTH
+@EACH
 def test_joint_gradient_is_the_sum_of_both(settings):
     network, objective = trainings.build(settings)
     network = network.double().train()
@@ -66,7 +66,7 @@ def test_joint_gradient_is_the_sum_of_both(settings):
     assert terms["loss"].item() == pytest.approx((terms["classification_loss"] + 0.3 * terms["objective_loss"]).item())
 
 
-@BOTH
+@EACH
 def test_each_mode_changes_its_own_parts_only(settings):
     network, objective = trainings.build(settings)
     # Linear leaves the encoder's parameters and buffers bit for bit; the head is fitted anew in both of these modes.
@@ -79,7 +79,7 @@ def test_each_mode_changes_its_own_parts_only(settings):
         assert not trained.training
 
 
-@BOTH
+@EACH
 def test_refitting_trains_the_head_alone(settings):
     network, objective = trainings.build(settings)
     before = copy.deepcopy(network)
@@ -88,7 +88,7 @@ def test_refitting_trains_the_head_alone(settings):
     assert min(row["loss"] for row in rows[2:]) < rows[1]["loss"]
 
 
-@BOTH
+@EACH
 def test_pretraining_trains_all_but_the_classifier_and_lowers_its_loss(settings):
     network, objective = trainings.build(settings)
     before = copy.deepcopy(network)
@@ -96,7 +96,9 @@ def test_pretraining_trains_all_but_the_classifier_and_lowers_its_loss(settings)
     recipe = Recipe(epochs=14, batch_size=8, lr=1e-2)
     rows = pretrain(trainings.trainer(), network, objective, images, (images, images), GENTLE, recipe)
     assert changed(network, before) == {"encoder", "head"}
-    assert sum(row["loss"] for row in rows[-3:]) < 0.9 * sum(row["loss"] for row in rows[1:4])
+    first, last = (sum(row["loss"] for row in part) for part in (rows[1:4], rows[-3:]))
+    # Random squares stand on no side: how they were turned can only be learnt by heart.
+    assert first - last > abs(first) * (0.05 if settings is trainings.ROTATION else 0.1)
     assert [row["epoch"] for row in rows if "knn_accuracy" in row] == [0, 2, 4, 6, 8, 10, 12, 14]
 
 
@@ -117,8 +119,11 @@ def test_a_network_without_objective_is_fine_tuned_and_has_no_head_to_refit():
 
 def test_mae_views_are_not_jittered_and_its_second_average_forgets_faster():
     (_, simclr), (_, mae) = trainings.build(trainings.SIMCLR), trainings.build(trainings.MAE)
+    (_, rotation), (_, simsiam) = trainings.build(trainings.ROTATION), trainings.build(trainings.SIMSIAM)
     assert ssl_views(mae, trainings.VIEWS)["objective"].augmentation.jitter == 0
     assert ssl_views(simclr, trainings.VIEWS)["objective"] == Views(2, trainings.VIEWS)
+    assert ssl_views(simsiam, trainings.VIEWS)["objective"] == Views(2, trainings.VIEWS)
+    assert ssl_views(rotation, trainings.VIEWS)["objective"] == Views(1, trainings.VIEWS)
     assert (betas(mae), betas(simclr), betas(None)) == ((0.9, 0.95), (0.9, 0.999), (0.9, 0.999))
 
 

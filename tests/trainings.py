@@ -29,6 +29,10 @@ MAE = {
     "backbone_options": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 4, "proj_drop_rate": 0.2},
     "objective": {"name": "mae", "mask_ratio": 0.5, "decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2},
 }
+ROTATION = SIMCLR | {"objective": {"name": "rotation", "shared_stages": 2}}
+SIMSIAM = SIMCLR | {"objective": {"name": "simsiam", "hidden_dim": 8, "projection_dim": 8, "prediction_dim": 4}}
+CLUST3 = SIMCLR | {"objective": {"name": "clust3", "stages": [1, 2], "heads": 2, "clusters": 3}}
+OF_EACH = {settings["objective"]["name"]: settings for settings in (SIMCLR, MAE, ROTATION, SIMSIAM, CLUST3)}
 VIEWS = Augmentation(min_scale=0.5, flip=True, jitter=0.5)
 SIZE, CLASSES = 16, 3
 
@@ -71,4 +75,4 @@ def train(settings: dict, work: Work | None = None, die_in: tuple[str, int] | No
 
 if __name__ == "__main__":
     with Work(Path(sys.argv[1])) as unfinished:
-        train({"simclr": SIMCLR, "mae": MAE}[sys.argv[2]], unfinished, (sys.argv[3], int(sys.argv[4])))
+        train(OF_EACH[sys.argv[2]], unfinished, (sys.argv[3], int(sys.argv[4])))

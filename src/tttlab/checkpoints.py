@@ -17,11 +17,15 @@ from torch import Tensor, nn
 
 from tttlab.errors import UserError, choices
 from tttlab.networks import Network, build_encoder
+from tttlab.objective import Objective
+from tttlab.objectives.clust3 import ClusT3
 from tttlab.objectives.mae import MAE
+from tttlab.objectives.rotation import Rotation
 from tttlab.objectives.simclr import SimCLR
+from tttlab.objectives.simsiam import SimSiam
 from tttlab.seeding import stream_seed
 
-OBJECTIVES = {"simclr": SimCLR, "mae": MAE}
+OBJECTIVES = {"simclr": SimCLR, "mae": MAE, "rotation": Rotation, "simsiam": SimSiam, "clust3": ClusT3}
 SETTINGS = ("backbone", "backbone_options", "stem", "objective")  # what rebuilds a network, but for its weights
 _WEIGHTS, _SIDECAR = "weights.safetensors", "network.json"
 
@@ -29,8 +33,8 @@ _WEIGHTS, _SIDECAR = "weights.safetensors", "network.json"
 # --- building ------------------------------------------------------------------------------------------------------
 
 
-def build_objective(settings: Mapping[str, Any]) -> SimCLR | MAE | None:
-    """Create the objective from ``name`` (``simclr``, ``mae`` or ``none``) and its own settings.
+def build_objective(settings: Mapping[str, Any]) -> Objective | None:
+    """Create the objective from ``name`` (a key of `OBJECTIVES`, or ``none``) and its own settings.
 
     Raises:
         UserError: there is no such objective.
@@ -44,7 +48,7 @@ def build_objective(settings: Mapping[str, Any]) -> SimCLR | MAE | None:
 
 def build_network(
     settings: Mapping[str, Any], num_classes: int, image_size: int, seed: int
-) -> tuple[Network, SimCLR | MAE | None]:
+) -> tuple[Network, Objective | None]:
     """Create a network with its initial weights, in evaluation mode.
 
     Args:

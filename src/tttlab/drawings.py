@@ -111,7 +111,8 @@ def _with_mean(results: Results, model: str) -> pd.DataFrame:
     clear = set(zip(clear["run"], clear["corruption"], strict=True))
     rows = rows.assign(significant=[pair in clear for pair in zip(rows["run"], rows["corruption"], strict=True)])
     keys = ("accuracy_source", "gain", "gain_low", "gain_high")
-    means = [{"run": run, "corruption": ALL, **{key: results.summary[model, run][key] for key in keys}} for run in results.runs]
+    entries = {run: results.summary[model, run] for run in results.runs_of(model)}
+    means = [{"run": run, "corruption": ALL, **{key: entry[key] for key in keys}} for run, entry in entries.items()]
     means = pd.DataFrame(means).astype(dict.fromkeys(keys, float))
     means["significant"] = (means["gain_low"] > 0) | (means["gain_high"] < 0)
     return pd.concat([rows[means.columns], means], ignore_index=True)
@@ -197,7 +198,7 @@ def _along(results: Results, table: pd.DataFrame, signal: str, section: str, lab
 
 def _changing(results: Results, model: str) -> list[str]:
     """List the runs that change any prediction of a model."""
-    return [run for run in results.acting if results.changed(model, run)]
+    return [run for run in results.acting_on(model) if results.changed(model, run)]
 
 
 def _estimates(results: Results) -> Named:
@@ -241,7 +242,7 @@ def _reliability(results: Results) -> Named:
     for model in results.models:
         rows = results.rows("reliability", model=model, run=list(results.acting))
         if len(rows) and rows["accuracy"].notna().any():
-            keys = [(run, results.summary[model, run]) for run in results.acting]
+            keys = [(run, results.summary[model, run]) for run in results.acting_on(model)]
             errors = {run: (percent(entry.get("ece_source")), percent(entry.get("ece_adapted"))) for run, entry in keys}
             title = f"{model}: accuracy by confidence, all shifts, {_tested(results)}"
             caption = (

@@ -30,8 +30,8 @@ class Method:
         whole_batch: on a stream the loss sees the images of a batch together, ``(N·V, 3, H, W)``; False: each on its own.
         trains: False for methods that only change the prediction; they take no steps.
         head: the objective (``simclr``, ``mae``) whose head it needs; None: any network will do.
-        needs: what it reads of the source statistics: ``layers``, ``bank``, or ``<kind>`` where its own `source_statistics` gives
-            names like ``<kind>`` and ``<kind>.<…>``.
+        needs: what it reads of the source statistics: ``layers``, ``bank``, or a kind of its own, of which its
+            `source_statistics` gives ``<kind>`` or ``<kind>.<…>``.
     """
 
     protocols: ClassVar[tuple[str, ...]] = ("episodic",)

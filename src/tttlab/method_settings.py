@@ -1,9 +1,11 @@
 """What a test-time method declares, read from its source text: importing the file would cost seconds of torch."""
 
 import ast
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
 
@@ -57,24 +59,52 @@ def method_names(methods: Path = METHODS) -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in methods.glob("*.py") if not file.stem.startswith("_") and file.stem != ALIAS))
 
 
+def find_source(module: str) -> Path | None:
+    """Find the source file of a module by its dotted path, importing nothing; None: there is none."""
+    top, *inner = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # an empty name, or a module without a file, such as __main__
+        return None
+    for part in inner:  # find_spec of a submodule would import the packages above it
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))
+    return Path(spec.origin) if spec and str(spec.origin).endswith(".py") else None
+
+
+def method_file(method: str, methods: Path = METHODS) -> Path:
+    """Find a method's file: of this package by its name, of any other by the module's dotted path.
+
+    Raises:
+        UserError: there is no such module.
+    """
+    if "." not in method:
+        return methods / f"{method}.py"
+    if (file := find_source(method)) is None:
+        raise UserError(f"no module {method!r} with a source file, neither in this folder nor in an installed package; "
+                        "expected a dotted path such as my_package.my_method")  # fmt: skip
+    return file
+
+
 @cache
 def declared(method: str, methods: Path = METHODS) -> Declared:
-    """Read the one public dataclass of a method's file.
+    """Read the one public dataclass of a method's file that derives from `tttlab.method.Method`.
 
     Its annotated fields are the settings, except those that are ``ClassVar``, private, ``init=False``, or of a type
     that is not built from plain ones.
 
     Raises:
-        UserError: the file is not valid Python or has not exactly one public dataclass.
+        UserError: there is no such file, it is not valid Python, or it has not exactly one such class.
     """
-    file = methods / f"{method}.py"
+    file = method_file(method, methods)
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except SyntaxError as error:
         raise UserError(f"{file}, line {error.lineno}: not valid Python ({error.msg})") from error
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_public_dataclass(node)]
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_method(node)]
     if len(classes) != 1:
-        raise UserError(f"{file}: expected one public class with @dataclass, found {len(classes)}")
+        raise UserError(f"{file}: expected one public class with @dataclass and the base Method, found {len(classes)}")
     fields = {name: field for node in classes[0].body for name, field in _field(node)}
     return Declared(
         settings=create_model(f"{method} settings", __base__=Strict, **fields),
@@ -87,9 +117,10 @@ def declared(method: str, methods: Path = METHODS) -> Declared:
     )
 
 
-def _is_public_dataclass(node: ast.ClassDef) -> bool:
+def _is_method(node: ast.ClassDef) -> bool:
     calls = [decorator.func if isinstance(decorator, ast.Call) else decorator for decorator in node.decorator_list]
-    return not node.name.startswith("_") and any(ast.unparse(call).endswith("dataclass") for call in calls)
+    named = any(ast.unparse(base).rpartition(".")[2] == "Method" for base in node.bases)
+    return named and not node.name.startswith("_") and any(ast.unparse(call).endswith("dataclass") for call in calls)
 
 
 def _class_attribute(node: ast.ClassDef, name: str, default: Any) -> Any:

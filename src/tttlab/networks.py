@@ -18,9 +18,9 @@ from tttlab.errors import UserError, choices
 class Outputs(NamedTuple):
     """What one forward pass gives for ``N`` images.
 
-    ``logits (N, K)``, ``features (N, D)``; ``projections (N, P)`` with a SimCLR or SimSiam head, and ``predictions (N, P)`` with
-    the latter; ``reconstruction (N, L, C·p²)``, pixels of all ``L`` patches, with an MAE head and a mask; ``branch``, what a head
-    gives that branches off inside the encoder: logits ``(N, 4)`` of rotations, or per stage ``(N, L, M, K)`` of clusters.
+    ``logits (N, K)``, ``features (N, D)``; ``projections (N, P)`` with a SimCLR or SimSiam head, and ``predictions (N, P)``
+    with the latter; ``reconstruction (N, L, C·p²)``, pixels of all ``L`` patches, with an MAE head and a mask; ``branch``, what
+    a head gives that branches off inside the encoder: logits ``(N, 4)`` of rotations, per stage ``(N, L, M, K)`` of clusters.
     """
 
     logits: Tensor | None

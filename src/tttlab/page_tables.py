@@ -188,7 +188,7 @@ def shifts(results: Results) -> Iterator[Table]:
     if "mcnemar_p" not in table or not table["mcnemar_p"].notna().any():
         return
     for model in results.models:
-        for run in results.acting:
+        for run in results.acting_on(model):
             rows = table[(table["model"] == model) & (table["run"] == run)]
             lines = tuple(_shift_line(row) for row in rows.itertuples())
             told, entry = f"{model} · {run}", results.summary[model, run]

@@ -27,7 +27,7 @@ from pydantic import (
 
 from tttlab.errors import UserError, choices
 from tttlab.method_settings import METHODS
-from tttlab.runs import RunError, RunSettings, resolve_run, run_mistakes
+from tttlab.runs import RunError, RunSettings, models_of, resolve_run, run_mistakes
 from tttlab.settings import Count, Fraction, Natural, NonNegative, Positive, Strict, fault, show, tell
 
 CORRUPTIONS = (
@@ -482,6 +482,15 @@ class Params(Strict):
             return resolve_run(self.adapt.runs, self.objectives, run, model, self.adapt.protocol, methods, self.tune.search)
         except RunError as error:
             raise UserError(error.args[0]) from error
+
+    def models_of(self, run: str) -> tuple[str, ...]:
+        """List the models that a run of ``adapt.runs`` is for."""
+        return models_of(self.adapt.runs[run], self.models)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """List every (model, run) that is computed, model after model."""
+        return [(model, run) for model in self.models for run in self.adapt.runs if model in self.models_of(run)]
 
     @property
     def objectives(self) -> dict[str, str]:

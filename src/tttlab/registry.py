@@ -1,4 +1,4 @@
-"""From a method's name in params.yaml to the method: the module's name is the registry."""
+"""From a method's name in params.yaml to the method: the module is the registry."""
 
 import importlib
 from collections.abc import Mapping
@@ -17,19 +17,22 @@ def load_method(
     objective: Mapping[str, Any] | None = None,
     augmentation: Augmentation | None = None,
 ) -> Method:
-    """Create the method of ``tttlab/methods/<name>.py``.
+    """Create the method of ``tttlab/methods/<name>.py``, or of any module that holds one.
 
     Args:
-        name: the file's name.
+        name: the file's name, or the module's dotted path (``my_package.my_method``).
         settings: its fields that differ from their defaults.
         objective: settings of the pretraining objective; those that the method has too (a temperature, a mask ratio) are taken
             over unless ``settings`` says otherwise.
         augmentation: strength of the random views, for a method that draws them.
 
     Raises:
-        UserError: the file holds no method, or refuses a value.
+        UserError: the module cannot be imported, holds no method, or refuses a value.
     """
-    module = importlib.import_module(f"tttlab.methods.{name}")
+    try:
+        module = importlib.import_module(name if "." in name else f"tttlab.methods.{name}")
+    except ImportError as error:
+        raise UserError(f"method {name}: its module cannot be imported ({error})") from error
     found = [
         value for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tttlab.metrics import verdict
-from tttlab.results import CONTROL, Results, difference, known
+from tttlab.results import Results, difference, known
 
 if TYPE_CHECKING:
     from tttlab.params import Online, Shifts
@@ -182,7 +182,7 @@ def _markdown_line(model: str, name: str, row: Mapping[str, Any], keys: Sequence
 
 def sentence(results: Results, model: str) -> str:
     """Say in plain words which runs helped one model, which hurt it, and which cannot be told apart from no change."""
-    entries = {run: results.summary[model, run] for run in results.runs if run != CONTROL}
+    entries = {run: results.summary[model, run] for run in results.acting_on(model)}
     if not entries:
         return "There is nothing to compare: params.yaml lists only the control."
     if not any(known(entry["gain"]) for entry in entries.values()):
@@ -202,15 +202,32 @@ def sentence(results: Results, model: str) -> str:
     return " ".join(filter(None, told))
 
 
+def _runs(results: Results) -> str:
+    """Count the runs of a model, which may be fewer of one than of another."""
+    counts = sorted({len(results.runs_of(model)) for model in results.models})
+    return _count(counts[0], "run") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} runs"
+
+
 def arrival(stream: "Online") -> str:
     """Say how the images of a stream arrive."""
     order = ", one class after another" if stream.order == "by_class" else ""
     return f"{ARRIVALS[stream.shifts]} (batches of {stream.batch_size}{order})"
 
 
-def about(results: Results, source: str, shifts: "Shifts", stream: "Online | None") -> str:
-    """Say in a sentence what was tested on what."""
-    alone = arrival(stream) if stream else "each adapted to on its own, from the source weights"
+def about(results: Results, source: str, shifts: "Shifts", stream: "Online", streamed: Sequence[str] = ()) -> str:
+    """Say in a sentence what was tested on what.
+
+    Args:
+        results: What was found.
+        source: Of the test images.
+        shifts: As params.yaml has them.
+        stream: How the images of streams arrive.
+        streamed: The runs on streams; the others adapt to every image on its own.
+    """
+    alone = "each adapted to on its own, from the source weights"
+    if streamed:
+        acting = set(results.acting) - set(streamed)
+        alone = f"{alone}; {enumerate_words(streamed)}: {arrival(stream)}" if acting else arrival(stream)
     each = " each" if len(results.models) > 1 else ""
     table = results.rows("by_shift")
     own = ~table["shift"].str.contains("/") & (
@@ -219,7 +236,7 @@ def about(results: Results, source: str, shifts: "Shifts", stream: "Online | Non
     tested = int(table[own]["n"].max()) // results.seeds
     trained = f"trained with {results.seeds} seeds{each}" if results.seeds > 1 else f"trained once{each}"
     return (
-        f"{_count(len(results.models), 'model')}, {trained}; {_count(len(results.runs), 'run')}{each}; "
+        f"{_count(len(results.models), 'model')}, {trained}; {_runs(results)}{each}; "
         f"{_count(tested, 'test image')} from {source}, {_seen_under(shifts)}, {alone}, without labels."
     )
 

@@ -34,25 +34,29 @@ class Results:
     adapted: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, outputs: Path, models: Sequence[str], runs: Sequence[str]) -> "Results":
+    def read(cls, outputs: Path, pairs: Sequence[tuple[str, str]]) -> "Results":
         """Read them from the folder of outputs.
+
+        Args:
+            outputs: The folder.
+            pairs: Every (model, run).
 
         Raises:
             UserError: A file is missing, or lacks one of the models and runs.
         """
+        models, runs = (tuple(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
         metrics = _read_json(outputs / "metrics.json", "evaluate").get("runs", {})
         sidecars = {run: _read_json(outputs / "adapt" / f"{run}.json", "adapt") for run in runs}
         summary, adapted = {}, {}
-        for model in models:
-            for run in runs:
-                if f"{model}/{run}" not in metrics:
-                    raise UserError(f"{outputs / 'metrics.json'}: expected an entry {model}/{run}, found none; run `evaluate`")
-                if model not in sidecars[run]:
-                    raise UserError(f"{outputs / 'adapt' / run}.json: expected an entry {model}, found none; run `adapt`")
-                summary[model, run] = metrics[f"{model}/{run}"]
-                adapted[model, run] = sidecars[run][model]
+        for model, run in pairs:
+            if f"{model}/{run}" not in metrics:
+                raise UserError(f"{outputs / 'metrics.json'}: expected an entry {model}/{run}, found none; run `evaluate`")
+            if model not in sidecars[run]:
+                raise UserError(f"{outputs / 'adapt' / run}.json: expected an entry {model}, found none; run `adapt`")
+            summary[model, run] = metrics[f"{model}/{run}"]
+            adapted[model, run] = sidecars[run][model]
         tables = {name: _read_table(outputs / "tables" / f"{name}.csv") for name in (*REQUIRED, *OPTIONAL)}
-        return cls(tuple(models), tuple(runs), summary, tables, adapted)
+        return cls(models, runs, summary, tables, adapted)
 
     @property
     def labeled(self) -> bool:
@@ -77,10 +81,18 @@ class Results:
         """With how many training seeds every model was trained."""
         return max(entry.get("seeds") or 1 for entry in self.summary.values())
 
+    def runs_of(self, model: str) -> tuple[str, ...]:
+        """The runs of one model, in order."""
+        return tuple(run for run in self.runs if (model, run) in self.summary)
+
     @property
     def acting(self) -> tuple[str, ...]:
         """The runs that do something: all but the control."""
         return tuple(run for run in self.runs if run != CONTROL)
+
+    def acting_on(self, model: str) -> tuple[str, ...]:
+        """The runs that do something to one model, in order."""
+        return tuple(run for run in self.runs_of(model) if run != CONTROL)
 
     def trains(self, model: str, run: str) -> bool:
         """Tell whether a run takes training steps on this model, and what they do to the accuracy is known."""

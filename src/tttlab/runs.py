@@ -1,15 +1,15 @@
 """The runs of params.yaml: each a method with its settings and the adapter's, as every model sees them."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictFloat, ValidationError
 
-from tttlab.errors import choices
-from tttlab.method_settings import ALIAS, METHODS, Declared, declared, method_names
+from tttlab.errors import UserError, choices
+from tttlab.method_settings import ALIAS, METHODS, Declared, declared, method_file, method_names
 from tttlab.settings import Natural, NonNegative, Positive, Strict, fault, show, tell
 
 
@@ -39,6 +39,8 @@ class AdapterSettings(Strict):
     average: Natural = 0
 
 
+PROTOCOLS = ("episodic", "online")
+_OF_RUNS = ("method", "protocol", "models", "per_model")  # keys of a run that are no settings of its method or the adapter
 _OF_TRAINING = ("steps", "optimizer", "lr", "momentum", "trainable", "clip", "sharpness")
 
 
@@ -47,11 +49,12 @@ class RunSettings:
     """One run as one model sees it.
 
     Attributes:
-        method: name of a file in ``methods/`` (never the alias).
+        method: name of a file in ``methods/`` (never the alias), or the dotted path of a module elsewhere.
         adapter: settings of the adapter.
         settings: keyword arguments of the method's dataclass, as far as they are set.
         trains: whether the method takes steps.
         search: what to tune: setting → the values to choose from.
+        protocol: ``episodic`` or ``online``.
     """
 
     method: str
@@ -59,6 +62,7 @@ class RunSettings:
     settings: dict[str, Any]
     trains: bool = True
     search: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    protocol: str = "episodic"
 
     def with_values(self, values: Mapping[str, Any]) -> "RunSettings":
         """Replace some settings, whether the adapter's or the method's."""
@@ -94,7 +98,7 @@ def resolve_run(
         objectives: model name → name of its objective.
         run: a key of ``runs``.
         model: a key of ``objectives``.
-        protocol: the protocol that the method must support.
+        protocol: of runs that do not name their own.
         methods: the folder of method files.
         search: what is tuned in every run that trains; a run's own ``search`` adds to it, replaces entries of it, or, as
             null, does away with it.
@@ -105,7 +109,7 @@ def resolve_run(
     entry, path = runs[run], f"adapt.runs.{run}"
     method = _method(entry, path, objectives, model, methods)
     override = _override(entry, path, objectives, model)
-    values = {key: value for key, value in entry.items() if key not in ("method", "per_model")} | override
+    values = {key: value for key, value in entry.items() if key not in _OF_RUNS} | override
     if all(isinstance(part.get("search"), dict) for part in (entry, override)):
         values["search"] = entry["search"] | override["search"]
     places = {key: f"{path}.per_model.{model}" if key in override else path for key in values}
@@ -114,9 +118,12 @@ def resolve_run(
     values.pop("search", None)
     _check_keys(entry, values, places, objectives, model, method, methods)
     adapter, settings = _validate((AdapterSettings, own.settings), values, places, path)
+    place, protocol = ("protocol", entry["protocol"]) if "protocol" in entry else ("adapt.protocol", protocol)
+    if protocol not in PROTOCOLS:
+        raise RunError(f"{path}.protocol: unknown protocol {protocol!r}; {choices(str(protocol), PROTOCOLS)}")
     if protocol not in own.protocols:
         raise RunError(f"{path}.method: {method} is defined for {' and '.join(own.protocols)}, "
-                       f"found adapt.protocol: {protocol}; change one of them")  # fmt: skip
+                       f"found {place}: {protocol}; change one of them")  # fmt: skip
     if not own.trains:
         if values.get("steps"):
             raise RunError(f"{places['steps']}.steps: {method} does not train, expected 0, found {adapter.steps}")
@@ -127,7 +134,24 @@ def resolve_run(
     mine = {*(entry.get("search") or {}), *(override.get("search") or {})}
     origins = {key: f"{places['search']}.search" if key in mine else "tune.search" for key in wished}
     choice = _check_search(wished, own, origins)
-    return RunSettings(method, adapter, settings, own.trains, choice)
+    return RunSettings(method, adapter, settings, own.trains, choice, protocol)
+
+
+def models_of(entry: Mapping[str, Any], models: Iterable[str], path: str = "adapt.runs") -> tuple[str, ...]:
+    """List the models that a run is for: those that it names, or all of them.
+
+    Raises:
+        RunError: it names none, or one that there is not.
+    """
+    if "models" not in entry:
+        return tuple(models)
+    wished, known = entry["models"], tuple(models)
+    if not isinstance(wished, list | tuple) or not wished:
+        raise RunError(f"{path}.models: expected a list of models, found {show(wished)}; remove it for all of them")
+    for name in wished:
+        if name not in known:
+            raise RunError(f"{path}.models: unknown model {name!r}; {choices(str(name), known)}")
+    return tuple(name for name in known if name in wished)
 
 
 def run_mistakes(
@@ -138,8 +162,13 @@ def run_mistakes(
     search: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """Yield everything that is wrong with the runs, and with the control run ``none``."""
-    for run in runs:
-        for model in objectives:
+    for run, entry in runs.items():
+        try:
+            models = models_of(entry, objectives, f"adapt.runs.{run}")
+        except RunError as error:
+            yield from error.args
+            continue
+        for model in models:
             try:
                 resolved = resolve_run(runs, objectives, run, model, protocol, methods, search)
             except RunError as error:
@@ -148,14 +177,15 @@ def run_mistakes(
             if run == "none" and resolved.search:
                 yield "adapt.runs.none.search: the control has nothing to tune; remove it"
             adapter = resolved.adapter
-            if run == "none" and (resolved.method != "none" or adapter.normalisation != "source" or adapter.average):
-                yield "adapt.runs.none: the control leaves the network as it is; expected {method: none} alone"
+            plain = resolved.method == "none" and adapter.normalisation == "source" and not adapter.average
+            if run == "none" and not (plain and models == tuple(objectives)):
+                yield "adapt.runs.none: the control leaves every network as it is; expected {method: none} alone"
     if "none" not in runs:
         yield "adapt.runs.none: missing; every comparison needs its control, add none: {method: none}"
 
 
 def _method(entry: dict[str, Any], path: str, objectives: Mapping[str, str], model: str, methods: Path) -> str:
-    """Name the method's file, the alias resolved."""
+    """Name the method, the alias resolved, and see that its file can be read."""
     method = entry.get("method")
     known = method_names(methods)
     if method is None:
@@ -167,9 +197,13 @@ def _method(entry: dict[str, Any], path: str, objectives: Mapping[str, str], mod
                 f"{path}.method: {ALIAS} means the objective of each model, but models.{model}.objective.name is none; "
                 "remove this run or give that model an objective"
             )
-    if method not in known:
-        raise RunError(f"{path}.method: unknown method {method!r}; {choices(str(method), [*known, ALIAS])}")
-    head = declared(method, methods).head
+    if method not in known and not (isinstance(method, str) and "." in method):
+        raise RunError(f"{path}.method: unknown method {method!r}; {choices(str(method), [*known, ALIAS])}, "
+                       "or the dotted path of a module of your own")  # fmt: skip
+    try:
+        head = declared(method, methods).head
+    except UserError as error:
+        raise RunError(f"{path}.method: {error}") from error
     if head not in (None, objectives[model]):
         raise RunError(f"{path}.method: {method} needs the head of models.{model}.objective.name: {head}, found "
                        f"{objectives[model]}; set method: {ALIAS} for each model's own, or change the objective")  # fmt: skip
@@ -234,14 +268,14 @@ def _check_keys(
     methods: Path,
 ) -> None:
     own = declared(method, methods).settings.model_fields
-    taken = [key for key in own if key in {*AdapterSettings.model_fields, "method", "per_model", "search"}]
+    taken = [key for key in own if key in {*AdapterSettings.model_fields, *_OF_RUNS, "search"}]
     if taken:
-        raise RunError(f"{methods / method}.py: the adapter already has a setting {taken[0]!r}; rename this one")
+        raise RunError(f"{method_file(method, methods)}: the adapter already has a setting {taken[0]!r}; rename this one")
     allowed = {*AdapterSettings.model_fields, *own}
     mistakes = []
     for key in values:
         if key not in allowed:
-            legal = allowed | ({"search"} if "per_model" in places[key] else {"method", "per_model", "search"})
+            legal = allowed | ({"search"} if "per_model" in places[key] else {*_OF_RUNS, "search"})
             owner = _owner(key, objectives, methods) if entry["method"] == ALIAS else None
             hint = f"no setting of {method} (the objective of {model}); move it to per_model.{owner}"
             mistakes.append(f"{places[key]}.{key}: {hint if owner else f'unknown key; {choices(str(key), legal)}'}")

@@ -11,14 +11,12 @@ from torch.nn import functional as F
 from tttlab.data import ImageSet
 from tttlab.loaders import Views, as_images
 from tttlab.networks import Network
-from tttlab.objectives.mae import MAE
-from tttlab.objectives.simclr import SimCLR
+from tttlab.objective import Objective
 from tttlab.optimisers import Recipe
 from tttlab.probing import classification, encode, knn_accuracy
 from tttlab.trainer import Loss, Row, Task, Trainer
 from tttlab.views import Augmentation
 
-Objective = SimCLR | MAE
 MODES = {"linear": ("classifier",), "full": ("encoder", "classifier"), "joint": ("encoder", "classifier", "head")}
 PROBES = 5  # kNN accuracies along a pretraining
 REFIT_EPOCHS = 5
@@ -143,12 +141,10 @@ def refit_head(
 
 
 def ssl_views(objective: Objective | None, augmentation: Augmentation) -> dict[str, Views]:
-    """Choose the objective's views; MAE's are cropped and mirrored only, its mask is augmentation enough."""
+    """Choose the objective's views."""
     if objective is None:
         return {}
-    if isinstance(objective, MAE):
-        augmentation = replace(augmentation, jitter=0)
-    return {"objective": Views(objective.num_views, augmentation)}
+    return {"objective": Views(objective.num_views, augmentation if objective.jitter else replace(augmentation, jitter=0))}
 
 
 def objective_loss(objective: Objective) -> Loss:
@@ -179,8 +175,8 @@ def joint_loss(objective: Objective, weight: float) -> Loss:
 
 
 def betas(objective: Objective | None) -> tuple[float, float]:
-    """Choose AdamW's decay rates: with MAE the second average forgets faster."""
-    return (0.9, 0.95) if isinstance(objective, MAE) else (0.9, 0.999)
+    """Choose AdamW's decay rates."""
+    return (objective or Objective).betas
 
 
 def last_values(rows: Sequence[Row]) -> Row:

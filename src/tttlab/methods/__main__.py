@@ -7,6 +7,15 @@ from tabulate import tabulate
 
 from tttlab.method_settings import METHODS, declared, method_names
 
+BACKBONES = {  # by the head that a method needs
+    None: "any",
+    "simclr": "any, with a SimCLR head",
+    "mae": "ViT, with an MAE head",
+    "rotation": "ResNet, RegNet, ConvNeXt, ViT, with a rotation head",
+    "simsiam": "any, with SimSiam heads",
+    "clust3": "any, with cluster heads",
+}
+
 
 def rows() -> list[dict[str, str]]:
     """Tell of every method what its file says: what it does, its paper, and what it needs and supports."""
@@ -19,7 +28,7 @@ def rows() -> list[dict[str, str]]:
             "paper": ", ".join(re.findall(r"(?:[A-Z]\w+ \d{4}|arXiv \d{4}\.\d{5})", " ".join(told.split()))[:2]) or "–",
             "trains": "yes" if own.trains else "no",
             "protocols": ", ".join(own.protocols),
-            "backbones": {None: "any", "simclr": "any, with a SimCLR head", "mae": "ViT, with an MAE head"}[own.head],
+            "backbones": BACKBONES[own.head],
         })  # fmt: skip
     return table
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tttlab.errors import UserError
 from tttlab.networks import Network
+from tttlab.objective import Objective
 from tttlab.ranks import Share
 from tttlab.views import random_masks
 
@@ -62,7 +63,7 @@ def encode_visible(vit: VisionTransformer, images: Tensor, tokens: Tensor) -> Te
 
 
 @dataclass(frozen=True)
-class MAE:
+class MAE(Objective):
     """The masked-reconstruction objective.
 
     Attributes:
@@ -76,7 +77,8 @@ class MAE:
     decoder_dim: int = 64
     decoder_depth: int = 1
     decoder_heads: int = 2
-    num_views = 1
+    jitter = False  # the mask is augmentation enough
+    betas = (0.9, 0.95)  # the second average forgets faster
 
     def head(self, encoder: nn.Module) -> Decoder:
         """Build the decoder for an encoder.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttlab.networks import Network, feature_width
+from tttlab.objective import Objective
 from tttlab.ranks import Share
 
 
@@ -30,7 +31,7 @@ class Projector(nn.Module):
 
 
 @dataclass(frozen=True)
-class SimCLR:
+class SimCLR(Objective):
     """The contrastive objective.
 
     Attributes:

@@ -1,0 +1,61 @@
+"""Rotation: the image's views are turned at random, and the network, which learnt to, says by how much.
+
+Sun et al., ICML 2020, arXiv 1909.13231: cross-entropy of four turns on augmented copies of one image, each turned at random
+and anew at every step, in the branch that the network was trained with; its weights, and those of the stages that it shares
+with the classifier, are trained, the classifier's own never. Needs nothing from the source domain but that branch.
+
+In params.yaml the rest is the adapter's. The paper's code takes 10 steps of plain SGD with lr 1e-3 on 32 copies (episodic),
+or one per image (online), of the shared part and the branch: ``trainable: all``; its flag that leaves the branch alone is
+``trainable: encoder``. The paper's networks have GroupNorm; with BatchNorm its code uses, and keeps, the copies'
+statistics, nearest to which is ``normalisation: image``. Here the copies are crops, mirror images and brightness of
+`tttlab.views`, and the turn of each is drawn from the image's own stream.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttlab.errors import UserError
+from tttlab.method import Method, State
+from tttlab.networks import Bound
+from tttlab.objectives.rotation import TURNS, RotationHead, rotate
+from tttlab.source_statistics import Statistics
+from tttlab.views import Augmentation, random_views
+
+
+@dataclass(frozen=True)
+class RotationTraining(Method):
+    """Classify the turns of one image's views.
+
+    Attributes:
+        num_views: V, views drawn and turned at every step.
+    """
+
+    protocols = ("episodic", "online")
+    head = "rotation"
+    num_views: Annotated[int, Ge(1)] = 32
+    augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse a network without a rotation branch."""
+        if not isinstance(getattr(network, "head", None), RotationHead):
+            raise UserError(
+                "method rotation needs a network with a rotation branch; pretrain or fine-tune it with objective rotation, "
+                "or choose another method"
+            )
+
+    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """Draw fresh views and their turns: ``images (B, V, 3, S, S)``, turned by 90° · ``labels (B, V)``."""
+        views = random_views(images, generators, self.num_views, self.augmentation)
+        labels = torch.stack([torch.randint(TURNS, (self.num_views,), generator=generator) for generator in generators])
+        labels = labels.to(images.device)
+        return {"images": rotate(views, labels), "labels": labels}
+
+    def loss(self, net: Bound, views: dict[str, Tensor], statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Cross-entropy of the turns, mean over ``images (V, 3, S, S)`` with ``labels (V,)``."""
+        return F.cross_entropy(net(views["images"], branch=True).branch, views["labels"]), state

@@ -1,0 +1,64 @@
+"""SimSiam at test time: every view of the image predicts the projections of its other views; no negatives.
+
+Chen and He, CVPR 2021, arXiv 2011.10566, as a test-time objective: unlike a contrastive loss it needs no other images, so
+that on a single one it has a gradient as it stands. In the same place MT3 (Bartler et al., AISTATS 2022, arXiv 2103.16201)
+has BYOL, with the source network as the target: ``target: source``. In the first step both targets give the same loss and
+the same gradient; later ``self`` follows the network, where nothing but the stop-gradient keeps all views from one point,
+and ``source`` stays. Needs nothing from the source domain but the two heads, whose BatchNorm keeps its source statistics.
+
+MT3's settings, in params.yaml the adapter's, are one step of plain SGD with lr 0.1 on 32 pairs of views, 0.01 for its
+baseline that is not meta-trained; its networks have GroupNorm, and all weights are trained (``trainable: all``). Here every
+ordered pair of V views counts: 8 views are 56 pairs at the cost of 8.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from tttlab.errors import UserError
+from tttlab.method import Method, State
+from tttlab.networks import Bound
+from tttlab.objectives.simsiam import SimSiamHead, disagreement
+from tttlab.source_statistics import Statistics
+from tttlab.views import Augmentation, random_views
+
+
+@dataclass(frozen=True)
+class SimSiamTraining(Method):
+    """Predict the views of one image from each other.
+
+    Attributes:
+        num_views: V, views drawn at every step.
+        target: whose projections are predicted: the network's own, held fixed, or the source network's.
+    """
+
+    protocols = ("episodic", "online")
+    head = "simsiam"
+    num_views: Annotated[int, Ge(2)] = 8
+    target: Literal["self", "source"] = "self"
+    augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse a network without SimSiam heads."""
+        if not isinstance(getattr(network, "head", None), SimSiamHead):
+            raise UserError(
+                "method simsiam needs a network with SimSiam heads; pretrain or fine-tune it with objective simsiam, or "
+                "choose another method"
+            )
+
+    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw ``(B, V, 3, H, W)`` fresh views."""
+        return random_views(images, generators, self.num_views, self.augmentation)
+
+    def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Negative cosine similarity over the ordered pairs of ``views (V, 3, H, W)``."""
+        found = net(views)
+        if self.target == "self":
+            return disagreement(found.predictions, found.projections), state
+        with torch.no_grad():
+            source = net.module(views)
+        return disagreement(found.predictions, source.projections), state
