@@ -21,7 +21,7 @@ def run(params: Params, model: str, seed: int) -> None:
     objective_views = params.models[model].pretrain.augment.model_dump()
     settings = {"seed": seed, "objective_views": objective_views, "models": {model: chosen}}
     recipe = dict(chosen["finetune"])
-    how = {key: recipe.pop(key) for key in ("mode", "objective_weight")}
+    how = {key: recipe.pop(key) for key in ("mode", "objective_weight", "inner")}
     augmentation = Augmentation(**recipe.pop("augment"))
 
     inputs = [*folders, source / "weights.safetensors"]

@@ -152,6 +152,7 @@ LAYERS = [
         "resuming",
         "trainer",
         "training",
+        "meta_training",
     },
     {"method", "methods", "registry"},
     {"per_image", "group_size", "inner_loop", "adapter", "engine", "online", "signals", "gate", "sweep", "tuning", "alignment"},

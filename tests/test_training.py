@@ -17,15 +17,28 @@ GENTLE = Augmentation(min_scale=0.8, flip=False, jitter=0.1)
 EACH = pytest.mark.parametrize("settings", trainings.OF_EACH.values(), ids=trainings.OF_EACH)
 
 
-def tune(network: Network, objective, mode: str, recipe: Recipe = RECIPE) -> tuple:
+def tune(network: Network, objective, mode: str, recipe: Recipe = RECIPE, **settings) -> tuple:
     return finetune(trainings.trainer(), network, objective, trainings.image_set(), trainings.image_set(9, 1), recipe,
-                    mode=mode, augmentation=trainings.VIEWS, objective_augmentation=trainings.VIEWS)  # fmt: skip
+                    mode=mode, augmentation=trainings.VIEWS, objective_augmentation=trainings.VIEWS, **settings)  # fmt: skip
 
 
 def changed(network: Network, before: Network) -> set[str]:
     """Name the parts of a network with a parameter or buffer that differs."""
     ours, theirs = network.state_dict(), before.state_dict()
     return {name.partition(".")[0] for name in ours if not torch.equal(ours[name], theirs[name])}
+
+
+def test_meta_learned_fine_tuning_takes_the_inner_step_and_trains_every_part():
+    first = {}
+    for lr in (0.0, 0.5):
+        network, objective = trainings.build(trainings.OF_EACH["simsiam"])
+        before, inner = copy.deepcopy(network), {"lr": lr, "steps": 1, "pairs": 2}
+        (_, row, _), refit = tune(network, objective, "meta", inner=inner, objective_weight=0.1)
+        assert changed(network, before) == {"encoder", "classifier", "head"}
+        assert row["loss"] == pytest.approx(row["classification_loss"] + 0.1 * row["objective_loss"])
+        assert not refit
+        first[lr] = row["objective_loss"]
+    assert first[0.5] < first[0.0] - 0.01  # after a step on the same views
 
 
 @EACH

@@ -295,11 +295,28 @@ class Training(Strict):
         return self
 
 
-class Finetune(Training):
-    """Supervised training: classifier only, everything, or together with the objective."""
+class InnerStep(Strict):
+    """The step on the objective that meta-learned fine-tuning differentiates through."""
 
-    mode: Literal["linear", "full", "joint"]
+    lr: Positive
+    steps: Count
+    pairs: Count
+
+
+class Finetune(Training):
+    """Supervised training: classifier only, everything, together with the objective, or after a step on it."""
+
+    mode: Literal["linear", "full", "joint", "meta"]
     objective_weight: NonNegative
+    inner: InnerStep | None = None
+
+    @model_validator(mode="after")
+    def _inner_fits(self) -> "Finetune":
+        if self.mode == "meta" and self.inner is None:
+            raise fault("missing; mode meta needs its inner step, for example {lr: 0.1, steps: 1, pairs: 4}", "inner")
+        if self.mode != "meta" and self.inner is not None:
+            raise fault(f"expected nothing: only mode meta takes an inner step, found mode {self.mode}; remove it", "inner")
+        return self
 
 
 class Model(Strict):
@@ -332,9 +349,12 @@ class Model(Strict):
                 f"found {self.backbone!r}; choose one or set objective.name: simclr",
                 "backbone",
             )
-        if self.objective.name == "none" and self.finetune.mode == "joint":
-            raise fault("joint trains with an objective, but objective.name is none; set full or linear",
+        if self.objective.name == "none" and self.finetune.mode in ("joint", "meta"):
+            raise fault(f"{self.finetune.mode} trains with an objective, but objective.name is none; set full or linear",
                          "finetune.mode")  # fmt: skip
+        if self.objective.name == "simclr" and self.finetune.mode == "meta":
+            raise fault("meta takes a step on one image alone, which simclr contrasts with others; set objective.name: "
+                        "simsiam, rotation, clust3 or mae", "finetune.mode")  # fmt: skip
         if self.objective.name == "none" and self.pretrain.epochs:
             raise fault("there is nothing to pretrain with objective.name: none; set 0", "pretrain.epochs")
         return self

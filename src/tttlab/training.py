@@ -1,8 +1,8 @@
 """The source network's two trainings: self-supervised, then supervised with the self-supervised head kept alive."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tttlab.data import ImageSet
 from tttlab.loaders import Views, as_images
+from tttlab.meta_training import meta_loss
 from tttlab.networks import Network
 from tttlab.objective import Objective
 from tttlab.optimisers import Recipe
@@ -17,7 +18,8 @@ from tttlab.probing import classification, encode, knn_accuracy
 from tttlab.trainer import Loss, Row, Task, Trainer
 from tttlab.views import Augmentation
 
-MODES = {"linear": ("classifier",), "full": ("encoder", "classifier"), "joint": ("encoder", "classifier", "head")}
+ALL = ("encoder", "classifier", "head")
+MODES = {"linear": ("classifier",), "full": ("encoder", "classifier"), "joint": ALL, "meta": ALL}
 PROBES = 5  # kNN accuracies along a pretraining
 REFIT_EPOCHS = 5
 
@@ -73,15 +75,17 @@ def finetune(
     validation: ImageSet,
     recipe: Recipe,
     *,
-    mode: Literal["linear", "full", "joint"] = "joint",
+    mode: Literal["linear", "full", "joint", "meta"] = "joint",
     objective_weight: float = 0.5,
+    inner: Mapping[str, Any] | None = None,
     augmentation: Augmentation,
     objective_augmentation: Augmentation,
 ) -> tuple[list[Row], list[Row]]:
     """Train the classifier, in place, and leave the network with a self-supervised head that fits its encoder.
 
     ``linear`` trains the classifier on the frozen encoder, ``full`` the encoder too; the head is then fitted anew.
-    ``joint`` minimises cross-entropy + ``objective_weight`` · objective on the same images, and needs no such repair.
+    ``joint`` minimises cross-entropy + ``objective_weight`` · objective on the same images, and needs no such repair; ``meta``
+    does so after a step on every image's own objective, through which it differentiates (see `tttlab.meta_training`).
 
     Args:
         trainer: device, seed, workers, resuming.
@@ -91,22 +95,25 @@ def finetune(
         validation: labeled images on which accuracy is watched; it chooses nothing, the last epoch is kept.
         recipe: length and optimiser.
         mode: see above.
-        objective_weight: of the objective in ``joint``.
+        objective_weight: of the objective in ``joint`` and ``meta``.
+        inner: of ``meta``: ``lr`` and ``steps`` of the inner step, and ``pairs``, how often the objective's views are drawn of
+            each image.
         augmentation: strength of the views that are classified.
         objective_augmentation: strength of the objective's views.
 
     Returns:
         the curve: a row per epoch with ``loss``, ``lr``, ``validation_loss``, ``validation_accuracy`` and, in
-        ``joint``, ``classification_loss`` and ``objective_loss``; and the curve of the head's refit, empty where there
-        was none.
+        ``joint`` and ``meta``, ``classification_loss`` and ``objective_loss``; and the curve of the head's refit, empty where
+        there was none.
     """
-    joint = mode == "joint"
+    joint = mode in ("joint", "meta")
     assert objective or not joint
+    pairs = inner["pairs"] if mode == "meta" else 1
     task = Task(
         "finetune",
         parts=MODES[mode],
-        loss=joint_loss(objective, objective_weight) if joint else classification_loss,
-        views={"classify": Views(1, augmentation), **(ssl_views(objective, objective_augmentation) if joint else {})},
+        loss=supervised_loss(mode, objective, objective_weight, inner),
+        views={"classify": Views(1, augmentation), **(ssl_views(objective, objective_augmentation, pairs) if joint else {})},
         recipe=recipe,
         betas=betas(objective if joint else None),
         measure=lambda _epoch: classification(encode(network, validation)),
@@ -140,11 +147,19 @@ def refit_head(
     return trainer.fit(network, images, task)
 
 
-def ssl_views(objective: Objective | None, augmentation: Augmentation) -> dict[str, Views]:
-    """Choose the objective's views."""
+def ssl_views(objective: Objective | None, augmentation: Augmentation, count: int = 1) -> dict[str, Views]:
+    """Choose the objective's views, drawn ``count`` times."""
     if objective is None:
         return {}
-    return {"objective": Views(objective.num_views, augmentation if objective.jitter else replace(augmentation, jitter=0))}
+    augmentation = augmentation if objective.jitter else replace(augmentation, jitter=0)
+    return {"objective": Views(count * objective.num_views, augmentation)}
+
+
+def supervised_loss(mode: str, objective: Objective | None, weight: float, inner: Mapping[str, Any] | None) -> Loss:
+    """Choose the loss of fine-tuning; see `finetune`."""
+    if mode == "meta":
+        return meta_loss(objective, weight, inner["lr"], inner["steps"])
+    return joint_loss(objective, weight) if mode == "joint" else classification_loss
 
 
 def objective_loss(objective: Objective) -> Loss:
