@@ -27,6 +27,7 @@ class Source(NamedTuple):
     about: dict[str, Any]
     statistics: Statistics
     device: torch.device
+    measured: dict[str, Statistics]  # what a method measures itself, by method: once, whatever settings are tuned
 
 
 class Ready(NamedTuple):
@@ -43,7 +44,7 @@ def load_source(params: Params, model: str, seed: int, device: torch.device | No
     device = device or devices.choose_device(params.machine.device, params.machine.precision)
     network, about = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model / str(seed), device)
     statistics = source_statistics.load(pipeline.OUTPUTS / "source_stats" / model / str(seed), about["sha256"])
-    return Source(network, about, statistics, device)
+    return Source(network, about, statistics, device, {})
 
 
 def build_run(params: Params, name: str, model: str, source: Source, values: Mapping[str, Any]) -> Ready:
@@ -56,8 +57,9 @@ def build_run(params: Params, name: str, model: str, source: Source, values: Map
     loop = sweep.inner_loop(chosen.adapter.model_dump(), Augmentation(**params.adapt.augment.model_dump()))
     method.check(source.network)
     select_parameters(source.network, loop.trainable)
-    statistics = sweep.complete(source.statistics, method, source.network, lambda: source_batches(params, source.device))
-    return Ready(chosen, method, loop, statistics)
+    key, batches = repr(method), lambda: source_batches(params, source.device)
+    known = sweep.complete(source.measured.get(key, source.statistics), method, source.network, batches)
+    return Ready(chosen, method, loop, source.measured.setdefault(key, known))
 
 
 def load_tuned(name: str, model: str) -> dict[str, Any]:
