@@ -44,7 +44,7 @@ def load_source(params: Params, model: str, seed: int, device: torch.device | No
     device = device or devices.choose_device(params.machine.device, params.machine.precision)
     network, about = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model / str(seed), device)
     statistics = source_statistics.load(pipeline.OUTPUTS / "source_stats" / model / str(seed), about["sha256"])
-    return Source(network, about, statistics, device, {})
+    return Source(network, about, {name: value.to(device) for name, value in statistics.items()}, device, {})
 
 
 def build_run(params: Params, name: str, model: str, source: Source, values: Mapping[str, Any]) -> Ready:

@@ -7,6 +7,7 @@ import networks
 import pytest
 import torch
 
+from tttlab import signals
 from tttlab.adapter import adapt
 from tttlab.devices import choose_device
 from tttlab.errors import UserError
@@ -34,6 +35,19 @@ def device():
     if not torch.cuda.is_available():
         pytest.skip("no GPU: that it computes the same is not tried")
     return choose_device("cuda", "32")
+
+
+@pytest.mark.parametrize("signal", ["confidence", "distance", "loss"])
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_signals_are_the_same_numbers_too(device, kind, signal):
+    """The source statistics may still be where they were read, on the CPU."""
+    network, statistics = networks.source_statistics(kind, torch.float32)
+    images, found = networks.images(6, seed=9) ** 2, {}
+    for where in ("cpu", device):
+        found[where] = signals.measure(signal, network.to(where), images.to(where), load_method("actmad"), InnerLoop(),
+                                       statistics=statistics, image_ids=list("abcdef"), seed=2)[1].cpu()  # fmt: skip
+    network.to("cpu")
+    torch.testing.assert_close(found[device], found["cpu"], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("policy", ["source", "shrink"])

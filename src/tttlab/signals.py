@@ -110,6 +110,7 @@ def measure(
     Returns:
         logits of the source network ``(N, K)``, and the signal ``(N,)``.
     """
+    statistics = {name: value.to(images.device) for name, value in statistics.items()}
     logits, values = [], []
     for start in range(0, len(images), GROUP):
         group, names = images[start : start + GROUP], image_ids[start : start + GROUP]
