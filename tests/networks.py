@@ -3,11 +3,12 @@
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tttlab.networks import Network, build_encoder
 from tttlab.objective import Objective
 from tttlab.objectives.clust3 import ClusT3
+from tttlab.objectives.it3 import IT3
 from tttlab.objectives.mae import MAE
 from tttlab.objectives.rotation import Rotation
 from tttlab.objectives.simclr import SimCLR
@@ -27,19 +28,24 @@ def images(count: int, seed: int = 0) -> Tensor:
     return torch.nn.functional.interpolate(noise, size=SIZE, mode="bilinear")
 
 
+def with_head(encoder: nn.Module, objective: Objective) -> Network:
+    known = (CLASSES,) if objective.labels else ()
+    return settle(Network(encoder, CLASSES, objective.head(encoder, *known)))
+
+
 def resnet(norm_layer: str | None = None, objective: Objective = PROJECTOR) -> Network:
     """A four-stage ResNet with BatchNorm (or another norm) and a SimCLR, or another, head."""
     torch.manual_seed(1)
     options = RESNET | ({"norm_layer": norm_layer} if norm_layer else {})
     encoder = build_encoder("resnet18", SIZE, stem="small", options=options)
-    return settle(Network(encoder, CLASSES, objective.head(encoder)))
+    return with_head(encoder, objective)
 
 
 def vit(objective: Objective = DECODER) -> Network:
     """A two-block ViT with an MAE decoder, or another head."""
     torch.manual_seed(2)
     encoder = build_encoder("vit_tiny_patch16_224", SIZE, options=VIT)
-    return settle(Network(encoder, CLASSES, objective.head(encoder)))
+    return with_head(encoder, objective)
 
 
 def decided(network: Network, factor: float) -> Network:
@@ -59,6 +65,8 @@ KINDS = {
     "simsiam": lambda: resnet(objective=SimSiam(hidden_dim=16, projection_dim=16, prediction_dim=8)),
     "clust3": lambda: decided(resnet(objective=ClusT3(heads=2, clusters=4)), 10),
     "clust3_vit": lambda: decided(vit(ClusT3(heads=2, clusters=4)), 30),
+    "it3": lambda: resnet(objective=IT3()),
+    "it3_vit": lambda: vit(IT3()),
 }
 
 

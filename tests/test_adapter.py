@@ -20,6 +20,7 @@ from tttlab.inner_loop import InnerLoop, clip_gradients, select_parameters
 from tttlab.method import Method
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.clust3 import ClusT3Training
+from tttlab.methods.it3 import IT3Training
 from tttlab.methods.mae import MAETraining
 from tttlab.methods.memo import MEMO
 from tttlab.methods.none import NoAdaptation
@@ -48,6 +49,8 @@ TRAINING = [
     ("simsiam", SimSiamTraining(num_views=3)),
     ("clust3", ClusT3Training(num_views=2)),
     ("clust3_vit", ClusT3Training()),
+    ("it3", IT3Training()),
+    ("it3_vit", IT3Training(second="adapted")),
 ]
 
 
@@ -94,12 +97,12 @@ def trained_on_one(network: Network, image: Tensor, method: Method, loop: InnerL
         module.training = False
     chosen = list(select_parameters(copied, loop.trainable).values())
     optimizer = torch.optim.SGD(chosen, lr=loop.lr, momentum=loop.momentum)
-    with normalised(copied, loop.normalisation, statistics):
+    with normalised(copied, loop.normalisation, statistics), normalised(network, loop.normalisation, statistics):
         for step in range(loop.steps):
             views = method.views(copied, image[None], [torch_generator(0, "views", image_id, step)])
             one = {key: value[0] for key, value in views.items()} if isinstance(views, dict) else views[0]
             optimizer.zero_grad()
-            loss, _ = method.loss(Unbound(copied), one, statistics, method.init_state())
+            loss, _ = method.loss(Unbound(copied, network), one, statistics, method.init_state())
             loss.backward()
             if loop.clip:
                 nn.utils.clip_grad_norm_(chosen, loop.clip)
@@ -108,13 +111,13 @@ def trained_on_one(network: Network, image: Tensor, method: Method, loop: InnerL
 
 
 class Unbound:
-    """A network with its own parameters behind the calling form that methods expect."""
+    """A network with its own parameters behind the calling form that methods expect; before the first step it is the source."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, adapted: nn.Module, source: nn.Module | None = None) -> None:
+        self.adapted, self.module = adapted, adapted if source is None else source
 
     def __call__(self, *args, **kwargs):
-        return self.module(*args, **kwargs)
+        return self.adapted(*args, **kwargs)
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=name)

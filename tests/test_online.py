@@ -31,7 +31,12 @@ from tttlab.seeding import torch_generator
 COUNT, BATCH = 7, 3  # batches of 3, 2 and 2
 BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]
 # What else than a ResNet with a SimCLR head and a ViT with an MAE decoder a method is tried on.
-HEADED = {"rotation": ("rotation", "rotation_vit"), "simsiam": ("simsiam",), "clust3": ("clust3", "clust3_vit")}
+HEADED = {
+    "rotation": ("rotation", "rotation_vit"),
+    "simsiam": ("simsiam",),
+    "clust3": ("clust3", "clust3_vit"),
+    "it3": ("it3", "it3_vit"),
+}
 
 
 def stream(count=COUNT):

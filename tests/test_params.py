@@ -160,6 +160,7 @@ RUN = "adapt/runs/ssl/"
 CONV = "models/conv/"
 VIT = "models/vit/"
 CLUST3 = {"name": "clust3", "stages": [1, 2], "heads": 5, "clusters": 10}
+IT3 = {"name": "it3", "stage": None}
 MISTAKES = [
     # where, what is written there, how the message begins, what else it says
     ("sed", 1, "sed: unknown key", "did you mean 'seed'?"),
@@ -206,6 +207,8 @@ MISTAKES = [
     (CONV + "objective", CLUST3 | {"stages": []}, "models.conv.objective.stages: expected at least one entry", "found []"),
     (CONV + "objective", CLUST3 | {"stages": [2, 2]}, "models.conv.objective.stages: expected every entry once", "2 twice"),
     (CONV + "objective", CLUST3 | {"clusters": 1}, "models.conv.objective.clusters: expected a number greater", "found 1"),
+    (CONV + "objective", IT3, "models.conv.pretrain.epochs: it3 learns from labels, which pretraining has none of", "set 0"),
+    (CONV + "objective", IT3 | {"stage": 0}, "models.conv.objective.stage: expected a number greater", "found 0"),
     (
         CONV + "objective",
         {"name": "simsiam", "hidden_dim": 8, "projection_dim": 8, "prediction_dim": 0},
@@ -324,6 +327,14 @@ def test_several_mistakes_are_counted(read):
 
 def test_names_must_fit_files_and_stages(read):
     assert message(read, {"adapt/runs/my-run": {"method": "none"}}).startswith("adapt.runs.my-run: expected a name of a-z")
+
+
+def test_it3_is_trained_from_labels_alone_and_takes_no_step_without(read):
+    alone = {"adapt/runs/ssl": del_, CONV + "objective": IT3}
+    supervised = alone | {CONV + "pretrain/epochs": 0, CONV + "pretrain/warmup_epochs": 0}
+    assert read(supervised).objectives["conv"] == "it3"
+    step = {CONV + "finetune/mode": "meta", CONV + "finetune/inner": {"lr": 0.1, "steps": 1, "pairs": 4}}
+    assert message(read, supervised | step).startswith("models.conv.finetune.mode: meta takes a step without labels")
 
 
 def test_a_method_must_support_the_protocol(read):

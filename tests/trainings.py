@@ -32,7 +32,8 @@ MAE = {
 ROTATION = SIMCLR | {"objective": {"name": "rotation", "shared_stages": 2}}
 SIMSIAM = SIMCLR | {"objective": {"name": "simsiam", "hidden_dim": 8, "projection_dim": 8, "prediction_dim": 4}}
 CLUST3 = SIMCLR | {"objective": {"name": "clust3", "stages": [1, 2], "heads": 2, "clusters": 3}}
-OF_EACH = {settings["objective"]["name"]: settings for settings in (SIMCLR, MAE, ROTATION, SIMSIAM, CLUST3)}
+IT3 = SIMCLR | {"objective": {"name": "it3", "stage": 2}}
+OF_EACH = {settings["objective"]["name"]: settings for settings in (SIMCLR, MAE, ROTATION, SIMSIAM, CLUST3, IT3)}
 VIEWS = Augmentation(min_scale=0.5, flip=True, jitter=0.5)
 SIZE, CLASSES = 16, 3
 

@@ -19,13 +19,14 @@ from tttlab.errors import UserError, choices
 from tttlab.networks import Network, build_encoder
 from tttlab.objective import Objective
 from tttlab.objectives.clust3 import ClusT3
+from tttlab.objectives.it3 import IT3
 from tttlab.objectives.mae import MAE
 from tttlab.objectives.rotation import Rotation
 from tttlab.objectives.simclr import SimCLR
 from tttlab.objectives.simsiam import SimSiam
 from tttlab.seeding import stream_seed
 
-OBJECTIVES = {"simclr": SimCLR, "mae": MAE, "rotation": Rotation, "simsiam": SimSiam, "clust3": ClusT3}
+OBJECTIVES = {"simclr": SimCLR, "mae": MAE, "rotation": Rotation, "simsiam": SimSiam, "clust3": ClusT3, "it3": IT3}
 SETTINGS = ("backbone", "backbone_options", "stem", "objective")  # what rebuilds a network, but for its weights
 _WEIGHTS, _SIDECAR = "weights.safetensors", "network.json"
 
@@ -66,7 +67,7 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "weights"))
         encoder = _build_encoder(settings, image_size, weights == "timm")
-        head = objective.head(encoder) if objective else None
+        head = _build_head(objective, encoder, num_classes) if objective else None
         if isinstance(objective, MAE) and weights is None:
             initialise_as_mae(encoder)
         network = Network(encoder, num_classes, head).eval()
@@ -85,6 +86,10 @@ def _build_encoder(settings: Mapping[str, Any], image_size: int, pretrained: boo
             f"weights: expected timm's weights of {settings['backbone']!r}, found neither a copy nor a network to fetch "
             f"them through ({reason}); connect once, or give the path of a file"
         ) from error
+
+
+def _build_head(objective: Objective, encoder: nn.Module, num_classes: int) -> nn.Module:
+    return objective.head(encoder, num_classes) if objective.labels else objective.head(encoder)
 
 
 def initialise_as_mae(vit: nn.Module) -> None:

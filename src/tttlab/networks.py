@@ -51,7 +51,7 @@ class Network(nn.Module):
         """Map RGB in [0, 1] ``(N, 3, H, W)`` to what the encoder was made for."""
         return (images - self.mean) / self.std
 
-    def forward(self, images: Tensor, keep: Tensor | None = None, branch: bool = False) -> Outputs:
+    def forward(self, images: Tensor, keep: Tensor | None = None, branch: bool = False, given: Tensor | None = None) -> Outputs:
         """Run the network.
 
         Args:
@@ -59,13 +59,17 @@ class Network(nn.Module):
             keep: ``(N, L_keep)`` patch tokens that stay visible (MAE head only); then nothing but the reconstruction
                 is computed.
             branch: compute nothing but what the head gives that branches off inside the encoder, which stops there.
+            given: ``(N, K)`` class probabilities that come with the images (IT3 head only).
         """
         images = self.normalise(images)
         if keep is not None:
             return Outputs(None, None, reconstruction=self.head.reconstruct(self.encoder, images, keep))
         if branch:
             return Outputs(None, None, branch=self.head.branch_off(self.encoder, images))
-        features = pooled_features(self.encoder, images)
+        if given is not None:
+            features = self.head.features_given(self.encoder, images, given)
+        else:
+            features = pooled_features(self.encoder, images)
         logits = self.classifier(features)
         if hasattr(self.head, "project_and_predict"):
             projections, predictions = self.head.project_and_predict(features)

@@ -19,11 +19,13 @@ class Objective:
         num_views: V, random views of each image that `loss` looks at.
         jitter: whether these differ in brightness and contrast too; False: they are cropped and mirrored only.
         betas: AdamW's decay rates.
+        labels: whether it is about the classes: `head` is then also given their number, and `loss` the images' ``labels (N,)``.
     """
 
     num_views: ClassVar[int] = 1
     jitter: ClassVar[bool] = True
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    labels: ClassVar[bool] = False
 
     def head(self, encoder: nn.Module) -> nn.Module:
         """Build the head for an encoder; raise a `UserError` if they do not fit."""

@@ -271,6 +271,13 @@ class ClusT3(Strict):
     clusters: Annotated[StrictInt, Field(ge=2)]
 
 
+class IT3(Strict):
+    """Classification of images that come with their labels, behind a stage (null: half of the stages)."""
+
+    name: Literal["it3"]
+    stage: Count | None
+
+
 class NoObjective(Strict):
     """Supervised training only."""
 
@@ -326,7 +333,7 @@ class Model(Strict):
     backbone_options: dict[str, Any]
     stem: Literal["small", "stride2", "original"]
     weights: str | None
-    objective: Annotated[SimCLR | MAE | Rotation | SimSiam | ClusT3 | NoObjective, Field(discriminator="name")]
+    objective: Annotated[SimCLR | MAE | Rotation | SimSiam | ClusT3 | IT3 | NoObjective, Field(discriminator="name")]
     pretrain: Training
     finetune: Finetune
 
@@ -355,8 +362,12 @@ class Model(Strict):
         if self.objective.name == "simclr" and self.finetune.mode == "meta":
             raise fault("meta takes a step on one image alone, which simclr contrasts with others; set objective.name: "
                         "simsiam, rotation, clust3 or mae", "finetune.mode")  # fmt: skip
+        if self.objective.name == "it3" and self.finetune.mode == "meta":
+            raise fault("meta takes a step without labels, of which it3 makes its loss; set joint", "finetune.mode")
         if self.objective.name == "none" and self.pretrain.epochs:
             raise fault("there is nothing to pretrain with objective.name: none; set 0", "pretrain.epochs")
+        if self.objective.name == "it3" and self.pretrain.epochs:
+            raise fault("it3 learns from labels, which pretraining has none of; set 0", "pretrain.epochs")
         return self
 
 

@@ -54,7 +54,7 @@ def pretrain(
             return {}
         return {"knn_accuracy": knn_accuracy(*(encode(network, images) for images in probe))}
 
-    assert objective or not recipe.epochs
+    assert not recipe.epochs or (objective and not objective.labels)
     task = Task(
         "pretrain",
         parts=("encoder", "head") if objective else ("encoder",),
@@ -108,6 +108,7 @@ def finetune(
     """
     joint = mode in ("joint", "meta")
     assert objective or not joint
+    assert not (objective and objective.labels and mode == "meta")
     pairs = inner["pairs"] if mode == "meta" else 1
     task = Task(
         "finetune",
@@ -163,10 +164,11 @@ def supervised_loss(mode: str, objective: Objective | None, weight: float, inner
 
 
 def objective_loss(objective: Objective) -> Loss:
-    """Make the loss of self-supervised training."""
+    """Make the loss of the objective alone."""
 
     def loss(network: Network, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        return {"loss": objective.loss(network, as_images(batch["objective"]), generator, batch.get("share"))}
+        known = {"labels": batch["labels"]} if objective.labels else {}
+        return {"loss": objective.loss(network, as_images(batch["objective"]), generator, batch.get("share"), **known)}
 
     return loss
 

@@ -14,6 +14,7 @@ BACKBONES = {  # by the head that a method needs
     "rotation": "ResNet, RegNet, ConvNeXt, ViT, with a rotation head",
     "simsiam": "any, with SimSiam heads",
     "clust3": "any, with cluster heads",
+    "it3": "any, with an IT3 head",
 }
 
 

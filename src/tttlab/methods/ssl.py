@@ -1,5 +1,5 @@
-"""The model's own pretraining objective at test time: not a method but an alias, so this file holds no class.
+"""The model's own objective at test time: not a method but an alias, so this file holds no class.
 
-In params.yaml ``method: ssl`` means ``simclr`` for a model pretrained by SimCLR and ``mae`` for one pretrained by MAE, so that
-one run compares both.
+In params.yaml ``method: ssl`` means, for every model, the method that is named as its ``objective.name``: ``simclr``, ``mae``,
+``rotation``, and so on; one run compares them.
 """
