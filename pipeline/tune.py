@@ -56,7 +56,7 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
 
     for values in candidates:  # every mistake shows first
         build(values)
-    total = tuning.pairs_to_judge(len(candidates), len(images), wish.images, wish.severities, wish.keep)
+    total = tuning.pairs_to_judge(len(candidates), len(images), wish.images, wish.severities, wish.keep, bool(stream))
     workers = params.machine.workers if source.device.type == "cpu" else 0
     with tqdm(total=total, desc=f"tune {name} {model}", unit="image") as bar:
         judge = tuning.Judge(source.network, images, wish.images, wish.severities, candidates, steps, build, params.seed,

@@ -7,12 +7,15 @@ import torch
 
 from tttlab import sweep, tuning
 from tttlab.adapter import adapt
+from tttlab.arrivals import Stream
 from tttlab.data import ImageSet
 from tttlab.gate import Gate
 from tttlab.inner_loop import InnerLoop
 from tttlab.methods.actmad import ActMAD
+from tttlab.methods.tent import TENT
 from tttlab.params import CORRUPTIONS, HELD_OUT
 from tttlab.resuming import Work
+from tttlab.sweep import Block, Job, adapt_to_job, list_jobs
 from tttlab.tuning import Judge, Outcome, Trial, list_candidates, successive_halving
 
 
@@ -126,14 +129,14 @@ def images():
 CANDIDATES = [{"lr": 1e-3}, {"lr": 1e-2}]
 
 
-def judged(images, folder, counts=(4, None), **settings):
+def judged(images, folder, counts=(4, None), method=None, steps=(1, 2), trainable="encoder", **settings):
     network, statistics = networks.source_statistics("resnet", torch.float32)
 
     def build(values):
-        return ActMAD(), InnerLoop(steps=2, clip=1.0, **values), statistics
+        return method or ActMAD(), InnerLoop(steps=2, clip=1.0, trainable=trainable, **values), statistics
 
     with Work(folder) as work:
-        judge = Judge(network, images, counts, [3], CANDIDATES, (1, 2), build, 0, work, "run", **settings)
+        judge = Judge(network, images, counts, [3], CANDIDATES, steps, build, 0, work, "run", **settings)
         return [judge(turn, [0, 1]) for turn in range(len(counts))]
 
 
@@ -177,6 +180,24 @@ def test_later_rounds_add_images_and_repeat_none(images, tmp_path, monkeypatch):
             np.testing.assert_array_equal(*totals)
 
 
+@pytest.mark.parametrize("shifts", ["separate", "continual"])
+def test_on_streams_every_round_begins_anew_with_all_its_images(images, tmp_path, shifts):
+    """The last round is what it would be alone: one stream over all images, which says more than several short ones."""
+    stream = {"stream": Stream(2, shifts=shifts), "method": TENT(), "steps": (0,), "trainable": "norm"}
+    rounds, alone = (judged(images, tmp_path / str(len(counts)), counts, **stream)[-1] for counts in ((4, None), (None,)))
+    for number in (0, 1):
+        assert_same(rounds[number], alone[number])
+        assert len(rounds[number].clean) == 8 * 5
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    held_out = Job(tuple(Block(shift, 0, range(8)) for shift in tuning.held_out_shifts([3])[1:]), None)
+    (job,) = [job for job in list_jobs(held_out.blocks, stream["stream"]) if job.blocks[-1].shift.corruption == HELD_OUT[-1]]
+    loop = InnerLoop(steps=2, clip=1.0, trainable="norm", **CANDIDATES[1])
+    own = adapt_to_job(network, TENT(), loop, images, job, stream["stream"], 1, statistics=statistics, seed=0, record=(2,))
+    assert len(own) == (4 if shifts == "continual" else 1)
+    right = own[job.blocks[-1].shift]["adapted_prediction"].numpy() == images.labels
+    np.testing.assert_array_equal(rounds[1].adapted[-8:, 0], right)
+
+
 def test_a_killed_tuning_goes_on_where_it_was(images, tmp_path, monkeypatch):
     whole = judged(images, tmp_path / "whole")
     calls = []
@@ -208,3 +229,4 @@ def test_workers_change_nothing(images, tmp_path):
 def test_the_work_ahead_is_counted():
     assert tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25) == (8 * 10 + 2 * 30 + 1 * 60) * 9
     assert tuning.pairs_to_judge(8, 20, (10, 40), (3,), 0.5) == (8 * 10 + 4 * 10) * 5
+    assert tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25, anew=True) == (8 * 10 + 2 * 40 + 1 * 100) * 9

@@ -185,7 +185,8 @@ class Judge:
         workers: processes that share the work; changes no result.
         device: where to compute.
         on_images: called with the number of (image, shift) pairs done.
-        stream: how images arrive; candidates then come with their steps, and every round's new images are streams of their own.
+        stream: how images arrive; candidates then come with their steps, and every round begins anew with all its images, for
+            a short stream does not tell what a long one does.
     """
 
     network: nn.Module
@@ -206,8 +207,9 @@ class Judge:
     def __post_init__(self) -> None:
         labels = self.images.labels
         subsets = [balanced_subset(self.images.image_ids, labels, count, self.seed, "tune") for count in self.counts]
-        # A round computes what the rounds before have not.
-        self._fresh = [np.setdiff1d(own, before) for before, own in itertools.pairwise([np.array([], int), *subsets])]
+        # A round computes what the rounds before have not; on streams all of its images.
+        before = itertools.chain([[]], itertools.repeat([]) if self.stream else subsets)
+        self._fresh = [np.setdiff1d(own, known) for own, known in zip(subsets, before, strict=False)]
         self._group = GroupSize()
 
     def __call__(self, turn: int, numbers: Sequence[int]) -> dict[int, Outcome]:
@@ -221,7 +223,7 @@ class Judge:
         self.on_images(sum(job.size for _, _, job in items) - sum(job.size for _, _, job in missing))
         for done in in_order(self._adapt, missing, self.workers):
             self.on_images(done)
-        turns = [turn for turn in range(turn + 1) if len(self._fresh[turn])]
+        turns = [turn] if self.stream else [turn for turn in range(turn + 1) if len(self._fresh[turn])]
         return {
             number: join(self.work.load(self._name(number, turn, shift)) for turn in turns for shift in shifts)
             for number in numbers
@@ -264,13 +266,15 @@ def join(parts: Iterable[Mapping[str, Tensor]]) -> Outcome:
     return Outcome(**columns | {"milliseconds": columns["milliseconds"].mean(0)}, signals=signals)
 
 
-def pairs_to_judge(candidates: int, images: int, counts: Sequence[int | None], severities: Sequence[int], keep: float) -> int:
-    """Count the (image, shift) pairs that a search adapts to."""
+def pairs_to_judge(
+    candidates: int, images: int, counts: Sequence[int | None], severities: Sequence[int], keep: float, anew: bool = False
+) -> int:
+    """Count the (image, shift) pairs that a search adapts to; ``anew``: every round takes all its images, as on streams."""
     total, before = 0, 0
     for count in counts:
         now = min(count or images, images)
         total += candidates * (now - before) * len(held_out_shifts(severities))
-        candidates, before = math.ceil(candidates * keep), now
+        candidates, before = math.ceil(candidates * keep), 0 if anew else now
     return total
 
 
