@@ -63,6 +63,7 @@ def adapt_network(params: Params, sweep, work) -> tuple | None:
                             parent=tracking.pipeline_run(pipeline.ROOT, execution(params)),
                             resume_key=f"{work.folder.name} {sweep.prefix}") as tracked:  # fmt: skip
         tracked.log_input("test", sweep.images.source, sweep.images.digest(), len(sweep.images), "test")
+        devices.forget_peak(sweep.source.device)
         table, losses = sweep.adapt(work)
         tracking.log_predictions(tracked, score(table))
         memory, curve = devices.peak_memory(sweep.source.device), losses.tolist() if len(losses) > 1 else []

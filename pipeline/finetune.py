@@ -6,10 +6,14 @@ from tttlab.params import Params
 
 def run(params: Params, model: str, seed: int) -> None:
     """Write outputs/finetuned/<model>/<seed>: the source network of all that follows, and its curve."""
+    import torch
+
     from pipeline.trainings import log_inputs, open_trainer, write
     from tttlab.checkpoints import build_objective, load
     from tttlab.data import ImageSet
+    from tttlab.networks import add_probe
     from tttlab.optimisers import Recipe
+    from tttlab.seeding import stream_seed
     from tttlab.training import finetune, last_values
     from tttlab.views import Augmentation
 
@@ -22,7 +26,11 @@ def run(params: Params, model: str, seed: int) -> None:
     settings = {"seed": seed, "objective_views": objective_views, "models": {model: chosen}}
     recipe = dict(chosen["finetune"])
     how = {key: recipe.pop(key) for key in ("mode", "objective_weight", "inner")}
-    augmentation = Augmentation(**recipe.pop("augment"))
+    augmentation, probe = Augmentation(**recipe.pop("augment")), recipe.pop("probe")
+    if probe:
+        with torch.random.fork_rng():
+            torch.manual_seed(stream_seed(seed, "probe"))
+            add_probe(network, **probe)
 
     inputs = [*folders, source / "weights.safetensors"]
     with open_trainer(params, model, "finetune", settings, inputs, parent["mlflow_run_id"]) as (trainer, tracked):
@@ -37,7 +45,8 @@ def run(params: Params, model: str, seed: int) -> None:
         if refit:
             metrics |= {f"refit_{key}": last_values(refit)[key] for key in ("loss", "seconds")}
         extra = {"parent": parent["sha256"], "mlflow_run_id": tracked.id, "metrics": metrics}
-        about = {"settings": chosen, "classes": train.classes, "image_size": parent["image_size"], "extra": extra}
+        about = {"settings": chosen | {"probe": probe}, "classes": train.classes, "image_size": parent["image_size"],
+                 "extra": extra}  # fmt: skip
         write(pipeline.OUTPUTS / "finetuned" / model / str(seed), network, rows, tracked, about)
     print(f"{model}: validation accuracy {metrics['validation_accuracy']:.1%} after {metrics['epoch']} epochs "
           f"in {metrics['seconds']:.0f} s")  # fmt: skip

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from tttlab.networks import Network, build_encoder
+from tttlab.networks import Network, add_probe, build_encoder
 from tttlab.objective import Objective
 from tttlab.objectives.clust3 import ClusT3
 from tttlab.objectives.it3 import IT3
@@ -56,6 +56,13 @@ def decided(network: Network, factor: float) -> Network:
     return network
 
 
+def probed(network: Network) -> Network:
+    """Put a probe between encoder and classifier."""
+    torch.manual_seed(3)
+    add_probe(network, depth=1, heads=2)
+    return network
+
+
 KINDS = {
     "resnet": resnet,
     "groupnorm": lambda: resnet("groupnorm1"),
@@ -67,6 +74,7 @@ KINDS = {
     "clust3_vit": lambda: decided(vit(ClusT3(heads=2, clusters=4)), 30),
     "it3": lambda: resnet(objective=IT3()),
     "it3_vit": lambda: vit(IT3()),
+    "probe": lambda: probed(vit()),
 }
 
 

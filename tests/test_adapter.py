@@ -44,6 +44,8 @@ TRAINING = [
     ("vit", MAETraining(num_views=3)),
     ("vit", ActMAD()),
     ("vit", ActMAD(form="l1")),
+    ("probe", MAETraining(num_views=3)),
+    ("probe", ActMAD()),
     ("rotation", RotationTraining(num_views=3)),
     ("rotation_vit", RotationTraining(num_views=3)),
     ("simsiam", SimSiamTraining(num_views=3)),
@@ -102,7 +104,8 @@ def trained_on_one(network: Network, image: Tensor, method: Method, loop: InnerL
             views = method.views(copied, image[None], [torch_generator(0, "views", image_id, step)])
             one = {key: value[0] for key, value in views.items()} if isinstance(views, dict) else views[0]
             optimizer.zero_grad()
-            loss, _ = method.loss(Unbound(copied, network), one, statistics, method.init_state())
+            frozen = network if method.head == "it3" else None  # whose second application has the source weights
+            loss, _ = method.loss(Unbound(copied, frozen), one, statistics, method.init_state())
             loss.backward()
             if loop.clip:
                 nn.utils.clip_grad_norm_(chosen, loop.clip)

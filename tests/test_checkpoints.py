@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tttlab.checkpoints import build_network, load, save
 from tttlab.errors import UserError
 from tttlab.loaders import as_images
+from tttlab.networks import add_probe
 
 OPTIONS = trainings.SIMCLR["backbone_options"]
 PICTURES = as_images(torch.from_numpy(trainings.image_set().pixels))
@@ -79,6 +80,21 @@ def test_mae_refuses_a_convolutional_network_before_any_work():
 def test_an_unknown_objective_is_named_with_the_likely_one():
     with pytest.raises(UserError, match="unknown objective 'simcrl'; did you mean 'simclr'"):
         trainings.build(trainings.SIMCLR | {"objective": {"name": "simcrl"}})
+
+
+def test_a_probe_is_rebuilt_with_the_network(tmp_path):
+    network, _ = trainings.build(trainings.MAE)
+    add_probe(network, depth=2, heads=4)
+    settings = trainings.MAE | {"probe": {"depth": 2, "heads": 4}}
+    save(network, tmp_path, settings=settings, classes="abc", image_size=16)
+    again, _ = load(tmp_path)
+    assert states(again) == states(network)
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(again(images).logits, network(images).logits, rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"probe\.heads: expected a divisor of the backbone's width 16, found 3"):
+        add_probe(network, depth=1, heads=3)
+    with pytest.raises(UserError, match=r"probe: expected a plain vision transformer .* found ResNet"):
+        add_probe(trainings.build(trainings.SIMCLR)[0], depth=1, heads=1)
 
 
 def test_our_checkpoint_as_initial_weights_gives_encoder_and_what_else_fits(tmp_path):

@@ -229,6 +229,7 @@ MISTAKES = [
     (CONV + "pretrain/lr", "0.1", "models.conv.pretrain.lr: expected a valid number", "found '0.1'"),
     (CONV + "pretrain/lr", float("nan"), "models.conv.pretrain.lr: expected a finite number", "found NaN"),
     (CONV + "finetune/mode", "both", "models.conv.finetune.mode: found 'both'", "allowed: full, joint, linear, meta"),
+    (CONV + "finetune/probe", {"depth": 2, "heads": 2}, "models.conv.finetune.probe: expected nothing", "found mode joint"),
     (CONV + "finetune/mode", "meta", "models.conv.finetune.inner: missing", "pairs: 4}"),
     (CONV + "finetune/inner", {"lr": 0.1, "steps": 1, "pairs": 2}, "models.conv.finetune.inner: expected nothing", "remove it"),
     ("shifts/corruptions", ["gausian_noise"], "shifts.corruptions[0]: unknown corruption", "mean 'gaussian_noise'?"),
@@ -303,6 +304,14 @@ def test_a_mistake_is_one_line_with_path_finding_and_choices(read, where, value,
     text = message(read, {where: value})
     assert text.startswith(start)
     assert also in text
+
+
+def test_a_probe_is_for_the_tokens_of_a_frozen_transformer(read):
+    probe = {"depth": 2, "heads": 3}
+    params = read({"models/vit/finetune/mode": "linear", "models/vit/finetune/probe": probe})
+    assert params.models["vit"].finetune.probe.depth == 2
+    text = message(read, {"models/conv/finetune/mode": "linear", "models/conv/finetune/probe": probe})
+    assert text.startswith("models.conv.finetune.probe: a probe reads patch tokens")
 
 
 def test_a_run_can_be_for_some_models_and_have_a_protocol_of_its_own(read, methods):

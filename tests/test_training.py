@@ -5,8 +5,9 @@ import torch
 import trainings
 from torch import Tensor
 
+from tttlab.inner_loop import select_parameters
 from tttlab.loaders import Views, as_images, open_loader
-from tttlab.networks import Network
+from tttlab.networks import Network, add_probe
 from tttlab.optimisers import Recipe
 from tttlab.seeding import torch_generator
 from tttlab.training import betas, finetune, joint_loss, last_values, pretrain, refit_head, ssl_views
@@ -39,6 +40,23 @@ def test_meta_learned_fine_tuning_takes_the_inner_step_and_trains_every_part():
         assert not refit
         first[lr] = row["objective_loss"]
     assert first[0.5] < first[0.0] - 0.01  # after a step on the same views
+
+
+def test_a_probe_reads_the_tokens_of_a_frozen_encoder():
+    network, objective = trainings.build(trainings.MAE)
+    add_probe(network, depth=2, heads=4)
+    before = copy.deepcopy(network)
+    rows, _ = tune(network, objective, "linear", Recipe(epochs=8, batch_size=8, lr=1e-2))
+    assert changed(network, before) == {"probe", "classifier", "head"}  # the decoder is fitted anew
+    assert rows[-1]["loss"] < rows[1]["loss"] - 0.1
+    images = as_images(torch.from_numpy(trainings.image_set(3).pixels))
+    with torch.no_grad():
+        tokens = network.encoder.forward_features(network.normalise(images))
+        features = network.probe.norm(network.probe.blocks(tokens)).mean(1)
+        torch.testing.assert_close(network(images).features, features)
+        torch.testing.assert_close(network(images).logits, network.classifier(features))
+    names = [name.partition(".")[0] for name in select_parameters(network, "encoder")]
+    assert set(names) == {"encoder"}  # what test-time training moves, as published
 
 
 @EACH

@@ -16,7 +16,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from tttlab.errors import UserError, choices
-from tttlab.networks import Network, build_encoder
+from tttlab.networks import Network, add_probe, build_encoder
 from tttlab.objective import Objective
 from tttlab.objectives.clust3 import ClusT3
 from tttlab.objectives.it3 import IT3
@@ -27,7 +27,7 @@ from tttlab.objectives.simsiam import SimSiam
 from tttlab.seeding import stream_seed
 
 OBJECTIVES = {"simclr": SimCLR, "mae": MAE, "rotation": Rotation, "simsiam": SimSiam, "clust3": ClusT3, "it3": IT3}
-SETTINGS = ("backbone", "backbone_options", "stem", "objective")  # what rebuilds a network, but for its weights
+SETTINGS = ("backbone", "backbone_options", "stem", "objective", "probe")  # what rebuilds a network, but for its weights
 _WEIGHTS, _SIDECAR = "weights.safetensors", "network.json"
 
 
@@ -53,8 +53,9 @@ def build_network(
     """Create a network with its initial weights, in evaluation mode.
 
     Args:
-        settings: ``backbone``, ``objective`` and, as far as wanted, ``backbone_options``, ``stem`` and ``weights``:
-            None (random), ``timm`` (timm's pretrained ones), or the path of a checkpoint folder or timm state dict.
+        settings: ``backbone``, ``objective`` and, as far as wanted, ``backbone_options``, ``stem``, ``probe`` (``depth`` and
+            ``heads``) and ``weights``: None (random), ``timm`` (timm's pretrained ones), or the path of a checkpoint folder or
+            timm state dict.
         num_classes: K.
         image_size: side of the square images, pixels.
         seed: of the random weights; the global random state is left alone.
@@ -71,6 +72,8 @@ def build_network(
         if isinstance(objective, MAE) and weights is None:
             initialise_as_mae(encoder)
         network = Network(encoder, num_classes, head).eval()
+        if settings.get("probe"):
+            add_probe(network, **settings["probe"])
     if weights not in (None, "timm"):
         load_weights(network, Path(weights))
     return network, objective

@@ -30,6 +30,12 @@ def choose_device(wish: str, precision: str = "auto") -> torch.device:
     return device
 
 
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` count anew from here, on a GPU; a process's resident set only ever grows."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> float:
     """Largest memory so far, MiB: the GPU's for tensors, else the resident set of this process or its largest worker."""
     if device.type == "cuda":

@@ -60,7 +60,7 @@ class GroupSize:
         """
         size = min(self.size, left)
         group = Group(size, size)
-        memory, began = _start_measuring(device), time.perf_counter()
+        memory, began = _start_measuring(device) if self.growing else 0, time.perf_counter()
         try:
             yield group
         except (RuntimeError, MemoryError) as error:
@@ -99,7 +99,10 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _start_measuring(device: torch.device) -> int:
-    """Bytes in use before a group; `_peak` counts from here."""
+    """Bytes in use before a group; `_peak` counts from here.
+
+    As long as groups grow the last one measured is the largest, so that the peak since then is that of all of them.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)

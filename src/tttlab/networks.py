@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.data import resolve_data_config
 from timm.models import PretrainedCfg
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -31,8 +32,26 @@ class Outputs(NamedTuple):
     branch: Any = None
 
 
+class Probe(nn.Module):
+    """Transformer blocks on an encoder's tokens and the mean of what they give: a classifier's features, the encoder frozen.
+
+    Gandelsman et al., NeurIPS 2022, arXiv 2209.07522, put such a classifier (12 blocks) on their MAE encoder, so that test-time
+    training finds the encoder as pretraining left it.
+    """
+
+    def __init__(self, encoder: nn.Module, depth: int, heads: int) -> None:
+        super().__init__()
+        width = encoder.num_features
+        self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Turn ``tokens (N, L, D)`` into features ``(N, D)``."""
+        return self.norm(self.blocks(tokens)).mean(1)
+
+
 class Network(nn.Module):
-    """Encoder, classifier and self-supervised head behind one call.
+    """Encoder, classifier and self-supervised head behind one call, and, where fine-tuning has put one in, a probe.
 
     Images come in as RGB in [0, 1]; the encoder's own mean and standard deviation are applied inside, so that views and
     corruptions never need to know them.
@@ -43,6 +62,7 @@ class Network(nn.Module):
         self.encoder = encoder
         self.classifier = nn.Linear(feature_width(encoder), num_classes)
         self.head = head
+        self.probe: Probe | None = None
         config = resolve_data_config({}, model=encoder)
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, -1, 1, 1), persistent=False)
@@ -68,6 +88,8 @@ class Network(nn.Module):
             return Outputs(None, None, branch=self.head.branch_off(self.encoder, images))
         if given is not None:
             features = self.head.features_given(self.encoder, images, given)
+        elif self.probe:
+            features = self.probe(self.encoder.forward_features(images))
         else:
             features = pooled_features(self.encoder, images)
         logits = self.classifier(features)
@@ -75,6 +97,22 @@ class Network(nn.Module):
             projections, predictions = self.head.project_and_predict(features)
             return Outputs(logits, features, projections, predictions=predictions)
         return Outputs(logits, features, self.head.project(features) if hasattr(self.head, "project") else None)
+
+
+def add_probe(network: Network, depth: int, heads: int) -> None:
+    """Put a fresh probe of ``depth`` blocks with ``heads`` attention heads between encoder and classifier.
+
+    Raises:
+        UserError: the encoder gives no tokens, or their width is no multiple of the heads.
+    """
+    encoder, device = network.encoder, next(network.parameters()).device
+    if not isinstance(encoder, VisionTransformer):
+        raise UserError(f"finetune.probe: expected a plain vision transformer (vit_*, deit_*), found {type(encoder).__name__}; "
+                        "remove it, or choose such a backbone")  # fmt: skip
+    if encoder.num_features % heads:
+        raise UserError(f"finetune.probe.heads: expected a divisor of the backbone's width {encoder.num_features}, "
+                        f"found {heads}")  # fmt: skip
+    network.probe = Probe(encoder, depth, heads).to(device).eval()
 
 
 class TimmClassifier(nn.Module):

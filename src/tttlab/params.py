@@ -310,15 +310,26 @@ class InnerStep(Strict):
     pairs: Count
 
 
+class Probe(Strict):
+    """Transformer blocks between a frozen encoder and the classifier."""
+
+    depth: Count
+    heads: Count
+
+
 class Finetune(Training):
     """Supervised training: classifier only, everything, together with the objective, or after a step on it."""
 
     mode: Literal["linear", "full", "joint", "meta"]
     objective_weight: NonNegative
     inner: InnerStep | None = None
+    probe: Probe | None = None
 
     @model_validator(mode="after")
-    def _inner_fits(self) -> "Finetune":
+    def _parts_fit(self) -> "Finetune":
+        if self.mode != "linear" and self.probe is not None:
+            raise fault(f"expected nothing: a probe is for mode linear, which freezes the encoder, found mode {self.mode}; "
+                        "remove it", "probe")  # fmt: skip
         if self.mode == "meta" and self.inner is None:
             raise fault("missing; mode meta needs its inner step, for example {lr: 0.1, steps: 1, pairs: 4}", "inner")
         if self.mode != "meta" and self.inner is not None:
@@ -364,6 +375,9 @@ class Model(Strict):
                         "simsiam, rotation, clust3 or mae", "finetune.mode")  # fmt: skip
         if self.objective.name == "it3" and self.finetune.mode == "meta":
             raise fault("meta takes a step without labels, of which it3 makes its loss; set joint", "finetune.mode")
+        if self.finetune.probe and not architecture.startswith(_PLAIN_TRANSFORMERS):
+            raise fault("a probe reads patch tokens and needs a plain vision transformer (vit_*, deit_*), found "
+                        f"{self.backbone!r}; remove it, or choose such a backbone", "finetune.probe")  # fmt: skip
         if self.objective.name == "none" and self.pretrain.epochs:
             raise fault("there is nothing to pretrain with objective.name: none; set 0", "pretrain.epochs")
         if self.objective.name == "it3" and self.pretrain.epochs:

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from tttlab.errors import UserError
 
-_LIBRARIES = ("torch", "timm", "lightly", "albumentations")
+_LIBRARIES = ("torch", "timm", "lightly", "albumentations", "numpy", "opencv-python-headless")  # the last make corruptions
 _CLOCK_SECONDS = 2.0  # the same process start, read twice, can differ by this much after the clock was set
 
 

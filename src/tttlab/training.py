@@ -19,7 +19,7 @@ from tttlab.trainer import Loss, Row, Task, Trainer
 from tttlab.views import Augmentation
 
 ALL = ("encoder", "classifier", "head")
-MODES = {"linear": ("classifier",), "full": ("encoder", "classifier"), "joint": ALL, "meta": ALL}
+MODES = {"linear": ("probe", "classifier"), "full": ("encoder", "classifier"), "joint": ALL, "meta": ALL}
 PROBES = 5  # kNN accuracies along a pretraining
 REFIT_EPOCHS = 5
 
@@ -83,9 +83,10 @@ def finetune(
 ) -> tuple[list[Row], list[Row]]:
     """Train the classifier, in place, and leave the network with a self-supervised head that fits its encoder.
 
-    ``linear`` trains the classifier on the frozen encoder, ``full`` the encoder too; the head is then fitted anew.
-    ``joint`` minimises cross-entropy + ``objective_weight`` · objective on the same images, and needs no such repair; ``meta``
-    does so after a step on every image's own objective, through which it differentiates (see `tttlab.meta_training`).
+    ``linear`` trains the classifier, and the probe if there is one, on the frozen encoder, ``full`` the encoder too; the head
+    is then fitted anew. ``joint`` minimises cross-entropy + ``objective_weight`` · objective on the same images, and needs no
+    such repair; ``meta`` does so after a step on every image's own objective, through which it differentiates (see
+    `tttlab.meta_training`).
 
     Args:
         trainer: device, seed, workers, resuming.
@@ -112,7 +113,7 @@ def finetune(
     pairs = inner["pairs"] if mode == "meta" else 1
     task = Task(
         "finetune",
-        parts=MODES[mode],
+        parts=[part for part in MODES[mode] if getattr(network, part)],
         loss=supervised_loss(mode, objective, objective_weight, inner),
         views={"classify": Views(1, augmentation), **(ssl_views(objective, objective_augmentation, pairs) if joint else {})},
         recipe=recipe,

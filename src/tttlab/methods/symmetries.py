@@ -61,13 +61,14 @@ class Symmetries(Method):
 
     def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Transform ``images (B, 3, H, W)``: ``(B, V, 3, H, W)``; where all views are taken, the image itself is the first."""
-        pixels = pixel_orders(*images.shape[-2:], self.geometry)
-        channels = torch.tensor(CHANNEL_ORDERS[: self.permutations])
+        pixels = pixel_orders(*images.shape[-2:], self.geometry).to(images.device)
+        channels = torch.tensor(CHANNEL_ORDERS[: self.permutations], device=images.device)
         there = len(pixels) * len(channels)
         if self.num_views:
             chosen = torch.stack([torch.randperm(there, generator=generator)[: self.num_views] for generator in generators])
         else:
             chosen = torch.arange(there).expand(len(images), -1)
+        chosen = chosen.to(images.device)
         return reordered(images, channels[chosen // len(pixels)], pixels[chosen % len(pixels)])
 
     def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
@@ -106,5 +107,4 @@ def reordered(images: Tensor, channels: Tensor, pixels: Tensor) -> Tensor:
         ``(B, V, C, H, W)``.
     """
     rows = torch.arange(len(images), device=images.device)[:, None, None, None]
-    channels, pixels = channels.to(images.device)[..., None], pixels.to(images.device)[..., None, :]
-    return images.flatten(2)[rows, channels, pixels].unflatten(-1, images.shape[-2:])
+    return images.flatten(2)[rows, channels[..., None], pixels[..., None, :]].unflatten(-1, images.shape[-2:])
