@@ -265,7 +265,7 @@ def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
         opened = {Path(line).name: line for line in (copy / "opened.txt").read_text().splitlines() if "outputs/" in line}
         assert "weights.safetensors" in opened  # the list works
         assert {line.split("outputs/")[1].split("/")[0] for line in opened.values()} <= {
-            "data", "finetuned", "source_stats", "tuned"
+            "data", "finetuned", "methods", "source_stats", "tuned"
         }  # fmt: skip
         assert not [line for line in opened.values() if "data/test" in line or "data/shifted" in line or "photos" in line]
 

@@ -35,9 +35,8 @@ def test_every_ready_made_file_is_valid(file, tmp_path):
     for name in ("unlabeled", "labeled/a", "test"):
         (tmp_path / "data" / name).mkdir(parents=True)
     params = read_params(file, base=tmp_path)
-    for run in params.adapt.runs:
-        for model in params.models:
-            params.run_settings(run, model)
+    for model, run in params.pairs:
+        params.run_settings(run, model)
 
 
 def test_settings_follow_each_other_and_are_used_once(project):
