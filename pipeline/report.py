@@ -30,9 +30,7 @@ def run(params: Params) -> None:
     trained = [key for key in results.summary if results.trains(*key)]
     read = partial(pictures.read_flips, outputs, test=tested, shifts=tested_shifts, seed=params.seed)
     flips = [found for key in trained if (found := read(*key))]
-    streamed = [run for model, run in params.pairs if model == results.models[0]
-                and run != "none" and params.run_settings(run, model).protocol == "online"]  # fmt: skip
-    note = report.about(results, test.source, shifts, params.adapt.online, streamed)
+    note = report.about(results, test.source, shifts, params.adapt.online)
     target = outputs / "report.html"
     target.write_text(page.render(results, drawn, params.model_dump(mode="json"), note, flips), encoding="utf-8")
     _log(params, results, files, target)

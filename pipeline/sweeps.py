@@ -43,8 +43,8 @@ class Sweep(NamedTuple):
     @property
     def told(self) -> dict[str, Any]:
         """Say what MLflow and the report show as settings."""
-        own = self.ready.settings
-        return {"run": self.name, "method": repr(self.ready.method), **own.adapter.model_dump(), "seed": self.params.seed}
+        own = {"protocol": self.ready.settings.protocol, **self.ready.settings.adapter.model_dump()}
+        return {"run": self.name, "method": repr(self.ready.method), **own, "seed": self.params.seed}
 
     @property
     def tags(self) -> dict[str, Any]:

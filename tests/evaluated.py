@@ -74,7 +74,6 @@ def write_project(
         models=dict.fromkeys(models),
         shifts=settings(corruptions, severities, sets),
         pairs=[(model, run) for model in models for run in runs],
-        run_settings=lambda _run, _model: SimpleNamespace(protocol="episodic"),
         adapt=SimpleNamespace(runs=dict.fromkeys(runs), online=None),
         model_dump=lambda **_: {"seed": 3, "models": {"vit": {"note": "</pre><script>alert(1)</script>"}}},
     )

@@ -171,7 +171,7 @@ def test_interval_as_text():
     assert report.interval(None, None) == "–"
 
 
-def told(extra=(), **gains) -> str:
+def told(extra=(), streamed=(), **gains) -> str:
     """Write the sentence for runs given as (low, gain, high, clean change)."""
     entries = {
         ("m", run): {"accuracy_source": 0.5, "accuracy_adapted": 0.5 + gain, "gain": gain, "gain_low": low,
@@ -180,7 +180,8 @@ def told(extra=(), **gains) -> str:
     }  # fmt: skip
     for run, more in dict(extra).items():
         entries["m", run] |= more
-    return report.sentence(Results(("m",), tuple(gains), entries), "m")
+    adapted = {("m", run): {"settings": {"protocol": "online" if run in streamed else "episodic"}} for run in gains}
+    return report.sentence(Results(("m",), tuple(gains), entries, adapted=adapted), "m")
 
 
 class TestSentence:
@@ -188,6 +189,14 @@ class TestSentence:
         text = told(a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0))
         assert text.startswith("b helped most, 50.0 % → 55.0 % (+5.0 points, 95 % interval +2.0 to +8.0); a helped too.")
         assert text.endswith("No run lost more than one point on clean images.")
+
+    def test_streams_are_not_compared_with_single_images(self):
+        text = told(a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0), c=(-0.03, -0.02, -0.01, 0), streamed=("b", "c"))
+        alone, along = text.removeprefix("Image by image: ").split(" On streams: ")
+        assert alone.startswith("a helped most, 50.0 % → 52.0 %")
+        assert along.startswith("b helped most, 50.0 % → 55.0 %")
+        assert "c hurt" in along
+        assert told(b=(0.02, 0.05, 0.08, 0), streamed=("b",)).startswith("b helped most")
 
     def test_nothing_helped_some_hurt_some_are_undecided(self):
         text = told(a=(-0.03, -0.02, -0.01, 0), b=(-0.01, 0.01, 0.03, 0), c=(-0.02, 0.0, 0.02, 0), d=(0, 0, 0, 0))
@@ -276,8 +285,9 @@ class TestAbout:
     def about(self, results, models=("a", "b"), runs=RUNS, seeds=1, streamed=(), **shifts):
         """Tell of the 32 images under each of five shifts."""
         entry = results.summary["vit", "none"] | {"seeds": seeds}
-        some = Results(models, runs, dict.fromkeys(product(models, runs), entry), results.tables)
-        return report.about(some, "digits", evaluated.settings(**shifts), STREAM, streamed)
+        told = {(model, run): {"settings": {"protocol": "online"}} for model in models for run in streamed}
+        some = Results(models, runs, dict.fromkeys(product(models, runs), entry), results.tables, told)
+        return report.about(some, "digits", evaluated.settings(**shifts), STREAM)
 
     @pytest.fixture
     def results(self, results):

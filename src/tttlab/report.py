@@ -188,6 +188,14 @@ def sentence(results: Results, model: str) -> str:
     if not any(known(entry["gain"]) for entry in entries.values()):
         told = "The test images have no labels, so accuracy is unknown; what is known is how many predictions changed."
         return f"{told} {_about_clean(entries)}".rstrip()
+    along = {run: entry for run, entry in entries.items() if run in results.streamed}
+    alone = {run: entry for run, entry in entries.items() if run not in along}
+    if alone and along:  # a batch knows more than an image: they are not to be compared
+        return f"Image by image: {_compare(alone)} On streams: {_compare(along)}"
+    return _compare(entries)
+
+
+def _compare(entries: Mapping[str, Mapping[str, Any]]) -> str:
     runs: dict[str, list[str]] = {word: [] for word in ("helped", "hurt", "undecided", "unchanged", "unknown")}
     for run in sorted(entries, key=lambda run: -(entries[run]["gain"] if known(entries[run]["gain"]) else 0)):
         runs[verdict(entries[run]["gain_low"], entries[run]["gain_high"])].append(run)
@@ -214,7 +222,7 @@ def arrival(stream: "Online") -> str:
     return f"{ARRIVALS[stream.shifts]} (batches of {stream.batch_size}{order})"
 
 
-def about(results: Results, source: str, shifts: "Shifts", stream: "Online", streamed: Sequence[str] = ()) -> str:
+def about(results: Results, source: str, shifts: "Shifts", stream: "Online") -> str:
     """Say in a sentence what was tested on what.
 
     Args:
@@ -222,12 +230,11 @@ def about(results: Results, source: str, shifts: "Shifts", stream: "Online", str
         source: Of the test images.
         shifts: As params.yaml has them.
         stream: How the images of streams arrive.
-        streamed: The runs on streams; the others adapt to every image on its own.
     """
     alone = "each adapted to on its own, from the source weights"
-    if streamed:
-        acting = set(results.acting) - set(streamed)
-        alone = f"{alone}; {enumerate_words(streamed)}: {arrival(stream)}" if acting else arrival(stream)
+    if streamed := results.streamed:
+        some = f"{alone}; {enumerate_words(streamed)}: {arrival(stream)}"
+        alone = some if set(results.acting) - set(streamed) else arrival(stream)
     each = " each" if len(results.models) > 1 else ""
     table = results.rows("by_shift")
     own = ~table["shift"].str.contains("/") & (

@@ -94,6 +94,12 @@ class Results:
         """The runs that do something to one model, in order."""
         return tuple(run for run in self.runs_of(model) if run != CONTROL)
 
+    @property
+    def streamed(self) -> tuple[str, ...]:
+        """The runs that do something on streams, in order; the others adapt to every image on its own."""
+        told = {run: entry.get("settings") or {} for (_, run), entry in self.adapted.items()}
+        return tuple(run for run in self.acting if told.get(run, {}).get("protocol") == "online")
+
     def trains(self, model: str, run: str) -> bool:
         """Tell whether a run takes training steps on this model, and what they do to the accuracy is known."""
         return known(self.summary[model, run].get("training_gain"))
