@@ -6,14 +6,11 @@ from tttlab.params import Params
 
 def run(params: Params, model: str, seed: int) -> None:
     """Write outputs/finetuned/<model>/<seed>: the source network of all that follows, and its curve."""
-    import torch
-
     from pipeline.trainings import log_inputs, open_trainer, write
     from tttlab.checkpoints import build_objective, load
     from tttlab.data import ImageSet
     from tttlab.networks import add_probe
     from tttlab.optimisers import Recipe
-    from tttlab.seeding import stream_seed
     from tttlab.training import finetune, last_values
     from tttlab.views import Augmentation
 
@@ -28,9 +25,7 @@ def run(params: Params, model: str, seed: int) -> None:
     how = {key: recipe.pop(key) for key in ("mode", "objective_weight", "inner")}
     augmentation, probe = Augmentation(**recipe.pop("augment")), recipe.pop("probe")
     if probe:
-        with torch.random.fork_rng():
-            torch.manual_seed(stream_seed(seed, "probe"))
-            add_probe(network, **probe)
+        add_probe(network, **probe, seed=seed)
 
     inputs = [*folders, source / "weights.safetensors"]
     with open_trainer(params, model, "finetune", settings, inputs, parent["mlflow_run_id"]) as (trainer, tracked):

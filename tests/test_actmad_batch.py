@@ -9,9 +9,10 @@ import torch
 
 from tttlab.errors import UserError
 from tttlab.inner_loop import InnerLoop
-from tttlab.methods.actmad_batch import BatchActMAD, source_batches
+from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.networks import Bound
 from tttlab.online import adapt_stream
+from tttlab.source_statistics import random_parts
 from tttlab.sweep import complete
 from tttlab.taps import batch_norm_layers, record, token_layers
 
@@ -55,7 +56,7 @@ def test_the_loss_is_half_the_sum_over_layers_of_mean_absolute_differences(kind)
     network, _ = networks.source_statistics(kind)
     statistics = METHOD.source_statistics(network, [source_images()])
     own = activations(network, stream(5))
-    reference = [activations(network, source_images()[part]) for part in source_batches(300)]
+    reference = [activations(network, part) for part in random_parts(source_images(), 3)]
     assert len(reference) == 3  # of 100
     total = 0.0
     for layer, values in own.items():
@@ -117,11 +118,11 @@ def test_how_source_images_are_delivered_is_no_matter():
 
 def test_source_batches_mix_what_came_in_order():
     """The pipeline's source images may come class by class; the variance within a class is not that of the domain."""
-    parts = source_batches(1000)
+    parts = random_parts(torch.arange(1000), 8)
     assert sorted(torch.cat(parts).tolist()) == list(range(1000))
     assert {len(part) for part in parts} == {125}
     assert all(part.min() < 250 and part.max() >= 750 for part in parts)
-    assert [len(part) for part in source_batches(129)] == [65, 64]  # no batch of one image, which has no variance
+    assert [len(part) for part in random_parts(torch.arange(129), 2)] == [65, 64]  # none of one image, without variance
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(2, 1), (3, 2)])

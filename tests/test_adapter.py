@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tttlab.adapter import adapt, diverged, draw_looks
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop, clip_gradients, select_parameters
+from tttlab.gradients import clip_gradients
+from tttlab.inner_loop import InnerLoop, select_parameters
 from tttlab.method import Method
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.clust3 import ClusT3Training
@@ -407,9 +408,9 @@ def test_missing_statistics_are_named(policy):
 def test_methods_refuse_networks_without_their_head():
     resnet, _ = networks.source_statistics("resnet")
     vit, _ = networks.source_statistics("vit")
-    with pytest.raises(UserError, match="needs a network with an MAE decoder"):
+    with pytest.raises(UserError, match="needs a network with the head of objective mae"):
         adapt(resnet, shifted(), MAETraining())
-    with pytest.raises(UserError, match="needs a network with a SimCLR projection head"):
+    with pytest.raises(UserError, match="needs a network with the head of objective simclr"):
         adapt(vit, shifted(), SimCLRTraining())
     with pytest.raises(UserError, match="needs BatchNorm in the backbone"):
         adapt(vit, shifted(), ActMAD(layers="norm"))

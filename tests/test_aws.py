@@ -9,9 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from tttlab.inner_loop import InnerLoop, select_parameters
-from tttlab.methods.aws import AWS, feature_distance, mutual_information, mutual_learning, nt_xent
+from tttlab.methods.aws import AWS, feature_distance, mutual_information, mutual_learning
 from tttlab.networks import Bound
 from tttlab.normalisation import Normalisation
+from tttlab.objectives.simclr import nt_xent
 from tttlab.online import adapt_stream
 from tttlab.seeding import torch_generator
 
@@ -55,12 +56,12 @@ class TestTerms:
         for anchor, positive in ((0, 1), (1, 0), (2, 3), (3, 2), (4, 5), (5, 4)):
             others = sum(np.exp(cosine(z[anchor], z[other]) / 0.3) for other in range(6) if other != anchor)
             losses.append(-np.log(np.exp(cosine(z[anchor], z[positive]) / 0.3) / others))
-        assert nt_xent(projections, 0.3).item() == pytest.approx(np.mean(losses), rel=1e-12)
+        assert nt_xent(projections.unflatten(0, (-1, 2)), 0.3).item() == pytest.approx(np.mean(losses), rel=1e-12)
 
     def test_one_image_has_no_negatives_and_teaches_nothing_by_contrast(self):
         """Pitfall 1: a caller that adapts to single images gets the other two terms alone, and nothing infinite."""
         projections = rows(2, 5, seed=1)
-        loss = nt_xent(projections, 0.5)
+        loss = nt_xent(projections.unflatten(0, (-1, 2)), 0.5)
         (slope,) = torch.autograd.grad(loss, projections)
         assert loss.item() == pytest.approx(0, abs=1e-15)
         assert slope.abs().max() < 1e-15

@@ -84,7 +84,7 @@ def test_an_unknown_objective_is_named_with_the_likely_one():
 
 def test_a_probe_is_rebuilt_with_the_network(tmp_path):
     network, _ = trainings.build(trainings.MAE)
-    add_probe(network, depth=2, heads=4)
+    add_probe(network, depth=2, heads=4, seed=0)
     settings = trainings.MAE | {"probe": {"depth": 2, "heads": 4}}
     save(network, tmp_path, settings=settings, classes="abc", image_size=16)
     again, _ = load(tmp_path)
@@ -92,9 +92,9 @@ def test_a_probe_is_rebuilt_with_the_network(tmp_path):
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(again(images).logits, network(images).logits, rtol=0, atol=0)
     with pytest.raises(UserError, match=r"probe\.heads: expected a divisor of the backbone's width 16, found 3"):
-        add_probe(network, depth=1, heads=3)
+        add_probe(network, depth=1, heads=3, seed=0)
     with pytest.raises(UserError, match=r"probe: expected a plain vision transformer .* found ResNet"):
-        add_probe(trainings.build(trainings.SIMCLR)[0], depth=1, heads=1)
+        add_probe(trainings.build(trainings.SIMCLR)[0], depth=1, heads=1, seed=0)
 
 
 def test_our_checkpoint_as_initial_weights_gives_encoder_and_what_else_fits(tmp_path):

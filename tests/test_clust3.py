@@ -125,5 +125,5 @@ def test_heads_sit_where_the_settings_say():
 
 def test_a_network_without_the_heads_is_refused():
     network, _ = networks.source_statistics("rotation")
-    with pytest.raises(UserError, match="needs a network with cluster heads"):
+    with pytest.raises(UserError, match="needs a network with the head of objective clust3"):
         adapt(network, networks.images(1).double(), ClusT3Training())

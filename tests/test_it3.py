@@ -311,5 +311,5 @@ def test_a_stage_that_gives_no_single_activation_is_named():
 
 def test_a_network_that_takes_no_labels_is_refused():
     network, _ = networks.source_statistics("resnet")
-    with pytest.raises(UserError, match="needs a network that takes its own predictions in"):
+    with pytest.raises(UserError, match="needs a network with the head of objective it3"):
         adapt(network, networks.images(1).double(), IT3Training())

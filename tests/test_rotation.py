@@ -132,5 +132,5 @@ def test_half_of_the_stages_are_shared_unless_a_number_says_otherwise():
 
 def test_a_network_without_the_branch_is_refused():
     network, _ = networks.source_statistics("clust3")
-    with pytest.raises(UserError, match="needs a network with a rotation branch"):
+    with pytest.raises(UserError, match="needs a network with the head of objective rotation"):
         adapt(network, networks.images(1).double(), RotationTraining())

@@ -131,5 +131,5 @@ def test_training_keeps_the_projections_apart():
 
 def test_a_network_without_the_heads_is_refused():
     network, _ = networks.source_statistics("resnet")
-    with pytest.raises(UserError, match="needs a network with SimSiam heads"):
+    with pytest.raises(UserError, match="needs a network with the head of objective simsiam"):
         adapt(network, networks.images(1).double(), SimSiamTraining())

@@ -153,6 +153,7 @@ LAYERS = [
         "trainer",
         "training",
         "meta_training",
+        "gradients",
     },
     {"method", "methods", "registry"},
     {"per_image", "group_size", "inner_loop", "adapter", "engine", "online", "signals", "gate", "sweep", "tuning", "alignment"},

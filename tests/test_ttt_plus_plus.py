@@ -9,11 +9,13 @@ import torch
 
 from tttlab.errors import UserError
 from tttlab.inner_loop import InnerLoop, select_parameters
-from tttlab.methods.ttt_plus_plus import NAMES, PLACES, TTTPlusPlus, contrast, distances, misalignment, summarise
+from tttlab.methods.ttt_plus_plus import NAMES, PLACES, TTTPlusPlus, distances, misalignment, summarise
 from tttlab.networks import Bound
+from tttlab.objectives.simclr import nt_xent
 from tttlab.online import adapt_stream
 from tttlab.registry import load_method
 from tttlab.seeding import torch_generator
+from tttlab.source_statistics import random_parts
 
 NETWORK = networks.source_statistics("resnet")[0]
 BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]  # of 7 images, in batches of at most 3
@@ -57,10 +59,10 @@ def test_source_mini_batches_score_one_on_average(count, size, parts):
     """In each term, exactly: this is what the scales are in units of."""
     values = rows(count)
     source = dict(zip((f"alignment.x.{name}" for name in NAMES), summarise(values, size), strict=True))
-    order = torch.randperm(count, generator=torch_generator(0, "source batches"))
-    scores = [misalignment(part, "x", source).item() for part in values[order].tensor_split(parts)]
+    split = random_parts(values, parts)
+    scores = [misalignment(part, "x", source).item() for part in split]
     assert np.mean(scores) == pytest.approx(1 + 0.5, rel=1e-9)
-    covariance = [distances(part, *summarise(values, size)[:2])[1].item() for part in values[order].tensor_split(parts)]
+    covariance = [distances(part, *summarise(values, size)[:2])[1].item() for part in split]
     assert np.mean(covariance) == pytest.approx(source["alignment.x.noise_covariance"].item(), rel=1e-9)
 
 
@@ -84,6 +86,11 @@ def test_statistics_of_all_source_images_none_left_out():
         np.testing.assert_allclose(statistics[f"alignment.{place}.covariance"], np.cov(values.T), rtol=1e-9, atol=1e-12)
     with pytest.raises(UserError, match=r"expected 4 source images or more, found 3"):
         TTTPlusPlus().source_statistics(NETWORK, [stream(3)])
+
+
+def contrast(projections, temperature):
+    """NT-Xent of rows that are two views of each image after each other."""
+    return nt_xent(projections.unflatten(0, (-1, 2)), temperature)
 
 
 def test_contrast_is_a_loop_over_anchors():
@@ -216,5 +223,5 @@ def test_a_stream_is_that_of_plain_autograd_and_sgd():
 
 def test_settings_and_what_is_refused():
     assert load_method("ttt_plus_plus", objective={"name": "simclr", "temperature": 0.2}).temperature == 0.2
-    with pytest.raises(UserError, match=r"ttt_plus_plus: expected a network with a SimCLR projection head"):
+    with pytest.raises(UserError, match=r"TTTPlusPlus.* needs a network with the head of objective simclr"):
         TTTPlusPlus().check(networks.source_statistics("vit")[0])

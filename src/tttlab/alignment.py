@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.inner_loop import InnerLoop, Parameters, gradients_of, norms, over_images, select_parameters
+from tttlab.gradients import norms
+from tttlab.inner_loop import InnerLoop, Parameters, gradients_of, over_images, select_parameters
 from tttlab.method import Method
 from tttlab.networks import Bound, as_network, evaluating
 from tttlab.normalisation import normalised

@@ -73,7 +73,7 @@ def build_network(
             initialise_as_mae(encoder)
         network = Network(encoder, num_classes, head).eval()
         if settings.get("probe"):
-            add_probe(network, **settings["probe"])
+            add_probe(network, **settings["probe"], seed=seed)
     if weights not in (None, "timm"):
         load_weights(network, Path(weights))
     return network, objective

@@ -60,7 +60,7 @@ class GroupSize:
         """
         size = min(self.size, left)
         group = Group(size, size)
-        memory, began = _start_measuring(device) if self.growing else 0, time.perf_counter()
+        memory, began = _start_measuring(device) if self.growing and size == self.size else 0, time.perf_counter()
         try:
             yield group
         except (RuntimeError, MemoryError) as error:

@@ -4,7 +4,7 @@ The trainable parameters are stacked as leaves ``(B, *shape)``, the loss is vect
 since the sum of the losses has independent parts, one backward pass and one elementwise optimiser step serve all images.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tttlab.errors import UserError
+from tttlab.gradients import clip_gradients, norms, scale
 from tttlab.method import Method
 from tttlab.networks import Bound
 from tttlab.normalisation import Normalisation
@@ -180,8 +181,7 @@ def loss_and_gradients(
 @torch.no_grad()
 def climb(parameters: Parameters, gradients: Parameters, radius: float) -> Parameters:
     """Move every image's parameters ``(B, *shape)`` up its own gradient, by ``radius`` in all."""
-    factors = radius / norms(gradients.values()).clamp_min(1e-12)
-    up = {name: factors.view(-1, *[1] * (part.ndim - 1)) * part for name, part in gradients.items()}
+    up = scale(gradients, radius / norms(gradients.values()).clamp_min(1e-12))
     return {name: (value + up[name] if name in up else value.clone()).requires_grad_() for name, value in parameters.items()}
 
 
@@ -211,20 +211,6 @@ def laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
     """Give a gradient the memory order of its parameter, which fused optimisers take for granted."""
     same = gradient.stride() == parameter.stride()
     return gradient if same else torch.empty_like(parameter).copy_(gradient)
-
-
-def clip_gradients(gradients: Parameters, largest: float) -> Parameters:
-    """Bound the norm of every image's gradient ``(B, *shape)``; the images do not meet.
-
-    Not in place: autograd may give one tensor as the gradient of two parameters.
-    """
-    factors = (largest / norms(gradients.values()).clamp_min(1e-12)).clamp_max(1)
-    return {name: part * factors.view(-1, *[1] * (part.ndim - 1)) for name, part in gradients.items()}
-
-
-def norms(gradients: Iterable[Tensor]) -> Tensor:
-    """Norm ``(B,)`` of every image's gradient over all its parts ``(B, *shape)``."""
-    return torch.stack([torch.linalg.vector_norm(part.flatten(1), dim=1) for part in gradients]).norm(dim=0)
 
 
 def make_optimizer(leaves: list[Tensor], loop: InnerLoop) -> torch.optim.Optimizer:

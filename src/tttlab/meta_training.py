@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tttlab.errors import UserError
+from tttlab.gradients import clip_gradients
 from tttlab.loaders import as_images
 from tttlab.networks import Network, evaluating
 from tttlab.objective import Objective
@@ -116,15 +117,8 @@ def inner_step(objectives: Tensor, parameters: Parameters, lr: float, clip: floa
         raise UserError("meta-learned fine-tuning: expected parameters that influence the objective, found none among the "
                         f"{len(parameters)} trainable ones; train the encoder")  # fmt: skip
     if clip is not None:
-        gradients = clipped(gradients, clip)
+        gradients = clip_gradients(gradients, clip)
     return {name: parameters[name] - lr * gradient for name, gradient in gradients.items()}
-
-
-def clipped(gradients: Parameters, largest: float) -> Parameters:
-    """Bound the norm of every image's gradient, over all its parts ``(B, *shape)``; the bound is differentiated too."""
-    norms = torch.stack([torch.linalg.vector_norm(part.flatten(1), dim=1) for part in gradients.values()]).norm(dim=0)
-    factors = (largest / norms.clamp_min(1e-12)).clamp_max(1)
-    return {name: part * factors.view(-1, *[1] * (part.ndim - 1)) for name, part in gradients.items()}
 
 
 class PerImage(nn.Module):

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tttlab.errors import UserError
 from tttlab.networks import Bound
 from tttlab.source_statistics import Statistics
 
@@ -29,7 +30,7 @@ class Method:
         protocols: the protocols under which the method is defined.
         whole_batch: on a stream the loss sees the images of a batch together, ``(N·V, 3, H, W)``; False: each on its own.
         trains: False for methods that only change the prediction; they take no steps.
-        head: the objective (``simclr``, ``mae``) whose head it needs; None: any network will do.
+        head: the objective (``simclr``, ``mae``, …) whose head it needs; None: any network will do.
         needs: what it reads of the source statistics: ``layers``, ``bank``, or a kind of its own, of which its
             `source_statistics` gives ``<kind>`` or ``<kind>.<…>``.
     """
@@ -41,7 +42,10 @@ class Method:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def check(self, network: nn.Module) -> None:
-        """Raise a `UserError` if the method cannot work on this network."""
+        """Raise a `UserError` if the method cannot work on this network: by default, if the `head` it needs is not there."""
+        if self.head and getattr(getattr(network, "head", None), "objective", None) != self.head:
+            raise UserError(f"{self} needs a network with the head of objective {self.head}; pretrain or fine-tune it with "
+                            "that objective, or choose another method")  # fmt: skip
 
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         """Measure on source images ``(N, 3, H, W)`` what the method needs; asked when the standard statistics lack it."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tttlab.errors import UserError, choices
+from tttlab.seeding import stream_seed
 
 
 class Outputs(NamedTuple):
@@ -99,8 +100,8 @@ class Network(nn.Module):
         return Outputs(logits, features, self.head.project(features) if hasattr(self.head, "project") else None)
 
 
-def add_probe(network: Network, depth: int, heads: int) -> None:
-    """Put a fresh probe of ``depth`` blocks with ``heads`` attention heads between encoder and classifier.
+def add_probe(network: Network, depth: int, heads: int, seed: int) -> None:
+    """Put a probe of ``depth`` blocks with ``heads`` attention heads, its weights drawn by ``seed``, before the classifier.
 
     Raises:
         UserError: the encoder gives no tokens, or their width is no multiple of the heads.
@@ -112,7 +113,9 @@ def add_probe(network: Network, depth: int, heads: int) -> None:
     if encoder.num_features % heads:
         raise UserError(f"finetune.probe.heads: expected a divisor of the backbone's width {encoder.num_features}, "
                         f"found {heads}")  # fmt: skip
-    network.probe = Probe(encoder, depth, heads).to(device).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "probe"))
+        network.probe = Probe(encoder, depth, heads).to(device).eval()
 
 
 class TimmClassifier(nn.Module):

@@ -28,7 +28,11 @@ class Objective:
     labels: ClassVar[bool] = False
 
     def head(self, encoder: nn.Module) -> nn.Module:
-        """Build the head for an encoder; raise a `UserError` if they do not fit."""
+        """Build the head for an encoder; its attribute ``objective`` tells methods that it is this one's.
+
+        Raises:
+            UserError: they do not fit.
+        """
         raise NotImplementedError
 
     def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tttlab.errors import UserError
 from tttlab.networks import as_network, evaluating
+from tttlab.seeding import torch_generator
 from tttlab.taps import Moments, batch_moments, batch_norm_layers, record, token_layers
 
 Statistics = dict[str, Tensor]
@@ -78,6 +79,15 @@ def summarise_moments(moments: Moments) -> Statistics:
         # The law of total variance: all images have equally many positions.
         "pooled_variance": log_variance.exp().mean(0) + mean.var(0, correction=0),
     }
+
+
+def random_parts(rows: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Divide source images, or their features, ``(N, …)`` into parts of nearly equal size.
+
+    At random, but always alike: images often come class by class, and a part of a single class is no sample of the domain.
+    """
+    order = torch.randperm(len(rows), generator=torch_generator(0, "source batches"))
+    return rows[order.to(rows.device)].tensor_split(count)
 
 
 @torch.no_grad()

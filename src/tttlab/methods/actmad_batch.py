@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from tttlab.errors import UserError
 from tttlab.method import Method, State
 from tttlab.networks import Bound, as_network, evaluating
-from tttlab.seeding import torch_generator
-from tttlab.source_statistics import Statistics
+from tttlab.source_statistics import Statistics, random_parts
 from tttlab.taps import batch_norm_layers, record, token_layers
 
 SOURCE_BATCH = 128  # both maps are unbiased at any size, so this weighs on their noise alone
@@ -44,10 +43,10 @@ class BatchActMAD(Method):
         network = as_network(network)
         layers, images = matched_layers(network), torch.cat(list(batches))
         total: Statistics = {}
-        parts = source_batches(len(images))
+        parts = random_parts(images, math.ceil(len(images) / SOURCE_BATCH))  # nearly equal: none of one image, without variance
         with evaluating(network), record(network, layers) as activations:
             for part in parts:
-                network(images[part.to(images.device)])
+                network(part)
                 for layer in layers:
                     for name, value in zip(names(layer), moments(activations[layer]), strict=True):
                         total[name] = total.get(name, 0) + value / len(parts)
@@ -68,12 +67,6 @@ class BatchActMAD(Method):
 def matched_layers(network: nn.Module) -> list[str]:
     """Name the layers whose maps are matched."""
     return batch_norm_layers(network) or token_layers(network)
-
-
-def source_batches(count: int) -> tuple[Tensor, ...]:
-    """Divide ``count`` images into batches of nearly equal size, at random: in order, a batch might hold a single class."""
-    order = torch.randperm(count, generator=torch_generator(0, "source batches"))
-    return order.tensor_split(math.ceil(count / SOURCE_BATCH))
 
 
 def names(layer: str) -> tuple[str, str]:

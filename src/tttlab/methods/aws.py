@@ -34,12 +34,12 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
-from lightly.loss import NTXentLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttlab.method import Method, State
 from tttlab.networks import Bound
+from tttlab.objectives.simclr import nt_xent
 from tttlab.source_statistics import Statistics
 from tttlab.views import Augmentation, random_views
 
@@ -73,18 +73,13 @@ class AWS(Method):
         adapted, pairs = net(views["images"]), net(views["pairs"])
         with torch.no_grad():
             source = net.module(views["images"])
-        contrast = nt_xent(pairs.features if pairs.projections is None else pairs.projections, self.temperature)
+        compared = pairs.features if pairs.projections is None else pairs.projections
+        contrast = nt_xent(compared.unflatten(0, (-1, 2)), self.temperature)
         return (
             self.contrastive * contrast
             + self.distillation * feature_distance(adapted.features, source.features)
             + self.mutual * mutual_learning(adapted.logits, source.logits)
         ), state
-
-
-def nt_xent(projections: Tensor, temperature: float) -> Tensor:
-    """NT-Xent of ``projections (2N, P)``, rows 2i and 2i + 1 of one image; 0 for one image, which has no negatives."""
-    first, second = projections.unflatten(0, (-1, 2)).unbind(1)
-    return NTXentLoss(temperature, memory_bank_size=0)(first, second)
 
 
 def feature_distance(features: Tensor, source: Tensor) -> Tensor:

@@ -19,10 +19,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from tttlab.errors import UserError
 from tttlab.method import Method, State
 from tttlab.networks import Bound
-from tttlab.objectives.clust3 import ClusterHeads, lost_information
+from tttlab.objectives.clust3 import lost_information
 from tttlab.source_statistics import Statistics
 from tttlab.views import Augmentation, random_views
 
@@ -40,14 +39,6 @@ class ClusT3Training(Method):
     head = "clust3"
     num_views: Annotated[int, Ge(0)] = 0
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
-
-    def check(self, network: nn.Module) -> None:
-        """Refuse a network without cluster heads."""
-        if not isinstance(getattr(network, "head", None), ClusterHeads):
-            raise UserError(
-                "method clust3 needs a network with cluster heads; pretrain or fine-tune it with objective clust3, or "
-                "choose another method"
-            )
 
     def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Give every image and, beside it, fresh views: ``(B, 1 + V, 3, H, W)``."""

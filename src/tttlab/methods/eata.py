@@ -12,7 +12,7 @@ it returns the predictions before the step, ours are made after it.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from tttlab.method import Method, State, entropy
 from tttlab.networks import Bound, as_network, evaluating
-from tttlab.source_statistics import Statistics
+from tttlab.source_statistics import Statistics, random_parts
 
 # The scale of β depends on it: gradients of unlike images cancel in a batch's mean, so that its square shrinks with the size.
 FISHER_BATCH = 64
@@ -53,8 +53,9 @@ class EATA(Method):
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         """Measure the Fisher information on source images ``(N, 3, H, W)``: ``fisher.<parameter>``, shaped like it."""
         network = as_network(network)
+        images = torch.cat(list(batches))
         with evaluating(network):
-            information = fisher_information(network, regroup(batches, FISHER_BATCH))
+            information = fisher_information(network, random_parts(images, math.ceil(len(images) / FISHER_BATCH)))
         return {f"fisher.{name}": value for name, value in information.items()}
 
     def init_state(self) -> State:
@@ -96,28 +97,17 @@ def fisher_penalty(net: Bound, statistics: Statistics) -> Tensor:
     )
 
 
-def fisher_information(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+def fisher_information(network: nn.Module, batches: Sequence[Tensor]) -> dict[str, Tensor]:
     """Mean over batches ``(N, 3, H, W)`` of the squared gradient of a batch's mean loss, by parameter.
 
-    The loss is the cross-entropy with the class that the network predicts. A smaller batch at the end counts like the others.
+    The loss is the cross-entropy with the class that the network predicts.
     """
     parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    total, count = {name: torch.zeros_like(value) for name, value in parameters.items()}, 0
+    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
     for images in batches:
         logits = network(images).logits
         loss = F.cross_entropy(logits, logits.argmax(-1))
         # A self-supervised head has no part in the logits: zero.
         gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
         total = {name: total[name] + part.square() for name, part in zip(parameters, gradients, strict=True)}
-        count += 1
-    return {name: (value / count).detach() for name, value in total.items()}
-
-
-def regroup(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Cut batches ``(N, …)`` anew, into batches of one size, in order; the last one may be smaller."""
-    waiting: list[Tensor] = []
-    for images in batches:
-        *full, last = torch.cat([*waiting, images]).split(size)
-        yield from full
-        waiting = [last]
-    yield from waiting
+    return {name: (value / len(batches)).detach() for name, value in total.items()}

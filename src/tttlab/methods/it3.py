@@ -24,10 +24,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from tttlab.errors import UserError
 from tttlab.method import Method, State
 from tttlab.networks import Bound
-from tttlab.objectives.it3 import LabelInjection
 from tttlab.source_statistics import Statistics
 
 
@@ -45,14 +43,6 @@ class IT3Training(Method):
     head = "it3"
     second: Literal["source", "adapted"] = "source"
     distance: Literal["js", "ag", "l2"] = "js"
-
-    def check(self, network: nn.Module) -> None:
-        """Refuse a network that takes no labels in."""
-        if not isinstance(getattr(network, "head", None), LabelInjection):
-            raise UserError(
-                "method it3 needs a network that takes its own predictions in; fine-tune it with objective it3, or choose "
-                "another method"
-            )
 
     def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
         """Distance between the prediction for ``views (1, 3, H, W)`` and that of the network which is told it."""

@@ -12,7 +12,6 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from tttlab.errors import UserError
 from tttlab.method import Method, State
 from tttlab.networks import Bound
 from tttlab.objectives.mae import masked_error
@@ -33,14 +32,6 @@ class MAETraining(Method):
     head = "mae"
     num_views: Annotated[int, Ge(1)] = 8
     mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75
-
-    def check(self, network: nn.Module) -> None:
-        """Refuse a network without an MAE decoder."""
-        if not hasattr(getattr(network, "head", None), "reconstruct"):
-            raise UserError(
-                "method mae needs a network with an MAE decoder; pretrain or fine-tune it with objective mae, or "
-                "choose another method"
-            )
 
     def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Draw fresh masks: ``image (B, 1, 3, H, W)``, ``keep (B, V, L_keep)``, ``hidden (B, V, L − L_keep)``."""

@@ -20,10 +20,9 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.errors import UserError
 from tttlab.method import Method, State
 from tttlab.networks import Bound
-from tttlab.objectives.rotation import TURNS, RotationHead, rotate
+from tttlab.objectives.rotation import TURNS, rotate
 from tttlab.source_statistics import Statistics
 from tttlab.views import Augmentation, random_views
 
@@ -40,14 +39,6 @@ class RotationTraining(Method):
     head = "rotation"
     num_views: Annotated[int, Ge(1)] = 32
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
-
-    def check(self, network: nn.Module) -> None:
-        """Refuse a network without a rotation branch."""
-        if not isinstance(getattr(network, "head", None), RotationHead):
-            raise UserError(
-                "method rotation needs a network with a rotation branch; pretrain or fine-tune it with objective rotation, "
-                "or choose another method"
-            )
 
     def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """Draw fresh views and their turns: ``images (B, V, 3, S, S)``, turned by 90° · ``labels (B, V)``."""

@@ -12,7 +12,6 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from tttlab.errors import UserError
 from tttlab.method import Method, State
 from tttlab.networks import Bound
 from tttlab.objectives.simclr import bank_contrast
@@ -35,14 +34,6 @@ class SimCLRTraining(Method):
     num_views: Annotated[int, Ge(2)] = 8
     temperature: Annotated[float, Gt(0)] = 0.5
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
-
-    def check(self, network: nn.Module) -> None:
-        """Refuse a network without a projection head."""
-        if not hasattr(getattr(network, "head", None), "project"):
-            raise UserError(
-                "method simclr needs a network with a SimCLR projection head; pretrain or fine-tune it with "
-                "objective simclr, or choose another method"
-            )
 
     def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw ``(B, V, 3, H, W)`` fresh views."""

@@ -19,10 +19,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from tttlab.errors import UserError
 from tttlab.method import Method, State
 from tttlab.networks import Bound
-from tttlab.objectives.simsiam import SimSiamHead, disagreement
+from tttlab.objectives.simsiam import disagreement
 from tttlab.source_statistics import Statistics
 from tttlab.views import Augmentation, random_views
 
@@ -41,14 +40,6 @@ class SimSiamTraining(Method):
     num_views: Annotated[int, Ge(2)] = 8
     target: Literal["self", "source"] = "self"
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
-
-    def check(self, network: nn.Module) -> None:
-        """Refuse a network without SimSiam heads."""
-        if not isinstance(getattr(network, "head", None), SimSiamHead):
-            raise UserError(
-                "method simsiam needs a network with SimSiam heads; pretrain or fine-tune it with objective simsiam, or "
-                "choose another method"
-            )
 
     def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw ``(B, V, 3, H, W)`` fresh views."""

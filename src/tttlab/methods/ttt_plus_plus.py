@@ -29,14 +29,13 @@ from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt
-from lightly.loss import NTXentLoss
 from torch import Tensor, nn
 
 from tttlab.errors import UserError
 from tttlab.method import Method, State
 from tttlab.networks import Bound, as_network, evaluating
-from tttlab.seeding import torch_generator
-from tttlab.source_statistics import Statistics
+from tttlab.objectives.simclr import nt_xent
+from tttlab.source_statistics import Statistics, random_parts
 from tttlab.views import Augmentation, random_views
 
 PLACES = ("features", "projections")
@@ -76,12 +75,6 @@ class TTTPlusPlus(Method):
     queue_size: Annotated[int, Ge(2)] = 1536
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
-    def check(self, network: nn.Module) -> None:
-        """Refuse a network without a projection head."""
-        if not hasattr(getattr(network, "head", None), "project"):
-            raise UserError("method ttt_plus_plus: expected a network with a SimCLR projection head, found none; pretrain or "
-                            "fine-tune it with objective simclr, or choose another method")  # fmt: skip
-
     @torch.no_grad()
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         """Summarise both places over source images: ``alignment.<place>.`` and one of `NAMES`."""
@@ -106,7 +99,7 @@ class TTTPlusPlus(Method):
         rows, widths = torch.cat(parts, dim=1), [part.shape[1] for part in parts]
         queue = state.queue if state else rows[:0].detach()
         known = torch.cat([queue, rows])[-max(self.queue_size, len(rows)) :]
-        loss = contrast(net(pairs).projections, self.temperature)
+        loss = nt_xent(net(pairs).projections.unflatten(0, (-1, 2)), self.temperature)
         if len(known) > 1:  # one image has no covariance
             scales = (self.scale_features, self.scale_projections)
             for place, scale, part in zip(PLACES, scales, known.split(widths, dim=1), strict=True):
@@ -118,12 +111,6 @@ class TTTPlusPlus(Method):
         if state:
             state = Seen(torch.cat(state)[-self.queue_size :], state.batch[:0])
         return net(images).logits, state
-
-
-def contrast(projections: Tensor, temperature: float) -> Tensor:
-    """NT-Xent of ``projections (2·N, P)``, two views of each image after each other; 0 for one image, without negatives."""
-    first, second = projections.unflatten(0, (-1, 2)).unbind(1)
-    return NTXentLoss(temperature, memory_bank_size=0)(first, second)
 
 
 def misalignment(rows: Tensor, place: str, statistics: Statistics) -> Tensor:
@@ -153,7 +140,5 @@ def summarise(rows: Tensor, size: int) -> tuple[Tensor, ...]:
     if len(rows) < 4:
         raise UserError(f"method ttt_plus_plus: expected 4 source images or more, found {len(rows)}; raise source_stats.images")
     own = moments(rows)
-    # At random: in order, a mini-batch might hold a single class.
-    order = torch.randperm(len(rows), generator=torch_generator(0, "source batches")).to(rows.device)
-    parts = rows[order].tensor_split(max(2, len(rows) // size))
+    parts = random_parts(rows, max(2, len(rows) // size))
     return *own, *torch.stack([torch.stack(distances(part, *own)) for part in parts]).mean(0)

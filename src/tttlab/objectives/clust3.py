@@ -23,6 +23,8 @@ from tttlab.stages import stage_maps, stage_widths
 class ClusterHeads(nn.Module):
     """At the output of some stages M linear classifiers of K clusters each, the same at all places of the map."""
 
+    objective = "clust3"
+
     def __init__(self, stages: Sequence[int], widths: Sequence[int], heads: int, clusters: int) -> None:
         super().__init__()
         self.stages, self.shape = tuple(stages), (heads, clusters)

@@ -35,6 +35,8 @@ from tttlab.stages import stage_places, stage_widths
 class LabelInjection(nn.Module):
     """What is added to the output of a stage: a linear map from class probabilities, less the uniform ones, to channels."""
 
+    objective = "it3"
+
     def __init__(self, encoder: nn.Module, num_classes: int, stage: int) -> None:
         super().__init__()
         self.num_classes = num_classes

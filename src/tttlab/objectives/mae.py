@@ -23,6 +23,8 @@ from tttlab.views import random_masks
 class Decoder(nn.Module):
     """From the visible tokens' encodings to the pixels of all patches."""
 
+    objective = "mae"
+
     def __init__(self, vit: VisionTransformer, dim: int, depth: int, heads: int) -> None:
         super().__init__()
         self.patch_size = vit.patch_embed.patch_size[0]

@@ -24,6 +24,8 @@ TURNS = 4  # by 0°, 90°, 180° and 270°, against the clock
 class RotationHead(nn.Module):
     """The second branch: the stages that are not shared, pooled, and a linear classifier of the turns."""
 
+    objective = "rotation"
+
     def __init__(self, encoder: nn.Module, shared: int) -> None:
         super().__init__()
         self.shared = shared

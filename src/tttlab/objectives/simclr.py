@@ -21,6 +21,8 @@ from tttlab.ranks import Share
 class Projector(nn.Module):
     """lightly's SimCLR projection head, ``features (N, D)`` → ``projections (N, P)``."""
 
+    objective = "simclr"
+
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
         super().__init__()
         self.layers = SimCLRProjectionHead(input_dim, hidden_dim, output_dim)
@@ -65,7 +67,20 @@ class SimCLR(Objective):
         projections = network(views.flatten(0, 1)).projections.unflatten(0, views.shape[:2])
         if share and share.ranks > 1:
             projections = gather(projections, share)
-        return NTXentLoss(self.temperature, memory_bank_size=0)(projections[:, 0], projections[:, 1])
+        return nt_xent(projections, self.temperature)
+
+
+def nt_xent(projections: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of two views of every image of a batch, the other images' views being the negatives.
+
+    Args:
+        projections: ``(N, 2, P)``.
+        temperature: τ.
+
+    Returns:
+        scalar, mean over the 2·N anchors; 0 for a single image, which has no negatives.
+    """
+    return NTXentLoss(temperature, memory_bank_size=0)(projections[:, 0], projections[:, 1])
 
 
 def gather(rows: Tensor, share: Share) -> Tensor:

@@ -19,6 +19,8 @@ from tttlab.ranks import Share
 class SimSiamHead(nn.Module):
     """lightly's SimSiam heads, ``features (N, D)`` → projections and predictions ``(N, P)``."""
 
+    objective = "simsiam"
+
     def __init__(self, input_dim: int, hidden_dim: int, projection_dim: int, prediction_dim: int) -> None:
         super().__init__()
         self.projection = SimSiamProjectionHead(input_dim, hidden_dim, projection_dim)

@@ -1,0 +1,24 @@
+"""Many images' gradients as parts ``(B, *shape)``, each image's one vector: its norm, and its bound."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+
+def norms(gradients: Iterable[Tensor]) -> Tensor:
+    """Norm ``(B,)`` of every image's gradient over all its parts ``(B, *shape)``."""
+    return torch.stack([torch.linalg.vector_norm(part.flatten(1), dim=1) for part in gradients]).norm(dim=0)
+
+
+def scale(gradients: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:
+    """Multiply every image's gradient ``(B, *shape)`` by its own factor ``(B,)``.
+
+    Not in place: autograd may give one tensor as the gradient of two parameters.
+    """
+    return {name: part * factors.view(-1, *[1] * (part.ndim - 1)) for name, part in gradients.items()}
+
+
+def clip_gradients(gradients: Mapping[str, Tensor], largest: float) -> dict[str, Tensor]:
+    """Bound the norm of every image's gradient ``(B, *shape)``; the images do not meet, and the bound can be differentiated."""
+    return scale(gradients, (largest / norms(gradients.values()).clamp_min(1e-12)).clamp_max(1))
