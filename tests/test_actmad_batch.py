@@ -129,5 +129,5 @@ def test_source_batches_mix_what_came_in_order():
 def test_a_batch_of_one_image_is_refused(count, batch_size):
     network, _ = networks.source_statistics("resnet")
     statistics = METHOD.source_statistics(network, [source_images(20)])
-    with pytest.raises(UserError, match=r"actmad_batch.*found one image.*batch_size to 3 or more.* or use method actmad$"):
+    with pytest.raises(UserError, match=r"BatchActMAD.*needs batches of 2 images or more, found one of 1;"):
         adapt_stream(network, stream(count), METHOD, InnerLoop(lr=1e-3), batch_size=batch_size, statistics=statistics)

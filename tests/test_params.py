@@ -26,7 +26,7 @@ METHODS = {
     + "    needs: ClassVar[tuple] = ()\n"
     + "    _cache: int = 0\n"
     + "    derived: int = field(init=False, default=1)\n",
-    "stream": HEAD + '    protocols = ("online",)\n    momentum_of_teacher: "float"\n',
+    "stream": HEAD + '    protocols = ("online",)\n    smallest_batch = 2\n    momentum_of_teacher: "float"\n',
 }
 
 BASE = """
@@ -352,6 +352,20 @@ def test_a_method_must_support_the_protocol(read):
     assert text.startswith("adapt.runs.stream.method: stream is defined for online, found adapt.protocol: episodic")
 
 
+@pytest.mark.parametrize(("batch_size", "fits"), [(1, False), (2, False), (3, True)])
+def test_a_stream_must_have_batches_that_are_large_enough(read, batch_size, fits):
+    """Of an odd number of images, batches of two leave one over; batches of three never do."""
+    online = {"method": "stream", "protocol": "online", "momentum_of_teacher": 0.9}
+    changes = {"adapt/runs/stream": online, "adapt/online/batch_size": batch_size}
+    if fits:
+        assert read(changes).adapt.online.batch_size == batch_size
+    else:
+        assert message(read, changes) == (
+            "adapt.online.batch_size: stream (adapt.runs.stream) needs batches of 2 images or more; "
+            f"expected 3 or more, found {batch_size}"
+        )
+
+
 def test_the_ssl_run_needs_an_objective(read):
     text = message(
         read,
@@ -503,6 +517,7 @@ def test_settings_read_from_text_are_those_of_the_class(methods):
             if fields[key].default is not dataclasses.MISSING:
                 assert field.default == fields[key].default, f"{name}.{key}"
         assert found.protocols == tuple(classes[0].protocols)
+        assert found.smallest_batch == classes[0].smallest_batch
         assert found.trains == classes[0].trains
 
 

@@ -29,6 +29,7 @@ class Method:
     Attributes:
         protocols: the protocols under which the method is defined.
         whole_batch: on a stream the loss sees the images of a batch together, ``(N·V, 3, H, W)``; False: each on its own.
+        smallest_batch: the fewest images of a stream's batch that it can work on.
         trains: False for methods that only change the prediction; they take no steps.
         head: the objective (``simclr``, ``mae``, …) whose head it needs; None: any network will do.
         needs: what it reads of the source statistics: ``layers``, ``bank``, or a kind of its own, of which its
@@ -37,6 +38,7 @@ class Method:
 
     protocols: ClassVar[tuple[str, ...]] = ("episodic",)
     whole_batch: ClassVar[bool] = False
+    smallest_batch: ClassVar[int] = 1
     trains: ClassVar[bool] = True
     head: ClassVar[str | None] = None
     needs: ClassVar[tuple[str, ...]] = ()

@@ -42,6 +42,7 @@ class Declared:
     Attributes:
         settings: its fields, ready to validate.
         protocols: the protocols that it supports.
+        smallest_batch: the fewest images of a stream's batch that it can work on.
         trains: whether it takes steps.
         head: the objective whose head it needs; None: any network will do.
         predicts: whether it has a prediction of its own.
@@ -49,6 +50,7 @@ class Declared:
 
     settings: type[Strict]
     protocols: tuple[str, ...]
+    smallest_batch: int
     trains: bool
     head: str | None
     predicts: bool
@@ -109,6 +111,7 @@ def declared(method: str, methods: Path = METHODS) -> Declared:
     return Declared(
         settings=create_model(f"{method} settings", __base__=Strict, **fields),
         protocols=tuple(_class_attribute(classes[0], "protocols", ("episodic",))),
+        smallest_batch=_class_attribute(classes[0], "smallest_batch", 1),
         trains=bool(_class_attribute(classes[0], "trains", True)),
         head=_class_attribute(classes[0], "head", None),
         predicts=any(

@@ -67,14 +67,22 @@ def adapt_stream(
     """
     names = [str(name) for name in (range(len(images)) if image_ids is None else image_ids)]
     parts = []
+    bounds = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch_size))
+    check_batch(method, min(map(len, bounds)))
     with learning(network, images, method, loop, statistics or {}, seed, record) as learner:
-        bounds = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch_size))
         for places in bounds:
             part = slice(places[0], places[-1] + 1)
             parts.append(learner.adapt(images[part], names[part]))
             if on_images:
                 on_images(len(places))
     return joined(parts)
+
+
+def check_batch(method: Method, count: int) -> None:
+    """Raise a `UserError` if a batch of ``count`` images is smaller than the method can work on."""
+    if count < method.smallest_batch:
+        raise UserError(f"{method} needs batches of {method.smallest_batch} images or more, found one of {count}; "
+                        "give it larger ones, or use another method")  # fmt: skip
 
 
 def joined(parts: Sequence[Adaptation]) -> Adaptation:
@@ -140,6 +148,7 @@ class Learner:
 
     def adapt(self, images: Tensor, names: Sequence[str]) -> Adaptation:
         """Take the steps of a batch ``images (N, 3, H, W)`` and predict it with and without."""
+        check_batch(self.method, len(images))
         with torch.no_grad():
             source = self.network(images).logits
         looks = draw_looks(images, self.loop, [torch_generator(self.seed, "average", name) for name in names])

@@ -581,8 +581,9 @@ def read_params(path: Path, base: Path | None = None, methods: Path = METHODS) -
     except ValidationError as error:
         mistakes = [f"{key}: {text}" if key else text for key, text in tell(error, values)]
     else:
-        runs = params.adapt.runs
-        found = run_mistakes(runs, params.objectives, params.adapt.protocol, methods, params.tune.search)
+        adapt = params.adapt
+        found = run_mistakes(adapt.runs, params.objectives, adapt.protocol, adapt.online.batch_size, methods,
+                             params.tune.search)  # fmt: skip
         mistakes = list(dict.fromkeys(found))
     if mistakes:
         more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""

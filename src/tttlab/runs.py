@@ -158,6 +158,7 @@ def run_mistakes(
     runs: Mapping[str, dict[str, Any]],
     objectives: Mapping[str, str],
     protocol: str = "episodic",
+    batch_size: int = 64,
     methods: Path = METHODS,
     search: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
@@ -174,6 +175,11 @@ def run_mistakes(
             except RunError as error:
                 yield from error.args
                 continue
+            least = declared(resolved.method, methods).smallest_batch
+            # A stream's batches differ by one image at most, so that none is smaller than (batch_size + 1) / 2.
+            if resolved.protocol == "online" and batch_size < 2 * least - 1:
+                yield (f"adapt.online.batch_size: {resolved.method} (adapt.runs.{run}) needs batches of {least} images or "
+                       f"more; expected {2 * least - 1} or more, found {batch_size}")  # fmt: skip
             if run == "none" and resolved.search:
                 yield "adapt.runs.none.search: the control has nothing to tune; remove it"
             adapter = resolved.adapter

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tttlab.errors import UserError
 from tttlab.method import Method, State
 from tttlab.networks import Bound, as_network, evaluating
 from tttlab.source_statistics import Statistics, random_parts
@@ -35,6 +34,7 @@ class BatchActMAD(Method):
 
     protocols = ("online",)
     whole_batch = True
+    smallest_batch = 2  # a single image has no variance over a batch
     needs = ("maps",)
 
     @torch.no_grad()
@@ -54,10 +54,6 @@ class BatchActMAD(Method):
 
     def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
         """Half the sum, over layers, of the distances of the maps of ``views (N, 3, H, W)``."""
-        if len(views) < 2:
-            raise UserError("method actmad_batch: expected batches of two images or more, found one image, which has no "
-                            "variance over a batch; set adapt.online.batch_size to 3 or more (2 leaves one over of an odd "
-                            "number), or use method actmad")  # fmt: skip
         layers = matched_layers(net.module)
         with record(net.module, layers) as activations:
             net(views)
