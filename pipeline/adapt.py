@@ -1,4 +1,4 @@
-"""Adapt every model to every shifted test image on its own, by one run of params.yaml."""
+"""Adapt every model to the shifted test images, each on its own or along streams, by one run of params.yaml."""
 
 import json
 

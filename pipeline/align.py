@@ -7,13 +7,14 @@ COLUMNS = ("image_id", "shift", "seed", "cosine", "inner", "supervised_loss")
 
 
 def run(params: Params, name: str) -> None:
-    """Write outputs/aligned/<run>/<model>.parquet: a row per (image, shift) of part of the test images, for runs that train."""
+    """Write outputs/aligned/<run>/<model>.parquet, of runs that train on single images: a row per (image, shift) of a part."""
     import pandas as pd
 
     folder = pipeline.OUTPUTS / "aligned" / name
     folder.mkdir(parents=True, exist_ok=True)
     for model in params.models_of(name):
-        wanted = params.alignment.images and params.run_settings(name, model).trains
+        own = params.run_settings(name, model)
+        wanted = params.alignment.images and own.trains and own.protocol == "episodic"  # a stream's step is not an image's
         tables = align_model(params, name, model) if wanted else []
         table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
         table.to_parquet(folder / f"{model}.parquet", index=False)

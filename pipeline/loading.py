@@ -51,7 +51,7 @@ def build_run(params: Params, name: str, model: str, source: Source, values: Map
     """Make a run's method and inner loop, with the settings in ``values`` replaced, and check that they fit the network."""
     chosen, trained = params.run_settings(name, model).with_values(values), params.models[model]
     # A self-supervised head knows the views that it was trained on.
-    views = trained.pretrain.augment if chosen.method == trained.objective.name else params.adapt.augment
+    views = trained.pretrain.augment if chosen.head == trained.objective.name else params.adapt.augment
     method = registry.load_method(chosen.method, chosen.settings, objective=trained.objective.model_dump(),
                                   augmentation=Augmentation(**views.model_dump()))  # fmt: skip
     loop = sweep.inner_loop(chosen.adapter.model_dump(), Augmentation(**params.adapt.augment.model_dump()))

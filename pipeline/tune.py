@@ -63,8 +63,8 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
                              work, model, workers, source.device, bar.update, stream)  # fmt: skip
         trials = tuning.successive_halving(judge, len(candidates), len(wish.images), wish.keep, wish.clean_penalty)
     gate = wish.gate and not stream  # leaving out an image of a stream would change the others' results
-    found = tuning.choose(trials, candidates, steps, own.trains, wish.clean_penalty, gate)
-    told = tuning.describe(trials, candidates, steps, own.trains, wish.clean_penalty)
+    found = tuning.choose(trials, candidates, steps, own.trains and not stream, wish.clean_penalty, gate)
+    told = tuning.describe(trials, candidates, steps, own.trains and not stream, wish.clean_penalty)
     tags = {"model": model, "method": own.method, "run": name, "source_run_id": source.about.get("mlflow_run_id")}
     with tracking.start_run(pipeline.ROOT, stage="tune", name=f"tune {name} · {model}", params=wish.model_dump(mode="json"),
                             tags=tags, parent=tracking.pipeline_run(pipeline.ROOT, execution(params)),

@@ -115,6 +115,16 @@ def test_the_queue_keeps_the_latest_images():
     assert queue.labels[:2].tolist() == outputs.logits[:2].argmax(1).tolist()  # of the second batch, before any vote
 
 
+def test_an_image_joins_the_queue_once_however_many_steps_are_taken():
+    """Otherwise it would vote for itself, and be pushed away from itself."""
+    for steps in (1, 3):
+        with learning(undecided(), stream()[:3], AdaContrast(), InnerLoop(steps=steps, lr=1e-3), {}, 0) as learner:
+            for part in BATCHES:
+                learner.adapt(stream()[part], [str(name) for name in range(7)[part]])
+        assert len(learner.state.queue.labels) == 7
+        assert len(learner.state.batch.labels) == 0
+
+
 def test_neighbours_that_could_never_vote_are_refused():
     with pytest.raises(UserError, match=r"adacontrast: warm_up: expected at most queue_size \(50\).*found 100"):
         load_method("adacontrast", {"queue_size": 50})
@@ -131,12 +141,13 @@ def test_the_current_weights_ask_the_neighbours_and_the_momentum_model_is_rememb
     past = Queue(F.normalize(now.features), torch.eye(4, dtype=torch.float64), F.normalize(now.features), torch.arange(4))
     for warm_up, expected in ((4, [0, 1, 2, 3]), (5, now.logits.argmax(1).tolist())):
         method = AdaContrast(num_neighbors=1, warm_up=warm_up)
-        memory = Memory({name: value.detach() for name, value in other.named_parameters()}, past)
-        _, (_, queue) = method.loss(Bound(network, {}), (images, images, images), {}, memory)
-        assert queue.labels.tolist() == [0, 1, 2, 3, *expected]
-        torch.testing.assert_close(queue.features[4:], F.normalize(slow.features))
-        torch.testing.assert_close(queue.probabilities[4:], slow.logits.softmax(1))
-        torch.testing.assert_close(queue.keys[4:], F.normalize(slow.features))
+        memory = Memory({name: value.detach() for name, value in other.named_parameters()}, past, past)
+        _, (_, queue, batch) = method.loss(Bound(network, {}), (images, images, images), {}, memory)
+        assert queue is past
+        assert batch.labels.tolist() == expected
+        torch.testing.assert_close(batch.features, F.normalize(slow.features))
+        torch.testing.assert_close(batch.probabilities, slow.logits.softmax(1))
+        torch.testing.assert_close(batch.keys, F.normalize(slow.features))
 
 
 def test_weak_views_keep_colours_and_most_of_the_image():

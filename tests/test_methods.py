@@ -103,6 +103,38 @@ def test_a_methods_settings_come_from_the_run_then_from_the_objective_then_from_
     assert load_method("simclr").temperature == 0.5
 
 
+def test_only_a_method_that_uses_the_head_takes_over_what_it_was_trained_with():
+    """AdaContrast has a temperature too, of another contrast."""
+    objective = {"name": "simclr", "temperature": 0.2}
+    assert load_method("ttt_plus_plus", objective=objective).temperature == 0.2
+    for name, own in (("adacontrast", 0.07), ("aws", 0.5)):
+        assert load_method(name, objective=objective).temperature == own
+
+
+def test_private_helpers_may_stand_beside_a_method(tmp_path, monkeypatch):
+    (tmp_path / "helped.py").write_text("""
+from dataclasses import dataclass
+from tttlab.method import Method
+
+
+class _Base(Method):
+    pass
+
+
+@dataclass(frozen=True)
+class Helped(Method):
+    rate: float = 0.5
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    from tttlab.method_settings import declared
+
+    (tmp_path / "helpers").mkdir()
+    (tmp_path / "helpers" / "named.py").write_text((tmp_path / "helped.py").read_text() + "    protocols = BOTH\n")
+    assert load_method("helped").rate == 0.5
+    with pytest.raises(UserError, match=r"class Helped, line 14: expected protocols as a plain value, found BOTH"):
+        declared("named", tmp_path / "helpers")
+
+
 def test_every_method_file_loads_by_its_name():
     folder = Path(__file__).resolve().parent.parent / "src" / "tttlab" / "methods"
     names = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__", "ssl"}
@@ -150,7 +182,7 @@ def test_the_list_of_methods_tells_what_each_file_says():
     assert list(table) == list(method_names())
     assert table["tent"] == {
         "method": "tent",
-        "what it does": "be sure of the test images, by the normalisation layers' affine parameters",
+        "what it does": "TENT: be sure of the test images, by the normalisation layers' affine parameters",
         "paper": "ICLR 2021, arXiv 2006.10726",
         "trains": "yes",
         "protocols": "episodic, online",

@@ -227,6 +227,31 @@ def test_a_batch_that_cannot_be_learnt_from_gets_the_source_predictions_and_leav
     torch.testing.assert_close(whole.logits[6:], skipped.logits[3:])  # as if it had not come
 
 
+@dataclass(frozen=True)
+class Overflowing(Method):
+    """Its second step is finite, and throws the weights out of all bounds."""
+
+    protocols = ("online",)
+    whole_batch = True
+
+    def init_state(self):
+        return torch.zeros((), dtype=torch.float64)
+
+    def loss(self, net, views, statistics, state):
+        return (1e306 if state == 1 else 1e-6) * net(views).logits.square().mean(), state + 1
+
+
+def test_weights_that_overflow_go_back_to_the_source_and_the_stream_goes_on():
+    network, _ = networks.source_statistics("resnet")
+    loop = InnerLoop(steps=1, lr=1e3, momentum=0.9, trainable="norm")
+    found = adapt_stream(network, stream(), Overflowing(), loop, batch_size=BATCH)
+    assert found.losses.isfinite().all()
+    assert found.fell_back.tolist() == [False] * 3 + [True] * 2 + [False] * 2
+    torch.testing.assert_close(found.logits[3:5], found.source_logits[3:5])
+    alone = adapt_stream(network, stream()[5:], Overflowing(), loop, batch_size=BATCH, image_ids=[5, 6])
+    torch.testing.assert_close(found.logits[5:], alone.logits)
+
+
 def test_views_are_averaged_on_a_stream_too():
     network, _ = networks.source_statistics("resnet")
     loop = InnerLoop(average=3)

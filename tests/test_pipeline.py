@@ -336,6 +336,7 @@ def test_streams_go_all_the_way(project, monkeypatch, tmp_path):
         "bn": {"method": "none", "normalisation": "image"},
         "tent": {"method": "tent", "lr": 0.1, "trainable": "norm", "normalisation": "image", "search": {"lr": [0.01, 0.1]}},
         "lame": {"method": "lame"},
+        "deyo": {"method": "deyo", "steps": 2, "trainable": "norm", "search": {"steps": None, "lr": [0.01, 0.1]}},
     }
     values["tune"]["search"] = {"steps": [1, 2]}
     shifted = copy / "outputs" / "data" / "shifted" / "shifts.json"
@@ -355,6 +356,10 @@ def test_streams_go_all_the_way(project, monkeypatch, tmp_path):
         assert found["gate"] is None
         assert len(found["candidates"]) == 3  # of (1 or 2 steps) × (two rates) at most three
         assert {"lr", "steps"} == set(found["settings"])
+    assert params.alignment.images  # of single images; a stream's step has no gradient of one image
+    for model, told in json.loads((copy / "outputs" / "adapt" / "deyo.json").read_text()).items():
+        assert told["settings"]["steps"] == 2  # where they are not searched the run's own hold
+        assert not len(pd.read_parquet(copy / "outputs" / "aligned" / "deyo" / f"{model}.parquet"))
     metrics = json.loads((copy / "outputs" / "metrics.json").read_text())["runs"]
     assert set(metrics) == {f"{model}/{run}" for model in params.models for run in params.adapt.runs}
     for model in params.models:
@@ -367,6 +372,24 @@ def test_streams_go_all_the_way(project, monkeypatch, tmp_path):
         assert (tables["tent"]["untrained_prediction"] == tables["bn"]["adapted_prediction"]).all()
         assert tables["tent"]["loss_first"].notna().all()
     assert "every shift a stream of its own" in (copy / "outputs" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("method", "own"), [("ttt_plus_plus", True), ("adacontrast", False)])
+def test_a_head_gets_the_views_that_it_was_trained_on(project, monkeypatch, method, own):
+    from dataclasses import asdict
+
+    from pipeline.loading import build_run, load_source
+
+    root, _ = project
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(pipeline, "OUTPUTS", root / "outputs")
+    params = read_params(root / "params.yaml")
+    params.adapt.runs["own"] = {"method": method, "protocol": "online"}
+    model = next(name for name, objective in params.objectives.items() if objective == "simclr")
+    found = build_run(params, "own", model, load_source(params, model, params.seeds[0]), {}).method
+    trained, given = params.models[model].pretrain.augment.model_dump(), params.adapt.augment.model_dump()
+    assert trained != given
+    assert asdict(found.augmentation) == (trained if own else given)
 
 
 def test_nothing_unfinished_is_left(project):

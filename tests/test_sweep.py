@@ -20,6 +20,7 @@ from tttlab.errors import UserError
 from tttlab.gate import Gate
 from tttlab.loaders import as_images
 from tttlab.methods.actmad import ActMAD
+from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.tent import TENT
 from tttlab.online import adapt_stream
@@ -115,6 +116,7 @@ def test_every_shift_is_a_stream_of_its_own_told_in_the_order_of_the_images(imag
         np.testing.assert_array_equal(there["adapted_prediction"], own.logits.argmax(1))
         np.testing.assert_allclose(there["loss_first"], own.losses[:, 0], rtol=1e-4)
         np.testing.assert_array_equal(there["source_prediction"], own.source_logits.argmax(1))
+        assert there["loss_last"].isna().all()  # a stream moves on after its last step
     assert losses.shape == (2,)
 
 
@@ -148,6 +150,14 @@ def test_an_order_by_classes_that_are_unknown_is_refused_before_any_work(images,
     unknown = replace(images, labels=np.full(6, -1))
     with pytest.raises(UserError, match="by_class needs the labels of all images"):
         run(images, tmp_path, TENT(), [Shift(), Shift("photos/turned", 0, unknown)], stream=Stream(2, "by_class"))
+    assert not list(tmp_path.glob("model*"))
+
+
+def test_a_batch_that_will_be_too_small_is_refused_before_any_work(images, tmp_path):
+    """Half of three images, on the way to the worst of a corruption, are one or two."""
+    swelling, three = [Shift(), Shift("fog", 1), Shift("fog", 5)], images.take(range(3))
+    with pytest.raises(UserError, match=r"BatchActMAD.* needs batches of 2 images or more, found one of 1"):
+        run(three, tmp_path, BatchActMAD(), swelling, stream=Stream(4, shifts="gradual"))
     assert not list(tmp_path.glob("model*"))
 
 

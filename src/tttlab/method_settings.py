@@ -130,7 +130,11 @@ def _class_attribute(node: ast.ClassDef, name: str, default: Any) -> Any:
     for statement in node.body:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-            return ast.literal_eval(statement.value)
+            try:
+                return ast.literal_eval(statement.value)
+            except ValueError as error:
+                raise UserError(f"class {node.name}, line {statement.lineno}: expected {name} as a plain value, found "
+                                f"{ast.unparse(statement.value)}; this file is read without being run") from error  # fmt: skip
     return default
 
 

@@ -132,8 +132,7 @@ class Learner:
     ) -> None:
         self.network, self.method, self.loop, self.statistics, self.seed = network, method, loop, statistics, seed
         self.record = record
-        device = next(network.parameters()).device
-        self.state = tree_map(lambda value: value.to(device), method.init_state())
+        self.state = self.first_state()
         if tree_leaves(self.state) and not method.whole_batch:
             raise UserError(f"{method} keeps a state for every image, which cannot flow along a stream; use protocol episodic")
         trains = method.trains and loop.steps and loop.trainable != "none"
@@ -145,6 +144,11 @@ class Learner:
         }
         self.optimizer = make_optimizer(list(self.parameters.values()), loop) if chosen else None
         self.taken = 0  # steps
+
+    def first_state(self) -> Any:
+        """Give the method's state at the start of a stream."""
+        device = next(self.network.parameters()).device
+        return tree_map(lambda value: value.to(device), self.method.init_state())
 
     def adapt(self, images: Tensor, names: Sequence[str]) -> Adaptation:
         """Take the steps of a batch ``images (N, 3, H, W)`` and predict it with and without."""
@@ -186,9 +190,21 @@ class Learner:
                 break
             if any(part.any() for part in gradients.values()):  # where nothing is to be learnt, momentum must not roll on
                 update(self.optimizer, self.parameters, gradients, self.loop.clip)
+            if not all(value.isfinite().all() for value in self.parameters.values()):
+                usable[:] = False
+                self.restart()
+                break
             self.state = tree_map(Tensor.detach, state)
             self.after_step()
         return torch.stack(curve + curve[-1:] * (self.loop.steps - len(curve)), dim=1), usable
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Go back to the source weights and the initial state: from weights that are not finite there is no way on."""
+        for name, value in self.parameters.items():
+            value[0].copy_(self.source[name])
+        self.optimizer = make_optimizer(list(self.parameters.values()), self.loop)
+        self.state = self.first_state()
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -22,8 +22,8 @@ def load_method(
     Args:
         name: the file's name, or the module's dotted path (``my_package.my_method``).
         settings: its fields that differ from their defaults.
-        objective: settings of the pretraining objective; those that the method has too (a temperature, a mask ratio) are taken
-            over unless ``settings`` says otherwise.
+        objective: settings of the pretraining objective. A method that uses its head takes over those that it has too (a
+            temperature, a mask ratio), unless ``settings`` says otherwise.
         augmentation: strength of the random views, for a method that draws them.
 
     Raises:
@@ -36,11 +36,13 @@ def load_method(
     found = [
         value for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+        and not value.__name__.startswith("_")
     ]  # fmt: skip
     if len(found) != 1:
         raise UserError(f"{module.__file__}: expected one subclass of tttlab.method.Method, found {len(found)}")
     known = {field.name for field in fields(found[0])}
-    inherited = {key: value for key, value in (objective or {}).items() if key in known}
+    same_head = objective and found[0].head == objective["name"]
+    inherited = {key: value for key, value in objective.items() if key in known} if same_head else {}
     if augmentation is not None and "augmentation" in known:
         inherited["augmentation"] = augmentation
     try:

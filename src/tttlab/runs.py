@@ -55,6 +55,7 @@ class RunSettings:
         trains: whether the method takes steps.
         search: what to tune: setting → the values to choose from.
         protocol: ``episodic`` or ``online``.
+        head: the objective whose head the method uses; None: none's.
     """
 
     method: str
@@ -63,6 +64,7 @@ class RunSettings:
     trains: bool = True
     search: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     protocol: str = "episodic"
+    head: str | None = None
 
     def with_values(self, values: Mapping[str, Any]) -> "RunSettings":
         """Replace some settings, whether the adapter's or the method's."""
@@ -134,7 +136,7 @@ def resolve_run(
     mine = {*(entry.get("search") or {}), *(override.get("search") or {})}
     origins = {key: f"{places['search']}.search" if key in mine else "tune.search" for key in wished}
     choice = _check_search(wished, own, origins)
-    return RunSettings(method, adapter, settings, own.trains, choice, protocol)
+    return RunSettings(method, adapter, settings, own.trains, choice, protocol, own.head)
 
 
 def models_of(entry: Mapping[str, Any], models: Iterable[str], path: str = "adapt.runs") -> tuple[str, ...]:
@@ -176,7 +178,8 @@ def run_mistakes(
                 yield from error.args
                 continue
             least = declared(resolved.method, methods).smallest_batch
-            # A stream's batches differ by one image at most, so that none is smaller than (batch_size + 1) / 2.
+            # A visit's batches differ by one image at most, so that none is smaller than (batch_size + 1) / 2 where there are
+            # as many images; `tttlab.sweep` looks at what there is.
             if resolved.protocol == "online" and batch_size < 2 * least - 1:
                 yield (f"adapt.online.batch_size: {resolved.method} (adapt.runs.{run}) needs batches of {least} images or "
                        f"more; expected {2 * least - 1} or more, found {batch_size}")  # fmt: skip

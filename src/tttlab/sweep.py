@@ -23,7 +23,7 @@ from tttlab.inner_loop import InnerLoop
 from tttlab.loaders import as_images
 from tttlab.method import Method
 from tttlab.normalisation import Normalisation
-from tttlab.online import joined, learning
+from tttlab.online import check_batch, joined, learning
 from tttlab.parallel import in_order
 from tttlab.resuming import Work
 from tttlab.shifts import Shift
@@ -120,8 +120,8 @@ def adapt_to_shifts(
         settings: further arguments of `adapt_to_block`.
 
     Returns:
-        a table, by default with a row per (shift, image), and the mean loss over shifted images before every step and after
-        the last ``(steps + 1,)``; None on all ranks but the first.
+        a table, by default with a row per (shift, image), and the mean loss over shifted images before every step and, but
+        for streams, after the last ``(steps + 1,)``; None on all ranks but the first.
 
     Raises:
         UserError: after all ranks are done, a block is missing.
@@ -129,6 +129,10 @@ def adapt_to_shifts(
     blocks = list_blocks(shifts, images, stream)
     for shift in shifts if stream else ():
         stream.check(np.asarray(shift.of(images).labels))
+    for visit in (visit for route in stream.routes(shifts) for visit in route) if stream else ():
+        labels = [np.asarray(shift.of(images).labels) for shift in visit.shifts]
+        for batch in stream.batches(visit, labels, 0):
+            check_batch(method, len(batch))
     # Its own whatever is done already: ranks that divided what is left might see different things left.
     own = list_jobs(blocks, stream)[rank::ranks]
     missing = [job for job in own if not all(work.has(f"{prefix}-{block.name}") for block in job.blocks)]
@@ -261,7 +265,7 @@ def adapt_along(
                     mine = places[:, 0] == number
                     some = Adaptation(*(values[mine] for values in found))
                     parts.setdefault(visit.shifts[number], []).append((places[mine, 1], some))
-    return {shift: summary(in_order_of_images(parts[shift])) | own for shift, own in judged.items()}
+    return {shift: summary(in_order_of_images(parts[shift]), stream=True) | own for shift, own in judged.items()}
 
 
 def in_order_of_images(parts: Sequence[tuple[np.ndarray, Adaptation]]) -> Adaptation:
@@ -270,8 +274,9 @@ def in_order_of_images(parts: Sequence[tuple[np.ndarray, Adaptation]]) -> Adapta
     return Adaptation(*(values[back] for values in joined([result for _, result in parts])))
 
 
-def summary(result: Adaptation) -> dict[str, Tensor]:
-    """Keep of an `Adaptation` what is worth it; see `adapt_to_block`."""
+def summary(result: Adaptation, stream: bool = False) -> dict[str, Tensor]:
+    """Keep of an `Adaptation` what is worth it; see `adapt_to_block`. Along a stream no loss after the last step is known."""
+    last = result.losses[:, -1]
     source_confidence, source_prediction = confidence(result.source_logits)
     adapted_confidence, adapted_prediction = confidence(result.logits)
     return {
@@ -280,6 +285,7 @@ def summary(result: Adaptation) -> dict[str, Tensor]:
         "source_confidence": source_confidence,
         "adapted_confidence": adapted_confidence,
         "losses": result.losses,
+        "loss_last": torch.full_like(last, torch.nan) if stream else last,
         "fell_back": result.fell_back,
         "milliseconds": result.milliseconds,
         "predictions_at": result.logits_at.argmax(-1),
@@ -355,7 +361,7 @@ def predictions(result: Mapping[str, Tensor], block: Block, images: ImageSet) ->
         "untrained_prediction": result["predictions_at"][:, 0].numpy(),
         **{name: result[name].numpy() for name in ("adapted_prediction", "source_confidence", "adapted_confidence")},
         "loss_first": result["losses"][:, 0].numpy(),
-        "loss_last": result["losses"][:, -1].numpy(),
+        "loss_last": result["loss_last"].numpy(),
         **{name: result[name].numpy() for name in ("distance", "gate_open", "fell_back", "milliseconds", "gate_milliseconds")},
     }
     return pd.DataFrame(columns)

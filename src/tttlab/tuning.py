@@ -289,7 +289,8 @@ def choose(
         trials: from `successive_halving`.
         candidates: what they are numbered by.
         steps: the numbers of steps that were judged.
-        trains: whether the method takes steps, which is what a gate can save.
+        trains: whether the method takes ``steps``, which is what a gate can save; False on a stream, where the candidates name
+            theirs or leave the run's.
         clean_penalty: see `tttlab.gate.score`.
         gate: whether to choose a gate.
     """

@@ -25,7 +25,7 @@ def rows() -> list[dict[str, str]]:
         told, own = ast.get_docstring(ast.parse((METHODS / f"{name}.py").read_text(encoding="utf-8"))), declared(name)
         table.append({
             "method": name,
-            "what it does": re.sub(r"^[\w-]+: |\.$", "", told.partition("\n")[0]),
+            "what it does": told.partition("\n")[0].rstrip("."),
             "paper": ", ".join(re.findall(r"(?:[A-Z]\w+ \d{4}|arXiv \d{4}\.\d{5})", " ".join(told.split()))[:2]) or "–",
             "trains": "yes" if own.trains else "no",
             "protocols": ", ".join(own.protocols),

@@ -48,10 +48,11 @@ class Queue(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The momentum model's trainable weights, none before the first step, and the queue."""
+    """The momentum model's trainable weights, none before the first step, the queue, and the batch that will join it."""
 
     teacher: dict[str, Tensor]
     queue: Queue
+    batch: Queue
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,21 @@ class AdaContrast(Method):
         with torch.no_grad():
             teacher = net.rebound(state.teacher) if state else net.module
             slow, keys, own = teacher(weak), F.normalize(teacher(key).features), net(weak)
-            memory = state or Memory({}, empty_queue(slow))
+            memory = state or Memory({}, *2 * [empty_queue(slow)])
             labels = self.pseudo_labels(own, memory.queue)
         outputs = net(query)
         loss = F.cross_entropy(outputs.logits, labels)
         loss = loss + self.contrast * class_aware_contrast(outputs.features, keys, labels, memory.queue, self.temperature)
         loss = loss + self.diversity * negative_marginal_entropy(outputs.logits)
         fresh = Queue(F.normalize(slow.features), slow.logits.softmax(-1), keys, labels)
-        return loss, memory._replace(queue=enqueue(memory.queue, fresh, self.queue_size))
+        return loss, memory._replace(batch=fresh)
+
+    def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+        """Classify the batch, which has taken its steps, and let it join the queue."""
+        if state:
+            queue = enqueue(state.queue, state.batch, self.queue_size)
+            state = state._replace(queue=queue, batch=Queue(*(part[:0] for part in queue)))
+        return net(images).logits, state
 
     def pseudo_labels(self, own: Outputs, queue: Queue) -> Tensor:
         """Classify images by their neighbours once there are enough, before by their own logits: ``(N,)``."""
