@@ -111,8 +111,7 @@ def test_only_a_method_that_uses_the_head_takes_over_what_it_was_trained_with():
         assert load_method(name, objective=objective).temperature == own
 
 
-def test_private_helpers_may_stand_beside_a_method(tmp_path, monkeypatch):
-    (tmp_path / "helped.py").write_text("""
+HELPED = """
 from dataclasses import dataclass
 from tttlab.method import Method
 
@@ -124,15 +123,22 @@ class _Base(Method):
 @dataclass(frozen=True)
 class Helped(Method):
     rate: float = 0.5
-""")
-    monkeypatch.syspath_prepend(tmp_path)
-    from tttlab.method_settings import declared
+"""
 
-    (tmp_path / "helpers").mkdir()
-    (tmp_path / "helpers" / "named.py").write_text((tmp_path / "helped.py").read_text() + "    protocols = BOTH\n")
-    assert load_method("helped").rate == 0.5
-    with pytest.raises(UserError, match=r"class Helped, line 14: expected protocols as a plain value, found BOTH"):
-        declared("named", tmp_path / "helpers")
+
+def test_private_helpers_may_stand_beside_a_method(tmp_path, monkeypatch):
+    (tmp_path / "helping").mkdir()
+    (tmp_path / "helping" / "helped.py").write_text(HELPED)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_method("helping.helped").rate == 0.5
+    assert list(declared("helped", tmp_path / "helping").settings.model_fields) == ["rate"]
+
+
+def test_what_a_method_declares_must_be_plain(tmp_path):
+    """Its file is read before it is run."""
+    (tmp_path / "named.py").write_text(HELPED + "    protocols = BOTH\n")
+    with pytest.raises(UserError, match=r"class Helped, line 13: expected protocols as a plain value, found BOTH"):
+        declared("named", tmp_path)
 
 
 def test_every_method_file_loads_by_its_name():

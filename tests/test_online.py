@@ -261,6 +261,13 @@ def test_views_are_averaged_on_a_stream_too():
     torch.testing.assert_close(own, adapt(network, stream(), ViewAverage(3)).logits)
 
 
+def test_no_images_are_refused():
+    network, _ = networks.source_statistics("resnet")
+    for refused in (adapt, adapt_stream):
+        with pytest.raises(UserError, match=r"^expected images, found none$"):
+            refused(network, stream()[:0], TENT())
+
+
 def test_what_cannot_be_looked_at_is_refused():
     network, _ = networks.source_statistics("resnet")
     with pytest.raises(UserError, match=r"ActMAD.* is defined for episodic, found online; use tttlab\.adapter\.adapt"):
@@ -281,7 +288,7 @@ def test_entropy_of_a_die_and_of_certainty():
 
 class TestSAR:
     def test_a_sharpness_aware_step_from_two_gradients_by_hand(self):
-        """The filter chooses again at the upper point, as in the paper: its images are those reliable there."""
+        """The filter chooses again at the upper point: its images are those reliable there."""
         network, statistics = networks.source_statistics("resnet")
         method = SAR(margin=0.957, reset_below=0.0)
         loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", sharpness=0.05, normalisation=Normalisation("image"))

@@ -83,6 +83,8 @@ def adapt(
     statistics = {name: value.to(images.device) for name, value in (statistics or {}).items()}
     sizes = images_per_step if isinstance(images_per_step, GroupSize) else GroupSize(images_per_step)
     names = [str(name) for name in (range(len(images)) if image_ids is None else image_ids)]
+    if not names:
+        raise UserError("expected images, found none")
     parts: list[Adaptation] = []
     with evaluating(network):
         check(network, images[:2], method, loop, statistics)

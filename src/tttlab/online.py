@@ -66,6 +66,8 @@ def adapt_stream(
         UserError: the network, the statistics or the numbers of steps do not fit.
     """
     names = [str(name) for name in (range(len(images)) if image_ids is None else image_ids)]
+    if not names:
+        raise UserError("expected images, found none")
     parts = []
     bounds = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch_size))
     check_batch(method, min(map(len, bounds)))

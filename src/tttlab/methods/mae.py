@@ -1,7 +1,8 @@
 """Masked autoencoding at test time: the image is painted from a quarter of its patches, under many masks.
 
 Gandelsman et al., NeurIPS 2022, arXiv 2209.07522: encoder trained, decoder frozen, identical centre crops under different
-random masks. Needs nothing from the source domain but the decoder that pretraining and fine-tuning kept alive.
+random masks. Pixels are in [0, 1]; the published loss normalises those of each patch. Needs nothing from the source domain but
+the decoder that pretraining and fine-tuning kept alive.
 """
 
 from collections.abc import Sequence

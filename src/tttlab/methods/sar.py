@@ -4,6 +4,10 @@ Niu et al., ICLR 2023, arXiv 2302.12400: images whose entropy exceeds a share of
 step is a sharpness-aware one (in params.yaml the adapter's ``sharpness: 0.05``); where the moving average of the loss falls
 below a threshold, which announces the collapse to one class, the weights go back to the source's. The paper leaves the last
 stage's normalisation layers alone: name the others in ``trainable`` for that.
+
+What differs: the second gradient of a step, at the upper point, is taken of the images that are reliable there; the paper's
+formula takes those reliable at the weights themselves, its published code those reliable at both. And the prediction is made
+after the step, in the published code before it.
 """
 
 import math
