@@ -146,7 +146,9 @@ def test_every_method_file_loads_by_its_name():
     names = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__", "ssl"}
     assert names >= {"none", "views", "simclr", "mae", "actmad", "memo"}
     for name in names:
-        assert load_method(name) == load_method(name)
+        method = load_method(name)
+        assert type(method).__module__ == f"tttlab.methods.{name}"
+        assert method == load_method(name, {key: getattr(method, key) for key in declared(name).settings.model_fields})
 
 
 def test_refused_values_are_user_errors():
