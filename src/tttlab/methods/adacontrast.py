@@ -97,7 +97,7 @@ class AdaContrast(Method):
         with torch.no_grad():
             teacher = net.rebound(state.teacher) if state else net.module
             slow, keys, own = teacher(weak), F.normalize(teacher(key).features), net(weak)
-            memory = state or Memory({}, *2 * [empty_queue(slow)])
+            memory = state or Memory({}, empty_queue(slow), empty_queue(slow))
             labels = self.pseudo_labels(own, memory.queue)
         outputs = net(query)
         loss = F.cross_entropy(outputs.logits, labels)
