@@ -51,10 +51,10 @@ def build_run(params: Params, name: str, model: str, source: Source, values: Map
     """Make a run's method and inner loop, with the settings in ``values`` replaced, and check that they fit the network."""
     chosen, trained = params.run_settings(name, model).with_values(values), params.models[model]
     # A self-supervised head knows the views that it was trained on.
-    views = trained.pretrain.augment if chosen.head == trained.objective.name else params.adapt.augment
-    method = registry.load_method(chosen.method, chosen.settings, objective=trained.objective.model_dump(),
-                                  augmentation=Augmentation(**views.model_dump()))  # fmt: skip
-    loop = sweep.inner_loop(chosen.adapter.model_dump(), Augmentation(**params.adapt.augment.model_dump()))
+    own, views = (Augmentation(**given.model_dump()) for given in (trained.pretrain.augment, params.adapt.augment))
+    objective = trained.objective.model_dump() | {"augmentation": own}
+    method = registry.load_method(chosen.method, chosen.settings, objective=objective, augmentation=views)
+    loop = sweep.inner_loop(chosen.adapter.model_dump(), views)
     method.check(source.network)
     select_parameters(source.network, loop.trainable)
     key, batches = repr(method), lambda: source_batches(params, source.device)

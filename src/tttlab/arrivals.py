@@ -90,15 +90,11 @@ class Stream:
         Raises:
             UserError: the order needs labels that are not known.
         """
-        self.check(labels)
+        if self.order == "by_class" and (labels < 0).any():
+            raise UserError("adapt.online.order: by_class needs the labels of all images, found images without; set shuffled")
         order = numpy_generator(seed, "stream", name).permutation(len(labels))
         order = order if half is None else np.array_split(order, 2)[half]
         return order if self.order == "shuffled" else order[np.argsort(labels[order], kind="stable")]
-
-    def check(self, labels: np.ndarray) -> None:
-        """Raise a `UserError` if the order needs labels ``(N,)`` that are not known."""
-        if self.order == "by_class" and (labels < 0).any():
-            raise UserError("adapt.online.order: by_class needs the labels of all images, found images without; set shuffled")
 
 
 def swell(shifts: Sequence[Shift]) -> tuple[Visit, ...]:

@@ -60,7 +60,8 @@ def adapt_stream(
     Returns:
         as `tttlab.adapter.adapt`, but for ``losses (N, steps)``: before every step on the image's batch. A batch with a loss or
         a gradient that is not finite takes no further step (that loss stands for those that would have followed) and gets the
-        source network's predictions.
+        source network's predictions; so does one whose step leaves weights that are not finite, and the next batch starts
+        again from the source weights.
 
     Raises:
         UserError: the network, the statistics or the numbers of steps do not fit.

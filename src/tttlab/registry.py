@@ -22,9 +22,10 @@ def load_method(
     Args:
         name: the file's name, or the module's dotted path (``my_package.my_method``).
         settings: its fields that differ from their defaults.
-        objective: settings of the pretraining objective. A method that uses its head takes over those that it has too (a
-            temperature, a mask ratio), unless ``settings`` says otherwise.
-        augmentation: strength of the random views, for a method that draws them.
+        objective: settings of the pretraining objective and, as ``augmentation``, the views that its head was trained on. A
+            method that uses this head takes over those that it has too (a temperature, a mask ratio), unless ``settings`` says
+            otherwise.
+        augmentation: strength of the random views, for any other method that draws them.
 
     Raises:
         UserError: the module cannot be imported, holds no method, or refuses a value.
@@ -41,10 +42,10 @@ def load_method(
     if len(found) != 1:
         raise UserError(f"{module.__file__}: expected one subclass of tttlab.method.Method, found {len(found)}")
     known = {field.name for field in fields(found[0])}
-    same_head = objective and found[0].head == objective["name"]
-    inherited = {key: value for key, value in objective.items() if key in known} if same_head else {}
-    if augmentation is not None and "augmentation" in known:
-        inherited["augmentation"] = augmentation
+    inherited = {} if augmentation is None else {"augmentation": augmentation}
+    if objective and found[0].head == objective["name"]:
+        inherited |= objective
+    inherited = {key: value for key, value in inherited.items() if key in known}
     try:
         return found[0](**{**inherited, **(settings or {})})
     except (TypeError, ValueError) as error:

@@ -55,7 +55,6 @@ class RunSettings:
         trains: whether the method takes steps.
         search: what to tune: setting → the values to choose from.
         protocol: ``episodic`` or ``online``.
-        head: the objective whose head the method uses; None: none's.
     """
 
     method: str
@@ -64,7 +63,6 @@ class RunSettings:
     trains: bool = True
     search: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     protocol: str = "episodic"
-    head: str | None = None
 
     def with_values(self, values: Mapping[str, Any]) -> "RunSettings":
         """Replace some settings, whether the adapter's or the method's."""
@@ -136,7 +134,7 @@ def resolve_run(
     mine = {*(entry.get("search") or {}), *(override.get("search") or {})}
     origins = {key: f"{places['search']}.search" if key in mine else "tune.search" for key in wished}
     choice = _check_search(wished, own, origins)
-    return RunSettings(method, adapter, settings, own.trains, choice, protocol, own.head)
+    return RunSettings(method, adapter, settings, own.trains, choice, protocol)
 
 
 def models_of(entry: Mapping[str, Any], models: Iterable[str], path: str = "adapt.runs") -> tuple[str, ...]:

@@ -127,8 +127,7 @@ def adapt_to_shifts(
         UserError: after all ranks are done, a block is missing.
     """
     blocks = list_blocks(shifts, images, stream)
-    for shift in shifts if stream else ():
-        stream.check(np.asarray(shift.of(images).labels))
+    # Labels that an order needs, and batches that are too small, are missed before any work.
     for visit in (visit for route in stream.routes(shifts) for visit in route) if stream else ():
         labels = [np.asarray(shift.of(images).labels) for shift in visit.shifts]
         for batch in stream.batches(visit, labels, 0):
