@@ -21,7 +21,7 @@ def list_settings(run: Sweep) -> dict[str, dict[str, Any]]:
         return {}
     named = {"tuned" if tuned["tuned"] else "default": tuned["settings"]}
     named |= {"default": tuned["default"]} if tuned["default"] != tuned["settings"] else {}
-    others = [values for values in tuned["candidates"] if values not in named.values()]
+    others = [told["settings"] for told in tuned["candidates"] if told["settings"] not in named.values()]
     return named | {f"candidate-{number}": values for number, values in enumerate(others[: wish.candidates], 1)}
 
 

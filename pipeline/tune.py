@@ -47,31 +47,31 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
     images = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_validation")
     own, wish = params.run_settings(name, model), params.tune
     source, stream = load_source(params, model, params.seeds[0]), open_stream(params, own.protocol)
-    candidates, steps = tuning.list_candidates(own.search, own.values(), wish.candidates, params.seed, name, model,
-                                               in_one_pass=not stream)  # fmt: skip
+    grid = tuning.list_candidates(own.search, own.values(), wish.candidates, params.seed, name, model,
+                                  in_one_pass=not stream)  # fmt: skip
 
     def build(values: dict[str, Any]) -> tuple:
-        longest = {"steps": steps[-1]} if own.trains and not stream else {}
+        longest = {"steps": grid.steps[-1]} if own.trains and not stream else {}
         return build_run(params, name, model, source, values | longest)[1:]
 
-    for values in candidates:  # every mistake shows first
+    for values in grid.candidates:  # every mistake shows first
         build(values)
-    total = tuning.pairs_to_judge(len(candidates), len(images), wish.images, wish.severities, wish.keep, bool(stream))
+    total = tuning.pairs_to_judge(len(grid.candidates), len(images), wish.images, wish.severities, wish.keep, bool(stream))
     workers = params.machine.workers if source.device.type == "cpu" else 0
     with tqdm(total=total, desc=f"tune {name} {model}", unit="image") as bar:
-        judge = tuning.Judge(source.network, images, wish.images, wish.severities, candidates, steps, build, params.seed,
-                             work, model, workers, source.device, bar.update, stream)  # fmt: skip
-        trials = tuning.successive_halving(judge, len(candidates), len(wish.images), wish.keep, wish.clean_penalty)
-    gate = wish.gate and not stream  # leaving out an image of a stream would change the others' results
-    found = tuning.choose(trials, candidates, steps, own.trains and not stream, wish.clean_penalty, gate)
-    told = tuning.describe(trials, candidates, steps, own.trains and not stream, wish.clean_penalty)
+        judge = tuning.Judge(source.network, images, wish.images, wish.severities, *grid[:2], build, params.seed, work,
+                             model, workers, source.device, bar.update, stream)  # fmt: skip
+        trials = tuning.successive_halving(judge, len(grid.candidates), len(wish.images), wish.keep, wish.clean_penalty)
+    search = tuning.Search(trials, grid, own.trains and not stream, wish.clean_penalty)
+    # Leaving out an image of a stream would change the others' results.
+    found = search.choose(judge.saves_time if wish.gate and not stream else None)
     tags = {"model": model, "method": own.method, "run": name, "source_run_id": source.about.get("mlflow_run_id")}
     with tracking.start_run(pipeline.ROOT, stage="tune", name=f"tune {name} · {model}", params=wish.model_dump(mode="json"),
                             tags=tags, parent=tracking.pipeline_run(pipeline.ROOT, execution(params)),
                             resume_key=f"{work.folder.name} {model}") as tracked:  # fmt: skip
         tracked.log_input("labeled_validation", images.source, images.digest(), len(images), "validation")
-        tracking.log_trials(tracked, told, tags)
-        tracked.log_metrics([*told[0][1].values()][-1])
+        tracking.log_trials(tracked, search.describe(), tags)
+        tracked.log_metrics(search.chosen())
     print(f"{name} {model}: {found['settings']}, gate {found['gate']}")
     return found | {"default": own.values()}
 

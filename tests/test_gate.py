@@ -9,7 +9,7 @@ from test_adapter import shifted
 from tttlab import signals
 from tttlab.adapter import adapt
 from tttlab.errors import UserError
-from tttlab.gate import Gate, adapt_gated, choose_gate, fit_threshold, score
+from tttlab.gate import Gate, adapt_gated, choose_gate, fit_threshold, saves_time, score
 from tttlab.inner_loop import InnerLoop
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.simclr import SimCLRTraining
@@ -151,6 +151,31 @@ def test_there_is_no_gate_where_adapting_to_all_is_best():
     rng, corruption, _, source, _ = population()
     assert choose_gate({"distance": rng.random(len(source))}, source * 0, source * 0 + 1, corruption, 1.0) is None
     assert choose_gate({}, source, source, corruption, 1.0) is None
+
+
+def test_a_gate_that_saves_no_time_is_passed_over():
+    _, corruption, distance, source, adapted = population()
+    same = {"confidence": 10 - distance, "loss": distance, "distance": distance}
+    found = choose_gate(same, source, adapted, corruption, 1.0, lambda gate: gate.signal != "distance")
+    assert found.signal == "loss"
+    assert choose_gate(same, source, adapted, corruption, 1.0, lambda _gate: False) is None
+
+
+def test_time_is_saved_where_few_images_are_worth_many_steps_and_none_where_all_are(monkeypatch):
+    """By the clock of a real adaptation of eight steps to one image or to all, beside one look at all."""
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    images, method = mixed().float(), SimCLRTraining(num_views=8)
+    names = list("abcdef")
+    _, values = signals.measure("distance", network, images, method, LOOP, statistics=statistics, image_ids=names, seed=0)
+    settings = {"statistics": statistics, "image_ids": names, "seed": 0, "images_per_step": 1}
+    loop = InnerLoop(steps=8, lr=1e-3)
+    assert saves_time(network, images, method, loop, Gate("distance", float(values.max())), **settings)
+    assert not saves_time(network, images, method, InnerLoop(steps=0), Gate("distance", -1.0), **settings)
+    ticks = iter([0.0, 3.0, 3.0, 5.0, 5.0, 6.5, 6.5, 9.0])  # with a gate 3 and 1.5 s, without 2 and 2.5 s
+    monkeypatch.setattr("tttlab.gate.adapt", lambda *_arguments, **_settings: None)
+    monkeypatch.setattr("tttlab.gate.adapt_gated", lambda *_arguments, **_settings: None)
+    monkeypatch.setattr("tttlab.gate.time.perf_counter", lambda: next(ticks))
+    assert saves_time(network, images, method, loop, Gate("loss", 0.0), repeats=2, **settings)
 
 
 def test_there_is_no_gate_where_adapting_changes_nothing():

@@ -122,7 +122,7 @@ def test_only_tracking_imports_mlflow_and_sources_read_no_surroundings(path):
 
 
 LAYERS = [
-    {"allocator", "errors", "seeding", "settings", "method_settings", "runs", "params"},
+    {"allocator", "errors", "seeding", "settings", "method_settings", "runs", "params", "intervals"},
     {
         "decoding",
         "pixels",
@@ -158,7 +158,6 @@ LAYERS = [
     {"method", "methods", "registry"},
     {"per_image", "group_size", "inner_loop", "adapter", "engine", "online", "signals", "gate", "sweep", "tuning", "alignment"},
     {
-        "intervals",
         "significance",
         "calibration",
         "predictions",

@@ -1,5 +1,7 @@
 """Tuning: which settings are compared, on what, and that the best on enough images wins."""
 
+import dataclasses
+
 import networks
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from tttlab.arrivals import Stream
 from tttlab.data import ImageSet
 from tttlab.gate import Gate
 from tttlab.inner_loop import InnerLoop
+from tttlab.intervals import crossed_standard_error
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.tent import TENT
 from tttlab.params import CORRUPTIONS, HELD_OUT
@@ -20,14 +23,15 @@ from tttlab.tuning import Judge, Outcome, Trial, list_candidates, successive_hal
 
 
 def outcome(*accuracies: float, count: int = 100, clean_loss: float = 0.0) -> Outcome:
-    """Per number of steps an accuracy on shifted images; the clean ones, as many, are all right but for a share."""
+    """Per number of steps an accuracy on images under each of two corruptions; the clean ones are all right but for a share."""
     shifted = np.stack([np.arange(count) < round(count * accuracy) for accuracy in accuracies], 1).astype(float)
     clean = np.ones((count, len(accuracies)))
     clean[: round(count * clean_loss)] = 0
     return Outcome(
-        corruption=np.r_[np.arange(count) % 2, -np.ones(count, int)],
-        source=np.r_[np.arange(count) < count // 2, np.ones(count)].astype(float),
-        adapted=np.concatenate([shifted, clean]),
+        image=np.tile(np.arange(count), 3),
+        corruption=np.repeat([0, 1, -1], count),
+        source=np.r_[np.tile(np.arange(count) < count // 2, 2), np.ones(count)].astype(float),
+        adapted=np.concatenate([shifted, shifted, clean]),
         signals={},
         milliseconds=np.ones(len(accuracies)),
     )
@@ -42,21 +46,21 @@ def test_settings_are_judged_under_corruptions_that_no_test_may_use():
 
 def test_candidates_are_the_default_and_then_the_grid_in_order():
     search = {"steps": (1, 4), "lr": (0.1, 0.2), "trainable": ("norm", "all")}
-    found, steps = list_candidates(search, {"steps": 3, "lr": 0.2, "trainable": "norm"}, 10, 0)
-    assert steps == (1, 3, 4)
+    found, steps, own = list_candidates(search, {"steps": 3, "lr": 0.2, "trainable": "norm"}, 10, 0)
+    assert (steps, own) == ((1, 3, 4), 1)
     assert found == [
         {"lr": 0.2, "trainable": "norm"},
         {"lr": 0.1, "trainable": "norm"},
         {"lr": 0.1, "trainable": "all"},
         {"lr": 0.2, "trainable": "all"},
     ]
-    assert list_candidates({"prior": (0.1, 0.2)}, {"prior": 0.1}, 10, 0) == ([{"prior": 0.1}, {"prior": 0.2}], (0,))
+    assert list_candidates({"prior": (0.1, 0.2)}, {"prior": 0.1}, 10, 0) == ([{"prior": 0.1}, {"prior": 0.2}], (0,), 0)
 
 
 def test_where_one_pass_shows_one_number_of_steps_they_are_part_of_the_grid():
     search = {"steps": (1, 4), "lr": (0.1, 0.2)}
-    found, steps = list_candidates(search, {"steps": 3, "lr": 0.2}, 10, 0, in_one_pass=False)
-    assert steps == (0,)
+    found, steps, own = list_candidates(search, {"steps": 3, "lr": 0.2}, 10, 0, in_one_pass=False)
+    assert (steps, own) == ((0,), 0)
     assert found == [{"steps": 3, "lr": 0.2}, *({"steps": s, "lr": lr} for s in (1, 4) for lr in (0.1, 0.2))]
 
 
@@ -69,7 +73,7 @@ def test_of_a_large_grid_a_part_is_drawn_that_depends_on_seed_and_run_alone():
     assert len({tuple(values.items()) for values in draws[0]}) == 12
 
 
-def test_halving_keeps_the_best_and_asks_for_more_images_only_for_them():
+def test_halving_keeps_the_best_and_the_default_and_asks_for_more_images_only_for_them():
     truth = [0.5, 0.6, 0.9, 0.7, 0.8, 0.55, 0.65, 0.75]
     asked = []
 
@@ -78,9 +82,9 @@ def test_halving_keeps_the_best_and_asks_for_more_images_only_for_them():
         return {number: outcome(truth[number], 0.1) for number in numbers}
 
     trials = successive_halving(judge, 8, 3, 0.3, 1.0)
-    assert [set(numbers) for _, numbers in asked] == [set(range(8)), {2, 4, 7}, {2}]
-    assert [trial.number for trial in trials] == [2, 4, 7, 3, 6, 1, 5, 0]
-    assert [len(trial.outcomes) for trial in trials] == [3, 2, 2, 1, 1, 1, 1, 1]
+    assert [set(numbers) for _, numbers in asked] == [set(range(8)), {0, 2, 4, 7}, {0, 2}]
+    assert [trial.number for trial in trials] == [2, 0, 4, 7, 3, 6, 1, 5]
+    assert [len(trial.outcomes) for trial in trials] == [3, 3, 2, 2, 1, 1, 1, 1]
 
 
 def test_of_equal_candidates_the_earlier_and_of_equal_steps_the_fewer_win():
@@ -103,21 +107,156 @@ def test_a_round_that_judges_better_corrects_the_one_before():
     assert successive_halving(judge, 2, 2, 1.0, 1.0)[0].number == 1
 
 
-def test_what_is_chosen_is_told_with_its_runners_up_and_a_gate():
+def random_outcome(seed: int, count: int = 30, kinds: int = 4, gain: float = 0.0, clean_loss: float = 0.0) -> Outcome:
+    """Images under several corruptions at two severities each; one number of steps, right at random."""
+    rng = np.random.default_rng(seed)
+    image = np.concatenate([rng.permutation(count) for _ in range(2 * kinds + 1)])
+    corruption = np.repeat([*range(kinds), *range(kinds), -1], count)
+    right = rng.random(len(image)) < np.where(corruption < 0, 1 - clean_loss, 0.6 + gain)
+    source = np.where(corruption < 0, True, rng.random(len(image)) < 0.6)
+    return Outcome(image, corruption, source.astype(float), right[:, None].astype(float), {}, np.ones(1))
+
+
+@pytest.mark.parametrize("clean_loss", [0.0, 0.2])
+def test_the_cells_of_a_score_are_each_images_under_each_corruption(clean_loss):
+    """Against a loop over images and corruptions; their mean is the score."""
+    found = random_outcome(1, clean_loss=clean_loss)
+    cells = found.cells(0, 0.7)
+    for image in range(30):
+        clean = (found.image == image) & (found.corruption < 0)
+        lost = (found.source[clean] - found.adapted[clean, 0]).item()
+        for kind in range(4):
+            own = (found.image == image) & (found.corruption == kind)
+            assert own.sum() == 2
+            assert cells[image, kind] == pytest.approx(found.adapted[own, 0].mean() - 0.7 * lost)
+    assert cells.mean() == pytest.approx(found.scores(0.7)[0])
+
+
+def test_a_gain_on_clean_images_is_no_part_of_the_cells():
+    found = random_outcome(1)
+    better = dataclasses.replace(found, source=np.where(found.clean, 0.0, found.source))
+    np.testing.assert_array_equal(better.cells(0, 1.0), found.cells(0, 1.0))
+
+
+def test_the_standard_error_of_a_crossed_mean_is_that_of_its_law():
+    """Images, corruptions and both together drawn anew 4,000 times: the spread of the mean against the mean estimate."""
+    rng, means, variances = np.random.default_rng(0), [], []
+    for _ in range(4000):
+        cells = rng.normal(0, 1, (12, 1)) + rng.normal(0, 0.5, (1, 6)) + rng.normal(0, 2, (12, 6))
+        means.append(cells.mean())
+        variances.append(crossed_standard_error(cells) ** 2)
+    truth = 1 / 12 + 0.25 / 6 + 4 / 72
+    assert np.var(means) == pytest.approx(truth, rel=0.08)
+    assert np.mean(variances) == pytest.approx(truth, rel=0.08)  # hardly above it, for a part of it is never taken for negative
+
+
+def test_the_standard_error_of_one_row_or_column_is_the_ordinary_one():
+    values = np.random.default_rng(1).normal(size=9)
+    expected = values.std(ddof=1) / 3
+    assert crossed_standard_error(values[:, None]) == pytest.approx(expected)
+    assert crossed_standard_error(values[None]) == pytest.approx(expected)
+    assert crossed_standard_error(np.ones((1, 1))) == 0.0
+
+
+def flipped(count: int) -> Outcome:
+    """The default's outcome below with ``count`` more images right, each under both corruptions."""
+    return outcome(0.5, 0.5 + count / 100)
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(0, 0), (1, 0), (3, 1), (30, 1)])
+def test_the_default_stays_unless_another_is_better_by_more_than_one_standard_error(count, chosen):
+    """With c of 100 images helped, and the same under both corruptions, their ratio is √(99 c / (100 − c)): 1 for one image."""
+    trials = [Trial(1, (flipped(count),)), Trial(0, (outcome(0.5, 0.5),))]
+    difference, error = tuning.compare(trials[0], 1, trials[1], 1, 1.0)
+    assert difference == pytest.approx(count / 100)
+    assert error == pytest.approx(np.sqrt(count / 100 * (1 - count / 100) / 99))
+    rank, place = tuning.pick(trials, 1, 1.0)
+    assert trials[rank].number == chosen
+    assert place == 1
+
+
+def test_another_number_of_steps_replaces_the_runs_own_by_the_same_rule():
+    for accuracies, place in (((0.50, 0.51), 0), ((0.50, 0.60), 1)):
+        assert tuning.pick([Trial(0, (outcome(*accuracies),))], 0, 1.0) == (0, place)
+
+
+def test_a_candidate_is_compared_on_the_images_that_it_saw():
+    """One that fell out in the first round is compared with what the default did there."""
+    early, late = outcome(0.6, count=20), outcome(0.5, count=100)
+    out, default = Trial(1, (outcome(0.8, count=20),)), Trial(0, (early, late))
+    assert tuning.compare(out, 0, default, 0, 1.0)[0] == pytest.approx(0.2)
+
+
+def test_a_setting_must_hold_under_several_corruptions():
+    """The same mean gain, from one corruption alone or from all four: corruptions are drawn at random too."""
+    default, base = random_outcome(3), np.zeros(30 * 9)
+    gains = []
+    for helped in ([0], [0, 1, 2, 3]):
+        adapted = base.copy()
+        for kind in helped:
+            rows = np.flatnonzero(default.corruption == kind)
+            adapted[rows[: 48 // len(helped)]] = 1.0
+        trial = Trial(1, (dataclasses.replace(default, adapted=adapted[:, None]),))
+        nothing = Trial(0, (dataclasses.replace(default, adapted=base[:, None]),))
+        gains.append(tuning.compare(trial, 0, nothing, 0, 0.0))
+    (one, one_error), (four, four_error) = gains
+    assert one == pytest.approx(four)
+    assert one < one_error
+    assert four > 3 * four_error
+
+
+def searched(best: Outcome, other: Outcome) -> tuning.Search:
+    """Two candidates, the second the better, each after 2 and 5 steps, of which the run's own are 2."""
+    grid = tuning.Grid([{"lr": 0.1}, {"lr": 0.2}], (2, 5), 0)
+    return tuning.Search([Trial(1, (best,)), Trial(0, (other,))], grid, True, 1.0)
+
+
+def test_what_is_chosen_is_told_with_scores_the_grid_and_a_gate():
     best, other = outcome(0.5, 0.9), outcome(0.7, 0.6)
-    signals = {"confidence": np.r_[np.arange(100) < 50, np.ones(100)] * 0.5, "distance": np.ones(200), "loss": np.ones(200)}
-    best = Outcome(best.corruption, best.source, best.adapted, signals, best.milliseconds)
-    trials = [Trial(1, (best,)), Trial(0, (other,))]
-    candidates = [{"lr": 0.1}, {"lr": 0.2}]
-    found = tuning.choose(trials, candidates, (2, 5), True, 1.0, gate=True)
+    confidence = np.r_[np.tile(np.arange(100) < 50, 2), np.ones(100)] * 0.5
+    signals = {"confidence": confidence, "distance": np.ones(300), "loss": np.ones(300)}
+    search = searched(dataclasses.replace(best, signals=signals), other)
+    asked = []
+    found = search.choose(lambda values, gate: not asked.append((values, gate)))
     assert found["settings"] == {"lr": 0.2, "steps": 5}
-    assert found["candidates"] == [{"lr": 0.2, "steps": 5}, {"lr": 0.1, "steps": 2}]
+    assert [told["settings"] for told in found["candidates"]] == [{"lr": 0.2, "steps": 5}, {"lr": 0.1, "steps": 2}]
+    expected = {"score": 0.9, "images": 100, "above_default": 0.2, "standard_error": np.sqrt(0.2 * 0.8 / 99)}
+    assert {key: found["candidates"][0][key] for key in expected} == pytest.approx(expected)
+    assert [found["candidates"][1][key] for key in ("above_default", "standard_error")] == [0, 0]
+    assert found["search"] == {
+        "lr": [{"value": 0.1, "score": 0.7}, {"value": 0.2, "score": 0.9}],
+        "steps": [{"value": 2, "score": 0.7}, {"value": 5, "score": 0.9}],
+    }
     assert Gate(**found["gate"]) == Gate("confidence", 0.0)  # opens for the second half of the shifted images alone
-    assert tuning.choose(trials, candidates, (2, 5), True, 1.0, gate=False)["gate"] is None
-    told = tuning.describe(trials, candidates, (2, 5), True, 1.0)
+    assert asked == [({"lr": 0.2, "steps": 5}, Gate("confidence", 0.0))]
+    told = search.describe()
     assert [values for values, _ in told] == [{"lr": 0.2, "steps": 5}, {"lr": 0.1, "steps": 2}]
     expected = {"score": 0.9, "accuracy": 0.9, "gain": 0.4, "clean_change": 0.0, "milliseconds": 1.0}
-    assert told[0][1] == {200: pytest.approx(expected)}
+    assert told[0][1] == {300: pytest.approx(expected)}
+    assert search.chosen() == pytest.approx(expected)
+
+
+def test_there_is_no_gate_where_none_is_wanted_or_where_it_costs_more_than_it_saves():
+    signals = {"confidence": np.r_[np.tile(np.arange(100) < 50, 2), np.ones(100)] * 0.5}
+    search = searched(dataclasses.replace(outcome(0.5, 0.9), signals=signals), outcome(0.7, 0.6))
+    assert search.choose(None)["gate"] is None
+    assert search.choose(lambda _values, _gate: False)["gate"] is None
+
+
+def test_what_stays_is_told_beside_what_was_a_little_better():
+    search = searched(outcome(0.5, 0.61), outcome(0.6, 0.1))
+    found = search.choose(None)
+    assert found["settings"] == {"lr": 0.1, "steps": 2}  # the run's own
+    assert found["candidates"][0]["settings"] == {"lr": 0.2, "steps": 5}
+    assert search.chosen()["score"] == pytest.approx(0.6)
+
+
+def test_values_are_told_in_their_order_numbers_before_words():
+    grid = tuning.Grid([{"prior": 0.4, "layers": "norm"}, {"prior": 0.02, "layers": ("a", "b")}], (0,), 0)
+    trials = [Trial(0, (outcome(0.5),)), Trial(1, (outcome(0.5),))]
+    found = tuning.Search(trials, grid, False, 1.0).by_value()
+    assert [entry["value"] for entry in found["prior"]] == [0.02, 0.4]
+    assert {entry["score"] for entries in found.values() for entry in entries} == {0.5}  # no setting had any influence
 
 
 @pytest.fixture
@@ -141,7 +280,7 @@ def judged(images, folder, counts=(4, None), method=None, steps=(1, 2), trainabl
 
 
 def assert_same(one: Outcome, other: Outcome) -> None:
-    for name in ("corruption", "source", "adapted"):
+    for name in ("image", "corruption", "source", "adapted"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     for name, values in one.signals.items():
         np.testing.assert_allclose(values, other.signals[name], rtol=1e-5)
@@ -227,6 +366,6 @@ def test_workers_change_nothing(images, tmp_path):
 
 
 def test_the_work_ahead_is_counted():
-    assert tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25) == (8 * 10 + 2 * 30 + 1 * 60) * 9
-    assert tuning.pairs_to_judge(8, 20, (10, 40), (3,), 0.5) == (8 * 10 + 4 * 10) * 5
-    assert tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25, anew=True) == (8 * 10 + 2 * 40 + 1 * 100) * 9
+    assert tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25) == (8 * 10 + 3 * 30 + 2 * 60) * 9
+    assert tuning.pairs_to_judge(8, 20, (10, 40), (3,), 0.5) == (8 * 10 + 5 * 10) * 5
+    assert tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25, anew=True) == (8 * 10 + 3 * 40 + 2 * 100) * 9

@@ -91,6 +91,19 @@ def crossed_interval(sums: np.ndarray, counts: np.ndarray, flips: np.ndarray, co
     return interval
 
 
+def crossed_standard_error(cells: np.ndarray) -> float:
+    """Give the standard error of the mean of ``cells (n, C)``, in which both the rows and the columns are drawn at random.
+
+    The variance is that of `crossed_interval`, without its pseudo-observations; of one row or one column the ordinary one.
+    """
+    (rows, columns), mean = cells.shape, cells.mean()
+    sizes = np.array([float(rows)]), np.array([float(columns)])
+    if min(rows, columns) < 2:
+        return float(stats.sem(cells, axis=None)) if cells.size > 1 else 0.0
+    row, column, error = _variances((cells - mean)[..., None], np.array([float(cells.size)]), *sizes)
+    return float(np.sqrt(max(row[0] - error[0], 0) + column[0]))
+
+
 def _variances(
     residuals: np.ndarray, rows: np.ndarray, num_images: np.ndarray, num_seeds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

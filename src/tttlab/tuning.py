@@ -2,14 +2,15 @@
 
 The images are those that training has set aside, under four corruption types that are never tested on, so nothing of the
 test set, neither image nor label nor kind of shift, can reach a setting. Every number of steps is judged in one pass.
-Successive halving: Jamieson and Talwalkar, AISTATS 2016, arXiv 1502.07943; the resource is the number of images.
+Successive halving: Jamieson and Talwalkar, AISTATS 2016, arXiv 1502.07943; the resource is the number of images. The best of
+many is partly the luckiest of them, so the run's own values stay unless the best is better by more than one standard error.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 
 from tttlab.arrivals import Stream
 from tttlab.data import ImageSet, balanced_subset
-from tttlab.gate import ABOVE, Gate, choose_gate, score
+from tttlab.gate import ABOVE, Gate, choose_gate, saves_time, score
 from tttlab.group_size import GroupSize
 from tttlab.inner_loop import InnerLoop
+from tttlab.intervals import crossed_standard_error
+from tttlab.loaders import as_images
 from tttlab.method import Method
 from tttlab.parallel import in_order
 from tttlab.params import HELD_OUT
@@ -30,7 +33,9 @@ from tttlab.source_statistics import Statistics
 from tttlab.sweep import Block, Job, adapt_to_job, list_jobs
 
 Values = dict[str, Any]
-KEPT = 6  # candidates that are told: the chosen one, and runners-up for comparison
+KEPT = 6  # candidates that are told: the best, for comparison
+DEFAULT = 0  # the candidate that holds the run's own values
+TIMED = 6  # images under every shift that a gate's time is measured on
 
 
 def held_out_shifts(severities: Sequence[int]) -> list[Shift]:
@@ -38,9 +43,22 @@ def held_out_shifts(severities: Sequence[int]) -> list[Shift]:
     return [Shift(), *(Shift(corruption, severity) for corruption in HELD_OUT for severity in severities)]
 
 
+class Grid(NamedTuple):
+    """The settings to compare.
+
+    ``candidates`` without their steps, the run's own values first, the others in the order of the grid; ``steps``, the numbers
+    of steps, ascending, and ``own``, the place of the run's own among them. Where one pass does not show them: candidates with
+    their steps, and a single number in place of these.
+    """
+
+    candidates: list[Values]
+    steps: tuple[int, ...]
+    own: int
+
+
 def list_candidates(
     search: Mapping[str, Sequence[Any]], default: Values, count: int, seed: int, *key: str, in_one_pass: bool = True
-) -> tuple[list[Values], tuple[int, ...]]:
+) -> Grid:
     """List the settings to compare.
 
     Args:
@@ -50,16 +68,13 @@ def list_candidates(
         seed: of that choice.
         key: names the run, for the same purpose.
         in_one_pass: one adaptation shows what fewer steps would have given, so that ``steps`` are not combined with the rest.
-
-    Returns:
-        candidates without their steps, in the order of the grid, and the numbers of steps, ascending; or, where one pass does
-        not show them, candidates with their steps, and a single number in place of these.
     """
     if not in_one_pass:
-        candidates = _grid(search, default, count, seed, *key)
-        return candidates, (0,)
-    steps = tuple(sorted({*search.get("steps", ()), *([default["steps"]] if "steps" in default else ())})) or (0,)
-    return _grid({name: values for name, values in search.items() if name != "steps"}, default, count, seed, *key), steps
+        return Grid(_grid(search, default, count, seed, *key), (0,), 0)
+    own = default.get("steps", 0)
+    steps = tuple(sorted({*search.get("steps", ()), own}))
+    others = {name: values for name, values in search.items() if name != "steps"}
+    return Grid(_grid(others, default, count, seed, *key), steps, steps.index(own))
 
 
 def _grid(search: Mapping[str, Sequence[Any]], default: Values, count: int, seed: int, *key: str) -> list[Values]:
@@ -79,6 +94,7 @@ class Outcome:
     """What one candidate did to N (image, shift) pairs.
 
     Attributes:
+        image: ``(N,)`` number of the image.
         corruption: ``(N,)`` number of the corruption type, -1 for an image without a shift.
         source: ``(N,)`` whether the source network is right.
         adapted: ``(N, R)`` whether the network is right after each of the R numbers of steps.
@@ -86,6 +102,7 @@ class Outcome:
         milliseconds: ``(R,)`` mean cost per image.
     """
 
+    image: np.ndarray
     corruption: np.ndarray
     source: np.ndarray
     adapted: np.ndarray
@@ -100,6 +117,23 @@ class Outcome:
     def scores(self, clean_penalty: float) -> np.ndarray:
         """Judge every number of steps ``(R,)``."""
         return np.array([score(self.source, right, self.clean, clean_penalty) for right in self.adapted.T])
+
+    def cells(self, place: int, clean_penalty: float) -> np.ndarray:
+        """Divide the score of a number of steps among the images and the C corruption types: ``(n, C)``, its mean the score.
+
+        The penalty, the same under all corruptions, is each image's own share of it.
+        """
+        right, clean = self.adapted[:, place], self.clean
+        (image, names), (kind, kinds) = (
+            np.unique(own[~clean], return_inverse=True)[::-1] for own in (self.image, self.corruption)
+        )
+        counts, sums = np.zeros((2, len(names), len(kinds)))
+        np.add.at(sums, (image, kind), right[~clean])
+        np.add.at(counts, (image, kind), 1)
+        cells = sums / counts
+        if (lost := self.source[clean] - right[clean]).sum() > 0:
+            cells -= clean_penalty * lost[np.argsort(self.image[clean])][:, None]
+        return cells
 
     def summary(self, place: int, clean_penalty: float) -> dict[str, float]:
         """Say what a number of steps, by its place among the R, gave and took."""
@@ -130,10 +164,10 @@ class Trial:
         scores = self.outcomes[-1].scores(clean_penalty)
         return int(scores.argmax()), float(scores.max())
 
-    def gate(self, place: int, clean_penalty: float) -> Gate | None:
+    def gate(self, place: int, clean_penalty: float, saves: Callable[[Gate], bool]) -> Gate | None:
         """Choose a gate for this candidate at one number of steps; None: adapting to every image is best."""
         last = self.outcomes[-1]
-        return choose_gate(last.signals, last.source, last.adapted[:, place], last.corruption, clean_penalty)
+        return choose_gate(last.signals, last.source, last.adapted[:, place], last.corruption, clean_penalty, saves)
 
 
 def successive_halving(
@@ -149,7 +183,8 @@ def successive_halving(
         judge: called with a round's number and the candidates that take part in it.
         candidates: how many there are; of those with equal scores the earlier one wins.
         rounds: how many there are.
-        keep: share of the candidates that a round passes on to the next, at least one.
+        keep: share of the candidates that a round passes on to the next, at least one, beside the `DEFAULT`, which is always
+            passed on, to be compared with.
         clean_penalty: see `tttlab.gate.score`.
 
     Returns:
@@ -161,9 +196,10 @@ def successive_halving(
         for number, outcome in judge(turn, alive).items():
             outcomes[number] += (outcome,)
         alive.sort(key=lambda number: (-outcomes[number][-1].scores(clean_penalty).max(), number))
-        passed = math.ceil(len(alive) * keep) if turn + 1 < rounds else 0
-        ranking = alive[passed:] + ranking
-        alive = alive[:passed]
+        others = [number for number in alive if number != DEFAULT]
+        best = {DEFAULT, *others[: math.ceil(len(others) * keep)]} if turn + 1 < rounds else set()
+        ranking = [number for number in alive if number not in best] + ranking
+        alive = [number for number in alive if number in best]
     return [Trial(number, outcomes[number]) for number in ranking]
 
 
@@ -240,8 +276,20 @@ class Judge:
         found = adapt_to_job(self.network, method, loop, own, job, self.stream, self._group, statistics=statistics,
                              seed=self.seed, record=record, device=self.device)  # fmt: skip
         for shift, result in found.items():
-            self.work.save(self._name(number, turn, shift), marked(result, own, shift))
+            image = {"image": torch.from_numpy(self._fresh[turn])}
+            self.work.save(self._name(number, turn, shift), marked(result, own, shift) | image)
         return job.size
+
+    def saves_time(self, values: Values, gate: Gate) -> bool:
+        """Time a candidate with and without a gate on some images under every shift; see `tttlab.gate.saves_time`."""
+        method, loop, statistics = self.build(values)
+        loop = replace(loop, steps=values.get("steps", loop.steps))
+        shifts = held_out_shifts(self.severities)
+        own = self.images.take(balanced_subset(self.images.image_ids, self.images.labels, TIMED, self.seed, "tune"))
+        pixels = torch.from_numpy(np.concatenate([shift.apply(own, self.seed) for shift in shifts]))
+        names = [name for _ in shifts for name in own.image_ids]
+        return saves_time(self.network, as_images(pixels).to(self.device), method, loop, gate, statistics=statistics,
+                          image_ids=names, seed=self.seed, images_per_step=self._group)  # fmt: skip
 
 
 def marked(result: Mapping[str, Tensor], images: ImageSet, shift: Shift) -> dict[str, Tensor]:
@@ -274,50 +322,131 @@ def pairs_to_judge(
     for count in counts:
         now = min(count or images, images)
         total += candidates * (now - before) * len(held_out_shifts(severities))
-        candidates, before = math.ceil(candidates * keep), 0 if anew else now
+        candidates, before = 1 + math.ceil((candidates - 1) * keep), 0 if anew else now
     return total
 
 
-def choose(
-    trials: Sequence[Trial], candidates: Sequence[Values], steps: Sequence[int], trains: bool, clean_penalty: float, gate: bool
-) -> dict[str, Any]:
-    """Say what was chosen, as JSON holds it and `adapt` reads it: settings, the gate, and the best candidates in order.
+class Choice(NamedTuple):
+    """A trial, by its place among the ranked, and a number of steps, by its place among those that were judged."""
 
-    Nothing that differs from one execution to the next, such as a time: an equal choice is then an equal file.
+    rank: int
+    place: int
+
+
+def compare(trial: Trial, place: int, default: Trial, own: int, clean_penalty: float) -> tuple[float, float]:
+    """Give by how much a candidate's score exceeds the default's, on the same images, and the standard error of that.
+
+    Images and corruption types are both taken for drawn at random: a setting must hold under types that it has not seen.
+
+    Args:
+        trial: the candidate.
+        place: its number of steps.
+        default: the run's own values.
+        own: their number of steps.
+        clean_penalty: see `tttlab.gate.score`.
+    """
+    turn = len(trial.outcomes) - 1  # the default took part in every round
+    cells = trial.outcomes[turn].cells(place, clean_penalty) - default.outcomes[turn].cells(own, clean_penalty)
+    return float(cells.mean()), crossed_standard_error(cells)
+
+
+def pick(trials: Sequence[Trial], own: int, clean_penalty: float) -> Choice:
+    """Take the best trial if it is better than the run's own values by more than one standard error, else these.
 
     Args:
         trials: from `successive_halving`.
-        candidates: what they are numbered by.
-        steps: the numbers of steps that were judged.
+        own: place of the run's own number of steps.
+        clean_penalty: see `tttlab.gate.score`.
+    """
+    rank = next(rank for rank, trial in enumerate(trials) if trial.number == DEFAULT)
+    place, _ = trials[0].best(clean_penalty)
+    difference, error = compare(trials[0], place, trials[rank], own, clean_penalty)
+    return Choice(0, place) if difference > error + 1e-9 else Choice(rank, own)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was compared with what.
+
+    Attributes:
+        trials: from `successive_halving`.
+        grid: what they are numbered by.
         trains: whether the method takes ``steps``, which is what a gate can save; False on a stream, where the candidates name
             theirs or leave the run's.
         clean_penalty: see `tttlab.gate.score`.
-        gate: whether to choose a gate.
     """
-    ranked = [_with_steps(candidates[trial.number], steps[trial.best(clean_penalty)[0]], trains) for trial in trials]
-    place, _ = trials[0].best(clean_penalty)
-    chosen = trials[0].gate(place, clean_penalty) if gate and trains else None
-    return {
-        "tuned": True,
-        "settings": ranked[0],
-        "steps": list(steps),
-        "candidates": ranked[:KEPT],
-        "gate": chosen and asdict(chosen),
-    }
+
+    trials: Sequence[Trial]
+    grid: Grid
+    trains: bool
+    clean_penalty: float
+
+    def values(self, rank: int, place: int) -> Values:
+        """Give a trial's settings with a number of steps, where it takes some and does not name them."""
+        values = self.grid.candidates[self.trials[rank].number]
+        return values | ({"steps": self.grid.steps[place]} if self.trains and "steps" not in values else {})
+
+    def choose(self, saves: Callable[[Values, Gate], bool] | None) -> dict[str, Any]:
+        """Say what was chosen, as JSON holds it and `adapt` reads it: settings, the gate, the best candidates in order.
+
+        Nothing that differs from one execution to the next, such as a time: an equal choice is then an equal file. The gate
+        alone is looked at by the clock.
+
+        Args:
+            saves: tells whether a gate saves time with some settings; None: no gate is wanted.
+        """
+        rank, place = pick(self.trials, self.grid.own, self.clean_penalty)
+        values = self.values(rank, place)
+        gate = None
+        if saves and self.trains:
+            gate = self.trials[rank].gate(place, self.clean_penalty, lambda gate: saves(values, gate))
+        return {
+            "tuned": True,
+            "settings": values,
+            "steps": list(self.grid.steps),
+            "candidates": [self.told(rank) for rank in range(min(KEPT, len(self.trials)))],
+            "search": self.by_value(),
+            "gate": gate and asdict(gate),
+        }
+
+    def told(self, rank: int) -> dict[str, Any]:
+        """Tell a trial with its best number of steps: settings, score, and how far it is above the run's own values."""
+        trial = self.trials[rank]
+        default = next(trial for trial in self.trials if trial.number == DEFAULT)
+        place, score = trial.best(self.clean_penalty)
+        difference, error = compare(trial, place, default, self.grid.own, self.clean_penalty)
+        about = {"settings": self.values(rank, place), "score": score, "images": len(np.unique(trial.outcomes[-1].image))}
+        return about | {"above_default": difference, "standard_error": error}
+
+    def by_value(self) -> dict[str, list[dict[str, Any]]]:
+        """Give, of every setting that was searched, each value with the best score that it had in the first round."""
+        scores = [(self.grid.candidates[trial.number], trial.outcomes[0].scores(self.clean_penalty)) for trial in self.trials]
+        best: dict[str, dict[Any, float]] = {}
+        for values, found in scores:
+            for key, value in values.items():
+                known = best.setdefault(key, {})
+                known[value] = max(known.get(value, -np.inf), float(found.max()))
+        if self.trains and len(self.grid.steps) > 1:
+            best["steps"] = dict(zip(self.grid.steps, np.max([found for _, found in scores], axis=0).tolist(), strict=True))
+        return {key: [{"value": value, "score": known[value]} for value in sorted(known, key=_order)]
+                for key, known in best.items() if len(known) > 1}  # fmt: skip
+
+    def describe(self) -> list[tuple[Values, dict[int, dict[str, float]]]]:
+        """Tell every trial: its settings with its best number of steps, and its results by how many pairs it saw."""
+        found = []
+        for rank, trial in enumerate(self.trials):
+            place, _ = trial.best(self.clean_penalty)
+            results = {len(outcome.clean): outcome.summary(place, self.clean_penalty) for outcome in trial.outcomes}
+            found.append((self.values(rank, place), results))
+        return found
+
+    def chosen(self) -> dict[str, float]:
+        """Say what the chosen settings gave and took in the last round; see `Outcome.summary`."""
+        rank, place = pick(self.trials, self.grid.own, self.clean_penalty)
+        return self.trials[rank].outcomes[-1].summary(place, self.clean_penalty)
 
 
-def describe(
-    trials: Sequence[Trial], candidates: Sequence[Values], steps: Sequence[int], trains: bool, clean_penalty: float
-) -> list[tuple[Values, dict[int, dict[str, float]]]]:
-    """Tell every trial: its settings with its best number of steps, and its results by how many (image, shift) pairs it saw."""
-    told = []
-    for trial in trials:
-        place, _ = trial.best(clean_penalty)
-        values = _with_steps(candidates[trial.number], steps[place], trains)
-        told.append((values, {len(outcome.clean): outcome.summary(place, clean_penalty) for outcome in trial.outcomes}))
-    return told
-
-
-def _with_steps(values: Values, steps: int, trains: bool) -> Values:
-    """Add the number of steps to a candidate that takes some and does not name them."""
-    return values | ({"steps": steps} if trains and "steps" not in values else {})
+def _order(value: Any) -> tuple[bool, Any]:
+    """Sort numbers by size and before words."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not number, value if number else str(value)
