@@ -15,6 +15,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tttlab.allocator import keep_freed_memory
+from tttlab.compiler import postpone_compiler
 from tttlab.errors import UserError
 from tttlab.params import read_params
 
@@ -44,6 +45,7 @@ def main(run: Callable[..., None], description: str, *items: str) -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
     arguments = vars(parser.parse_args())
     keep_freed_memory()
+    postpone_compiler()
     try:
         params = read_params(arguments.pop("params"), base=ROOT)
         if "seed" in arguments and arguments["seed"] is None:

@@ -122,7 +122,7 @@ def test_only_tracking_imports_mlflow_and_sources_read_no_surroundings(path):
 
 
 LAYERS = [
-    {"allocator", "errors", "seeding", "settings", "method_settings", "runs", "params", "intervals"},
+    {"allocator", "compiler", "errors", "seeding", "settings", "method_settings", "runs", "params", "intervals"},
     {
         "decoding",
         "pixels",

@@ -8,7 +8,7 @@ docs/statistics.md what was tried instead.
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit  # and not scipy.stats, whose import takes half a second
 
 CONFIDENCE = 0.95
 NARROWEST = 0.5  # of the width with the networks held fixed: a difference of mean squares can come out as nothing by chance
@@ -83,7 +83,7 @@ def crossed_interval(sums: np.ndarray, counts: np.ndarray, flips: np.ndarray, co
         fixed = ((flipped * effective + PSEUDO_IMAGES) / padded - centre**2) / padded
         image = np.maximum(fixed - error, 0)
         tail = (1 + confidence) / 2
-        image_quantile, seed_quantile = (stats.t.ppf(tail, count - 1) for count in (num_images, num_seeds))
+        image_quantile, seed_quantile = (stdtrit(count - 1, tail) for count in (num_images, num_seeds))
         weighted = image * image_quantile + np.where(num_seeds > 1, seed * seed_quantile, 0)
         half = np.fmax(weighted / np.sqrt(image + seed), NARROWEST * image_quantile * np.sqrt(fixed))
     interval = np.clip([centre - half, centre + half], -1, 1).T
@@ -99,7 +99,7 @@ def crossed_standard_error(cells: np.ndarray) -> float:
     (rows, columns), mean = cells.shape, cells.mean()
     sizes = np.array([float(rows)]), np.array([float(columns)])
     if min(rows, columns) < 2:
-        return float(stats.sem(cells, axis=None)) if cells.size > 1 else 0.0
+        return float(cells.std(ddof=1) / np.sqrt(cells.size)) if cells.size > 1 else 0.0
     row, column, error = _variances((cells - mean)[..., None], np.array([float(cells.size)]), *sizes)
     return float(np.sqrt(max(row[0] - error[0], 0) + column[0]))
 
