@@ -9,10 +9,11 @@ import torch
 from benchmarks.cases import resnet
 from tttlab.corruptions import CORRUPTIONS
 from tttlab.data import ImageSet, gather
-from tttlab.loaders import Views, as_images, open_loader
+from tttlab.loaders import Views, open_loader
 from tttlab.objectives.simclr import SimCLR
 from tttlab.parallel import in_order
 from tttlab.params import ImageSpec
+from tttlab.pixels import as_images
 from tttlab.shifts import list_shifts
 from tttlab.views import Augmentation
 

@@ -18,9 +18,9 @@ def run(params: Params, name: str) -> None:
         own = params.run_settings(name, model)
         wanted = params.alignment.images and own.trains and own.protocol == "episodic"  # a stream's step is not an image's
         tables = align_model(params, name, model) if wanted else []
-        empty = pa.schema([(column, getattr(pa, kind)()) for column, kind in COLUMNS.items()]).empty_table()
-        parts = [pa.Table.from_pandas(table, empty.schema, preserve_index=False) for table in tables]
-        parquet.write_table(pa.concat_tables([empty, *parts]), folder / f"{model}.parquet")
+        schema = pa.schema([(column, getattr(pa, kind)()) for column, kind in COLUMNS.items()])
+        batches = [pa.RecordBatch.from_pandas(table, schema, preserve_index=False) for table in tables]
+        parquet.write_table(pa.Table.from_batches(batches, schema), folder / f"{model}.parquet")
 
 
 def align_model(params: Params, name: str, model: str) -> list:
@@ -32,7 +32,7 @@ def align_model(params: Params, name: str, model: str) -> list:
     from pipeline.loading import build_run, load_source, load_tuned
     from pipeline.shifted import open_test
     from tttlab.alignment import gradient_alignment
-    from tttlab.loaders import as_images
+    from tttlab.pixels import as_images
 
     test, shifts = open_test(params, params.alignment.images)  # among those of adapt
     known = [shift for shift in shifts if (shift.of(test).labels >= 0).all()]

@@ -26,7 +26,7 @@ def source_batches(params: Params, device) -> list:
     import torch
 
     from tttlab.data import ImageSet, balanced_subset
-    from tttlab.loaders import as_images
+    from tttlab.pixels import as_images
     from tttlab.seeding import numpy_generator
 
     source = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_train")

@@ -15,12 +15,12 @@ from tttlab.adapter import adapt
 from tttlab.checkpoints import build_network, load, save
 from tttlab.errors import UserError
 from tttlab.inner_loop import InnerLoop
-from tttlab.loaders import as_images
 from tttlab.methods.it3 import IT3Training, distance, frozen
 from tttlab.networks import Bound, Network, build_encoder, pooled_features
 from tttlab.objectives.it3 import IT3
 from tttlab.online import adapt_stream
 from tttlab.optimisers import Recipe
+from tttlab.pixels import as_images
 from tttlab.stages import stage_maps, stage_places
 from tttlab.training import finetune, joint_loss
 

@@ -5,7 +5,8 @@ import trainings
 from albumentations import ColorJitter, Compose, RandomResizedCrop
 
 from tttlab.errors import UserError
-from tttlab.loaders import EpochBatches, Item, SeededView, Views, as_images, build_transform, open_loader
+from tttlab.loaders import EpochBatches, Item, SeededView, Views, build_transform, open_loader
+from tttlab.pixels import as_images
 from tttlab.views import Augmentation
 
 TWO = {"objective": Views(2, trainings.VIEWS), "classify": Views(1, trainings.VIEWS)}

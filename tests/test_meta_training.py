@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tttlab.checkpoints import build_network
 from tttlab.errors import UserError
-from tttlab.loaders import Views, as_images, open_loader
+from tttlab.loaders import Views, open_loader
 from tttlab.meta_training import meta_loss
 from tttlab.networks import Outputs
 from tttlab.objective import Objective
@@ -22,6 +22,7 @@ from tttlab.objectives.rotation import Rotation
 from tttlab.objectives.simclr import SimCLR
 from tttlab.objectives.simsiam import SimSiam
 from tttlab.optimisers import Recipe
+from tttlab.pixels import as_images
 from tttlab.ranks import Share, open_fabric
 from tttlab.seeding import torch_generator
 from tttlab.trainer import Task, Trainer

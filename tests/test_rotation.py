@@ -13,10 +13,10 @@ from tttlab.adapter import adapt
 from tttlab.data import ImageSet
 from tttlab.errors import UserError
 from tttlab.inner_loop import InnerLoop
-from tttlab.loaders import as_images
 from tttlab.methods.rotation import RotationTraining
 from tttlab.objectives.rotation import Rotation, rotate
 from tttlab.optimisers import Recipe
+from tttlab.pixels import as_images
 from tttlab.seeding import torch_generator
 from tttlab.training import pretrain
 from tttlab.views import Augmentation, random_views

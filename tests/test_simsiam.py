@@ -12,10 +12,10 @@ from lightly.loss import NegativeCosineSimilarity
 from tttlab.adapter import adapt
 from tttlab.errors import UserError
 from tttlab.inner_loop import InnerLoop
-from tttlab.loaders import as_images
 from tttlab.methods.simsiam import SimSiamTraining
 from tttlab.objectives.simsiam import SimSiam, disagreement
 from tttlab.optimisers import Recipe
+from tttlab.pixels import as_images
 from tttlab.seeding import torch_generator
 from tttlab.training import pretrain
 

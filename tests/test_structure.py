@@ -73,9 +73,15 @@ def instances() -> list[tuple[str, dict, dict[str, str]]]:
 
 
 def needed(name: str) -> set[str]:
-    """Files that a stage's process runs: its script and what that imports; methods are the business of the stage `methods`."""
+    """Files that a stage's process runs: its script and what that imports; methods are the business of the stage `methods`.
+
+    Checkpoints import objectives by their names.
+    """
     start = [FOLDERS["pipeline"] / f"{name.split('@')[0]}.py", FOLDERS["pipeline"] / "__init__.py"]
-    return {path.relative_to(ROOT).as_posix() for path in closure(*start)}
+    found = closure(*start)
+    if FOLDERS["tttlab"] / "checkpoints.py" in found:
+        found |= closure(*(FOLDERS["tttlab"] / "objectives").glob("*.py"))
+    return {path.relative_to(ROOT).as_posix() for path in found}
 
 
 @pytest.mark.parametrize(("name", "stage", "values"), instances(), ids=lambda value: value if isinstance(value, str) else "")

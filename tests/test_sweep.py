@@ -18,12 +18,12 @@ from tttlab.corruptions import corrupt_all
 from tttlab.data import ImageSet
 from tttlab.errors import UserError
 from tttlab.gate import Gate
-from tttlab.loaders import as_images
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.tent import TENT
 from tttlab.online import adapt_stream
+from tttlab.pixels import as_images
 from tttlab.ranks import open_fabric
 from tttlab.resuming import Work
 from tttlab.shifts import Shift, list_shifts

@@ -6,9 +6,10 @@ import trainings
 from torch import Tensor
 
 from tttlab.inner_loop import select_parameters
-from tttlab.loaders import Views, as_images, open_loader
+from tttlab.loaders import Views, open_loader
 from tttlab.networks import Network, add_probe
 from tttlab.optimisers import Recipe
+from tttlab.pixels import as_images
 from tttlab.seeding import torch_generator
 from tttlab.training import betas, finetune, joint_loss, last_values, pretrain, refit_head, ssl_views
 from tttlab.views import Augmentation

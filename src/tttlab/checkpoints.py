@@ -3,13 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from lightly.models.modules import MaskedVisionTransformerTIMM
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models import load_state_dict
@@ -18,15 +18,9 @@ from torch import Tensor, nn
 from tttlab.errors import UserError, choices
 from tttlab.networks import Network, add_probe, build_encoder
 from tttlab.objective import Objective
-from tttlab.objectives.clust3 import ClusT3
-from tttlab.objectives.it3 import IT3
-from tttlab.objectives.mae import MAE
-from tttlab.objectives.rotation import Rotation
-from tttlab.objectives.simclr import SimCLR
-from tttlab.objectives.simsiam import SimSiam
 from tttlab.seeding import stream_seed
 
-OBJECTIVES = {"simclr": SimCLR, "mae": MAE, "rotation": Rotation, "simsiam": SimSiam, "clust3": ClusT3, "it3": IT3}
+OBJECTIVES = tuple(sorted(file.stem for file in Path(__file__).with_name("objectives").glob("[!_]*.py")))
 SETTINGS = ("backbone", "backbone_options", "stem", "objective", "probe")  # what rebuilds a network, but for its weights
 _WEIGHTS, _SIDECAR = "weights.safetensors", "network.json"
 
@@ -35,16 +29,21 @@ _WEIGHTS, _SIDECAR = "weights.safetensors", "network.json"
 
 
 def build_objective(settings: Mapping[str, Any]) -> Objective | None:
-    """Create the objective from ``name`` (a key of `OBJECTIVES`, or ``none``) and its own settings.
+    """Create the objective from ``name`` (one of `OBJECTIVES`, whose file alone is imported, or ``none``) and its settings.
 
     Raises:
         UserError: there is no such objective.
     """
     values = dict(settings)
     name = values.pop("name")
-    if name not in {*OBJECTIVES, "none"}:
+    if name == "none":
+        return None
+    if name not in OBJECTIVES:
         raise UserError(f"objective.name: unknown objective {name!r}; {choices(name, [*OBJECTIVES, 'none'])}")
-    return None if name == "none" else OBJECTIVES[name](**values)
+    module = import_module(f"tttlab.objectives.{name}")
+    (own,) = (value for value in vars(module).values()
+              if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__)  # fmt: skip
+    return own(**values)
 
 
 def build_network(
@@ -69,8 +68,8 @@ def build_network(
         torch.manual_seed(stream_seed(seed, "weights"))
         encoder = _build_encoder(settings, image_size, weights == "timm")
         head = _build_head(objective, encoder, num_classes) if objective else None
-        if isinstance(objective, MAE) and weights is None:
-            initialise_as_mae(encoder)
+        if objective and weights is None:
+            objective.initialise(encoder)
         network = Network(encoder, num_classes, head).eval()
         if settings.get("probe"):
             add_probe(network, **settings["probe"], seed=seed)
@@ -93,12 +92,6 @@ def _build_encoder(settings: Mapping[str, Any], image_size: int, pretrained: boo
 
 def _build_head(objective: Objective, encoder: nn.Module, num_classes: int) -> nn.Module:
     return objective.head(encoder, num_classes) if objective.labels else objective.head(encoder)
-
-
-def initialise_as_mae(vit: nn.Module) -> None:
-    """Draw a vision transformer's weights as MAE does: Xavier, and sine-cosine position embeddings, here learnable."""
-    MaskedVisionTransformerTIMM(vit, weight_initialization="", pos_embed_initialization="sincos")
-    vit.pos_embed.requires_grad_(True)
 
 
 # --- our checkpoints -----------------------------------------------------------------------------------------------

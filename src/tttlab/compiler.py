@@ -1,8 +1,8 @@
 """PyTorch's compiler, imported when something is compiled and not before.
 
-Importing it takes longer than importing the rest of PyTorch. timm, torchvision and every optimiser do so for trifles: to mark what
-must not be compiled, and to ask about a layer for object detection. The pipeline compiles nothing, so where nothing else
-is wanted of the compiler the marks have no meaning and can be left out.
+Importing it takes longer than importing the rest of PyTorch. timm, torchvision and every optimiser do so for trifles: to mark
+what must not be compiled, and to ask about a layer for object detection. The pipeline compiles nothing, so where nothing
+else is wanted of the compiler the marks have no meaning and can be left out.
 """
 
 import sys
@@ -27,7 +27,7 @@ class _Compiler(_Postponed):
     """Stands for the compiler."""
 
     @staticmethod
-    def disable(function: Callable | None = None, recursive: bool = True, **_options: Any) -> Callable:
+    def disable(function: Callable | None = None, *_options: Any, **_more: Any) -> Callable:
         """Leave a function unmarked."""
         return function if function is not None else lambda marked: marked
 

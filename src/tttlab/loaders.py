@@ -163,11 +163,3 @@ def open_loader(
 
 def _single_threaded(_worker: int) -> None:
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork
-
-
-def as_images(pixels: Tensor) -> Tensor:
-    """Turn pixels ``(…, H, W, 3)`` uint8 into images ``(…, 3, H, W)`` in [0, 1].
-
-    The memory keeps its order, colours innermost, in which convolutions are a quarter faster.
-    """
-    return pixels.movedim(-1, -3).float() / 255

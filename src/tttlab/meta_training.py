@@ -33,11 +33,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tttlab.errors import UserError
 from tttlab.gradients import clip_gradients
-from tttlab.loaders import as_images
 from tttlab.networks import Network, evaluating
 from tttlab.objective import Objective
 from tttlab.objectives.mae import MAE, masked_error
 from tttlab.objectives.simclr import SimCLR
+from tttlab.pixels import as_images
 from tttlab.trainer import Loss
 from tttlab.views import random_masks
 

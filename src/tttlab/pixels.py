@@ -7,12 +7,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
 from tttlab.decoding import to_square, why_unreadable
 from tttlab.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes outside the interpreter's lock
 
@@ -99,3 +102,11 @@ class InPlace:
 def pixel_hash(pixels: np.ndarray) -> str:
     """Hash one image's pixels (BLAKE2b, 16 bytes, hexadecimal)."""
     return hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).hexdigest()
+
+
+def as_images(pixels: "torch.Tensor") -> "torch.Tensor":
+    """Turn pixels ``(…, H, W, 3)`` uint8 into images ``(…, 3, H, W)`` in [0, 1].
+
+    The memory keeps its order, colours innermost, in which convolutions are a quarter faster.
+    """
+    return pixels.movedim(-1, -3).float() / 255

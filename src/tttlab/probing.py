@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttlab.data import ImageSet
-from tttlab.loaders import as_images
 from tttlab.networks import Network
+from tttlab.pixels import as_images
 
 NEIGHBOURS = 20
 

@@ -20,11 +20,11 @@ from tttlab.errors import UserError
 from tttlab.gate import Gate
 from tttlab.group_size import GroupSize
 from tttlab.inner_loop import InnerLoop
-from tttlab.loaders import as_images
 from tttlab.method import Method
 from tttlab.normalisation import Normalisation
 from tttlab.online import check_batch, joined, learning
 from tttlab.parallel import in_order
+from tttlab.pixels import as_images
 from tttlab.resuming import Work
 from tttlab.shifts import Shift
 from tttlab.source_statistics import Statistics, kinds

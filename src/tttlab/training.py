@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttlab.data import ImageSet
-from tttlab.loaders import Views, as_images
+from tttlab.loaders import Views
 from tttlab.meta_training import meta_loss
 from tttlab.networks import Network
 from tttlab.objective import Objective
 from tttlab.optimisers import Recipe
+from tttlab.pixels import as_images
 from tttlab.probing import classification, encode, knn_accuracy
 from tttlab.trainer import Loss, Row, Task, Trainer
 from tttlab.views import Augmentation

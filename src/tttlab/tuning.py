@@ -22,10 +22,10 @@ from tttlab.gate import ABOVE, Gate, choose_gate, saves_time, score
 from tttlab.group_size import GroupSize
 from tttlab.inner_loop import InnerLoop
 from tttlab.intervals import crossed_standard_error
-from tttlab.loaders import as_images
 from tttlab.method import Method
 from tttlab.parallel import in_order
 from tttlab.params import HELD_OUT
+from tttlab.pixels import as_images
 from tttlab.resuming import Work
 from tttlab.seeding import numpy_generator
 from tttlab.shifts import Shift

@@ -95,6 +95,11 @@ class MAE(Objective):
             )
         return Decoder(encoder, self.decoder_dim, self.decoder_depth, self.decoder_heads)
 
+    def initialise(self, encoder: VisionTransformer) -> None:
+        """Draw the weights as MAE does: Xavier, and sine-cosine position embeddings, here learnable."""
+        MaskedVisionTransformerTIMM(encoder, weight_initialization="", pos_embed_initialization="sincos")
+        encoder.pos_embed.requires_grad_(True)
+
     def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
         """Mean squared error on the hidden patches of a batch.
 
