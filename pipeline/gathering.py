@@ -1,13 +1,14 @@
-"""Find, check and decode the image sets of params.yaml; everything that a look at names can find wrong shows first."""
+"""Find, check, decode and split the image sets of params.yaml; all that a look at names can find wrong shows first."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.sizes import image_size
-from tttlab import data
+from tttlab import copies, data
 from tttlab.data import ImageSet
 from tttlab.params import Params
-from tttlab.shift_sets import Shifted, open_shift_set
+from tttlab.shift_sets import Shifted, left_out, open_shift_set
 from tttlab.shifts import Shift
 from tttlab.sources import Source, open_source
 
@@ -30,12 +31,16 @@ def open_sources(params: Params, downloads: Path) -> Opened:
     tested += [(f"shifts.sets.{name}", each.source) for name, found in shifted.items() for each in found]
     for key, source in tested:
         data.check_classes(source.classes if source.labeled else (), classes, key)
+    for name, spec in params.shifts.sets.items():
+        for line in left_out(f"shifts.sets.{name}", spec):
+            print(line)
     return Opened(sets, shifted)
 
 
 def decode(params: Params, opened: Opened) -> tuple[dict[str, ImageSet], list[Shift]]:
     """Decode what is wanted of every set: the three, and the shifted ones with their images."""
-    how = {"unreadable": params.data.unreadable, "pack_below": params.data.pack_below, "workers": params.machine.workers}
+    how = {"unreadable": params.data.unreadable, "pack_below": params.data.pack_below, "depth": params.data.depth,
+           "workers": params.machine.workers}  # fmt: skip
     size, classes = image_size(params), opened.sets["labeled"].classes
     sets = {which: data.gather(source, getattr(params.data, which), which, size, params.seed, **how)
             for which, source in opened.sets.items()}  # fmt: skip
@@ -48,7 +53,20 @@ def decode(params: Params, opened: Opened) -> tuple[dict[str, ImageSet], list[Sh
             origin = f"{params.shifts.sets[name].format} {params.shifts.sets[name].root} {each.name} {each.severity or ''}"
             images = data.read_images(each.source, chosen, f"shifts.sets.{name}", size, origin.rstrip(), **how)
             shifts.append(Shift(f"{name}/{each.name}", each.severity, data.align_classes(images, classes)))
-    if params.data.duplicates == "error":
-        tested = {"data.test": sets["test"]} | {f"shifts.sets.{shift.name}": shift.images for shift in shifts}
-        data.check_duplicates({f"data.{which}": sets[which] for which in TRAINED}, tested)
     return sets, shifts
+
+
+def separate(params: Params, sets: dict[str, ImageSet], shifts: list[Shift]) -> tuple[dict[str, ImageSet], list[Shift]]:
+    """Settle what is there twice, and split the labeled images into training and validation, which pretraining never sees."""
+    keys = [f"shifts.sets.{shift.name}" for shift in shifts]
+    trained = {f"data.{which}": sets[which] for which in TRAINED}
+    tested = {"data.test": sets["test"]} | {key: shift.images for key, shift in zip(keys, shifts, strict=True)}
+    uncorrupted = ["data.test", *(key for key, shift in zip(keys, shifts, strict=True) if not shift.severity)]
+    trained, tested = copies.settle(trained, tested, uncorrupted, params.data.duplicates)
+    train, validation = data.split_validation(trained["data.labeled"], params.data.labeled.validation, params.seed)
+    unlabeled = copies.without("data.unlabeled", trained["data.unlabeled"], {"labeled_validation": validation})
+    if shared := len(trained["data.unlabeled"]) - len(unlabeled):  # one line of them, which may be thousands
+        told = f"{shared:,} images that are validation images"
+        unlabeled = replace(unlabeled, skipped=(told, *trained["data.unlabeled"].skipped))
+    named = {"unlabeled": unlabeled, "labeled_train": train, "labeled_validation": validation, "test": tested["data.test"]}
+    return named, [replace(shift, images=tested[key]) for key, shift in zip(keys, shifts, strict=True)]

@@ -20,15 +20,12 @@ SHOWN = 10  # of the files that were left out, in the terminal
 
 def run(params: Params) -> None:
     """Write the sets into a folder beside outputs/data that takes its place at the end: it is never half full."""
-    from pipeline.gathering import decode, open_sources
-    from tttlab.data import split_validation
+    from pipeline.gathering import decode, open_sources, separate
 
-    sets, shifts = decode(params, open_sources(params, pipeline.ROOT / "downloads"))
-    train, validation = split_validation(sets["labeled"], params.data.labeled.validation, params.seed)
+    sets, shifts = separate(params, *decode(params, open_sources(params, pipeline.ROOT / "downloads")))
     target, partial = pipeline.OUTPUTS / "data", pipeline.OUTPUTS / "data.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    named = {"unlabeled": sets["unlabeled"], "labeled_train": train, "labeled_validation": validation, "test": sets["test"]}
-    summary = {name: write(images, name, partial / name) for name, images in named.items()}
+    summary = {name: write(images, name, partial / name) for name, images in sets.items()}
     summary |= write_shifted(shifts, partial / "shifted")
     (partial / "summary.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)

@@ -1,7 +1,6 @@
 import io
 import os
 import sys
-import tarfile
 import types
 from itertools import pairwise
 from pathlib import Path
@@ -9,54 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from trees import collect, fill, pack, picture, spec, write_tree
 
+from tttlab.copies import check_duplicates
 from tttlab.data import (
     ImageSet,
     align_classes,
     balanced_subset,
     check_classes,
-    check_duplicates,
     class_counts,
-    gather,
     split_validation,
     take_part,
 )
 from tttlab.decoding import to_square
 from tttlab.errors import UserError
-from tttlab.params import ImageSpec, TargetSpec
 from tttlab.sources import Source, open_source
 
 CIFAR = Path(os.environ.get("TTTLAB_DATA", Path(__file__).parent.parent / "../shared/data")) / "cifar10"
-RNG = np.random.default_rng(0)
-
-
-def picture(height=12, width=12):
-    return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def write_tree(root, counts, suffix=".png"):
-    """Write noise images root/<class>/<number>.png."""
-    for name, count in counts.items():
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for index in range(count):
-            picture().save(root / name / f"{index:03d}{suffix}")
-    return root
-
-
-def spec(root=None, source="folder", **more):
-    return TargetSpec(source=source, root=root and str(root), **more)
-
-
-def fill(spec, which, size=8, downloads=Path("unused"), **options):
-    """Open the source of a set and gather from it, as the stage does."""
-    if which != "test":  # the other sets know no `labels`
-        spec = ImageSpec(**spec.model_dump(exclude={"labels"}))
-    return gather(open_source(spec, which, downloads), spec, which, size, 0, **options)
-
-
-def collect(root, which="labeled", **more):
-    options = {key: more.pop(key) for key in ("unreadable", "workers", "pack_below") if key in more}
-    return fill(spec(root, **more), which, **options)
 
 
 def digits(which="test", **more):
@@ -392,13 +360,6 @@ def test_real_photographs_keep_their_pixels():
 # --- tar files ---------------------------------------------------------------------------------------------------
 
 
-def pack(file, root, prefix=""):
-    with tarfile.open(file, "w") as archive:
-        for path in sorted(root.rglob("*")):
-            archive.add(path, prefix + path.relative_to(root).as_posix(), recursive=False)
-    return file
-
-
 @pytest.mark.parametrize("prefix", ["", "./", "photos/train/"])
 def test_a_tar_file_gives_what_its_folder_gives(tmp_path, prefix):
     folder = write_tree(tmp_path / "tree", {"cat": 3, "dog": 2})
@@ -561,7 +522,7 @@ def test_the_same_pixels_in_two_sets_are_named_and_counted(tmp_path, pack_below)
     with pytest.raises(UserError, match=r"^data\.test: .*b/dog/001\.png has the same pixels as .*a/cat/000\.png") as caught:
         check_duplicates(trained, {"data.test": test})
     assert "of data.labeled (2 such images in all)" in str(caught.value)
-    check_duplicates({}, {"data.test": test})  # twice within one set is no leak
+    check_duplicates({}, {"data.test": test})  # twice within a set that is tested on is no leak
 
 
 def test_two_sets_to_train_on_must_differ_and_two_to_test_on_need_not(tmp_path):

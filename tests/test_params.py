@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from ruamel.yaml import YAML
 from tttlab import params as module
 from tttlab.errors import UserError
 from tttlab.method_settings import declared, method_names
-from tttlab.params import CORRUPTIONS, HELD_OUT, read_params
+from tttlab.params import CORRUPTIONS, HELD_OUT, is_held_out, read_params
 
 PROJECT = Path(__file__).parent.parent
 
@@ -174,7 +175,9 @@ MISTAKES = [
     ("data/pack_below", -1, "data.pack_below: expected a number greater than or equal to 0", "found -1"),
     ("data/test/labels", "non", "data.test.labels: found 'non'", "did you mean 'none'? allowed: auto, none"),
     ("data/labeled/labels", "none", "data.labeled.labels: unknown key", ""),
-    ("data/duplicates", "alow", "data.duplicates: found 'alow'", "did you mean 'allow'? allowed: allow, error"),
+    ("data/duplicates", "alow", "data.duplicates: found 'alow'", "did you mean 'allow'? allowed: allow, error, skip"),
+    ("data/depth", 7, "data.depth: expected a number greater than or equal to 8", "found 7"),
+    ("data/depth", 32, "data.depth: expected a number less than or equal to 31", "found 32"),
     ("data/test/part", [0.7, 1.0], "data.labeled.part: overlaps data.test.part", "make the parts disjoint"),
     ("data/test/part", [1.0, 0.9], "data.test.part: expected [low, high]", "found [1.0, 0.9]"),
     ("data/test/part", [0.8, 1.1], "data.test.part: expected [low, high]", "found [0.8, 1.1]"),
@@ -378,10 +381,17 @@ def test_the_ssl_run_needs_an_objective(read):
     assert text.startswith("adapt.runs.ssl.method: ssl means the objective of each model, but models.vit.objective.name")
 
 
-def test_overlap_with_test_may_be_allowed_for_unlabeled_images_only(read):
-    shared = {"data/duplicates": "allow", "data/unlabeled/part": [0.0, 1.0]}
-    assert read(shared).data.unlabeled.part == (0.0, 1.0)
-    assert message(read, shared | {"data/test/part": [0.5, 1.0]}).startswith("data.labeled.part: overlaps")
+def test_unlabeled_and_labeled_images_may_overlap_if_allowed_and_neither_those_of_the_test(read):
+    shared = {"data/duplicates": "allow", "data/unlabeled/part": [0.0, 0.8]}
+    assert read(shared).data.unlabeled.part == (0.0, 0.8)
+    for duplicates in ("error", "skip"):
+        told = message(read, shared | {"data/duplicates": duplicates})
+        assert told.startswith("data.unlabeled.part: overlaps data.labeled.part on the same source: [0.0, 0.8] and [0.45, 0.8]")
+        assert told.endswith("make the parts disjoint or set data.duplicates: allow")
+    for key, changes in (("unlabeled", {"data/unlabeled/part": [0.0, 1.0]}), ("labeled", {"data/labeled/part": [0.7, 0.9]})):
+        told = message(read, shared | changes)
+        assert told.startswith(f"data.{key}.part: overlaps data.test.part")
+        assert told.endswith("; make the parts disjoint")
 
 
 @pytest.mark.parametrize(
@@ -391,6 +401,11 @@ def test_overlap_with_test_may_be_allowed_for_unlabeled_images_only(read):
         ({"root": "nowhere"}, ".root: expected the folder of a data set in the format cifar10_c, found none at", "nowhere"),
         ({"only": []}, ".only: expected at least one entry", "found []"),
         ({"only": ["fog", "fog"]}, ".only: expected every entry once", "'fog' twice"),
+        ({"only": ["fog", "spatter"]}, ".only[1]: 'spatter' is kept for tuning and never tested on", "remove it"),
+        ({"format": "cifar100_c", "only": ["saturate"]}, ".only[0]: 'saturate' is kept for tuning", ""),
+        ({"format": "corruption_folders", "only": ["Speckle Noise"]}, ".only[0]: 'Speckle Noise' is kept for tuning", ""),
+        ({"format": "domain_folders", "only": ["gaussian_blur-4"]}, ".only[0]: 'gaussian_blur-4' is kept for tuning", ""),
+        ({"format": "domain_folders", "only": ["e\u0301", "\u00e9"]}, ".only: expected every entry once", "'\u00e9' twice"),
         ({"severities": [0]}, ".severities[0]: expected a number greater than or equal to 1", "found 0"),
         ({"severities": [5, 5]}, ".severities: expected every entry once", "5 twice"),
         ({"format": "cifar10_1", "severities": [1]}, ".severities: expected null: cifar10_1 has no severities", "found [1]"),
@@ -412,6 +427,20 @@ def test_a_set_that_comes_shifted_starts_from_the_base_and_wants_everything(read
     (tmp_path / "photos").mkdir()
     found = read({"shifts/sets": {"p": {"format": "domain_folders", "root": "photos"}}}, base=tmp_path).shifts.sets["p"]
     assert (found.root, found.only, found.severities, found.labels) == (tmp_path / "photos", None, None, "auto")
+
+
+def test_names_of_the_corruptions_that_settings_are_tuned_under_are_known_however_they_are_spelt():
+    assert all(is_held_out(name) for name in (*HELD_OUT, "Gaussian Blur", "spatter3", "SPATTER-5"))
+    assert not any(is_held_out(name) for name in (*CORRUPTIONS, "v4", "3", "motion_blur", "blur", "noise", "night"))
+
+
+def test_a_project_in_a_folder_that_is_not_utf_8_is_told_so_at_once(read, tmp_path):
+    base = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    (base / "photos").mkdir(parents=True)
+    with pytest.raises(
+        UserError, match=r"^shifts\.sets\.p\.root: expected a path in UTF-8, found '.*caf\\udce9/photos'; rename"
+    ):
+        read({"shifts/sets": {"p": {"format": "domain_folders", "root": "photos"}}}, base=base)
 
 
 def test_there_is_something_to_test_on_without_corruptions(read, tmp_path):

@@ -117,13 +117,20 @@ def test_a_failed_run_leaves_the_last_result_as_it_was(run, tmp_path):
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["data"]
 
 
-def test_an_image_in_two_sets_stops_the_run_unless_allowed(run, tmp_path):
+def test_an_image_that_is_tested_on_is_never_trained_on(run, tmp_path, capsys):
     labeled = tree(tmp_path / "l", {"ape": 3, "bee": 3}, 2) | {"validation": 0.4}
     test = tree(tmp_path / "t", {"ape": 2}, 3)
     (tmp_path / "t/ape/1.png").write_bytes((tmp_path / "l/bee/2.png").read_bytes())
     with pytest.raises(UserError, match=r"^data\.test: .*t/ape/1\.png has the same pixels as .*l/bee/2\.png"):
         run(image_size=8, labeled=labeled, test=test)
-    assert len(run(image_size=8, labeled=labeled, test=test, duplicates="allow")["test"]) == 2
+    with pytest.raises(UserError, match=r"^data\.test: .*t/ape/1\.png has the same pixels as .*l/bee/2\.png"):
+        run(image_size=8, labeled=labeled, test=test, duplicates="allow")
+    sets = run(image_size=8, labeled=labeled, test=test, duplicates="skip")
+    assert len(sets["test"]) == 2
+    assert sorted(sets["labeled_train"].image_ids + sets["labeled_validation"].image_ids) == [
+        "ape/0.png", "ape/1.png", "ape/2.png", "bee/0.png", "bee/1.png"
+    ]  # fmt: skip
+    assert "left out: " in capsys.readouterr().out
 
 
 def test_skipped_files_are_printed_and_kept_in_the_record(run, tmp_path, capsys):
@@ -171,6 +178,15 @@ def test_test_images_without_labels_are_taken_and_the_price_is_told(run, three, 
     (place,) = [number for number, line in enumerate(lines) if line.startswith("test ")]
     assert "5 images, no labels, from folder" in lines[place]
     assert lines[place + 1].startswith("  its accuracy will be unknown")
+
+
+def test_shifts_that_settings_are_tuned_under_are_told_in_a_line_and_not_tested_on(run, three, tmp_path, capsys):
+    wish = corrupted(tmp_path / "c")
+    (tmp_path / "c/snow").rename(tmp_path / "c/spatter")
+    run(**three, shifts={"sets": {"c": wish}})
+    lines = capsys.readouterr().out.splitlines()
+    assert "shifts.sets.c: left out spatter: settings are tuned under corruptions of these names" in lines
+    assert list(summary(tmp_path))[4:] == ["c/fog-2", "c/fog-5"]
 
 
 def test_nothing_is_told_of_accuracy_where_it_will_be_known(run, three, capsys):
@@ -318,13 +334,128 @@ def test_sets_that_are_no_longer_wanted_do_not_stay(run, three, tmp_path):
 
 
 @pytest.mark.parametrize("pack_below", [0, 1024])
-def test_a_shifted_image_that_was_trained_on_stops_the_run_unless_allowed(run, three, tmp_path, pack_below):
+def test_a_shifted_image_that_was_trained_on_stops_the_run_or_is_left_out_of_training(run, three, tmp_path, pack_below):
     shifts = {"sets": {"photos": photographed(tmp_path / "p")}}
     (tmp_path / "p/day/cow/1.png").write_bytes((tmp_path / "l/ape/3.png").read_bytes())
     told = r"^shifts\.sets\.photos/day: .*p/day/cow/1\.png has the same pixels as .*l/ape/3\.png of data\.labeled \(1 such"
     with pytest.raises(UserError, match=told):
         run(**three, shifts=shifts, pack_below=pack_below)
-    run(**three, shifts=shifts, pack_below=pack_below, duplicates="allow")
+    with pytest.raises(UserError, match=told):
+        run(**three, shifts=shifts, pack_below=pack_below, duplicates="allow")
+    sets = run(**three, shifts=shifts, pack_below=pack_below, duplicates="skip")
+    assert "ape/3.png" not in sets["labeled_train"].image_ids + sets["labeled_validation"].image_ids
+    assert summary(tmp_path)["photos/day"]["images"] == 5
+
+
+# --- what pretraining sees ---------------------------------------------------------------------------------------
+
+
+def shared(tmp_path, pack_below):
+    """One folder for pretraining and for training, as settings/cifar10.yaml has it."""
+    source = tree(tmp_path / "all", {"ape": 10, "bee": 10}, 9)
+    return {"image_size": 8, "pack_below": pack_below, "duplicates": "allow", "unlabeled": source,
+            "labeled": source | {"validation": 0.3}, "test": tree(tmp_path / "t", {"ape": 2}, 3)}  # fmt: skip
+
+
+@pytest.mark.parametrize("pack_below", [0, 1024])
+def test_pretraining_sees_training_images_where_allowed_and_validation_images_never(run, tmp_path, capsys, pack_below):
+    sets = run(**shared(tmp_path, pack_below))
+    assert [len(sets[name]) for name in SETS] == [14, 14, 6, 2]
+    assert sets["unlabeled"].packed == bool(pack_below)
+    assert set(sets["unlabeled"].image_ids) == set(sets["labeled_train"].image_ids)
+    seen = {pixels.tobytes() for pixels in sets["unlabeled"].pixels}
+    assert not seen & {pixels.tobytes() for pixels in sets["labeled_validation"].pixels}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("unlabeled               14 images")
+    assert lines[1] == "  left out: 6 images that are validation images"
+    assert sets["unlabeled"].skipped == ("6 images that are validation images",)
+    assert set(sets["unlabeled"].labels) == {-1}
+
+
+def test_validation_images_are_known_by_their_pixels_whatever_they_are_called(run, tmp_path):
+    settings = shared(tmp_path, 1024)
+    (tmp_path / "u").mkdir()
+    for number, file in enumerate(sorted((tmp_path / "all").rglob("*.png"))):
+        (tmp_path / f"u/{number:02}.png").write_bytes(file.read_bytes())
+    found = run(**settings | {"unlabeled": {"source": "folder", "root": str(tmp_path / "u")}})
+    expected = run(**settings)
+    assert len(found["unlabeled"]) == 14
+    assert found["unlabeled"].hashes == expected["unlabeled"].hashes
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_methods"])
+def test_the_ready_made_settings_share_images_for_pretraining_and_keep_validation_apart(run, tmp_path, name):
+    """The parts of the file, on one folder in place of the training split and another in place of the test split."""
+    given = YAML(typ="safe", pure=True).load((PROJECT / f"settings/{name}.yaml").read_text())["data"]
+    folders = {"train": tree(tmp_path / "train", dict.fromkeys(CIFAR10, 40), 1), "test": tree(tmp_path / "test", {"cat": 9}, 2)}
+    for which in ("unlabeled", "labeled", "test"):
+        given[which] |= folders[given[which]["split"]] | {"split": None}
+    sets = run(**given)
+    unlabeled, train, validation, _ = (set(sets[which].image_ids) for which in SETS)
+    assert unlabeled == train
+    assert not unlabeled & validation
+    share = len(validation) / (len(train) + len(validation))
+    assert abs(share - given["labeled"]["validation"]) < 10 * 0.5 / 160  # half an image for each class, of 160 or more
+
+
+def test_the_same_picture_in_two_classes_or_twice_in_one_is_named(run, three, tmp_path):
+    copy = tmp_path / "l/bee/copy.png"
+    copy.write_bytes((tmp_path / "l/ape/3.png").read_bytes())
+    for duplicates in ("error", "allow"):
+        told = r"^data\.labeled: .*l/bee/copy\.png of class 'bee' has the same pixels as .*l/ape/3\.png of class 'ape'"
+        with pytest.raises(UserError, match=told):
+            run(**three, duplicates=duplicates)
+    copy.rename(tmp_path / "l/ape/copy.png")
+    with pytest.raises(UserError, match=r"^data\.labeled: .*l/ape/copy\.png has the same pixels as .*l/ape/3\.png"):
+        run(**three)
+    for seed in range(6):
+        sets = run(**three, duplicates="allow", seed=seed)
+        sides = [{"ape/3.png", "ape/copy.png"} & set(sets[name].image_ids) for name in ("labeled_train", "labeled_validation")]
+        assert sorted(map(len, sides)) == [0, 2]
+
+
+def test_a_loop_of_links_adds_no_image(run, three, tmp_path):
+    before = {name: (images.image_ids, images.digest()) for name, images in run(**three).items()}
+    (tmp_path / "l/ape/loop").symlink_to("..", target_is_directory=True)
+    assert {name: (images.image_ids, images.digest()) for name, images in run(**three).items()} == before
+
+
+# --- more than eight bits ----------------------------------------------------------------------------------------
+
+
+def twelve_bits(root, counts):
+    """Write grey pictures of 12 bits in files of 16; give what to expect of them by their names below the root."""
+    rng, expected = np.random.default_rng(5), {}
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            values = rng.integers(0, 4096, (8, 8), dtype=np.uint16)
+            Image.fromarray(values).save(root / name / f"{index}.png")
+            expected[f"{name}/{index}.png"] = np.repeat((values >> 4)[..., None], 3, 2)
+    return expected
+
+
+@pytest.mark.parametrize("pack_below", [0, 1024])
+def test_a_declared_depth_reaches_every_look_at_every_set(run, three, tmp_path, pack_below):
+    expected = twelve_bits(tmp_path / "d/night", {"ape": 3, "cow": 2})
+    photos = {"photos": {"format": "domain_folders", "root": str(tmp_path / "d")}}
+    wish = three | {"pack_below": pack_below, "test": three["test"] | {"root": str(tmp_path / "d/night")}}
+    with pytest.raises(
+        UserError, match=r"^data\.test: .*d/night/ape/0\.png: 16-bit grey .*; set data\.depth to .* 12 or more$"
+    ):
+        run(**wish, shifts={"sets": photos})
+    test = run(**wish, depth=12, shifts={"sets": photos})["test"]
+    assert test.packed == bool(pack_below)
+    night = ImageSet.load(tmp_path / "outputs/data/shifted/photos%2Fnight")
+    for images in (test, night, night.take(np.arange(len(night))[::-1])):
+        for name, pixels in zip(images.image_ids, images.pixels, strict=True):
+            np.testing.assert_array_equal(pixels, expected[name.removeprefix("night/")])
+
+
+def test_an_unknown_scale_is_no_unreadable_image_that_could_be_skipped(run, three, tmp_path):
+    twelve_bits(tmp_path / "t/cow/more", {"a": 1})
+    with pytest.raises(UserError, match=r"^data\.test: .*t/cow/more/a/0\.png: 16-bit grey with values up to"):
+        run(**three, unreadable="skip")
 
 
 def test_images_that_are_tested_on_twice_are_no_leak(run, three, tmp_path):

@@ -1,5 +1,6 @@
 """Shifted images in the formats in which others distribute them: small files of each, and everything that can be wrong."""
 
+import os
 import sys
 import types
 
@@ -8,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tttlab.errors import UserError
-from tttlab.params import ImageSpec, ShiftSet
-from tttlab.shift_sets import CIFAR10, open_shift_set
+from tttlab.params import CORRUPTIONS, HELD_OUT, ImageSpec, ShiftSet
+from tttlab.shift_sets import CIFAR10, left_out, open_shift_set
 from tttlab.sources import open_source
 
 CIFAR100 = tuple(f"class {number:02d}" for number in range(100))
@@ -179,6 +180,52 @@ def test_hidden_files_are_no_corruptions(cifar):
     assert {each.name for each in opened(cifar[0], "cifar10_c")} == {"brightness", "fog"}
 
 
+# --- what settings are tuned under -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("format", "classes"), [("cifar10_c", CIFAR10), ("cifar100_c", CIFAR100)])
+def test_the_whole_archive_is_the_15_corruptions_of_the_benchmark_and_not_the_four_of_tuning(tmp_path, format, classes):
+    for name in (*CORRUPTIONS, *HELD_OUT, "my_own"):
+        np.save(tmp_path / f"{name}.npy", noise(5, 32, 32, 3))
+    np.save(tmp_path / "labels.npy", np.zeros(5, int))
+    found = opened(tmp_path, format, classes, severities=(5,))
+    assert [each.name for each in found] == sorted(CORRUPTIONS)
+    assert len(found) == 15
+    held_out = "gaussian_blur, saturate, spatter, speckle_noise"
+    assert left_out("shifts.sets.c", ShiftSet(format=format, root=str(tmp_path))) == [
+        f"shifts.sets.c: left out {held_out}: settings are tuned under corruptions of these names",
+        "shifts.sets.c: left out my_own: beside the 15 corruptions of the benchmark; shifts.sets.c.only can name them",
+    ]
+    (own,) = opened(tmp_path, format, classes, severities=(5,), only=("my_own",))
+    assert own.name == "my_own"
+    assert left_out("shifts.sets.c", ShiftSet(format=format, root=str(tmp_path), only=("my_own", "fog"))) == []
+
+
+def test_an_archive_of_nothing_but_what_settings_are_tuned_under_is_refused(tmp_path):
+    np.save(tmp_path / "spatter.npy", noise(5, 32, 32, 3))
+    np.save(tmp_path / "labels.npy", np.zeros(5, int))
+    refused(r"\.root: expected one of the 15 corruptions in .*, found only spatter; add some", tmp_path, "cifar10_c")
+    write(tmp_path / "f", "spatter/1/ape/0.png")
+    told = r"\.root: expected a shift that is not kept for tuning in .*, found only spatter; add some"
+    refused(told, tmp_path / "f", "corruption_folders")
+
+
+@pytest.mark.parametrize("name", ["speckle_noise", "Gaussian Blur", "spatter-3", "saturate_5", "SPATTER", "speckle-noise"])
+@pytest.mark.parametrize(("format", "below"), [("corruption_folders", "2/ape/0.png"), ("domain_folders", "ape/0.png")])
+def test_folders_named_like_what_settings_are_tuned_under_are_left_out_and_told(tmp_path, format, below, name):
+    write(tmp_path, f"{name}/{below}", f"fog/{below}", f"my own/{below}", f"blur/{below}")
+    assert [each.name for each in opened(tmp_path, format)] == ["blur", "fog", "my own"]
+    (told,) = left_out("shifts.sets.c", ShiftSet(format=format, root=str(tmp_path)))
+    assert told == f"shifts.sets.c: left out {name}: settings are tuned under corruptions of these names"
+    assert [each.name for each in opened(tmp_path, format, only=("my own",))] == ["my own"]
+
+
+def test_nothing_is_told_where_nothing_is_left_out(cifar, tmp_path):
+    assert left_out("shifts.sets.c", ShiftSet(format="cifar10_c", root=str(cifar[0]))) == []
+    write(tmp_path / "domains", "night/ape/0.png")
+    assert left_out("shifts.sets.c", ShiftSet(format="domain_folders", root=str(tmp_path / "domains"))) == []
+
+
 # --- CIFAR-10.1 --------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +309,38 @@ def test_a_folder_that_is_no_severity_is_named(tmp_path):
     refused(told, tmp_path, "corruption_folders")
     write(tmp_path, "snow/6/ape/0.png")
     refused(r"\.root: expected folders 1 to 5 in .*/snow, found '6'", tmp_path, "corruption_folders", only=("snow",))
+
+
+def test_what_systems_leave_behind_is_no_shift_and_no_severity(tmp_path):
+    write(tmp_path, "fog/2/ape/0.png", "__MACOSX/2/ape/0.png", "fog/@eaDir/ape/0.png", "fog/2/__MACOSX/0.png",
+          "lost+found/1/ape/0.png")  # fmt: skip
+    (found,) = opened(tmp_path, "corruption_folders")
+    assert (found[:2], found.source.image_ids) == (("fog", 2), ("ape/0.png",))
+    assert [each.name for each in opened(tmp_path, "domain_folders", labels="none")] == ["fog"]
+
+
+def test_shifts_and_classes_are_the_same_however_their_accents_are_encoded(tmp_path):
+    composed, decomposed = "\u00e9t\u00e9", "e\u0301te\u0301"
+    write(tmp_path, f"{decomposed}/{decomposed}/0.png")
+    for only in (None, (composed,), (decomposed,)):
+        (found,) = opened(tmp_path, "domain_folders", only=only)
+        assert (found.name, found.source.classes) == (composed, (composed,))
+        assert found.source.image_ids == (f"{composed}/{composed}/0.png",)
+        assert len(contents(found.source)) == 1
+    write(tmp_path, f"{composed}/{composed}/1.png")
+    if len(list(tmp_path.iterdir())) == 2:
+        refused(r"\.root: expected every name once, found '\u00e9t\u00e9' twice in ", tmp_path, "domain_folders")
+
+
+@pytest.mark.parametrize(("format", "below"), [("corruption_folders", "2/ape/0.png"), ("domain_folders", "ape/0.png")])
+def test_names_that_are_not_utf_8_are_refused(tmp_path, format, below):
+    write(tmp_path, f"fog/{below}")
+    os.rename(tmp_path / "fog", os.fsencode(tmp_path) + b"/caf\xe9")
+    refused(r"\.root: expected names in UTF-8, found 'caf\\udce9' in .*; rename it$", tmp_path, format)
+    os.rename(os.fsencode(tmp_path) + b"/caf\xe9", tmp_path / "fog")
+    image = tmp_path / "fog" / below
+    os.rename(image, os.fsencode(image.parent) + b"/caf\xe9.png")
+    refused(r"\.root: expected file names in UTF-8, found '.*caf\\udce9\.png'; rename it$", tmp_path, format)
 
 
 @pytest.mark.parametrize("name", ["fog/0.png", "fog/.hidden/0.png"])

@@ -128,13 +128,15 @@ def test_only_tracking_imports_mlflow_and_sources_read_no_surroundings(path):
 
 
 LAYERS = [
-    {"allocator", "compiler", "errors", "seeding", "settings", "method_settings", "runs", "params", "intervals"},
+    {"allocator", "compiler", "errors", "names", "seeding", "settings", "method_settings", "runs", "params", "intervals"},
     {
+        "depths",
         "decoding",
         "pixels",
         "sources",
         "shift_sets",
         "data",
+        "copies",
         "corruptions",
         "shifts",
         "arrivals",

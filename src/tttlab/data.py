@@ -8,9 +8,10 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from tttlab.decoding import to_square, why_unreadable
+from tttlab.depths import UnknownScale
 from tttlab.errors import UserError, choices
 from tttlab.params import ImageSpec
 from tttlab.pixels import InPlace, Place, pixel_hash
@@ -40,7 +42,7 @@ class ImageSet:
         classes: class names; empty when no label is known.
         paths: N places to look at, possibly empty strings.
         source: where the images come from.
-        skipped: files that were left out, each with its reason.
+        skipped: images and files that were left out, each with its reason.
     """
 
     pixels: np.ndarray | InPlace
@@ -53,6 +55,22 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def names(self) -> list[str]:
+        """What a person can find each image by: its path, else its id."""
+        return [path or image_id for path, image_id in zip(self.paths or self.image_ids, self.image_ids, strict=True)]
+
+    @cached_property
+    def hashes(self) -> tuple[str, ...]:
+        """N hashes of the pixels, from `pixel_hash`."""
+        return tuple(map(pixel_hash, self.pixels)) if self.packed else self.pixels.hashes
+
+    @cached_property
+    def firsts(self) -> np.ndarray:
+        """``(N,)`` int64: the index of the first image with the same pixels, as a rule the image itself."""
+        places: dict[str, int] = {}
+        return np.array([places.setdefault(pixels, index) for index, pixels in enumerate(self.hashes)], dtype=np.int64)
 
     @property
     def packed(self) -> bool:
@@ -81,7 +99,7 @@ class ImageSet:
             columns |= {"file": [p.path for p in self.pixels.places], "member": [p.member for p in self.pixels.places],
                         "offset": [p.offset for p in self.pixels.places], "length": [p.length for p in self.pixels.places],
                         "hash": self.pixels.hashes}  # fmt: skip
-            meta["read_in_place"] = self.pixels.shape[1]
+            meta |= {"read_in_place": self.pixels.shape[1], "depth": self.pixels.depth}
         else:
             np.save(folder / "pixels.npy", self.pixels)
         pq.write_table(pa.table(columns), folder / "index.parquet")
@@ -96,7 +114,7 @@ class ImageSet:
         index = pq.read_table(folder / "index.parquet").to_pydict()
         if size := meta.get("read_in_place"):
             places = map(Place, index["file"], index["member"], index["offset"], index["length"])
-            pixels = InPlace(list(places), index["hash"], size)
+            pixels = InPlace(list(places), index["hash"], size, meta.get("depth"))
         else:
             pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         return cls(
@@ -165,28 +183,30 @@ def balanced_subset(names: Sequence[str], groups: np.ndarray, count: int | None,
 
 
 def split_validation(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split labeled images into training and validation, class by class.
+    """Split labeled images into training and validation, class by class; images with the same pixels stay together.
 
     Args:
-        images: the labeled images.
+        images: the labeled images; those with the same pixels have the same label.
         fraction: share of every class that goes to validation, at least one image and never all.
         seed: the seed of the experiment.
 
     Raises:
-        UserError: there are fewer than two classes, or a class has fewer than two images.
+        UserError: there are fewer than two classes, or a class has fewer than two different images.
     """
-    sizes = np.bincount(images.labels, minlength=len(images.classes))
+    unique, copied = np.unique(images.firsts, return_inverse=True)
+    labels = images.labels[unique]
+    sizes = np.bincount(labels, minlength=len(images.classes))
     if len(images.classes) < 2:
         raise UserError(f"data.labeled: expected at least two classes, found {', '.join(images.classes) or 'none'}")
     if sizes.min() < 2:
         name = images.classes[int(sizes.argmin())]
         raise UserError(
-            f"data.labeled: expected at least two images of every class (one for training, one for validation), found "
+            f"data.labeled: expected at least two different images of every class (for training and for validation), found "
             f"{sizes.min()} of class {name!r}; widen data.labeled.part, raise data.labeled.limit, or add images"
         )
-    ranks = _ranks(images.image_ids, images.labels, seed, "validation")
+    ranks = _ranks([images.image_ids[index] for index in unique], labels, seed, "validation")
     counts = np.clip(np.round(sizes * fraction), 1, sizes - 1)
-    held = ranks < counts[images.labels]
+    held = (ranks < counts[labels])[copied]
     return images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
 
 
@@ -227,6 +247,7 @@ def read_images(
     *,
     unreadable: str = "error",
     pack_below: int = PACK_BELOW,
+    depth: int | None = None,
     workers: int = 1,
 ) -> ImageSet:
     """Decode some images of a source, and keep their pixels or, of many image files, only where they are.
@@ -239,14 +260,15 @@ def read_images(
         origin: what the result says of its source.
         unreadable: ``error`` or ``skip``.
         pack_below: MiB of decoded pixels from which on image files are read in place, without a copy.
+        depth: bits that were recorded of a pixel, of images with more than eight; None: what each file says.
         workers: threads that decode; changes no pixel.
 
     Raises:
-        UserError: a file is unreadable and must not be, or all are.
+        UserError: a file is unreadable and must not be, or all are, or nothing says which of its values is white.
     """
     mebibytes = len(chosen) * image_size * image_size * 3 / 2**20
     in_place = mebibytes >= pack_below and len(chosen) and isinstance(source.read(int(chosen[0])), Place)
-    decoded = _decode(source, chosen, image_size, workers, key, keep=not in_place)
+    decoded = _decode(source, chosen, image_size, depth, workers, key, keep=not in_place)
     good = np.array([reason is None for reason in decoded.reasons], dtype=bool)
     skipped = tuple(
         f"{source.paths[index] or source.image_ids[index]}: {reason}"
@@ -257,7 +279,7 @@ def read_images(
     skipped += tuple(f"{name}: its name does not end like an image's that can be read" for name in source.ignored)
     chosen = chosen[good]
     if in_place:
-        pixels = InPlace([source.read(int(index)) for index in chosen], [h for h in decoded.hashes if h], image_size)
+        pixels = InPlace([source.read(int(index)) for index in chosen], [h for h in decoded.hashes if h], image_size, depth)
     else:
         pixels = decoded.pixels if good.all() else decoded.pixels[good]
     return ImageSet(
@@ -279,7 +301,7 @@ class _Decoded(NamedTuple):
     reasons: list[str | None]
 
 
-def _decode(source: Source, chosen: np.ndarray, size: int, workers: int, key: str, keep: bool) -> _Decoded:
+def _decode(source: Source, chosen: np.ndarray, size: int, depth: int | None, workers: int, key: str, keep: bool) -> _Decoded:
     """Decode in threads (Pillow works outside the interpreter's lock)."""
     pixels = np.zeros((len(chosen) if keep else 0, size, size, 3), dtype=np.uint8)
     hashes = [""] * len(chosen)
@@ -287,7 +309,10 @@ def _decode(source: Source, chosen: np.ndarray, size: int, workers: int, key: st
     def decode(place: int) -> str | None:
         try:
             found = source.read(int(chosen[place]))
-            square = to_square(found.open() if isinstance(found, Place) else found, size)
+            square = to_square(found.open() if isinstance(found, Place) else found, size, depth)
+        except UnknownScale as error:  # readable, so never skipped
+            index = int(chosen[place])
+            raise UserError(f"{key}: {source.paths[index] or source.image_ids[index]}: {error}") from error
         except Exception as error:  # damaged files fail in every way there is
             return why_unreadable(error)
         if keep:
@@ -330,33 +355,6 @@ def align_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:
     """Renumber the labels so that they count along ``classes``, matching by name; what has no labels stays without."""
     places = np.array([*map(classes.index, images.classes), -1], dtype=np.int64)  # a label of -1 reads the last
     return replace(images, labels=places[images.labels], classes=tuple(classes))
-
-
-def check_duplicates(trained: Mapping[str, ImageSet], tested: Mapping[str, ImageSet]) -> None:
-    """Refuse the same pixels in two sets, unless both are tested on.
-
-    Args:
-        trained: by key in params.yaml.
-        tested: by key in params.yaml.
-
-    Raises:
-        UserError: two images of different sets are identical.
-    """
-    owners: dict[str, tuple[str, str]] = {}
-    pairs: list[tuple[str, str, str, str]] = []
-    for key, images in (trained | tested).items():
-        names = [path or name for path, name in zip(images.paths, images.image_ids, strict=True)]
-        hashes = map(pixel_hash, images.pixels) if images.packed else images.pixels.hashes
-        for name, pixels in zip(names, hashes, strict=True):
-            owner, other = (owners.setdefault if key in trained else owners.get)(pixels, (key, name))
-            if owner != key:
-                pairs.append((owner, other, key, name))
-    if pairs:
-        owner, other, key, name = pairs[0]
-        raise UserError(
-            f"{key}: {name} has the same pixels as {other} of {owner} ({len(pairs)} such images in all); "
-            "remove one of each or set data.duplicates: allow"
-        )
 
 
 def class_counts(images: ImageSet) -> dict[str, int]:

@@ -27,6 +27,7 @@ from pydantic import (
 
 from tttlab.errors import UserError, choices
 from tttlab.method_settings import METHODS
+from tttlab.names import is_utf8, nfc
 from tttlab.runs import RunError, RunSettings, models_of, resolve_run, run_mistakes
 from tttlab.settings import Count, Fraction, Natural, NonNegative, Positive, Strict, fault, show, tell
 
@@ -80,6 +81,11 @@ def _check_backbone(name: str) -> str:
     return name
 
 
+def is_held_out(shift: str) -> bool:
+    """Whether a shift is a corruption that settings are chosen under, however it is spelt, with a severity or without."""
+    return re.sub(r"[\W\d_]+", "_", shift.casefold()).strip("_") in HELD_OUT
+
+
 def _check_corruption(name: str) -> str:
     if name in HELD_OUT:
         raise fault(f"{name!r} is kept for tuning and never tested on; allowed: {', '.join(CORRUPTIONS)}")
@@ -129,7 +135,16 @@ Severities = Annotated[
 
 def _resolve(path: Path | None, info: ValidationInfo) -> Path | None:
     base = (info.context or {}).get("base", Path())
+    if path and not is_utf8(str(base / path)):
+        raise fault(f"expected a path in UTF-8, found {str(base / path)!r}; rename the folder")
     return path and base / path.expanduser()
+
+
+def _check_shift(name: str) -> str:
+    if is_held_out(name):
+        raise fault(f"{name!r} is kept for tuning and never tested on, else settings would be chosen under what they are "
+                    "tested on; remove it")  # fmt: skip
+    return nfc(name)
 
 
 # --- sections ----------------------------------------------------------------------------------------------------
@@ -190,9 +205,10 @@ class Data(Strict):
     """The three image sets."""
 
     image_size: Annotated[StrictInt, Field(ge=8)] | Literal["auto"]
-    duplicates: Literal["error", "allow"] = "error"
+    duplicates: Literal["error", "allow", "skip"] = "error"
     unreadable: Literal["error", "skip"] = "error"
     pack_below: Natural = 1024
+    depth: Annotated[StrictInt, Field(ge=8, le=31)] | None = None
     unlabeled: ImageSpec
     labeled: LabeledSpec
     test: TargetSpec
@@ -200,10 +216,10 @@ class Data(Strict):
     @model_validator(mode="after")
     def _disjoint(self) -> "Data":
         for one, other in (("unlabeled", "labeled"), ("unlabeled", "test"), ("labeled", "test")):
-            allowed = self.duplicates == "allow" and one == "unlabeled"
+            allowed = self.duplicates == "allow" and other == "labeled"
             parts = [list(getattr(self, key).part) for key in (one, other)]
             if getattr(self, one).overlaps(getattr(self, other)) and not allowed:
-                way_out = " or set data.duplicates: allow" if one == "unlabeled" else ""
+                way_out = " or set data.duplicates: allow" if other == "labeled" else ""
                 raise fault(
                     f"overlaps data.{other}.part on the same source: {parts[0]} and {parts[1]}; "
                     f"make the parts disjoint{way_out}",
@@ -397,7 +413,12 @@ class ShiftSet(Strict):
 
     format: Literal["cifar10_c", "cifar100_c", "cifar10_1", "corruption_folders", "domain_folders"]
     root: Annotated[Path, AfterValidator(_resolve)]
-    only: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_distinct)] | None = None
+    only: (
+        Annotated[
+            tuple[Annotated[str, AfterValidator(_check_shift)], ...], Field(min_length=1), AfterValidator(_check_distinct)
+        ]
+        | None
+    ) = None
     severities: Severities | None = None
     labels: Literal["auto", "none"] = "auto"
 

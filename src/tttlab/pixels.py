@@ -50,11 +50,12 @@ class InPlace:
         places: where the images are.
         hashes: N hashes of the decoded pixels, from `pixel_hash`.
         shape: ``(N, S, S, 3)``.
+        depth: bits that were recorded of a pixel, of images with more than eight; None: what each file says.
     """
 
-    def __init__(self, places: Sequence[Place], hashes: Sequence[str], size: int) -> None:
+    def __init__(self, places: Sequence[Place], hashes: Sequence[str], size: int, depth: int | None = None) -> None:
         self.places, self.hashes = tuple(places), tuple(hashes)
-        self.shape = (len(self.places), size, size, 3)
+        self.shape, self.depth = (len(self.places), size, size, 3), depth
 
     def __len__(self) -> int:
         return len(self.places)
@@ -83,12 +84,13 @@ class InPlace:
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "InPlace":
         """Choose some images, in the given order, without looking at them."""
-        return InPlace([self.places[i] for i in indices], [self.hashes[i] for i in indices], self.shape[1])
+        places, hashes = ([known[index] for index in indices] for known in (self.places, self.hashes))
+        return InPlace(places, hashes, self.shape[1], self.depth)
 
     def _decode(self, index: int) -> np.ndarray:
         place = self.places[index]
         try:
-            pixels = to_square(place.open(), self.shape[1])
+            pixels = to_square(place.open(), self.shape[1], self.depth)
         except Exception as error:  # damaged files fail in every way there is
             reason = why_unreadable(error)
             raise UserError(f"{place}: expected the image that was there when the sets were prepared, found none that can "

@@ -11,6 +11,8 @@ format                    below ``root``
 ``corruption_folders``    ``<corruption>/<severity>/<class>/<image>``, as ImageNet-C is distributed
 ``domain_folders``        ``<domain>/<class>/<image>``, or ``<domain>/<image>`` without labels
 ========================  ============================================================================================
+
+No set has shifts that settings are tuned under: `choose_shifts` is where the names of every format pass.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,12 +24,27 @@ import numpy as np
 from PIL import Image
 
 from tttlab.errors import UserError, choices
-from tttlab.params import ShiftSet
+from tttlab.names import is_own, is_utf8, nfc
+from tttlab.params import CORRUPTIONS, ShiftSet, is_held_out
 from tttlab.sources import Source, by_class, list_folder
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SEVERITIES = (1, 2, 3, 4, 5)
 VERSIONS = ("v4", "v6")
+_BENCHMARKS = ("cifar10_c", "cifar100_c")
+_FORMS = dict.fromkeys(_BENCHMARKS, "<corruption>.npy") | {
+    "cifar10_1": "cifar10.1_<version>_data.npy",
+    "corruption_folders": "<corruption>/<severity>/<class>/<image>",
+    "domain_folders": "<domain>/<class>/<image>",
+}
+
+
+class Chosen(NamedTuple):
+    """A set's shifts by name: file or folder of those that are tested on; those kept for tuning; files beside a benchmark's."""
+
+    tested: dict[str, Path]
+    held_out: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 class Shifted(NamedTuple):
@@ -49,12 +66,70 @@ def open_shift_set(name: str, spec: ShiftSet, classes: Sequence[str]) -> Iterato
     Raises:
         UserError: files are missing, or their shapes, types, order or classes are not those of the format.
     """
-    key = f"shifts.sets.{name}"
+    readers = {"cifar10_1": _cifar10_1, "corruption_folders": _corruption_folders, "domain_folders": _domain_folders}
+    return readers.get(spec.format, _cifar_c)(f"shifts.sets.{name}", spec, classes)
+
+
+def choose_shifts(key: str, spec: ShiftSet) -> Chosen:
+    """Choose the shifts that are tested on: those that ``only`` names, else a benchmark's 15 corruptions, else all.
+
+    Args:
+        key: of the set in params.yaml.
+        spec: its format, and what of it is wanted; its ``only`` names nothing that is kept for tuning.
+
+    Raises:
+        UserError: there are none, or not what is wanted.
+    """
+    found = _list_shifts(key, spec)
+    if not found:
+        raise UserError(f"{key}.root: expected {_FORMS[spec.format]} in {spec.root}, found none; check root and format")
+    for name in spec.only or ():
+        if name not in found:
+            raise UserError(f"{key}.only: {name!r} is not in {spec.root}; {choices(name, found)}")
+    if spec.only:
+        return Chosen({name: found[name] for name in spec.only})
+    held_out = tuple(filter(is_held_out, found))
+    others = tuple(name for name in found if spec.format in _BENCHMARKS and name not in (*CORRUPTIONS, *held_out))
+    tested = {name: place for name, place in found.items() if name not in held_out + others}
+    if not tested:
+        kind = "one of the 15 corruptions" if spec.format in _BENCHMARKS else "a shift that is not kept for tuning"
+        raise UserError(f"{key}.root: expected {kind} in {spec.root}, found only {', '.join(found)}; add some")
+    return Chosen(tested, held_out, others)
+
+
+def left_out(key: str, spec: ShiftSet) -> list[str]:
+    """Tell, in a line each, which shifts lie there and are not tested on though nothing in params.yaml says so."""
+    chosen = choose_shifts(key, spec)
+    told = [(chosen.held_out, "settings are tuned under corruptions of these names"),
+            (chosen.others, f"beside the 15 corruptions of the benchmark; {key}.only can name them")]  # fmt: skip
+    return [f"{key}: left out {', '.join(names)}: {why}" for names, why in told if names]
+
+
+def _list_shifts(key: str, spec: ShiftSet) -> dict[str, Path]:
+    """List the shifts of a set in sorted order: the name by which each is called, its file or folder."""
     if spec.format == "cifar10_1":
-        return _cifar10_1(key, spec, classes)
-    if spec.format in ("cifar10_c", "cifar100_c"):
-        return _cifar_c(key, spec, classes)
-    return _corruption_folders(key, spec) if spec.format == "corruption_folders" else _domain_folders(key, spec)
+        files = {version: spec.root / f"cifar10.1_{version}_data.npy" for version in VERSIONS}
+        return {version: file for version, file in files.items() if file.is_file()}
+    if spec.format not in _BENCHMARKS:
+        return _folders(key, spec.root)
+    files = [file for file in spec.root.glob("*.npy") if file.stem != "labels" and is_own(file.name)]
+    return _by_name(key, {file: file.stem for file in files})
+
+
+def _folders(key: str, root: Path) -> dict[str, Path]:
+    return _by_name(key, {entry: entry.name for entry in root.iterdir() if entry.is_dir() and is_own(entry.name)})
+
+
+def _by_name(key: str, names: dict[Path, str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for place, name in sorted(names.items()):
+        if not is_utf8(name):
+            raise UserError(f"{key}.root: expected names in UTF-8, found {name!r} in {place.parent}; rename it")
+        if nfc(name) in found:
+            raise UserError(f"{key}.root: expected every name once, found {nfc(name)!r} twice in {place.parent}, its accents "
+                            "encoded in two ways; make it one")  # fmt: skip
+        found[nfc(name)] = place
+    return dict(sorted(found.items()))
 
 
 # --- NumPy files -------------------------------------------------------------------------------------------------
@@ -62,8 +137,6 @@ def open_shift_set(name: str, spec: ShiftSet, classes: Sequence[str]) -> Iterato
 
 def _cifar_c(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shifted]:
     data_set = spec.format.removesuffix("_c")
-    files = [file for file in spec.root.glob("*.npy") if file.stem != "labels" and not file.name.startswith(".")]
-    names = tuple(sorted(file.stem for file in files))
     labels = _labels(key, spec.root / "labels.npy", classes, data_set)
     count, rest = divmod(len(labels), len(SEVERITIES))
     if rest or not (labels.reshape(len(SEVERITIES), -1) == labels[:count]).all():
@@ -71,18 +144,17 @@ def _cifar_c(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shift
                         f"{spec.root / 'labels.npy'}, found another order; restore the file")  # fmt: skip
     # The names that torchvision's test set gets here: an image is the same one under every corruption, and uncorrupted.
     image_ids = tuple(f"{data_set}/test/{row:07d}" for row in range(count))
-    for name in _chosen(key, spec, names, "<corruption>.npy"):
-        pixels = _pixels(key, spec.root / f"{name}.npy", len(labels))
+    for name, file in choose_shifts(key, spec).tested.items():
+        pixels = _pixels(key, file, len(labels))
         for severity in spec.severities or SEVERITIES:
             start = (severity - 1) * count
             yield Shifted(name, severity, _rows(pixels[start : start + count], image_ids, labels[:count], classes))
 
 
 def _cifar10_1(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shifted]:
-    names = tuple(version for version in VERSIONS if (spec.root / f"cifar10.1_{version}_data.npy").is_file())
-    for version in _chosen(key, spec, names, "cifar10.1_<version>_data.npy"):
+    for version, file in choose_shifts(key, spec).tested.items():
         labels = _labels(key, spec.root / f"cifar10.1_{version}_labels.npy", classes, "cifar10")
-        pixels = _pixels(key, spec.root / f"cifar10.1_{version}_data.npy", len(labels))
+        pixels = _pixels(key, file, len(labels))
         image_ids = tuple(f"cifar10.1/{version}/{row:07d}" for row in range(len(labels)))
         yield Shifted(version, 0, _rows(pixels, image_ids, labels, classes))
 
@@ -125,36 +197,27 @@ def _load(key: str, file: Path) -> np.ndarray:
 # --- folders -----------------------------------------------------------------------------------------------------
 
 
-def _corruption_folders(key: str, spec: ShiftSet) -> Iterator[Shifted]:
-    for name in _chosen(key, spec, _folders(spec.root), "<corruption>/<severity>/<class>/<image>"):
-        if not (found := _folders(spec.root / name)):
-            raise UserError(f"{key}.root: expected folders 1 to 5 in {spec.root / name}, found none; check root, or leave "
+def _corruption_folders(key: str, spec: ShiftSet, _: Sequence[str]) -> Iterator[Shifted]:
+    for name, folder in choose_shifts(key, spec).tested.items():
+        if not (found := _folders(key, folder)):
+            raise UserError(f"{key}.root: expected folders 1 to 5 in {folder}, found none; check root, or leave "
                             f"{name!r} out by {key}.only")  # fmt: skip
-        if wrong := [folder for folder in found if folder not in map(str, SEVERITIES)]:
-            raise UserError(f"{key}.root: expected folders 1 to 5 in {spec.root / name}, found {wrong[0]!r}; for a folder per "
+        if wrong := [own for own in found if own not in map(str, SEVERITIES)]:
+            raise UserError(f"{key}.root: expected folders 1 to 5 in {folder}, found {wrong[0]!r}; for a folder per "
                             "domain set format: domain_folders")  # fmt: skip
         for severity in spec.severities or map(int, found):
-            root = spec.root / name / str(severity)
+            root = folder / str(severity)
             if not root.is_dir():
                 raise UserError(f"{key}.severities: expected a folder {root}, found none; leave {severity} out")
-            yield Shifted(name, severity, by_class(list_folder(root), f"{key}.root", root, spec.labels))
+            yield Shifted(name, severity, _images(key, root, spec))
 
 
-def _domain_folders(key: str, spec: ShiftSet) -> Iterator[Shifted]:
-    for name in _chosen(key, spec, _folders(spec.root), "<domain>/<class>/<image>"):
-        source = by_class(list_folder(spec.root / name), f"{key}.root", spec.root / name, spec.labels)
+def _domain_folders(key: str, spec: ShiftSet, _: Sequence[str]) -> Iterator[Shifted]:
+    for name, folder in choose_shifts(key, spec).tested.items():
+        source = _images(key, folder, spec)
         # Unlike under a corruption, files of one name in two domains are not the same image.
         yield Shifted(name, 0, replace(source, image_ids=tuple(f"{name}/{own}" for own in source.image_ids)))
 
 
-def _folders(root: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-
-
-def _chosen(key: str, spec: ShiftSet, names: Sequence[str], form: str) -> Sequence[str]:
-    if not names:
-        raise UserError(f"{key}.root: expected {form} in {spec.root}, found none; check root and format")
-    for name in spec.only or ():
-        if name not in names:
-            raise UserError(f"{key}.only: {name!r} is not in {spec.root}; {choices(name, names)}")
-    return spec.only or names
+def _images(key: str, root: Path, spec: ShiftSet) -> Source:
+    return by_class(list_folder(root, apart=spec.labels != "none"), f"{key}.root", root, spec.labels)

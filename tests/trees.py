@@ -1,0 +1,49 @@
+"""Folders and tar files of noise, and image sets gathered from them as the stage `prepare` does."""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tttlab.data import gather
+from tttlab.params import ImageSpec, TargetSpec
+from tttlab.sources import open_source
+
+RNG = np.random.default_rng(0)
+
+
+def picture(height=12, width=12):
+    return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def write_tree(root, counts, suffix=".png"):
+    """Write noise images root/<class>/<number>.png."""
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            picture().save(root / name / f"{index:03d}{suffix}")
+    return root
+
+
+def spec(root=None, source="folder", **more):
+    return TargetSpec(source=source, root=root and str(root), **more)
+
+
+def fill(spec, which, size=8, downloads=Path("unused"), **options):
+    """Open the source of a set and gather from it, as the stage does."""
+    if which != "test":  # the other sets know no `labels`
+        spec = ImageSpec(**spec.model_dump(exclude={"labels"}))
+    return gather(open_source(spec, which, downloads), spec, which, size, 0, **options)
+
+
+def collect(root, which="labeled", **more):
+    options = {key: more.pop(key) for key in ("unreadable", "workers", "pack_below") if key in more}
+    return fill(spec(root, **more), which, **options)
+
+
+def pack(file, root, prefix=""):
+    with tarfile.open(file, "w") as archive:
+        for path in sorted(root.rglob("*")):
+            archive.add(path, prefix + path.relative_to(root).as_posix(), recursive=False)
+    return file
