@@ -72,8 +72,8 @@ def adapt_network(params: Params, sweep, work) -> tuple | None:
         kept = work.folder / f"{sweep.prefix}.parquet"
         table.to_parquet(kept, index=False)
         tracked.log_artifact(kept)
-    return table, {"mlflow_run_id": tracked.id, "losses": curve, "settings": sweep.told, "tuned": sweep.tuned["tuned"],
-                   "gate": sweep.tuned["gate"], "peak_memory_mb": memory}  # fmt: skip
+    return table, {"mlflow_run_id": tracked.id, "losses": curve, "settings": sweep.told, "tuning": sweep.tuned,
+                   "peak_memory_mb": memory}  # fmt: skip
 
 
 if __name__ == "__main__":

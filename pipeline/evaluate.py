@@ -17,6 +17,7 @@ def run(params: Params) -> None:
 
     from tttlab import diagnosis, metrics
     from tttlab.predictions import read_predictions
+    from tttlab.results import read_table
 
     kinds = {"by_shift": metrics.by_shift, "by_corruption": metrics.by_corruption, "by_severity": metrics.by_severity,
              "reliability": metrics.reliability}  # fmt: skip
@@ -33,7 +34,7 @@ def run(params: Params) -> None:
         aligned = pipeline.OUTPUTS / "aligned" / name / f"{model}.parquet"
         for table, rows in diagnosis.read(predictions, found.with_suffix(".steps.parquet"), aligned, params.seed).items():
             tables[table].append(_named(rows, model, name))
-    tables["distances"] = [pd.read_csv(pipeline.OUTPUTS / "distances" / f"{model}.csv") for model in params.models]
+    tables["distances"] = [read_table(pipeline.OUTPUTS / "distances" / f"{model}.csv") for model in params.models]
 
     folder = pipeline.OUTPUTS / "tables"
     shutil.rmtree(folder, ignore_errors=True)  # a table that no longer has rows must not stay

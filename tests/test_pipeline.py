@@ -223,7 +223,7 @@ def test_fixed_values_are_used_where_tuning_is_switched_off(copied):
     run("pipeline.adapt", "actmad")
     about = json.loads((copy / "outputs" / "adapt" / "actmad.json").read_text())
     assert [about[model]["settings"]["steps"] for model in ("simclr_convnet", "mae_vit")] == [4, 2]
-    assert about["mae_vit"]["tuned"] is False
+    assert about["mae_vit"]["tuning"]["tuned"] is False
 
 
 def test_a_tuned_file_that_cannot_be_read_is_told_in_one_line(project, monkeypatch, tmp_path):

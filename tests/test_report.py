@@ -15,7 +15,7 @@ from pipeline import report as report_stage
 from tttlab import report, tracking
 from tttlab.errors import UserError
 from tttlab.params import Online
-from tttlab.results import Results
+from tttlab.results import Results, read_table
 
 MODELS, RUNS = ("vit",), tuple(evaluated.RUNS)
 
@@ -24,30 +24,36 @@ def number(text: str) -> float:
     return float(re.sub(r"[*,]", "", text.replace("−", "-")))
 
 
+def run_stages(root, **options) -> str:
+    """Make a project as it is before `evaluate`, run `evaluate` and `report` on it; return what they printed."""
+    outputs, lines = root / "outputs", []
+    params = evaluated.write_project(outputs, **options)
+    for path in (outputs / "predictions").rglob("*.parquet"):
+        target = outputs / "adapted" / path.stem / f"{path.parent.name}.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target)
+        aligned = outputs / "aligned" / path.stem / f"{path.parent.name}.parquet"
+        aligned.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(columns=align.COLUMNS).to_parquet(aligned)  # as where there was nothing to compare
+    (outputs / "distances").mkdir()
+    for model, table in read_table(outputs / "tables" / "distances.csv").groupby("model"):
+        table.to_csv(outputs / "distances" / f"{model}.csv", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "OUTPUTS", outputs)
+        patch.setattr(pipeline, "ROOT", root)
+        patch.setattr("pipeline.execution.execution", lambda _: tracking.Execution("repro", os.getpid()))
+        patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
+        evaluate.run(params)
+        report_stage.run(params)
+    return "\n".join(lines)
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     """A project after `evaluate` and `report`, with what `report` printed."""
     root = tmp_path_factory.mktemp("project")
-    params = evaluated.write_project(root / "outputs", models=MODELS, images=32, corruptions=("fog", "frost"))
-    for path in (root / "outputs" / "predictions").rglob("*.parquet"):
-        target = root / "outputs" / "adapted" / path.stem / f"{path.parent.name}.parquet"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, target)
-        aligned = root / "outputs" / "aligned" / path.stem / f"{path.parent.name}.parquet"
-        aligned.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(columns=align.COLUMNS).to_parquet(aligned)  # as where there was nothing to compare
-    (root / "outputs" / "distances").mkdir()
-    for model, table in pd.read_csv(root / "outputs" / "tables" / "distances.csv").groupby("model"):
-        table.to_csv(root / "outputs" / "distances" / f"{model}.csv", index=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "OUTPUTS", root / "outputs")
-        patch.setattr(pipeline, "ROOT", root)
-        patch.setattr("pipeline.execution.execution", lambda _: tracking.Execution("repro", os.getpid()))
-        lines = []
-        patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
-        evaluate.run(params)
-        report_stage.run(params)
-    (root / "printed").write_text("\n".join(lines), encoding="utf-8")
+    printed = run_stages(root, models=MODELS, images=32, corruptions=("fog", "frost"))
+    (root / "printed").write_text(printed, encoding="utf-8")
     return root / "outputs"
 
 
@@ -91,6 +97,57 @@ class TestStage:
         assert re.findall(r"</svg>(\w+ · \w+)</h3>", text) == [
             f"{model} · {run}" for model in MODELS for run in ("ssl", "actmad")
         ]
+
+    def test_flips_are_those_of_the_first_training_seed_that_params_yaml_lists(self, tmp_path):
+        """The first one is not the smallest one."""
+        run_stages(tmp_path, models=MODELS, runs=("none", "actmad"), images=24, corruptions=("fog",), seeds=(3, 0))
+        table = pd.read_parquet(tmp_path / "outputs" / "predictions" / "vit" / "actmad.parquet").query("shift != 'clean'")
+        before, after = (table[f"{who}_prediction"] == table["label"] for who in ("source", "adapted"))
+        flips = [(turned & (table["seed"] == seed)).sum() for seed in (3, 0) for turned in (~before & after, before & ~after)]
+        text = (tmp_path / "outputs" / "report.html").read_text(encoding="utf-8")
+        found = re.findall(r"<h4>(?:wrong → right|right → wrong): (?:\d+ of (\d+)|none)</h4>", text)
+        assert [int(count or 0) for count in found] == flips[:2] != flips[2:]
+
+
+class TestNames:
+    """Names that look like a number, a truth value or a missing value stay names all the way."""
+
+    MODELS, RUNS = ("50", "null"), ("none", "1e5", "true", "nan")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def named(cls, tmp_path_factory):
+        root = tmp_path_factory.mktemp("names")
+        with pytest.MonkeyPatch.context() as patch:
+            for run in cls.RUNS[1:]:
+                patch.setitem(evaluated.RUNS, run, evaluated.RUNS["actmad"])
+            sets = {f"photos/{name}": evaluated.blobs(9, name, seed=number) for number, name in enumerate(("nan", "None"))}
+            options = {"models": cls.MODELS, "runs": cls.RUNS, "images": 9, "corruptions": ("fog",), "severities": (5,)}
+            printed = run_stages(root, **options, sets=sets, gated=("1e5",))
+        return root / "outputs", printed
+
+    def test_every_table_has_its_rows(self, named):
+        outputs, _ = named
+        results = Results.read(outputs, list(product(self.MODELS, self.RUNS)))
+        for name, runs in (("by_shift", self.RUNS), ("by_corruption", self.RUNS), ("by_severity", self.RUNS),
+                           ("reliability", self.RUNS), ("distances", ())):  # fmt: skip
+            table = results.rows(name)
+            assert set(table["model"]) == set(self.MODELS), name
+            assert set(table.get("run", ())) == set(runs), name
+        assert set(results.rows("by_shift")["shift"]) == {"clean", "fog-5", "photos/nan", "photos/None"}
+        assert set(results.rows("distances")["corruption"]) == {"none", "fog", "photos/nan", "photos/None"}
+        assert results.changed("50", "true") > 0
+
+    def test_terminal_page_and_mlflow_show_them(self, named):
+        outputs, printed = named
+        page = (outputs / "report.html").read_text(encoding="utf-8")
+        run = tracking._open(outputs.parent)[0].get_run(
+            tracking.pipeline_run(outputs.parent, tracking.Execution("repro", os.getpid()))
+        )
+        for model, name in product(self.MODELS, self.RUNS):
+            assert re.search(rf"^{model} +{name} ", printed, re.MULTILINE)
+            assert f'data-row="{model}/{name}"' in page
+            assert f"gain/{model}/{name}" in run.data.metrics
 
 
 class TestRead:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from tttlab import figures_accuracy, figures_signals, figures_steps, pictures, plots
 from tttlab.report import percent, probability
-from tttlab.results import Results, known
+from tttlab.results import CONTROL, Results, known
 
 ALL = "all shifts"
 ALPHA = 0.05
@@ -207,7 +207,7 @@ def _estimates(results: Results) -> Named:
         return
     estimates = distances[distances["metric"].str.startswith("estimated_accuracy")]
     estimates = estimates.groupby(["model", "metric", "target"], sort=False)["value"].mean().reset_index()
-    truth = results.rows("by_shift", run=results.runs[0]).rename(columns={"accuracy_source": "accuracy"})
+    truth = results.rows("by_shift", run=CONTROL).rename(columns={"accuracy_source": "accuracy"})
     table = estimates.merge(truth[["model", "shift", "accuracy"]], left_on=["model", "target"], right_on=["model", "shift"])
     table = table.dropna(subset=["value", "accuracy"])
     if len(table):

@@ -22,7 +22,7 @@ def heat_map(table: pd.DataFrame, styles: Mapping[str, Style], title: str, large
 
     Args:
         table: Rows of one model with columns run, corruption, accuracy_source, gain (fractions) and significant (bool), in
-            the order of drawing; the last corruption is set apart, for the mean.
+            the order of drawing; the last corruption is set apart, for the mean. The control's accuracies stand above.
         styles: From `run_styles`; the rows are its runs, but for the control.
         title: Above the map.
         largest: Absolute gain (fraction) of the full colour; the same for several maps makes them comparable.
@@ -34,7 +34,7 @@ def heat_map(table: pd.DataFrame, styles: Mapping[str, Style], title: str, large
     for run, line in zip(runs, range(len(runs)), strict=True):
         for row in table[table["run"] == run].itertuples():
             _cell(axes, places[row.corruption], line, row.gain, largest, row.significant)
-    source = table.drop_duplicates("corruption").set_index("corruption")["accuracy_source"]
+    source = table[table["run"] == CONTROL].set_index("corruption")["accuracy_source"]
     for name, place in places.items():
         axes.text(place, -1.08, f"{100 * source[name]:.1f}", ha="center", va="center", color=MUTED, fontsize=8)
     axes.set_yticks([-1.08, *range(len(runs))], ["source, %", *runs])
@@ -117,7 +117,7 @@ def accuracy_by_severity(table: pd.DataFrame, styles: Mapping[str, Style], title
     figure, axes_of = panels(len(models), title, columns=2, height=2.6, sharey=True)
     for model, axes in zip(models, axes_of, strict=True):
         rows = table[table["model"] == model]
-        source = rows[rows["run"] == rows["run"].iloc[0]]
+        source = rows[rows["run"] == CONTROL]
         options = {"color": INK, "linestyle": (0, (4, 2)), "label": "source, not adapted", "zorder": 4}
         axes.plot(source["severity"], 100 * source["accuracy_source"], **options)
         for run, style in styles.items():

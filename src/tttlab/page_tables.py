@@ -163,8 +163,7 @@ def gates(results: Results) -> Iterator[Table]:
 
 def _rule(results: Results, model: str, run: str) -> str:
     """Write a run's gate in words, where it is known."""
-    gate = results.adapted.get((model, run), {}).get("gate")
-    if not isinstance(gate, dict) or "threshold" not in gate:
+    if not (gate := results.tuning(model, run).get("gate")):
         return ""
     above = gate["signal"] != "confidence"
     return f": adapts where the {gate['signal']} is {'≥' if above else '≤'} {significant(gate['threshold'])}"

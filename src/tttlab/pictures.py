@@ -57,12 +57,20 @@ class Flips:
 
 
 def read_flips(
-    outputs: Path, model: str, run: str, test: "ImageSet", shifts: Sequence["Shift"], seed: int, *, at_most: int = FLIPS
+    outputs: Path,
+    model: str,
+    run: str,
+    test: "ImageSet",
+    shifts: Sequence["Shift"],
+    seed: int,
+    *,
+    training_seed: int,
+    at_most: int = FLIPS,
 ) -> Flips | None:
     """Draw examples of both directions from ``outputs/predictions/<model>/<run>.parquet``, at random.
 
-    Every flipped prediction of a shifted image, with the first training seed's network, is as likely as any other to be
-    drawn, from a stream keyed by (seed, model, run, direction).
+    Every flipped prediction of a shifted image, with one training seed's network, is as likely as any other to be drawn,
+    from a stream keyed by (seed, model, run, direction).
 
     Args:
         outputs: The folder of outputs.
@@ -71,6 +79,7 @@ def read_flips(
         test: The test set.
         shifts: What was done to it, or shown in its place.
         seed: The seed of params.yaml, on which the corruptions and the draw depend.
+        training_seed: Whose network: the first of ``seeds`` in params.yaml, as in every other stage.
         at_most: Examples of each direction.
 
     Returns:
@@ -80,9 +89,7 @@ def read_flips(
     if not path.is_file():
         return None
     table = pd.read_parquet(path)
-    table = table[(table["shift"] != "clean") & (table["label"] >= 0)]
-    if "seed" in table:
-        table = table[table["seed"] == table["seed"].min()]
+    table = table[(table["shift"] != "clean") & (table["label"] >= 0) & (table["seed"] == training_seed)]
     if table.empty:
         return None
     before, after = (table[f"{who}_prediction"] == table["label"] for who in ("source", "adapted"))

@@ -13,6 +13,9 @@ from tttlab.errors import UserError
 CONTROL = "none"  # the run that leaves the network as it is
 REQUIRED = ("by_shift", "by_corruption", "by_severity")
 OPTIONAL = ("reliability", "steps", "tuning", "alignment", "correlations", "distances")
+# Columns of tables that hold names: of models, runs and shifts, which may be called 50, 1e5 or true, and of what we list.
+NAMES = ("model", "run", "shift", "corruption", "reference", "target", "metric", "with", "setting", "settings", "choice",
+         "level", "signal")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Results:
         runs: Names in order.
         summary: ``outputs/metrics.json`` by (model, run).
         tables: ``outputs/tables/<name>.csv`` by name; an optional one that is missing is empty.
-        adapted: ``outputs/adapt/<run>.json`` by (model, run): losses, cost, settings, gate, MLflow's run.
+        adapted: ``outputs/adapt/<run>.json`` by (model, run): losses, cost, settings, tuning, MLflow's run.
     """
 
     models: tuple[str, ...]
@@ -104,6 +107,10 @@ class Results:
         """Tell whether a run takes training steps on this model, and what they do to the accuracy is known."""
         return known(self.summary[model, run].get("training_gain"))
 
+    def tuning(self, model: str, run: str) -> Mapping[str, Any]:
+        """Give what `tune` wrote for a run on a model; empty where it is not known."""
+        return self.adapted.get((model, run), {}).get("tuning") or {}
+
     def rows(self, name: str, **where: Any) -> pd.DataFrame:
         """Give a table's rows of this report's models and runs at which columns have the values asked for.
 
@@ -134,6 +141,11 @@ def difference(after: float | None, before: float | None) -> float | None:
     return after - before if known(after) and known(before) else None
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table that a stage wrote, every name as the text that it is; only what is empty is unknown."""
+    return pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
+
+
 def _read_json(path: Path, stage: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: expected what the stage `{stage}` writes, found no file; run `{stage}`")
@@ -142,8 +154,7 @@ def _read_json(path: Path, stage: str) -> dict[str, Any]:
 
 def _read_table(path: Path) -> pd.DataFrame:
     if path.is_file():
-        # A run may be called "none", "null" or "nan": only what is empty is unknown.
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        return read_table(path)
     if path.stem in REQUIRED:
         raise UserError(f"{path}: expected a table that the stage `evaluate` writes, found no file; run `evaluate`")
     return pd.DataFrame()
