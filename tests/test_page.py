@@ -84,7 +84,8 @@ def render(outputs, models=MODELS, runs=RUNS, results=None, corruptions=evaluate
     shifts = [*SHIFTS, *(Shift(name, 0, images) for name, images in sets.items())]
     shown = pictures.shift_pictures(test, corruptions, evaluated.SEVERITIES, 3)
     drawn = drawings.draw(results, shown, evaluated.SEVERITIES, pictures.set_pictures(shifts))
-    flips = [pictures.read_flips(outputs, *key, test, shifts, 3, training_seed=0) for key in results.summary if results.trains(*key)]
+    trained = [key for key in results.summary if results.trains(*key)]
+    flips = [pictures.read_flips(outputs, *key, test, shifts, 3, training_seed=0) for key in trained]
     note = report.about(results, test.source, evaluated.settings(corruptions, sets=sets), "episodic")
     return Page(page.render(results, drawn, SETTINGS, note, [found for found in flips if found]))
 
@@ -425,8 +426,8 @@ class TestFlips:
         (tmp_path / "predictions" / "vit").mkdir(parents=True)
         table.sample(frac=1, random_state=0).to_parquet(tmp_path / "predictions" / "vit" / "actmad.parquet")
         assert pictures.read_flips(tmp_path, "vit", "actmad", test, SHIFTS, 3, training_seed=0) == flips
-        titles = {flip.title for flip in pictures.read_flips(tmp_path, "vit", "actmad", test, SHIFTS, 4, training_seed=0).wrong_to_right}
-        assert titles != {flip.title for flip in flips.wrong_to_right}
+        other = pictures.read_flips(tmp_path, "vit", "actmad", test, SHIFTS, 4, training_seed=0)
+        assert {flip.title for flip in other.wrong_to_right} != {flip.title for flip in flips.wrong_to_right}
 
     def test_the_picture_is_what_adapt_sees(self, found):
         from tttlab.corruptions import corrupt_all

@@ -342,6 +342,24 @@ class TestLogPredictions:
         expected = {name: summary[key] for name, key in pairs.items()}
         assert {name: logged[name] for name in pairs} == pytest.approx(expected, abs=5e-5)
 
+    @pytest.mark.parametrize("long", ["", "x" * 246])  # MLflow takes names of at most 250 characters
+    def test_every_shift_is_a_metric_of_its_own_whatever_its_name(self, root, start, long):
+        own = ("a b", "a_b", "a,b", "a;b", "é", "e\u0301", "ê", "100%", "100_", "A b", "$x$", '"')
+        names = [f"photos/{long}{name}" for name in own]
+        table = pd.concat(
+            [self.predictions().query("corruption == 'fog'").assign(corruption=name, severity=0) for name in names]
+        )
+        accuracies = np.arange(len(names)) / 60
+        right = np.concatenate([np.arange(60) < round(60 * accuracy) for accuracy in accuracies])
+        table["label"], table["adapted_prediction"] = 1, right.astype(int)
+        with start() as run:
+            tracking.log_predictions(run, score(table))
+        logged = record(root, run.id).data.metrics
+        own = {name: value for name, value in logged.items() if name.startswith("accuracy/photos/")}
+        assert sorted(own.values()) == pytest.approx(accuracies, abs=5e-5)
+        if not long:
+            assert {"accuracy/photos/a b", "accuracy/photos/a_b", "accuracy/photos/é", "accuracy/photos/A b"} <= set(own)
+
     def test_without_labels_only_changes_and_cost(self, root, start):
         table = self.predictions().assign(label=-1)
         with start() as run:

@@ -5,6 +5,7 @@ processes can write at once and no global state is left behind. Importing this m
 first use.
 """
 
+import hashlib
 import json
 import logging
 import re
@@ -61,6 +62,7 @@ _VIEWS = {"comparison": "adapt", "executions": "pipeline", "trials": "trial"}  #
 _MODE = "?workflowType=machine_learning"  # else MLflow shows its pages for language models
 
 _CLOCK_SECONDS = 2.0  # the same process start, read twice, can differ by this much after the clock was set
+_NAME_LIMIT = 250  # characters of the name of a metric or parameter; MLflow refuses longer ones
 _TAG_LIMIT = 8_000  # characters; MLflow cuts longer ones, which would break a table in two
 
 
@@ -525,8 +527,12 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _legal(name: str) -> str:
-    """Replace what MLflow refuses in the name of a metric or parameter."""
-    return re.sub(r"[^\w\-. :/]", "_", name)
+    """Write a name as MLflow takes it for a metric or parameter; where that changes it, a digest keeps it unlike all others."""
+    legal = re.sub(r"[^\w\-. :/]", "_", name)
+    if legal == name and len(name) <= _NAME_LIMIT:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{legal[: _NAME_LIMIT - len(digest) - 1]} {digest}"
 
 
 # --- the pages -----------------------------------------------------------------------------------------------------
