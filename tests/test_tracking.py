@@ -175,7 +175,7 @@ class TestStartRun:
         assert found.info.run_name == "adapt tiny · actmad"
         assert found.info.status == "FINISHED"
         assert found.data.params == {
-            "steps": "5", "views.flip": "False", "views.scale": "[0.4, 1.0]", "odd _name_": "x", "nothing": "{}"
+            "steps": "5", "views.flip": "False", "views.scale": "[0.4, 1.0]", "odd _name_ 6b2a9825": "x", "nothing": "{}"
         }  # fmt: skip
         assert found.data.metrics.keys() == {"cost/peak_memory_mb", "loss", "knn"}
         assert len(curve(root, run.id, "loss")) == 2500
