@@ -123,7 +123,7 @@ def test_a_set_of_few_images_leaves_its_column_empty_below():
     filled = [(place.colspan.start, place.rowspan.start) for axes in figure.axes if axes.images
               for place in [axes.get_subplotspec()]]  # fmt: skip
     assert sorted(filled) == [(0, 0), (0, 1), (0, 2), (1, 0)]
-    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a\nb\nc", "d"]
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a\nb_\nc", "d"]
 
 
 class TestHeatMap:

@@ -315,6 +315,26 @@ class TestMissing:
         assert "only the control" in words
         assert sections(alone) == ["distance", "examples"]
 
+    @pytest.mark.parametrize("alone", MODELS)
+    def test_a_model_with_only_the_control_beside_one_with_more(self, tmp_path, alone):
+        (other,) = set(MODELS) - {alone}
+        evaluated.write_project(tmp_path, runs=("none", "actmad"), images=12, only={"actmad": (other,)})
+        pairs = [(model, run) for model in MODELS for run in ("none", "actmad") if run == "none" or model == other]
+        results = Results.read(tmp_path, pairs)
+        found = render(tmp_path, results=results)
+        kinds = ("gain", "intervals", "reliability", "steps", "distance", "alignment")
+        both = [f"{name}_{model}" for model in MODELS for name in kinds]
+        assert set(both) & set(found.figures) == {name for name in both if name.endswith(other)}
+        words = "".join(found.words)
+        assert f"{alone}: There is nothing to compare: only the control is for this model." in words
+        assert not re.search(r"\b(nan|None|NaN)\b", words)
+        captions = ("Colour grows with", "They are not widened", "Step 0 is the run's", "A point per shift, larger at",
+                    "It needs labels", "Shifted predictions in 15 bins", "Spearman's rank correlation with")  # fmt: skip
+        for caption in captions:
+            assert caption.lower() in words.lower(), caption
+        severity = dict(drawings._severity(results))["severity"].figure
+        assert [text.get_text() for text in severity.legends[0].get_texts()] == ["source, not adapted", "actmad"]
+
     def test_several_seeds_are_told(self, tmp_path):
         evaluated.write_project(tmp_path, models=("vit",), runs=("none", "actmad"), seeds=(0, 1, 2), images=12)
         page = render(tmp_path, ("vit",), ("none", "actmad"))
@@ -470,6 +490,23 @@ class TestSets:
         assert "n = 9–30 images" in words
         assert "clean and those of photos, each adapted to on its own" in words
         assert not re.search(r"\b(nan|None)\b", words)
+
+    def test_folders_that_differ_in_a_sign_alone_are_told_apart(self, tmp_path):
+        """Also where a sign means something in a figure's text, such as the dollars around a formula."""
+        names = [f"photos/{name}" for name in ("a b", "a_b", "a-b", "a,b", "$x^{$", "a$b$", "<i>&amp;", "1e5", "nan")]
+        sets = {name: evaluated.blobs(6, name, seed=number) for number, name in enumerate(names)}
+        evaluated.write_project(tmp_path, models=("vit",), runs=("none", "actmad"), images=6, corruptions=(), sets=sets)
+        found = render(tmp_path, ("vit",), ("none", "actmad"), corruptions=(), sets=sets)
+        assert [line[0] for line in found.tables["table-shifts-vit-actmad"][2:]] == names
+        assert [line[0] for line in found.tables["table-distances-labeled-vit"][2:]] == names
+        results = Results.read(tmp_path, [("vit", "none"), ("vit", "actmad")])
+        shown, intervals = (drawn.figure.axes[0] for _, drawn in drawings._gains(results))
+        assert [label.get_text() for label in shown.get_xticklabels()] == [*names, drawings.ALL]
+        assert [label.get_text() for label in intervals.get_yticklabels()] == [*names, drawings.ALL]
+        figure = pictures.draw_pictures({name: [images.pixels[0]] for name, images in sets.items()}, [""], "examples")
+        titles = [axes.get_title() for axes in figure.axes]
+        assert len(set(titles)) == len(names)
+        assert all(title.startswith("photos\n") for title in titles)
 
     def test_without_corruptions_nothing_is_said_of_severities(self, tmp_path):
         runs = ("none", "actmad")

@@ -54,7 +54,8 @@ def _is_far(row: pd.Series) -> bool:
 def distance_summary(results: Results) -> Iterator[Table]:
     """Set the distances between the image sets side by side: the clean target, the shifts' mean, the worst shift."""
     table = _distances(results)
-    for model, rows in table.groupby("model", sort=False) if len(table) else ():
+    groups = dict(list(table.groupby("model", sort=False))) if len(table) else {}
+    for number, (model, rows) in enumerate(groups.items(), 1):
         home, lines = rows[rows["reference"] == "labeled"], []
         shifted = home[home["target"] != "clean"]
         for metric in dict.fromkeys(rows["metric"]):
@@ -68,7 +69,7 @@ def distance_summary(results: Results) -> Iterator[Table]:
             f"n = {_sizes(rows)} images. Floor: mean of the same metric between two samples of one distribution, of these "
             f"sizes. Bold: beyond 95 % of such pairs. p: permutation test, too careful where both sets are balanced.{seeds}"
         )
-        yield Table(f"distance-{model}", "distance", heads, tuple(lines), caption if model == results.models[-1] else "")
+        yield Table(f"distance-{model}", "distance", heads, tuple(lines), caption if number == len(groups) else "")
 
 
 def _sizes(rows: pd.DataFrame) -> str:

@@ -74,6 +74,12 @@ def _examples(
         yield "examples_of_sets", Drawing(figure, "examples", "The first images of each, as they were adapted to.")
 
 
+def _under_one_caption(section: str, figures: Mapping[str, Figure], caption: str) -> Named:
+    """Give the figures of several models by name, with the caption of all beneath the last."""
+    for number, (name, figure) in enumerate(figures.items(), 1):
+        yield name, Drawing(figure, section, caption if number == len(figures) else "")
+
+
 def _tested(results: Results) -> str:
     """Say on how much a number stands."""
     seeds = f" × {results.seeds} training seeds" if results.seeds > 1 else ""
@@ -83,19 +89,18 @@ def _tested(results: Results) -> str:
 
 def _gains(results: Results) -> Named:
     styles = plots.run_styles(results.runs)
-    tables = {model: _with_mean(results, model) for model in results.models}
-    acting = [table[table["run"].isin(results.acting)]["gain"].abs().max() for table in tables.values()]
-    for model, table in tables.items():
-        title = f"{model}: gain, percentage points, {_tested(results)} under every shift"
-        last = model == results.models[-1]
-        caption = (
-            f"Accuracy with minus without adaptation over all severities; above, the accuracy without. Blue: gain. Orange and "
-            f"outlined: loss. Colour grows with the square root of the size, alike on all maps. Bold: McNemar's test of a "
-            f"severity is below {ALPHA} after Holm's correction over the run's shifts (for the mean: the 95 % interval "
-            f"leaves zero out); pale: none is."
-        )
-        figure = figures_accuracy.heat_map(table, styles, title, max(acting))
-        yield f"gain_{model}", Drawing(figure, "gain", caption if last else "")
+    tables = {model: _with_mean(results, model) for model in results.models if results.acting_on(model)}
+    largest = max(table["gain"].abs().max() for table in tables.values())
+    title = f"gain, percentage points, {_tested(results)} under every shift"
+    maps = {f"gain_{model}": figures_accuracy.heat_map(table, styles, f"{model}: {title}", largest)
+            for model, table in tables.items()}  # fmt: skip
+    caption = (
+        f"Accuracy with minus without adaptation over all severities; above, the accuracy without. Blue: gain. Orange and "
+        f"outlined: loss. Colour grows with the square root of the size, alike on all maps. Bold: McNemar's test of a "
+        f"severity is below {ALPHA} after Holm's correction over the run's shifts (for the mean: the 95 % interval "
+        f"leaves zero out); pale: none is."
+    )
+    yield from _under_one_caption("gain", maps, caption)
     for model, table in tables.items():
         title = f"{model}: gain per corruption, {_tested(results)} under every shift"
         caption = "Lines are 95 % intervals; they are not widened for looking at many corruptions at once."
@@ -129,25 +134,20 @@ def _severity(results: Results) -> Named:
 
 
 def _steps(results: Results) -> Named:
-    styles, curves = plots.run_styles(results.runs), results.rows("steps")
+    styles, curves, figures = plots.run_styles(results.runs), results.rows("steps"), {}
     for model in results.models if len(curves) else ():
         rows = curves[curves["model"] == model]
         taken = rows.groupby("run")["step"].transform("max") > 0
         if taken.any():
             title = f"{model}: along the steps, n = {rows['n'].max()} images, the same for all settings"
-            caption = (
-                "Shifted images: those of adapt.curve in params.yaml. Step 0 is the run's normalisation alone. The circle is "
-                "the step that the run takes, fixed before the test. Time is the mean for getting there and predicting. Ranges "
-                "follow the setting in use and the default: a candidate that collapses leaves the panel. Losses of different "
-                "runs have different units."
-            )
-            if results.seeds > 1:
-                caption += " Network of the first training seed."
-            last = model == results.models[-1]
-            yield (
-                f"steps_{model}",
-                Drawing(figures_steps.step_curves(rows[taken], styles, title), "steps", caption if last else ""),
-            )
+            figures[f"steps_{model}"] = figures_steps.step_curves(rows[taken], styles, title)
+    caption = (
+        "Shifted images: those of adapt.curve in params.yaml. Step 0 is the run's normalisation alone. The circle is "
+        "the step that the run takes, fixed before the test. Time is the mean for getting there and predicting. Ranges "
+        "follow the setting in use and the default: a candidate that collapses leaves the panel. Losses of different "
+        f"runs have different units.{' Network of the first training seed.' if results.seeds > 1 else ''}"
+    )
+    yield from _under_one_caption("steps", figures, caption)
     losses = {(run, model): results.adapted.get((model, run), {}).get("losses") or []
               for run in results.runs for model in results.models}  # fmt: skip
     losses = {key: values for key, values in losses.items() if len(values) > 1}
@@ -182,7 +182,7 @@ def _alignment(results: Results) -> Named:
 
 def _along(results: Results, table: pd.DataFrame, signal: str, section: str, label: str, caption: str) -> Named:
     """Draw the gain per shift along a signal, a figure per model, with the rank correlations that were computed."""
-    styles = plots.run_styles(results.runs)
+    styles, figures = plots.run_styles(results.runs), {}
     if signal not in table or not table[signal].notna().any():
         return
     for model in results.models:
@@ -192,8 +192,8 @@ def _along(results: Results, table: pd.DataFrame, signal: str, section: str, lab
             notes = {row.run: f"Spearman {row.spearman:+.2f}, p {probability(row.p)}".replace("-", "−")
                      for row in correlations.itertuples() if known(row.spearman)}  # fmt: skip
             title = f"{model}: gain along the {label.split(' (')[0]}, {rows['n'].max()} predictions per point"
-            figure = figures_signals.gain_along(rows, signal, styles, title, label, notes)
-            yield f"{section}_{model}", Drawing(figure, section, caption if model == results.models[-1] else "")
+            figures[f"{section}_{model}"] = figures_signals.gain_along(rows, signal, styles, title, label, notes)
+    yield from _under_one_caption(section, figures, caption)
 
 
 def _changing(results: Results, model: str) -> list[str]:
@@ -239,15 +239,16 @@ def _cost(results: Results) -> Named:
 
 
 def _reliability(results: Results) -> Named:
+    figures = {}
     for model in results.models:
         rows = results.rows("reliability", model=model, run=list(results.acting))
         if len(rows) and rows["accuracy"].notna().any():
             keys = [(run, results.summary[model, run]) for run in results.acting_on(model)]
             errors = {run: (percent(entry.get("ece_source")), percent(entry.get("ece_adapted"))) for run, entry in keys}
             title = f"{model}: accuracy by confidence, all shifts, {_tested(results)}"
-            caption = (
-                "Shifted predictions in 15 bins of confidence, larger points for fuller bins; hollow: source, filled: adapted. "
-                "Below the diagonal: too sure. ECE: expected calibration error, the mean distance from the diagonal."
-            )
-            figure = figures_signals.reliability(rows, plots.run_styles(results.runs), title, errors)
-            yield f"reliability_{model}", Drawing(figure, "calibration", caption if model == results.models[-1] else "")
+            figures[f"reliability_{model}"] = figures_signals.reliability(rows, plots.run_styles(results.runs), title, errors)
+    caption = (
+        "Shifted predictions in 15 bins of confidence, larger points for fuller bins; hollow: source, filled: adapted. "
+        "Below the diagonal: too sure. ECE: expected calibration error, the mean distance from the diagonal."
+    )
+    yield from _under_one_caption("calibration", figures, caption)

@@ -131,7 +131,8 @@ def accuracy_by_severity(table: pd.DataFrame, styles: Mapping[str, Style], title
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("severity")
     axes_of[0].set_ylabel("accuracy, %")
-    legend(figure, *axes_of[0].get_legend_handles_labels())
+    handles = {label: line for axes in axes_of for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    legend(figure, list(handles.values()), list(handles))
     return figure
 
 

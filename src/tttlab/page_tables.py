@@ -103,7 +103,8 @@ _SIGNALS = {
 def correlations(results: Results) -> Iterator[Table]:
     """Set side by side how well each signal ranks the gain, per image and per shift."""
     table = results.rows("correlations")
-    for model, rows in table.groupby("model", sort=False) if len(table) else ():
+    groups = dict(list(table.groupby("model", sort=False))) if len(table) else {}
+    for number, (model, rows) in enumerate(groups.items(), 1):
         columns = list(dict.fromkeys(zip(rows["run"], rows["level"], strict=True)))
         columns.sort(key=lambda column: results.runs.index(column[0]))
         lines = []
@@ -120,7 +121,7 @@ def correlations(results: Results) -> Iterator[Table]:
             "number of signals. "
             "Only a signal known before adapting, without labels, can drive a gate."
         )
-        caption = caption if model == results.models[-1] else ""
+        caption = caption if number == len(groups) else ""
         yield Table(f"correlations-{model}", "alignment", heads, tuple(lines), caption, left=2)
 
 

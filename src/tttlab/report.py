@@ -184,7 +184,8 @@ def sentence(results: Results, model: str) -> str:
     """Say in plain words which runs helped one model, which hurt it, and which cannot be told apart from no change."""
     entries = {run: results.summary[model, run] for run in results.acting_on(model)}
     if not entries:
-        return "There is nothing to compare: params.yaml lists only the control."
+        where = "is for this model" if results.acting else "is listed in params.yaml"
+        return f"There is nothing to compare: only the control {where}."
     if not any(known(entry["gain"]) for entry in entries.values()):
         told = "The test images have no labels, so accuracy is unknown; what is known is how many predictions changed."
         return f"{told} {_about_clean(entries)}".rstrip()
