@@ -1,18 +1,19 @@
 """What one run of params.yaml needs of one trained network, checked before any work."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 import pipeline
+from pipeline.fitting import fit
 from pipeline.source_stats import source_batches
 from tttlab import checkpoints, devices, registry, source_statistics, sweep
 from tttlab.errors import UserError
 from tttlab.gate import Gate
-from tttlab.inner_loop import InnerLoop, select_parameters
+from tttlab.inner_loop import InnerLoop
 from tttlab.method import Method
 from tttlab.params import Params
 from tttlab.runs import RunSettings
@@ -27,7 +28,9 @@ class Source(NamedTuple):
     about: dict[str, Any]
     statistics: Statistics
     device: torch.device
+    batches: Callable[[], Iterable[torch.Tensor]]  # opens the source images
     measured: dict[str, Statistics]  # what a method measures itself, by method: once, whatever settings are tuned
+    tried: set[str]  # the runs that have been tried on this network
 
 
 class Ready(NamedTuple):
@@ -44,7 +47,8 @@ def load_source(params: Params, model: str, seed: int, device: torch.device | No
     device = device or devices.choose_device(params.machine.device, params.machine.precision)
     network, about = checkpoints.load(pipeline.OUTPUTS / "finetuned" / model / str(seed), device)
     statistics = source_statistics.load(pipeline.OUTPUTS / "source_stats" / model / str(seed), about["sha256"])
-    return Source(network, about, {name: value.to(device) for name, value in statistics.items()}, device, {})
+    statistics = {name: value.to(device) for name, value in statistics.items()}
+    return Source(network, about, statistics, device, lambda: source_batches(params, device), {}, set())
 
 
 def build_run(params: Params, name: str, model: str, source: Source, values: Mapping[str, Any]) -> Ready:
@@ -55,11 +59,7 @@ def build_run(params: Params, name: str, model: str, source: Source, values: Map
     objective = trained.objective.model_dump() | {"augmentation": own}
     method = registry.load_method(chosen.method, chosen.settings, objective=objective, augmentation=views)
     loop = sweep.inner_loop(chosen.adapter.model_dump(), views)
-    method.check(source.network)
-    select_parameters(source.network, loop.trainable)
-    key, batches = repr(method), lambda: source_batches(params, source.device)
-    known = sweep.complete(source.measured.get(key, source.statistics), method, source.network, batches)
-    return Ready(chosen, method, loop, source.measured.setdefault(key, known))
+    return Ready(chosen, method, loop, fit(params, name, model, source, chosen, method, loop))
 
 
 def load_tuned(name: str, model: str) -> dict[str, Any]:

@@ -1,78 +1,63 @@
-"""Note the source text of every run's method, so that DVC reruns a run whose method was edited, wherever that lies."""
+"""Try every run's method before anything is trained, and note what it executes, so that DVC reruns a run when it changes."""
 
-import ast
 import hashlib
 import json
-from collections.abc import Iterator
-from functools import cache
-from importlib.util import resolve_name
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pipeline
-from tttlab.errors import UserError
-from tttlab.method_settings import find_source
+from tttlab.method_code import Code, method_code, tell_changes
 from tttlab.params import Params
+
+NETWORK = {"backbone": True, "backbone_options": True, "stem": True, "objective": True, "finetune": {"probe"}}
 
 
 def run(params: Params) -> None:
-    """Write outputs/methods/<run>.json, for every model hashes of what its method runs, and say where one has changed."""
+    """Write outputs/methods: <run>.json, for every model what its method executes; what was tried; that all can be used."""
     folder = pipeline.OUTPUTS / "methods"
     folder.mkdir(parents=True, exist_ok=True)
-    before = {path: path.read_text(encoding="utf-8") for path in folder.glob("*.json")}
-    changed = []
-    for name in params.adapt.runs:
-        found = {model: sources(module_name(params.run_settings(name, model).method)) for model in params.models_of(name)}
-        text, path = json.dumps(found, indent=2) + "\n", folder / f"{name}.json"
-        if before.pop(path, None) != text:
-            changed.append(name)
-            path.write_text(text, encoding="utf-8")
-    for path in before:  # of runs that are no more
-        path.unlink()
-    print(f"new or changed: {', '.join(changed)}" if changed else "the methods of all runs are as they were")
+    after = {name: {model: method_code(params.run_settings(name, model).method) for model in params.models_of(name)}
+             for name in params.adapt.runs}  # fmt: skip
+    before = {path.stem: read(path) for path in folder.glob("*.json")}
+    try_what_is_new(params, after, folder / "tried")
+    for name, codes in after.items():
+        if before.get(name) != codes:
+            (folder / f"{name}.json").write_text(json.dumps(codes, indent=2) + "\n", encoding="utf-8")
+    for name in before.keys() - after.keys():  # of runs that are no more
+        (folder / f"{name}.json").unlink()
+    # The same whatever was tried, so that what follows in dvc.yaml waits for this stage, and does not rerun.
+    (folder / "usable").write_text("Every run was tried on its models.\n", encoding="utf-8")
+    print("\n".join(tell_changes(before, after)))
 
 
-def module_name(method: str) -> str:
-    """Give the dotted path of a method's module."""
-    return method if "." in method else f"tttlab.methods.{method}"
-
-
-def sources(start: str) -> dict[str, str]:
-    """Hash the source text of a module, first, and of what it imports from its own package and from tttlab, directly or not.
-
-    Returns:
-        module → SHA-256 of its file, hexadecimal.
-    """
-    packages = {start.partition(".")[0], "tttlab"}
-    found, seen, waiting = {}, set(), [start]
-    while waiting:
-        name = waiting.pop()
-        if name in seen or name.partition(".")[0] not in packages:
-            continue
-        seen.add(name)
-        if (file := find_source(name)) is not None:  # else a class, a function, or a package without a file
-            found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
-            waiting += imported(name, file)
-    return {start: found.pop(start), **dict(sorted(found.items()))}
-
-
-@cache
-def imported(module: str, file: Path) -> frozenset[str]:
-    """List what a module may import, anywhere in its text, with the packages above it and above these."""
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+def read(path: Path) -> dict[str, Code]:
+    """Read what the last time wrote for a run."""
     try:
-        names = {module, *_imported(ast.parse(file.read_bytes()), package)}
-    except (SyntaxError, ImportError) as error:
-        raise UserError(f"{file}: cannot be imported ({error})") from error
-    return frozenset(".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2))
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
 
 
-def _imported(tree: ast.Module, package: str) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = resolve_name("." * node.level + (node.module or ""), package)
-            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
+def try_what_is_new(params: Params, codes: Mapping[str, Mapping[str, Code]], file: Path) -> None:
+    """Try every run on its models, but for what is known to work from the last time, and note what works."""
+    known = set(file.read_text(encoding="utf-8").split()) if file.exists() else set()
+    keys = {(name, model): trial_key(params, name, model, code) for name, own in codes.items() for model, code in own.items()}
+    if new := [pair for pair, key in keys.items() if key not in known]:
+        from pipeline.untrained import try_runs  # seconds of imports
+
+        print(f"trying on random images: {', '.join(dict.fromkeys(name for name, _ in new))}", flush=True)
+        for model in dict.fromkeys(model for _, model in new):
+            try_runs(params, model, [name for name, own in new if own == model])
+    file.write_text("\n".join(sorted({*keys.values()})) + "\n", encoding="utf-8")
+
+
+def trial_key(params: Params, name: str, model: str, code: Code) -> str:
+    """Hash what the outcome of a trial depends on."""
+    own = params.run_settings(name, model)
+    what: list[Any] = [own.method, own.adapter.model_dump(), own.settings, own.protocol, params.adapt.online.batch_size, code]
+    what += [params.models[model].model_dump(mode="json", include=NETWORK), params.data.image_size]
+    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
 
 
 if __name__ == "__main__":

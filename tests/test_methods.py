@@ -123,6 +123,9 @@ class _Base(Method):
 @dataclass(frozen=True)
 class Helped(Method):
     rate: float = 0.5
+
+    def loss(self, net, views, statistics, state):
+        return 0.0, state
 """
 
 
@@ -137,7 +140,7 @@ def test_private_helpers_may_stand_beside_a_method(tmp_path, monkeypatch):
 def test_what_a_method_declares_must_be_plain(tmp_path):
     """Its file is read before it is run."""
     (tmp_path / "named.py").write_text(HELPED + "    protocols = BOTH\n")
-    with pytest.raises(UserError, match=r"class Helped, line 13: expected protocols as a plain value, found BOTH"):
+    with pytest.raises(UserError, match=r"named\.py, line 16: expected protocols as a plain value, found BOTH"):
         declared("named", tmp_path)
 
 

@@ -13,7 +13,9 @@ from test_structure import ROOT
 
 import pipeline
 from pipeline import methods as stage
+from pipeline import untrained
 from tttlab.errors import UserError
+from tttlab.method_code import method_code, read_module, tell_changes
 from tttlab.method_settings import declared, find_source
 from tttlab.params import read_params
 from tttlab.registry import load_method
@@ -58,13 +60,15 @@ def package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     declared.cache_clear()
-    stage.imported.cache_clear()
+    read_module.cache_clear()
     return folder
 
 
-def read(folder, **run):
-    """The project's own settings with one run more, ``own``."""
+def read(folder, alone=False, **run):
+    """The project's own settings with one run more, ``own``; alone: beside the control, and for one model."""
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
+    if alone:
+        values["adapt"]["runs"], values["models"] = {"none": {"method": "none"}}, {"mae_vit": values["models"]["mae_vit"]}
     values["adapt"]["runs"]["own"] = run
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(values, file)
@@ -133,9 +137,9 @@ def test_modules_are_found_wherever_python_finds_them(package):
         assert find_source(name) is None
 
 
-def test_its_text_is_hashed_with_all_that_it_imports(package):
+def test_its_code_is_hashed_with_all_that_it_imports(package):
     module = f"{package.name}.methods.sharp"
-    names = list(stage.sources(module))
+    names = list(method_code(module))
     assert names[0] == module
     assert {name for name in names if name.startswith("own_")} == {package.name, f"{package.name}.tools", module}
     assert {"tttlab.method", "tttlab.networks"} <= set(names)  # what these import too
@@ -145,60 +149,219 @@ def test_its_text_is_hashed_with_all_that_it_imports(package):
 def test_a_file_that_it_imports_and_that_cannot_be_imported_is_named(package, text):
     (package / "tools.py").write_text(text)
     with pytest.raises(UserError, match=r"tools\.py: cannot be imported \("):
-        stage.sources(f"{package.name}.methods.sharp")
+        method_code(f"{package.name}.methods.sharp")
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("def scale(logits, temperature):\n    # a comment\n    return (logits /\n            temperature)\n", True),
+        ('"""Said."""\ndef scale(logits, temperature):\n    """Said."""\n    return logits / temperature\n', True),
+        ("def scale(logits, temperature):\n    return temperature / logits\n", False),
+        ("def scale(logits, temperature=1):\n    return logits / temperature\n", False),
+        ("TEXT = 'Said.'\ndef scale(logits, temperature):\n    return logits / temperature\n", False),
+    ],
+)
+def test_what_is_said_is_not_what_is_executed(package, text, same):
+    module = f"{package.name}.methods.sharp"
+    before = method_code(module)
+    (package / "tools.py").write_text(text)
+    read_module.cache_clear()
+    assert (method_code(module) == before) == same
+
+
+def test_a_docstring_that_is_read_is_executed(package):
+    found = []
+    for said in ("one", "two"):
+        (package / "tools.py").write_text(f'def scale(x, temperature):\n    "{said}"\n    return x * len(scale.__doc__)\n')
+        read_module.cache_clear()
+        found.append(method_code(f"{package.name}.methods.sharp")[f"{package.name}.tools"])
+    assert found[0] != found[1]
+
+
+def test_what_has_changed_is_told_by_run():
+    tent, flip = {"tttlab.methods.tent": "a", "tttlab.method": "b"}, {"my.flip": "c", "my.tools": "d"}
+    before = {"none": {"m": tent}, "own": {"m": flip}, "gone": {"m": tent}, "other": {"m": tent, "n": flip}}
+    assert tell_changes(before, {"none": {"m": tent}, "own": {"m": flip, "n": flip}}) == ["no method's code has changed"]
+    after = {
+        "none": {"m": tent | {"tttlab.method": "x"}},
+        "new": {"m": tent, "n": flip},
+        "own": {"m": tent},
+        "other": {"m": tent, "n": flip | {"my.tools": "x", "my.more": "y"}},
+    }
+    assert tell_changes(before, after) == [
+        "new runs: 'new' (tent, my.flip)",
+        "runs with another method: 'own' (tent instead of my.flip)",
+        "runs whose method's code has changed: 'none' (tttlab.method), 'other' (my.more, my.tools)",
+    ]
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """A folder of results; → what the stage tries, in place of trying it."""
+    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path / "outputs")
+    tried = []
+    monkeypatch.setattr(untrained, "try_runs", lambda _params, model, names: tried.extend((model, name) for name in names))
+    return tried
 
 
 @pytest.mark.parametrize(
     ("edited", "changed"),
     [("methods/sharp.py", ["own"]), ("tools.py", ["own"]), ("__init__.py", ["own"]), ("methods/unrelated.py", [])],
 )
-def test_an_edit_is_one_runs_alone(package, tmp_path, monkeypatch, capsys, edited, changed):
-    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path / "outputs")
+def test_an_edit_is_one_runs_alone(package, tmp_path, outputs, capsys, edited, changed):
     params = read(tmp_path, method=f"{package.name}.methods.sharp")
 
     def note():
-        stage.imported.cache_clear()
+        read_module.cache_clear()
+        outputs.clear()
         stage.run(params)
-        return {path.stem: path.read_text() for path in (tmp_path / "outputs" / "methods").iterdir()}
+        return {path.stem: path.read_text() for path in (tmp_path / "outputs" / "methods").glob("*.json")}
 
     before = note()
     assert set(before) == set(params.adapt.runs)
+    assert set(outputs) == set(params.pairs)
     assert next(iter(json.loads(before["ssl"])["mae_vit"])) == "tttlab.methods.mae"  # the alias is each model's objective
     assert next(iter(json.loads(before["ssl"])["simclr_convnet"])) == "tttlab.methods.simclr"
     assert note() == before
-    assert capsys.readouterr().out.splitlines()[-1] == "the methods of all runs are as they were"
+    assert capsys.readouterr().out.splitlines()[-1] == "no method's code has changed"
+    assert not outputs
     with (package / edited).open("a") as file:
-        file.write("# edited\n")
+        file.write("edited = True\n")
     after = note()
     assert [run for run in before if after[run] != before[run]] == changed
-    told = f"new or changed: {changed[0]}" if changed else "the methods of all runs are as they were"
+    assert sorted(outputs) == [(model, run) for model in sorted(params.models) for run in changed]
+    module = ".".join([package.name, *edited.removesuffix(".py").split("/")]).removesuffix(".__init__")
+    told = f"runs whose method's code has changed: 'own' ({module})" if changed else "no method's code has changed"
     assert capsys.readouterr().out.splitlines()[-1] == told
     (tmp_path / "outputs" / "methods" / "gone.json").write_text("{}")  # a run that was taken out
     assert set(note()) == set(before)
 
 
-def test_dvc_reruns_what_follows_a_changed_method_and_nothing_else(package, tmp_path):
-    """The project's stage itself, before a stage per run that stands for all that follow."""
-    params = read(tmp_path, method=f"{package.name}.methods.sharp")
+def test_other_settings_are_tried_anew_and_change_no_code(package, tmp_path, outputs, capsys):
+    method = f"{package.name}.methods.sharp"
+    stage.run(read(tmp_path, method=method, temperature=1.0))
+    outputs.clear()
+    stage.run(read(tmp_path, method=method, temperature=2.0, per_model={"mae_vit": {"temperature": 1.0}}))
+    assert outputs == [("simclr_convnet", "own")]
+    assert capsys.readouterr().out.splitlines()[-1] == "no method's code has changed"
+
+
+def test_where_nothing_is_new_torch_is_not_imported(package, tmp_path, outputs):
+    stage.run(read(tmp_path, method=f"{package.name}.methods.sharp"))
+    code = (
+        "import sys; from pathlib import Path; from pipeline import methods; from tttlab.params import read_params; "
+        "methods.run(read_params(Path('params.yaml'))); "
+        "print([name for name in ('torch', 'timm', 'numpy') if name in sys.modules])"
+    )
+    where = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{tmp_path}"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=where, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["no method's code has changed", "[]"]), done.stderr
+
+
+LOSS = "return entropy(scale(net(views).logits, self.temperature)).mean(), state"
+VALUE = "value = entropy(net(views).logits).mean()"
+VIEWS = "def views(self, network, images, generators): return"
+BROKEN = {
+    "a branch": (f"{VALUE}\n        if value > 0: value = -value\n        return value, state",
+                 "loss (line 25) branches on a value, which is another one for every image; use torch.where"),
+    "noise": ("return net(views + torch.randn_like(views)).logits.mean(), state",
+              "loss (line 24) draws random numbers; draw them in `views`, from the generators that are given there"),
+    "a loss per view": ("return entropy(net(views).logits), state",
+                        "loss must return a tensor of one number, without dimensions, found a tensor of shape (1,)"),
+    "no state": (LOSS.removesuffix(", state"), "loss must return two things, loss, state, found a tensor of shape ()"),
+    "an exception": (f"{VALUE}\n        return value * statistics['bank'].mean(), state",
+                     "loss (line 25) fails with KeyError: 'bank'"),
+    "arguments": (f"{LOSS}\n\n    def views(self, images): return images", "views fails with TypeError: "),
+    "one view too few": (f"{LOSS}\n\n    {VIEWS} images[0]", "views must give tensors whose first dimension counts the images"),
+    "a rule": (f"{LOSS}\n\n    def predict(self, net, image, views, statistics): return net(image[None]).logits",
+               "predict must return logits of shape (10,), found a tensor of shape (1, 10)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_method_is_told_by_hook_and_line_before_any_training(package, tmp_path, monkeypatch, kind):
+    text, expected = BROKEN[kind]
     (package / "__init__.py").write_text("")
-    own = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]["methods"]
-    own |= {"cmd": f"{sys.executable} -m pipeline.methods", "deps": ["pipeline/methods.py"]}
+    (package / "methods" / "sharp.py").write_text(
+        METHOD.replace(LOSS, text).replace("from typing", "import torch\nfrom typing", 1)
+    )
+    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path / "outputs")
+    method = f"{package.name}.methods.sharp"
+    with pytest.raises(UserError) as caught:
+        stage.run(read(tmp_path, alone=True, method=method))
+    assert str(caught.value).startswith(f"adapt.runs.own, method {method} on mae_vit: {expected}")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "outputs" / "methods").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("__init__.py", "import no_such_thing\n", r"its module cannot be imported \(No module named 'no_such_thing'\)"),
+        ("tools.py", "scale = undefined\n", r"its module cannot be imported \(NameError: name 'undefined' is not defined\)"),
+    ],
+)
+def test_a_method_that_cannot_be_imported_is_told_before_any_training(package, tmp_path, monkeypatch, file, text, expected):
+    (package / "__init__.py").write_text("")
+    (package / file).write_text(text)
+    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path / "outputs")
+    with pytest.raises(UserError, match=expected):
+        stage.run(read(tmp_path, alone=True, method=f"{package.name}.methods.sharp"))
+
+
+def test_large_images_are_tried_small_and_only_as_they_are_refused(package, tmp_path, monkeypatch):
+    (package / "__init__.py").write_text("")
+    file, sizes = package / "methods" / "sharp.py", []
+    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path / "outputs")
+    build = untrained.build_untrained
+    monkeypatch.setattr(untrained, "build_untrained", lambda *found: (sizes.append(found[-1]), build(*found))[1])
+    params = read(tmp_path, alone=True, method=f"{package.name}.methods.sharp")
+    params = params.model_copy(update={"data": params.data.model_copy(update={"image_size": 96})})
+    stage.run(params)
+    assert sizes == [64]
+    file.write_text(METHOD.replace(LOSS, f"if views.shape[-1] < 96: raise ValueError\n        {LOSS}"))
+    sys.modules.pop(f"{package.name}.methods.sharp")
+    read_module.cache_clear()
+    stage.run(params)
+    assert sizes == [64, 64, 96]
+    file.write_text(METHOD.replace(LOSS, "return 1"))
+    sys.modules.pop(f"{package.name}.methods.sharp")
+    read_module.cache_clear()
+    with pytest.raises(UserError, match="loss must return two things"):
+        stage.run(params)
+
+
+def test_dvc_tries_methods_first_and_reruns_what_follows_a_changed_one_and_nothing_else(package, tmp_path):
+    """The project's stage itself, before a stage per run that stands for all that follow."""
+    read(tmp_path, alone=True, method=f"{package.name}.methods.sharp")
+    (package / "__init__.py").write_text("")
+    known = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    own = known["methods"] | {"cmd": f"{sys.executable} -m pipeline.methods", "deps": ["pipeline/methods.py"]}
+    waits = [path for path in known["prepare"]["deps"] if path.startswith("outputs/")]
     following = {"cmd": "echo ran ${key}", "deps": ["outputs/methods/${key}.json"]}
-    stages = {"methods": own, "tune": {"foreach": "${adapt.runs}", "do": following}}
+    stages = {"prepare": {"cmd": "echo ran prepare", "deps": waits}, "methods": own}
     with (tmp_path / "dvc.yaml").open("w") as file:
-        YAML().dump({"stages": stages}, file)
+        YAML().dump({"stages": stages | {"tune": {"foreach": "${adapt.runs}", "do": following}}}, file)
     shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "src").symlink_to(ROOT / "src")
 
-    def dvc(*words):
+    def dvc(*words, fails=""):
         command = [sys.executable, "-m", "dvc", *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
+        assert (done.returncode != 0) == bool(fails), done.stderr
+        assert fails in done.stderr
         return {line.removeprefix("ran ") for line in done.stdout.splitlines() if line.startswith("ran ")}
 
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\nno_scm = true\nanalytics = false\ncheck_update = false\n")
-    assert dvc("repro") == set(params.adapt.runs)
+    tools = package / "tools.py"
+    text = tools.read_text()
+    tools.write_text("scale = None\n")
+    assert dvc("repro", fails="own, method own_") == set()  # not even what needs no method
+    tools.write_text(text)
+    assert dvc("repro") == {"prepare", "none", "own"}
+    tools.write_text(f'"""Said."""\n{text}')
     assert dvc("repro") == set()
-    (package / "tools.py").write_text("scale = None\n")
+    tools.write_text(text.replace("logits /", "2 * logits /"))
     assert dvc("repro") == {"own"}

@@ -14,12 +14,14 @@ from tttlab.params import CORRUPTIONS, HELD_OUT, is_held_out, read_params
 PROJECT = Path(__file__).parent.parent
 
 HEAD = "from dataclasses import dataclass, field\n\n@dataclass(frozen=True)\nclass Own(Method):\n"
+LOSS = "    def loss(self, net, views, statistics, state): ...\n"
 METHODS = {
     "none": HEAD + "    trains = False\n",
     "views": HEAD + "    trains = False\n    views: Annotated[int, Ge(1)] = 8\n",
-    "simclr": HEAD + "    views: Annotated[int, Ge(2)] = 8\n    temperature: Annotated[float, Gt(0)] | None = None\n",
-    "mae": HEAD + "    views: Annotated[int, Ge(1)] = 8\n    mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75\n",
+    "simclr": HEAD + LOSS + "    views: Annotated[int, Ge(2)] = 8\n    temperature: Annotated[float, Gt(0)] | None = None\n",
+    "mae": HEAD + LOSS + "    views: Annotated[int, Ge(1)] = 8\n    mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75\n",
     "actmad": HEAD
+    + LOSS
     + '    form: Literal["natural", "l1"] = "natural"\n'
     + "    layers: tuple[str, ...] = ()\n"
     + "    weights: tuple[float, ...] = field(default_factory=lambda: (1.0,))\n"
@@ -27,7 +29,7 @@ METHODS = {
     + "    needs: ClassVar[tuple] = ()\n"
     + "    _cache: int = 0\n"
     + "    derived: int = field(init=False, default=1)\n",
-    "stream": HEAD + '    protocols = ("online",)\n    smallest_batch = 2\n    momentum_of_teacher: "float"\n',
+    "stream": HEAD + LOSS + '    protocols = ("online",)\n    smallest_batch = 2\n    momentum_of_teacher: "float" = 0.9\n',
 }
 
 BASE = """
@@ -298,7 +300,6 @@ MISTAKES = [
     ("adapt/runs/actmad/form", "natual", "adapt.runs.actmad.form: found 'natual'", "did you mean 'natural'?"),
     ("adapt/runs/actmad/layers", [1], "adapt.runs.actmad.layers[0]: expected a valid string", "found 1"),
     ("adapt/runs/actmad/derived", 1, "adapt.runs.actmad.derived: unknown key", ""),
-    ("adapt/runs/actmad/method", "stream", "adapt.runs.actmad.momentum_of_teacher: missing", ""),
 ]
 
 
@@ -518,13 +519,43 @@ def test_run_settings_name_what_there_is(read, methods):
         (METHODS["none"] + METHODS["views"], "expected one public class with @dataclass and the base Method, found 2"),
         (METHODS["views"].replace("(Method)", ""), "found 0"),
         ("def f(:\n", "line 1: not valid Python"),
-        (HEAD + "    lr: float = 1.0\n", "the adapter already has a setting 'lr'"),
+        (HEAD + LOSS + "    lr: float = 1.0\n", "the adapter already has a setting 'lr'"),
+        (HEAD + "    rate: float = 1.0\n", "line 4: class Own has no loss to train with; write loss(self, net, views"),
+        (HEAD + LOSS + "    rate = 2.0\n", "line 6: rate has no type, so that it is no setting; write rate: float = 2.0"),
+        (HEAD + LOSS + "    rate: float\n", "line 6: setting rate has no default; write rate: float = <value>"),
+        (HEAD + LOSS + "    rate: Own = field(kw_only=True)\n", "line 6: setting rate has no default"),
+        (HEAD + LOSS + '    protocols = ("offline",)\n', "line 6: protocols: found 'offline'; did you mean 'online'?"),
+        (HEAD + LOSS + '    protocols = "online"\n', "expected several names, found 'online'; write ('online',)"),
+        (HEAD + LOSS + "    protocols = ()\n", "protocols: expected at least one entry, found"),
+        (HEAD + LOSS + '    needs = "layers"\n', "line 6: needs: expected several names, found 'layers'; write ('layers',)"),
+        (HEAD + LOSS + "    smallest_batch = 0\n", "smallest_batch: expected a number greater than or equal to 1, found 0"),
+        (HEAD + LOSS + '    whole_batch: "bool" = 1\n', "line 6: whole_batch: expected a valid boolean, found 1"),
     ],
 )
 def test_a_method_file_that_cannot_be_read(read, methods, text, expected):
     (methods / "views.py").write_text(text)
     declared.cache_clear()
     assert expected in message(read, {"adapt/runs/views": {"method": "views"}})
+
+
+def test_a_setting_of_a_type_that_the_file_cannot_hold_is_told(read):
+    text = message(read, {"adapt/runs/actmad/augmentation": {"flip": True}})
+    assert text.startswith("adapt.runs.actmad.augmentation: actmad has it, but of a type that this file cannot hold")
+
+
+def test_what_is_no_setting_needs_neither_type_nor_default(methods):
+    constants = "    LEVELS = 3\n    _private = 2\n    limits: ClassVar[dict]\n    after: int = field(init=False)\n"
+    hooks = "    views = memo_views\n    predict: ClassVar = mean\n    head = None\n    _: KW_ONLY\n"
+    (methods / "views.py").write_text(HEAD + LOSS + constants + hooks + "    rate: float = 1.0\n")
+    declared.cache_clear()
+    found = declared("views", methods)
+    assert (list(found.settings.model_fields), found.others, found.predicts) == (["rate"], (), True)
+
+
+def test_a_loss_may_come_from_a_base_beside_method(methods):
+    (methods / "views.py").write_text(HEAD.replace("(Method)", "(_Shared, Method)") + "    rate: float = 1.0\n")
+    declared.cache_clear()
+    assert declared("views", methods).trains
 
 
 def test_settings_read_from_text_are_those_of_the_class(methods):

@@ -21,7 +21,7 @@ from tttlab.errors import UserError
 from tttlab.params import ImageSpec, read_params
 from tttlab.sources import open_source
 
-STAGES = {"prepare": None, "pretrain": "networks", "finetune": "networks", "source_stats": "networks", "methods": None,
+STAGES = {"methods": None, "prepare": None, "pretrain": "networks", "finetune": "networks", "source_stats": "networks",
           "tune": "runs", "distance": "models", "adapt": "runs", "align": "runs", "evaluate": None, "report": None}  # fmt: skip
 
 
@@ -392,6 +392,38 @@ def test_a_head_gets_the_views_that_it_was_trained_on(project, monkeypatch, meth
     trained, given = params.models[model].pretrain.augment.model_dump(), params.adapt.augment.model_dump()
     assert trained != given
     assert asdict(found.augmentation) == (trained if own else given)
+
+
+BROKEN = """
+from dataclasses import dataclass
+from tttlab.method import Method, entropy
+
+
+@dataclass(frozen=True)
+class Broken(Method):
+    def loss(self, net, views, statistics, state):
+        loss = entropy(net(views).logits).mean()
+        return (loss if loss > 0 else -loss), state
+"""
+
+
+def test_a_stage_started_by_hand_tells_what_is_wrong_with_a_method_before_it_works(project, monkeypatch, tmp_path):
+    from pipeline import tune
+
+    root, _ = project
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "broken.py").write_text(BROKEN)
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(pipeline, "OUTPUTS", root / "outputs")
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    params = read_params(root / "params.yaml")
+    params.adapt.runs["own"] = {"method": "package.broken", "search": {"lr": [0.1, 0.2]}}
+    with pytest.raises(
+        UserError, match=r"^adapt\.runs\.own, method package\.broken on .*: loss \(line 10\) branches on a value"
+    ):
+        tune.run(params, "own")
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_nothing_unfinished_is_left(project):

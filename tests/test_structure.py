@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.methods import sources
+from tttlab.method_code import method_code
 from tttlab.method_settings import method_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,14 +100,23 @@ def test_every_stage_depends_on_all_the_code_it_runs(name, stage, values):
 def test_every_stage_that_loads_a_method_depends_on_its_text():
     loads = {name for name in stages() if FOLDERS["tttlab"] / "registry.py" in closure(FOLDERS["pipeline"] / f"{name}.py")}
     watches = {name for name, stage in stages().items() if "outputs/methods/${key}.json" in stage.get("do", stage)["deps"]}
-    assert loads == watches == {"tune", "adapt", "align"}
+    assert loads - {"methods"} == watches == {"tune", "adapt", "align"}
     assert stages()["methods"]["always_changed"]  # a method may lie where DVC does not look
 
 
 @pytest.mark.parametrize("method", method_names())
 def test_the_text_of_a_method_is_all_that_it_imports(method):
-    found = {BY_NAME[name] for name in sources(f"tttlab.methods.{method}")}
+    found = {BY_NAME[name] for name in method_code(method)}
     assert {path for path in found if path.stat().st_size} == closure(METHODS / f"{method}.py")
+
+
+def test_methods_are_tried_before_anything_else():
+    """What `prepare` waits for is always the same, so that nothing reruns for it."""
+    first = {name for name, stage in stages().items() if "outputs/methods/usable" in stage.get("do", stage)["deps"]}
+    before_all = {
+        name for name, stage in stages().items() if not any("outputs/" in path for path in stage.get("do", stage)["deps"])
+    }
+    assert (first, before_all) == ({"prepare"}, {"methods"})
 
 
 def test_stages_say_what_they_do_and_watch_parameters():
@@ -128,7 +137,19 @@ def test_only_tracking_imports_mlflow_and_sources_read_no_surroundings(path):
 
 
 LAYERS = [
-    {"allocator", "compiler", "errors", "names", "seeding", "settings", "method_settings", "runs", "params", "intervals"},
+    {
+        "allocator",
+        "compiler",
+        "errors",
+        "intervals",
+        "method_code",
+        "method_settings",
+        "names",
+        "params",
+        "runs",
+        "seeding",
+        "settings",
+    },
     {
         "depths",
         "decoding",
@@ -164,7 +185,20 @@ LAYERS = [
         "gradients",
     },
     {"method", "methods", "registry"},
-    {"per_image", "group_size", "inner_loop", "adapter", "engine", "online", "signals", "gate", "sweep", "tuning", "alignment"},
+    {
+        "per_image",
+        "group_size",
+        "inner_loop",
+        "adapter",
+        "engine",
+        "online",
+        "method_trial",
+        "signals",
+        "gate",
+        "sweep",
+        "tuning",
+        "alignment",
+    },
     {
         "significance",
         "calibration",

@@ -7,6 +7,7 @@ from typing import Any
 
 from tttlab.errors import UserError
 from tttlab.method import Method
+from tttlab.method_settings import NO_LOSS
 from tttlab.views import Augmentation
 
 
@@ -28,12 +29,13 @@ def load_method(
         augmentation: strength of the random views, for any other method that draws them.
 
     Raises:
-        UserError: the module cannot be imported, holds no method, or refuses a value.
+        UserError: the module cannot be imported, holds no method or one without a loss to train with, or refuses a value.
     """
     try:
         module = importlib.import_module(name if "." in name else f"tttlab.methods.{name}")
-    except ImportError as error:
-        raise UserError(f"method {name}: its module cannot be imported ({error})") from error
+    except Exception as error:  # whatever its code raises
+        told = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"method {name}: its module cannot be imported ({told})") from error
     found = [
         value for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
@@ -41,6 +43,8 @@ def load_method(
     ]  # fmt: skip
     if len(found) != 1:
         raise UserError(f"{module.__file__}: expected one subclass of tttlab.method.Method, found {len(found)}")
+    if found[0].trains and found[0].loss is Method.loss:
+        raise UserError(f"{module.__file__}: class {found[0].__name__} {NO_LOSS}")
     known = {field.name for field in fields(found[0])}
     inherited = {} if augmentation is None else {"augmentation": augmentation}
     if objective and found[0].head == objective["name"]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictFloat, ValidationError
 
 from tttlab.errors import UserError, choices
-from tttlab.method_settings import ALIAS, METHODS, Declared, declared, method_file, method_names
+from tttlab.method_settings import ALIAS, METHODS, PROTOCOLS, Declared, declared, method_file, method_names
 from tttlab.settings import Natural, NonNegative, Positive, Strict, fault, show, tell
 
 
@@ -39,7 +39,6 @@ class AdapterSettings(Strict):
     average: Natural = 0
 
 
-PROTOCOLS = ("episodic", "online")
 _OF_RUNS = ("method", "protocol", "models", "per_model")  # keys of a run that are no settings of its method or the adapter
 _OF_TRAINING = ("steps", "optimizer", "lr", "momentum", "trainable", "clip", "sharpness")
 
@@ -274,14 +273,18 @@ def _check_keys(
     method: str,
     methods: Path,
 ) -> None:
-    own = declared(method, methods).settings.model_fields
+    about = declared(method, methods)
+    own = about.settings.model_fields
     taken = [key for key in own if key in {*AdapterSettings.model_fields, *_OF_RUNS, "search"}]
     if taken:
         raise RunError(f"{method_file(method, methods)}: the adapter already has a setting {taken[0]!r}; rename this one")
     allowed = {*AdapterSettings.model_fields, *own}
     mistakes = []
     for key in values:
-        if key not in allowed:
+        if key in about.others:
+            mistakes.append(f"{places[key]}.{key}: {method} has it, but of a type that this file cannot hold; write "
+                            "int, float, bool, str, or tuple, list, dict, Literal, Annotated, Optional of them")  # fmt: skip
+        elif key not in allowed:
             legal = allowed | ({"search"} if "per_model" in places[key] else {*_OF_RUNS, "search"})
             owner = _owner(key, objectives, methods) if entry["method"] == ALIAS else None
             hint = f"no setting of {method} (the objective of {model}); move it to per_model.{owner}"
