@@ -552,6 +552,17 @@ def test_what_is_no_setting_needs_neither_type_nor_default(methods):
     assert (list(found.settings.model_fields), found.others, found.predicts) == (["rate"], (), True)
 
 
+def test_what_a_class_may_say_of_itself_is_what_the_contract_knows():
+    from tttlab.method import Method
+    from tttlab.method_settings import HOOKS, Attributes
+
+    known = {name for name in vars(Method) if not name.startswith("_")}
+    hooks = {name for name in known if callable(getattr(Method, name))}
+    assert hooks == set(HOOKS)
+    for name in known - hooks:
+        assert Attributes.model_fields[name].default == getattr(Method, name), name
+
+
 def test_a_loss_may_come_from_a_base_beside_method(methods):
     (methods / "views.py").write_text(HEAD.replace("(Method)", "(_Shared, Method)") + "    rate: float = 1.0\n")
     declared.cache_clear()

@@ -68,6 +68,7 @@ class Attributes(Strict):
     smallest_batch: Count = 1
     trains: StrictBool = True
     head: StrictStr | None = None
+    features: StrictBool = False
     needs: Names = ()
 
 
