@@ -1,5 +1,6 @@
 """Several processes: order, failures, and no orphans."""
 
+import faulthandler
 import os
 import signal
 import subprocess
@@ -8,8 +9,11 @@ import time
 
 import psutil
 import pytest
+import torch
 
+from tttlab.errors import UserError
 from tttlab.parallel import in_order
+from tttlab.resuming import Work
 
 
 def square(number: int) -> tuple[int, int]:
@@ -66,3 +70,67 @@ def test_a_worker_can_be_ended_whatever_its_parent_does_with_the_signal():
         assert set(in_order(handler, range(4), 2)) == {str(signal.SIG_DFL)}
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_items_and_what_is_done_with_them_are_inherited_and_need_no_pickling():
+    items = [lambda number=number: number + 1 for number in range(3)]
+    assert list(in_order(lambda item: item(), items, 2)) == [1, 2, 3]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("number", "ended", "cause"),
+    [
+        (signal.SIGKILL, "SIGKILL", r"memory probably ran out; lower machine\.workers or machine\.images_per_step"),
+        (signal.SIGSEGV, "SIGSEGV", r"a library probably crashed; machine\.workers: 1 works without such processes"),
+        (signal.SIGTERM, "SIGTERM", "something else stopped it"),
+    ],
+)
+def test_a_worker_that_the_system_ends_is_told_with_its_work_and_what_is_done_is_kept(tmp_path, number, ended, cause):
+    """The item that dies is the third of five; the fourth waits in the other worker until then."""
+    work = Work(tmp_path)
+
+    def compute(item: int) -> int:
+        if item == 2 and not work.has("killed"):
+            work.save("killed", {})
+            while not work.has("shift-1"):
+                time.sleep(0.01)
+            faulthandler.disable()  # pytest's, which would show this on the terminal
+            os.kill(os.getpid(), number)
+        if item == 3 and not work.has("restarted"):
+            time.sleep(50)
+        work.save(f"shift-{item}", {"value": torch.tensor(item)})
+        return item
+
+    began = time.monotonic()
+    with pytest.raises(UserError) as told:
+        list(in_order(compute, range(5), 2, name=lambda item: f"shift-{item}"))
+    assert time.monotonic() - began < 20
+    assert told.match(rf"^a worker process was ended by {ended}, at work on (shift-\d; )*shift-2\b[^:]*: {cause}; what is done")
+    assert ("shift-3" in str(told.value)) == (number == signal.SIGTERM)  # as the executor ends the others: either may be it
+    assert "\n" not in str(told.value)
+    assert [item for item in range(5) if work.has(f"shift-{item}")] == [0, 1]
+    work.save("restarted", {})
+    missing = [item for item in range(5) if not work.has(f"shift-{item}")]
+    assert list(in_order(compute, missing, 2)) == [2, 3, 4]
+
+
+def nap(item: int) -> int:
+    time.sleep(60 if item else 0)
+    return os.getpid()
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, None])
+def test_nobody_waits_for_workers_whose_results_are_not_wanted(error):
+    """Ctrl-C and SIGTERM are exceptions in the parent; a consumer may also just stop."""
+    results = in_order(nap, range(4), 2)
+    first = psutil.Process(next(results))
+    others = [child for child in psutil.Process().children() if child != first]
+    if error is None:
+        results.close()
+    else:
+        with pytest.raises(error):
+            results.throw(error)
+    assert others
+    assert not any(process.is_running() for process in [first, *others])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import replace
 
 import networks
@@ -207,6 +208,32 @@ def test_workers_change_nothing(images, tmp_path):
     together, other = run(images, tmp_path / "together", method, workers=2)
     same = [name for name in alone.columns if name != "milliseconds"]
     pd.testing.assert_frame_equal(alone[same], together[same], rtol=1e-5)
+    np.testing.assert_allclose(losses, other, rtol=1e-5)
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_the_system_kills_is_told_by_its_shift_and_loses_only_that(images, tmp_path, monkeypatch):
+    alone, losses = run(images, tmp_path / "alone", workers=2)
+    compute = sweep.adapt_to_block
+
+    def killed(network, method, loop, images, block, **settings):
+        if block.shift.name == "contrast-5":  # the last of five
+            while len(list((tmp_path / "killed").glob("*.pt"))) < 4:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return compute(network, method, loop, images, block, **settings)
+
+    monkeypatch.setattr(sweep, "adapt_to_block", killed)
+    with pytest.raises(
+        UserError, match=r"SIGKILL, at work on model, contrast-5, images 0 to 5: memory probably ran out; lower"
+    ):
+        run(images, tmp_path / "killed", workers=2)
+    monkeypatch.undo()
+    done = []
+    resumed, other = run(images, tmp_path / "killed", workers=2, on_images=done.append)
+    assert done == [24, 6]
+    same = [name for name in alone.columns if name != "milliseconds"]
+    pd.testing.assert_frame_equal(alone[same], resumed[same], rtol=1e-5)
     np.testing.assert_allclose(losses, other, rtol=1e-5)
 
 

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import trainings
@@ -52,6 +53,23 @@ def test_workers_change_no_weight():
     for each, workers in ((network, 0), (other, 2)):
         trainings.trainer(workers=workers).fit(each, trainings.image_set(), task)
     assert_same_weights(network, other)
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_augments_and_is_killed_ends_the_training_with_one_line():
+    network, _ = trainings.build(trainings.SIMCLR)
+
+    def loss(model, batch, generator):
+        for worker in psutil.Process().children():
+            worker.kill()
+        return classification_loss(model, batch, generator)
+
+    task = Task("t", ("classifier",), loss, {"classify": Views(1, trainings.VIEWS)}, Recipe(epochs=9, batch_size=8, lr=1e-2))
+    with pytest.raises(
+        UserError, match=r"augments images was lost \(.*\): memory probably ran out; lower machine\.workers;"
+    ) as told:
+        trainings.trainer(workers=1).fit(network, trainings.image_set(), task)
+    assert "\n" not in str(told.value)
 
 
 def test_the_curve_holds_the_means_of_all_steps_and_their_learning_rate():

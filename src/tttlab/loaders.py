@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import albumentations as A
@@ -159,6 +160,22 @@ def open_loader(
         generator=torch.Generator(),  # else every pass would draw from the global stream
         pin_memory=torch.cuda.is_available(),
     )
+
+
+@contextmanager
+def told_of_lost_workers() -> Iterator[None]:
+    """Say in one line that the system ended a worker of a loader, which torch raises wherever the main thread then is.
+
+    Raises:
+        UserError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(f"a process that augments images was lost ({str(error).strip()}): memory probably ran out; lower "
+                        "machine.workers; whole epochs are kept, and the same command goes on") from error  # fmt: skip
 
 
 def _single_threaded(_worker: int) -> None:

@@ -68,6 +68,14 @@ class Job(NamedTuple):
         """Count the images."""
         return sum(len(block.images) for block in self.blocks)
 
+    @property
+    def title(self) -> str:
+        """Say which images these are."""
+        first, last = self.blocks[0], self.blocks[-1]
+        if first is last:
+            return f"{first.shift.name}, images {first.images.start} to {first.images.stop - 1}"
+        return f"a stream from {first.shift.name} to {last.shift.name}"
+
 
 def list_jobs(blocks: Sequence[Block], stream: Stream | None) -> list[Job]:
     """Say what must be computed together: every block alone, or all that one stream leads through."""
@@ -145,7 +153,7 @@ def adapt_to_shifts(
             work.save(f"{prefix}-{block.name}", found[block.shift])
         return job.size
 
-    for done in in_order(compute, missing, workers):
+    for done in in_order(compute, missing, workers, lambda job: f"{prefix}, {job.title}"):
         on_images(done)
     barrier()
     return None if rank else collect(work, prefix, blocks, images, rows or predictions)

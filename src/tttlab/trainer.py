@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tttlab.data import ImageSet
 from tttlab.errors import UserError
-from tttlab.loaders import Views, open_loader
+from tttlab.loaders import Views, open_loader, told_of_lost_workers
 from tttlab.networks import Network
 from tttlab.optimisers import Recipe, build_optimizer
 from tttlab.resuming import Work
@@ -111,7 +111,8 @@ class Trainer:
             ``measure`` gave (on the first rank), and ``seconds``.
 
         Raises:
-            UserError: the loss is no longer finite, or the ranks do not find the same unfinished work.
+            UserError: the loss is no longer finite, a process that augments was lost, or the ranks do not find the same
+                unfinished work.
         """
         network.to(self.fabric.device)
         with training_only(network, task.parts):
@@ -126,7 +127,8 @@ class Trainer:
                 self._report(task, rows[0])
             self._check_rows(task, rows)
             if task.recipe.epochs:
-                self._run_epochs(network, images, task, optimizer, rows)
+                with told_of_lost_workers():
+                    self._run_epochs(network, images, task, optimizer, rows)
         return rows
 
     def _measure(self, task: Task, epoch: int) -> Row:

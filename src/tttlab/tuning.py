@@ -257,7 +257,7 @@ class Judge:
             item for item in items if not all(self.work.has(self._name(*item[:2], block.shift)) for block in item[2].blocks)
         ]
         self.on_images(sum(job.size for _, _, job in items) - sum(job.size for _, _, job in missing))
-        for done in in_order(self._adapt, missing, self.workers):
+        for done in in_order(self._adapt, missing, self.workers, lambda item: f"candidate {item[0] + 1}, {item[2].title}"):
             self.on_images(done)
         turns = [turn] if self.stream else [turn for turn in range(turn + 1) if len(self._fresh[turn])]
         return {
