@@ -402,10 +402,10 @@ def test_unlabeled_and_labeled_images_may_overlap_if_allowed_and_neither_those_o
         ({"root": "nowhere"}, ".root: expected the folder of a data set in the format cifar10_c, found none at", "nowhere"),
         ({"only": []}, ".only: expected at least one entry", "found []"),
         ({"only": ["fog", "fog"]}, ".only: expected every entry once", "'fog' twice"),
-        ({"only": ["fog", "spatter"]}, ".only[1]: 'spatter' is kept for tuning and never tested on", "remove it"),
-        ({"format": "cifar100_c", "only": ["saturate"]}, ".only[0]: 'saturate' is kept for tuning", ""),
-        ({"format": "corruption_folders", "only": ["Speckle Noise"]}, ".only[0]: 'Speckle Noise' is kept for tuning", ""),
-        ({"format": "domain_folders", "only": ["gaussian_blur-4"]}, ".only[0]: 'gaussian_blur-4' is kept for tuning", ""),
+        ({"only": ["fog", "spatter"]}, ".only: 'spatter' is kept for tuning and never tested on", "remove it"),
+        ({"format": "cifar100_c", "only": ["saturate"]}, ".only: 'saturate' is kept for tuning", ""),
+        ({"format": "corruption_folders", "only": ["Speckle Noise"]}, ".only: 'Speckle Noise' is kept for tuning", ""),
+        ({"format": "domain_folders", "only": ["gaussian_blur-4"]}, ".only: 'gaussian_blur-4' is kept for tuning", ""),
         ({"format": "domain_folders", "only": ["e\u0301", "\u00e9"]}, ".only: expected every entry once", "'\u00e9' twice"),
         ({"severities": [0]}, ".severities[0]: expected a number greater than or equal to 1", "found 0"),
         ({"severities": [5, 5]}, ".severities: expected every entry once", "5 twice"),
@@ -422,6 +422,15 @@ def test_a_mistake_in_a_set_that_comes_shifted(read, tmp_path, changes, start, a
     text = message(read, {"shifts/sets": {"photos": wish}})
     assert text.startswith(f"shifts.sets.photos{start}")
     assert also in text
+
+
+def test_a_set_or_its_folder_is_not_called_like_what_settings_are_tuned_under_either(read, tmp_path):
+    """Else the severities of one corruption, as domains, or a domain of any name, would slip through."""
+    (tmp_path / "gaussian_blur").mkdir()
+    wish = {"format": "domain_folders", "root": str(tmp_path)}
+    assert message(read, {"shifts/sets": {"spatter": wish}}).startswith("shifts.sets.spatter: 'spatter' is kept for tuning")
+    text = message(read, {"shifts/sets": {"blur": wish | {"root": str(tmp_path / "gaussian_blur")}}})
+    assert text.startswith("shifts.sets.blur.root: 'gaussian_blur' is kept for tuning and never tested on")
 
 
 def test_a_set_that_comes_shifted_starts_from_the_base_and_wants_everything(read, tmp_path):

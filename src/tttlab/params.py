@@ -86,6 +86,10 @@ def is_held_out(shift: str) -> bool:
     return re.sub(r"[\W\d_]+", "_", shift.casefold()).strip("_") in HELD_OUT
 
 
+def _held_out(name: str) -> str:
+    return f"{name!r} is kept for tuning and never tested on, for settings are chosen under it; remove it"
+
+
 def _check_corruption(name: str) -> str:
     if name in HELD_OUT:
         raise fault(f"{name!r} is kept for tuning and never tested on; allowed: {', '.join(CORRUPTIONS)}")
@@ -128,6 +132,7 @@ def _check_device(device: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
+ShiftName = Annotated[str, AfterValidator(nfc)]
 Severities = Annotated[
     tuple[Annotated[StrictInt, Field(ge=1, le=5)], ...], Field(min_length=1), AfterValidator(_check_distinct)
 ]
@@ -138,13 +143,6 @@ def _resolve(path: Path | None, info: ValidationInfo) -> Path | None:
     if path and not is_utf8(str(base / path)):
         raise fault(f"expected a path in UTF-8, found {str(base / path)!r}; rename the folder")
     return path and base / path.expanduser()
-
-
-def _check_shift(name: str) -> str:
-    if is_held_out(name):
-        raise fault(f"{name!r} is kept for tuning and never tested on, else settings would be chosen under what they are "
-                    "tested on; remove it")  # fmt: skip
-    return nfc(name)
 
 
 # --- sections ----------------------------------------------------------------------------------------------------
@@ -413,12 +411,7 @@ class ShiftSet(Strict):
 
     format: Literal["cifar10_c", "cifar100_c", "cifar10_1", "corruption_folders", "domain_folders"]
     root: Annotated[Path, AfterValidator(_resolve)]
-    only: (
-        Annotated[
-            tuple[Annotated[str, AfterValidator(_check_shift)], ...], Field(min_length=1), AfterValidator(_check_distinct)
-        ]
-        | None
-    ) = None
+    only: Annotated[tuple[ShiftName, ...], Field(min_length=1), AfterValidator(_check_distinct)] | None = None
     severities: Severities | None = None
     labels: Literal["auto", "none"] = "auto"
 
@@ -426,6 +419,9 @@ class ShiftSet(Strict):
     def _makes_sense(self) -> "ShiftSet":
         if not self.root.is_dir():
             raise fault(f"expected the folder of a data set in the format {self.format}, found none at {self.root}", "root")
+        for key, names in (("only", self.only or ()), ("root", (self.root.name,))):
+            if held_out := next(filter(is_held_out, names), None):
+                raise fault(_held_out(held_out), key)
         if self.severities and self.format in ("cifar10_1", "domain_folders"):
             raise fault(f"expected null: {self.format} has no severities, found {list(self.severities)}", "severities")
         if self.labels == "none" and self.format.startswith("cifar"):
@@ -447,6 +443,8 @@ class Shifts(Strict):
 
     @model_validator(mode="after")
     def _something_to_test(self) -> "Shifts":
+        if held_out := next(filter(is_held_out, self.sets), None):
+            raise fault(_held_out(held_out), f"sets.{held_out}")
         if not self.corruptions and not self.sets and self.clean == "test":
             raise fault("expected at least one corruption or an entry of sets, found neither; if the test images are "
                         "themselves shifted, set shifts.clean: validation", "corruptions")  # fmt: skip
