@@ -89,8 +89,8 @@ class Samples(NamedTuple):
 
 def read_samples(image: Image.Image) -> Samples:
     """Read what a file says of its values, before it is decoded."""
-    tile = next(iter(getattr(image, "tile", ())), None)
-    arguments = () if tile is None else (tile.args,) if isinstance(tile.args, str) else tuple(tile.args or ())
+    tile = next(iter(getattr(image, "tile", ())), (None,) * 4)
+    arguments = (tile[3],) if isinstance(tile[3], str) else tuple(tile[3] or ())
     bits = 16 if image.mode.startswith("I;16") or any(";16" in str(argument) for argument in arguments[:1]) else 8
     if image.format == "PNG" and bits == 16 and image.fp:
         return Samples(bits, significant=_significant_bits(image.fp))
