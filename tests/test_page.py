@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tttlab import distance_tables, drawings, page, page_tables, pictures, report
+from tttlab import distance_tables, drawings, page, pictures, report
 from tttlab.data import ImageSet
 from tttlab.plots import CONTROL
-from tttlab.results import Results
+from tttlab.results import Results, shift_name
 from tttlab.shifts import Shift, list_shifts
 
 MODELS, RUNS = evaluated.MODELS, tuple(evaluated.RUNS)
@@ -210,7 +210,7 @@ class TestTables:
         assert f"floor {report.significant(rows.loc['clean', 'floor'])}" in line[2]
         assert line[3].startswith(report.significant(shifted["value"].mean()))
         assert f"beyond the floor: {(shifted['value'] > shifted['floor_high']).sum()} of {len(shifted)}" in line[3]
-        assert page_tables.shift_name(shifted["value"].idxmax()) in line[4]
+        assert shift_name(shifted["value"].idxmax()) in line[4]
         assert len(full.tables["table-distances-labeled-vit"]) == 1 + len(rows)
 
     def test_the_farthest_estimate_is_the_lowest(self, results):
@@ -252,7 +252,7 @@ class TestTables:
     def test_every_shift_has_its_flips_and_tests(self, full, results):
         rows = results.rows("by_shift", model="convnet", run="shrink")
         lines = full.tables["table-shifts-convnet-shrink"][1:]
-        assert [line[0] for line in lines] == [page_tables.shift_name(name) for name in rows["shift"]]
+        assert [line[0] for line in lines] == [shift_name(name) for name in rows["shift"]]
         assert [[int(line[6]), int(line[7])] for line in lines] == rows[
             ["wrong_to_right", "right_to_wrong"]
         ].to_numpy().tolist()

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from tttlab.page_tables import Cell, Table, line, shift_name
+from tttlab.page_tables import Cell, Table, line
 from tttlab.report import percent, points, probability, significant
-from tttlab.results import Results, known
+from tttlab.results import Results, known, shift_name
 
 _METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "kl_features": ("KL divergence, features, nats", significant),

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
 from tttlab.plots import GAIN, INK, LOSS, MUTED, Style, blank, drawn_runs, legend, markers, panels, small, styled
-from tttlab.results import CONTROL
+from tttlab.results import CONTROL, shift_name
 
 
 @styled
@@ -41,7 +41,7 @@ def heat_map(table: pd.DataFrame, styles: Mapping[str, Style], title: str, large
     for label, run in zip(axes.get_yticklabels()[1:], runs, strict=True):
         label.set(color=styles[run].color, fontweight="bold")
     axes.xaxis.tick_top()
-    labels = [name.replace("_", " ") for name in names]
+    labels = [shift_name(name) for name in names]
     axes.set_xticks(list(places.values()), labels, rotation=35, ha="left", rotation_mode="anchor", color=INK)
     axes.get_xticklabels()[-1].set_fontweight("bold")
     axes.set(xlim=(-0.5, len(names)), ylim=(len(runs) - 0.5, -1.5))
@@ -89,7 +89,7 @@ def gain_per_corruption(table: pd.DataFrame, styles: Mapping[str, Style], title:
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color=INK, linewidth=0.8)
-    axes_of[0].set_yticks(places, [name.replace("_", " ") for name in names], color=INK)
+    axes_of[0].set_yticks(places, [shift_name(name) for name in names], color=INK)
     for axes in axes_of[::6]:
         axes.get_yticklabels()[-1].set_fontweight("bold")
     axes_of[0].set_ylim(places[-1] + 0.6, -0.6)

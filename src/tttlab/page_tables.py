@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tttlab.report import amount, interval, percent, points, probability, significant
-from tttlab.results import Results, difference, known
+from tttlab.results import Results, difference, known, shift_name
 
 ALPHA = 0.05
 
@@ -168,11 +168,6 @@ def _rule(results: Results, model: str, run: str) -> str:
         return ""
     above = gate["signal"] != "confidence"
     return f": adapts where the {gate['signal']} is {'≥' if above else '≤'} {significant(gate['threshold'])}"
-
-
-def shift_name(shift: str) -> str:
-    """Write a shift for people: ``jpeg_compression-5`` becomes ``jpeg compression 5``."""
-    return shift.replace("_", " ").replace("-", " ")
 
 
 # --- every shift ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tttlab.plots import MUTED, blank, styled
+from tttlab.results import shift_name
 from tttlab.seeding import numpy_generator
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def read_flips(
 def _flip(row: tuple, shift: "Shift", test: "ImageSet", seed: int) -> Flip:
     images = shift.of(test)
     pixels = shift.apply(images.take([images.image_ids.index(row.image_id)]), seed)[0]
-    title = f"{row.image_id}, {row.corruption.replace('_', ' ')} {row.severity or ''}".rstrip()
+    title = f"{row.image_id}, {shift_name(row.corruption)} {row.severity or ''}".rstrip()
 
     def name(label: int) -> str:
         return images.classes[label] if 0 <= label < len(images.classes) else str(label)
@@ -163,12 +164,17 @@ def draw_pictures(pictures: Mapping[str, Sequence[np.ndarray]], rows: Sequence[s
     for number, (name, images) in enumerate(pictures.items()):
         block, column = divmod(number, columns)
         panels = grid[block * len(rows) : (block + 1) * len(rows), column]
-        panels[0].set_title(name.replace("_", "\n").replace("/", "\n"), loc="center", fontsize=7)
+        panels[0].set_title(_wrapped(name), loc="center", fontsize=7)
         for axes, image, row in zip(panels, images, rows, strict=False):  # a small set has fewer images than rows
             axes.imshow(image, interpolation="none")
             if column == 0:
                 axes.text(-0.12, 0.5, row, ha="right", va="center", transform=axes.transAxes, color=MUTED)
     return figure
+
+
+def _wrapped(name: str) -> str:
+    """Break a name of a shift into short lines, so that no two names become one."""
+    return shift_name(name).replace("_", "_\n").replace(" ", "\n").replace("/", "\n")
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

@@ -50,6 +50,7 @@ STYLE = {
     "lines.markersize": 4,
     "svg.fonttype": "none",
     "text.color": INK,
+    "text.parse_math": False,  # a folder's name may hold dollars
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.major.size": 0,

@@ -141,6 +141,14 @@ def difference(after: float | None, before: float | None) -> float | None:
     return after - before if known(after) and known(before) else None
 
 
+def shift_name(shift: str) -> str:
+    """Write a shift or a corruption for people: ``jpeg_compression-5`` becomes ``jpeg compression 5``.
+
+    What came with images of its own is named by folders and stays as it is: two of them may differ in just these signs.
+    """
+    return shift if "/" in shift else shift.replace("_", " ").replace("-", " ")
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """Read a table that a stage wrote, every name as the text that it is; only what is empty is unknown."""
     return pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
