@@ -141,6 +141,15 @@ def test_rows_of_one_image_do_not_count_as_independent():
     assert once[1] == pytest.approx(stats.spearmanr(one, other).pvalue, abs=0.06)
 
 
+@pytest.mark.parametrize("rows", range(3, 12))
+def test_one_image_says_nothing_of_chance(rows):
+    """However often it is resampled it stays the same; rounding is no spread."""
+    one, other = np.random.default_rng(rows).normal(size=(2, rows))
+    rho, p = diagnosis.clustered_spearman(pd.Series(one), pd.Series(other), pd.Series(["only"] * rows), 0)
+    assert rho == pytest.approx(stats.spearmanr(one, other).statistic)
+    assert np.isnan(p)
+
+
 def test_p_values_are_uniform_without_a_relation():
     rng = np.random.default_rng(2)
     found = []

@@ -263,6 +263,10 @@ class TestSentence:
             "No run lost more than one point on clean images."
         )
 
+    def test_too_few_images_for_an_interval_are_told_and_not_called_a_failure(self):
+        text = told(a=(None, 0.02, None, 0))
+        assert text == "a: unknown, too few images for an interval. No run lost more than one point on clean images."
+
     def test_a_loss_on_clean_images_is_told(self):
         text = told(a=(0.01, 0.02, 0.03, -0.03), b=(0.01, 0.02, 0.03, -0.06), c=(0.01, 0.02, 0.03, -0.005))
         assert text.endswith("On clean images b lost 6.0 points and a lost 3.0 points.")

@@ -155,7 +155,7 @@ def clustered_spearman(one: pd.Series, other: pd.Series, clusters: pd.Series, se
     """Spearman's rank correlation of rows that come in clusters, with a p-value that resamples whole clusters.
 
     Returns:
-        ρ, and the two-sided p-value of ρ divided by the standard deviation of its bootstrap replicates.
+        ρ, and the two-sided p-value of ρ divided by the standard deviation of its bootstrap replicates; NaN for one cluster.
     """
     x, y = (stats.rankdata(values) - (len(values) + 1) / 2 for values in (one, other))
     codes, names = pd.factorize(clusters, sort=True)
@@ -166,8 +166,10 @@ def clustered_spearman(one: pd.Series, other: pd.Series, clusters: pd.Series, se
         n, sx, sy, sxx, syy, sxy = total.T
         return (sxy - sx * sy / n) / np.sqrt((sxx - sx**2 / n) * (syy - sy**2 / n))
 
+    rho = float(pearson(sums.sum(0, keepdims=True))[0])
+    if len(names) < 2:
+        return rho, float("nan")
     weights = numpy_generator(seed, "correlation").multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = np.nanstd(pearson(weights @ sums))
-    rho = float(pearson(sums.sum(0, keepdims=True))[0])
     return rho, float(2 * stats.norm.sf(abs(rho) / spread)) if spread > 0 else 1.0

@@ -200,13 +200,15 @@ def _compare(entries: Mapping[str, Mapping[str, Any]]) -> str:
     runs: dict[str, list[str]] = {word: [] for word in ("helped", "hurt", "undecided", "unchanged", "unknown")}
     for run in sorted(entries, key=lambda run: -(entries[run]["gain"] if known(entries[run]["gain"]) else 0)):
         runs[verdict(entries[run]["gain_low"], entries[run]["gain_high"])].append(run)
-    told = [_about_helpers(entries, runs["helped"])]
+    told = [_about_helpers(entries, runs["helped"])] if len(runs["unknown"]) < len(entries) else []
     if runs["hurt"]:
         told.append(f"{enumerate_words(runs['hurt'])} hurt: the interval lies below zero.")
     if runs["undecided"]:
         told.append(f"{enumerate_words(runs['undecided'])}: undecided, the interval includes zero.")
     if runs["unchanged"]:
         told.append(f"{enumerate_words(runs['unchanged'])} made no difference to the accuracy.")
+    if runs["unknown"]:
+        told.append(f"{enumerate_words(runs['unknown'])}: unknown, too few images for an interval.")
     told += [_about_training(entries), _about_clean(entries), _about_gates(entries)]
     return " ".join(filter(None, told))
 
