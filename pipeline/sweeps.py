@@ -42,8 +42,8 @@ class Sweep(NamedTuple):
 
     @property
     def told(self) -> dict[str, Any]:
-        """Say what MLflow and the report show as settings."""
-        own = {"protocol": self.ready.settings.protocol, **self.ready.settings.adapter.model_dump()}
+        """Say what MLflow and the report show as settings: those that act."""
+        own = {"protocol": self.ready.settings.protocol, **self.ready.settings.in_use}
         return {"run": self.name, "method": repr(self.ready.method), **own, "seed": self.params.seed}
 
     @property

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from itertools import product
+from types import SimpleNamespace
 
 import evaluated
 import pandas as pd
@@ -12,10 +13,13 @@ import pytest
 import pipeline
 from pipeline import align, evaluate
 from pipeline import report as report_stage
+from pipeline.loading import Ready
+from pipeline.sweeps import Sweep
 from tttlab import report, tracking
 from tttlab.errors import UserError
 from tttlab.params import Online
 from tttlab.results import Results, read_table
+from tttlab.runs import resolve_run
 
 MODELS, RUNS = ("vit",), tuple(evaluated.RUNS)
 
@@ -285,6 +289,34 @@ class TestSentence:
                  "open": 0.5, "clean_open": 0.1, "milliseconds": 3.0}  # fmt: skip
         text = told({"a": {"gated": gated}}, a=(0.01, 0.03, 0.05, -0.03))
         assert text.endswith("With the gate: a +2.0 (clean −0.5).")
+
+
+class TestSettingsInUse:
+    """What MLflow and the report show of a run are the settings that act on it."""
+
+    ALWAYS = {"run", "method", "protocol", "normalisation", "average", "seed"}  # noqa: RUF012
+    TRAINING = {"steps", "optimizer", "lr", "momentum", "trainable", "clip", "sharpness"}  # noqa: RUF012
+
+    @pytest.mark.parametrize(
+        ("entry", "shown"),
+        [
+            ({"method": "none"}, set()),
+            ({"method": "t3a", "protocol": "online"}, set()),
+            ({"method": "none", "normalisation": "mixed", "prior": 0.2}, {"prior"}),
+            ({"method": "views", "normalisation": "shrink", "lr": 0.1}, {"threshold"}),
+            ({"method": "actmad", "steps": 3}, TRAINING),
+            ({"method": "actmad", "optimizer": "adam", "normalisation": "shrink"}, TRAINING - {"momentum"} | {"threshold"}),
+            ({"method": "actmad", "trainable": "none"}, {"steps", "trainable"}),
+            ({"method": "actmad", "steps": 0}, {"steps", "trainable"}),
+        ],
+    )
+    def test_no_learning_rate_where_nothing_is_learnt(self, entry, shown):
+        settings = resolve_run({"own": entry}, {"vit": "none"}, "own", "vit")
+        ready = Ready(settings, "Method()", None, None)
+        sweep = Sweep(SimpleNamespace(seed=3), "own", "vit", 0, None, [], None, None, {}, ready)
+        assert sweep.told.keys() == self.ALWAYS | shown
+        for name in shown & entry.keys():
+            assert sweep.told[name] == entry[name]
 
 
 class TestMarkdown:

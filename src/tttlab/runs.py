@@ -41,6 +41,11 @@ class AdapterSettings(Strict):
 
 _OF_RUNS = ("method", "protocol", "models", "per_model")  # keys of a run that are no settings of its method or the adapter
 _OF_TRAINING = ("steps", "optimizer", "lr", "momentum", "trainable", "clip", "sharpness")
+_ACTS_WITH = {  # settings that act with one value of another setting alone
+    "prior": ("normalisation", "mixed"),
+    "threshold": ("normalisation", "shrink"),
+    "momentum": ("optimizer", "sgd"),
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,14 @@ class RunSettings:
         rest = {key: value for key, value in values.items() if key not in own}
         adapter = AdapterSettings(**(self.adapter.model_dump() | own))
         return replace(self, adapter=adapter, settings=self.settings | rest)
+
+    @property
+    def in_use(self) -> dict[str, Any]:
+        """Give the adapter's settings that act on this run: no learning rate where nothing is learnt, for instance."""
+        learns = self.trains and self.adapter.steps and self.adapter.trainable != "none"
+        idle = set() if learns else {*_OF_TRAINING} - ({"steps", "trainable"} if self.trains else set())
+        idle |= {key for key, (other, value) in _ACTS_WITH.items() if getattr(self.adapter, other) != value}
+        return {key: value for key, value in self.adapter.model_dump().items() if key not in idle}
 
     def values(self) -> dict[str, Any]:
         """Give the settings that are tuned, or would be, with the values that they have."""
