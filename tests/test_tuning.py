@@ -223,10 +223,8 @@ def test_what_is_chosen_is_told_with_scores_the_grid_and_a_gate():
     expected = {"score": 0.9, "images": 100, "above_default": 0.2, "standard_error": np.sqrt(0.2 * 0.8 / 99)}
     assert {key: found["candidates"][0][key] for key in expected} == pytest.approx(expected)
     assert [found["candidates"][1][key] for key in ("above_default", "standard_error")] == [0, 0]
-    assert found["search"] == {
-        "lr": [{"value": 0.1, "score": 0.7}, {"value": 0.2, "score": 0.9}],
-        "steps": [{"value": 2, "score": 0.7}, {"value": 5, "score": 0.9}],
-    }
+    assert found["search"] == {"lr": [0.1, 0.2], "steps": [2, 5]}
+    assert found["without_influence"] == []
     assert Gate(**found["gate"]) == Gate("confidence", 0.0)  # opens for the second half of the shifted images alone
     assert asked == [({"lr": 0.2, "steps": 5}, Gate("confidence", 0.0))]
     told = search.describe()
@@ -254,9 +252,52 @@ def test_what_stays_is_told_beside_what_was_a_little_better():
 def test_values_are_told_in_their_order_numbers_before_words():
     grid = tuning.Grid([{"prior": 0.4, "layers": "norm"}, {"prior": 0.02, "layers": ("a", "b")}], (0,), 0)
     trials = [Trial(0, (outcome(0.5),)), Trial(1, (outcome(0.5),))]
-    found = tuning.Search(trials, grid, False, 1.0).by_value()
-    assert [entry["value"] for entry in found["prior"]] == [0.02, 0.4]
-    assert {entry["score"] for entries in found.values() for entry in entries} == {0.5}  # no setting had any influence
+    found = tuning.Search(trials, grid, False, 1.0).searched()
+    assert found == {"prior": [0.02, 0.4], "layers": [("a", "b"), "norm"]}
+
+
+def searched_among(trials, candidates, steps=(0,), trains=False) -> tuning.Search:
+    return tuning.Search(trials, tuning.Grid(candidates, steps, 0), trains, 1.0)
+
+
+def tied(accuracy, candidates, rounds=1, steps=(0,), trains=False) -> list[str]:
+    """Name the settings without influence where a candidate's accuracy, per step, is a function of its values."""
+    trials = [
+        Trial(number, (outcome(*np.atleast_1d(accuracy(**values))),) * (rounds if number == 0 else 1))
+        for number, values in enumerate(candidates)
+    ]
+    return searched_among(trials, candidates, steps, trains).without_influence()
+
+
+class TestWithoutInfluence:
+    GRID = [{"lr": lr, "filter": size} for lr in (0.1, 0.2) for size in (1, 5, 20)]  # noqa: RUF012
+
+    def test_a_setting_whose_values_all_tie_whatever_the_others_are(self):
+        assert tied(lambda lr, filter: 0.5 + lr, self.GRID) == ["filter"]
+        assert tied(lambda lr, filter: 0.5, self.GRID) == ["lr", "filter"]
+        assert tied(lambda lr, filter: 0.5 + 0.01 * filter * (lr > 0.1), self.GRID) == []  # acts beside one learning rate
+
+    def test_only_rounds_that_both_took_part_in_are_compared(self):
+        later = {0.5: outcome(0.5), 0.6: outcome(0.6)}
+        trials = [Trial(0, (later[0.5], later[0.6])), Trial(1, (later[0.5],))]
+        assert searched_among(trials, [{"lr": 0.1}, {"lr": 0.2}]).without_influence() == ["lr"]
+        trials = [Trial(0, (later[0.5], later[0.6])), Trial(1, (later[0.5], later[0.5]))]
+        assert searched_among(trials, [{"lr": 0.1}, {"lr": 0.2}]).without_influence() == []
+
+    def test_what_was_not_compared_is_not_said_to_tie(self):
+        assert tied(lambda lr, filter: 0.5, self.GRID[:1]) == []
+        diagonal = [{"lr": 0.1, "filter": 1}, {"lr": 0.2, "filter": 5}]
+        assert tied(lambda lr, filter: 0.5, diagonal) == []
+        assert tied(lambda lr, filter: 0.5, [*self.GRID[:2], self.GRID[5]]) == []  # filter 20 beside lr 0.2 alone
+
+    def test_numbers_of_steps_are_values_too(self):
+        candidates = [{"lr": 0.1}, {"lr": 0.2}]
+        assert tied(lambda lr: [0.5 + lr] * 2, candidates, steps=(1, 4), trains=True) == ["steps"]
+        assert tied(lambda lr: [0.5, 0.6], candidates, steps=(1, 4), trains=True) == ["lr"]
+
+    def test_is_told_with_what_was_chosen(self):
+        trials = [Trial(number, (outcome(0.7),)) for number in (0, 1)]
+        assert searched_among(trials, [{"lr": 0.1}, {"lr": 0.2}]).choose(None)["without_influence"] == ["lr"]
 
 
 @pytest.fixture

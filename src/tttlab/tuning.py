@@ -405,7 +405,8 @@ class Search:
             "settings": values,
             "steps": list(self.grid.steps),
             "candidates": [self.told(rank) for rank in range(min(KEPT, len(self.trials)))],
-            "search": self.by_value(),
+            "search": self.searched(),
+            "without_influence": self.without_influence(),
             "gate": gate and asdict(gate),
         }
 
@@ -418,18 +419,28 @@ class Search:
         about = {"settings": self.values(rank, place), "score": score, "images": len(np.unique(trial.outcomes[-1].image))}
         return about | {"above_default": difference, "standard_error": error}
 
-    def by_value(self) -> dict[str, list[dict[str, Any]]]:
-        """Give, of every setting that was searched, each value with the best score that it had in the first round."""
-        scores = [(self.grid.candidates[trial.number], trial.outcomes[0].scores(self.clean_penalty)) for trial in self.trials]
-        best: dict[str, dict[Any, float]] = {}
-        for values, found in scores:
-            for key, value in values.items():
-                known = best.setdefault(key, {})
-                known[value] = max(known.get(value, -np.inf), float(found.max()))
-        if self.trains and len(self.grid.steps) > 1:
-            best["steps"] = dict(zip(self.grid.steps, np.max([found for _, found in scores], axis=0).tolist(), strict=True))
-        return {key: [{"value": value, "score": known[value]} for value in sorted(known, key=_order)]
-                for key, known in best.items() if len(known) > 1}  # fmt: skip
+    def searched(self) -> dict[str, list[Any]]:
+        """List, of every setting of which more than one value was tried, these values in order."""
+        tried: dict[str, set[Any]] = {}
+        for values, _, _ in self._judged():
+            for name, value in values.items():
+                tried.setdefault(name, set()).add(value)
+        return {name: sorted(values, key=_order) for name, values in tried.items() if len(values) > 1}
+
+    def without_influence(self) -> list[str]:
+        """Name the settings that made no difference: whatever the others were, all of their values scored the same.
+
+        Candidates are compared on the images of the last round that they all took part in. What the search did not try beside
+        each other is not said to tie.
+        """
+        judged = self._judged()
+        names = dict.fromkeys(name for values, _, _ in judged for name in values)
+        return [name for name in names if _all_tie(judged, name, self.clean_penalty)]
+
+    def _judged(self) -> list[tuple[Values, Trial, int]]:
+        """List every trial with every number of steps, by its place, and the settings that these are."""
+        return [(self.values(rank, place), trial, place)
+                for rank, trial in enumerate(self.trials) for place in range(len(self.grid.steps))]  # fmt: skip
 
     def describe(self) -> list[tuple[Values, dict[int, dict[str, float]]]]:
         """Tell every trial: its settings with its best number of steps, and its results by how many pairs it saw."""
@@ -444,6 +455,21 @@ class Search:
         """Say what the chosen settings gave and took in the last round; see `Outcome.summary`."""
         rank, place = pick(self.trials, self.grid.own, self.clean_penalty)
         return self.trials[rank].outcomes[-1].summary(place, self.clean_penalty)
+
+
+def _all_tie(judged: Sequence[tuple[Values, Trial, int]], name: str, clean_penalty: float) -> bool:
+    """Tell whether a setting's values, all of them compared with another one, score the same beside the same other settings."""
+    groups: dict[tuple, dict[Any, tuple[Trial, int]]] = {}
+    for values, trial, place in judged:
+        if name in values:
+            others = tuple(pair for pair in values.items() if pair[0] != name)
+            groups.setdefault(others, {})[values[name]] = trial, place
+    compared = [group for group in groups.values() if len(group) > 1]
+    for group in compared:
+        last = min(len(trial.outcomes) for trial, _ in group.values()) - 1
+        if len({trial.outcomes[last].scores(clean_penalty)[place] for trial, place in group.values()}) > 1:
+            return False
+    return bool(compared) and {*itertools.chain(*compared)} == {*itertools.chain(*groups.values())}
 
 
 def _order(value: Any) -> tuple[bool, Any]:
