@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 
 from benchmarks import data, memory, scaling, torch_ttt_engines
-from benchmarks.cases import STEPS, Case, list_cases, statistics_for
+from benchmarks.amount import FULL, SMOKE, Amount
+from benchmarks.cases import Case, list_cases, statistics_for
 from benchmarks.figure import draw
 from benchmarks.sides import bandwidth, floor, interleaved, ours, peer, state_bytes
 from tttlab.allocator import keep_freed_memory
 from tttlab.group_size import GroupSize
 
-REPEATS = 5
 TRAFFIC = 6  # times that a step moves an image's weights or gradients: forward, backward, written; read, read, written by SGD
 COLUMNS = ["ours_seconds", "floor_seconds", "peer_seconds", "ours_over_floor", "peer_over_ours"]
 
@@ -29,7 +29,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", default="", help="measure the rows whose name contains this, and write nothing")
+    parser.add_argument("--smoke", action="store_true", help="next to nothing of all, to see that it works; into outputs/smoke")
     arguments = parser.parse_args()
+    amount = SMOKE if arguments.smoke else FULL
     device, began = torch.device(arguments.device), time.perf_counter()
     keep_freed_memory()  # for all sides alike, as every stage of the pipeline does
     torch.manual_seed(0)
@@ -39,18 +41,18 @@ def main() -> None:
     for precision in ("float32", "bfloat16") if device.type == "cuda" else ("float32",):
         for case in list_cases(device):
             if arguments.only in case.name:
-                report["rows"].append(measure(case, device, speed, precision))
+                report["rows"].append(measure(case.within(amount), device, speed, precision, amount.repeats))
                 print(line(report["rows"][-1]), flush=True)
     if not arguments.only:
         report["memory"] = measure_memory(device, report["rows"])
-        report["torch_ttt"] = measure_torch_ttt(device)
-        report["scaling"] = scaling.sweep(device)
-        report["data"] = data.profile(device, min(os.cpu_count() or 1, 16))
+        report["torch_ttt"] = measure_torch_ttt(device, amount)
+        report["scaling"] = scaling.sweep(device, amount)
+        report["data"] = data.profile(device, min(os.cpu_count() or 1, 16), amount)
         report["machine"]["benchmark_seconds"] = round(time.perf_counter() - began)
-        write(report, Path("outputs"))
+        write(report, Path("outputs/smoke" if arguments.smoke else "outputs"))
 
 
-def measure(case: Case, device: torch.device, speed: float, precision: str) -> dict:
+def measure(case: Case, device: torch.device, speed: float, precision: str, repeats: int = FULL.repeats) -> dict:
     """Measure one row; ratios are taken within a repeat, and their median and range over the repeats."""
     network = case.build(case.size).to(device)
     images = torch.rand(case.images, 3, case.size, case.size, device=device)
@@ -67,7 +69,7 @@ def measure(case: Case, device: torch.device, speed: float, precision: str) -> d
         logits = sides["ours"]()
         difference = (logits[: len(some)] - peer(case, network, some, source).cpu()).abs().max().item()
         sides["floor"]()
-        times = interleaved(sides, REPEATS, device)
+        times = interleaved(sides, repeats, device)
     traffic = case.images * state_bytes(case, network) * TRAFFIC * case.steps / speed
     times["peer"] = [value * case.images / len(some) for value in times["peer"]]
     floors = [max(value, traffic) for value in times["floor"]]
@@ -108,37 +110,37 @@ def measure_memory(device: torch.device, rows: list[dict]) -> list[dict]:
     return found
 
 
-def measure_torch_ttt(device: torch.device) -> list[dict]:
+def measure_torch_ttt(device: torch.device, amount: Amount = FULL) -> list[dict]:
     """Measure torch-ttt's engines on single images, where they run, next to ours with one view and all parameters."""
     if not torch_ttt_engines.available():
         print("torch-ttt is not installed: left out (make bench installs it)")
         return []
-    found = [
-        row for case in list_cases(torch.device("cpu")) if case.name.endswith("views1/all") for row in engines(case, device)
-    ]
+    cases = [case.within(amount) for case in list_cases(torch.device("cpu")) if case.name.endswith("views1/all")]
+    found = [row for case in cases for row in engines(case, device, amount)]
     for row in found:
         times = f"{row.get('theirs_ms_per_image', 0):6.1f} ms per image, {row.get('theirs_over_ours', 0):.1f} × ours"
         print(f"torch-ttt {row['network']:8}{row['engine']:11}{row.get('why_not', times)}")
     return found
 
 
-def engines(case: Case, device: torch.device, count: int = 4) -> list[dict]:
+def engines(case: Case, device: torch.device, amount: Amount = FULL) -> list[dict]:
     """Time every engine of torch-ttt that runs on one image."""
     network, images = case.build(case.size).to(device), torch.rand(case.images, 3, case.size, case.size, device=device)
     group = GroupSize("auto")
     settle(case, network, images, {}, group)
-    found = []
-    for name, engine in torch_ttt_engines.engines(network, case.size, [(images,)], steps=STEPS).items():
+    found, some = [], images[: case.peer_images]
+    built = torch_ttt_engines.engines(network, case.size, [(images,)], steps=case.steps, head_steps=amount.head_steps)
+    for name, engine in built.items():
         row = {"network": case.build.__name__, "engine": name}
         if isinstance(engine, str):
             found.append(row | {"why_not": engine})
             continue
         sides = {
-            "theirs": partial(torch_ttt_engines.run, network, images[:count], engine),
+            "theirs": partial(torch_ttt_engines.run, network, some, engine),
             "ours": partial(ours, case, network, images, {}, group),
         }
-        times = interleaved(sides, 3, device)
-        theirs = statistics.median(times["theirs"]) / count * 1e3
+        times = interleaved(sides, min(amount.repeats, 3), device)
+        theirs = statistics.median(times["theirs"]) / len(some) * 1e3
         mine = statistics.median(times["ours"]) / len(images) * 1e3
         found.append(row | {"theirs_ms_per_image": theirs, "ours_ms_per_image": mine, "theirs_over_ours": theirs / mine})
     return found
@@ -172,7 +174,7 @@ def line(row: dict) -> str:
 
 def write(report: dict, folder: Path) -> None:
     """Write the numbers, and a figure of them."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmarks.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     figure = draw(pd.DataFrame(report["rows"]), pd.DataFrame(report["scaling"]), report["machine"])
     figure.savefig(folder / "benchmarks.png", dpi=130)

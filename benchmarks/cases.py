@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.amount import Amount
 from tttlab.inner_loop import InnerLoop
 from tttlab.method import Method
 from tttlab.methods.actmad import ActMAD
@@ -72,10 +73,15 @@ class Case:
         """V; a method without views looks at the image itself."""
         return getattr(self.method, "num_views", 1)
 
+    def within(self, amount: Amount) -> "Case":
+        """The same with no more images and steps than that."""
+        images, steps = min(self.images, amount.images), min(self.steps, amount.steps)
+        return replace(self, images=images, steps=steps, peer_images=min(self.peer_images, images))
+
     @property
     def short(self) -> "Case":
         """The same with two steps: enough to find the best group size."""
-        return replace(self, steps=2)
+        return replace(self, steps=min(self.steps, 2))
 
     @property
     def loop(self) -> InnerLoop:

@@ -5,9 +5,10 @@ has a part of its own, one of the network, one of the pair, and one of the image
 adds parts of the same kinds. All are normal, so the true gain over all images and all training seeds is known exactly.
 """
 
+import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,11 +17,12 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
+from benchmarks.amount import FULL, SMOKE
 from benchmarks.bootstrap import draw_weights
 from tttlab.intervals import crossed_interval
 from tttlab.seeding import numpy_generator
 
-DATA_SETS, RESAMPLES, BLOCK = 4_000, 999, 100
+BLOCK = 100  # data sets that share the draws of their bootstrap samples
 TAILS = (0.025, 0.975)
 Interval = tuple[np.ndarray, np.ndarray]
 
@@ -145,16 +147,16 @@ def satterthwaite(means: np.ndarray) -> Interval:
     return centre - half, centre + half
 
 
-def percentile(means: np.ndarray, generator: np.random.Generator, *, over_seeds: bool) -> Interval:
+def percentile(means: np.ndarray, generator: np.random.Generator, resamples: int, *, over_seeds: bool) -> Interval:
     """Percentile bootstrap over images and, independently, over seeds (Owen's pigeonhole bootstrap) or not."""
-    ends = [np.quantile(drawn, TAILS, axis=0) for _, drawn in _resampled(means, generator, over_seeds)]
+    ends = [np.quantile(drawn, TAILS, axis=0) for _, drawn in _resampled(means, generator, resamples, over_seeds)]
     return tuple(np.concatenate(ends, axis=1))
 
 
-def accelerated(means: np.ndarray, generator: np.random.Generator) -> Interval:
+def accelerated(means: np.ndarray, generator: np.random.Generator, resamples: int) -> Interval:
     """Efron's BCa bootstrap over images, as `scipy.stats.bootstrap` has it; all data sets of a block share its draws."""
     ends = []
-    for block, drawn in _resampled(means, generator, over_seeds=False):
+    for block, drawn in _resampled(means, generator, resamples, over_seeds=False):
         centre = block.mean(axis=0)
         below = ((drawn < centre - 1e-9).mean(axis=0) + (drawn <= centre + 1e-9).mean(axis=0)) / 2
         bias = stats.norm.ppf(below)
@@ -167,18 +169,22 @@ def accelerated(means: np.ndarray, generator: np.random.Generator) -> Interval:
     return tuple(np.concatenate(ends, axis=1))
 
 
-def _resampled(means: np.ndarray, generator: np.random.Generator, over_seeds: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield image means (n, g) of a block of data sets, and their (RESAMPLES, g) resampled means."""
+def _resampled(
+    means: np.ndarray, generator: np.random.Generator, resamples: int, over_seeds: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield image means (n, g) of a block of data sets, and their (resamples, g) resampled means."""
     n, seeds, data_sets = means.shape
     for start in range(0, data_sets, BLOCK):
         block = means[..., start : start + BLOCK]
-        weights = np.concatenate(list(draw_weights(generator, n, RESAMPLES)))
-        drawn = (weights @ block.reshape(n, -1) / n).reshape(RESAMPLES, seeds, -1)
-        shares = np.concatenate(list(draw_weights(generator, seeds, RESAMPLES))) if over_seeds else np.ones((RESAMPLES, seeds))
+        weights = np.concatenate(list(draw_weights(generator, n, resamples)))
+        drawn = (weights @ block.reshape(n, -1) / n).reshape(resamples, seeds, -1)
+        shares = np.concatenate(list(draw_weights(generator, seeds, resamples))) if over_seeds else np.ones((resamples, seeds))
         yield block.mean(axis=1), (drawn * shares[:, :, None]).mean(axis=1)
 
 
-def measure(case: Case, data_sets: int = DATA_SETS, seed: int = 0, only: str = "") -> list[dict]:
+def measure(
+    case: Case, data_sets: int = FULL.data_sets, seed: int = 0, only: str = "", resamples: int = FULL.resamples
+) -> list[dict]:
     """Find the coverage and mean width of each method (or only one) in a case."""
     generator = numpy_generator(seed, "coverage", repr(case))
     (sums, flips), (gain, spread) = simulate(case, data_sets, generator), true_gain(case)
@@ -187,14 +193,14 @@ def measure(case: Case, data_sets: int = DATA_SETS, seed: int = 0, only: str = "
     if case.seeds == 1:
         methods |= {
             "t over images": lambda: plain_t(means),
-            "percentile bootstrap": lambda: percentile(means, generator, over_seeds=False),
-            "BCa bootstrap": lambda: accelerated(means, generator),
+            "percentile bootstrap": lambda: percentile(means, generator, resamples, over_seeds=False),
+            "BCa bootstrap": lambda: accelerated(means, generator, resamples),
         }
     else:
         methods |= {
             "Satterthwaite": lambda: satterthwaite(means),
-            "percentile, images and seeds": lambda: percentile(means, generator, over_seeds=True),
-            "percentile, images": lambda: percentile(means, generator, over_seeds=False),
+            "percentile, images and seeds": lambda: percentile(means, generator, resamples, over_seeds=True),
+            "percentile, images": lambda: percentile(means, generator, resamples, over_seeds=False),
         }
     rate = flips.mean() / (case.images * case.shifts * case.seeds)
     rows = []
@@ -208,21 +214,28 @@ def measure(case: Case, data_sets: int = DATA_SETS, seed: int = 0, only: str = "
     return rows
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run every case, write table and figure, and print the range of each method."""
     from benchmarks.coverage_figure import draw
 
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="next to nothing of all, to see that it works; into outputs/smoke")
+    smoke = parser.parse_args(arguments).smoke
+    amount, folder = (SMOKE, Path("outputs/smoke")) if smoke else (FULL, Path("docs"))
     began, rows = time.perf_counter(), []
     for case in list_cases():
-        rows += measure(case)
+        if smoke and case.images > 100:
+            continue
+        rows += measure(case, amount.data_sets, resamples=amount.resamples)
         print(
             case, *(f"{row['method']} {row['coverage']:.3f}" for row in rows if vars(case).items() <= row.items()), flush=True
         )
-    table, folder = pd.DataFrame(rows), Path("docs")
+    table = pd.DataFrame(rows)
+    folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "coverage.csv", index=False, float_format="%.5g")
-    draw(table, DATA_SETS).savefig(folder / "coverage.png", dpi=110)
+    draw(table, amount.data_sets).savefig(folder / "coverage.png", dpi=110)
     print(table.assign(several=table["seeds"] > 1).groupby(["several", "method"])["coverage"].agg(["min", "median", "max"]))
-    print(f"{DATA_SETS} data sets per case, {time.perf_counter() - began:.0f} s")
+    print(f"{amount.data_sets} data sets per case, {time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cases import resnet
+from benchmarks.amount import FULL, Amount
+from benchmarks.cases import STEPS, resnet
 from tttlab.corruptions import CORRUPTIONS
 from tttlab.data import ImageSet, gather
 from tttlab.loaders import Views, open_loader
@@ -15,9 +16,10 @@ from tttlab.parallel import in_order
 from tttlab.params import ImageSpec
 from tttlab.pixels import as_images
 from tttlab.shifts import list_shifts
+from tttlab.sources import open_source
 from tttlab.views import Augmentation
 
-COUNT, BATCH = 10_000, 128
+BATCH = 128
 
 
 def photographs() -> Path:
@@ -26,14 +28,15 @@ def photographs() -> Path:
     return root / "cifar10" / "test"
 
 
-def profile(device: torch.device, workers: int) -> list[dict]:
-    """Time every stage of the data on 10,000 photographs; → rows of ``what``, ``images``, ``seconds``."""
+def profile(device: torch.device, workers: int, amount: Amount = FULL) -> list[dict]:
+    """Time every stage of the data on photographs; → rows of ``what``, ``images``, ``seconds``."""
     if not photographs().is_dir():
         print("CIFAR-10 is absent: the data are not profiled (set TTTLAB_DATA to the folder that holds cifar10/test)")
         return []
     began = time.perf_counter()
-    spec = ImageSpec(source="folder", root=photographs().resolve(), limit=COUNT)
-    images = gather(spec, "test", 32, 0, downloads=Path("unused"), workers=workers)
+    spec = ImageSpec(source="folder", root=photographs().resolve(), limit=amount.photographs)
+    source = open_source(spec, "labeled", downloads=Path("unused"))
+    images = gather(source, spec, "labeled", 32, seed=0, workers=workers)
     rows = [{"what": "decode PNG files", "images": len(images), "seconds": time.perf_counter() - began}]
     shifts = list_shifts(CORRUPTIONS, [3])[1:]
 
@@ -44,13 +47,14 @@ def profile(device: torch.device, workers: int) -> list[dict]:
 
     began = time.perf_counter()
     alone = list(in_order(corrupt, shifts, workers))
-    rows.append({"what": "corrupt, all 15 types", "images": 15 * len(images), "seconds": time.perf_counter() - began})
+    rows.append({"what": "corrupt, all 15 types", "images": len(shifts) * len(images), "seconds": time.perf_counter() - began})
     rows += [
         {"what": f"corrupt, {shift.corruption}", "images": len(images), "seconds": seconds}
         for shift, seconds in zip(shifts, alone, strict=True)
     ]
     rows.append({"what": "augment, two SimCLR views", "images": len(images), "seconds": augment(images, workers)})
-    rows.append({"what": "train SimCLR on them, small ResNet", "images": 10 * BATCH, "seconds": train(images, device)})
+    batch = images.take(range(min(BATCH, len(images))))
+    rows.append({"what": "train SimCLR on them, small ResNet", "images": STEPS * len(batch), "seconds": train(batch, device)})
     for row in rows:
         print(
             f"data {row['what']:36}{row['images']:8} images {row['seconds']:7.2f} s {row['images'] / row['seconds']:9.0f} per s"
@@ -69,10 +73,10 @@ def augment(images: ImageSet, workers: int) -> float:
 
 
 def train(images: ImageSet, device: torch.device) -> float:
-    """Time ten steps of SimCLR on batches that are there already."""
+    """Time steps of SimCLR on a batch that is there already."""
     network, objective = resnet(32).to(device).train(), SimCLR()
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-    pixels = torch.from_numpy(images.pixels[:BATCH]).to(device)
+    pixels = torch.from_numpy(images.pixels).to(device)
     views = as_images(pixels).unsqueeze(1).expand(-1, 2, -1, -1, -1)
 
     def step() -> float:
@@ -84,6 +88,6 @@ def train(images: ImageSet, device: torch.device) -> float:
 
     step()
     began = time.perf_counter()
-    for _ in range(10):
+    for _ in range(STEPS):
         step()
     return time.perf_counter() - began

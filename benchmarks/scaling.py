@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks.amount import FULL, Amount
 from benchmarks.cases import Case, MarginalEntropy, resnet
 from benchmarks.sides import ours, seconds
 from tttlab.group_size import GroupSize
@@ -21,13 +22,14 @@ SWEEPS: dict[str, list[Case]] = {
 }
 
 
-def sweep(device: torch.device, repeats: int = 3) -> list[dict]:
+def sweep(device: torch.device, amount: Amount = FULL) -> list[dict]:
     """Measure all sweeps; → rows of ``sweep``, ``value``, ``seconds`` (the median)."""
     torch.manual_seed(0)
+    repeats = min(amount.repeats, 3)
     network = resnet(BASE.size).to(device)
     rows = []
     for name, cases in SWEEPS.items():
-        for case in cases:
+        for case in (each.within(amount) for each in cases[: amount.points]):
             images = torch.rand(case.images, 3, case.size, case.size, device=device)
             group = GroupSize(max(1, AT_ONCE // case.views))
             times = sorted(

@@ -1,0 +1,32 @@
+"""How much is measured: all of it, or as little as shows that every benchmark works."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Upper limits of what is measured.
+
+    Attributes:
+        images: of a case or a point of a sweep, and of those that the peers' way is timed on.
+        steps: S.
+        repeats: how often all sides are timed.
+        points: of each sweep.
+        photographs: that are decoded, corrupted, augmented and trained on.
+        head_steps: batches that train the head of torch-ttt's rotation engine.
+        data_sets: that are simulated per case of the coverage.
+        resamples: of each bootstrap there.
+    """
+
+    images: int = 4096
+    steps: int = 32
+    repeats: int = 5
+    points: int = 7
+    photographs: int = 10_000
+    head_steps: int = 100
+    data_sets: int = 4_000
+    resamples: int = 999
+
+
+FULL = Amount()
+SMOKE = Amount(images=2, steps=2, repeats=2, points=2, photographs=32, head_steps=1, data_sets=200, resamples=99)
