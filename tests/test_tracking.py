@@ -15,7 +15,9 @@ import psutil
 import pytest
 
 from tttlab import metrics, tracking
+from tttlab.errors import UserError
 from tttlab.predictions import score
+from tttlab.process_identity import is_dvc
 from tttlab.tracking import Execution
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +60,11 @@ def empty_store(tmp_path_factory):
     root = tmp_path_factory.mktemp("store")
     tracking._open(root)
     return root
+
+
+# What means something in an address, in a filter of MLflow, in JSON or in a shell; the last is all of it at once.
+ODD = ["100%20", "50%", "%41", "a b", "a#b", "a?b", "it's", 'a"b', "a;b", "a&b=c", "a:b@c", "a\\b", "a%(x)s", "$x{y}[z]~", "ä",
+       "a b?c=d&e#f'g\"h;i%20j%k:l@m\\n$ä"]  # fmt: skip
 
 
 @pytest.fixture
@@ -154,7 +161,7 @@ class TestFindExecution:
     def test_a_file_that_is_called_like_dvc_is_not_dvc(self, tmp_path):
         editor = [sys.executable, "-c", "import time; time.sleep(60)", "dvc.yaml"]
         with subprocess.Popen(editor) as process:
-            assert not tracking._is_dvc(psutil.Process(process.pid))
+            assert not is_dvc(psutil.Process(process.pid))
             process.kill()
 
 
@@ -222,12 +229,14 @@ class TestStartRun:
         assert curve(root, first.id, "loss") == [(0, 3), (1, 2), (2, 1)]
         assert record(root, first.id).info.status == "FINISHED"
 
-    def test_a_finished_run_or_another_key_never_goes_on(self, start):
+    def test_a_run_goes_on_as_long_as_its_work_is_kept_finished_or_not_and_no_other_does(self, root, start):
         with start(params={"lr": 0.1}, resume_key="k1") as first:
-            pass
-        with start(params={"lr": 0.2}, resume_key="k1") as again, start(params={}, resume_key="k2") as other:
-            pass
-        assert len({first.id, again.id, other.id}) == 3
+            first.log_series("loss", [3.0])
+        with start(params={"lr": 0.2}, resume_key="k1") as again, start(resume_key="k2") as other, start() as without:
+            assert record(root, again.id).info.status == "RUNNING"
+        assert (again.id, again.resumed) == (first.id, True)
+        assert len({first.id, other.id, without.id}) == 3
+        assert record(root, first.id).info.status == "FINISHED"
 
     def test_a_resumed_run_moves_to_the_execution_that_finishes_it(self, root, parent, start):
         with pytest.raises(KeyboardInterrupt), start(resume_key="k1") as run:
@@ -296,6 +305,93 @@ def test_a_moved_project_finds_its_files(root, start, tmp_path_factory):
     client, experiment = tracking._open(moved)
     assert [file.path for file in client.list_artifacts(run.id)] == ["gain.json"]
     assert Path(client.get_experiment(experiment).artifact_location.removeprefix("file://")) == moved / "mlruns"
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_project_folder_may_be_called_anything(name, empty_store, tmp_path, start, root):
+    folder = tmp_path / "outer" / name
+    folder.mkdir(parents=True)
+    shutil.copy(empty_store / "mlflow.db", folder)
+    note = tmp_path / "note.txt"
+    note.write_text("kept", encoding="utf-8")
+    parent = tracking.pipeline_run(folder, Execution("repro", os.getpid()))
+    with tracking.start_run(folder, stage="adapt", name="adapt", params={}, parent=parent) as run:
+        run.log_artifact(note)
+    assert (folder / "mlruns" / run.id / "artifacts" / "note.txt").read_text() == "kept"
+    client, _ = tracking._open(folder)
+    assert Path(client.download_artifacts(run.id, "note.txt", str(tmp_path))).read_text() == "kept"
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        assert {run_id for (run_id,) in database.execute("SELECT run_uuid FROM runs")} == {run.id, parent}
+    assert os.listdir(tmp_path / "outer") == [name]  # and nothing under a name that was read in another way
+    command = tracking.ui_command(folder, 5001)
+    assert command[command.index("--backend-store-uri") + 1] == tracking.database_uri(folder)
+    assert command[command.index("--default-artifact-root") + 1] == tracking.files_uri(folder)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_executions_models_and_sources_may_be_called_anything(name, root, start):
+    execution = Execution(name, os.getpid())
+    parent = tracking.pipeline_run(root, execution)
+    assert tracking.pipeline_run(root, execution) == parent
+    assert tracking.pipeline_run(root, Execution(f"{name}'", os.getpid())) != parent
+    with start(parent=parent, tags={"model": name}, resume_key=f"key {name}") as run:
+        run.log_input("test", f"/data/{name}", "d" * 36, count=3, context="test")
+    with start(parent=parent, resume_key=f"key {name}") as again:
+        pass
+    assert again.id == run.id
+    (dataset,) = record(root, run.id).inputs.dataset_inputs
+    assert json.loads(dataset.dataset.source) == {"uri": f"/data/{name}"}
+    assert json.loads(dataset.dataset.profile) == {"num_rows": 3}
+
+
+def previous(revision: str) -> str:
+    """The revision of MLflow's tables before this one."""
+    from alembic.script import ScriptDirectory
+    from mlflow.store import db_migrations
+
+    return ScriptDirectory(*db_migrations.__path__).get_revision(revision).down_revision
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (
+            previous,
+            "found those of an older version; copy it and run .* -m mlflow db upgrade sqlite.*/mlflow.db, or move it away",
+        ),
+        (lambda _: "f" * 12, "found those of a newer version; install that, or move it away and a new one is made"),
+        (None, r"expected a database of MLflow, found none that can be read \(file is not a database\); move it away"),
+    ],
+)
+def test_a_database_of_another_version_is_told_in_one_line(root, found, expected):
+    if found is None:
+        (root / "mlflow.db").write_text("something else, longer than sixteen bytes")
+    else:
+        with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+            ((revision,),) = database.execute("SELECT version_num FROM alembic_version")
+            database.execute("UPDATE alembic_version SET version_num = ?", (found(revision),))
+    before = (root / "mlflow.db").read_bytes()
+    with pytest.raises(UserError, match=f"^{root}/mlflow.db: .*{expected}") as told:
+        tracking.pipeline_run(root, Execution("repro", os.getpid()))
+    assert "\n" not in str(told.value)
+    assert (root / "mlflow.db").read_bytes() == before
+
+
+def test_more_runs_than_one_page_holds_are_found(root, parent, start):
+    """MLflow gives a thousand at once."""
+    client, experiment = tracking._open(root)
+    client.search_runs, whole = (
+        lambda *arguments, **options: whole(*arguments, **options | {"max_results": 2}),
+        client.search_runs,
+    )
+    try:
+        for number in range(5):
+            with start(tags={"model": f"m{number}"}):
+                pass
+        found = tracking._find(client, experiment, {"mlflow.parentRunId": parent})
+    finally:
+        client.search_runs = whole
+    assert [run.data.tags["model"] for run in found] == ["m4", "m3", "m2", "m1", "m0"]
 
 
 def test_a_deleted_experiment_comes_back(root):
@@ -425,6 +521,16 @@ def test_trials_lie_below_their_tuning_with_settings_and_a_curve_over_the_rounds
     assert found[0].data.tags["stage"] == "trial"
 
 
+def test_a_tuning_that_logs_its_trials_again_has_them_once(root, start):
+    trials = [({"lr": 0.1}, {10: {"score": 0.5}}), ({"lr": 0.2}, {10: {"score": 0.4}})]
+    for _ in range(2):
+        with start(resume_key="k1") as run:
+            tracking.log_trials(run, trials, {"model": "vit", "run": "ssl"})
+    client, experiment = tracking._open(root)
+    found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["metrics.rank"])
+    assert [trial.data.params for trial in found] == [{"lr": "0.1"}, {"lr": "0.2"}]
+
+
 def test_a_gate_and_training_are_told_apart(root, start):
     table = TestLogPredictions.predictions().assign(loss_first=1.0, gate_milliseconds=0.1)
     table["untrained_prediction"] = np.roll(table["adapted_prediction"], 1)
@@ -464,4 +570,4 @@ def test_server_listens_on_this_machine_only(tmp_path):
     command = tracking.ui_command(tmp_path, 5001)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--workers") + 1] == "1"
-    assert command[command.index("--backend-store-uri") + 1] == f"sqlite:///{tmp_path}/mlflow.db"
+    assert command[command.index("--backend-store-uri") + 1] == f"sqlite+pysqlite:///{tmp_path}/mlflow.db"

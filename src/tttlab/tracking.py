@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import re
+import shlex
 import signal
 import socket
 import sqlite3
@@ -25,6 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from filelock import FileLock
+
+from tttlab.errors import UserError
+from tttlab.process_identity import Identity, find_driver
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,8 +65,8 @@ _SETTINGS = ["steps", "lr", "trainable", "normalisation"]  # settings shown for 
 _VIEWS = {"comparison": "adapt", "executions": "pipeline", "trials": "trial"}  # name in an address: stage
 _MODE = "?workflowType=machine_learning"  # else MLflow shows its pages for language models
 
-_CLOCK_SECONDS = 2.0  # the same process start, read twice, can differ by this much after the clock was set
 _NAME_LIMIT = 250  # characters of the name of a metric or parameter; MLflow refuses longer ones
+_PLAIN = re.compile(r"[\w .:@-]*")  # what can stand between quotes in a filter
 _TAG_LIMIT = 8_000  # characters; MLflow cuts longer ones, which would break a table in two
 
 
@@ -70,8 +74,16 @@ _TAG_LIMIT = 8_000  # characters; MLflow cuts longer ones, which would break a t
 
 
 def database_uri(root: Path) -> str:
-    """Give the absolute address of the store, the same from every working directory."""
-    return f"sqlite:///{(root / 'mlflow.db').resolve().as_posix()}"
+    """Give the absolute address of the store, the same from every working directory, whatever the folder is called."""
+    from sqlalchemy import URL  # it knows how the version of it that is installed will read its own addresses
+
+    # With the driver's name: MLflow takes an address without it literally, and makes the folder that has %3F in its name.
+    return URL.create("sqlite+pysqlite", database=(root / "mlflow.db").resolve().as_posix()).render_as_string()
+
+
+def files_uri(root: Path) -> str:
+    """Give the absolute address of the runs' files."""
+    return (root / "mlruns").resolve().as_uri()
 
 
 @cache
@@ -79,12 +91,20 @@ def _open(root: Path) -> tuple["MlflowClient", str]:
     """Open the store, creating it on first use: a client and the experiment's id.
 
     MLflow's own creation of the database fails when several processes begin at once, hence the lock.
+
+    Raises:
+        UserError: there is a file that this version of MLflow cannot use.
     """
     from mlflow import MlflowClient
 
-    files = (root / "mlruns").resolve().as_uri()
+    files = files_uri(root)
     with FileLock(root / "mlflow.db.lock"), _quiet():
-        client = MlflowClient(database_uri(root))
+        try:
+            client = MlflowClient(database_uri(root))
+        except Exception as error:
+            if misfit := _misfit(root):
+                raise UserError(f"{root / 'mlflow.db'}: {misfit}") from error
+            raise
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             number = client.create_experiment(EXPERIMENT, artifact_location=files)
@@ -100,6 +120,27 @@ def _open(root: Path) -> tuple["MlflowClient", str]:
         if experiment.artifact_location != files:
             _relocate(root, experiment.artifact_location, files)
     return client, experiment.experiment_id
+
+
+def _misfit(root: Path) -> str | None:
+    """Say why this version of MLflow cannot use the database, and what to do; None: that is not what is wrong."""
+    from alembic.script import ScriptDirectory
+    from mlflow import __version__
+    from mlflow.store import db_migrations
+
+    away = "move it away and a new one is made: results do not depend on it, and the runs' files in mlruns stay"
+    try:
+        with closing(sqlite3.connect(root / "mlflow.db")) as connection:
+            ((found,),) = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    except (sqlite3.DatabaseError, ValueError) as error:
+        return f"expected a database of MLflow, found none that can be read ({error}); {away}"
+    versions = ScriptDirectory(*db_migrations.__path__)
+    if found == versions.get_current_head():
+        return None
+    if found in {version.revision for version in versions.walk_revisions()}:
+        upgrade = shlex.join([sys.executable, "-m", "mlflow", "db", "upgrade", database_uri(root)])
+        return f"expected tables of MLflow {__version__}, found those of an older version; copy it and run {upgrade}, or {away}"
+    return f"expected tables of MLflow {__version__}, found those of a newer version; install that, or {away}"
 
 
 def _view(stage: str, metrics: Sequence[str] = ()) -> dict[str, Any]:
@@ -161,32 +202,19 @@ def find_execution(process: psutil.Process, experiment: str | None, settings: st
         experiment: Name of the DVC experiment, if there is one.
         settings: What tells executions by hand apart, such as a digest of the settings.
     """
-    drivers = (ancestor.pid for ancestor in process.parents() if _is_dvc(ancestor))
-    pid = next(drivers, None)
-    return Execution(experiment or ("repro" if pid else f"by hand {settings}"), pid)
-
-
-def _is_dvc(process: psutil.Process) -> bool:
-    """Recognise ``dvc …``, ``python …/bin/dvc …`` and ``python -m dvc …``."""
-    try:
-        return any(Path(word).name in ("dvc", "dvc.exe") for word in process.cmdline()[:3])
-    except psutil.Error:
-        return False
+    driver = find_driver(process)
+    return Execution(experiment or ("repro" if driver else f"by hand {settings}"), driver.pid if driver else None)
 
 
 def _owner_tags(pid: int) -> dict[str, str]:
     """Name a process so that another one can tell, later, whether it still runs."""
-    return {"host": socket.gethostname(), "pid": str(pid), "pid_started": f"{psutil.Process(pid).create_time():.2f}"}
+    started = Identity.of(psutil.Process(pid)).started
+    return {"host": socket.gethostname(), "pid": str(pid), "pid_started": f"{started:.2f}"}
 
 
 def _owner_lives(tags: Mapping[str, str]) -> bool:
-    """Tell whether the process that `_owner_tags` named still runs; a later one with the same number does not count."""
-    try:
-        process = psutil.Process(int(tags["pid"]))
-        same = abs(process.create_time() - float(tags["pid_started"])) <= _CLOCK_SECONDS
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+    """Tell whether the process that `_owner_tags` named still runs."""
+    return Identity(int(tags["pid"]), float(tags["pid_started"])).lives()
 
 
 def sweep(root: Path) -> list[str]:
@@ -195,8 +223,8 @@ def sweep(root: Path) -> list[str]:
     Only runs of this machine are judged. A stage's run becomes KILLED; a pipeline's run ends as its worst stage did.
     """
     client, experiment = _open(root)
-    query = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
-    left = [run for run in client.search_runs([experiment], query) if not _owner_lives(run.data.tags)]
+    here = _find(client, experiment, {"host": socket.gethostname()}, status="RUNNING")
+    left = [run for run in here if not _owner_lives(run.data.tags)]
     left.sort(key=lambda run: run.data.tags.get("role") == "pipeline")  # stages first: their parents look at them
     closed = []
     for run in left:
@@ -210,9 +238,23 @@ def sweep(root: Path) -> list[str]:
 
 
 def _worst_child(client: "MlflowClient", parent: "Record") -> str:
-    query = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
-    found = {run.info.status for run in client.search_runs([parent.info.experiment_id], query)}
+    children = _find(client, parent.info.experiment_id, {"mlflow.parentRunId": parent.info.run_id})
+    found = {run.info.status for run in children}
     return next((status for status in ("FAILED", "KILLED") if status in found), "FINISHED")
+
+
+def _find(client: "MlflowClient", experiment: str, tags: Mapping[str, str], status: str | None = None) -> list["Record"]:
+    """Find the runs that have all these tags, and a status, the newest first.
+
+    MLflow's filters have no escape for quotes and backslashes, so what may hold one is not written into them but compared here.
+    """
+    parts = [f"tags.`{name}` = '{value}'" for name, value in tags.items() if _PLAIN.fullmatch(value)]
+    query = " and ".join(parts + ([f"attributes.status = '{status}'"] if status else []))
+    found = page = client.search_runs([experiment], query)
+    while page.token:
+        page = client.search_runs([experiment], query, page_token=page.token)
+        found += page
+    return [run for run in found if tags.items() <= run.data.tags.items()]
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------
@@ -272,7 +314,7 @@ class Run:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         # The entity, and not mlflow.data.from_…: that would read the images, guess a schema and warn about it.
-        profile, place = f'{{"num_rows": {count}}}', f'{{"uri": "{source}"}}'
+        profile, place = json.dumps({"num_rows": count}), json.dumps({"uri": source})
         data = Dataset(name, digest[:36], source_type="local", source=place, profile=profile)
         self._client.log_inputs(self.id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
 
@@ -289,12 +331,11 @@ def pipeline_run(root: Path, execution: Execution, description: str = "") -> str
     client, experiment = _open(root)
     with FileLock(root / "mlflow.db.lock"):
         owner = _owner_tags(execution.pid) if execution.pid else {}
-        query = f"tags.role = 'pipeline' and tags.execution = '{execution.name}'"
-        query += f" and tags.host = '{owner['host']}' and tags.pid = '{execution.pid}'" if owner else ""
-        for run in client.search_runs([experiment], query):
+        own = {"role": "pipeline", "execution": execution.name}
+        for run in _find(client, experiment, own | {name: owner[name] for name in ("host", "pid") if owner}):
             if not owner or _owner_lives(run.data.tags):
                 return run.info.run_id
-        tags = {"role": "pipeline", "stage": "pipeline", "execution": execution.name, **owner}
+        tags = {**own, "stage": "pipeline", **owner}
         tags |= {"mlflow.note.content": description} if description else {}
         name = f"pipeline · {execution.name} · {time.strftime('%d %b %H:%M')}"
         run_id = _create(client, experiment, name, tags)
@@ -326,30 +367,23 @@ def start_run(
         params: Settings, nested as they are in params.yaml; logged when the run is created.
         parent: Id of the pipeline's run.
         tags: More tags, such as model, method, protocol, source_run_id.
-        resume_key: What identifies unfinished work. A run with this key that did not finish is opened again, and its
-            curves go on; else a new one is created.
+        resume_key: What identifies a piece of work as long as it is kept (`tttlab.resuming.Work.id`). A run with this key is
+            opened again, and its curves go on; else a new one is created.
     """
     client, experiment = _open(root)
     sweep(root)
     tags = {"stage": stage, **(tags or {}), "mlflow.parentRunId": parent, **_owner_tags(psutil.Process().pid)}
-    unfinished = _find_unfinished(client, experiment, resume_key) if resume_key else None
-    if unfinished:
-        _log_tags(client, unfinished, tags)  # first its new process, then its state: a sweep may look in between
-        client.update_run(unfinished, status="RUNNING")
-        run = Run(unfinished, resumed=True, _client=client)
+    before = _find(client, experiment, {"resume_key": resume_key}) if resume_key else []
+    if before:
+        run = Run(before[0].info.run_id, resumed=True, _client=client)
+        _log_tags(client, run.id, tags)  # first its new process, then its state: a sweep may look in between
+        client.update_run(run.id, status="RUNNING")
     else:
         tags |= {"resume_key": resume_key} if resume_key else {}
         run = Run(_create(client, experiment, name, tags), resumed=False, _client=client)
         _log_params(client, run.id, params)
     with _closing(client, run.id), _interruptible():
         yield run
-
-
-def _find_unfinished(client: "MlflowClient", experiment: str, resume_key: str) -> str | None:
-    for run in client.search_runs([experiment], f"tags.resume_key = '{resume_key}'"):
-        if run.info.status in ("KILLED", "FAILED"):
-            return run.info.run_id
-    return None
 
 
 @contextmanager
@@ -427,6 +461,8 @@ def log_trials(
     """
     client = parent._client
     experiment = client.get_run(parent.id).info.experiment_id
+    for trial in _find(client, experiment, {"mlflow.parentRunId": parent.id}):  # of a tuning that was killed after them
+        client.delete_run(trial.info.run_id)
     for rank, (values, results) in enumerate(trials, 1):
         name = f"trial {rank} · {', '.join(f'{key} {value}' for key, value in values.items())}"
         run = _create(client, experiment, name, {"stage": "trial", **tags, "mlflow.parentRunId": parent.id})
@@ -540,12 +576,7 @@ def _legal(name: str) -> str:
 
 def ui_command(root: Path, port: int) -> list[str]:
     """Write the command that serves MLflow's pages on this machine only, with one worker."""
-    places = [
-        "--backend-store-uri",
-        database_uri(root),
-        "--default-artifact-root",
-        (root / "mlruns").resolve().as_uri(),
-    ]
+    places = ["--backend-store-uri", database_uri(root), "--default-artifact-root", files_uri(root)]
     return [sys.executable, "-m", "mlflow", "ui", *places, "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
             "--uvicorn-opts", "--log-level warning"]  # fmt: skip
 
