@@ -202,6 +202,15 @@ class TestTables:
         assert "upper bound" in lines[start + 4][0]
         assert "not a result" in lines[start + 4][0]
 
+    def test_what_was_searched_stands_beside_what_was_chosen(self, full):
+        lines = full.tables["table-searched"]
+        assert [line[0] for line in lines[1:]] == ["convnet", "bn", "actmad", "vit", "bn", "actmad"]
+        assert lines[2] == ["bn", "prior: 0.1, 0.4", "prior 0.1", "prior", "84.0", "84.0"]
+        assert lines[3] == [
+            "actmad", "lr: 0.1, 0.03; clip: null, 1; trainable: norm, [blocks.0, norm]; steps: 1, 5",
+            "lr 0.03, clip null, trainable [blocks.0, norm], steps 5", "clip", "87.2", "86.1",
+        ]  # fmt: skip
+
     def test_distances_are_those_of_the_table(self, full, results):
         rows = results.rows("distances", model="vit", reference="labeled", metric="mmd").set_index("target")
         (line,) = [line for line in full.tables["table-distance-vit"] if line[0] == "squared MMD"]
@@ -260,6 +269,18 @@ class TestTables:
         assert "table-shifts-convnet-none" not in full.tables
 
 
+class TestSettings:
+    def test_a_learning_rate_stands_only_where_something_is_learnt(self, outputs):
+        pairs = [("vit", run) for run in ("none", "bn", "actmad")]
+        read = Results.read(outputs, pairs)
+        idle = {"protocol": "episodic", "normalisation": "mixed", "prior": 0.1}
+        adapted = {key: {"settings": idle if key[1] != "actmad" else idle | {"lr": 0.1, "steps": 5}} for key in pairs}
+        found = render(outputs, results=Results(read.models, read.runs, read.summary, read.tables, adapted))
+        lines = {line[1]: line[2] for line in found.tables[None] if line[0] == "vit"}
+        assert lines == {"none": "", "bn": "", "actmad": "lr 0.1, steps 5"}
+        assert "The same for all: protocol episodic, normalisation mixed, prior 0.1." in "".join(found.words)
+
+
 class TestMissing:
     @pytest.mark.parametrize("name", list(SECTIONS))
     def test_a_section_vanishes_with_its_table(self, small, name):
@@ -270,7 +291,7 @@ class TestMissing:
             one.name for one in page._sections(less, drawings.draw(less, {"fog": [np.zeros((4, 4, 3), np.uint8)] * 2}, [1]), [])
         ]
         parts = {table.name for make in page._TABLES for table in make(less)}
-        kept = {"steps", "alignment", "distance"}  # losses, gates and distances of adapt are told without that table
+        kept = {"steps", "tuning", "alignment", "distance"}  # losses, searches, gates and distances are told without it
         assert (SECTIONS[name] in found) == (SECTIONS[name] in kept)
         assert not any(
             part.startswith({"distances": "distance", "correlations": "correlations"}.get(name, "?")) for part in parts
@@ -279,7 +300,9 @@ class TestMissing:
     def test_without_any_optional_table(self, tmp_path):
         evaluated.write_project(tmp_path, models=("vit",), runs=("none", "actmad"), optional=(), gated=(), images=12)
         bare = render(tmp_path, ("vit",), ("none", "actmad"))
-        assert sections(bare) == ["gain", "severity", "steps", "distance", "flips", "cost", "shifts", "examples"]
+        assert sections(bare) == [
+            "gain", "severity", "steps", "tuning", "distance", "flips", "cost", "shifts", "examples"
+        ]  # fmt: skip
         assert "loss" in bare.figures
         assert not re.search(r"\b(nan|None|gate)\b", "".join(bare.words))
 
@@ -289,7 +312,7 @@ class TestMissing:
         page = render(tmp_path, results=results)
         words = "".join(page.words)
         assert "no labels, so accuracy is unknown" in words
-        assert sections(page) == ["steps", "distance", "examples"]
+        assert sections(page) == ["steps", "tuning", "distance", "examples"]
         assert not re.search(r"\b(nan|None)\b", words)
         changed = results.changed("vit", "actmad")
         assert number(page.cells["vit/actmad", "changed"]) == pytest.approx(100 * changed, abs=0.0501)

@@ -232,7 +232,7 @@ def test_interval_as_text():
     assert report.interval(None, None) == "–"
 
 
-def told(extra=(), streamed=(), **gains) -> str:
+def told(extra=(), streamed=(), adapted=(), **gains) -> str:
     """Write the sentence for runs given as (low, gain, high, clean change)."""
     entries = {
         ("m", run): {"accuracy_source": 0.5, "accuracy_adapted": 0.5 + gain, "gain": gain, "gain_low": low,
@@ -241,7 +241,10 @@ def told(extra=(), streamed=(), **gains) -> str:
     }  # fmt: skip
     for run, more in dict(extra).items():
         entries["m", run] |= more
-    adapted = {("m", run): {"settings": {"protocol": "online" if run in streamed else "episodic"}} for run in gains}
+    adapted = {
+        ("m", run): {"settings": {"protocol": "online" if run in streamed else "episodic"}} | dict(adapted).get(run, {})
+        for run in gains
+    }
     return report.sentence(Results(("m",), tuple(gains), entries, adapted=adapted), "m")
 
 
@@ -283,6 +286,15 @@ class TestSentence:
         unclear = {"training_gain": -0.002, "training_gain_low": -0.01, "training_gain_high": 0.01}
         text = told({"a": trained, "b": unclear}, a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0), c=(0.01, 0.02, 0.03, 0))
         assert "Points by training alone: a +1.0, b −0.2 (undecided)." in text
+
+    def test_a_setting_that_had_no_influence_is_told(self):
+        tuning = {"tuned": True, "without_influence": ["prior"]}
+        text = told(adapted={"a": {"tuning": tuning}}, a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0))
+        assert text.endswith("Tuning: prior of a had no influence, all values tie.")
+        two = {"tuned": True, "without_influence": ["lr", "clip"]}
+        text = told(adapted={"a": {"tuning": tuning}, "b": {"tuning": two}}, a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0))
+        assert text.endswith("Tuning: prior of a and lr, clip of b had no influence, all values tie.")
+        assert "Tuning" not in told(adapted={"a": {"tuning": {"tuned": True, "without_influence": []}}}, a=(0.1, 0.2, 0.3, 0))
 
     def test_the_gate_is_told_with_its_price(self):
         gated = {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03, "accuracy_adapted": 0.52, "clean_adapted": 0.895,
@@ -336,6 +348,15 @@ class TestMarkdown:
         assert number(lines["actmad with gate"][3]) == pytest.approx(100 * entry["gated"]["accuracy_adapted"], abs=0.0501)
         assert lines["shrink"][6] == ""
 
+    def test_searched_settings_are_listed_with_the_chosen_values_bold(self, results):
+        text = report.markdown(results, {})
+        assert "\n- vit · bn: prior **0.1**, 0.4 (no influence: all values tie)\n" in text
+        assert (
+            "\n- vit · actmad: lr 0.1, **0.03**; clip **null**, 1 (no influence: all values tie); "
+            "trainable norm, **[blocks.0, norm]**; steps 1, **5**\n"
+        ) in text
+        assert "vit · ssl: " not in text
+
     def test_a_long_table_is_cut_between_rows(self, results):
         runs = [f"run_{number}" for number in range(80)]
         summary = {("vit", run): results.summary["vit", "actmad"] for run in runs}
@@ -345,6 +366,17 @@ class TestMarkdown:
         assert len(text) <= tracking._TAG_LIMIT
         assert "comparison.json" in text
         assert all(line.endswith(" |") for line in text.splitlines() if line.startswith("| vit"))
+
+    def test_a_long_list_of_what_was_searched_is_cut_between_lines(self, results):
+        runs = [f"run_{number}" for number in range(30)]
+        summary = {("vit", run): results.summary["vit", "bn"] for run in runs}
+        adapted = dict.fromkeys(summary, results.adapted["vit", "actmad"])
+        text = report.markdown(Results(("vit",), tuple(runs), summary, results.tables, adapted), {})
+        assert len(text) <= tracking._TAG_LIMIT
+        lines = [line for line in text.splitlines() if line.startswith("- ")]
+        assert 1 < len(lines) < 30
+        assert all(line.endswith("steps 1, **5**") for line in lines[:-1])
+        assert text.endswith("- and more in `report.html`\n\nFigures and the page `report.html` are among the artifacts.")
 
 
 class TestWithoutLabels:

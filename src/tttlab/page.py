@@ -9,7 +9,7 @@ from tttlab import distance_tables, page_tables, plots
 from tttlab.drawings import Drawing
 from tttlab.page_tables import Table
 from tttlab.pictures import Flips
-from tttlab.report import rows, sentence
+from tttlab.report import rows, sentence, setting
 from tttlab.results import Results, known
 
 SECTIONS = {
@@ -27,6 +27,7 @@ SECTIONS = {
 }
 _TABLES = (
     page_tables.tuning,
+    page_tables.searched,
     distance_tables.distance_summary,
     distance_tables.distance_details,
     page_tables.correlations,
@@ -138,7 +139,7 @@ def _settings_used(results: Results) -> tuple[list[tuple[str, str, str]], str]:
     common = {name: value for name, value in first.items() if all(other.get(name, _NONE) == value for other in used.values())}
 
     def told(settings: Mapping[str, Any]) -> str:
-        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if value is not None)
+        return ", ".join(f"{name.replace('_', ' ')} {setting(value)}" for name, value in settings.items() if value is not None)
 
     own = [{name: value for name, value in settings.items() if name not in common} for settings in used.values()]
     return [(*key, told(settings)) for key, settings in zip(used, own, strict=True)], told(common)

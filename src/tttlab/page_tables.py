@@ -1,9 +1,10 @@
 """The report's tables beside the headline: which rows of which file, and how a number is written."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from tttlab.report import amount, interval, percent, points, probability, significant
+from tttlab.report import amount, interval, percent, points, probability, setting, significant
 from tttlab.results import Results, difference, known, shift_name
 
 ALPHA = 0.05
@@ -86,6 +87,34 @@ def tuning(results: Results) -> Iterator[Table]:
     if results.seeds > 1:
         caption += " All on the network of the first training seed."
     yield Table("tuning", "tuning", heads, tuple(lines), caption, left=2)
+
+
+def searched(results: Results) -> Iterator[Table]:
+    """List what tuning compared for every run, what it chose, and which settings made no difference."""
+    lines = []
+    for model in results.models:
+        found = {run: results.tuning(model, run) for run in results.runs_of(model)}
+        own = [_search_line(run, tuning) for run, tuning in found.items() if tuning.get("search")]
+        lines += [line(model, kind="group"), *own] if own else []
+    heads = ("run", "values compared", "chosen", "no influence", "score, %", "score of the\ndefault, %")
+    caption = (
+        "All values that tuning tried; of a larger grid it takes a random part of the combinations. No influence: all values "
+        "of the setting scored the same, whatever the others were. Score: accuracy on labeled source images under corruptions "
+        "that are not tested, less a penalty for what clean ones lose."
+    )
+    yield Table("searched", "tuning", heads, tuple(lines), caption)
+
+
+def _search_line(run: str, tuning: Mapping[str, Any]) -> Line:
+    compared = "; ".join(f"{name}: {', '.join(map(setting, values))}" for name, values in tuning["search"].items())
+    chosen = ", ".join(f"{name} {setting(value)}" for name, value in tuning["settings"].items())
+    texts = (compared, chosen, ", ".join(tuning["without_influence"]) or "–")
+    scores = (_score(tuning, tuning[key]) for key in ("settings", "default"))
+    return line(run, *(Cell(text, kind="wrap") for text in texts), *map(percent, scores))
+
+
+def _score(tuning: Mapping[str, Any], settings: Mapping[str, Any]) -> float | None:
+    return next((found["score"] for found in tuning["candidates"] if found["settings"] == settings), None)
 
 
 # --- when training helps -------------------------------------------------------------------------------------------

@@ -63,6 +63,16 @@ def probability(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.095 else f"{p:.2f}"
 
 
+def setting(value: Any) -> str:
+    """Write a value of a setting much as params.yaml has it: 0.03, null, true, ``[blocks.0, norm]``."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(setting, value))}]"
+    plain = {None: "null", True: "true", False: "false"}
+    return (
+        plain[value] if value is None or isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    )
+
+
 def enumerate_words(words: Sequence[str]) -> str:
     """Join words: ``a, b and c``."""
     *first, last = words
@@ -143,7 +153,7 @@ def plain_table(results: Results) -> str:
 
 
 def markdown(results: Results, links: Mapping[tuple[str, str], str | None]) -> str:
-    """Write the comparison in Markdown: the sentences, then the table, whose runs link to their own pages.
+    """Write the comparison in Markdown: the sentences, the table, whose runs link to their own pages, and what tuning searched.
 
     Args:
         results: What to tell.
@@ -168,6 +178,7 @@ def markdown(results: Results, links: Mapping[tuple[str, str], str | None]) -> s
         if len(text) + sum(map(len, lines)) > _MARKDOWN_LIMIT:
             return f"{text}\n\nMore rows are in the artifact `comparison.json`."
         text += "".join(lines)
+    text += _searches_in_markdown(results, _MARKDOWN_LIMIT - len(text))
     return f"{text}\n\nFigures and the page `report.html` are among the artifacts."
 
 
@@ -177,11 +188,35 @@ def _markdown_line(model: str, name: str, row: Mapping[str, Any], keys: Sequence
     return f"\n| {' | '.join((model, name, *cells))} |"
 
 
+def _searches_in_markdown(results: Results, room: int) -> str:
+    """List what tuning compared for every run, the chosen values in bold, as far as there is room (characters)."""
+    text = ""
+    for model, run in results.summary:
+        tuning = results.tuning(model, run)
+        if line := "; ".join(_search_in_markdown(tuning, name) for name in tuning.get("search", ())):
+            text = text or "\n\nCompared by tuning, chosen in bold:\n"
+            line = f"\n- {model} · {run}: {line}"
+            if len(text) + len(line) > room:
+                return f"{text}\n- and more in `report.html`"
+            text += line
+    return text
+
+
+def _search_in_markdown(tuning: Mapping[str, Any], name: str) -> str:
+    chosen = tuning["settings"].get(name)
+    values = ", ".join(f"**{setting(value)}**" if value == chosen else setting(value) for value in tuning["search"][name])
+    return f"{name} {values}" + (" (no influence: all values tie)" if name in tuning["without_influence"] else "")
+
+
 # --- in words ------------------------------------------------------------------------------------------------------
 
 
 def sentence(results: Results, model: str) -> str:
-    """Say in plain words which runs helped one model, which hurt it, and which cannot be told apart from no change."""
+    """Say in plain words which runs helped a model, hurt it, or are undecided, and which settings made no difference."""
+    return f"{_about_runs(results, model)} {_about_ties(results, model)}".rstrip()
+
+
+def _about_runs(results: Results, model: str) -> str:
     entries = {run: results.summary[model, run] for run in results.acting_on(model)}
     if not entries:
         where = "is for this model" if results.acting else "is listed in params.yaml"
@@ -298,3 +333,9 @@ def _about_gates(entries: Mapping[str, Mapping[str, Any]]) -> str:
     gated = {run: _gated(entry) for run, entry in entries.items() if entry.get("gated")}
     told = [f"{run} {gate['gain']} (clean {gate['clean']})" for run, gate in gated.items()]
     return f"With the gate: {', '.join(told)}." if told else ""
+
+
+def _about_ties(results: Results, model: str) -> str:
+    idle = {run: results.tuning(model, run).get("without_influence") for run in results.acting_on(model)}
+    told = [f"{', '.join(names)} of {run}" for run, names in idle.items() if names]
+    return f"Tuning: {enumerate_words(told)} had no influence, all values tie." if told else ""
