@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pipeline
 from tttlab.method_code import Code, method_code, tell_changes
@@ -53,10 +52,11 @@ def try_what_is_new(params: Params, codes: Mapping[str, Mapping[str, Code]], fil
 
 
 def trial_key(params: Params, name: str, model: str, code: Code) -> str:
-    """Hash what the outcome of a trial depends on."""
+    """Hash what may decide whether a trial succeeds; that is no learning rate and no number of steps."""
     own = params.run_settings(name, model)
-    what: list[Any] = [own.method, own.adapter.model_dump(), own.settings, own.protocol, params.adapt.online.batch_size, code]
-    what += [params.models[model].model_dump(mode="json", include=NETWORK), params.data.image_size]
+    how = own.adapter.model_dump(include={"trainable", "normalisation"}) | {"average": own.adapter.average > 0}
+    network = params.models[model].model_dump(mode="json", include=NETWORK) | {"image_size": params.data.image_size}
+    what = [own.method, own.settings, how, own.protocol, params.adapt.online.batch_size, code, network]
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
 
 

@@ -1,5 +1,7 @@
 """What the documents show is run as it stands."""
 
+import copy
+import inspect
 import re
 import sys
 
@@ -13,8 +15,13 @@ from test_structure import ROOT
 
 import tttlab.methods
 from tttlab.adapter import InnerLoop, adapt
-from tttlab.method_settings import declared
+from tttlab.engine import Engine
+from tttlab.inner_loop import select_parameters
+from tttlab.method import Method
+from tttlab.method_settings import HOOKS, declared
 from tttlab.registry import load_method
+from tttlab.seeding import torch_generator
+from tttlab.views import Augmentation, random_views
 
 
 def code_blocks(name: str) -> list[str]:
@@ -31,45 +38,83 @@ def test_the_readmes_ten_lines_run_on_any_timm_classifier(capsys):
     assert "predictions changed" in capsys.readouterr().out
 
 
-@pytest.fixture(params=["soft_entropy", "my_package.soft_entropy"])
-def example(request, tmp_path, monkeypatch):
-    """The document's file at each of the two places that it names; → what ``method`` is then."""
-    (code,) = code_blocks("docs/add_a_method.md")
-    assert len(code.splitlines()) <= 40
-    (tmp_path / "my_package").mkdir()
-    (tmp_path / "my_package" / "soft_entropy.py").write_text(code, encoding="utf-8")
-    if "." in request.param:
-        monkeypatch.syspath_prepend(str(tmp_path))
-    else:
-        monkeypatch.setattr(tttlab.methods, "__path__", [*tttlab.methods.__path__, str(tmp_path / "my_package")])
-    yield request.param, tmp_path / "my_package"
-    for name in ("my_package", "my_package.soft_entropy", "tttlab.methods.soft_entropy"):
-        sys.modules.pop(name, None)
+@pytest.fixture
+def my_package(tmp_path, monkeypatch):
+    """A folder with the document's files, whose package can be imported."""
+    folder = tmp_path / "my_package"
+    folder.mkdir()
+    for name, code in zip(("soft_entropy", "anchored_views"), code_blocks("docs/add_a_method.md"), strict=True):
+        (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield folder
+    for name in [name for name in sys.modules if name.startswith("my_package") or name == "tttlab.methods.soft_entropy"]:
+        sys.modules.pop(name)
 
 
-def test_the_documents_example_is_a_method(example):
-    name, folder = example
+@pytest.mark.parametrize("name", ["soft_entropy", "my_package.soft_entropy"])
+def test_the_documents_example_is_a_method_at_each_of_the_two_places_that_it_names(my_package, monkeypatch, name):
+    assert len((my_package / "soft_entropy.py").read_text(encoding="utf-8").splitlines()) <= 40
+    if "." not in name:
+        monkeypatch.setattr(tttlab.methods, "__path__", [*tttlab.methods.__path__, str(my_package)])
     run = (ROOT / "docs/add_a_method.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
     entry = YAML(typ="safe").load(run)["soft"]
-    found = declared(name, folder)
+    found = declared(name, my_package)
     assert entry["method"] == "my_package.soft_entropy"
     assert found.settings.model_validate({"temperature": entry["temperature"]}).temperature == 2.0
     assert found.protocols == ("episodic", "online")
     method = load_method(name, {"temperature": entry["temperature"]})
     network, _ = networks.source_statistics("resnet")
     images = networks.images(3, seed=60).double()
-    result = adapt(network, images, method, InnerLoop(steps=5, lr=entry["lr"], trainable=entry["trainable"]))
+    loop = InnerLoop(steps=5, lr=entry["lr"], trainable=entry["trainable"])
+    result = adapt(network, images, method, loop)
     probabilities = (result.source_logits / 2).softmax(-1)
     expected = torch.distributions.Categorical(probabilities).entropy()
     torch.testing.assert_close(result.losses[:, 0], expected)
     assert (result.losses[:, -1] < result.losses[:, 0]).all()
+    assert torch.equal(Engine(network, name, loop).eval()(images)[0], result.logits)
+
+
+def test_the_documents_second_example_is_what_it_says(my_package):
+    """Two steps, beside a loop over images with autograd on a copy of the network."""
+    weak, rate, strength = Augmentation(min_scale=0.5, flip=True, jitter=0.3), 1.0, 0.5
+    method = load_method("my_package.anchored_views", {"num_views": 3, "strength": strength}, augmentation=weak)
+    assert method.augmentation == weak
+    assert declared("my_package.anchored_views").others == ("augmentation",)
+    network, _ = networks.source_statistics("resnet")
+    images = networks.images(2, seed=61).double()
+    found = adapt(network, images, method, InnerLoop(steps=2, lr=rate, trainable="norm"), image_ids=["a", "b"])
+    for name, image, losses, logits in zip("ab", images, found.losses, found.logits, strict=True):
+        own = copy.deepcopy(network)
+        trained = list(select_parameters(own, "norm").values())
+        source = [value.detach().clone() for value in trained]
+        expected = []
+        for step in (0, 1, 1):
+            views = random_views(image[None], [torch_generator(0, "views", name, step)], 3, weak)[0]
+            mean = own(views).logits.softmax(-1).mean(0)
+            distance = sum((value - start).square().sum() for value, start in zip(trained, source, strict=True))
+            loss = -(mean * mean.log()).sum() + strength * distance
+            expected.append(loss.detach())
+            if len(expected) < 3:
+                with torch.no_grad():
+                    for value, slope in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+                        value -= rate * slope
+        assert strength * distance > 1e-3
+        torch.testing.assert_close(losses, torch.stack(expected))
+        with torch.no_grad():
+            mean = (own(image[None]).logits.softmax(-1) + own(image.flip(-1)[None]).logits.softmax(-1))[0] / 2
+        torch.testing.assert_close(logits, mean.log())
+
+
+def test_the_document_gives_every_hook_as_it_is_called():
+    page = (ROOT / "docs/add_a_method.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    calls = {hook: ", ".join([*inspect.signature(getattr(Method, hook)).parameters][1:]) for hook in HOOKS}
+    assert {line.partition("(")[0]: line.partition("(")[2].partition(")")[0] for line in page.splitlines()} == calls
 
 
 def test_the_contract_tests_take_a_method_of_another_package(monkeypatch):
     assert "my_package.soft_entropy" not in contract.names()
     monkeypatch.setenv("OWN_METHODS", "my_package.soft_entropy my_package.other")
     assert contract.names()[-2:] == ("my_package.soft_entropy", "my_package.other")
-    assert "OWN_METHODS=my_package.soft_entropy" in (ROOT / "docs/add_a_method.md").read_text(encoding="utf-8")
 
 
 def test_what_takes_the_place_of_torch_ttts_engines_runs():

@@ -242,8 +242,13 @@ def test_other_settings_are_tried_anew_and_change_no_code(package, tmp_path, out
     method = f"{package.name}.methods.sharp"
     stage.run(read(tmp_path, method=method, temperature=1.0))
     outputs.clear()
+    stage.run(read(tmp_path, method=method, temperature=1.0, lr=0.5, steps=3, average=0))  # of no consequence
+    assert not outputs
     stage.run(read(tmp_path, method=method, temperature=2.0, per_model={"mae_vit": {"temperature": 1.0}}))
     assert outputs == [("simclr_convnet", "own")]
+    outputs.clear()
+    stage.run(read(tmp_path, method=method, temperature=2.0, per_model={"mae_vit": {"temperature": 1.0, "trainable": "norm"}}))
+    assert outputs == [("mae_vit", "own")]
     assert capsys.readouterr().out.splitlines()[-1] == "no method's code has changed"
 
 

@@ -50,7 +50,7 @@ def try_method(
     Args:
         network: a network of the kind that is to be adapted, trained or not; it is left exactly as it was.
         method: what to try.
-        loop: how; of its steps at most one is taken.
+        loop: how; one step is taken, if the method trains.
         statistics: source statistics.
         image_size: side of the square images, pixels.
         protocol: ``episodic`` or ``online``.
@@ -62,7 +62,7 @@ def try_method(
     device = next(network.parameters()).device
     count = IMAGES if protocol == "episodic" else min(batch_size, max(BATCH, method.smallest_batch))
     images = torch.rand(count, 3, image_size, image_size, generator=torch_generator(0, "trial")).to(device)
-    tried, loop = watched(method), replace(loop, steps=min(loop.steps, 1))
+    tried, loop = watched(method), replace(loop, steps=int(method.trains))
     if protocol == "online":
         adapt_stream(network, images, tried, loop, batch_size=count, statistics=statistics)
     else:
