@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import contract
@@ -128,6 +129,17 @@ def test_a_streams_batch_is_as_large_as_the_method_needs(smallest, batch_size, e
     network, statistics = networks.source_statistics("resnet", torch.float32)
     try_method(network, method, InnerLoop(steps=3), statistics, networks.SIZE, "online", batch_size)
     assert seen == [expected]  # of three steps one was taken
+
+
+def test_a_hook_may_be_any_callable():
+    @dataclass(frozen=True)
+    class Static(Tried):
+        views = staticmethod(lambda network, images, generators: images.unsqueeze(1))
+        after_step = partial(lambda parameters, source, state, generator: (parameters, state))
+
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    for protocol in ("episodic", "online"):
+        try_method(network, Static(), InnerLoop(), statistics, networks.SIZE, protocol)
 
 
 def test_watching_changes_neither_the_method_nor_what_it_says_of_itself():

@@ -5,7 +5,6 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import wraps
 from typing import Any
 
 import torch
@@ -72,24 +71,24 @@ def try_method(
 def watched(method: Method) -> Method:
     """Copy a method such that the hooks that it has itself tell what is wrong with them as a `UserError`."""
     kind = type(method)
-    hooks = {name: _watched(name, getattr(kind, name)) for name in HOOKS
-             if getattr(kind, name) is not getattr(Method, name)}  # fmt: skip
     named = {name: getattr(kind, name) for name in ("__module__", "__qualname__")}
+    watching = type(kind.__name__, (kind,), {"__slots__": (), **named})
+    for hook in HOOKS:
+        if getattr(kind, hook) is not getattr(Method, hook):
+            setattr(watching, hook, _watched(hook, watching))
     copied = copy.copy(method)
-    # Without slots of its own it can take the place of the class.
-    object.__setattr__(copied, "__class__", type(kind.__name__, (kind,), {"__slots__": (), **named, **hooks}))
+    object.__setattr__(copied, "__class__", watching)  # without slots of its own it can take the other's place
     return copied
 
 
-def _watched(hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)
+def _watched(hook: str, watching: type[Method]) -> Callable[..., Any]:
     def call(self: Method, *arguments: Any, **named: Any) -> Any:
         try:
-            found = function(self, *arguments, **named)
+            found = getattr(super(watching, self), hook)(*arguments, **named)
         except (UserError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise UserError(f"{hook}{_line(error, type(self))} {_told(error)}") from error
+            raise UserError(f"{hook}{_line(error, watching)} {_told(error)}") from error
         if mistake := _MISTAKES[hook](found, arguments):
             raise UserError(f"{hook} {mistake}")
         return found
@@ -99,7 +98,7 @@ def _watched(hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _line(error: Exception, kind: type[Method]) -> str:
     """Name the line of the method's own file that an error comes from; nothing where it comes from its call."""
-    file = sys.modules[kind.__module__].__file__
+    file = getattr(sys.modules[kind.__module__], "__file__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f" (line {lines[-1]})" if lines else ""
 
