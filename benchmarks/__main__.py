@@ -34,7 +34,6 @@ def main() -> None:
     amount = SMOKE if arguments.smoke else FULL
     device, began = torch.device(arguments.device), time.perf_counter()
     keep_freed_memory()  # for all sides alike, as every stage of the pipeline does
-    torch.manual_seed(0)
     report = {"machine": machine(device), "rows": [], "memory": [], "torch_ttt": [], "scaling": [], "data": []}
     print("  ".join(f"{key}: {value}" for key, value in report["machine"].items()))
     speed = bandwidth(device)
@@ -54,6 +53,7 @@ def main() -> None:
 
 def measure(case: Case, device: torch.device, speed: float, precision: str, repeats: int = FULL.repeats) -> dict:
     """Measure one row; ratios are taken within a repeat, and their median and range over the repeats."""
+    torch.manual_seed(0)  # for every row anew: it is the same whichever others are measured
     network = case.build(case.size).to(device)
     images = torch.rand(case.images, 3, case.size, case.size, device=device)
     source = statistics_for(network, case.size)

@@ -56,6 +56,7 @@ class Case:
         images: N.
         size: side of the images, pixels.
         steps: S.
+        lr: so small that no image's loss explodes: ours would fall back to the source prediction, the peers' way would not.
         peer_images: images that the peers' way is timed on; it is linear in their number.
     """
 
@@ -66,6 +67,7 @@ class Case:
     images: int
     size: int = 32
     steps: int = STEPS
+    lr: float = 1e-4
     peer_images: int = 4
 
     @property
@@ -85,8 +87,8 @@ class Case:
 
     @property
     def loop(self) -> InnerLoop:
-        """The inner loop; a small lr keeps every image's loss finite, which is all that matters to the clock."""
-        return InnerLoop(steps=self.steps, lr=1e-4, trainable=self.trainable)
+        """The inner loop."""
+        return InnerLoop(steps=self.steps, lr=self.lr, trainable=self.trainable)
 
 
 def resnet(size: int, **options) -> Network:
@@ -130,9 +132,9 @@ def list_cases(device: torch.device) -> list[Case]:
     ]
     methods = [
         Case("resnet/simclr8/encoder", resnet, SimCLRTraining(), "encoder", images=32),
-        Case("resnet/actmad/encoder", resnet, ActMAD(tolerance=0), "encoder", images=64),
+        Case("resnet/actmad/encoder", resnet, ActMAD(tolerance=0), "encoder", images=64, lr=1e-5),
         Case("vit/mae8/encoder", vit, MAETraining(), "encoder", images=32),
-        Case("vit/actmad/encoder", vit, ActMAD(tolerance=0), "encoder", images=64),
+        Case("vit/actmad/encoder", vit, ActMAD(tolerance=0), "encoder", images=64, lr=1e-5),
     ]
     return entropy + methods
 
