@@ -63,8 +63,8 @@ class TestTerms:
         projections = rows(2, 5, seed=1)
         loss = nt_xent(projections.unflatten(0, (-1, 2)), 0.5)
         (slope,) = torch.autograd.grad(loss, projections)
-        assert loss.item() == pytest.approx(0, abs=1e-15)
-        assert slope.abs().max() < 1e-15
+        assert loss.item() == pytest.approx(0, abs=1e-12)
+        assert slope.abs().max() < 1e-12
 
     def test_the_distance_of_features_is_of_their_directions(self):
         first, second = rows(4, 5, seed=2), rows(4, 5, seed=3)
@@ -76,8 +76,8 @@ class TestTerms:
         balanced, eye = torch.eye(3, dtype=torch.float64).repeat(2, 1), torch.eye(3, dtype=torch.float64)
         assert mutual_information(balanced, balanced).item() == pytest.approx(np.log(3))  # sure, agreeing, all classes
         assert mutual_information(balanced, balanced.roll(1, 1)).item() == pytest.approx(np.log(3))  # whatever their names
-        assert mutual_information(balanced, torch.full_like(balanced, 1 / 3)).item() == pytest.approx(0, abs=1e-15)
-        assert mutual_information(balanced, eye[[1] * 6]).item() == pytest.approx(0, abs=1e-15)  # all images one class
+        assert mutual_information(balanced, torch.full_like(balanced, 1 / 3)).item() == pytest.approx(0, abs=1e-12)
+        assert mutual_information(balanced, eye[[1] * 6]).item() == pytest.approx(0, abs=1e-12)  # all images one class
         three_of_four = mutual_information(eye[[0, 0, 1, 1]], eye[[0, 0, 1, 0]]).item()
         assert three_of_four == pytest.approx(0.5 * np.log(4 / 3) + 0.25 * np.log(2) + 0.25 * np.log(2 / 3))
 

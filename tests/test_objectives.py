@@ -35,7 +35,7 @@ def test_bank_contrast_equals_a_double_loop():
 def test_two_views_against_the_rest_of_the_batch_are_lightlys_loss():
     """With all other images' projections as the bank, the mean over images is NT-Xent of the batch."""
     generator = torch.Generator().manual_seed(1)
-    first, second = torch.randn(2, 5, 8, generator=generator)
+    first, second = torch.randn(2, 5, 8, dtype=torch.float64, generator=generator)
     both = torch.stack([first, second], dim=1)
     own = [bank_contrast(both[i], both[[j for j in range(5) if j != i]].flatten(0, 1), 0.5) for i in range(5)]
     torch.testing.assert_close(torch.stack(own).mean(), NTXentLoss(0.5, memory_bank_size=0)(first, second))

@@ -10,7 +10,7 @@ from tttlab.probing import Encoded, classification, encode, knn_accuracy
 def encoded(count: int, seed: int) -> Encoded:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
-    features = torch.randn(count, 5, generator=generator) + 1.2 * torch.eye(5)[labels]
+    features = (torch.randn(count, 5, generator=generator) + 1.2 * torch.eye(5)[labels]).double()  # no two alike by rounding
     return Encoded(features, torch.randn(count, 3, generator=generator), labels)
 
 
