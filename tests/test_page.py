@@ -349,7 +349,7 @@ class TestMissing:
         both = [f"{name}_{model}" for model in MODELS for name in kinds]
         assert set(both) & set(found.figures) == {name for name in both if name.endswith(other)}
         words = "".join(found.words)
-        assert f"{alone}: There is nothing to compare: only the control is for this model." in words
+        assert f"{alone}: There is nothing to compare: this model has only the control." in words
         assert not re.search(r"\b(nan|None|NaN)\b", words)
         captions = ("Colour grows with", "They are not widened", "Step 0 is the run's", "A point per shift, larger at",
                     "It needs labels", "Shifted predictions in 15 bins", "Spearman's rank correlation with")  # fmt: skip

@@ -12,6 +12,8 @@ from matplotlib.ticker import LogLocator
 from tttlab.plots import GAIN, INK, LOSS, MUTED, Style, blank, drawn_runs, legend, markers, panels, small, styled
 from tttlab.results import CONTROL, shift_name
 
+_LONGEST = 17  # letters of the longest of our own corruptions
+
 
 @styled
 def heat_map(table: pd.DataFrame, styles: Mapping[str, Style], title: str, largest: float) -> Figure:
@@ -29,7 +31,11 @@ def heat_map(table: pd.DataFrame, styles: Mapping[str, Style], title: str, large
     """
     runs, names = drawn_runs(table, styles), list(dict.fromkeys(table["corruption"]))
     places = dict(zip(names, _set_apart(len(names)), strict=True))
-    figure = blank(1.0 + 0.5 * len(names), 1.25 + 0.3 * len(runs), title)
+    labels = [shift_name(name) for name in names]
+    # Names of folders may be longer than ours; they lean upwards and to the right.
+    beyond = [max(0, len(label) - _LONGEST) for label in labels]
+    width = max(0.5 * len(names), *(0.5 * place + 0.07 * more for place, more in zip(places.values(), beyond, strict=True)))
+    figure = blank(1.0 + width, 1.25 + 0.05 * max(beyond) + 0.3 * len(runs), title)
     axes = figure.subplots()
     for run, line in zip(runs, range(len(runs)), strict=True):
         for row in table[table["run"] == run].itertuples():
@@ -41,7 +47,6 @@ def heat_map(table: pd.DataFrame, styles: Mapping[str, Style], title: str, large
     for label, run in zip(axes.get_yticklabels()[1:], runs, strict=True):
         label.set(color=styles[run].color, fontweight="bold")
     axes.xaxis.tick_top()
-    labels = [shift_name(name) for name in names]
     axes.set_xticks(list(places.values()), labels, rotation=35, ha="left", rotation_mode="anchor", color=INK)
     axes.get_xticklabels()[-1].set_fontweight("bold")
     axes.set(xlim=(-0.5, len(names)), ylim=(len(runs) - 0.5, -1.5))

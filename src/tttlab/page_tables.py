@@ -102,7 +102,7 @@ def searched(results: Results) -> Iterator[Table]:
         "of the setting scored the same, whatever the others were. Score: accuracy on labeled source images under corruptions "
         "that are not tested, less a penalty for what clean ones lose."
     )
-    yield Table("searched", "tuning", heads, tuple(lines), caption)
+    yield Table("searched", "tuning", heads, tuple(lines), caption, left=4)
 
 
 def _search_line(run: str, tuning: Mapping[str, Any]) -> Line:

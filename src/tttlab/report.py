@@ -219,8 +219,7 @@ def sentence(results: Results, model: str) -> str:
 def _about_runs(results: Results, model: str) -> str:
     entries = {run: results.summary[model, run] for run in results.acting_on(model)}
     if not entries:
-        where = "is for this model" if results.acting else "is listed in params.yaml"
-        return f"There is nothing to compare: only the control {where}."
+        return f"There is nothing to compare: {'this model has' if results.acting else 'params.yaml lists'} only the control."
     if not any(known(entry["gain"]) for entry in entries.values()):
         told = "The test images have no labels, so accuracy is unknown; what is known is how many predictions changed."
         return f"{told} {_about_clean(entries)}".rstrip()
