@@ -313,6 +313,16 @@ def test_blocks_of_a_shift_with_its_own_images_hold_these_and_their_names_are_fi
     ]  # fmt: skip
 
 
+def test_long_names_of_folders_name_files_all_the_same_and_no_two_the_same_one(tmp_path):
+    shifts = [Shift(f"photos/{'夜' * 80}{end}") for end in ("", "a", "b")]
+    names = {sweep.Block(shift, 0, range(1)).name for shift in shifts}
+    assert len(names) == 3
+    with Work(tmp_path / "work") as work:
+        for name in names:
+            work.save(f"model-0-candidate-1-{name}", {})
+        assert len(list(work.folder.glob("*.pt"))) == 3
+
+
 def test_a_shift_with_its_own_images_is_adapted_to_as_it_is_with_its_own_names_and_labels(images, tmp_path):
     pixels = (networks.images(4, seed=41).permute(0, 2, 3, 1) * 255).byte().numpy()
     own = ImageSet(pixels, np.array([2, -1, 0, 1]), tuple(f"photos/{i}" for i in range(4)), tuple("abcd"))

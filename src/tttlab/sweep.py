@@ -1,5 +1,6 @@
 """One model and one method over all shifts, image by image or along streams: the table of predictions with and without."""
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,6 +31,7 @@ from tttlab.shifts import Shift
 from tttlab.source_statistics import Statistics, kinds
 from tttlab.views import Augmentation
 
+_NAME_LIMIT = 120  # characters of a shift in the name of a file
 BLOCK = 256  # images; a number that never changes, so that no machine setting changes a result
 
 
@@ -42,8 +44,11 @@ class Block(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For example ``fog-3-0``; fit to name a file."""
-        return f"{quote(self.shift.name, safe=' ')}-{self.number}"
+        """For example ``fog-3-0``; fit to name a file, which may have 255 bytes."""
+        name = quote(self.shift.name, safe=" ")
+        if len(name) > _NAME_LIMIT:
+            name = f"{name[:_NAME_LIMIT]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        return f"{name}-{self.number}"
 
 
 def list_blocks(shifts: Sequence[Shift], test: ImageSet, stream: Stream | None = None) -> list[Block]:
