@@ -9,7 +9,8 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 .DEFAULT_GOAL := repro
 
 repro: .venv/ready  ## run the pipeline, or what of it is out of date; PARAMS=settings/<name>.yaml [DATA=folder]: on those settings
-	$(if $(PARAMS),@$(UV) run --quiet python tools/use_settings.py $(PARAMS) $(if $(DATA),--data $(DATA)))
+	@$(UV) run --quiet python tools/without_git.py
+	$(if $(PARAMS),@$(UV) run --quiet python tools/use_settings.py "$$PARAMS" $${DATA:+--data "$$DATA"})
 	$(UV) run dvc repro $(ARGS)
 
 test: .venv/ready  ## the tests, in two processes; ARGS=tests/test_x.py: some of them
