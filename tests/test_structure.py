@@ -119,6 +119,11 @@ def test_methods_are_tried_before_anything_else():
     assert (first, before_all) == ({"prepare"}, {"methods"})
 
 
+def test_every_stage_that_computes_depends_on_the_libraries_versions():
+    """After `make pins` nothing is up to date."""
+    assert {name for name, stage in stages().items() if "requirements.txt" not in stage.get("do", stage)["deps"]} == {"methods"}
+
+
 def test_stages_say_what_they_do_and_watch_parameters():
     for name, stage in stages().items():
         body = stage.get("do", stage)
@@ -146,6 +151,7 @@ LAYERS = [
         "method_settings",
         "names",
         "params",
+        "process_identity",
         "runs",
         "seeding",
         "settings",
