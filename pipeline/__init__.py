@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,14 @@ OUTPUTS = Path("outputs")
 # The number of this process among those that share the stage, as torchrun, Fabric or srun tells it.
 RANK = next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0)
 PATIENCE = 10.0  # seconds; a process that fails lets the first one speak, whose end is then the end of all
+
+
+def not_copied(message: str) -> str:
+    """Say of a module that a message names that the project has it and the copy that a queued experiment runs in has not."""
+    names = [name.replace(".", "/") for name in re.findall(r"'([\w.]+)'", message)]
+    files = [Path(folder, name).with_suffix(".py") for name in names for folder in ("src/tttlab/methods", "src", "")]
+    left = next((file for file in files if (ROOT / file).is_file() and not file.exists()), None)
+    return f"; {left} is not in the copy that an experiment gets, for git does not know it: git add {left}" if left else ""
 
 
 def main(run: Callable[..., None], description: str, *items: str) -> None:
@@ -54,7 +63,7 @@ def main(run: Callable[..., None], description: str, *items: str) -> None:
     except UserError as error:
         if RANK:
             time.sleep(PATIENCE)
-        print(f"error: {f'(process {RANK}) ' if RANK else ''}{error}", file=sys.stderr)
+        print(f"error: {f'(process {RANK}) ' if RANK else ''}{error}{not_copied(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if not RANK:
