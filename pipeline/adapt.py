@@ -22,10 +22,9 @@ def run(params: Params, name: str) -> None:
               for model in params.models_of(name)}  # fmt: skip
     with shared_work(fabric, f"adapt {name}", settings, inputs) as work:
         about = {model: adapt_model(params, name, model, own, work) for model, own in sweeps.items()}
-        if not fabric.is_global_zero:
-            return  # the first process writes
-    (pipeline.OUTPUTS / "adapt").mkdir(parents=True, exist_ok=True)
-    (pipeline.OUTPUTS / "adapt" / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        if fabric.is_global_zero:  # the first process writes
+            (pipeline.OUTPUTS / "adapt").mkdir(parents=True, exist_ok=True)
+            (pipeline.OUTPUTS / "adapt" / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def adapt_model(params: Params, name: str, model: str, sweeps: list, work) -> dict:
@@ -61,7 +60,7 @@ def adapt_network(params: Params, sweep, work) -> tuple | None:
     with tracking.start_run(pipeline.ROOT, stage="adapt", name=f"adapt {sweep.name} · {sweep.model}{seed}",
                             params=sweep.told, tags=sweep.tags,
                             parent=tracking.pipeline_run(pipeline.ROOT, execution(params)),
-                            resume_key=f"{work.folder.name} {sweep.prefix}") as tracked:  # fmt: skip
+                            resume_key=f"{work.id} {sweep.prefix}") as tracked:  # fmt: skip
         tracked.log_input("test", sweep.images.source, sweep.images.digest(), len(sweep.images), "test")
         devices.forget_peak(sweep.source.device)
         table, losses = sweep.adapt(work)

@@ -15,10 +15,12 @@ def run(params: Params) -> None:
     """Read the predictions of every model and run of params.yaml, never of what the folder happens to hold."""
     import pandas as pd
 
+    from pipeline.leftovers import tidy
     from tttlab import diagnosis, metrics
     from tttlab.predictions import read_predictions
     from tttlab.results import read_table
 
+    tidy()  # the last `adapt` is recorded
     kinds = {"by_shift": metrics.by_shift, "by_corruption": metrics.by_corruption, "by_severity": metrics.by_severity,
              "reliability": metrics.reliability}  # fmt: skip
     entries, tables = {}, {name: [] for name in ("summary", *kinds, *diagnosis.TABLES)}

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pipeline
+import tttlab
+from pipeline.leftovers import store, tidy
 from tttlab import ranks
 from tttlab.params import Params
 from tttlab.resuming import Work, work_key
@@ -40,6 +42,20 @@ def started(environment: Mapping[str, str]) -> tuple[int, int] | None:
     return None
 
 
+CODE = tuple(Path(package.__file__).parent for package in (tttlab, pipeline))  # an edit anywhere in it begins anew
+
+
+def open_work(stage: str, settings: Any, inputs: Iterable[Path]) -> Work:
+    """Find the unfinished work of a stage that one process does; see `shared_work`."""
+    return find_work(work_key(stage, settings, inputs, CODE), stage)
+
+
+def find_work(key: str, stage: str, owner: bool = True) -> Work:
+    """Find a piece of work by its key; its owner makes room before."""
+    folder = store() / key
+    return Work(folder, stage, owner, tidy(folder) if owner else None)
+
+
 @contextmanager
 def shared_work(fabric: "ranks.Alone | Fabric", stage: str, settings: Any, inputs: Iterable[Path]) -> Iterator[Work]:
     """Open the unfinished work of this stage for all its processes: the first one locks it, and deletes it at the end.
@@ -51,8 +67,8 @@ def shared_work(fabric: "ranks.Alone | Fabric", stage: str, settings: Any, input
         inputs: folders and files that the stage reads.
     """
     first = fabric.is_global_zero
-    key = fabric.broadcast(work_key(stage, settings, inputs) if first else "")
-    with Work(pipeline.ROOT / ".resume" / key, owner=first) as work:
+    key = fabric.broadcast(work_key(stage, settings, inputs, CODE) if first else "")
+    with find_work(key, stage, owner=first) as work:
         fabric.barrier()  # nobody reads before the lock is taken
         yield work
         fabric.barrier()  # nor after the folder is deleted

@@ -46,7 +46,7 @@ def open_trainer(
 
     with (
         shared_work(fabric, stage, settings, inputs) as work,
-        open_run(work.folder.name) if fabric.is_global_zero else nullcontext() as run,
+        open_run(work.id) if fabric.is_global_zero else nullcontext() as run,
     ):
 
         def report(task: str, row: Row) -> None:

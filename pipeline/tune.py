@@ -1,6 +1,7 @@
 """Choose one run's settings on labeled source images under corruptions that are never tested on."""
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import pipeline
@@ -13,25 +14,23 @@ def run(params: Params, name: str) -> None:
     found = {model: {"tuned": False, "settings": own.values(), "default": own.values(), "candidates": [], "gate": None}
              for model, own in chosen.items()}  # fmt: skip
     searched = [model for model, own in chosen.items() if params.tune.enabled and own.search]
-    if searched:
-        found |= tune_models(params, name, searched)
     target = pipeline.OUTPUTS / "tuned" / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.with_suffix(".partial").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    target.with_suffix(".partial").replace(target)
+    with open_tuning(params, name, searched) if searched else nullcontext() as work:
+        found |= {model: tune_model(params, name, model, work) for model in searched}
+        target.with_suffix(".partial").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        target.with_suffix(".partial").replace(target)
 
 
-def tune_models(params: Params, name: str, models: list[str]) -> dict[str, dict[str, Any]]:
-    """Tune one run on several models; what is done is kept until all are."""
-    from tttlab.resuming import Work, work_key
+def open_tuning(params: Params, name: str, models: list[str]):
+    """Open the work of tuning one run on several models; what is done is kept until all are, and written."""
+    from pipeline.processes import open_work
 
     networks = [f"{folder}/{model}/{params.seeds[0]}" for folder in ("finetuned", "source_stats") for model in models]
     inputs = [pipeline.OUTPUTS / folder for folder in (*networks, "data/labeled_validation", f"methods/{name}.json")]
     adapting = dict.fromkeys(("protocol", "online", "augment"), True) | {"runs": {name}}
     sections = {"seed": True, "tune": True, "source_stats": True, "adapt": adapting}
-    key = work_key(f"tune {name}", params.model_dump(mode="json", include=sections), inputs)
-    with Work(pipeline.ROOT / ".resume" / key) as work:
-        return {model: tune_model(params, name, model, work) for model in models}
+    return open_work(f"tune {name}", params.model_dump(mode="json", include=sections), inputs)
 
 
 def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
@@ -56,6 +55,7 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
 
     for values in grid.candidates:  # every mistake shows first
         build(values)
+    parent = tracking.pipeline_run(pipeline.ROOT, execution(params))  # a store that cannot be used, too
     total = tuning.pairs_to_judge(len(grid.candidates), len(images), wish.images, wish.severities, wish.keep, bool(stream))
     workers = params.machine.workers if source.device.type == "cpu" else 0
     with tqdm(total=total, desc=f"tune {name} {model}", unit="image") as bar:
@@ -67,8 +67,7 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
     found = search.choose(judge.saves_time if wish.gate and not stream else None)
     tags = {"model": model, "method": own.method, "run": name, "source_run_id": source.about.get("mlflow_run_id")}
     with tracking.start_run(pipeline.ROOT, stage="tune", name=f"tune {name} · {model}", params=wish.model_dump(mode="json"),
-                            tags=tags, parent=tracking.pipeline_run(pipeline.ROOT, execution(params)),
-                            resume_key=f"{work.folder.name} {model}") as tracked:  # fmt: skip
+                            tags=tags, parent=parent, resume_key=f"{work.id} {model}") as tracked:  # fmt: skip
         tracked.log_input("labeled_validation", images.source, images.digest(), len(images), "validation")
         tracking.log_trials(tracked, search.describe(), tags)
         tracked.log_metrics(search.chosen())

@@ -27,10 +27,10 @@ def main() -> None:
         port = next((port for port in range(first, first + 50) if 0 < port < 65536 and not is_taken(port)), None)
         if port is None:
             raise UserError(f"--port {first}: expected a free port among the 50 from there on, found none; name another")
+        serve(port)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    serve(port)
 
 
 def serve(port: int) -> None:

@@ -1,5 +1,6 @@
 """All stages after one another on few images, as DVC runs them, and what others may build on."""
 
+import importlib
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from test_structure import ROOT
 import pipeline
 from tttlab.errors import UserError
 from tttlab.params import ImageSpec, read_params
+from tttlab.process_identity import Identity
 from tttlab.sources import open_source
 
 STAGES = {"methods": None, "prepare": None, "pretrain": "networks", "finetune": "networks", "source_stats": "networks",
@@ -65,9 +67,8 @@ def tiny_params(folder):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    import importlib
-
-    root = tmp_path_factory.mktemp("project")
+    root = tmp_path_factory.mktemp("project") / "it's 100%20 a#b?"  # what means something in an address or in a filter
+    root.mkdir()
     params = tiny_params(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "ROOT", root)
@@ -186,6 +187,48 @@ def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, cop
         pd.testing.assert_frame_equal(one.drop(columns=timed), two.drop(columns=timed), check_exact=True)
     assert count_runs(copy) == before + len(params.models) * len(params.seeds)  # the first process's alone
     assert not [path for path in (copy / ".resume").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("stage", "item", "computes", "outputs"),
+    [
+        ("pretrain", ("mae_vit", 5), "tttlab.trainer.Trainer._run_epoch", "pretrained/mae_vit/5"),
+        ("finetune", ("mae_vit", 5), "tttlab.trainer.Trainer._run_epoch", "finetuned/mae_vit/5"),
+        ("tune", ("shrink",), "tttlab.tuning.adapt_to_job", "tuned"),
+        ("adapt", ("shrink",), "tttlab.sweep.adapt_to_job", "adapted/shrink"),
+    ],
+)
+def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
+    project, tmp_path, monkeypatch, stage, item, computes, outputs
+):
+    """As DVC runs it: that ends, another begins, and has removed the outputs."""
+    root, params = project
+    copy = Path(shutil.copytree(root, tmp_path / "copy"))
+    monkeypatch.setattr(pipeline, "ROOT", copy)
+    monkeypatch.setattr(pipeline, "OUTPUTS", copy / "outputs")
+    monkeypatch.setattr("pipeline.leftovers.find_driver", lambda _: Identity(os.getpid(), drivers.pop(0)))
+    drivers, run = [1.0, 2.0, 2.0], importlib.import_module(f"pipeline.{stage}").run
+
+    def written() -> dict[str, bytes]:
+        files = sorted(path for path in (copy / "outputs" / outputs).rglob("*") if path.is_file())
+        return {path.relative_to(copy).as_posix(): path.read_bytes() for path in files}
+
+    def runs() -> list[tuple]:
+        with closing(sqlite3.connect(copy / "mlflow.db")) as database:
+            return database.execute("SELECT run_uuid, status FROM runs WHERE lifecycle_stage = 'active'").fetchall()
+
+    run(params, *item)
+    before, known = written(), runs()
+    shutil.rmtree(copy / "outputs" / outputs)
+    monkeypatch.setattr(computes, lambda *_arguments, **_settings: pytest.fail("computed again"))
+    run(params, *item)
+    assert written() == before
+    assert len(before) > 0
+    assert [status for _, status in runs()].count("RUNNING") == 0
+    assert len(runs()) == len(known)  # the same runs in MLflow, the trials of a tuning among them
+    assert [path.name for path in (copy / ".resume").iterdir() if path.is_dir()]
+    importlib.import_module("pipeline.leftovers").tidy()
+    assert not [path.name for path in (copy / ".resume").iterdir() if path.is_dir()]
 
 
 def test_two_processes_started_by_torchrun_pretrain_as_one_does(project, copied):
@@ -325,8 +368,6 @@ def test_images_that_come_shifted_go_all_the_way_with_and_without_labels(project
 
 def test_streams_go_all_the_way(project, monkeypatch, tmp_path):
     """The same networks under the protocol online, from tuning to the report; every stage in this process."""
-    import importlib
-
     root, _ = project
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     for name in ("tuned", "adapted", "adapt", "aligned", "tables", "figures", "predictions"):

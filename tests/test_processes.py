@@ -1,8 +1,15 @@
-"""How the stages find out who started them."""
+"""How the stages find out who started them, and in what folder."""
+
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
+from ruamel.yaml import YAML
+from test_structure import ROOT
 
-from pipeline.processes import started
+from pipeline.processes import CODE, started
 
 
 @pytest.mark.parametrize(
@@ -19,3 +26,49 @@ from pipeline.processes import started
 )
 def test_processes_per_machine_and_machines(environment, expected):
     assert started(environment) == expected
+
+
+def test_unfinished_work_is_of_all_the_projects_code():
+    assert set(CODE) == {ROOT / "pipeline", ROOT / "src" / "tttlab"}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """A project with files that git does not know, and the copy without them that DVC makes for a queued experiment."""
+    project, copy = tmp_path / "project", tmp_path / "project" / ".dvc" / "tmp" / "exps" / "copy"
+    for folder in (project, copy):
+        for part in ("pipeline", "src"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "own").mkdir()
+    for file in ("src/tttlab/methods/mine.py", "src/flat.py", "own/flip.py"):
+        shutil.copy(ROOT / "src" / "tttlab" / "methods" / "none.py", project / file)
+
+    def run(method: str, folder, environment) -> str:
+        values = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        values["adapt"]["runs"]["added"] = {"method": method}
+        with (folder / "params.yaml").open("w") as file:
+            YAML().dump(values, file)
+        others = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
+        done = subprocess.run([sys.executable, "-m", "pipeline.methods"], cwd=folder, env=others | environment,
+                              capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+        assert done.returncode == 2
+        return done.stderr.strip()
+
+    return project, copy, run
+
+
+@pytest.mark.parametrize(("method", "file"), [("mine", "src/tttlab/methods/mine.py"), ("own.flip", "own/flip.py")])
+def test_a_queued_experiment_says_which_file_git_does_not_know(experiment, method, file):
+    project, copy, run = experiment
+    told = run(method, copy, {"DVC_ROOT": str(project)})
+    assert told.startswith(
+        f"error: adapt.runs.added.method: {'unknown method' if method == 'mine' else 'no module'} '{method}'"
+    )
+    assert told.endswith(f"; {file} is not in the copy that an experiment gets, for git does not know it: git add {file}")
+    assert "\n" not in told
+
+
+def test_a_name_that_is_nowhere_is_not_gits_fault(experiment):
+    project, copy, run = experiment
+    for folder, environment in ((copy, {"DVC_ROOT": str(project)}), (project, {})):
+        assert "git" not in run("yours", folder, environment)

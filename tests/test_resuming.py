@@ -1,15 +1,24 @@
+"""Half-finished work: found again by what it is made of, nobody else's, and gone when nobody needs it."""
+
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from test_structure import FOLDERS, ROOT, closure, imported
 
+from tttlab import resuming
 from tttlab.errors import UserError
-from tttlab.resuming import Work, content_hash, work_key
+from tttlab.process_identity import Identity
+from tttlab.resuming import Work, content_hash, forget_abandoned, forget_recorded, work_key
 
 
 @pytest.fixture
@@ -47,6 +56,14 @@ def test_a_process_that_only_inherited_the_number_holds_nothing(tmp_path, other)
 def test_a_lock_cut_off_by_a_full_disk_holds_nothing(tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "process.json").write_text('{"pid": ')
+    with Work(tmp_path / "work"):
+        pass
+
+
+def test_a_lock_of_another_machine_says_nothing_of_a_process_here(tmp_path, other):
+    hold(tmp_path / "work", other.pid, psutil.Process(other.pid).create_time())
+    lock = tmp_path / "work" / "process.json"
+    lock.write_text(json.dumps(json.loads(lock.read_text()) | {"host": "elsewhere"}))
     with Work(tmp_path / "work"):
         pass
 
@@ -98,13 +115,21 @@ def test_key_follows_stage_settings_and_inputs(tmp_path):
     data.mkdir()
     (data / "pixels").write_bytes(b"1")
 
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "stage.py").write_text("1")
+
     def key(stage: str = "pretrain", **settings) -> str:
-        return work_key(stage, {"seed": 0} | settings, [data])
+        return work_key(stage, {"seed": 0} | settings, [data], [code])
 
     first = key()
     assert key() == first
-    assert work_key("pretrain", {"seed": 0}, [data, data / "pixels"]) != first
+    assert work_key("pretrain", {"seed": 0}, [data, data / "pixels"], [code]) != first
     assert len({first, key("finetune"), key(seed=1), key(lr=0.1)}) == 4
+    (code / "stage.py").write_text("2")
+    assert key() != first
+    (code / "stage.py").write_text("1")
+    assert key() == first
     (data / "pixels").write_bytes(b"2")
     changed = key()
     assert changed != first
@@ -120,3 +145,154 @@ def test_content_hash_sees_only_the_files_asked_for(tmp_path):
     assert content_hash(tmp_path, "*.py") == before
     (tmp_path / "inner" / "code.py").write_text("2")
     assert content_hash(tmp_path, "*.py") != before
+
+
+def test_key_follows_the_version_of_every_library_that_computes(tmp_path, monkeypatch):
+    """All that the stages with unfinished work import, but for what handles files, settings, processes and tables."""
+    stages = [FOLDERS["pipeline"] / f"{name}.py" for name in ("pretrain", "finetune", "tune", "adapt")]
+    names = {name.partition(".")[0] for path in closure(*stages) for name in imported(path)} - sys.stdlib_module_names
+    handling = {"alembic", "annotated_types", "filelock", "matplotlib", "mlflow", "pandas", "psutil", "pyarrow", "pydantic",
+                "pydantic_core", "ruamel", "safetensors", "sqlalchemy", "tqdm", "pipeline", "tttlab"}  # fmt: skip
+    known = packages_distributions()
+    assert {name for name in names - handling if not set(known.get(name, ())) & set(resuming.LIBRARIES)} == set()
+    assert {"torch", "cv2", "numpy"} <= names
+    assert "albucore" in resuming.LIBRARIES  # does the work of albumentations
+    first = work_key("tune", {}, [], [])
+    for library in resuming.LIBRARIES:
+        monkeypatch.setattr(resuming, "version", lambda name, library=library: "0" if name == library else version(name))
+        assert work_key("tune", {}, [], []) != first
+
+
+class TestFinished:
+    def test_without_a_dvc_that_records_it_it_goes_at_once(self, tmp_path):
+        with Work(tmp_path / "work") as work:
+            work.save("block", {"number": 3})
+        assert not (tmp_path / "work").exists()
+
+    def test_it_stays_until_the_same_dvc_runs_another_stage(self, tmp_path, other):
+        driver = Identity.of(psutil.Process(other.pid))
+        with Work(tmp_path / "work", driver=driver) as work:
+            work.save("block", {"number": 3})
+            first = work.id
+        forget_recorded(tmp_path, Identity.of(psutil.Process()))  # another DVC knows nothing of it
+        forget_recorded(tmp_path, driver._replace(created=driver.created - 3600))
+        with Work(tmp_path / "work", driver=driver) as again:
+            assert again.load("block") == {"number": 3}
+            assert again.id == first  # so that its run in MLflow goes on
+            forget_recorded(tmp_path, driver)  # in work again, it is not finished
+        assert (tmp_path / "work" / "block.pt").exists()
+        forget_recorded(tmp_path, driver)
+        assert not (tmp_path / "work").exists()
+        with Work(tmp_path / "work", driver=driver) as anew:
+            assert not anew.has("block")
+            assert anew.id != first
+
+    def test_half_finished_work_is_never_taken_for_recorded(self, tmp_path, other):
+        driver = Identity.of(psutil.Process(other.pid))
+        work = Work(tmp_path / "work", driver=driver)
+        with pytest.raises(KeyboardInterrupt), work:
+            raise KeyboardInterrupt
+        work.save("block", {"number": 3})
+        forget_recorded(tmp_path, driver)
+        assert work.has("block")
+
+
+STAGE = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.leftovers import store, tidy
+from tttlab.resuming import Work
+
+name, fatal = sys.argv[1], Path("fatal")
+driver = tidy()
+with Work(store() / name, name, driver=driver) as work:
+    print(f"{name}: {'taken up' if work.has('block') else 'computed'}", flush=True)
+    work.save("block", {})
+    Path(f"{name}.txt").write_text(name)
+if fatal.exists():
+    fatal.unlink()
+    os.kill(driver.pid, signal.SIGKILL)
+"""
+
+
+@pytest.mark.timeout(180)
+def test_dvc_killed_between_a_stages_last_line_and_its_record_costs_no_work(tmp_path):
+    run = f"{sys.executable} stage.py"
+    stages = {
+        "one": {"cmd": f"{run} one", "outs": ["one.txt"]},
+        "two": {"cmd": f"{run} two", "deps": ["one.txt"], "outs": ["two.txt"]},
+    }
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    (tmp_path / "stage.py").write_text(STAGE)
+    (tmp_path / "fatal").touch()
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\nno_scm = true\nanalytics = false\ncheck_update = false\n")
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | {"PYTHONPATH": str(ROOT)}
+
+    def repro() -> tuple[int, list[str]]:
+        done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=tmp_path, env=environment, capture_output=True,
+                              text=True, timeout=120, check=False)  # fmt: skip
+        return done.returncode, [line for line in done.stdout.splitlines() if re.match("(one|two):", line)]
+
+    def kept() -> list[str]:
+        return sorted(path.name for path in (tmp_path / ".resume").iterdir() if path.is_dir())
+
+    assert repro() == (-signal.SIGKILL, ["one: computed"])
+    assert kept() == ["one"]
+    assert not (tmp_path / "dvc.lock").exists()
+    assert repro() == (0, ["one: taken up", "two: computed"])
+    assert kept() == ["two"]  # the last one; the next stage of any kind, such as evaluate, would have thrown it away
+
+
+class TestAbandoned:
+    @staticmethod
+    def leave(store: Path, name: str, days: float, size: int = 10, **lock) -> Path:
+        folder = store / name
+        folder.mkdir(parents=True)
+        (folder / "about.json").write_text(json.dumps({"id": name, "stage": f"tune {name}"}))
+        (folder / "block.pt").write_bytes(b"0" * size)
+        if lock:
+            (folder / "process.json").write_text(json.dumps(lock))
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, 2 * (time.time() - days * 86_400,))
+        return folder
+
+    def test_another_setting_tried_for_some_days_leaves_the_first_ones_work(self, tmp_path):
+        left = [self.leave(tmp_path, name, days) for name, days in (("a", 3), ("b", 13.9))]
+        assert forget_abandoned(tmp_path, tmp_path / "wanted") == []
+        assert all(folder.exists() for folder in left)
+
+    def test_what_is_old_goes_with_a_line_but_never_what_is_wanted_or_in_hand(self, tmp_path, other):
+        process = psutil.Process(other.pid)
+        self.leave(tmp_path, "old", 14.1, size=3 * 2**20)
+        self.leave(tmp_path, "dead", 15, pid=other.pid, created=process.create_time() - 3600)
+        self.leave(tmp_path, "elsewhere", 15, pid=other.pid, created=process.create_time(), host="elsewhere")
+        self.leave(tmp_path, "wanted", 30)
+        self.leave(tmp_path, "living", 30, pid=other.pid, created=process.create_time())
+        driver = {"pid": other.pid, "created": process.create_time()}
+        for name, age in (("unrecorded", 0), ("given_up", 3600)):  # the second's DVC is gone
+            mark = self.leave(tmp_path, name, 30) / "finished.json"
+            mark.write_text(json.dumps(driver | {"created": driver["created"] - age}))
+            for path in (mark, mark.parent):
+                os.utime(path, 2 * (time.time() - 30 * 86_400,))
+        lines = forget_abandoned(tmp_path, tmp_path / "wanted")
+        assert lines[0] == f"threw away what tune old left in {tmp_path.name} (3 MiB): last used more than 14 days ago"
+        assert len(lines) == 4
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["living", "unrecorded", "wanted"]
+
+    def test_of_much_the_newest_stays_and_then_what_fits(self, tmp_path, monkeypatch, other):
+        monkeypatch.setattr(resuming, "KEPT_BYTES", 5 * 2**20)
+        self.leave(tmp_path, "wanted", 0, size=9 * 2**20)
+        self.leave(tmp_path, "newest", 1, size=3 * 2**20)
+        self.leave(tmp_path, "large", 2, size=3 * 2**20)
+        self.leave(tmp_path, "fits", 3, size=1 * 2**20)
+        self.leave(tmp_path, "elsewhere", 4, size=9 * 2**20, pid=1, created=0.0, host="elsewhere")
+        lines = forget_abandoned(tmp_path, tmp_path / "wanted")
+        assert [line.split()[4] for line in lines] == ["large"]
+        assert "last used 2 days ago, and 0 GiB of newer work are kept" in lines[0]
+        (tmp_path / "newest" / "block.pt").write_bytes(b"0" * 6 * 2**20)
+        assert [line.split()[4] for line in forget_abandoned(tmp_path, tmp_path / "wanted")] == ["fits"]
+        assert (tmp_path / "newest").exists()
+
+    def test_a_store_that_does_not_exist_yet_holds_nothing(self, tmp_path):
+        assert forget_abandoned(tmp_path / "new", tmp_path / "new" / "wanted") == []

@@ -12,7 +12,7 @@ class Identity(NamedTuple):
     """A process of this machine: its number, and when it began, in seconds since 1970."""
 
     pid: int
-    started: float
+    created: float
 
     @classmethod
     def of(cls, process: psutil.Process) -> "Identity":
@@ -21,7 +21,7 @@ class Identity(NamedTuple):
 
     def same(self, other: "Identity") -> bool:
         """Tell whether both are the same process."""
-        return self.pid == other.pid and abs(self.started - other.started) <= CLOCK_SECONDS
+        return self.pid == other.pid and abs(self.created - other.created) <= CLOCK_SECONDS
 
     def lives(self) -> bool:
         """Tell whether the process still runs; a later one with the same number does not count."""

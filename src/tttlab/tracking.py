@@ -166,16 +166,18 @@ def _relocate(root: Path, old: str, new: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what MLflow says while it makes the database, and its uses of other libraries' deprecated ways."""
-    logger = logging.getLogger("mlflow.store.db.utils")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    """Hold back what MLflow says of making the database and of no git, and its uses of other libraries' deprecated ways."""
+    least = {"mlflow.store.db.utils": logging.WARNING, "mlflow.utils.git_utils": logging.ERROR}
+    before = {name: logging.getLogger(name).level for name in least}
+    for name, level in least.items():
+        logging.getLogger(name).setLevel(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 # --- processes -----------------------------------------------------------------------------------------------------
@@ -208,8 +210,8 @@ def find_execution(process: psutil.Process, experiment: str | None, settings: st
 
 def _owner_tags(pid: int) -> dict[str, str]:
     """Name a process so that another one can tell, later, whether it still runs."""
-    started = Identity.of(psutil.Process(pid)).started
-    return {"host": socket.gethostname(), "pid": str(pid), "pid_started": f"{started:.2f}"}
+    created = Identity.of(psutil.Process(pid)).created
+    return {"host": socket.gethostname(), "pid": str(pid), "pid_started": f"{created:.2f}"}
 
 
 def _owner_lives(tags: Mapping[str, str]) -> bool:
@@ -526,7 +528,9 @@ def _create(client: "MlflowClient", experiment: str, name: str, tags: Mapping[st
     from mlflow.tracking.context.registry import resolve_tags  # who, which script, which commit
 
     tags = {key: str(value)[:_TAG_LIMIT] for key, value in tags.items()}
-    return client.create_run(experiment, run_name=name, tags=resolve_tags(tags)).info.run_id
+    with _quiet():
+        tags = resolve_tags(tags)
+    return client.create_run(experiment, run_name=name, tags=tags).info.run_id
 
 
 def _log_points(client: "MlflowClient", run_id: str, points: Sequence[tuple[str, float | None, int]]) -> None:
