@@ -9,7 +9,7 @@ from tttlab.params import Params
 def run(params: Params, name: str) -> None:
     """Write outputs/adapted/<run>/<model>.parquet (and .steps.parquet) for every model, and outputs/adapt/<run>.json."""
     from pipeline.processes import open_processes, shared_work
-    from pipeline.sweeps import open_sweep
+    from pipeline.sweeps import open_sweeps
 
     fabric = open_processes(params)
     sets = ("data/test", "data/labeled_validation", "data/shifted")
@@ -18,8 +18,7 @@ def run(params: Params, name: str) -> None:
     sections = {"seed": True, "seeds": True, "source_stats": True, "shifts": True,
                 "adapt": {"protocol": True, "online": True, "augment": True, "curve": True, "runs": {name}}}  # fmt: skip
     settings = params.model_dump(mode="json", include=sections)
-    sweeps = {model: [open_sweep(params, name, model, seed, fabric) for seed in params.seeds]
-              for model in params.models_of(name)}  # fmt: skip
+    sweeps = open_sweeps(params, name, fabric)
     with shared_work(fabric, f"adapt {name}", settings, inputs) as work:
         about = {model: adapt_model(params, name, model, own, work) for model, own in sweeps.items()}
         if fabric.is_global_zero:  # the first process writes

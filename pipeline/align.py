@@ -31,7 +31,8 @@ def align_model(params: Params, name: str, model: str) -> list:
 
     from pipeline.loading import build_run, load_source, load_tuned
     from pipeline.shifted import open_test
-    from tttlab.alignment import gradient_alignment
+    from tttlab import alignment, sweep
+    from tttlab.group_size import GroupSize
     from tttlab.pixels import as_images
 
     test, shifts = open_test(params, params.alignment.images)  # among those of adapt
@@ -42,14 +43,17 @@ def align_model(params: Params, name: str, model: str) -> list:
     _, method, loop, statistics = build_run(params, name, model, source, load_tuned(name, model)["settings"])
     if loop.trainable == "none":
         return []
+    sizes = GroupSize(params.machine.images_per_step, largest=alignment.LARGEST, timed=False)
     tables = []
-    for shift in tqdm(known, f"align {name} {model}", unit="shift", mininterval=1):
-        images = shift.of(test)
-        pixels = as_images(torch.from_numpy(shift.apply(images, params.seed))).to(source.device)
-        found = gradient_alignment(source.network, pixels, torch.from_numpy(images.labels), method, loop, statistics=statistics,
-                                   image_ids=images.image_ids, seed=params.seed)  # fmt: skip
+    for block in tqdm(sweep.list_blocks(known, test), f"align {name} {model}", unit="block", mininterval=1):
+        images = block.shift.of(test).take(block.images)
+        pixels = as_images(torch.from_numpy(block.shift.apply(images, params.seed))).to(source.device)
+        found = alignment.gradient_alignment(source.network, pixels, torch.from_numpy(images.labels), method, loop,
+                                             statistics=statistics, image_ids=images.image_ids, seed=params.seed,
+                                             images_per_step=sizes)  # fmt: skip
         columns = {key: value.numpy() for key, value in found._asdict().items()}
-        tables.append(pd.DataFrame({"image_id": images.image_ids, "shift": shift.name, "seed": params.seeds[0], **columns}))
+        own = {"image_id": images.image_ids, "shift": block.shift.name, "seed": params.seeds[0]}
+        tables.append(pd.DataFrame(own | columns))
     return tables
 
 

@@ -1,7 +1,5 @@
 """Measure how far the target lies from the source through one model, before any adaptation and without test labels."""
 
-from dataclasses import replace
-
 import pipeline
 from tttlab.errors import UserError
 from tttlab.params import Params
@@ -19,7 +17,7 @@ def run(params: Params, model: str) -> None:
     device = choose_device(params.machine.device, params.machine.precision)
     networks = [checkpoints.load(pipeline.OUTPUTS / "finetuned" / model / str(seed), device)[0] for seed in params.seeds]
     sets = (ImageSet.load(pipeline.OUTPUTS / "data" / name) for name in ("unlabeled", "labeled_validation"))
-    unlabeled, labeled = (images.take(rows(params, images, params.distance.images, "distance")) for images in sets)
+    unlabeled, labeled = (images.view(rows(params, images, params.distance.images, "distance")) for images in sets)
     test, shifts = open_test(params, params.distance.images)
     shifts = [shift for shift in shifts if not (shift.clean and shift.images)]  # validation images: a reference themselves
     names = {shift.name: (shift.corruption, shift.severity) for shift in shifts} | {"labeled": ("none", 0)}
@@ -44,15 +42,11 @@ def measure_network(params: Params, network, unlabeled, labeled, test, shifts):
     from tttlab.probing import encode
 
     def sample(images):
-        features, logits, _ = encode(network, images)
+        features, logits, _ = encode(network, images, params.machine.images_per_step)
         return shift_estimates.Sample(features.numpy(), logits.numpy())
 
-    def seen(shift):
-        images = shift.of(test)
-        return replace(images, pixels=shift.apply(images, params.seed))
-
     own = {shift.name: shift.of(test) for shift in shifts}
-    samples, tables = {shift.name: sample(seen(shift)) for shift in shifts}, []
+    samples, tables = {shift.name: sample(shift.seen(test, params.seed)) for shift in shifts}, []
     for name, images, others in (("unlabeled", unlabeled, {"labeled": labeled}), ("labeled", labeled, {})):
         sizes = [*map(len, own.values()), *map(len, others.values())]
         size = shift_estimates.sample_size(len(images), *sizes, at_most=params.distance.images)

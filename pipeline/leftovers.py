@@ -1,12 +1,17 @@
-"""What stages leave in .resume, and when it goes."""
+"""What stages leave in .resume: where it is, how it is found again, and when it goes."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 import pipeline
+import tttlab
 from tttlab.process_identity import Identity, find_driver
-from tttlab.resuming import forget_abandoned, forget_recorded
+from tttlab.resuming import Work, forget_abandoned, forget_recorded, work_key
+
+CODE = tuple(Path(package.__file__).parent for package in (tttlab, pipeline))  # an edit anywhere in it begins anew
 
 
 def store() -> Path:
@@ -22,3 +27,19 @@ def tidy(wanted: Path | None = None) -> Identity | None:
     for line in forget_abandoned(store(), wanted) if wanted else ():
         print(line)
     return driver
+
+
+def key_of(stage: str, settings: Any, inputs: Iterable[Path]) -> str:
+    """Name a piece of work by what its result depends on, all code among it."""
+    return work_key(stage, settings, inputs, CODE)
+
+
+def find_work(key: str, stage: str, owner: bool = True) -> Work:
+    """Find a piece of work by its key; its owner makes room before."""
+    folder = store() / key
+    return Work(folder, stage, owner, tidy(folder) if owner else None)
+
+
+def open_work(stage: str, settings: Any, inputs: Iterable[Path]) -> Work:
+    """Find the unfinished work of a stage that one process does; see `pipeline.processes.shared_work`."""
+    return find_work(key_of(stage, settings, inputs), stage)

@@ -6,15 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pipeline
-import tttlab
-from pipeline.leftovers import store, tidy
+from pipeline.leftovers import find_work, key_of
 from tttlab import ranks
 from tttlab.params import Params
-from tttlab.resuming import Work, work_key
+from tttlab.resuming import Work
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+    Processes = ranks.Alone | Fabric
 
 
 def open_fabric(params: Params) -> "Fabric":
@@ -23,7 +23,7 @@ def open_fabric(params: Params) -> "Fabric":
     return ranks.open_fabric(params.machine.device, params.machine.precision, devices, nodes)
 
 
-def open_processes(params: Params) -> "ranks.Alone | Fabric":
+def open_processes(params: Params) -> "Processes":
     """Do the same for a stage that does not train."""
     devices, nodes = started(os.environ) or (params.machine.devices, 1)
     return ranks.open_processes(params.machine.device, params.machine.precision, devices, nodes)
@@ -42,22 +42,15 @@ def started(environment: Mapping[str, str]) -> tuple[int, int] | None:
     return None
 
 
-CODE = tuple(Path(package.__file__).parent for package in (tttlab, pipeline))  # an edit anywhere in it begins anew
-
-
-def open_work(stage: str, settings: Any, inputs: Iterable[Path]) -> Work:
-    """Find the unfinished work of a stage that one process does; see `shared_work`."""
-    return find_work(work_key(stage, settings, inputs, CODE), stage)
-
-
-def find_work(key: str, stage: str, owner: bool = True) -> Work:
-    """Find a piece of work by its key; its owner makes room before."""
-    folder = store() / key
-    return Work(folder, stage, owner, tidy(folder) if owner else None)
+def shares(params: Params, fabric: "Processes") -> dict[str, Any]:
+    """Say who does which part of a stage that trains nothing, as `tttlab.sweep.adapt_to_shifts` wants to know it."""
+    here, _ = started(os.environ) or (fabric.world_size, 1)
+    return {"workers": params.machine.workers if fabric.device.type == "cpu" else 0, "rank": fabric.global_rank,
+            "ranks": fabric.world_size, "neighbours": here, "barrier": fabric.barrier}  # fmt: skip
 
 
 @contextmanager
-def shared_work(fabric: "ranks.Alone | Fabric", stage: str, settings: Any, inputs: Iterable[Path]) -> Iterator[Work]:
+def shared_work(fabric: "Processes", stage: str, settings: Any, inputs: Iterable[Path]) -> Iterator[Work]:
     """Open the unfinished work of this stage for all its processes: the first one locks it, and deletes it at the end.
 
     Args:
@@ -67,7 +60,7 @@ def shared_work(fabric: "ranks.Alone | Fabric", stage: str, settings: Any, input
         inputs: folders and files that the stage reads.
     """
     first = fabric.is_global_zero
-    key = fabric.broadcast(work_key(stage, settings, inputs, CODE) if first else "")
+    key = fabric.broadcast(key_of(stage, settings, inputs) if first else "")
     with find_work(key, stage, owner=first) as work:
         fabric.barrier()  # nobody reads before the lock is taken
         yield work

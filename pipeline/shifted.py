@@ -45,5 +45,5 @@ def open_sets(params: Params, limit: int | None) -> list[Shift]:
 
 
 def choose(params: Params, images: ImageSet, count: int | None) -> ImageSet:
-    """Choose some images of a set, the same for every stage."""
-    return images.take(balanced_subset(images.image_ids, images.labels, count, params.seed, "shifts"))
+    """Choose some images of a set, the same for every stage; their pixels stay where they are."""
+    return images.view(balanced_subset(images.image_ids, images.labels, count, params.seed, "shifts"))

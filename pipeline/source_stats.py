@@ -1,7 +1,12 @@
 """Measure the source domain through a fine-tuned network: activation moments, and projections as negatives."""
 
+from typing import TYPE_CHECKING
+
 import pipeline
 from tttlab.params import Params
+
+if TYPE_CHECKING:
+    from tttlab.source_statistics import SourceImages
 
 
 def run(params: Params, model: str, seed: int) -> None:
@@ -15,16 +20,16 @@ def run(params: Params, model: str, seed: int) -> None:
     statistics = source_statistics.layer_statistics(network, batches)
     if hasattr(network.head, "project"):
         statistics |= source_statistics.projection_bank(network, batches, params.source_stats.bank_size)
-    images = sum(map(len, batches))
     folder = pipeline.OUTPUTS / "source_stats" / model / str(seed)
-    source_statistics.save(statistics, folder, checkpoint=about["sha256"], images=images)
-    print(f"{model}: {len(statistics)} statistics of {images} source images")
+    source_statistics.save(statistics, folder, checkpoint=about["sha256"], images=batches.count)
+    print(f"{model}: {len(statistics)} statistics of {batches.count} source images")
 
 
-def source_batches(params: Params, device) -> list:
+def source_batches(params: Params, device) -> "SourceImages":
     """Take the labeled training images that stand for the source domain, in random order, in batches on a device."""
     import torch
 
+    from tttlab import source_statistics
     from tttlab.data import ImageSet, balanced_subset
     from tttlab.pixels import as_images
     from tttlab.seeding import numpy_generator
@@ -32,7 +37,11 @@ def source_batches(params: Params, device) -> list:
     source = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_train")
     chosen = balanced_subset(source.image_ids, source.labels, params.source_stats.images, params.seed, "source_stats")
     chosen = numpy_generator(params.seed, "source_stats", "order").permutation(chosen)  # folders come class by class
-    return [batch.to(device) for batch in as_images(torch.from_numpy(source.pixels[chosen])).split(256)]
+    wish = params.machine.images_per_step
+    return source_statistics.SourceImages(
+        lambda places: as_images(torch.from_numpy(source.pixels[chosen[places.numpy()]])).to(device),
+        len(chosen), source_statistics.LARGEST if wish == "auto" else wish,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

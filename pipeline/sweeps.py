@@ -7,18 +7,16 @@ import pandas as pd
 from tqdm import tqdm
 
 from pipeline.loading import Ready, Source, build_run, load_gate, load_source, load_tuned
+from pipeline.processes import shares
 from pipeline.shifted import open_test
 from pipeline.streams import open_stream
 from tttlab import sweep
 from tttlab.data import ImageSet
 from tttlab.params import Params
 from tttlab.resuming import Work
-from tttlab.shifts import Shift
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
-    from tttlab.ranks import Alone
+    from pipeline.processes import Processes
 
 
 class Sweep(NamedTuple):
@@ -29,8 +27,8 @@ class Sweep(NamedTuple):
     model: str
     seed: int
     images: ImageSet
-    shifts: list[Shift]
-    fabric: "Alone | Fabric"
+    shifts: list
+    fabric: "Processes"
     source: Source
     tuned: dict[str, Any]
     ready: Ready
@@ -61,20 +59,22 @@ class Sweep(NamedTuple):
 
     def over(self, shifts: list, images: ImageSet, ready: Ready, work: Work, prefix: str, **settings: Any):
         """Adapt to any images under any shifts, with a progress bar; see `tttlab.sweep.adapt_to_shifts`."""
-        fabric, machine, device = self.fabric, self.params.machine, self.source.device
+        fabric, device, at_once = self.fabric, self.source.device, self.params.machine.images_per_step
         total, hidden = sum(len(shift.of(images)) for shift in shifts) // fabric.world_size, not fabric.is_global_zero
         with tqdm(total=total, desc=f"{self.name} {prefix}", unit="image", mininterval=1, disable=hidden) as bar:
             return sweep.adapt_to_shifts(
                 self.source.network, ready.method, ready.loop, images, shifts, statistics=ready.statistics,
-                seed=self.params.seed, work=work, prefix=prefix, images_per_step=machine.images_per_step, device=device,
-                on_images=bar.update, workers=machine.workers if device.type == "cpu" else 0,
-                stream=open_stream(self.params, ready.settings.protocol),
-                rank=fabric.global_rank, ranks=fabric.world_size, barrier=fabric.barrier, **settings,
+                seed=self.params.seed, work=work, prefix=prefix, images_per_step=at_once, device=device, on_images=bar.update,
+                stream=open_stream(self.params, ready.settings.protocol), **shares(self.params, fabric), **settings,
             )  # fmt: skip
 
 
-def open_sweep(params: Params, name: str, model: str, seed: int, fabric: "Alone | Fabric") -> Sweep:
-    """Load what is needed; every mistake shows here, before any work."""
-    source, tuned = load_source(params, model, seed, fabric.device), load_tuned(name, model)
-    ready = build_run(params, name, model, source, tuned["settings"])
-    return Sweep(params, name, model, seed, *open_test(params), fabric, source, tuned, ready)
+def open_sweeps(params: Params, name: str, fabric: "Processes") -> dict[str, list[Sweep]]:
+    """Load what is needed, for every model a sweep per training seed; every mistake shows here, before any work."""
+    tested, found = open_test(params), {model: [] for model in params.models_of(name)}
+    for model, sweeps in found.items():
+        for seed in params.seeds:
+            source, tuned = load_source(params, model, seed, fabric.device), load_tuned(name, model)
+            ready = build_run(params, name, model, source, tuned["settings"])
+            sweeps.append(Sweep(params, name, model, seed, *tested, fabric, source, tuned, ready))
+    return found

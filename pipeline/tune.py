@@ -24,7 +24,7 @@ def run(params: Params, name: str) -> None:
 
 def open_tuning(params: Params, name: str, models: list[str]):
     """Open the work of tuning one run on several models; what is done is kept until all are, and written."""
-    from pipeline.processes import open_work
+    from pipeline.leftovers import open_work
 
     networks = [f"{folder}/{model}/{params.seeds[0]}" for folder in ("finetuned", "source_stats") for model in models]
     inputs = [pipeline.OUTPUTS / folder for folder in (*networks, "data/labeled_validation", f"methods/{name}.json")]
@@ -57,10 +57,10 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
         build(values)
     parent = tracking.pipeline_run(pipeline.ROOT, execution(params))  # a store that cannot be used, too
     total = tuning.pairs_to_judge(len(grid.candidates), len(images), wish.images, wish.severities, wish.keep, bool(stream))
-    workers = params.machine.workers if source.device.type == "cpu" else 0
+    workers, at_once = (params.machine.workers if source.device.type == "cpu" else 0), params.machine.images_per_step
     with tqdm(total=total, desc=f"tune {name} {model}", unit="image") as bar:
         judge = tuning.Judge(source.network, images, wish.images, wish.severities, *grid[:2], build, params.seed, work,
-                             model, workers, source.device, bar.update, stream)  # fmt: skip
+                             model, workers, source.device, bar.update, stream, at_once)  # fmt: skip
         trials = tuning.successive_halving(judge, len(grid.candidates), len(wish.images), wish.keep, wish.clean_penalty)
     search = tuning.Search(trials, grid, own.trains and not stream, wish.clean_penalty)
     # Leaving out an image of a stream would change the others' results.

@@ -29,7 +29,7 @@ def test_equals_autograd_on_one_image_at_a_time(kind, method, policy, trainable)
     network, statistics = networks.source_statistics(kind)
     loop, names = InnerLoop(trainable=trainable, normalisation=Normalisation(policy)), list("abcde")
     found = gradient_alignment(
-        network, shifted(), LABELS, method, loop, statistics=statistics, image_ids=names, seed=2, group=2
+        network, shifted(), LABELS, method, loop, statistics=statistics, image_ids=names, seed=2, images_per_step=2
     )
     shared = list(select_parameters(network, trainable).values())
     for place, (image, label) in enumerate(zip(shifted(), LABELS, strict=True)):

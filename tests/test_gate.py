@@ -12,6 +12,7 @@ from tttlab import signals
 from tttlab.adapter import adapt
 from tttlab.errors import UserError
 from tttlab.gate import Gate, adapt_gated, choose_gate, fit_threshold, saves_time, score
+from tttlab.group_size import Groups
 from tttlab.inner_loop import InnerLoop
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.simclr import SimCLRTraining
@@ -170,7 +171,7 @@ def test_time_is_saved_where_few_images_are_worth_many_steps_and_none_where_all_
     images, method = mixed().float(), SimCLRTraining(num_views=8)
     names = list("abcdef")
     _, values = signals.measure("distance", network, images, method, LOOP, statistics=statistics, image_ids=names, seed=0)
-    settings = {"statistics": statistics, "image_ids": names, "seed": 0, "images_per_step": 1}
+    settings = {"statistics": statistics, "image_ids": names, "seed": 0, "groups": Groups(1)}
     loop = InnerLoop(steps=8, lr=1e-3)
     assert saves_time(network, images, method, loop, Gate("distance", float(values.max())), **settings)
     assert not saves_time(network, images, method, InnerLoop(steps=0), Gate("distance", -1.0), **settings)

@@ -52,7 +52,7 @@ def test_encoding_uses_running_statistics_whatever_the_batch_size():
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network.train()
     images = trainings.image_set()
-    one, many = encode(network, images, batch_size=5), encode(network, images)
+    one, many = encode(network, images, 5), encode(network, images)
     torch.testing.assert_close(one.features, many.features)
     assert one.features.shape == (22, 8)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

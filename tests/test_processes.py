@@ -9,7 +9,8 @@ import pytest
 from ruamel.yaml import YAML
 from test_structure import ROOT
 
-from pipeline.processes import CODE, started
+from pipeline.leftovers import CODE
+from pipeline.processes import started
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,8 @@ LAYERS = [
         "networks",
         "taps",
         "devices",
+        "memory",
+        "group_size",
         "parallel",
         "ranks",
         "source_statistics",
@@ -193,7 +195,6 @@ LAYERS = [
     {"method", "methods", "registry"},
     {
         "per_image",
-        "group_size",
         "inner_loop",
         "adapter",
         "engine",

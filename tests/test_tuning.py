@@ -12,6 +12,7 @@ from tttlab.adapter import adapt
 from tttlab.arrivals import Stream
 from tttlab.data import ImageSet
 from tttlab.gate import Gate
+from tttlab.group_size import Groups
 from tttlab.inner_loop import InnerLoop
 from tttlab.intervals import crossed_standard_error
 from tttlab.methods.actmad import ActMAD
@@ -372,7 +373,9 @@ def test_on_streams_every_round_begins_anew_with_all_its_images(images, tmp_path
     held_out = Job(tuple(Block(shift, 0, range(8)) for shift in tuning.held_out_shifts([3])[1:]), None)
     (job,) = [job for job in list_jobs(held_out.blocks, stream["stream"]) if job.blocks[-1].shift.corruption == HELD_OUT[-1]]
     loop = InnerLoop(steps=2, clip=1.0, trainable="norm", **CANDIDATES[1])
-    own = adapt_to_job(network, TENT(), loop, images, job, stream["stream"], 1, statistics=statistics, seed=0, record=(2,))
+    own = adapt_to_job(
+        network, TENT(), loop, images, job, stream["stream"], Groups(1), statistics=statistics, seed=0, record=(2,)
+    )
     assert len(own) == (4 if shifts == "continual" else 1)
     right = own[job.blocks[-1].shift]["adapted_prediction"].numpy() == images.labels
     np.testing.assert_array_equal(rounds[1].adapted[-8:, 0], right)

@@ -129,12 +129,19 @@ def adapt_together(
 
 
 class Curve:
-    """What a group's images would be classified as on the way, and what it took; its clock stands still meanwhile."""
+    """What a group's images would be classified as on the way, and what it took; its clock stands still meanwhile.
+
+    Attributes:
+        steps: those to look at.
+        device: where the work is done.
+        logits: ``(B, K)`` after those that have come.
+        milliseconds: of the whole group until then, a prediction included.
+    """
 
     def __init__(self, steps: Sequence[int], device: torch.device) -> None:
         self.steps, self.device = steps, device
-        self._logits: dict[int, Tensor] = {}
-        self._milliseconds: dict[int, float] = {}
+        self.logits: dict[int, Tensor] = {}
+        self.milliseconds: dict[int, float] = {}
         self._aside = 0.0
         wait_for(device)
         self._began = time.perf_counter()
@@ -148,9 +155,9 @@ class Curve:
         """Predict ``(B, K)`` after a step, if it is one of those to look at."""
         if step in self.steps:
             before = self.spent()
-            self._logits[step] = predict()
-            self._milliseconds[step] = self.spent()
-            self._aside += self._milliseconds[step] - before
+            self.logits[step] = predict()
+            self.milliseconds[step] = self.spent()
+            self._aside += self.milliseconds[step] - before
 
     def collect(self, final: Tensor, source: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Give ``(B, R, K)`` logits and ``(B, R)`` milliseconds per image, by the rule that decides on falling back.
@@ -163,12 +170,12 @@ class Curve:
         logits = source.new_empty(len(source), len(self.steps), source.shape[1])
         milliseconds = torch.full((len(source), len(self.steps)), self.spent() / len(source))
         for place, step in enumerate(self.steps):
-            found = self._logits.get(step, final)
+            found = self.logits.get(step, final)
             usable = found.isfinite().all(-1)
             if step and losses.shape[1] > 1:
                 usable = usable & ~diverged(losses[:, : step + 1])
             logits[:, place] = torch.where(usable[:, None], found, source)
-            milliseconds[:, place] = self._milliseconds.get(step, self.spent()) / len(source)
+            milliseconds[:, place] = self.milliseconds.get(step, self.spent()) / len(source)
         return logits.cpu(), milliseconds
 
 

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttlab.gradients import norms
+from tttlab.group_size import GroupSize, Wish, as_sizes, in_groups
 from tttlab.inner_loop import InnerLoop, Parameters, gradients_of, over_images, select_parameters
 from tttlab.method import Method
 from tttlab.networks import Bound, as_network, evaluating
 from tttlab.normalisation import normalised
 from tttlab.seeding import torch_generator
 from tttlab.source_statistics import Statistics
+
+LARGEST = 32  # images at once
 
 
 class Alignment(NamedTuple):
@@ -44,7 +47,7 @@ def gradient_alignment(
     statistics: Statistics,
     image_ids: Sequence[str],
     seed: int,
-    group: int = 32,
+    images_per_step: Wish | GroupSize = "auto",
 ) -> Alignment:
     """Compare the gradients of a method's loss and of the cross-entropy at the source weights, image by image.
 
@@ -57,7 +60,7 @@ def gradient_alignment(
         statistics: source statistics.
         image_ids: names of the images, so that the method sees the views of its first step.
         seed: of all random streams.
-        group: images at once; changes no result.
+        images_per_step: images at once; changes no result.
     """
     network = as_network(network)
     statistics = {name: value.to(images.device) for name, value in statistics.items()}
@@ -70,19 +73,18 @@ def gradient_alignment(
     def supervised(own: Parameters, image: Tensor, label: Tensor) -> Tensor:
         return F.cross_entropy(Bound(network, frozen | own)(image.unsqueeze(0)).logits[0], label)
 
-    parts = []
+    def compare(part: slice) -> Alignment:
+        streams = [torch_generator(seed, "views", name, 0) for name in image_ids[part]]
+        own = {name: value.detach().expand(len(streams), *value.shape).requires_grad_() for name, value in shared.items()}
+        views = method.views(network, images[part], streams)
+        first = gradients_of(over_images(test_time)(own, views), own, method)
+        losses = over_images(supervised)(own, images[part], labels[part].to(images.device))
+        second = gradients_of(losses, own, method)
+        inner = sum(((first[name] * second[name]).flatten(1).sum(1) for name in first if name in second), 0 * losses.detach())
+        lengths = norms(first.values()) * norms(second.values())
+        return Alignment(torch.where(lengths > 0, inner / lengths, torch.nan), inner, losses.detach())
+
+    sizes = as_sizes(images_per_step, largest=LARGEST, timed=False)
     with evaluating(network), normalised(network, loop.normalisation, statistics):
-        for start in range(0, len(images), group):
-            part = slice(start, start + group)
-            streams = [torch_generator(seed, "views", name, 0) for name in image_ids[part]]
-            own = {name: value.detach().expand(len(streams), *value.shape).requires_grad_() for name, value in shared.items()}
-            views = method.views(network, images[part], streams)
-            first = gradients_of(over_images(test_time)(own, views), own, method)
-            losses = over_images(supervised)(own, images[part], labels[part].to(images.device))
-            second = gradients_of(losses, own, method)
-            inner = sum(
-                ((first[name] * second[name]).flatten(1).sum(1) for name in first if name in second), 0 * losses.detach()
-            )
-            lengths = norms(first.values()) * norms(second.values())
-            parts.append(Alignment(torch.where(lengths > 0, inner / lengths, torch.nan), inner, losses.detach()))
+        parts = list(in_groups(compare, len(images), images.device, sizes))
     return Alignment(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))

@@ -24,7 +24,7 @@ from tttlab.decoding import to_square, why_unreadable
 from tttlab.depths import UnknownScale
 from tttlab.errors import UserError, choices
 from tttlab.params import ImageSpec
-from tttlab.pixels import InPlace, Place, pixel_hash
+from tttlab.pixels import InPlace, Lazy, Place, pixel_hash
 from tttlab.seeding import numpy_generator, stream_seed
 from tttlab.sources import Source
 
@@ -45,7 +45,7 @@ class ImageSet:
         skipped: images and files that were left out, each with its reason.
     """
 
-    pixels: np.ndarray | InPlace
+    pixels: np.ndarray | InPlace | Lazy
     labels: np.ndarray
     image_ids: tuple[str, ...]
     classes: tuple[str, ...]
@@ -80,9 +80,20 @@ class ImageSet:
     def take(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
         """Choose some images, in the given order; pixels that are read in place stay where they are, others are copied."""
         indices = np.asarray(indices, dtype=np.int64)
+        return self._choose(indices, np.ascontiguousarray(self.pixels[indices]) if self.packed else self.pixels.take(indices))
+
+    def view(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
+        """Choose some images, in the given order, without a copy: whatever their pixels are, they stay where they are."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if not self.packed:
+            return self.take(indices)
+        shape = (len(indices), *self.pixels.shape[1:])
+        return self._choose(indices, Lazy(shape, lambda numbers: self.pixels[indices[numbers]]))
+
+    def _choose(self, indices: np.ndarray, pixels: np.ndarray | InPlace | Lazy) -> "ImageSet":
         return replace(
             self,
-            pixels=np.ascontiguousarray(self.pixels[indices]) if self.packed else self.pixels.take(indices),
+            pixels=pixels,
             labels=self.labels[indices],
             image_ids=tuple(self.image_ids[index] for index in indices),
             paths=tuple(self.paths[index] for index in indices) if self.paths else (),
@@ -131,7 +142,10 @@ class ImageSet:
         """Hash the pixels (SHA-256, hexadecimal), or, if they are read in place, their hashes."""
         if not self.packed:
             return hashlib.sha256("".join(self.pixels.hashes).encode()).hexdigest()
-        return hashlib.sha256(np.ascontiguousarray(self.pixels)).hexdigest()
+        found = hashlib.sha256()
+        for pixels in self.pixels:
+            found.update(np.ascontiguousarray(pixels))
+        return found.hexdigest()
 
 
 # --- choosing ----------------------------------------------------------------------------------------------------

@@ -1,11 +1,10 @@
 """Which device and precision to compute with; only stage scripts choose."""
 
-import resource
-import sys
-
 import torch
 
 from tttlab.errors import UserError
+
+_peaks: dict[int, int] = {}  # of every GPU, in bytes, of the time before somebody began to count anew
 
 
 def choose_device(wish: str, precision: str = "auto") -> torch.device:
@@ -31,14 +30,26 @@ def choose_device(wish: str, precision: str = "auto") -> torch.device:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Let `peak_memory` count anew from here, on a GPU; a process's resident set only ever grows."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    """Let `peak_memory` count anew from here."""
+    restart_peak(device)
+    _peaks.pop(device.index or 0, None)
 
 
-def peak_memory(device: torch.device) -> float:
-    """Largest memory so far, MiB: the GPU's for tensors, else the resident set of this process or its largest worker."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return kilobytes / (2**20 if sys.platform == "darwin" else 2**10)
+def restart_peak(device: torch.device) -> int:
+    """Let PyTorch count a GPU's peak anew from here, which `peak_memory` takes note of; → bytes in use."""
+    if device.type != "cuda":
+        return 0
+    number = device.index or 0
+    _peaks[number] = max(_peaks.get(number, 0), torch.cuda.max_memory_allocated(device))
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Largest memory of a GPU's tensors since `forget_peak`, MiB; None on a CPU.
+
+    There the system knows only the largest resident set of a process's whole life, and workers have one each.
+    """
+    if device.type != "cuda":
+        return None
+    return max(_peaks.get(device.index or 0, 0), torch.cuda.max_memory_allocated(device)) / 2**20

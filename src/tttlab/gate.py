@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.adapter import Adaptation, adapt
+from tttlab.group_size import Groups, Wish
 from tttlab.inner_loop import InnerLoop
 from tttlab.method import Method
 from tttlab.networks import as_network, evaluating
-from tttlab.signals import Signal, measure
+from tttlab.signals import LARGEST, Signal, measure
 from tttlab.source_statistics import Statistics
 
 ABOVE: dict[Signal, bool] = {"distance": True, "loss": True, "confidence": False}  # the side on which an image looks shifted
@@ -53,6 +54,7 @@ def adapt_gated(
     statistics: Statistics,
     image_ids: Sequence[str | int] | None = None,
     seed: int = 0,
+    images_per_step: Wish | Groups = "auto",
     **settings: Any,
 ) -> tuple[Adaptation, Tensor]:
     """Adapt to the images for which a gate opens; the others keep the source's prediction and cost no step.
@@ -66,6 +68,7 @@ def adapt_gated(
         statistics: source statistics.
         image_ids: names of the images.
         seed: of all random streams.
+        images_per_step: images worked on at once, or what one call has learnt of it for the next.
         settings: further arguments of `adapt`.
 
     Returns:
@@ -74,9 +77,11 @@ def adapt_gated(
     network = as_network(network)
     names = [str(name) for name in (range(len(images)) if image_ids is None else image_ids)]
     own = {name: value.to(images.device) for name, value in statistics.items()}
+    groups = images_per_step if isinstance(images_per_step, Groups) else Groups(images_per_step)
     with evaluating(network):
         began = time.perf_counter()
-        source, values = measure(gate.signal, network, images, method, loop, statistics=own, image_ids=names, seed=seed)
+        source, values = measure(gate.signal, network, images, method, loop, statistics=own, image_ids=names, seed=seed,
+                                 images_per_step=groups.of(gate.signal, largest=LARGEST, timed=False))  # fmt: skip
         opened = gate.opens(values.cpu())
         looked = (time.perf_counter() - began) * 1e3 / max(len(images), 1)
     count, source = len(images), source.cpu()
@@ -84,7 +89,7 @@ def adapt_gated(
         nothing = torch.full((count, 1), float("nan")), torch.zeros(count, dtype=torch.bool), torch.full((count,), looked)
         return Adaptation(source, source, *nothing, source[:, None][:, :0], torch.zeros(count, 0)), opened
     inner = adapt(network, images[opened], method, loop, statistics=statistics, seed=seed,
-                  image_ids=list(compress(names, opened.tolist())), **settings)  # fmt: skip
+                  image_ids=list(compress(names, opened.tolist())), images_per_step=groups.of("adapt"), **settings)  # fmt: skip
 
     def spread(part: Tensor, elsewhere: Tensor) -> Tensor:
         return elsewhere.to(part).masked_scatter(opened.view(-1, *[1] * (part.ndim - 1)), part)
@@ -151,15 +156,23 @@ def good_gates(
 
 
 def saves_time(
-    network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, gate: Gate, *, repeats: int = 3, **settings: Any
+    network: nn.Module,
+    images: Tensor,
+    method: Method,
+    loop: InnerLoop,
+    gate: Gate,
+    *,
+    groups: Groups,
+    repeats: int = 3,
+    **settings: Any,
 ) -> bool:
     """Tell whether adapting behind a gate, its signal included, is faster than adapting to every image.
 
     Both are timed side by side on the same images, and each one's fastest time counts: whatever else the machine does can
     only make it slower. Arguments as for `adapt_gated`.
     """
-    ways = (lambda: adapt_gated(network, images, method, loop, gate, **settings),
-            lambda: adapt(network, images, method, loop, **settings))  # fmt: skip
+    ways = (lambda: adapt_gated(network, images, method, loop, gate, images_per_step=groups, **settings),
+            lambda: adapt(network, images, method, loop, images_per_step=groups.of("adapt"), **settings))  # fmt: skip
     gated, free = np.array([[_seconds(way) for way in ways] for _ in range(repeats)]).min(0)
     return bool(gated < free)
 

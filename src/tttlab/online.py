@@ -7,7 +7,6 @@ moments of the normalisation policies ``image``, ``mixed`` and ``shrink`` are th
 """
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tttlab.adapter import Adaptation, check, draw_looks, wait_for
+from tttlab.adapter import Adaptation, Curve, check, draw_looks
 from tttlab.adapter import predict as predict_each
 from tttlab.errors import UserError
 from tttlab.inner_loop import InnerLoop, Parameters, loss_and_gradients, make_optimizer, over_images, select_parameters, update
@@ -158,22 +157,19 @@ class Learner:
         check_batch(self.method, len(images))
         with torch.no_grad():
             source = self.network(images).logits
+        curve = Curve(self.record, images.device)
         looks = draw_looks(images, self.loop, [torch_generator(self.seed, "average", name) for name in names])
         with normalised(self.network, self.loop.normalisation, self.statistics):
-            at = {0: self.predict({}, looks, names)} if 0 in self.record else {}
-            wait_for(images.device)
-            began = time.perf_counter()
+            curve.note(0, lambda: self.predict({}, looks, names))
             losses, usable = self.train(images, names)
             logits = self.classify(looks, names)
-            wait_for(images.device)
-            cost = torch.full((len(images),), (time.perf_counter() - began) * 1e3 / len(images))
+        spent = curve.milliseconds | {self.loop.steps: curve.spent()}
         usable = usable & logits.isfinite().all(-1)
-        logits = at[self.loop.steps] = torch.where(usable[:, None], logits, source)
-        spent = {step: cost * (step > 0) for step in at}
-        logits_at, milliseconds_at = logits[:, None][:, :0], cost[:, None][:, :0]
-        if self.record:
-            logits_at, milliseconds_at = (torch.stack([own[step] for step in self.record], dim=1) for own in (at, spent))
-        return Adaptation(logits.cpu(), source.cpu(), losses.cpu(), ~usable.cpu(), cost, logits_at.cpu(), milliseconds_at)
+        logits = torch.where(usable[:, None], logits, source)
+        at = curve.logits | {self.loop.steps: logits}
+        logits_at = torch.stack([at[step] for step in self.record], dim=1) if self.record else logits[:, None][:, :0]
+        cost = torch.tensor([spent[step] for step in (self.loop.steps, *self.record)]).expand(len(images), -1) / len(images)
+        return Adaptation(logits.cpu(), source.cpu(), losses.cpu(), ~usable.cpu(), cost[:, 0], logits_at.cpu(), cost[:, 1:])
 
     def train(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Take the steps on one batch; → losses ``(N, steps)`` before each, and whether they could be taken ``(N,)``."""

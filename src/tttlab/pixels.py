@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -38,6 +38,31 @@ class Place(NamedTuple):
         with open(self.path, "rb") as file:  # its own handle: threads read side by side
             file.seek(self.offset)
             return io.BytesIO(file.read(self.length))
+
+
+class Lazy:
+    """``(N, S, S, 3)`` uint8 that are made at every look; an index gives them as a NumPy array.
+
+    Args:
+        shape: ``(N, S, S, 3)``.
+        look: makes the pixels ``(n, S, S, 3)`` of the images with some numbers ``(n,)``.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int], look: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.shape, self._look = shape, look
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
+        wanted = np.arange(len(self))[key]
+        return self._look(wanted) if wanted.ndim else self._look(wanted[None])[0]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
 
 
 class InPlace:

@@ -7,10 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttlab.data import ImageSet
+from tttlab.group_size import Wish, as_sizes, in_groups
 from tttlab.networks import Network
 from tttlab.pixels import as_images
 
 NEIGHBOURS = 20
+LARGEST = 256  # images in one forward pass
 
 
 class Encoded(NamedTuple):
@@ -22,22 +24,24 @@ class Encoded(NamedTuple):
 
 
 @torch.no_grad()
-def encode(network: Network, images: ImageSet, batch_size: int = 256) -> Encoded:
+def encode(network: Network, images: ImageSet, images_per_step: Wish = "auto") -> Encoded:
     """Run the network on all images as they are; leaves it in evaluation mode.
 
     Args:
         network: moved to no other device.
         images: the images.
-        batch_size: images at once; changes nothing but memory.
+        images_per_step: images at once; changes nothing but time and memory.
     """
     network.eval()
     device = next(network.parameters()).device
-    outputs = []
-    for start in range(0, len(images), batch_size):
-        pixels = torch.from_numpy(images.pixels[start : start + batch_size].copy()).to(device)
-        outputs.append(network(as_images(pixels)))
-    features, logits = (torch.cat([getattr(output, key).float().cpu() for output in outputs]) for key in ("features", "logits"))
-    return Encoded(features, logits, torch.from_numpy(images.labels.copy()))
+
+    def look(part: slice) -> tuple[Tensor, Tensor]:
+        outputs = network(as_images(torch.from_numpy(images.pixels[part].copy()).to(device)))
+        return outputs.features.float().cpu(), outputs.logits.float().cpu()
+
+    sizes = as_sizes(images_per_step, largest=LARGEST, timed=False)
+    features, logits = zip(*in_groups(look, len(images), device, sizes), strict=True)
+    return Encoded(torch.cat(features), torch.cat(logits), torch.from_numpy(images.labels.copy()))
 
 
 def classification(encoded: Encoded) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """The test shifts: the clean images, every corruption at every severity, and images that are shifted by nature."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tttlab.corruptions import corrupt_all
 from tttlab.data import ImageSet
+from tttlab.pixels import Lazy
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Shift:
         if self.clean or self.images is not None:
             return np.asarray(images.pixels)
         return corrupt_all(images.pixels, images.image_ids, self.corruption, self.severity, seed)
+
+    def seen(self, test: ImageSet, seed: int) -> ImageSet:
+        """Give the images of this shift, each corrupted when it is looked at: a whole set need not fit into memory."""
+        own = self.of(test)
+        return replace(own, pixels=Lazy(own.pixels.shape, lambda numbers: self.apply(own.take(numbers), seed)))
 
 
 def list_shifts(corruptions: Sequence[str], severities: Sequence[int]) -> list[Shift]:

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.errors import UserError
+from tttlab.group_size import GroupSize, Wish, as_sizes, in_groups
 from tttlab.inner_loop import InnerLoop, over_images
 from tttlab.method import Method
 from tttlab.networks import Bound
 from tttlab.normalisation import normalised
 from tttlab.seeding import torch_generator
 from tttlab.source_statistics import Statistics
-from tttlab.taps import batch_moments, batch_norm_layers, record, token_layers
+from tttlab.taps import Moments, batch_moments, batch_norm_layers, record, token_layers
 
 Signal = Literal["confidence", "distance", "loss"]
 
-GROUP = 256  # images in one forward pass
+LARGEST = 256  # images in one forward pass
 
 
 @torch.no_grad()
@@ -45,12 +46,12 @@ def confidence_and_distance(network: nn.Module, images: Tensor, statistics: Stat
     if missing := [layer for layer in layers if f"{layer}.mean_center" not in statistics]:
         raise UserError(f"the distance to the source needs source statistics of {len(missing)} layers that have none, such as "
                         f"{missing[0]}; see tttlab.source_statistics.layer_statistics")  # fmt: skip
-    with record(network, layers) as activations:
+    with record(network, layers, batch_moments) as moments:
         logits = network(images).logits
     squares = [
         squared_deviation(moment, statistics, f"{layer}.{name}")
         for layer in layers
-        for name, moment in zip(("mean", "log_variance"), batch_moments(activations[layer]), strict=True)
+        for name, moment in zip(Moments._fields, moments[layer], strict=True)
     ]
     return logits, torch.stack(squares).mean(0)
 
@@ -94,6 +95,7 @@ def measure(
     statistics: Statistics,
     image_ids: Sequence[str],
     seed: int,
+    images_per_step: Wish | GroupSize = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Measure one signal of images ``(N, 3, H, W)``.
 
@@ -106,22 +108,23 @@ def measure(
         statistics: source statistics.
         image_ids: names of the images, which key their random streams.
         seed: of these streams.
+        images_per_step: images looked at together, a machine setting; or what one call has learnt of it for the next.
 
     Returns:
         logits of the source network ``(N, K)``, and the signal ``(N,)``.
     """
     statistics = {name: value.to(images.device) for name, value in statistics.items()}
-    logits, values = [], []
-    for start in range(0, len(images), GROUP):
-        group, names = images[start : start + GROUP], image_ids[start : start + GROUP]
+    sizes = as_sizes(images_per_step, largest=LARGEST, timed=False)
+
+    def look(part: slice) -> tuple[Tensor, Tensor]:
+        group = images[part]
         if signal == "distance":
-            source, value = confidence_and_distance(network, group, statistics)
-        else:
-            source = network(group).logits
-            value = source.softmax(-1).amax(-1)
-        if signal == "loss":
-            streams = [torch_generator(seed, "views", name, 0) for name in names]
-            value = first_loss(network, group, method, loop, statistics, streams)
-        logits.append(source)
-        values.append(value)
+            return confidence_and_distance(network, group, statistics)
+        logits = network(group).logits
+        if signal == "confidence":
+            return logits, logits.softmax(-1).amax(-1)
+        streams = [torch_generator(seed, "views", name, 0) for name in image_ids[part]]
+        return logits, first_loss(network, group, method, loop, statistics, streams)
+
+    logits, values = zip(*in_groups(look, len(images), images.device, sizes), strict=True)
     return torch.cat(logits), torch.cat(values)

@@ -5,7 +5,8 @@ images these moments have a centre and a natural variation, and a test image can
 in units of that variation.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,12 +15,70 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tttlab.errors import UserError
+from tttlab.group_size import GroupSize, through
 from tttlab.networks import as_network, evaluating
 from tttlab.seeding import torch_generator
 from tttlab.taps import Moments, batch_moments, batch_norm_layers, record, token_layers
 
 Statistics = dict[str, Tensor]
+LARGEST = 256  # images in one forward pass
 _FILE = "statistics.safetensors"
+
+
+class SourceImages:
+    """Source images that are looked at when they are asked for, and as often: they may be more than memory holds.
+
+    It is iterated over as batches ``(N, 3, H, W)``.
+
+    Args:
+        look: makes images ``(n, 3, H, W)`` from their places ``(n,)``.
+        count: of all images.
+        batch_size: most images of a batch.
+    """
+
+    def __init__(self, look: Callable[[Tensor], Tensor], count: int, batch_size: int) -> None:
+        self.look, self.count, self.batch_size = look, count, batch_size
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.look, torch.arange(self.count).split(self.batch_size))
+
+
+@dataclass
+class Spread:
+    """Mean and variance of samples that come bit by bit; they are summed in double precision, and none of them is kept.
+
+    Attributes:
+        count: samples so far.
+        mean: of them.
+        squares: sum of their squared deviations from it.
+
+    Reference:
+        Chan, Golub and LeVeque, The American Statistician 37, 1983, for the moments of two sets of samples together.
+    """
+
+    count: int = 0
+    mean: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+
+    @classmethod
+    def of(cls, samples: Tensor) -> "Spread":
+        """Measure samples ``(N, …)``, each of them a tensor ``(…)``."""
+        mean = samples.mean(0, dtype=torch.double)
+        return cls(len(samples), mean, (samples - mean).square_().sum(0))
+
+    def add(self, other: "Spread") -> None:
+        """Take in other samples."""
+        count, away = self.count + other.count, other.mean - self.mean
+        self.squares = self.squares + other.squares + away**2 * (self.count * other.count / count)
+        self.mean = self.mean + away * (other.count / count)
+        self.count = count
+
+    def variance(self, correction: int = 1) -> Tensor:
+        """Give the unbiased variance, or with ``correction`` 0 that of a population; of too few samples not a number."""
+        return self.squares / (self.count - correction) if self.count > correction else self.squares * torch.nan
 
 
 @torch.no_grad()
@@ -38,21 +97,54 @@ def layer_statistics(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
     """
     network = as_network(network)
     layers = list(layers or standard_layers(network))
-    collected: dict[str, list[Moments]] = {layer: [] for layer in layers}
-    with evaluating(network), record(network, layers) as activations:
-        for images in batches:
-            network(images)
-            for layer in layers:
-                collected[layer].append(batch_moments(activations[layer]))
-    statistics: Statistics = {}
     widths = {f"encoder.{stage['module']}": stage["num_chs"] for stage in network.encoder.feature_info}
-    for layer, parts in collected.items():
-        moments = Moments(*(torch.cat(part) for part in zip(*parts, strict=True)))
-        if moments.mean.shape[1] != widths.get(layer, moments.mean.shape[1]):
-            raise UserError(f"layer {layer} of {type(network.encoder).__name__}: expected {widths[layer]} channels second, "
-                            f"found {moments.mean.shape[1]}; backbones with channels last are not supported")  # fmt: skip
-        statistics |= {f"{layer}.{name}": value for name, value in summarise_moments(moments).items()}
-    return statistics
+    found = {layer: LayerMoments() for layer in layers}
+    sizes = GroupSize(largest=LARGEST, timed=False)
+    with evaluating(network), record(network, layers, batch_moments) as moments:
+
+        def look(images: Tensor) -> dict[str, Moments]:
+            network(images)
+            return dict(moments)
+
+        for own in through(look, batches, sizes):
+            for layer in layers:
+                check_width(network, layer, widths.get(layer), own[layer].mean.shape[1])
+                found[layer].add(own[layer])
+    return {f"{layer}.{name}": value for layer, own in found.items() for name, value in own.summary().items()}
+
+
+def check_width(network: nn.Module, layer: str, expected: int | None, found: int) -> None:
+    """Raise a `UserError` if a layer's channels are not where they are looked for; ``expected`` None: not known."""
+    if expected not in (None, found):
+        raise UserError(f"layer {layer} of {type(network.encoder).__name__}: expected {expected} channels second, "
+                        f"found {found}; backbones with channels last are not supported")  # fmt: skip
+
+
+class LayerMoments:
+    """What is known of one layer's moments over the images so far."""
+
+    def __init__(self) -> None:
+        self.mean, self.log_variance, self.variance = Spread(), Spread(), Spread()
+
+    def add(self, moments: Moments) -> None:
+        """Take in the moments of some images ``(N, C)``."""
+        self.kind = moments.mean.dtype
+        self.mean.add(Spread.of(moments.mean))
+        self.log_variance.add(Spread.of(moments.log_variance))
+        self.variance.add(Spread.of(moments.log_variance.exp()))
+
+    def summary(self) -> Statistics:
+        """Summarise by centre, natural variation, and pooled moments, each ``(C,)``."""
+        found = {
+            "mean_center": self.mean.mean,
+            "mean_scale": self.mean.variance().sqrt(),
+            "log_variance_center": self.log_variance.mean,
+            "log_variance_scale": self.log_variance.variance().sqrt(),
+            "pooled_mean": self.mean.mean,
+            # The law of total variance: all images have equally many positions.
+            "pooled_variance": self.variance.mean + self.mean.variance(correction=0),
+        }
+        return {name: value.to(self.kind) for name, value in found.items()}
 
 
 def kinds(statistics: Statistics) -> set[str]:
@@ -67,18 +159,12 @@ def standard_layers(network: nn.Module) -> list[str]:
     return [f"{name}.input" for name in normalisation] + normalisation + token_layers(network)
 
 
-def summarise_moments(moments: Moments) -> Statistics:
-    """Summarise per-image moments ``(N, C)`` by centre, natural variation, and pooled moments, each ``(C,)``."""
-    mean, log_variance = moments
-    return {
-        "mean_center": mean.mean(0),
-        "mean_scale": mean.std(0),
-        "log_variance_center": log_variance.mean(0),
-        "log_variance_scale": log_variance.std(0),
-        "pooled_mean": mean.mean(0),
-        # The law of total variance: all images have equally many positions.
-        "pooled_variance": log_variance.exp().mean(0) + mean.var(0, correction=0),
-    }
+def looked_up(batches: Iterable[Tensor]) -> tuple[int, Callable[[Tensor], Tensor]]:
+    """Count source images, and say how to look at those with some places ``(n,)``: ``(n, 3, H, W)``."""
+    if isinstance(batches, SourceImages):
+        return batches.count, batches.look
+    images = torch.cat(list(batches))
+    return len(images), images.__getitem__
 
 
 def random_parts(rows: Tensor, count: int) -> tuple[Tensor, ...]:
@@ -95,8 +181,8 @@ def projection_bank(network: nn.Module, batches: Iterable[Tensor], size: int) ->
     """Keep the projections of the first ``size`` source images: ``{"bank": (size, P)}``."""
     rows: list[Tensor] = []
     with evaluating(network):
-        for images in batches:
-            rows.append(network(images).projections)
+        for own in through(lambda images: network(images).projections, batches, GroupSize(largest=LARGEST, timed=False)):
+            rows.append(own)
             if sum(map(len, rows)) >= size:
                 break
     return {"bank": torch.cat(rows)[:size]}

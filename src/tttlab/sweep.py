@@ -4,8 +4,8 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
-from typing import Any, Literal, NamedTuple
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -19,7 +19,7 @@ from tttlab.arrivals import Stream, Visit
 from tttlab.data import ImageSet
 from tttlab.errors import UserError
 from tttlab.gate import Gate
-from tttlab.group_size import GroupSize
+from tttlab.group_size import Groups, Wish
 from tttlab.inner_loop import InnerLoop
 from tttlab.method import Method
 from tttlab.normalisation import Normalisation
@@ -103,8 +103,9 @@ def adapt_to_shifts(
     workers: int = 0,
     rank: int = 0,
     ranks: int = 1,
+    neighbours: int = 1,
     barrier: Callable[[], Any] = lambda: None,
-    images_per_step: int | Literal["auto"] = "auto",
+    images_per_step: Wish = "auto",
     on_images: Callable[[int], Any] = lambda _count: None,
     rows: Callable[[Mapping[str, Tensor], Block, ImageSet], pd.DataFrame] | None = None,
     stream: Stream | None = None,
@@ -125,8 +126,9 @@ def adapt_to_shifts(
         workers: processes that share this rank's blocks; changes no result.
         rank: number of this process among those that share the sweep; every ``ranks``-th block is its own.
         ranks: how many they are; changes no result, nor need it be the number that a killed sweep had.
+        neighbours: those of the ranks that are on this machine and share its memory.
         barrier: returns when all ranks have called it.
-        images_per_step: images adapted at once, a machine setting; what ``auto`` finds in one block serves the next.
+        images_per_step: images worked on at once, a machine setting; what ``auto`` finds in one block serves the next.
         on_images: called with the number of this rank's images done.
         rows: makes the table of one block; None: `predictions`.
         stream: how the images of a shift arrive; None: each is adapted to on its own.
@@ -150,10 +152,10 @@ def adapt_to_shifts(
     missing = [job for job in own if not all(work.has(f"{prefix}-{block.name}") for block in job.blocks)]
     on_images(sum(job.size for job in own) - sum(job.size for job in missing))
 
-    group = GroupSize(images_per_step)
+    groups = Groups(images_per_step, max(workers, 1) * neighbours)
 
     def compute(job: Job) -> int:
-        found = adapt_to_job(network, method, loop, images, job, stream, group, **settings)
+        found = adapt_to_job(network, method, loop, images, job, stream, groups, **settings)
         for block in job.blocks:
             work.save(f"{prefix}-{block.name}", found[block.shift])
         return job.size
@@ -171,14 +173,14 @@ def adapt_to_job(
     images: ImageSet,
     job: Job,
     stream: Stream | None,
-    images_per_step: int | Literal["auto"] | GroupSize,
+    groups: Groups,
     **settings: Any,
 ) -> dict[Shift, dict[str, Tensor]]:
     """Compute what belongs together; see `adapt_to_block` and `adapt_along`."""
     if job.route:
-        return adapt_along(network, method, loop, images, job.route, stream, **settings)
+        return adapt_along(network, method, loop, images, job.route, stream, groups=groups, **settings)
     (block,) = job.blocks
-    result = adapt_to_block(network, method, loop, images, block, images_per_step=images_per_step, **settings)
+    result = adapt_to_block(network, method, loop, images, block, groups=groups, **settings)
     return {block.shift: result}
 
 
@@ -193,7 +195,7 @@ def adapt_to_block(
     seed: int,
     gate: Gate | None = None,
     record: Sequence[int] = (0,),
-    images_per_step: int | Literal["auto"] | GroupSize = "auto",
+    groups: Groups,
     device: str | torch.device = "cpu",
 ) -> dict[str, Tensor]:
     """Adapt to the images of one block, each on its own.
@@ -208,7 +210,7 @@ def adapt_to_block(
         seed: of all random streams.
         gate: judges each image; all are adapted to all the same, so that with and without a gate can be compared.
         record: R numbers of steps after which to predict too.
-        images_per_step: a machine setting.
+        groups: how many images at once.
         device: where to compute.
 
     Returns:
@@ -220,9 +222,14 @@ def adapt_to_block(
     own = block.shift.of(images).take(block.images)
     pixels = as_images(torch.from_numpy(block.shift.apply(own, seed))).to(device)
     result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed, record=record,
-                   images_per_step=images_per_step)  # fmt: skip
-    judged = judge(gate, network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed)
+                   images_per_step=groups.of("adapt", *kind(method, loop)))  # fmt: skip
+    judged = judge(gate, network, pixels, method, loop, groups, statistics=statistics, image_ids=own.image_ids, seed=seed)
     return summary(result) | judged
+
+
+def kind(method: Method, loop: InnerLoop) -> tuple[str, InnerLoop]:
+    """Say what the memory of an image depends on: everything but the learning rate."""
+    return repr(method), replace(loop, lr=0.0)
 
 
 def adapt_along(
@@ -237,6 +244,7 @@ def adapt_along(
     seed: int,
     gate: Gate | None = None,
     record: Sequence[int] = (0,),
+    groups: Groups,
     device: str | torch.device = "cpu",
 ) -> dict[Shift, dict[str, Tensor]]:
     """Adapt along one stream, from the source weights on.
@@ -247,43 +255,61 @@ def adapt_along(
         loop: the inner loop.
         images: the clean test images.
         route: the visits of the stream.
-        stream: how images arrive; its batch size, a scientific setting, takes the place of ``images_per_step``.
+        stream: how images arrive; its batch size, a scientific setting, says how many are adapted to at once.
         statistics: source statistics.
         seed: of all random streams.
         gate: judges each image, as in `adapt_to_block`.
         record: of 0 and ``loop.steps``, those to predict after too.
+        groups: how many images at once, where that is not the batch.
         device: where to compute.
 
     Returns:
         for every shift on the way what `adapt_to_block` gives, in the order of the images.
     """
-    parts: dict[Shift, list[tuple[np.ndarray, Adaptation]]] = {}
-    judged: dict[Shift, dict[str, Tensor]] = {}
+    parts: dict[Shift, list[Arrived]] = {shift: [] for visit in route for shift in visit.shifts}
     with ExitStack() as stack:
         learner = None
         for visit in route:
-            sets = [shift.of(images) for shift in visit.shifts]
-            pixels = [torch.from_numpy(shift.apply(own, seed)) for shift, own in zip(visit.shifts, sets, strict=True)]
-            for shift, own, seen in zip(visit.shifts, sets, pixels, strict=True):
-                if shift not in judged:
-                    judged[shift] = judge(gate, network, as_images(seen).to(device), method, loop, statistics=statistics,
-                                          image_ids=own.image_ids, seed=seed)  # fmt: skip
+            sets = [shift.seen(images, seed) for shift in visit.shifts]
             for places in stream.batches(visit, [np.asarray(own.labels) for own in sets], seed):
-                batch = as_images(torch.stack([pixels[number][place] for number, place in places])).to(device)
+                batch = as_images(torch.from_numpy(look(sets, places))).to(device)
+                names = [sets[number].image_ids[place] for number, place in places]
                 if learner is None:
                     learner = stack.enter_context(learning(network, batch, method, loop, statistics, seed, record))
-                found = learner.adapt(batch, [sets[number].image_ids[place] for number, place in places])
+                found = learner.adapt(batch, names)
+                judged = judge(gate, network, batch, method, loop, groups, statistics=statistics, image_ids=names, seed=seed)
                 for number in np.unique(places[:, 0]):
                     mine = places[:, 0] == number
-                    some = Adaptation(*(values[mine] for values in found))
-                    parts.setdefault(visit.shifts[number], []).append((places[mine, 1], some))
-    return {shift: summary(in_order_of_images(parts[shift]), stream=True) | own for shift, own in judged.items()}
+                    own = Adaptation(*(values[mine] for values in found))
+                    parts[visit.shifts[number]].append(
+                        Arrived(places[mine, 1], own, {name: value[mine] for name, value in judged.items()})
+                    )
+    return {shift: in_order_of_images(own) for shift, own in parts.items()}
 
 
-def in_order_of_images(parts: Sequence[tuple[np.ndarray, Adaptation]]) -> Adaptation:
-    """Put the results of batches, each with its images' places, into the order of the images."""
-    back = np.argsort(np.concatenate([places for places, _ in parts]))
-    return Adaptation(*(values[back] for values in joined([result for _, result in parts])))
+class Arrived(NamedTuple):
+    """Of those images of one batch that came under one shift: their places in its set, what became of them, the judgement."""
+
+    places: np.ndarray
+    adaptation: Adaptation
+    judged: dict[str, Tensor]
+
+
+def look(sets: Sequence[ImageSet], places: np.ndarray) -> np.ndarray:
+    """Look at the images of a batch, whose ``places (n, 2)`` are the number of a set and a place in it: ``(n, S, S, 3)``."""
+    pixels = np.empty((len(places), *sets[0].pixels.shape[1:]), np.uint8)
+    for number in np.unique(places[:, 0]):
+        mine = places[:, 0] == number
+        pixels[mine] = sets[number].pixels[places[mine, 1]]
+    return pixels
+
+
+def in_order_of_images(parts: Sequence[Arrived]) -> dict[str, Tensor]:
+    """Put what came batch by batch into the order of the images, as `adapt_to_block` gives it."""
+    back = np.argsort(np.concatenate([part.places for part in parts]))
+    found = Adaptation(*(values[back] for values in joined([part.adaptation for part in parts])))
+    judged = {name: torch.cat([part.judged[name] for part in parts])[back] for name in parts[0].judged}
+    return summary(found, stream=True) | judged
 
 
 def summary(result: Adaptation, stream: bool = False) -> dict[str, Tensor]:
@@ -306,20 +332,21 @@ def summary(result: Adaptation, stream: bool = False) -> dict[str, Tensor]:
 
 
 def judge(
-    gate: Gate | None, network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, **settings: Any
+    gate: Gate | None, network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, groups: Groups, **settings: Any
 ) -> dict[str, Tensor]:
     """Measure every image's distance to the source and ask the gate, on the clock; arguments as for `signals.measure`."""
 
-    def look(signal: signals.Signal) -> tuple[Tensor, float]:
+    def ask(signal: signals.Signal) -> tuple[Tensor, float]:
+        sizes = groups.of(signal, *(kind(method, loop) if signal == "loss" else ()), largest=signals.LARGEST, timed=False)
         began = time.perf_counter()
-        values = signals.measure(signal, network, images, method, loop, **settings)[1].cpu()
+        values = signals.measure(signal, network, images, method, loop, images_per_step=sizes, **settings)[1].cpu()
         return values, (time.perf_counter() - began) * 1e3 / len(images)
 
-    distance, spent = look("distance")
+    distance, spent = ask("distance")
     if gate is None:
         return {"distance": distance, "gate_open": torch.ones(len(images), dtype=torch.bool),
                 "gate_milliseconds": torch.zeros(len(images))}  # fmt: skip
-    values, spent = (distance, spent) if gate.signal == "distance" else look(gate.signal)
+    values, spent = (distance, spent) if gate.signal == "distance" else ask(gate.signal)
     return {"distance": distance, "gate_open": gate.opens(values), "gate_milliseconds": torch.full((len(images),), spent)}
 
 

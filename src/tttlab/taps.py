@@ -1,8 +1,8 @@
 """Activations of named layers during one forward pass, and their moments per channel."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -35,36 +35,36 @@ def token_layers(network: nn.Module) -> list[str]:
 
 
 @contextmanager
-def record(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def record(network: nn.Module, layers: Sequence[str], keep: Callable[[Tensor], Any] = Tensor.clone) -> Iterator[dict[str, Any]]:
     """Collect the outputs of named layers while the context is open; works under ``torch.func`` transforms.
 
     Args:
         network: the module that is called inside the context.
         layers: names as in ``named_modules``; with ``.input`` behind it, a layer's input.
+        keep: called with every activation as it comes: what to keep of it. By default a copy, for the layers behind it may work
+            in place, as timm's residual blocks do on the output of their BatchNorm. Where nothing is differentiated, what is
+            smaller than the activations of all layers together should be made here.
 
     Yields:
-        the name as given → the latest activation.
+        the name as given → what was kept of the latest activation.
     """
-    activations: dict[str, Tensor] = {}
-    handles = [tap(network, name, activations) for name in layers]
+    kept: dict[str, Any] = {}
+    handles = [tap(network, name, lambda activation, name=name: kept.__setitem__(name, keep(activation))) for name in layers]
     try:
-        yield activations
+        yield kept
     finally:
         for handle in handles:
             handle.remove()
 
 
-def tap(network: nn.Module, name: str, activations: dict[str, Tensor]) -> RemovableHandle:
-    """Write one layer's activation to ``activations[name]`` on every forward pass, with the channels second in an image.
-
-    A copy, for the layers behind it may work in place, as timm's residual blocks do on the output of their BatchNorm.
-    """
-    last = channels_last(network)
+def tap(network: nn.Module, name: str, give: Callable[[Tensor], None]) -> RemovableHandle:
+    """Give one layer's activation away on every forward pass, with the channels second in an image."""
     if name.endswith(".input"):
         layer = network.get_submodule(name.removesuffix(".input"))
-        return layer.register_forward_pre_hook(lambda _layer, inputs: activations.__setitem__(name, inputs[0].clone()))
+        return layer.register_forward_pre_hook(lambda _layer, inputs: give(inputs[0]))
+    last = channels_last(network)
     return network.get_submodule(name).register_forward_hook(
-        lambda _layer, _inputs, output: activations.__setitem__(name, channels_second(output, last).clone())
+        lambda _layer, _inputs, output: give(channels_second(output, last))
     )
 
 

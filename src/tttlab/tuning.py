@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tttlab.arrivals import Stream
 from tttlab.data import ImageSet, balanced_subset
 from tttlab.gate import ABOVE, Gate, choose_gate, saves_time, score
-from tttlab.group_size import GroupSize
+from tttlab.group_size import Groups, Wish
 from tttlab.inner_loop import InnerLoop
 from tttlab.intervals import crossed_standard_error
 from tttlab.method import Method
@@ -30,7 +30,7 @@ from tttlab.resuming import Work
 from tttlab.seeding import numpy_generator
 from tttlab.shifts import Shift
 from tttlab.source_statistics import Statistics
-from tttlab.sweep import Block, Job, adapt_to_job, list_jobs
+from tttlab.sweep import Block, Job, adapt_to_job, list_blocks, list_jobs
 
 Values = dict[str, Any]
 KEPT = 6  # candidates that are told: the best, for comparison
@@ -223,6 +223,7 @@ class Judge:
         on_images: called with the number of (image, shift) pairs done.
         stream: how images arrive; candidates then come with their steps, and every round begins anew with all its images, for
             a short stream does not tell what a long one does.
+        images_per_step: images worked on at once, a machine setting.
     """
 
     network: nn.Module
@@ -239,6 +240,7 @@ class Judge:
     device: str | torch.device = "cpu"
     on_images: Callable[[int], Any] = lambda _count: None
     stream: Stream | None = None
+    images_per_step: Wish = "auto"
 
     def __post_init__(self) -> None:
         labels = self.images.labels
@@ -246,38 +248,39 @@ class Judge:
         # A round computes what the rounds before have not; on streams all of its images.
         before = itertools.chain([[]], itertools.repeat([]) if self.stream else subsets)
         self._fresh = [np.setdiff1d(own, known) for own, known in zip(subsets, before, strict=False)]
-        self._group = GroupSize()
+        self._groups = Groups(self.images_per_step, max(self.workers, 1))
 
     def __call__(self, turn: int, numbers: Sequence[int]) -> dict[int, Outcome]:
         """Judge some candidates on the images of a round and of all before."""
-        shifts, count = held_out_shifts(self.severities), len(self._fresh[turn])
-        jobs = list_jobs([Block(shift, 0, range(count)) for shift in shifts], self.stream) if count else []
-        items = [(number, turn, job) for number in numbers for job in jobs]
-        missing = [
-            item for item in items if not all(self.work.has(self._name(*item[:2], block.shift)) for block in item[2].blocks)
-        ]
+        items = [(number, turn, job) for number in numbers for job in list_jobs(self._blocks(turn), self.stream)]
+        missing = [item for item in items if not all(self.work.has(self._name(*item[:2], block)) for block in item[2].blocks)]
         self.on_images(sum(job.size for _, _, job in items) - sum(job.size for _, _, job in missing))
         for done in in_order(self._adapt, missing, self.workers, lambda item: f"candidate {item[0] + 1}, {item[2].title}"):
             self.on_images(done)
-        turns = [turn] if self.stream else [turn for turn in range(turn + 1) if len(self._fresh[turn])]
+        turns = [turn] if self.stream else range(turn + 1)
         return {
-            number: join(self.work.load(self._name(number, turn, shift)) for turn in turns for shift in shifts)
+            number: join(self.work.load(self._name(number, turn, block)) for turn in turns for block in self._blocks(turn))
             for number in numbers
         }
 
-    def _name(self, number: int, turn: int, shift: Shift) -> str:
-        return f"{self.prefix}-{number}-{turn}-{shift.name}"
+    def _blocks(self, turn: int) -> list[Block]:
+        """List the blocks of the images that are new in a round."""
+        return list_blocks(held_out_shifts(self.severities), self.images.view(self._fresh[turn]), self.stream)
+
+    def _name(self, number: int, turn: int, block: Block) -> str:
+        return f"{self.prefix}-{number}-{turn}-{block.name}"
 
     def _adapt(self, item: tuple[int, int, Job]) -> int:
         number, turn, job = item
         method, loop, statistics = self.build(self.candidates[number])
-        own = self.images.take(self._fresh[turn])
+        own = self.images.view(self._fresh[turn])
         record = (loop.steps,) if self.stream else self.steps
-        found = adapt_to_job(self.network, method, loop, own, job, self.stream, self._group, statistics=statistics,
+        found = adapt_to_job(self.network, method, loop, own, job, self.stream, self._groups, statistics=statistics,
                              seed=self.seed, record=record, device=self.device)  # fmt: skip
-        for shift, result in found.items():
-            image = {"image": torch.from_numpy(self._fresh[turn])}
-            self.work.save(self._name(number, turn, shift), marked(result, own, shift) | image)
+        for block in job.blocks:
+            image = {"image": torch.from_numpy(self._fresh[turn][block.images])}
+            kept = marked(found[block.shift], own.labels[block.images], block.shift) | image
+            self.work.save(self._name(number, turn, block), kept)
         return job.size
 
     def saves_time(self, values: Values, gate: Gate) -> bool:
@@ -289,16 +292,16 @@ class Judge:
         pixels = torch.from_numpy(np.concatenate([shift.apply(own, self.seed) for shift in shifts]))
         names = [name for _ in shifts for name in own.image_ids]
         return saves_time(self.network, as_images(pixels).to(self.device), method, loop, gate, statistics=statistics,
-                          image_ids=names, seed=self.seed, images_per_step=self._group)  # fmt: skip
+                          image_ids=names, seed=self.seed, groups=Groups(self.images_per_step))  # fmt: skip
 
 
-def marked(result: Mapping[str, Tensor], images: ImageSet, shift: Shift) -> dict[str, Tensor]:
-    """Compare the predictions of `adapt_to_block` with the labels; whether they are right is all that is kept of them."""
-    labels = torch.from_numpy(np.array(images.labels))
+def marked(result: Mapping[str, Tensor], labels: np.ndarray, shift: Shift) -> dict[str, Tensor]:
+    """Compare what a block was predicted as with its labels ``(n,)``; whether it is right is all that is kept of them."""
+    known = torch.from_numpy(np.array(labels))
     return {
-        "corruption": torch.full((len(labels),), HELD_OUT.index(shift.corruption) if shift.severity else -1),
-        "source": (result["source_prediction"] == labels).double(),
-        "adapted": (result["predictions_at"] == labels[:, None]).double(),
+        "corruption": torch.full((len(known),), HELD_OUT.index(shift.corruption) if shift.severity else -1),
+        "source": (result["source_prediction"] == known).double(),
+        "adapted": (result["predictions_at"] == known[:, None]).double(),
         "confidence": result["source_confidence"],
         "distance": result["distance"],
         "loss": result["losses"][:, 0],

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tttlab.group_size import GroupSize, through
 from tttlab.method import Method, State
 from tttlab.networks import Bound, as_network, evaluating
-from tttlab.source_statistics import Statistics, random_parts
+from tttlab.source_statistics import Spread, Statistics, looked_up, random_parts
 from tttlab.taps import batch_norm_layers, record, token_layers
 
 SOURCE_BATCH = 128  # both maps are unbiased at any size, so this weighs on their noise alone
@@ -41,16 +42,22 @@ class BatchActMAD(Method):
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         """Average the maps of moments over batches of source images: ``maps.<layer>.mean`` and ``.variance``."""
         network = as_network(network)
-        layers, images = matched_layers(network), torch.cat(list(batches))
+        layers, (count, look) = matched_layers(network), looked_up(batches)
+        parts = random_parts(torch.arange(count), math.ceil(count / SOURCE_BATCH))  # nearly equal: none of one image
         total: Statistics = {}
-        parts = random_parts(images, math.ceil(len(images) / SOURCE_BATCH))  # nearly equal: none of one image, without variance
-        with evaluating(network), record(network, layers) as activations:
+        sizes = GroupSize(largest=SOURCE_BATCH, timed=False)
+        with evaluating(network), record(network, layers, Spread.of) as spreads:
+
+            def run(images: Tensor) -> dict[str, Spread]:
+                network(images)
+                return dict(spreads)
+
             for part in parts:
-                network(part)
-                for layer in layers:
-                    for name, value in zip(names(layer), moments(activations[layer]), strict=True):
+                for layer, whole in together(through(run, [look(part)], sizes)).items():
+                    for name, value in zip(names(layer), (whole.mean, whole.variance()), strict=True):
                         total[name] = total.get(name, 0) + value / len(parts)
-        return total
+        kind = next(network.parameters()).dtype
+        return {name: value.to(kind) for name, value in total.items()}
 
     def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
         """Half the sum, over layers, of the distances of the maps of ``views (N, 3, H, W)``."""
@@ -68,6 +75,15 @@ def matched_layers(network: nn.Module) -> list[str]:
 def names(layer: str) -> tuple[str, str]:
     """Name a layer's two maps among the statistics."""
     return f"maps.{layer}.mean", f"maps.{layer}.variance"
+
+
+def together(groups: Iterable[dict[str, Spread]]) -> dict[str, Spread]:
+    """Join the moments of a batch's groups, layer by layer."""
+    whole: dict[str, Spread] = {}
+    for own in groups:
+        for layer, spread in own.items():
+            whole.setdefault(layer, Spread()).add(spread)
+    return whole
 
 
 def moments(activation: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ it returns the predictions before the step, ours are made after it.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -21,9 +21,10 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tttlab.group_size import GroupSize, in_groups
 from tttlab.method import Method, State, entropy
 from tttlab.networks import Bound, as_network, evaluating
-from tttlab.source_statistics import Statistics, random_parts
+from tttlab.source_statistics import Statistics, looked_up, random_parts
 
 # The scale of β depends on it: gradients of unlike images cancel in a batch's mean, so that its square shrinks with the size.
 FISHER_BATCH = 64
@@ -53,9 +54,10 @@ class EATA(Method):
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         """Measure the Fisher information on source images ``(N, 3, H, W)``: ``fisher.<parameter>``, shaped like it."""
         network = as_network(network)
-        images = torch.cat(list(batches))
+        count, look = looked_up(batches)
+        parts = random_parts(torch.arange(count), math.ceil(count / FISHER_BATCH))
         with evaluating(network):
-            information = fisher_information(network, random_parts(images, math.ceil(len(images) / FISHER_BATCH)))
+            information = fisher_information(network, map(look, parts))
         return {f"fisher.{name}": value for name, value in information.items()}
 
     def init_state(self) -> State:
@@ -97,17 +99,30 @@ def fisher_penalty(net: Bound, statistics: Statistics) -> Tensor:
     )
 
 
-def fisher_information(network: nn.Module, batches: Sequence[Tensor]) -> dict[str, Tensor]:
+def fisher_information(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
     """Mean over batches ``(N, 3, H, W)`` of the squared gradient of a batch's mean loss, by parameter.
 
     The loss is the cross-entropy with the class that the network predicts.
     """
     parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    total, count = [torch.zeros_like(value) for value in parameters.values()], 0
+    sizes = GroupSize(largest=FISHER_BATCH, timed=False)
     for images in batches:
-        logits = network(images).logits
-        loss = F.cross_entropy(logits, logits.argmax(-1))
+        slopes = mean_gradient(network, list(parameters.values()), images, sizes)
+        total, count = [known + slope.square() for known, slope in zip(total, slopes, strict=True)], count + 1
+    return {name: (value / count).detach() for name, value in zip(parameters, total, strict=True)}
+
+
+def mean_gradient(network: nn.Module, parameters: list[nn.Parameter], images: Tensor, sizes: GroupSize) -> list[Tensor]:
+    """Differentiate the mean loss of a batch ``(N, 3, H, W)``, group by group."""
+
+    def share(part: slice) -> tuple[Tensor, ...]:
+        logits = network(images[part]).logits
+        loss = F.cross_entropy(logits, logits.argmax(-1), reduction="sum") / len(images)
         # A self-supervised head has no part in the logits: zero.
-        gradients = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
-        total = {name: total[name] + part.square() for name, part in zip(parameters, gradients, strict=True)}
-    return {name: (value / len(batches)).detach() for name, value in total.items()}
+        return torch.autograd.grad(loss, parameters, materialize_grads=True)
+
+    total = [torch.zeros_like(value) for value in parameters]
+    for own in in_groups(share, len(images), images.device, sizes):
+        total = [whole + part for whole, part in zip(total, own, strict=True)]
+    return total

@@ -32,10 +32,11 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from tttlab.errors import UserError
+from tttlab.group_size import GroupSize, through
 from tttlab.method import Method, State
 from tttlab.networks import Bound, as_network, evaluating
 from tttlab.objectives.simclr import nt_xent
-from tttlab.source_statistics import Statistics, random_parts
+from tttlab.source_statistics import LARGEST, Statistics, random_parts
 from tttlab.views import Augmentation, random_views
 
 PLACES = ("features", "projections")
@@ -79,11 +80,16 @@ class TTTPlusPlus(Method):
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         """Summarise both places over source images: ``alignment.<place>.`` and one of `NAMES`."""
         network = as_network(network)
+
+        def look(images: Tensor) -> tuple[Tensor, ...]:
+            outputs = network(images)
+            return tuple(getattr(outputs, place) for place in PLACES)
+
         with evaluating(network):
-            outputs = [network(images) for images in batches]
+            rows = list(through(look, batches, GroupSize(largest=LARGEST, timed=False)))
         statistics: Statistics = {}
-        for place in PLACES:
-            found = summarise(torch.cat([getattr(part, place) for part in outputs]), self.queue_size)
+        for place, parts in zip(PLACES, zip(*rows, strict=True), strict=True):
+            found = summarise(torch.cat(parts), self.queue_size)
             statistics |= {f"alignment.{place}.{name}": value for name, value in zip(NAMES, found, strict=True)}
         return statistics
 
