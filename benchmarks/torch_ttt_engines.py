@@ -18,8 +18,8 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor, nn
 
+from tttlab.classifiers import as_network
 from tttlab.errors import UserError
-from tttlab.networks import as_network
 from tttlab.taps import record, stage_layers
 
 Predict = Callable[[Tensor], Tensor]  # one image (1, 3, H, W) → its logits (1, K)

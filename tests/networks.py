@@ -75,6 +75,19 @@ KINDS = {
     "it3_vit": lambda: vit(IT3()),
     "probe": lambda: probed(vit()),
 }
+HEADS = {  # the objective whose head each has
+    "resnet": "simclr",
+    "groupnorm": "simclr",
+    "vit": "mae",
+    "rotation": "rotation",
+    "rotation_vit": "rotation",
+    "simsiam": "simsiam",
+    "clust3": "clust3",
+    "clust3_vit": "clust3",
+    "it3": "it3",
+    "it3_vit": "it3",
+    "probe": "mae",
+}
 
 
 def settle(network: Network) -> Network:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.utils import parametrizations
 
+from tttlab import per_image
 from tttlab.inner_loop import over_images
 from tttlab.per_image import PerImageConv2d, PerImageLayers
 
@@ -19,6 +20,17 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = x.unflatten(1, (2, -1)).unflatten(-1, (2, -1)).transpose(2, 3)[:, 0].expand(3, -1, -1, -1, -1)
         return F.scaled_dot_product_attention(query, key, value)
+
+
+class SelfAttention(nn.Module):
+    """PyTorch's own, as its transformers use it, or in another way that is left to ``vmap``."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.attention, self.options = nn.MultiheadAttention(8, 2, batch_first=True), options
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, **self.options)[0]
 
 
 class Residual(nn.Module):
@@ -49,9 +61,14 @@ LAYERS = {
     "layer norm without shift": (nn.LayerNorm(8, bias=False), (5, 8)),
     "linear": (nn.Linear(8, 6), (8,)),
     "linear on tokens": (nn.Linear(8, 6, bias=False), (5, 8)),
+    "weight norm": (parametrizations.weight_norm(nn.Conv2d(8, 6, 3)), (8, 5, 5)),
+    "weight norm of all": (parametrizations.weight_norm(nn.Linear(8, 6), dim=None), (8,)),
     "average pool": (nn.AdaptiveAvgPool2d(1), (8, 4, 4)),
     "max pool": (nn.MaxPool2d(3, 2, padding=1), (8, 5, 5)),
     "attention": (Attention(), (10, 8)),
+    "multi-head attention": (SelfAttention(need_weights=False), (5, 8)),
+    "multi-head attention with weights": (SelfAttention(), (5, 8)),
+    "multi-head attention with a mask": (SelfAttention(attn_mask=torch.arange(5.0, dtype=torch.double).expand(5, 5)), (5, 8)),
     "in place": (Residual(), (8, 4, 4)),
 }
 
@@ -155,30 +172,6 @@ def test_outside_of_vmap_nothing_changes():
     assert torch.equal(inside, layer(x[0]))
 
 
-def test_what_depends_on_no_trainable_parameter_is_computed_once():
-    torch.manual_seed(3)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3)).double()
-    x = torch.randn(IMAGES, VIEWS, 3, 9, 9, dtype=torch.float64)
-    frozen = {key: value.detach() for key, value in network.named_parameters()}
-    results, flops = {}, {}
-    for remember in (False, True):
-        layers = PerImageLayers(remember)
-        call = over_images(lambda own, x: functional_call(network, frozen | own, (x,)), layers)
-        images, own = x, {"4.weight": frozen["4.weight"].expand(IMAGES, -1, -1, -1, -1).clone().requires_grad_()}
-        with FlopCounterMode(display=False) as counter:
-            first = call(own, images)
-            if remember:
-                layers.keep(torch.tensor([1, 3]))
-            own = {"4.weight": (own["4.weight"][[1, 3]] * 2).detach().requires_grad_()}
-            second = call(own, images[[1, 3]])
-            slopes = torch.autograd.grad(second.square().sum(), own["4.weight"])[0]
-        results[remember], flops[remember] = (first, second, slopes), counter.get_total_flops()
-    for one, other in zip(results[False], results[True], strict=True):
-        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
-    prefix = 2 * VIEWS * 2 * (49 * 8 * 3 * 9 + 25 * 8 * 8 * 9)  # two images' first two convolutions, 2 flops a product
-    assert flops[False] - flops[True] == prefix
-
-
 def test_a_layer_that_fails_leaves_no_trace():
     layer, x, parameters = prepared("linear")
     with contextlib.suppress(RuntimeError):
@@ -187,10 +180,19 @@ def test_a_layer_that_fails_leaves_no_trace():
 
 
 @pytest.mark.parametrize("name", ["average pool", "max pool", "batch norm without affine", "conv", "linear", "attention"])
-def test_a_layer_without_parameters_of_an_images_own_goes_beneath_vmap_too(name):
+def test_a_layer_without_parameters_of_an_images_own_goes_beneath_vmap_too(name, monkeypatch):
     layer, x, _ = prepared(name)
-    layer.requires_grad_(False)
-    layers = PerImageLayers(remember=True)
-    over_images(layer, layers)(x)
-    assert len(layers._known) == 1
-    layer.requires_grad_(True)
+    beneath, calls = per_image._beneath, []
+    monkeypatch.setattr(per_image, "_beneath", lambda *call: calls.append(call) or beneath(*call))
+    over_images(layer)(x)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "shared"])
+def test_multi_head_attention_goes_beneath_vmap_by_its_parts(own, monkeypatch):
+    """Its fused attention has no rule for ``vmap``, which would go through the images one by one."""
+    layer, x, parameters = prepared("multi-head attention")
+    beneath, calls = per_image._beneath, []
+    monkeypatch.setattr(per_image, "_beneath", lambda *call: calls.append(call) or beneath(*call))
+    together(layer, x, parameters if own else {})
+    assert len(calls) == 3

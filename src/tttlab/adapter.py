@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tttlab.classifiers import as_network
 from tttlab.errors import UserError
+from tttlab.gradients import rows
 from tttlab.group_size import GroupSize
-from tttlab.inner_loop import InnerLoop, Parameters, over_images, train
+from tttlab.inner_loop import InnerLoop, Parameters, bind, over_images, train
 from tttlab.method import Method
-from tttlab.networks import Bound, as_network, evaluating
+from tttlab.networks import Bound, evaluating
 from tttlab.normalisation import normalised
 from tttlab.seeding import torch_generator
 from tttlab.source_statistics import Statistics, kinds
@@ -60,8 +62,8 @@ def adapt(
     """Adapt the network to every image on its own and predict with and without.
 
     Args:
-        network: a `Network`, or any timm classifier; it is left exactly as it was.
-        images: ``(N, 3, H, W)`` on any device: in [0, 1] for a `Network`, normalised for a timm classifier.
+        network: a `Network`, or any module from images to logits (see `tttlab.classifiers`); it is left exactly as it was.
+        images: ``(N, 3, H, W)`` on any device: in [0, 1] for a `Network`, as it wants them for any other module.
         method: what to minimise.
         loop: how.
         statistics: source statistics, as the method and the normalisation policy need them.
@@ -109,16 +111,17 @@ def adapt_together(
     record: Sequence[int] = (),
 ) -> tuple[Adaptation, float]:
     """Adapt one group of ``B`` images, each on its own; → results, and the work as a number of images (see `Group`)."""
-    source_logits = predict(network, {}, images.unsqueeze(1), None, Method(), statistics)
+    net = bind(network, method, loop)
+    source_logits = predict_by_source(net, images)
     curve = Curve(record, images.device)
     streams = [[torch_generator(seed, "views", name, step) for name in names] for step in range(max(loop.steps, 1))]
     looks = draw_looks(images, loop, [torch_generator(seed, "average", name) for name in names])
     with normalised(network, loop.normalisation, statistics):
-        if method.trains and loop.steps and loop.trainable != "none":
-            logits, losses, usable, work = train_and_predict(network, images, looks, method, loop, statistics, streams, curve)
+        if net.trained and loop.steps:
+            logits, losses, usable, work = train_and_predict(net, images, looks, method, loop, statistics, streams, curve)
         else:
             views = method.views(network, images, streams[0])
-            logits = predict(network, {}, looks, views, method, statistics)
+            logits = predict(net, {}, looks, views, method, statistics)
             losses = images.new_full((len(images), 1), float("nan"))  # nothing was measured
             usable, work = torch.ones(len(images), dtype=torch.bool, device=images.device), len(images)
     usable &= logits.isfinite().all(-1)
@@ -180,7 +183,7 @@ class Curve:
 
 
 def train_and_predict(
-    network: nn.Module,
+    net: Bound,
     images: Tensor,
     looks: Tensor,
     method: Method,
@@ -193,20 +196,20 @@ def train_and_predict(
 
     def classify(moved: Tensor, parameters: Parameters, views: Any) -> Tensor:
         if len(moved) == len(images):
-            return predict(network, parameters, looks, views, method, statistics)
-        logits = predict(network, {}, looks, images.unsqueeze(1), method, statistics)  # then these are the views
+            return predict(net, parameters, looks, views, method, statistics)
+        logits = predict(net, {}, looks, images.unsqueeze(1), method, statistics)  # then these are the views
         if not len(moved):
             return logits
-        return logits.index_copy(0, moved, predict(network, parameters, looks[moved], views, method, statistics))
+        return logits.index_copy(0, moved, predict(net, parameters, looks[moved], views, method, statistics))
 
     def observe(step: int, *trained: Any) -> None:
         curve.note(step, lambda: classify(*trained))
 
-    moved, parameters, views, losses = train(network, images, method, loop, statistics, streams, observe)
+    moved, parameters, views, losses = train(net, images, method, loop, statistics, streams, observe)
     usable = ~diverged(losses)
     logits = classify(moved, parameters, views)
     if len(moved):
-        finite = torch.stack([value.detach().flatten(1).sum(1) for value in parameters.values()]).isfinite().all(0)
+        finite = torch.stack([rows(value.detach()).sum(1) for value in parameters.values()]).isfinite().all(0)
         usable[moved] &= finite
     work = len(moved) + (len(images) - len(moved)) / losses.shape[1]
     return logits, losses, usable, work
@@ -214,18 +217,18 @@ def train_and_predict(
 
 @torch.no_grad()
 def predict(
-    network: nn.Module,
-    parameters: dict[str, Tensor],
+    net: Bound,
+    parameters: Parameters,
     looks: Tensor,
     views: Any,
     method: Method,
     statistics: Statistics,
 ) -> Tensor:
-    """Classify every image with its own parameters (empty: with the network's): logits ``(B, K)``.
+    """Classify every image with its own parameters: logits ``(B, K)``.
 
     Args:
-        network: the source network.
-        parameters: name → ``(B, *shape)``.
+        net: the source network, as `bind` binds it.
+        parameters: name → ``(B, *shape)``; those that are not among them are the source network's.
         looks: the image and the views to average over ``(B, 1 + A, 3, H, W)``; with A > 0 the result are log-probabilities.
         views: what the method drew last, None if it needs none.
         method: whose prediction it is, unless views are averaged.
@@ -233,10 +236,10 @@ def predict(
     """
 
     def one(parameters: dict[str, Tensor], looks: Tensor, views: Any) -> Tensor:
-        net = Bound(network, parameters)
+        own = net.rebound(parameters)
         if len(looks) > 1:
-            return log_mean_probabilities(net(looks).logits)
-        return method.predict(net, looks[0], views, statistics)
+            return log_mean_probabilities(own(looks).logits)
+        return method.predict(own, looks[0], views, statistics)
 
     return over_images(one, in_dims=(0, 0, None if views is None else 0))(parameters, looks, views)
 
@@ -277,6 +280,7 @@ def check(
     if protocol not in method.protocols:
         raise UserError(f"{method} is defined for {' and '.join(method.protocols)}, found {protocol}; "
                         f"use tttlab.{'online.adapt_stream' if protocol == 'episodic' else 'adapter.adapt'}")  # fmt: skip
+    check_precision(network, images, bind(network, method, loop) if loop.steps else Bound(network, {}))
     method.check(network)
     own = type(method)
     if loop.average and (own.predict is not Method.predict or own.predict_batch is not Method.predict_batch):
@@ -294,11 +298,49 @@ def check(
                 f"layer {name} has no running statistics, so that a prediction depends on the other images of its "
                 "batch; load the backbone with running statistics or with GroupNorm"
             )
-    with torch.no_grad():
-        if len(images) == 2 and not torch.allclose(
-            network(images).logits[:1], network(images[:1]).logits, atol=1e-3, rtol=1e-3
-        ):
-            raise UserError(
-                f"the predictions of {type(network.encoder).__name__} depend on the other images of a batch; "
-                "per-image adaptation needs a backbone without batch-dependent layers"
-            )
+    if len(images):
+        check_forward(network, images, method, loop, protocol)
+
+
+def check_precision(network: nn.Module, images: Tensor, net: Bound) -> None:
+    """Refuse images of another dtype than the network's, and training in one so coarse that small steps are rounded away."""
+    coarse = sorted({str(value.dtype) for value in net.trained.values()} & {"torch.float16", "torch.bfloat16"})
+    if coarse:
+        raise UserError(f"the parameters to be trained are {coarse[0]}, in which small steps are rounded away; make it "
+                        "float(), and for speed adapt under torch.autocast")  # fmt: skip
+    known = {value.dtype for value in network.parameters() if value.is_floating_point()}
+    converted = torch.is_autocast_enabled(images.device.type) and images.is_floating_point()
+    if known and images.dtype not in known and not converted:
+        raise UserError(f"expected images of {min(map(str, known))}, as the network's parameters are, found {images.dtype}; "
+                        "convert one of them")  # fmt: skip
+
+
+@torch.no_grad()
+def check_forward(network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, protocol: str) -> None:
+    """Refuse networks that do not do with one or two images what the method and the adapter ask of them."""
+    kind = type(network.encoder).__name__
+    if method.features and network(images[:1]).features is None:
+        raise UserError(f"{method} looks at features (N, D), and none are known of this {kind}; name the layer that gives "
+                        "them: tttlab.classifiers.Classifier(model, features='name')")  # fmt: skip
+    if len(images) == 2 and not torch.allclose(network(images).logits[:1], network(images[:1]).logits, atol=1e-3, rtol=1e-3):
+        raise UserError(f"the predictions of this {kind} depend on the other images of a batch; per-image adaptation needs a "
+                        "backbone without batch-dependent layers")  # fmt: skip
+    if protocol == "online" and not method.whole_batch:
+        predict_by_source(bind(network, method, loop), images[:1])
+
+
+def predict_by_source(net: Bound, images: Tensor) -> Tensor:
+    """Classify images ``(B, C, H, W)`` by the source network, each on its own: logits ``(B, K)``.
+
+    Raises:
+        UserError: the network cannot be vectorised over images.
+    """
+    try:
+        return predict(net, {}, images.unsqueeze(1), None, Method(), {})
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if "vmap" not in reason and "batching rule" not in reason.lower():
+            raise
+        raise UserError(f"this {type(net.module.encoder).__name__} cannot be called for many images at once, as per-image "
+                        f"adaptation does ({reason}); its forward must not branch on values, draw random numbers or write to "
+                        "buffers") from error  # fmt: skip

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tttlab.classifiers import as_network
 from tttlab.gradients import norms
 from tttlab.group_size import GroupSize, Wish, as_sizes, in_groups
 from tttlab.inner_loop import InnerLoop, Parameters, gradients_of, over_images, select_parameters
 from tttlab.method import Method
-from tttlab.networks import Bound, as_network, evaluating
+from tttlab.networks import Bound, evaluating
 from tttlab.normalisation import normalised
 from tttlab.seeding import torch_generator
 from tttlab.source_statistics import Statistics
@@ -52,7 +53,7 @@ def gradient_alignment(
     """Compare the gradients of a method's loss and of the cross-entropy at the source weights, image by image.
 
     Args:
-        network: a `Network`, or any timm classifier.
+        network: a `Network`, or any module from images to logits.
         images: ``(N, 3, H, W)``, as `tttlab.adapter.adapt` takes them.
         labels: ``(N,)``.
         method: the test-time method.
@@ -65,13 +66,13 @@ def gradient_alignment(
     network = as_network(network)
     statistics = {name: value.to(images.device) for name, value in statistics.items()}
     shared = select_parameters(network, loop.trainable)
-    frozen = {name: value.detach() for name, value in network.named_parameters() if name not in shared}
+    net = Bound(network, {name: value.detach() for name, value in shared.items()})
 
     def test_time(own: Parameters, views: Any) -> Tensor:
-        return method.loss(Bound(network, frozen | own), views, statistics, method.init_state())[0]
+        return method.loss(net.rebound(own), views, statistics, method.init_state())[0]
 
     def supervised(own: Parameters, image: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(Bound(network, frozen | own)(image.unsqueeze(0)).logits[0], label)
+        return F.cross_entropy(net.rebound(own)(image.unsqueeze(0)).logits[0], label)
 
     def compare(part: slice) -> Alignment:
         streams = [torch_generator(seed, "views", name, 0) for name in image_ids[part]]

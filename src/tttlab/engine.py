@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from tttlab.adapter import adapt, check
+from tttlab.classifiers import as_network
 from tttlab.errors import UserError
 from tttlab.group_size import GroupSize
 from tttlab.inner_loop import InnerLoop, over_images
 from tttlab.method import Method
-from tttlab.networks import Bound, as_network, evaluating
+from tttlab.networks import Bound, evaluating
 from tttlab.normalisation import normalised
 from tttlab.registry import load_method
 from tttlab.seeding import torch_generator
@@ -33,7 +34,7 @@ class Engine(nn.Module):
     """A network that is adapted to every image it classifies.
 
     Args:
-        network: a `Network`, or any timm classifier.
+        network: a `Network`, or any module from images to logits; see `tttlab.classifiers`.
         method: what to minimise, or its name for its default settings; one that is defined for single images.
         loop: how.
         statistics: source statistics; `measure` adds what is missing.
@@ -73,7 +74,7 @@ class Engine(nn.Module):
         """Classify images, and tell the method's loss.
 
         Args:
-            images: ``(N, 3, H, W)``: in [0, 1] for a `Network`, normalised for a timm classifier.
+            images: ``(N, 3, H, W)``: in [0, 1] for a `Network`, as it wants them for any other module.
             image_ids: names of the images, which key their random views; by default they are numbered as they come.
 
         Returns:

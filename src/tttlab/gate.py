@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.adapter import Adaptation, adapt
+from tttlab.classifiers import as_network
 from tttlab.group_size import Groups, Wish
 from tttlab.inner_loop import InnerLoop
 from tttlab.method import Method
-from tttlab.networks import as_network, evaluating
+from tttlab.networks import evaluating
 from tttlab.signals import LARGEST, Signal, measure
 from tttlab.source_statistics import Statistics
 

@@ -8,7 +8,12 @@ from torch import Tensor
 
 def norms(gradients: Iterable[Tensor]) -> Tensor:
     """Norm ``(B,)`` of every image's gradient over all its parts ``(B, *shape)``."""
-    return torch.stack([torch.linalg.vector_norm(part.flatten(1), dim=1) for part in gradients]).norm(dim=0)
+    return torch.stack([torch.linalg.vector_norm(rows(part), dim=1) for part in gradients]).norm(dim=0)
+
+
+def rows(part: Tensor) -> Tensor:
+    """View every image's part ``(B, *shape)``, which may be a single number, as a row: ``(B, size)``."""
+    return part.unsqueeze(-1).flatten(1)
 
 
 def scale(gradients: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]:

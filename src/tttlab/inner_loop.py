@@ -4,7 +4,7 @@ The trainable parameters are stacked as leaves ``(B, *shape)``, the loss is vect
 since the sum of the losses has independent parts, one backward pass and one elementwise optimiser step serve all images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tttlab.errors import UserError
-from tttlab.gradients import clip_gradients, norms, scale
+from tttlab.gradients import clip_gradients, norms, rows, scale
 from tttlab.method import Method
 from tttlab.networks import Bound
 from tttlab.normalisation import Normalisation
@@ -36,8 +36,8 @@ class InnerLoop:
         optimizer: ``sgd`` or ``adam``; both act elementwise, so that stacked images do not meet.
         lr: learning rate.
         momentum: of SGD, in [0, 1).
-        trainable: ``all``, ``encoder`` (a moving self-supervised head can lower its loss without the encoder), ``norm`` (the
-            encoder's affine parameters of normalisation layers), ``none``, or names of modules or parameters.
+        trainable: ``all``, ``encoder`` (all but the classifier and a self-supervised head, which alone could lower its loss),
+            ``norm`` (the encoder's affine parameters of normalisation layers), ``none``, or names of modules or parameters.
         normalisation: policy for the networks' normalisation layers, for the loss and for the prediction.
         clip: largest norm of one image's gradient; None: no clipping.
         sharpness: radius ρ of sharpness-aware steps (Foret et al., ICLR 2021, arXiv 2010.01412): they take the gradient at the
@@ -72,8 +72,18 @@ class Trained(NamedTuple):
     losses: Tensor
 
 
+def bind(network: nn.Module, method: Method, loop: InnerLoop) -> Bound:
+    """Bind a network to its own parameters, those that the loop trains for the method among them.
+
+    Raises:
+        UserError: there are none such.
+    """
+    chosen = select_parameters(network, loop.trainable) if method.trains else {}
+    return Bound(network, {name: value.detach() for name, value in chosen.items()})
+
+
 def train(
-    network: nn.Module,
+    net: Bound,
     images: Tensor,
     method: Method,
     loop: InnerLoop,
@@ -84,7 +94,7 @@ def train(
     """Train a group of images, each on its own.
 
     Args:
-        network: the source network, in evaluation mode.
+        net: the source network, in evaluation mode, as `bind` binds it.
         images: ``(B, 3, H, W)``.
         method: what to minimise.
         loop: how.
@@ -96,56 +106,73 @@ def train(
     Raises:
         UserError: no trainable parameter influences the loss.
     """
-    chosen = select_parameters(network, loop.trainable)
-    # Detached, the frozen parameters gather no gradients, in this graph or in the network.
-    frozen = {name: value.detach() for name, value in network.named_parameters() if name not in chosen}
 
     def loss(parameters: Parameters, views: Any, state: Any) -> tuple[Tensor, Any]:
-        return method.loss(Bound(network, frozen | parameters), views, statistics, state)
+        return method.loss(net.rebound(parameters), views, statistics, state)
 
+    losses_of, stacked = over_images(loss), Stacked(net.trained, len(images), loop)
     state = tree_map(lambda value: value.expand(len(images), *value.shape), method.init_state())
-    repeats = type(method).views is Method.views and not tree_leaves(state)  # the loss sees the same in every step
-    layers = PerImageLayers(remember=repeats and len(streams) > 1)
-    losses_of = over_images(loss, layers)
-    # In the first step all images have the source weights, and none is copied.
-    parameters = {name: value.detach().expand(len(images), *value.shape).requires_grad_() for name, value in chosen.items()}
-    views = method.views(network, images, streams[0])
-    observe(0, torch.arange(len(images), device=images.device), {}, views)
-    losses, gradients, state = loss_and_gradients(losses_of, parameters, views, state, method, loop.sharpness)
+    same_views, stateless = type(method).views is Method.views, not tree_leaves(state)
     moved = torch.arange(len(images), device=images.device)
-    if repeats:
-        # What has no gradient here never will: elementwise optimisers leave it where it is.
-        moved = norms(gradients.values()).nonzero().flatten()
-        views, gradients = views[moved], {name: value[moved] for name, value in gradients.items()}
-        layers.keep(moved)
+    views = method.views(net.module, images, streams[0])
+    observe(0, moved, {}, views)
+    losses, gradients, state = loss_and_gradients(losses_of, stacked.values, views, state, method, loop.sharpness)
+    if same_views and stateless and not tree_leaves(state):
+        # The loss is a function of the image and its weights alone, and a step along no gradient leaves these where they are:
+        # whoever has none now never will.
+        moved = torch.stack([rows(part).any(1) for part in gradients.values()]).any(0).nonzero().flatten()
+        views, gradients = views[moved], {name: part[moved] for name, part in gradients.items()}
+        stacked = Stacked(net.trained, len(moved), loop)
     curve = [losses.detach()]
-    parameters = {
-        name: torch.empty_like(gradient).copy_(chosen[name].detach()).requires_grad_() for name, gradient in gradients.items()
-    }
-    optimizer = make_optimizer(list(parameters.values()), loop)
-    update(optimizer, parameters, gradients, loop.clip)
+    stacked.step(gradients)
     del gradients  # as large as all images' weights
-    observe(1, moved, parameters, views)
+    observe(1, moved, stacked.own, views)
     for step, generators in enumerate(streams[1:] if len(moved) else [], start=2):
-        if not repeats:
-            views = method.views(network, images, generators)
-        state = tree_map(Tensor.detach, state)
-        losses, gradients, state = loss_and_gradients(losses_of, parameters, views, state, method, loop.sharpness)
+        if not same_views:
+            views = method.views(net.module, images, generators)
+        losses, gradients, state = loss_and_gradients(losses_of, stacked.values, views, state, method, loop.sharpness)
         curve.append(curve[0].index_copy(0, moved, losses.detach()))
-        update(optimizer, parameters, gradients, loop.clip)
-        observe(step, moved, parameters, views)
+        stacked.step(gradients)
+        observe(step, moved, stacked.own, views)
     if len(moved):
         with torch.no_grad():
-            curve.append(curve[0].index_copy(0, moved, losses_of(parameters, views, state)[0]))
-    return Trained(moved, parameters, views, torch.stack(curve, dim=1).expand(-1, len(streams) + 1))
+            curve.append(curve[0].index_copy(0, moved, losses_of(stacked.values, views, state)[0]))
+    return Trained(moved, stacked.own, views, torch.stack(curve, dim=1).expand(-1, len(streams) + 1))
 
 
-def over_images(function: Callable[..., Any], layers: PerImageLayers | None = None, in_dims: Any = 0) -> Callable[..., Any]:
+class Stacked:
+    """The trained parameters of a group of B images, and their optimiser.
+
+    Attributes:
+        values: name → ``(B, *shape)``; all images share the source's memory until they have a gradient for the first time.
+        own: those of them that no longer do.
+    """
+
+    def __init__(self, source: Mapping[str, Tensor], count: int, loop: InnerLoop) -> None:
+        self.values: Parameters = {name: part.expand(count, *part.shape).requires_grad_() for name, part in source.items()}
+        self.own: Parameters = {}
+        self._loop, self._optimizer = loop, None
+
+    def step(self, gradients: Parameters) -> None:
+        """Take a step; some of the parameters may have no gradient, in this step or ever."""
+        fresh = {name: part for name, part in gradients.items() if name not in self.own}
+        for name, gradient in fresh.items():
+            self.own[name] = torch.empty_like(gradient).copy_(self.values[name].detach()).requires_grad_()
+        self.values |= self.own
+        leaves = [self.own[name] for name in fresh]
+        if self._optimizer is None:
+            self._optimizer = make_optimizer(leaves, self._loop)
+        elif leaves:
+            self._optimizer.add_param_group({"params": leaves})
+        update(self._optimizer, self.own, gradients, self._loop.clip)
+
+
+def over_images(function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:
     """Vectorise a function of one image's parameters and data over images."""
     vectorised = vmap(function, in_dims=in_dims, randomness="error")
 
     def call(*arguments: Any) -> Any:
-        with layers or PerImageLayers():
+        with PerImageLayers():
             return vectorised(*arguments)
 
     return call
@@ -159,7 +186,7 @@ def loss_and_gradients(
     method: Method,
     sharpness: float,
 ) -> tuple[Tensor, Parameters, Any]:
-    """Compute losses, the gradients to step along, and the next state.
+    """Compute losses, the gradients to step along, and the next state, cut off from the graph and from the weights' memory.
 
     Args:
         losses_of: (parameters, views, state) → losses, summed before they are differentiated, and the next state.
@@ -175,14 +202,18 @@ def loss_and_gradients(
         up = climb(parameters, gradients, sharpness)
         above, after = losses_of(up, views, state)
         gradients = gradients_of(above, up, method)
-    return losses, gradients, after
+    written = {value.untyped_storage().data_ptr() for value in parameters.values()}  # to which the optimiser will write
+    kept = tree_map(
+        lambda part: part.detach().clone() if part.untyped_storage().data_ptr() in written else part.detach(), after
+    )
+    return losses, gradients, kept
 
 
 @torch.no_grad()
 def climb(parameters: Parameters, gradients: Parameters, radius: float) -> Parameters:
     """Move every image's parameters ``(B, *shape)`` up its own gradient, by ``radius`` in all."""
     up = scale(gradients, radius / norms(gradients.values()).clamp_min(1e-12))
-    return {name: (value + up[name] if name in up else value.clone()).requires_grad_() for name, value in parameters.items()}
+    return {name: (value + up[name] if name in up else value.detach()).requires_grad_() for name, value in parameters.items()}
 
 
 def gradients_of(losses: Tensor, parameters: Parameters, method: Method) -> Parameters:
@@ -223,27 +254,29 @@ def make_optimizer(leaves: list[Tensor], loop: InnerLoop) -> torch.optim.Optimiz
 def select_parameters(network: nn.Module, trainable: str | Sequence[str]) -> dict[str, nn.Parameter]:
     """Choose the parameters that are adapted; see `InnerLoop.trainable`.
 
+    Frozen ones are left out: they are constants of the network, such as a fixed position embedding.
+
     Raises:
-        UserError: nothing matches.
+        UserError: nothing matches, or nothing that is not frozen.
     """
-    parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    if trainable in ("all", "none"):
-        return parameters if trainable == "all" else {}
-    if trainable == "norm":
-        names = normalisation_parameters(network)
-        chosen = {name: parameters[name] for name in names if name in parameters and name.startswith("encoder.")}
+    if trainable == "none":
+        return {}
+    parameters = dict(network.named_parameters())
+    if trainable in ("all", "norm"):
+        norm = [name for name in normalisation_parameters(network) if name.startswith("encoder.") and name in parameters]
+        found = {trainable: list(parameters) if trainable == "all" else norm}
     else:
         wanted = (trainable,) if isinstance(trainable, str) else tuple(trainable)
         found = {part: [name for name in parameters if f"{name}.".startswith(f"{part.rstrip('.')}.")] for part in wanted}
-        trainable = next((part for part, names in found.items() if not names), trainable)
-        complete = all(found.values())
-        chosen = {name: parameters[name] for name in parameters if complete and any(name in names for names in found.values())}
-    if not chosen:
-        raise UserError(
-            f"trainable: {trainable!r} matches no parameter; names begin with, for example, "
-            f"{', '.join(sorted({'.'.join(name.split('.')[:2]) for name in parameters}))}"
-        )
-    return chosen
+    for part, names in found.items():
+        if not names:
+            begin = ", ".join(sorted({".".join(name.split(".")[:2]) for name in parameters}))
+            raise UserError(f"trainable: {part!r} matches no parameter; names begin with, for example, {begin}")
+        if not any(parameters[name].requires_grad for name in names):
+            raise UserError(f"trainable: {part!r} matches frozen parameters alone (requires_grad=False), such as {names[0]}; "
+                            "call requires_grad_(True) on them: what moves are copies, the network stays as it is")  # fmt: skip
+    chosen = set().union(*found.values())
+    return {name: parameter for name, parameter in parameters.items() if name in chosen and parameter.requires_grad}
 
 
 def normalisation_parameters(network: nn.Module) -> list[str]:

@@ -33,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tttlab.errors import UserError
 from tttlab.gradients import clip_gradients
-from tttlab.networks import Network, evaluating
+from tttlab.networks import Network, evaluating, places
 from tttlab.objective import Objective
 from tttlab.objectives.mae import MAE, masked_error
 from tttlab.objectives.simclr import SimCLR
@@ -144,10 +144,11 @@ def per_image(network: nn.Module, function: Callable[..., Tensor]) -> Callable[.
 
     With plain ``vmap``: `PerImageLayers` are made for first derivatives, and some of their second ones are wrong.
     """
-    whole = PerImage(network, function)
+    whole, found = PerImage(network, function), places(network)
 
     def call(parameters: Parameters, *data: Tensor) -> Tensor:
-        return functional_call(whole, {f"network.{name}": value for name, value in parameters.items()}, data)
+        values = {f"network.{place}": parameters[name] for place, name in found.items() if name in parameters}
+        return functional_call(whole, values, data, tie_weights=False)
 
     return vmap(call, randomness="error")
 

@@ -32,6 +32,7 @@ class Method:
         smallest_batch: the fewest images of a stream's batch that it can work on.
         trains: False for methods that only change the prediction; they take no steps.
         head: the objective (``simclr``, ``mae``, …) whose head it needs; None: any network will do.
+        features: whether it looks at the network's features, which are not known of every module from images to logits.
         needs: what it reads of the source statistics: ``layers``, ``bank``, or a kind of its own, of which its
             `source_statistics` gives ``<kind>`` or ``<kind>.<…>``.
     """
@@ -41,6 +42,7 @@ class Method:
     smallest_batch: ClassVar[int] = 1
     trains: ClassVar[bool] = True
     head: ClassVar[str | None] = None
+    features: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
 
     def check(self, network: nn.Module) -> None:
@@ -58,7 +60,7 @@ class Method:
 
         Args:
             network: the source network, for its structure.
-            images: ``(B, 3, H, W)``.
+            images: ``(B, C, H, W)``.
             generators: B streams, one per image; all randomness comes from them.
 
         Returns:
@@ -74,7 +76,9 @@ class Method:
         """Compute one image's loss.
 
         Args:
-            net: the network with this image's parameters.
+            net: the network with this image's parameters. ``net.trained`` are those that are trained, as they are now, and
+                ``net.source`` all of them as they are in the source network: whether a tensor requires a gradient tells
+                nothing here.
             views: this image's part of what `views` drew; by default ``(1, 3, H, W)``.
             statistics: source statistics, shared by all images.
             state: what the last step returned.

@@ -1,7 +1,8 @@
 """The network every stage shares: a timm encoder, a linear classifier, and the head of a self-supervised objective."""
 
+import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -68,6 +69,21 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, -1, 1, 1), persistent=False)
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the encoder's stages (residual stages, transformer blocks), as timm lists them."""
+        return tuple(stage["module"] for stage in self.encoder.feature_info)
+
+    @property
+    def embedding(self) -> bool:
+        """Whether the encoder has a patch embedding."""
+        return hasattr(self.encoder, "patch_embed")
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the stages give ``(N, H, W, C)``, as timm's Swin transformers do."""
+        return getattr(self.encoder, "output_fmt", "NCHW") == "NHWC"
+
     def normalise(self, images: Tensor) -> Tensor:
         """Map RGB in [0, 1] ``(N, 3, H, W)`` to what the encoder was made for."""
         return (images - self.mean) / self.std
@@ -118,68 +134,65 @@ def add_probe(network: Network, depth: int, heads: int, seed: int) -> None:
         network.probe = Probe(encoder, depth, heads).to(device).eval()
 
 
-class TimmClassifier(nn.Module):
-    """Any timm model with its own linear classifier, behind the same call; images come normalised as the model wants them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        if not isinstance(classifier := model.get_classifier(), nn.Linear):
-            raise UserError(f"expected a timm model with one linear classifier, found {type(classifier).__name__} in "
-                            f"{type(model).__name__}; choose another model or wrap it in tttlab.networks.Network")  # fmt: skip
-        self.encoder = model
-        self.training = model.training
-
-    def forward(self, images: Tensor) -> Outputs:
-        """Run the model on ``images (N, C, H, W)``."""
-        features = pooled_features(self.encoder, images)
-        return Outputs(self.encoder.get_classifier()(features), features)
-
-
-def as_network(model: nn.Module) -> nn.Module:
-    """Return a `Network` as it is and any other model as a `TimmClassifier`."""
-    return model if isinstance(model, Network | TimmClassifier) else TimmClassifier(model)
-
-
-def linear_classifier(network: nn.Module) -> nn.Linear:
-    """Find the layer that turns features ``(N, D)`` into logits ``(N, K)``."""
-    return network.classifier if isinstance(network, Network) else network.encoder.get_classifier()
-
-
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for a while, and restore every part's mode after."""
+    """Put a network into evaluation mode for a while, and restore every part's mode after.
+
+    Parts that were given to ``torch.compile`` run as they were written: they were compiled for ordinary calls.
+    """
     modes = [(module, module.training) for module in network.modules()]
+    compiled = any("_orig_mod" in module._modules or module._compiled_call_impl for module, _ in modes)
     network.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def places(module: nn.Module) -> dict[str, str]:
+    """Find where a module's parameters stand: for every place, once, the name of the parameter that stands there.
+
+    Parameters may be tied, and modules shared. `functional_call`, left to tie weights itself, visits a shared module once for
+    each of its names, and on the way back leaves in it what was to be taken out.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {
+        f"{path}.{own}".lstrip("."): names[id(parameter)]
+        for path, part in module.named_modules()
+        for own, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
+    }
 
 
 class Bound:
     """A network bound to one image's parameters; called like the network itself.
 
     Attributes:
-        module: the network, for its structure (taps, patch size); its own parameters are not the image's.
+        module: the source network: its structure (taps, patch size), and what it says of the image itself.
+        trained: the parameters that are trained, by name, as they are for this image.
+        source: all parameters, by name, as they are in the source network: constants.
     """
 
-    def __init__(self, module: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(self, module: nn.Module, trained: Mapping[str, Tensor]) -> None:
         self.module = module
-        self._parameters = parameters
+        self.source = MappingProxyType({name: value.detach() for name, value in module.named_parameters()})
+        self.trained = MappingProxyType(dict(trained))
+        # Frozen parameters are constants too: attached, they would gather gradients that nobody reads.
+        self._values = {**self.source, **trained}
+        self._places = places(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Outputs:
         """Run the network with this image's parameters in place of its own."""
-        return functional_call(self.module, self._parameters, args, kwargs)
-
-    @property
-    def parameters(self) -> Mapping[str, Tensor]:
-        """This image's parameters by name, to read: the ones that are trained, and frozen ones without a gradient."""
-        return MappingProxyType(self._parameters)
+        values = {place: self._values[name] for place, name in self._places.items()}
+        return functional_call(self.module, values, args, kwargs, tie_weights=False)
 
     def rebound(self, parameters: Mapping[str, Tensor]) -> "Bound":
         """Bind the same network to other values of some parameters, as of a teacher; the rest stays the image's."""
-        return Bound(self.module, {**self._parameters, **parameters})
+        other = copy.copy(self)
+        other.trained = MappingProxyType({name: parameters.get(name, value) for name, value in self.trained.items()})
+        other._values = {**self._values, **parameters}
+        return other
 
 
 def feature_width(encoder: nn.Module) -> int:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from tttlab.source_statistics import Statistics
 from tttlab.taps import (
+    VARIANCE_FLOOR,
     Moments,
     batch_norm_layers,
     channel_dims,
@@ -108,7 +109,8 @@ def batch_norm_hook(normalisation: Normalisation, statistics: Statistics, name: 
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         source = Moments(layer.running_mean, (layer.running_var + layer.eps).log())
-        return transport(inputs[0], normalisation, source, *natural_variation(statistics, name + ".input", source))
+        variation = natural_variation(statistics, name + ".input", source)
+        return transport(inputs[0], normalisation, source, *variation, layer.eps)
 
     return hook
 
@@ -134,10 +136,20 @@ def natural_variation(statistics: Statistics, name: str, default: Moments | None
     )
 
 
-def transport(activation: Tensor, normalisation: Normalisation, source: Moments, center: Moments, scale: Moments) -> Tensor:
-    """Map an activation so that normalising it with ``source`` equals normalising the original with the chosen moments."""
+def transport(
+    activation: Tensor,
+    normalisation: Normalisation,
+    source: Moments,
+    center: Moments,
+    scale: Moments,
+    floor: float = VARIANCE_FLOOR,
+) -> Tensor:
+    """Map an activation so that normalising it with ``source`` equals normalising the original with the chosen moments.
+
+    The ``floor`` of its own variances must be that of the others; see `tttlab.taps.variance_floor`.
+    """
     channel, _ = channel_dims(activation)
     shape = [-1 if dim == channel else 1 for dim in range(activation.ndim)]
-    target = normalisation.target(image_moments(activation), source, center, scale)
+    target = normalisation.target(image_moments(activation, floor), source, center, scale)
     gain = ((source.log_variance - target.log_variance) / 2).exp()
     return (activation - target.mean.view(shape)) * gain.view(shape) + source.mean.view(shape)

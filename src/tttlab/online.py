@@ -19,10 +19,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tttlab.adapter import Adaptation, Curve, check, draw_looks
 from tttlab.adapter import predict as predict_each
+from tttlab.classifiers import as_network
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop, Parameters, loss_and_gradients, make_optimizer, over_images, select_parameters, update
+from tttlab.inner_loop import InnerLoop, Parameters, bind, loss_and_gradients, make_optimizer, over_images, update
 from tttlab.method import Method
-from tttlab.networks import Bound, as_network, evaluating
+from tttlab.networks import Bound, evaluating
 from tttlab.normalisation import normalised
 from tttlab.seeding import torch_generator
 from tttlab.source_statistics import Statistics
@@ -45,7 +46,7 @@ def adapt_stream(
     """Adapt the network to one stream of images, from the source weights on, and predict with and without.
 
     Args:
-        network: a `Network`, or any timm classifier; it is left exactly as it was.
+        network: a `Network`, or any module from images to logits; it is left exactly as it was.
         images: ``(N, 3, H, W)`` in order of arrival, on any device.
         method: what to minimise.
         loop: how; ``steps`` are those on every batch.
@@ -137,14 +138,10 @@ class Learner:
         self.state = self.first_state()
         if tree_leaves(self.state) and not method.whole_batch:
             raise UserError(f"{method} keeps a state for every image, which cannot flow along a stream; use protocol episodic")
-        trains = method.trains and loop.steps and loop.trainable != "none"
-        chosen = select_parameters(network, loop.trainable) if trains else {}
-        self.source = {name: value.detach() for name, value in chosen.items()}
-        self.frozen = {name: value.detach() for name, value in network.named_parameters() if name not in chosen}
-        self.parameters: Parameters = {
-            name: value.detach().unsqueeze(0).clone().requires_grad_() for name, value in chosen.items()
-        }
-        self.optimizer = make_optimizer(list(self.parameters.values()), loop) if chosen else None
+        self.net = bind(network, method, loop)
+        moving = self.net.trained if loop.steps else {}
+        self.parameters: Parameters = {name: value.unsqueeze(0).clone().requires_grad_() for name, value in moving.items()}
+        self.optimizer = make_optimizer(list(self.parameters.values()), loop) if moving else None
         self.taken = 0  # steps
 
     def first_state(self) -> Any:
@@ -193,7 +190,7 @@ class Learner:
                 usable[:] = False
                 self.restart()
                 break
-            self.state = tree_map(Tensor.detach, state)
+            self.state = state
             self.after_step()
         return torch.stack(curve + curve[-1:] * (self.loop.steps - len(curve)), dim=1), usable
 
@@ -201,7 +198,7 @@ class Learner:
     def restart(self) -> None:
         """Go back to the source weights and the initial state: from weights that are not finite there is no way on."""
         for name, value in self.parameters.items():
-            value[0].copy_(self.source[name])
+            value[0].copy_(self.net.source[name])
         self.optimizer = make_optimizer(list(self.parameters.values()), self.loop)
         self.state = self.first_state()
 
@@ -211,11 +208,12 @@ class Learner:
         if type(self.method).after_step is Method.after_step:
             return
         own = {name: value[0] for name, value in self.parameters.items()}
+        source = dict(self.net.trained)
         generator, self.taken = torch_generator(self.seed, "after_step", self.taken), self.taken + 1
-        found, self.state = self.method.after_step(own, self.source, self.state, generator)
+        found, self.state = self.method.after_step(own, source, self.state, generator)
         for name, value in self.parameters.items():
             value[0].copy_(found[name])
-        if all(found[name] is self.source[name] for name in own):
+        if all(found[name] is source[name] for name in own):
             self.optimizer = make_optimizer(list(self.parameters.values()), self.loop)  # with no momentum of what is undone
 
     def losses(self, parameters: Parameters, views: Any, state: Any) -> tuple[Tensor, Any]:
@@ -227,7 +225,7 @@ class Learner:
             return loss.expand(count) / count, state
 
         def one(parameters: Parameters, views: Any) -> Tensor:
-            return self.method.loss(Bound(self.network, self.frozen | parameters), views, self.statistics, ())[0]
+            return self.method.loss(self.net.rebound(parameters), views, self.statistics, ())[0]
 
         return over_images(one)(self.shared(parameters, count), views) / count, state
 
@@ -246,13 +244,13 @@ class Learner:
         if type(self.method).predict is not Method.predict:
             streams = [torch_generator(self.seed, "views", name, 0) for name in names]
             views, own = self.method.views(self.network, looks[:, 0], streams), self.shared(parameters, len(looks))
-            return predict_each(self.network, own, looks, views, self.method, self.statistics)
+            return predict_each(self.net, own, looks, views, self.method, self.statistics)
         logits = self.bound(parameters)(looks.flatten(0, 1)).logits.unflatten(0, looks.shape[:2])
         return vmap(log_mean_probabilities)(logits) if looks.shape[1] > 1 else logits[:, 0]
 
     def bound(self, parameters: Parameters) -> Bound:
         """Bind the network to the stream's parameters."""
-        return Bound(self.network, self.frozen | {name: value[0] for name, value in parameters.items()})
+        return self.net.rebound({name: value[0] for name, value in parameters.items()})
 
     @staticmethod
     def shared(parameters: Parameters, count: int) -> Parameters:

@@ -32,21 +32,7 @@ Rule = Callable[..., tuple[Tensor, int]]  # (B, where B lies in each tensor, ten
 
 
 class PerImageLayers(TorchFunctionMode):
-    """Context in which calls under one ``vmap`` over images go the ways described above; others are left as they are.
-
-    Args:
-        remember: the network sees the same input every time the context is opened, under other parameters: then what depends
-            on no trainable parameter is computed the first time only.
-    """
-
-    def __init__(self, remember: bool = False) -> None:
-        super().__init__()
-        self._remember = remember
-        self._known: dict[int, tuple[Tensor, int]] = {}  # number of the call → its result
-
-    def __enter__(self) -> "PerImageLayers":
-        self._calls = 0
-        return super().__enter__()
+    """Context in which calls under one ``vmap`` over images go the ways described above; others are left as they are."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Replace a call."""
@@ -56,30 +42,27 @@ class PerImageLayers(TorchFunctionMode):
         if kwargs.get("inplace"):
             kwargs["inplace"] = False
         stack = peek_interpreter_stack()
-        if func not in _LAYERS or stack is None or stack.level() != IMAGES or stack.key() != TransformType.Vmap:
+        if stack is None or stack.level() != IMAGES or stack.key() != TransformType.Vmap:
+            return func(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            with self:  # the layers that it is made of
+                found = _self_attention(*args, **kwargs)
+            return found or func(*args, **kwargs)
+        if func not in _LAYERS:
             return func(*args, **kwargs)
         call = _LAYERS[func](*args, **kwargs)
-        return self._beneath(*call) if isinstance(call, tuple) else call
+        return _beneath(*call) if isinstance(call, tuple) else call
 
-    def keep(self, images: Tensor) -> None:
-        """Remember only the images with these numbers ``(M,)``: the next calls are about them."""
-        self._known = {call: (value.index_select(dim, images), dim) for call, (value, dim) in self._known.items()}
 
-    def _beneath(self, rule: Rule, *tensors: Tensor) -> Tensor:
-        """Apply a rule to what lies beneath ``vmap``'s tensors, or give back what it gave before.
+def _beneath(rule: Rule, *tensors: Tensor) -> Tensor:
+    """Apply a rule to what lies beneath ``vmap``'s tensors.
 
-        This is what an ``autograd.Function`` with a rule for ``vmap`` does, without its 0.3 ms per call.
-        """
-        number, self._calls = self._calls, self._calls + 1
-        if number not in self._known:
-            values, dims = zip(*(_unwrap_batched(tensor, IMAGES) for tensor in tensors), strict=True)
-            size = values[0].shape[dims[0]]
-            with temporarily_pop_interpreter_stack():
-                value, dim = rule(size, dims, *values)
-            if not (self._remember and torch.is_grad_enabled() and not value.requires_grad):
-                return _add_batch_dim(value, dim, IMAGES)
-            self._known[number] = value, dim
-        return _add_batch_dim(*self._known[number], IMAGES)
+    This is what an ``autograd.Function`` with a rule for ``vmap`` does, without its 0.3 ms per call.
+    """
+    values, dims = zip(*(_unwrap_batched(tensor, IMAGES) for tensor in tensors), strict=True)
+    with temporarily_pop_interpreter_stack():
+        value, dim = rule(values[0].shape[dims[0]], dims, *values)
+    return _add_batch_dim(value, dim, IMAGES)
 
 
 def _add_in_place(x: Tensor, other: Tensor, **options: Any) -> Tensor:
@@ -248,6 +231,13 @@ class PerImageLayerNorm(Function):
         return None if by_x is None else by_x.to(ctx.kind), by_gain, by_shift, None, None
 
 
+def _weight_norm(v, g, dim=0):
+    """Scale a weight ``v`` to length ``g`` along all axes but one (−1: all); as one operation it has no rule for ``vmap``."""
+    if not (_per_image(v) or _per_image(g)):
+        return torch._weight_norm(v, g, dim)
+    return v * (g / torch.linalg.vector_norm(v, dim=[axis for axis in range(v.ndim) if axis != dim], keepdim=True))
+
+
 def _linear(x, weight, bias=None):
     def own(_size, dims, x, weight, bias=None):
         x = x.movedim(dims[0], 0)
@@ -284,6 +274,21 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
         return folded, *tensors
     # Each image's own mask, as from a trained table of relative positions.
     return (folded, *tensors, attn_mask) if _per_image(attn_mask) and attn_mask.ndim == 4 else plain(*tensors)
+
+
+def _self_attention(
+    query, key, value, _width, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v, add_zero_attn, dropout_p,
+    out_proj_weight, out_proj_bias, training=True, need_weights=True, **options,
+):  # fmt: skip
+    """Attend by the parts of `torch.nn.MultiheadAttention`, to a sequence ``(L, V, D)`` by itself; None: more is asked for."""
+    more = (bias_k, bias_v, *map(options.get, ("key_padding_mask", "attn_mask", "q_proj_weight", "static_k", "static_v")))
+    if add_zero_attn or need_weights or (training and dropout_p) or any(one is not None for one in more):
+        return None
+    if not (query is key is value) or query.ndim != 3:
+        return None
+    split = F.linear(query, in_proj_weight, in_proj_bias).unflatten(-1, (3, num_heads, -1))
+    mixed = F.scaled_dot_product_attention(*split.permute(2, 1, 3, 0, 4))  # (V, heads, L, D / heads)
+    return F.linear(mixed.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias), None
 
 
 def _choose(plain: Callable[..., Tensor], own: Rule | None, x: Tensor, *parameters: Tensor | None, views: int, over=None):
@@ -334,6 +339,7 @@ _LAYERS: dict[Callable, Callable] = {
     F.group_norm: _group_norm,
     F.layer_norm: _layer_norm,
     F.linear: _linear,
+    torch._weight_norm: _weight_norm,
     F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
     F.max_pool2d: _max_pool2d,
     F.scaled_dot_product_attention: _attention,

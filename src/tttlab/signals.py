@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from tttlab.errors import UserError
 from tttlab.group_size import GroupSize, Wish, as_sizes, in_groups
-from tttlab.inner_loop import InnerLoop, over_images
+from tttlab.inner_loop import InnerLoop, bind, over_images
 from tttlab.method import Method
-from tttlab.networks import Bound
 from tttlab.normalisation import normalised
 from tttlab.seeding import torch_generator
 from tttlab.source_statistics import Statistics
-from tttlab.taps import Moments, batch_moments, batch_norm_layers, record, token_layers
+from tttlab.taps import Moments, batch_moments, batch_norm_layers, record, token_layers, variance_floor
 
 Signal = Literal["confidence", "distance", "loss"]
 
@@ -46,7 +45,11 @@ def confidence_and_distance(network: nn.Module, images: Tensor, statistics: Stat
     if missing := [layer for layer in layers if f"{layer}.mean_center" not in statistics]:
         raise UserError(f"the distance to the source needs source statistics of {len(missing)} layers that have none, such as "
                         f"{missing[0]}; see tttlab.source_statistics.layer_statistics")  # fmt: skip
-    with record(network, layers, batch_moments) as moments:
+
+    def keep(layer: str, activation: Tensor) -> Moments:
+        return batch_moments(activation, variance_floor(network, layer), len(images))
+
+    with record(network, layers, keep) as moments:
         logits = network(images).logits
     squares = [
         squared_deviation(moment, statistics, f"{layer}.{name}")
@@ -76,9 +79,10 @@ def first_loss(
     generators: Sequence[torch.Generator],
 ) -> Tensor:
     """Compute every image's loss ``(N,)`` before the first step, from the same views that this step would see."""
+    net = bind(network, method, loop)
 
     def loss(views: Tensor) -> Tensor:
-        return method.loss(Bound(network, {}), views, statistics, method.init_state())[0]
+        return method.loss(net, views, statistics, method.init_state())[0]
 
     with normalised(network, loop.normalisation, statistics):
         return over_images(loss)(method.views(network, images, generators))

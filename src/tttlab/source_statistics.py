@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tttlab.classifiers import as_network
 from tttlab.errors import UserError
 from tttlab.group_size import GroupSize, through
-from tttlab.networks import as_network, evaluating
+from tttlab.networks import evaluating
 from tttlab.seeding import torch_generator
-from tttlab.taps import Moments, batch_moments, batch_norm_layers, record, token_layers
+from tttlab.taps import Moments, batch_moments, batch_norm_layers, record, token_layers, variance_floor
 
 Statistics = dict[str, Tensor]
 LARGEST = 256  # images in one forward pass
@@ -86,7 +87,7 @@ def layer_statistics(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
     """Measure the per-image channel moments of named layers over the source domain.
 
     Args:
-        network: the source network, a `Network` or any timm classifier; it is run in evaluation mode.
+        network: the source network, a `Network` or any module from images to logits; it is run in evaluation mode.
         batches: source images ``(N, 3, H, W)``.
         layers: names as for `taps.record`; None: input and output of every BatchNorm layer, and every stage of the encoder.
 
@@ -97,12 +98,18 @@ def layer_statistics(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
     """
     network = as_network(network)
     layers = list(layers or standard_layers(network))
-    widths = {f"encoder.{stage['module']}": stage["num_chs"] for stage in network.encoder.feature_info}
+    widths = {f"encoder.{stage['module']}": stage["num_chs"] for stage in getattr(network.encoder, "feature_info", ())}
     found = {layer: LayerMoments() for layer in layers}
     sizes = GroupSize(largest=LARGEST, timed=False)
-    with evaluating(network), record(network, layers, batch_moments) as moments:
+    floors, count = {layer: variance_floor(network, layer) for layer in layers}, 0
+    with (
+        evaluating(network),
+        record(network, layers, lambda layer, activation: batch_moments(activation, floors[layer], count)) as moments,
+    ):
 
         def look(images: Tensor) -> dict[str, Moments]:
+            nonlocal count
+            count = len(images)
             network(images)
             return dict(moments)
 
@@ -156,7 +163,8 @@ def kinds(statistics: Statistics) -> set[str]:
 def standard_layers(network: nn.Module) -> list[str]:
     """Name every layer that the built-in methods and normalisation policies look at."""
     normalisation = batch_norm_layers(network)
-    return [f"{name}.input" for name in normalisation] + normalisation + token_layers(network)
+    others = token_layers(network) if network.stages or not normalisation else []
+    return [f"{name}.input" for name in normalisation] + normalisation + others
 
 
 def looked_up(batches: Iterable[Tensor]) -> tuple[int, Callable[[Tensor], Tensor]]:

@@ -20,9 +20,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from tttlab.classifiers import as_network
 from tttlab.errors import UserError
 from tttlab.method import Method, State
-from tttlab.networks import Bound, as_network
+from tttlab.networks import Bound
 from tttlab.source_statistics import Statistics, layer_statistics
 from tttlab.taps import Moments, batch_norm_layers, image_moments, record, stage_layers, token_layers
 
@@ -44,9 +45,10 @@ class ActMAD(Method):
     layers: Literal["auto", "norm", "stages", "tokens"] = "auto"
 
     def check(self, network: nn.Module) -> None:
-        """Refuse ``layers: norm`` on a network without BatchNorm."""
+        """Refuse a network that is not known to have such layers."""
         if self.layers == "norm" and not batch_norm_layers(network):
             raise UserError("method actmad: layers 'norm' needs BatchNorm in the backbone and found none; set layers: stages")
+        self.matched_layers(network)
 
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         """Measure the moments of the matched layers on source images ``(N, 3, H, W)``."""

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tttlab.classifiers import as_network
 from tttlab.group_size import GroupSize, through
 from tttlab.method import Method, State
-from tttlab.networks import Bound, as_network, evaluating
+from tttlab.networks import Bound, evaluating
 from tttlab.source_statistics import Spread, Statistics, looked_up, random_parts
 from tttlab.taps import batch_norm_layers, record, token_layers
 
@@ -38,6 +39,10 @@ class BatchActMAD(Method):
     smallest_batch = 2  # a single image has no variance over a batch
     needs = ("maps",)
 
+    def check(self, network: nn.Module) -> None:
+        """Refuse a network that is not known to have such layers."""
+        matched_layers(network)
+
     @torch.no_grad()
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         """Average the maps of moments over batches of source images: ``maps.<layer>.mean`` and ``.variance``."""
@@ -46,7 +51,7 @@ class BatchActMAD(Method):
         parts = random_parts(torch.arange(count), math.ceil(count / SOURCE_BATCH))  # nearly equal: none of one image
         total: Statistics = {}
         sizes = GroupSize(largest=SOURCE_BATCH, timed=False)
-        with evaluating(network), record(network, layers, Spread.of) as spreads:
+        with evaluating(network), record(network, layers, lambda _layer, own: Spread.of(own)) as spreads:
 
             def run(images: Tensor) -> dict[str, Spread]:
                 network(images)

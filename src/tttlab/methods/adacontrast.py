@@ -70,6 +70,7 @@ class AdaContrast(Method):
     """
 
     protocols = ("online",)
+    features = True
     whole_batch = True
     num_neighbors: Annotated[int, Ge(1)] = 10
     warm_up: Annotated[int, Ge(1)] = 100

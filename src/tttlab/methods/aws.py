@@ -56,6 +56,7 @@ class AWS(Method):
     """
 
     protocols = ("online",)
+    features = True
     whole_batch = True
     contrastive: Annotated[float, Ge(0)] = 1.0
     distillation: Annotated[float, Ge(0)] = 1.0

@@ -21,9 +21,10 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tttlab.classifiers import as_network
 from tttlab.group_size import GroupSize, in_groups
 from tttlab.method import Method, State, entropy
-from tttlab.networks import Bound, as_network, evaluating
+from tttlab.networks import Bound, evaluating
 from tttlab.source_statistics import Statistics, looked_up, random_parts
 
 # The scale of β depends on it: gradients of unlike images cancel in a batch's mean, so that its square shrinks with the size.
@@ -91,11 +92,8 @@ def moving_average(average: Tensor, probabilities: Tensor, selected: Tensor, mem
 
 def fisher_penalty(net: Bound, statistics: Statistics) -> Tensor:
     """Squared distance of the weights from the source's, each times its Fisher information, summed."""
-    source = dict(net.module.named_parameters())
-    # The frozen ones, which require no gradient here, are the source's.
-    trained = {name: value for name, value in net.parameters.items() if value.requires_grad}
     return sum(
-        (statistics[f"fisher.{name}"] * (value - source[name].detach()).square()).sum() for name, value in trained.items()
+        (statistics[f"fisher.{name}"] * (value - net.source[name]).square()).sum() for name, value in net.trained.items()
     )
 
 

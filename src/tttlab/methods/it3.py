@@ -22,7 +22,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tttlab.method import Method, State
 from tttlab.networks import Bound
@@ -47,13 +47,9 @@ class IT3Training(Method):
     def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
         """Distance between the prediction for ``views (1, 3, H, W)`` and that of the network which is told it."""
         logits = net(views).logits
-        again = (frozen(net.module) if self.second == "source" else net)(views, given=logits.softmax(-1)).logits
+        second = net.rebound(net.source) if self.second == "source" else net
+        again = second(views, given=logits.softmax(-1)).logits
         return distance(logits, again, self.distance), state
-
-
-def frozen(network: nn.Module) -> Bound:
-    """Bind a network to its own weights as constants: gradients pass through it, and none stays."""
-    return Bound(network, {name: parameter.detach() for name, parameter in network.named_parameters()})
 
 
 def distance(first: Tensor, second: Tensor, kind: str) -> Tensor:

@@ -6,6 +6,11 @@ one that is near the network's probabilities Q and alike for neighbours in featu
     min_Z  Σ_i KL(z_i ‖ q_i) − ½ Σ_ij w_ij z_iᵀ z_j ,    by iterating    z_i ← softmax(log q_i + Σ_j w_ij z_j) .
 
 Made for streams in which one class follows another; on shuffled ones it loses accuracy, as others found too.
+
+As in the authors' code, w_ij is 1 where j is one of the k nearest neighbours of i, whether i is one of j's or not, and nothing
+makes w symmetric (their ``LAME_FORCE_SYMMETRY: False``). The iteration then still has a fixed point, but no longer at the
+minimum: that takes ``symmetric: true``, which puts (w_ij + w_ji)/2 in the place of w_ij. What differs: their configuration also
+offers a Gaussian of the distance, its default, and the inner product for w; ours has the nearest neighbours alone.
 """
 
 from dataclasses import dataclass
@@ -26,39 +31,52 @@ class LAME(Method):
     """Let neighbours agree.
 
     Attributes:
-        num_neighbors: k of the symmetric k-nearest-neighbour affinities, by cosine similarity.
+        num_neighbors: k, by cosine similarity.
         iterations: most fixed-point iterations.
+        symmetric: whether two images are as near to each other both ways.
     """
 
     protocols = ("online",)
+    features = True
     trains = False
     num_neighbors: Annotated[int, Ge(1)] = 5
     iterations: Annotated[int, Ge(1)] = 100
+    symmetric: bool = False
 
     def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
         """Assign a batch: log-probabilities ``(N, K)``."""
         outputs = net(images)
-        affinities = neighbor_affinities(outputs.features, self.num_neighbors)
+        affinities = neighbor_affinities(outputs.features, self.num_neighbors, self.symmetric)
         return assign(outputs.logits.log_softmax(-1), affinities, self.iterations), state
 
 
-def neighbor_affinities(features: Tensor, count: int) -> Tensor:
-    """Join every image with its nearest neighbours: ``(N, N)``, 1 for mutual ones, ½ for one-sided ones, 0 on the diagonal."""
+def neighbor_affinities(features: Tensor, count: int, symmetric: bool = False) -> Tensor:
+    """Join every image with its nearest neighbours.
+
+    Args:
+        features: ``(N, D)``.
+        count: k.
+        symmetric: average with the transpose: 1 for mutual neighbours, ½ for one-sided ones.
+
+    Returns:
+        ``(N, N)``, of each row 1 for the neighbours, else 0.
+    """
     directions = F.normalize(features)
     similarity = directions @ directions.T
     similarity.fill_diagonal_(-torch.inf)
     count = min(count, len(features) - 1)
     nearest = torch.zeros_like(similarity).scatter_(1, similarity.topk(count).indices, 1.0)
-    return (nearest + nearest.T) / 2
+    return (nearest + nearest.T) / 2 if symmetric else nearest
 
 
 def assign(log_probabilities: Tensor, affinities: Tensor, iterations: int, tolerance: float = 1e-8) -> Tensor:
-    """Iterate to the fixed point, or until the objective stands still: log-assignments ``(N, K)``."""
+    """Iterate until the energy Σ_i KL(z_i ‖ q_i) − Σ_ij w_ij z_iᵀ z_j stands still: log-assignments ``(N, K)``."""
     found, before = log_probabilities, torch.inf
     for _ in range(iterations):
-        assignment = found.exp()
-        energy = (assignment * (found - log_probabilities)).sum() - (affinities * (assignment @ assignment.T)).sum() / 2
+        pairwise = affinities @ found.exp()
+        found = (log_probabilities + pairwise).log_softmax(-1)
+        energy = (found.exp() * (found - log_probabilities - pairwise)).sum()
         if abs(before - energy) <= tolerance * abs(energy):
             break
-        found, before = (log_probabilities + affinities @ assignment).log_softmax(-1), energy
+        before = energy
     return found

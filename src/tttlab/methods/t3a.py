@@ -10,11 +10,12 @@ from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tttlab.classifiers import linear_classifier
 from tttlab.method import Method, State, entropy
-from tttlab.networks import Bound, linear_classifier
+from tttlab.networks import Bound
 from tttlab.source_statistics import Statistics
 
 
@@ -35,8 +36,14 @@ class T3A(Method):
     """
 
     protocols = ("online",)
+    features = True
     trains = False
     filter_size: Annotated[int, Ge(1)] = 100
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse a network whose classifier is not linear, and so has no weight vector for every class."""
+        super().check(network)
+        linear_classifier(network)
 
     def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
         """Add the batch to the supports, and compare its features with their centroids."""

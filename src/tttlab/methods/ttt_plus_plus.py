@@ -31,10 +31,11 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
+from tttlab.classifiers import as_network
 from tttlab.errors import UserError
 from tttlab.group_size import GroupSize, through
 from tttlab.method import Method, State
-from tttlab.networks import Bound, as_network, evaluating
+from tttlab.networks import Bound, evaluating
 from tttlab.objectives.simclr import nt_xent
 from tttlab.source_statistics import LARGEST, Statistics, random_parts
 from tttlab.views import Augmentation, random_views
