@@ -112,6 +112,8 @@ def adapt_together(
 ) -> tuple[Adaptation, float]:
     """Adapt one group of ``B`` images, each on its own; → results, and the work as a number of images (see `Group`)."""
     net = bind(network, method, loop)
+    if leaves_alone(net, method, loop):
+        return unadapted(net, images, record), len(images)
     source_logits = predict_by_source(net, images)
     curve = Curve(record, images.device)
     streams = [[torch_generator(seed, "views", name, step) for name in names] for step in range(max(loop.steps, 1))]
@@ -129,6 +131,22 @@ def adapt_together(
     cost = torch.full((len(images),), curve.spent() / len(images))
     logits_at, milliseconds_at = curve.collect(logits, source_logits, losses)
     return Adaptation(logits.cpu(), source_logits.cpu(), losses.cpu(), ~usable.cpu(), cost, logits_at, milliseconds_at), work
+
+
+def leaves_alone(net: Bound, method: Method, loop: InnerLoop) -> bool:
+    """Tell whether predictions are the source network's: nothing is trained, normalised otherwise, averaged or corrected."""
+    plain = type(method).predict is Method.predict and loop.normalisation.policy == "source" and not loop.average
+    return plain and not (net.trained and loop.steps)
+
+
+def unadapted(net: Bound, images: Tensor, record: Sequence[int]) -> Adaptation:
+    """Classify images ``(B, 3, H, W)`` once, for with and without are the same; the clock runs."""
+    curve = Curve(record, images.device)
+    logits = predict_by_source(net, images)
+    cost = torch.full((len(images),), curve.spent() / len(images))
+    losses = images.new_full((len(images), 1), float("nan"))  # nothing was measured
+    at = curve.collect(logits, logits, losses)
+    return Adaptation(logits.cpu(), logits.cpu(), losses.cpu(), ~logits.isfinite().all(-1).cpu(), cost, *at)
 
 
 class Curve:
