@@ -62,7 +62,7 @@ def assert_vectorised_equals_one_image_at_a_time(kind: str, method: Method, loop
         one_at_a_time(network, image, method, loop, statistics, image_id) for image, image_id in zip(images, names, strict=True)
     ]
     assert not together.fell_back.any()
-    torch.testing.assert_close(together.logits, torch.stack(alone), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(together.logits, torch.stack(alone), atol=1e-8, rtol=1e-8)
     if method.trains:
         assert (together.logits - together.source_logits).abs().max() > 1e-6  # and something did happen
 
@@ -173,7 +173,7 @@ def test_a_stream_equals_one_batch_after_the_other(online):
     found = adapt_stream(network, shifted(7), method, loop, batch_size=BATCH, statistics=statistics)
     slow = contract.batch_by_batch(network, shifted(7), method, loop, statistics, BATCHES)
     assert not found.fell_back.any()
-    torch.testing.assert_close(found.logits, slow, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.logits, slow, atol=1e-8, rtol=1e-8)
 
 
 def test_a_stream_depends_on_its_past_alone_and_leaves_the_network_as_it_was(online):

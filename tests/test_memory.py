@@ -12,6 +12,7 @@ from tttlab import group_size, signals
 from tttlab.alignment import gradient_alignment
 from tttlab.data import ImageSet
 from tttlab.inner_loop import InnerLoop
+from tttlab.memory import Tally
 from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.methods.eata import EATA
 from tttlab.methods.memo import MEMO
@@ -89,13 +90,7 @@ def own_statistics(method):
 PASSES = {
     "layer statistics": lambda network, count, wish, _: layer_statistics(network, source(count, wish)),
     "projection bank": lambda network, count, wish, _: projection_bank(network, source(count, wish), count),
-<<<<<<< ours
-    "statistics of ttt_plus_plus": lambda network, count, wish, _: TTTPlusPlus().source_statistics(
-        network, source(count, wish)
-    ),
-=======
     "statistics of ttt_plus_plus": own_statistics(TTTPlusPlus()),
->>>>>>> theirs
     "confidence": measured("confidence"),
     "distance": measured("distance"),
     "loss": measured("loss"),
@@ -129,7 +124,7 @@ def test_a_group_takes_no_more_than_there_is(name, network, tmp_path, monkeypatc
     limit = everything / 4
     monkeypatch.setattr(group_size, "CPU_LIMIT", limit)
     found = peak(run, network, MANY, wish, tmp_path / "part")
-    print(name, everything, limit, found, found-limit)
+    print(name, everything, limit, found, found - limit)
     assert found < limit + KEPT
 
 

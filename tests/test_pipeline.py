@@ -207,7 +207,7 @@ def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
     monkeypatch.setattr(pipeline, "ROOT", copy)
     monkeypatch.setattr(pipeline, "OUTPUTS", copy / "outputs")
     monkeypatch.setattr("pipeline.leftovers.find_driver", lambda _: Identity(os.getpid(), drivers.pop(0)))
-    drivers, run = [1.0, 2.0, 2.0], importlib.import_module(f"pipeline.{stage}").run
+    drivers, run = [100.0, 200.0, 200.0], importlib.import_module(f"pipeline.{stage}").run
 
     def written() -> dict[str, bytes]:
         files = sorted(path for path in (copy / "outputs" / outputs).rglob("*") if path.is_file())
