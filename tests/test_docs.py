@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from ruamel.yaml import YAML
+from test_contract import LOOPS, assert_vectorised_equals_one_image_at_a_time
 from test_structure import ROOT
 
 import tttlab.methods
@@ -111,10 +112,13 @@ def test_the_document_gives_every_hook_as_it_is_called():
     assert {line.partition("(")[0]: line.partition("(")[2].partition(")")[0] for line in page.splitlines()} == calls
 
 
-def test_the_contract_tests_take_a_method_of_another_package(monkeypatch):
-    assert "my_package.soft_entropy" not in contract.names()
-    monkeypatch.setenv("OWN_METHODS", "my_package.soft_entropy my_package.other")
-    assert contract.names()[-2:] == ("my_package.soft_entropy", "my_package.other")
+@pytest.mark.parametrize("name", ["my_package.soft_entropy", "my_package.anchored_views"])
+def test_the_contract_tests_take_the_documents_methods(my_package, name, pytestconfig):
+    assert pytestconfig.getoption("--method") == []  # so there is such an option
+    assert "uv run pytest --method my_package.soft_entropy" in (ROOT / "docs/add_a_method.md").read_text(encoding="utf-8")
+    cases = contract.cases(name)
+    assert [kind for kind, _ in cases] == ["resnet", "groupnorm", "vit"]
+    assert_vectorised_equals_one_image_at_a_time(*cases[0], LOOPS[0])
 
 
 def test_what_takes_the_place_of_torch_ttts_engines_runs():
