@@ -167,6 +167,7 @@ LAYERS = [
         "corruptions",
         "shifts",
         "arrivals",
+        "classifiers",
         "networks",
         "taps",
         "devices",
