@@ -220,6 +220,13 @@ class TestRead:
         (report.probability, 0.0951, "0.10"),
         (report.probability, 1e-9, "< 0.001"),
         (report.probability, None, "–"),
+        (report.setting, 3.0e-5, "3e-05"),
+        (report.setting, 1.0, "1"),
+        (report.setting, 0.123456789, "0.123456789"),
+        (report.setting, 1, "1"),
+        (report.setting, True, "true"),
+        (report.setting, None, "null"),
+        (report.setting, ["blocks.0", "norm"], "[blocks.0, norm]"),
     ],
 )
 def test_numbers_as_text(function, value, text):

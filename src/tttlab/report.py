@@ -67,10 +67,9 @@ def setting(value: Any) -> str:
     """Write a value of a setting much as params.yaml has it: 0.03, null, true, ``[blocks.0, norm]``."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(setting, value))}]"
-    plain = {None: "null", True: "true", False: "false"}
-    return (
-        plain[value] if value is None or isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def enumerate_words(words: Sequence[str]) -> str:
