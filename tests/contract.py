@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tttlab.adapter import adapt
 from tttlab.errors import UserError
 from tttlab.inner_loop import InnerLoop, select_parameters
 from tttlab.method import Method, State
@@ -185,6 +186,20 @@ def one_at_a_time(network, image: Tensor, method: Method, loop: InnerLoop, stati
     copied = net.plain()
     with normalised(copied, loop.normalisation, statistics):
         return copied(image[None]).logits[0]
+
+
+def assert_vectorised_equals_one_image_at_a_time(kind: str, method: Method, loop: InnerLoop, count: int = COUNT) -> None:
+    """Hold `adapt` against the slow way."""
+    network, statistics = source(kind, method)
+    images, names = shifted(count), [f"image-{i}" for i in range(count)]
+    together = adapt(network, images, method, loop, statistics=statistics, image_ids=names)
+    alone = [
+        one_at_a_time(network, image, method, loop, statistics, image_id) for image, image_id in zip(images, names, strict=True)
+    ]
+    assert not together.fell_back.any()
+    torch.testing.assert_close(together.logits, torch.stack(alone), atol=1e-8, rtol=1e-8)
+    if method.trains:
+        assert (together.logits - together.source_logits).abs().max() > 1e-6  # and something did happen
 
 
 def batch_by_batch(network, images: Tensor, method: Method, loop: InnerLoop, statistics, batches: Sequence[slice]) -> Tensor:

@@ -9,7 +9,7 @@ import networks
 import own_methods
 import pytest
 import torch
-from contract import COUNT, one_at_a_time, shifted, trained_on_one
+from contract import COUNT, assert_vectorised_equals_one_image_at_a_time, one_at_a_time, shifted, trained_on_one
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -226,6 +226,12 @@ def test_what_is_trained_is_known_to_the_prediction_whether_an_image_moved_or_no
     distances, moved = found.logits - plain.logits, plain.losses[:, 0] > 0
     assert torch.equal(distances > 0, moved[:, None].expand(-1, networks.CLASSES))
     assert torch.equal(found.logits_at, plain.logits_at)
+
+
+@pytest.mark.parametrize("wrong", [own_methods.AnchoredToNothing(), own_methods.AverageOfTheGroup()], ids=name)
+def test_the_contract_finds_what_breaks_it(wrong):
+    with pytest.raises(AssertionError, match="not close"):
+        assert_vectorised_equals_one_image_at_a_time("resnet", wrong, InnerLoop(steps=2, lr=1e-2))
 
 
 def test_adam_on_stacked_images_is_adam_on_each():

@@ -3,7 +3,7 @@
 import networks
 import pytest
 import torch
-from test_adapter import Unbound, shifted
+from contract import Unbound, shifted
 from torch.nn import functional as F
 
 from tttlab.alignment import gradient_alignment
@@ -31,12 +31,13 @@ def test_equals_autograd_on_one_image_at_a_time(kind, method, policy, trainable)
     found = gradient_alignment(
         network, shifted(), LABELS, method, loop, statistics=statistics, image_ids=names, seed=2, images_per_step=2
     )
-    shared = list(select_parameters(network, trainable).values())
+    chosen = select_parameters(network, trainable)
+    shared = list(chosen.values())
     for place, (image, label) in enumerate(zip(shifted(), LABELS, strict=True)):
         views = method.views(network, image[None], [torch_generator(2, "views", names[place], 0)])
         one = {key: value[0] for key, value in views.items()} if isinstance(views, dict) else views[0]
         with normalised(network, loop.normalisation, statistics):
-            loss, _ = method.loss(Unbound(network), one, statistics, method.init_state())
+            loss, _ = method.loss(Unbound(network, chosen), one, statistics, method.init_state())
             supervised = F.cross_entropy(network(image[None]).logits, label[None])
         first, second = (
             torch.cat([

@@ -11,7 +11,7 @@ import networks
 import own_methods
 import pytest
 import torch
-from contract import COUNT, one_at_a_time, shifted
+from contract import assert_vectorised_equals_one_image_at_a_time, one_at_a_time, shifted
 from torch.utils._pytree import tree_leaves
 
 from tttlab.adapter import adapt
@@ -27,6 +27,7 @@ LOOPS = [
     InnerLoop(steps=2, lr=1e-2, trainable="norm", momentum=0.9, clip=0.5),
     InnerLoop(steps=2, lr=1e-2, trainable="all", clip=1.0, normalisation=Normalisation("shrink")),
 ]
+COUNT = 3  # images
 BATCH, BATCHES = 3, [slice(0, 3), slice(3, 5), slice(5, 7)]  # of 7 images
 
 
@@ -54,56 +55,34 @@ def name(value: object) -> str:
     return repr(value)
 
 
-def assert_vectorised_equals_one_image_at_a_time(kind: str, method: Method, loop: InnerLoop) -> None:
-    network, statistics = contract.source(kind, method)
-    images, names = shifted(), [f"image-{i}" for i in range(COUNT)]
-    together = adapt(network, images, method, loop, statistics=statistics, image_ids=names)
-    alone = [
-        one_at_a_time(network, image, method, loop, statistics, image_id) for image, image_id in zip(images, names, strict=True)
-    ]
-    assert not together.fell_back.any()
-    torch.testing.assert_close(together.logits, torch.stack(alone), atol=1e-8, rtol=1e-8)
-    if method.trains:
-        assert (together.logits - together.source_logits).abs().max() > 1e-6  # and something did happen
-
-
 @pytest.mark.parametrize("loop", LOOPS, ids=name)
 def test_vectorised_equals_one_image_at_a_time(tried, loop):
-    assert_vectorised_equals_one_image_at_a_time(*tried, loop)
-
-
-@pytest.mark.parametrize("wrong", [own_methods.AnchoredToNothing(), own_methods.AverageOfTheGroup()], ids=name)
-def test_what_breaks_the_contract_is_found(wrong):
-    with pytest.raises(AssertionError, match="not close"):
-        assert_vectorised_equals_one_image_at_a_time("resnet", wrong, LOOPS[0])
+    assert_vectorised_equals_one_image_at_a_time(*tried, loop, COUNT)
 
 
 def test_vectorised_equals_one_image_at_a_time_in_single_precision(episodic):
     kind, method = episodic
     network, statistics = contract.source(kind, method, torch.float32)
-    images, loop = shifted(dtype=torch.float32), InnerLoop(steps=2, lr=1e-3, clip=1.0)
+    images, loop = shifted(COUNT, torch.float32), InnerLoop(steps=2, lr=1e-3, clip=1.0)
     together = adapt(network, images, method, loop, statistics=statistics)
     alone = [one_at_a_time(network, image, method, loop, statistics, str(i)) for i, image in enumerate(images)]
     torch.testing.assert_close(together.logits, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
 
-def assert_results_depend_on_the_image_alone(kind: str, method: Method, policy: Normalisation) -> None:
+@pytest.mark.parametrize("policy", POLICIES, ids=name)
+def test_results_depend_on_the_image_alone(episodic, policy):
+    kind, method = episodic
     network, statistics = contract.source(kind, method)
-    images, names = shifted(), [f"image-{i}" for i in range(COUNT)]
+    images, names = shifted(COUNT), [f"image-{i}" for i in range(COUNT)]
     loop = InnerLoop(steps=2, lr=1e-2, clip=1.0, normalisation=policy)
     whole = adapt(network, images, method, loop, statistics=statistics, image_ids=names, images_per_step=COUNT)
-    for size in (1, 2, 3):
+    for size in (1, 2):
         parts = adapt(network, images, method, loop, statistics=statistics, image_ids=names, images_per_step=size)
         torch.testing.assert_close(parts.logits, whole.logits, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(parts.losses, whole.losses, atol=1e-6, rtol=1e-6, equal_nan=True)
-    order = [3, 0, 4, 2, 1]
+    order = [2, 0, 1]
     permuted = adapt(network, images[order], method, loop, statistics=statistics, image_ids=[names[i] for i in order])
     torch.testing.assert_close(permuted.logits, whole.logits[order], atol=1e-6, rtol=1e-6)
-
-
-@pytest.mark.parametrize("policy", POLICIES, ids=name)
-def test_results_depend_on_the_image_alone(episodic, policy):
-    assert_results_depend_on_the_image_alone(*episodic, policy)
 
 
 def test_no_steps_is_the_source_prediction_to_the_bit(training):
@@ -111,7 +90,7 @@ def test_no_steps_is_the_source_prediction_to_the_bit(training):
     if type(method).predict is not Method.predict:
         pytest.skip("it predicts in its own way, without a step too")
     network, statistics = contract.source(kind, method)
-    result = adapt(network, shifted(), method, InnerLoop(steps=0), statistics=statistics)
+    result = adapt(network, shifted(COUNT), method, InnerLoop(steps=0), statistics=statistics)
     assert torch.equal(result.logits, result.source_logits)
     assert not result.fell_back.any()
 
@@ -121,11 +100,11 @@ def test_a_curve_along_the_steps_is_what_shorter_adaptations_give(training, poli
     kind, method = training
     network, statistics = contract.source(kind, method)
     loop = InnerLoop(steps=3, lr=1e-2, clip=1.0, momentum=0.5, normalisation=policy)
-    whole = adapt(network, shifted(), method, loop, statistics=statistics, record=(0, 1, 3), images_per_step=2)
+    whole = adapt(network, shifted(COUNT), method, loop, statistics=statistics, record=(0, 1, 3), images_per_step=2)
     for place, steps in enumerate((0, 1, 3)):
-        shorter = adapt(network, shifted(), method, replace(loop, steps=steps), statistics=statistics)
+        shorter = adapt(network, shifted(COUNT), method, replace(loop, steps=steps), statistics=statistics)
         torch.testing.assert_close(whole.logits_at[:, place], shorter.logits, atol=1e-9, rtol=1e-9)
-    plain = adapt(network, shifted(), method, loop, statistics=statistics)
+    plain = adapt(network, shifted(COUNT), method, loop, statistics=statistics)
     torch.testing.assert_close(whole.logits, plain.logits, atol=1e-9, rtol=1e-9)
     assert (whole.milliseconds_at > 0).all()
     assert plain.logits_at.shape == (COUNT, 0, networks.CLASSES)
@@ -139,7 +118,7 @@ def test_the_network_is_left_as_it_was(tried):
     network.encoder.eval()
     fused = [module.fused_attn for module in network.modules() if hasattr(module, "fused_attn")]
     try:
-        adapt(network, shifted(), method, InnerLoop(steps=2, lr=0.1), statistics=statistics)
+        adapt(network, shifted(COUNT), method, InnerLoop(steps=2, lr=0.1), statistics=statistics)
         assert network.training
         assert not network.encoder.training
     finally:
@@ -155,7 +134,7 @@ def test_the_first_step_moves_every_image(descending, trainable):
     network, statistics = contract.source(kind, method)
     # Adam's first step is as long for small gradients as for large ones, but for those that are only rounding.
     loop = InnerLoop(steps=1, lr=1e-3, trainable=trainable, optimizer="adam")
-    result = adapt(network, shifted(), method, loop, statistics=statistics)
+    result = adapt(network, shifted(COUNT), method, loop, statistics=statistics)
     assert ((result.logits - result.source_logits).abs().amax(1) > 1e-6).all()
 
 

@@ -33,7 +33,7 @@ def moved(network):
         name: (value + 0.1 * torch.randn(value.shape, generator=generator)).detach().requires_grad_()
         for name, value in select_parameters(network, "norm").items()
     }
-    return trained, Bound(network, {name: value.detach() for name, value in network.named_parameters()} | trained)
+    return trained, Bound(network, trained)
 
 
 def test_fisher_information_from_backward_passes_over_batches_of_64():

@@ -6,6 +6,7 @@ import networks
 import pytest
 import timm
 import torch
+from contract import Unbound
 from torch.nn import functional as F
 
 from tttlab.adapter import adapt
@@ -102,7 +103,7 @@ def test_training_gives_the_gradient_of_plain_autograd(kind, method):
     for number, image in enumerate(images()):
         views = method.views(slow, image[None], [torch_generator(4, "training", str(number))])
         one = {key: value[0] for key, value in views.items()} if isinstance(views, dict) else views[0]
-        losses.append(method.loss(Unbound(slow), one, statistics, ())[0])
+        losses.append(method.loss(Unbound(slow, dict(slow.named_parameters())), one, statistics, ())[0])
     (F.cross_entropy(expected, labels) + torch.stack(losses).mean()).backward()
 
     torch.testing.assert_close(logits, expected)
@@ -112,16 +113,6 @@ def test_training_gives_the_gradient_of_plain_autograd(kind, method):
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, other.grad, atol=1e-9, rtol=1e-6)
     assert all(torch.equal(value, slow.state_dict()[key]) for key, value in network.state_dict().items())  # BatchNorm moved
-
-
-class Unbound:
-    """A network with its own parameters behind the calling form that methods expect."""
-
-    def __init__(self, module):
-        self.module = module
-
-    def __call__(self, *args, **kwargs):
-        return self.module(*args, **kwargs)
 
 
 def test_joint_training_lowers_both_losses():

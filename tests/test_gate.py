@@ -6,7 +6,7 @@ import networks
 import numpy as np
 import pytest
 import torch
-from test_adapter import shifted
+from contract import shifted
 
 from tttlab import signals
 from tttlab.adapter import adapt

@@ -60,7 +60,7 @@ PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {  # number in the list that 
             "test_objectives.py::test_bank_contrast_equals_a_double_loop",
             "test_simsiam.py::test_one_image_has_a_gradient_at_the_first_step",
             "test_rotation.py::test_one_image_has_a_gradient_and_its_prediction_moves_through_the_shared_stages_alone",
-            "test_adapter.py::test_the_first_step_moves_every_image",
+            "test_contract.py::test_the_first_step_moves_every_image",
         ),
     ),
     2: (
@@ -77,10 +77,10 @@ PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {  # number in the list that 
     3: (
         "BatchNorm in training mode replaces its running statistics, couples images and raises on one position",
         (
-            "test_adapter.py::test_the_network_is_left_as_it_was",
-            "test_adapter.py::test_results_depend_on_the_image_alone",
+            "test_contract.py::test_the_network_is_left_as_it_was",
+            "test_contract.py::test_results_depend_on_the_image_alone",
             "test_adapter.py::test_which_parameters_move",
-            "test_online.py::test_every_online_method_keeps_the_streams_contract",
+            "test_contract.py::test_a_stream_depends_on_its_past_alone_and_leaves_the_network_as_it_was",
             "test_normalisation.py::test_images_are_normalised_one_by_one_under_vmap",
             "test_normalisation.py::test_mixed_is_the_weighted_mean_of_both_statistics",
             "test_pitfalls.py::TestOnePosition::test_its_own_statistics_leave_the_bias",
@@ -93,17 +93,17 @@ PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {  # number in the list that 
             "test_pitfalls.py::TestMode::test_nothing_is_dropped_while_adapting_and_the_mode_comes_back",
             "test_pitfalls.py::TestMode::test_nothing_is_dropped_while_measuring_the_source",
             "test_networks.py::test_evaluating_restores_every_modules_mode",
-            "test_adapter.py::test_the_network_is_left_as_it_was",
-            "test_adapter.py::test_vectorised_equals_one_image_at_a_time",
+            "test_contract.py::test_the_network_is_left_as_it_was",
+            "test_contract.py::test_vectorised_equals_one_image_at_a_time",
         ),
     ),
     5: (
         "Weights or the optimiser's state of one image reach the next",
         (
-            "test_adapter.py::test_the_network_is_left_as_it_was",
-            "test_adapter.py::test_results_depend_on_the_image_alone",
+            "test_contract.py::test_the_network_is_left_as_it_was",
+            "test_contract.py::test_results_depend_on_the_image_alone",
             "test_adapter.py::test_adam_on_stacked_images_is_adam_on_each",
-            "test_adapter.py::test_a_curve_along_the_steps_is_what_shorter_adaptations_give",
+            "test_contract.py::test_a_curve_along_the_steps_is_what_shorter_adaptations_give",
             "test_engine.py::test_evaluation_is_the_adapter_and_leaves_the_network_as_it_was",
             "test_engine.py::test_the_state_is_the_networks_alone_however_often_it_adapted",
             "test_pitfalls.py::test_after_a_reset_a_stream_goes_on_as_one_that_begins",
@@ -112,8 +112,8 @@ PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {  # number in the list that 
     6: (
         "Images at once give other numbers than one at a time, or do not fit into memory",
         (
-            "test_adapter.py::test_vectorised_equals_one_image_at_a_time",
-            "test_adapter.py::test_vectorised_equals_one_image_at_a_time_in_single_precision",
+            "test_contract.py::test_vectorised_equals_one_image_at_a_time",
+            "test_contract.py::test_vectorised_equals_one_image_at_a_time_in_single_precision",
             "test_adapter.py::test_no_gradient_reaches_a_frozen_parameter",
             "test_adapter.py::test_clipping_bounds_each_image_on_its_own",
             "test_per_image.py::test_a_layer_equals_a_loop_over_images",
@@ -129,20 +129,20 @@ PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {  # number in the list that 
     8: (
         "An image's result depends on its batch mates or on the order",
         (
-            "test_adapter.py::test_results_depend_on_the_image_alone",
-            "test_adapter.py::test_vectorised_equals_one_image_at_a_time",
+            "test_contract.py::test_results_depend_on_the_image_alone",
+            "test_contract.py::test_vectorised_equals_one_image_at_a_time",
             "test_adapter.py::test_backbones_that_depend_on_batch_mates_are_refused",
             "test_engine.py::test_an_image_is_not_touched_by_the_others_of_its_batch",
             "test_backbones.py::test_every_method_moves_every_backbone_and_sees_one_image_at_a_time",
-            "test_online.py::test_every_online_method_keeps_the_streams_contract",
+            "test_contract.py::test_a_stream_depends_on_its_past_alone_and_leaves_the_network_as_it_was",
             "test_backbones.py::test_every_stream_method_moves_every_backbone_and_knows_no_future",
         ),
     ),
     9: (
         "Random numbers depend on place, shard or a kill, or on no seed at all; the spread over seeds is not told",
         (
-            "test_adapter.py::test_results_depend_on_the_image_alone",
-            "test_adapter.py::test_vectorised_equals_one_image_at_a_time",
+            "test_contract.py::test_results_depend_on_the_image_alone",
+            "test_contract.py::test_vectorised_equals_one_image_at_a_time",
             "test_adapter.py::test_the_same_seed_gives_the_same_views_and_another_seed_others",
             "test_engine.py::test_random_views_are_fresh_for_every_image_and_the_same_for_the_same_seed",
             "test_views.py::test_views_depend_on_their_own_stream_alone",
@@ -164,7 +164,7 @@ PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {  # number in the list that 
             "test_pipeline.py::test_neither_test_images_nor_their_labels_can_reach_tuning",
             "test_pipeline.py::test_what_was_tuned_is_what_adapt_used",
             "test_sweep.py::test_a_sweep_along_the_steps_has_a_row_per_image_and_step",
-            "test_adapter.py::test_a_curve_along_the_steps_is_what_shorter_adaptations_give",
+            "test_contract.py::test_a_curve_along_the_steps_is_what_shorter_adaptations_give",
             "test_diagnosis.py::test_the_oracle_is_the_best_of_all_and_the_tuned_setting_its_own",
             "test_page.py::TestTables::test_tuning_shows_every_choice_and_labels_the_oracle",
             "test_pitfalls.py::test_the_step_in_use_is_told_though_another_was_better",
@@ -186,7 +186,7 @@ PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {  # number in the list that 
     12: (
         "Minimising entropy collapses to one class",
         (
-            "test_adapter.py::test_results_depend_on_the_image_alone",
+            "test_contract.py::test_results_depend_on_the_image_alone",
             "test_online.py::TestSAR::test_unreliable_images_teach_nothing",
             "test_online.py::TestSAR::test_the_source_weights_come_back_before_the_collapse",
             "test_online.py::test_a_batch_that_teaches_nothing_moves_nothing",
@@ -199,7 +199,7 @@ PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {  # number in the list that 
     13: (
         "A gradient explodes, and the prediction is not the source network's, or is not counted",
         (
-            "test_adapter.py::test_vectorised_equals_one_image_at_a_time",
+            "test_contract.py::test_vectorised_equals_one_image_at_a_time",
             "test_adapter.py::test_clipping_bounds_each_image_on_its_own",
             "test_adapter.py::test_divergence_is_a_loss_that_is_not_finite_or_has_exploded",
             "test_adapter.py::test_a_diverging_image_falls_back_alone",
@@ -297,7 +297,7 @@ PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {  # number in the list that 
         "The controls are missing, or are not what they are called",
         (
             "test_pitfalls.py::test_every_file_compares_with_not_training",
-            "test_adapter.py::test_no_steps_is_the_source_prediction_to_the_bit",
+            "test_contract.py::test_no_steps_is_the_source_prediction_to_the_bit",
             "test_methods.py::test_view_average_is_the_mean_of_probabilities",
             "test_methods.py::test_the_list_of_methods_tells_what_each_file_says",
             "test_normalisation.py::test_image_is_batch_norm_in_training_mode_on_one_image",
@@ -510,7 +510,7 @@ def test_a_prediction_that_is_no_number_is_the_source_networks_though_all_losses
         def loss(self, net, views, statistics, state):
             loss, _ = super().loss(net, views, statistics, ())
             root = torch.where(views.mean() > 0.99, 0.0, 1.0)  # √ has an infinite slope at 0
-            broken = (net.parameters["classifier.weight"].sum() * 0 + root).sqrt() * 0
+            broken = (net.trained["classifier.weight"].sum() * 0 + root).sqrt() * 0
             return loss + torch.where(state > 0, 0.0, broken), state + 1
 
     network, statistics = networks.source_statistics("resnet")

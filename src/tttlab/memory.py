@@ -16,7 +16,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return min(psutil.virtual_memory().available, *granted())
+    return min([psutil.virtual_memory().available, *granted()])
 
 
 def granted(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
@@ -89,7 +89,7 @@ class Tally(TorchDispatchMode):
             read = list(_tensors(args))
             there = {tensor.untyped_storage().data_ptr() for tensor in read}
             size = sum(self._keep(tensor.untyped_storage(), there) for tensor in made)
-            again = size + sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in read)
+            again = size + sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in read) if size and read else 0
             self.peak = max(self.peak, self._alive + again)
             if self.limit is not None and self.peak > self.limit:
                 raise OverLimit(f"{self.peak} bytes of tensors, where {self.limit:.0f} are allowed")
