@@ -15,7 +15,7 @@ from tttlab.adapter import adapt
 from tttlab.checkpoints import build_network, load, save
 from tttlab.errors import UserError
 from tttlab.inner_loop import InnerLoop
-from tttlab.methods.it3 import IT3Training, distance, frozen
+from tttlab.methods.it3 import IT3Training, distance
 from tttlab.networks import Bound, Network, build_encoder, pooled_features
 from tttlab.objectives.it3 import IT3
 from tttlab.online import adapt_stream
@@ -154,11 +154,11 @@ def test_the_frozen_application_and_the_head_get_no_gradient_and_all_that_classi
 def test_the_gradient_reaches_the_network_through_what_is_given_too():
     """Held fixed there, the prediction would only follow the second one."""
     network = copy.deepcopy(networks.source_statistics("it3")[0])
-    weight = network.encoder.layer1[0].conv1.weight
+    source, weight = copy.deepcopy(network).requires_grad_(False), network.encoder.layer1[0].conv1.weight
 
     def slope(given):
         logits = network(shifted(1)).logits
-        again = frozen(network)(shifted(1), given=given(logits)).logits
+        again = source(shifted(1), given=given(logits)).logits
         return torch.autograd.grad(distance(logits, again, "js"), weight)[0]
 
     through = slope(lambda logits: logits.softmax(-1))

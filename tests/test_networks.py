@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tttlab.errors import UserError
-from tttlab.networks import Bound, Network, TimmClassifier, build_encoder, evaluating
+from tttlab.networks import Bound, Network, build_encoder, evaluating, places
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}
 
@@ -41,17 +41,6 @@ def test_the_networks_own_mean_and_deviation_are_applied_inside():
         torch.testing.assert_close(network(images).logits, network.classifier(features))
 
 
-def test_a_timm_classifier_keeps_its_logits_and_its_mode():
-    import timm
-
-    model = timm.create_model("resnet18", num_classes=5, **SMALL).eval()
-    wrapped = TimmClassifier(model)
-    images = networks.images(3)
-    assert not wrapped.training
-    with torch.no_grad():
-        torch.testing.assert_close(wrapped(images).logits, model(images))
-
-
 def test_bound_uses_the_given_parameters_and_leaves_the_networks_own():
     network, _ = networks.source_statistics("vit", torch.float32)
     images, bias = networks.images(2), network.classifier.bias.detach().clone()
@@ -59,6 +48,49 @@ def test_bound_uses_the_given_parameters_and_leaves_the_networks_own():
         moved = Bound(network, {"classifier.bias": bias + 1})(images).logits
         torch.testing.assert_close(moved, network(images).logits + 1)
     assert torch.equal(network.classifier.bias, bias)
+
+
+def test_bound_tells_what_is_trained_and_what_the_source_has():
+    network, _ = networks.source_statistics("vit", torch.float32)
+    source = dict(network.named_parameters())
+    net = Bound(network, {"classifier.bias": source["classifier.bias"].detach() + 1})
+    assert list(net.trained) == ["classifier.bias"]
+    assert net.source.keys() == source.keys()
+    assert all(torch.equal(value, source[name]) and not value.requires_grad for name, value in net.source.items())
+    teacher = net.rebound({name: 0 * value for name, value in net.trained.items()})
+    assert not teacher.trained["classifier.bias"].any()
+    assert torch.equal(net.trained["classifier.bias"], source["classifier.bias"] + 1)  # as it was
+    back, images = net.rebound(net.source), networks.images(2)
+    assert list(back.trained) == ["classifier.bias"]
+    with torch.no_grad():
+        torch.testing.assert_close(back(images).logits, network(images).logits, rtol=0, atol=0)
+        torch.testing.assert_close(net(images).logits, network(images).logits + 1)
+    assert not back(images).logits.requires_grad
+
+
+class Shared(nn.Module):
+    """One layer in two places, and one weight in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4, bias=False)
+        self.again = self.first
+        self.tied = nn.Linear(4, 4)
+        self.tied.weight = self.first.weight
+
+    def forward(self, x):
+        return self.tied(self.again(self.first(x)))
+
+
+def test_what_stands_in_several_places_is_replaced_in_all_and_put_back_into_all():
+    module, x = Shared(), torch.rand(2, 4)
+    before = list(module.parameters())
+    assert list(places(module).values()) == ["first.weight", "first.weight", "tied.bias"]
+    own = torch.rand(4, 4)
+    found = Bound(module, {"first.weight": own})(x)
+    torch.testing.assert_close(found, x @ own.T @ own.T @ own.T + module.tied.bias)
+    assert [id(value) for value in module.parameters()] == [id(value) for value in before]
+    assert module.tied.weight is module.again.weight is before[0]
 
 
 def test_evaluating_restores_every_modules_mode():

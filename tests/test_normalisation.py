@@ -1,5 +1,8 @@
 """Every policy against batch normalisation written out, with statistics chosen by hand."""
 
+import copy
+import math
+
 import networks
 import pytest
 import torch
@@ -59,6 +62,48 @@ def test_image_is_batch_norm_in_training_mode_on_one_image(layer, image):
     found = apply(layer, image, Normalisation("image"))
     expected = nn.functional.batch_norm(image, None, None, layer.encoder.norm.weight, layer.encoder.norm.bias, True, 0.0, 1e-5)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.fixture
+def faint(layer):
+    """A layer with the epsilon of timm's ``tf_efficientnet_*`` and ``inception_v3``, and an image of variance 4e-4 in it."""
+    layer.encoder.norm.eps = 1e-3
+    noise = torch.randn(1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    noise = (noise - noise.mean((2, 3), keepdim=True)) / noise.std((2, 3), correction=0, keepdim=True)
+    return 0.02 * noise + 0.5
+
+
+def test_an_images_variance_has_the_layers_own_epsilon(layer, faint):
+    """Against PyTorch's own layer in training mode on this one image."""
+    norm = copy.deepcopy(layer.encoder.norm).train()
+    for policy in (Normalisation("image"), Normalisation("mixed", prior=1.0)):
+        torch.testing.assert_close(apply(layer, faint, policy), norm(faint).detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_shrinking_has_the_layers_own_epsilon(layer, faint):
+    """It moves the logarithm of the running variance by the deviation from source images, here of variance 1e-3."""
+    norm, ratio = layer.encoder.norm, (4e-4 + 1e-3) / (1e-3 + 1e-3)
+    statistics = dict.fromkeys(("mean_center", "mean_scale"), torch.full((3,), 0.5).double())
+    statistics |= {"log_variance_center": torch.full((3,), math.log(1e-3 + 1e-3)).double()}
+    statistics |= {"log_variance_scale": torch.full((3,), 1e-4).double()}
+    variance = (norm.running_var + 1e-3) * ratio ** (1 - 1 / (math.log(ratio) / 1e-4) ** 2)
+    found = apply(layer, faint, Normalisation("shrink"), {f"encoder.norm.input.{name}": v for name, v in statistics.items()})
+    torch.testing.assert_close(found, batch_norm(faint, norm.running_mean, variance, norm), rtol=1e-6, atol=1e-6)
+
+
+def test_source_statistics_of_a_batch_norm_layers_input_have_its_epsilon_and_all_others_the_usual_one():
+    network = copy.deepcopy(networks.source_statistics("resnet")[0])
+    images, names = (
+        networks.images(9, seed=11).double(),
+        ["encoder.layer2.0.bn1", "encoder.layer2.0.bn1.input", "encoder.layer2"],
+    )
+    network.encoder.layer2[0].bn1.eps = 1e-3
+    statistics = layer_statistics(network, [images[:4], images[4:]], names)
+    with record(network, names) as activations, torch.no_grad():
+        network.eval()(images)
+    for name, floor in zip(names, (1e-5, 1e-3, 1e-5), strict=True):
+        variances = activations[name].flatten(2).var(2, correction=0)
+        torch.testing.assert_close(statistics[f"{name}.log_variance_center"], (variances + floor).log().mean(0))
 
 
 @pytest.mark.parametrize("prior", [0.0, 0.3, 1.0])

@@ -179,6 +179,18 @@ class TestHeadline:
             assert number(cells["fell_back"]) == entry["fell_back"]
             assert cells["memory"] == "312"
 
+    def test_memory_has_a_column_only_where_it_is_known(self, tmp_path):
+        """On CPUs it is not."""
+        evaluated.write_project(tmp_path, models=("vit",), runs=("none", "actmad"), images=12)
+        pages = [render(tmp_path, ("vit",), ("none", "actmad"))]
+        for path in (tmp_path / "adapt").glob("*.json"):
+            path.write_text(path.read_text().replace("312.4", "null"))
+        pages.append(render(tmp_path, ("vit",), ("none", "actmad")))
+        assert [("vit/none", "memory") in page.cells for page in pages] == [True, False]
+        assert [" ".join(page.words).count("GPU memory") for page in pages] == [2, 0]
+        widths = [[line.count("<td") for line in page.text.split("<tr")[1:] if "data-row=" in line] for page in pages]
+        assert [before - after for before, after in zip(*widths, strict=True)] == [1] * len(widths[0])
+
     def test_training_and_gate_stand_where_there_are_any(self, full, results):
         for (model, run), entry in results.summary.items():
             gate = {key: text for (row, key), text in full.cells.items() if row == f"{model}/{run}/gate"}

@@ -48,6 +48,7 @@ from tttlab.registry import load_method
 from tttlab.resuming import Work
 from tttlab.seeding import torch_generator
 from tttlab.shifts import list_shifts
+from tttlab.views import log_mean_probabilities
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -119,6 +120,8 @@ PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {  # number in the list that 
             "test_per_image.py::test_a_layer_equals_a_loop_over_images",
             "test_group_size.py::test_out_of_memory_halves_the_group_and_changes_no_result",
             "test_group_size.py::test_it_does_not_grow_beyond_memory",
+            "test_memory.py::test_four_times_the_images_take_little_more_than_a_group",
+            "test_memory.py::test_a_group_takes_no_more_than_there_is",
             "test_pitfalls.py::test_a_loss_that_draws_its_own_random_numbers_is_refused",
         ),
     ),
@@ -285,8 +288,10 @@ PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {  # number in the list that 
         (
             "test_pitfalls.py::TestCost::test_every_reading_of_the_clock_waits_for_the_device",
             "test_pitfalls.py::TestCost::test_waiting_is_for_what_a_gpu_was_given",
+            "test_pitfalls.py::TestCost::test_the_views_of_an_average_are_on_the_clock_whoever_shares_the_weights",
             "test_pitfalls.py::TestCost::test_the_clock_stands_still_while_a_step_is_only_looked_at",
             "test_pitfalls.py::TestCost::test_the_peak_is_that_of_the_largest_group",
+            "test_pitfalls.py::TestCost::test_where_the_peak_is_not_known_none_is_told",
             "test_pitfalls.py::test_views_without_training_are_as_many_as_training_sees",
             "test_metrics.py::TestSummarise::test_numbers_counted_by_hand",
             "test_metrics.py::TestSummarise::test_training_and_gate_counted_by_hand",
@@ -646,9 +651,8 @@ class TestCost:
             events.append("read")
             return float(len(events))
 
-        for module in (adapter, online):
-            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=read))
-            monkeypatch.setattr(module, "wait_for", lambda _device: events.append("wait"))
+        monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=read))
+        monkeypatch.setattr(adapter, "wait_for", lambda _device: events.append("wait"))
         for run in (adapt, adapt_stream):
             events.clear()
             run(network, shifted(), TENT(), InnerLoop(steps=1, trainable="norm"), statistics=statistics, record=(0, 1))
@@ -661,6 +665,28 @@ class TestCost:
         wait_for(torch.device("cpu"))
         wait_for(torch.device("cuda", 0))
         assert waited == [torch.device("cuda", 0)]
+
+    @pytest.mark.parametrize("run", [adapt, adapt_stream])
+    def test_the_views_of_an_average_are_on_the_clock_whoever_shares_the_weights(self, run, monkeypatch):
+        """Drawing them (2 s) and predicting with them (3 s, once more where the source weights are only looked at)."""
+        network, statistics = networks.source_statistics("resnet")
+        now, draw, average = [0.0], adapter.random_views, log_mean_probabilities
+        monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+        def costly(seconds, function):
+            def call(*arguments):
+                now[0] += seconds
+                return function(*arguments)
+
+            return call
+
+        monkeypatch.setattr(adapter, "random_views", costly(2.0, draw))
+        for module in (adapter, online):
+            monkeypatch.setattr(module, "log_mean_probabilities", costly(3.0, average))
+        loop = InnerLoop(steps=1, lr=1e-3, trainable="norm", average=3)
+        found = run(network, shifted(4), TENT(), loop, statistics=statistics, record=(0, 1))
+        assert found.milliseconds.tolist() == [5000 / 4] * 4
+        assert found.milliseconds_at.tolist() == [[5000 / 4] * 2] * 4
 
     def test_the_clock_stands_still_while_a_step_is_only_looked_at(self, monkeypatch):
         now = [0.0]
@@ -684,8 +710,18 @@ class TestCost:
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 0)
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _device: peak.__setitem__(0, 0))
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: peak[0])
-        groups = GroupSize(8)
-        for size in (8, 8, 1):
-            with groups.open(size, device):
-                peak[0] = max(peak[0], size * 2**20)
-        assert devices.peak_memory(device) == 8.0
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 0)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**30))
+        devices.forget_peak(device)
+        for groups in (GroupSize(8), GroupSize("auto"), GroupSize("auto", timed=False)):  # `auto` counts every size anew
+            for size in (8, 8, 1):
+                with groups.open(size, device):
+                    peak[0] = max(peak[0], (size if groups.growing else 3 * size) * 2**20)
+        assert devices.peak_memory(device) == 24.0
+        devices.forget_peak(device)
+        assert devices.peak_memory(device) == 0.0
+
+    def test_where_the_peak_is_not_known_none_is_told(self):
+        """A CPU's is that of a process's whole life, whatever it did before, and each worker has its own."""
+        devices.forget_peak(torch.device("cpu"))
+        assert devices.peak_memory(torch.device("cpu")) is None

@@ -4,9 +4,25 @@ import networks
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.func import vmap
 
+from tttlab.errors import UserError
 from tttlab.taps import VARIANCE_FLOOR, batch_moments, batch_norm_layers, image_moments, record, stage_layers
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.idle, self.pair = nn.Linear(3, 3), nn.Linear(3, 3), Pair()
+
+    def forward(self, x):
+        return self.pair(self.inner(x))[0]
 
 
 def loop_moments(activation: np.ndarray) -> tuple[list[float], list[float]]:
@@ -44,9 +60,30 @@ def test_the_batch_estimator_is_the_image_estimator_on_each_image(shape):
         torch.testing.assert_close(own, alone, rtol=1e-10, atol=1e-12)
 
 
-def test_a_constant_channel_has_the_floor_as_variance():
-    moments = image_moments(torch.ones(1, 2, 4, 4))
-    torch.testing.assert_close(moments.log_variance, torch.full((2,), VARIANCE_FLOOR).log())
+@pytest.mark.parametrize("floor", [VARIANCE_FLOOR, 1e-3])
+def test_a_constant_channel_has_the_floor_as_variance(floor):
+    torch.testing.assert_close(image_moments(torch.ones(1, 2, 4, 4), floor).log_variance, torch.full((2,), floor).log())
+    torch.testing.assert_close(batch_moments(torch.ones(3, 5, 2), floor).log_variance, torch.full((3, 2), floor).log())
+
+
+def test_tokens_that_stand_below_each_other_are_the_positions_of_their_images():
+    """As LeViT flattens them for its BatchNorm1d; a row alone has no variance."""
+    tokens = torch.randn(3, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(batch_moments(tokens.flatten(0, 1), count=3), batch_moments(tokens))
+    torch.testing.assert_close(image_moments(tokens[0]), image_moments(tokens[:1]))
+    features = batch_moments(tokens[:, 0])
+    assert torch.equal(features.mean, tokens[:, 0])
+    torch.testing.assert_close(features.log_variance, torch.full((3, 2), VARIANCE_FLOOR).double().log())
+
+
+def test_a_layer_that_is_not_reached_and_one_that_gives_no_tensor_are_named():
+    network = Odd()
+    with record(network, ["idle", "inner"]) as activations:
+        network(torch.rand(2, 3))
+    with pytest.raises(UserError, match="layer idle took no part in the forward pass"):
+        activations["idle"]
+    with record(network, ["pair"]), pytest.raises(UserError, match="layer pair: expected one activation, found tuple"):
+        network(torch.rand(2, 3))
 
 
 def test_record_collects_inputs_and_outputs_and_leaves_no_hook():

@@ -374,7 +374,7 @@ def test_on_streams_every_round_begins_anew_with_all_its_images(images, tmp_path
     (job,) = [job for job in list_jobs(held_out.blocks, stream["stream"]) if job.blocks[-1].shift.corruption == HELD_OUT[-1]]
     loop = InnerLoop(steps=2, clip=1.0, trainable="norm", **CANDIDATES[1])
     own = adapt_to_job(
-        network, TENT(), loop, images, job, stream["stream"], Groups(1), statistics=statistics, seed=0, record=(2,)
+        network, TENT(), loop, images, job, stream["stream"], Groups(), statistics=statistics, seed=0, record=(2,)
     )
     assert len(own) == (4 if shifts == "continual" else 1)
     right = own[job.blocks[-1].shift]["adapted_prediction"].numpy() == images.labels

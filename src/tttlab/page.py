@@ -74,6 +74,7 @@ def render(
         results=results,
         rows={model: [row for row in table if row["model"] == model] for model in results.models},
         trained=any(results.trains(*key) for key in results.summary),
+        memory_known=any(entry.get("peak_memory_mb") for entry in results.adapted.values()),
         sentences={model: sentence(results, model) for model in results.models},
         styles=plots.run_styles(results.runs),
         themes=_themes(),

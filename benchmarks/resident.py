@@ -1,0 +1,126 @@
+"""Largest resident set of every pass that looks at images: ``python -m benchmarks.resident``.
+
+Each pass runs in a process of its own, as a stage's would, on a ResNet-50 at 224 px with random weights and the settings of
+settings/folders.yaml. A few groups of images show what many would take.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+
+from tttlab.alignment import gradient_alignment
+from tttlab.allocator import keep_freed_memory
+from tttlab.arrivals import Stream
+from tttlab.data import ImageSet
+from tttlab.inner_loop import InnerLoop
+from tttlab.loaders import as_images
+from tttlab.method import Method
+from tttlab.methods.actmad import ActMAD
+from tttlab.methods.eata import EATA
+from tttlab.methods.memo import MEMO
+from tttlab.methods.tent import TENT
+from tttlab.networks import Network, build_encoder
+from tttlab.normalisation import Normalisation
+from tttlab.probing import encode
+from tttlab.resuming import Work
+from tttlab.shifts import Shift
+from tttlab.source_statistics import SourceImages, Statistics, layer_statistics
+from tttlab.sweep import adapt_to_shifts
+from tttlab.tuning import Judge
+
+SHRINK = Normalisation("shrink")
+
+
+def network(backbone: str, size: int) -> Network:
+    """Make a network with random weights."""
+    return Network(build_encoder(backbone, size, stem="original"), 10).eval()
+
+
+def image_set(count: int, size: int) -> ImageSet:
+    """Make random images of ten classes."""
+    pixels = np.random.default_rng(0).integers(256, size=(count, size, size, 3), dtype=np.uint8)
+    return ImageSet(pixels, np.arange(count) % 10, tuple(map(str, range(count))), tuple("abcdefghij"))
+
+
+def source(images: ImageSet) -> SourceImages:
+    """Take images as the source domain's."""
+    return SourceImages(lambda places: as_images(torch.from_numpy(images.pixels[places.numpy()])), len(images), 256)
+
+
+def statistics(model: nn.Module, images: ImageSet) -> Statistics:
+    """Measure two images: not what they say, but what they take, is asked here."""
+    return layer_statistics(model, source(images.take([0, 1])))
+
+
+def adapted(method: Method, loop: InnerLoop, stream: Stream | None = None) -> Callable[[Network, ImageSet], None]:
+    """Adapt as the stage of this name does, distances included."""
+
+    def run(model: Network, images: ImageSet) -> None:
+        with TemporaryDirectory() as folder, Work(Path(folder)) as work:
+            adapt_to_shifts(model, method, loop, images, [Shift("gaussian_noise", 3)], statistics=statistics(model, images),
+                            seed=0, work=work, prefix="model", stream=stream)  # fmt: skip
+
+    return run
+
+
+def tuned(model: Network, images: ImageSet) -> None:
+    """Judge one candidate on the clean images and under four held-out corruptions."""
+    known = statistics(model, images)
+    loop = InnerLoop(steps=2, clip=1.0, trainable="encoder", normalisation=SHRINK)
+    with TemporaryDirectory() as folder, Work(Path(folder)) as work:
+        Judge(model, images, (None,), (3,), [{}], (1, 2), lambda _: (ActMAD(tolerance=0), loop, known), 0, work, "run")(0, [0])
+
+
+def aligned(model: Network, images: ImageSet) -> None:
+    """Compare the gradients of all the encoder's parameters."""
+    gradient_alignment(model, as_images(torch.from_numpy(images.pixels)), torch.from_numpy(images.labels), ActMAD(tolerance=0),
+                       InnerLoop(normalisation=SHRINK), statistics=statistics(model, images), image_ids=images.image_ids,
+                       seed=0)  # fmt: skip
+
+
+# Name → images, and what is done with them.
+PASSES: dict[str, tuple[int, Callable[[Network, ImageSet], object]]] = {
+    "nothing": (1, lambda _model, _images: None),
+    "source_stats": (256, lambda model, images: layer_statistics(model, source(images))),
+    "source_stats, EATA's": (64, lambda model, images: EATA().source_statistics(model, source(images))),
+    "tune actmad, encoder": (8, tuned),
+    "adapt actmad, norm": (24, adapted(ActMAD(), InnerLoop(steps=2, clip=1.0, trainable="norm", normalisation=SHRINK))),
+    "adapt memo, norm": (12, adapted(MEMO(num_views=8), InnerLoop(trainable="norm"))),
+    "adapt memo, encoder": (6, adapted(MEMO(num_views=8), InnerLoop(trainable="encoder"))),
+    "adapt tent, stream": (64, adapted(TENT(), InnerLoop(trainable="norm"), Stream(64))),
+    "align actmad, encoder": (20, aligned),
+    "distance": (256, encode),
+}
+
+
+def run(name: str, backbone: str = "resnet50", size: int = 224, count: int | None = None) -> None:
+    """Do one pass in this process and tell its largest resident set."""
+    keep_freed_memory()
+    images, work = PASSES[name]
+    began = time.perf_counter()
+    work(network(backbone, size), image_set(count or images, size))
+    peak = getattr(psutil.Process().memory_info(), "peak_wset", 0) or peak_resident()
+    print(f"{name:24}{count or images:4} images {peak / 2**30:6.2f} GiB {time.perf_counter() - began:7.0f} s", flush=True)
+
+
+def peak_resident() -> int:
+    """Bytes of this process's largest resident set."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    for each in sys.argv[1:] or PASSES:
+        if len(sys.argv) == 2:
+            run(each)
+        else:
+            subprocess.run([sys.executable, "-m", "benchmarks.resident", each], check=True)
