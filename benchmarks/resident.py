@@ -21,7 +21,6 @@ from tttlab.allocator import keep_freed_memory
 from tttlab.arrivals import Stream
 from tttlab.data import ImageSet
 from tttlab.inner_loop import InnerLoop
-from tttlab.loaders import as_images
 from tttlab.method import Method
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.eata import EATA
@@ -29,6 +28,7 @@ from tttlab.methods.memo import MEMO
 from tttlab.methods.tent import TENT
 from tttlab.networks import Network, build_encoder
 from tttlab.normalisation import Normalisation
+from tttlab.pixels import as_images
 from tttlab.probing import encode
 from tttlab.resuming import Work
 from tttlab.shifts import Shift

@@ -36,7 +36,7 @@ class Logits(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.classifier = network.classifier if hasattr(network, "classifier") else network.encoder.get_classifier()
+        self.classifier = network.classifier
         self.features = nn.Identity()
         self.network = network
         self.network.head = None  # tttlab's own self-supervised head: no engine uses it

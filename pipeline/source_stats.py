@@ -8,6 +8,8 @@ from tttlab.params import Params
 if TYPE_CHECKING:
     from tttlab.source_statistics import SourceImages
 
+BATCH = 32  # few enough for a method that looks at a batch as a whole
+
 
 def run(params: Params, model: str, seed: int) -> None:
     """Write outputs/source_stats/<model>/<seed>, tied to the checkpoint by its hash."""
@@ -29,19 +31,17 @@ def source_batches(params: Params, device) -> "SourceImages":
     """Take the labeled training images that stand for the source domain, in random order, in batches on a device."""
     import torch
 
-    from tttlab import source_statistics
     from tttlab.data import ImageSet, balanced_subset
     from tttlab.pixels import as_images
     from tttlab.seeding import numpy_generator
+    from tttlab.source_statistics import SourceImages
 
     source = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_train")
     chosen = balanced_subset(source.image_ids, source.labels, params.source_stats.images, params.seed, "source_stats")
     chosen = numpy_generator(params.seed, "source_stats", "order").permutation(chosen)  # folders come class by class
     wish = params.machine.images_per_step
-    return source_statistics.SourceImages(
-        lambda places: as_images(torch.from_numpy(source.pixels[chosen[places.numpy()]])).to(device),
-        len(chosen), source_statistics.LARGEST if wish == "auto" else wish,
-    )  # fmt: skip
+    return SourceImages(lambda places: as_images(torch.from_numpy(source.pixels[chosen[places.numpy()]])).to(device),
+                        len(chosen), BATCH if wish == "auto" else wish)  # fmt: skip
 
 
 if __name__ == "__main__":

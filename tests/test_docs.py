@@ -123,7 +123,7 @@ def test_the_contract_tests_take_the_documents_methods(my_package, name, pytestc
 
 def test_what_takes_the_place_of_torch_ttts_engines_runs():
     blocks = [code for code in code_blocks("docs/torch_ttt.md") if "torch_ttt" not in code]
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     torch.manual_seed(0)
     for code in blocks:
         names = {

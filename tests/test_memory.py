@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import pipeline
+from pipeline.source_stats import source_batches
 from tttlab import group_size, memory, signals
 from tttlab.adapter import adapt
 from tttlab.alignment import gradient_alignment
@@ -351,3 +353,24 @@ def test_choosing_images_copies_none(tmp_path):
     np.testing.assert_array_equal(chosen.pixels[:], own.pixels[[11, 7]])
     assert chosen.digest() == own.take([11, 7]).digest()
     assert pixels.looks == [2, 1, 1]
+
+
+def test_source_images_of_the_pipeline_stay_on_disk_until_a_batch_is_looked_at(tmp_path, monkeypatch):
+    own = image_set(MANY)
+    own.save(tmp_path / "data/labeled_train")
+    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path)
+    load, pixels = ImageSet.load, Watched(own.pixels)
+    monkeypatch.setattr(ImageSet, "load", lambda folder: replace(load(folder), pixels=pixels))
+
+    def opened(images, images_per_step):
+        wish = {"source_stats": SimpleNamespace(images=images), "machine": SimpleNamespace(images_per_step=images_per_step)}
+        return source_batches(SimpleNamespace(seed=0, **wish), CPU)
+
+    batches = opened(20, 6)
+    assert (batches.count, len(batches), pixels.looks) == (20, 4, [])
+    few = torch.cat(list(batches))
+    assert pixels.looks == [6, 6, 6, 2]
+    every = {tuple((255 * image).round().int().flatten().tolist()) for image in torch.cat(list(opened(None, "auto")))}
+    assert len(every) == MANY
+    assert {tuple((255 * image).round().int().flatten().tolist()) for image in few} < every
+    assert torch.equal(few, torch.cat(list(opened(20, "auto"))))  # a machine's setting changes nothing

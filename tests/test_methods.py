@@ -191,7 +191,7 @@ def test_the_list_of_methods_tells_what_each_file_says():
     from tttlab.methods.__main__ import rows
 
     table = {row["method"]: row for row in rows()}
-    assert list(table) == list(method_names())
+    assert list(table) == [*method_names(), "MT3 (finetune.mode: meta)"]
     assert table["tent"] == {
         "method": "tent",
         "what it does": "TENT: be sure of the test images, by the normalisation layers' affine parameters",
@@ -199,6 +199,15 @@ def test_the_list_of_methods_tells_what_each_file_says():
         "trains": "yes",
         "protocols": "episodic, online",
         "backbones": "any",
+    }
+    assert table["MT3 (finetune.mode: meta)"] == {
+        "method": "MT3 (finetune.mode: meta)",
+        "what it does": "Meta-learned fine-tuning: train a network so that a self-supervised step on an image alone helps to "
+        "classify it",
+        "paper": "AISTATS 2022, arXiv 2103.16201",
+        "trains": "yes",
+        "protocols": "episodic, online",
+        "backbones": "any, with the head of an objective but simclr",
     }
     assert table["mae"]["backbones"].startswith("ViT")
     assert {name for name, row in table.items() if row["paper"] == "–"} == {"none", "views"}
