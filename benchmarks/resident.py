@@ -4,6 +4,7 @@ Each pass runs in a process of its own, as a stage's would, on a ResNet-50 at 22
 settings/folders.yaml. A few groups of images show what many would take.
 """
 
+import resource
 import subprocess
 import sys
 import time
@@ -12,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import psutil
 import torch
 from torch import nn
 
@@ -101,26 +101,19 @@ PASSES: dict[str, tuple[int, Callable[[Network, ImageSet], object]]] = {
 }
 
 
-def run(name: str, backbone: str = "resnet50", size: int = 224, count: int | None = None) -> None:
+def run(name: str) -> None:
     """Do one pass in this process and tell its largest resident set."""
-    keep_freed_memory()
-    images, work = PASSES[name]
+    keep_freed_memory()  # as every stage does
+    count, work = PASSES[name]
     began = time.perf_counter()
-    work(network(backbone, size), image_set(count or images, size))
-    peak = getattr(psutil.Process().memory_info(), "peak_wset", 0) or peak_resident()
-    print(f"{name:24}{count or images:4} images {peak / 2**30:6.2f} GiB {time.perf_counter() - began:7.0f} s", flush=True)
-
-
-def peak_resident() -> int:
-    """Bytes of this process's largest resident set."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    work(network("resnet50", 224), image_set(count, 224))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(f"{name:24}{count:4} images {peak / 2**30:6.2f} GiB {time.perf_counter() - began:7.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or PASSES:
-        if len(sys.argv) == 2:
-            run(each)
-        else:
+    if len(sys.argv) == 2:
+        run(sys.argv[1])
+    else:
+        for each in PASSES:
             subprocess.run([sys.executable, "-m", "benchmarks.resident", each], check=True)

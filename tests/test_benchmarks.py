@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 from test_structure import ROOT
 
-from benchmarks import coverage, scaling, torch_ttt_engines
+from benchmarks import coverage, resident, scaling, torch_ttt_engines
 from benchmarks.amount import SMOKE
 from benchmarks.cases import list_cases, statistics_for
 from benchmarks.memory import peak_bytes
@@ -170,3 +170,17 @@ def test_the_coverage_of_every_interval_is_simulated(tmp_path, monkeypatch, caps
     assert found.min()["percentile, images", True] < 0.6  # where seeds differ
     assert f"{SMOKE.data_sets} data sets per case" in capsys.readouterr().out
     assert_png(tmp_path / "outputs" / "smoke" / "coverage.png")
+
+
+@pytest.mark.parametrize("name", resident.PASSES)
+def test_every_pass_whose_memory_is_told_can_be_done(name):
+    resident.PASSES[name][1](resident.network("resnet18", 32), resident.image_set(3, 32))
+
+
+def test_the_resident_set_is_that_of_a_process_of_its_own():
+    command = [sys.executable, "-m", "benchmarks.resident", "nothing"]
+    surroundings = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    done = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=120, check=True)
+    name, count, _, peak, unit, *_ = done.stdout.split()
+    assert (name, count, unit) == ("nothing", "1", "GiB")
+    assert 0.1 < float(peak) < 3  # PyTorch itself, and 90 MB of weights
