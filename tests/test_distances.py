@@ -319,7 +319,7 @@ class TestStage:
     @staticmethod
     def measured(root, images: int = 200, shifts: Shifts | None = None) -> pd.DataFrame:
         params = SimpleNamespace(
-            seed=0, seeds=(0, 1), machine=SimpleNamespace(device="cpu", precision="auto"),
+            seed=0, seeds=(0, 1), machine=SimpleNamespace(device="cpu", precision="auto", images_per_step="auto"),
             distance=SimpleNamespace(images=images, permutations=19),
             shifts=shifts or Shifts(corruptions=("fog",), severities=(1, 5), images=None, sets={}),
         )  # fmt: skip
