@@ -118,8 +118,10 @@ def test_every_run_is_judged_on_the_same_images_and_checkpoint(project):
 def test_mlflow_holds_one_run_per_execution_linked_to_where_it_came_from(project):
     from mlflow import MlflowClient
 
+    from tttlab import tracking
+
     root, _ = project
-    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    client = MlflowClient(tracking.database_uri(root))
     runs = client.search_runs([client.get_experiment_by_name("ttt-lab").experiment_id])
     by_stage = {
         stage: [run for run in runs if run.data.tags.get("stage") == stage]
