@@ -13,6 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import pipeline
+from pipeline import sweeps
 from pipeline.source_stats import source_batches
 from tttlab import group_size, memory, signals
 from tttlab.adapter import adapt
@@ -374,3 +375,44 @@ def test_source_images_of_the_pipeline_stay_on_disk_until_a_batch_is_looked_at(t
     assert len(every) == MANY
     assert {tuple((255 * image).round().int().flatten().tolist()) for image in few} < every
     assert torch.equal(few, torch.cat(list(opened(20, "auto"))))  # a machine's setting changes nothing
+
+
+def test_the_test_images_are_opened_once_for_all_networks(monkeypatch):
+    opened, own = [], image_set(2)
+
+    def open_test(_params):
+        opened.append(1)
+        return own, [Shift()]
+
+    monkeypatch.setattr(sweeps, "open_test", open_test)
+    monkeypatch.setattr(sweeps, "load_tuned", lambda *_: {"settings": {}})
+    for name in ("load_source", "build_run"):
+        monkeypatch.setattr(sweeps, name, lambda *_: None)
+    params = SimpleNamespace(seeds=(0, 1, 2), models_of=lambda _run: ("resnet", "vit"))
+    found = sweeps.open_sweeps(params, "tent", SimpleNamespace(device=CPU))
+    assert [[(each.model, each.seed) for each in group] for group in found.values()] == [
+        [(model, seed) for seed in (0, 1, 2)] for model in ("resnet", "vit")
+    ]
+    assert len(opened) == 1
+    assert all(each.images is own for group in found.values() for each in group)
+
+
+@pytest.mark.parametrize("name", ["adapting", "tuning", "alignment"])
+def test_no_group_is_larger_than_the_machines_setting_says(name, network, tmp_path, monkeypatch):
+    sizes, views = [], MEMO.views
+
+    def counted(self, model, images, generators):
+        sizes.append(len(images))
+        return views(self, model, images, generators)
+
+    monkeypatch.setattr(MEMO, "views", counted)
+    PASSES[name](network, 11, 3, tmp_path)
+    assert max(sizes) == 3
+    assert sum(sizes) % 11 == 0
+
+
+@pytest.mark.parametrize("stage", ["source_stats", "tune", "adapt", "align", "distance"])
+def test_every_stage_that_looks_at_images_hands_the_machines_setting_on(stage):
+    """By its name in the code that the stage runs."""
+    files = {"adapt": "sweeps"}
+    assert "machine.images_per_step" in (Path(pipeline.__file__).parent / f"{files.get(stage, stage)}.py").read_text()

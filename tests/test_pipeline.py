@@ -73,13 +73,40 @@ def project(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "ROOT", root)
         patch.setattr(pipeline, "OUTPUTS", root / "outputs")
-        for stage, items in STAGES.items():
-            module = importlib.import_module(f"pipeline.{stage}")
-            networks = [(model, seed) for model in params.models for seed in params.seeds]
-            names = {"models": zip(params.models), "runs": zip(params.adapt.runs), "networks": networks}
-            for item in names.get(items, [()]):
-                module.run(params, *item)
+        run_stages(params, STAGES)
         yield root, params
+
+
+def run_stages(params, stages):
+    """Run stages after one another in this process, each for all that it is for."""
+    names = {
+        "models": [(model,) for model in params.models],
+        "runs": [(run,) for run in params.adapt.runs],
+        "networks": [(model, seed) for model in params.models for seed in params.seeds],
+    }
+    for stage in stages:
+        module = importlib.import_module(f"pipeline.{stage}")
+        for item in names.get(STAGES[stage], [()]):
+            module.run(params, *item)
+
+
+@pytest.fixture
+def elsewhere(project, tmp_path, monkeypatch):
+    """The finished project at another place: where, its settings, and a way to run stages there under changed ones."""
+    root, _ = project
+    copy = Path(shutil.copytree(root, tmp_path / "elsewhere"))
+    monkeypatch.setattr(pipeline, "ROOT", copy)
+    monkeypatch.setattr(pipeline, "OUTPUTS", copy / "outputs")
+    values = YAML(typ="safe").load((copy / "params.yaml").read_text())
+
+    def run(*stages: str):
+        with (copy / "params.yaml").open("w") as file:
+            YAML().dump(values, file)
+        params = read_params(copy / "params.yaml")
+        run_stages(params, stages)
+        return params
+
+    return copy, values, run
 
 
 def test_metrics_have_the_promised_shape(project):
@@ -263,15 +290,12 @@ def test_what_was_tuned_is_what_adapt_used(project):
     assert {"lr", "steps", "trainable", "normalisation", "tolerance"} == set(tuned["mae_vit"]["settings"])
 
 
-def test_fixed_values_are_used_where_tuning_is_switched_off(copied):
-    copy, run = copied
-    values = YAML(typ="safe").load((copy / "params.yaml").read_text())
-    values["tune"]["enabled"], values["machine"]["devices"] = False, 1
+def test_fixed_values_are_used_where_tuning_is_switched_off(elsewhere):
+    copy, values, run = elsewhere
+    values["tune"]["enabled"] = False
+    values["adapt"]["runs"] = {name: values["adapt"]["runs"][name] for name in ("none", "actmad")}
     values["adapt"]["runs"]["actmad"]["per_model"] = {"mae_vit": {"steps": 2}}
-    with (copy / "params.yaml").open("w") as file:
-        YAML().dump(values, file)
-    run("pipeline.tune", "actmad")
-    run("pipeline.adapt", "actmad")
+    run("tune", "adapt")
     about = json.loads((copy / "outputs" / "adapt" / "actmad.json").read_text())
     assert [about[model]["settings"]["steps"] for model in ("simclr_convnet", "mae_vit")] == [4, 2]
     assert about["mae_vit"]["tuning"]["tuned"] is False
@@ -323,14 +347,10 @@ def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
         assert not [line for line in opened.values() if "data/test" in line or "data/shifted" in line or "photos" in line]
 
 
-def test_too_few_images_for_distances_stop_nothing_else(copied):
-    copy, run = copied
-    values = YAML(typ="safe").load((copy / "params.yaml").read_text())
+def test_too_few_images_for_distances_stop_nothing_else(elsewhere):
+    copy, values, run = elsewhere
     values["data"]["labeled"]["limit"] = 60
-    with (copy / "params.yaml").open("w") as file:
-        YAML().dump(values, file)
-    for stage in ("prepare", "distance mae_vit", "distance simclr_convnet", "evaluate", "report"):
-        run(*f"pipeline.{stage}".split())
+    run("prepare", "distance", "evaluate", "report")
     assert len((copy / "outputs" / "distances" / "mae_vit.csv").read_text().splitlines()) == 1
     assert not (copy / "outputs" / "tables" / "distances.csv").exists()
     assert (copy / "outputs" / "report.html").stat().st_size > 50_000
@@ -374,13 +394,11 @@ def test_images_that_come_shifted_go_all_the_way_with_and_without_labels(project
     assert "photos/inverted" in (root / "outputs" / "report.html").read_text()
 
 
-def test_streams_go_all_the_way(project, monkeypatch, tmp_path):
-    """The same networks under the protocol online, from tuning to the report; every stage in this process."""
-    root, _ = project
-    copy = Path(shutil.copytree(root, tmp_path / "copy"))
+def test_streams_go_all_the_way(elsewhere):
+    """The same networks under the protocol online, from tuning to the report."""
+    copy, values, run = elsewhere
     for name in ("tuned", "adapted", "adapt", "aligned", "tables", "figures", "predictions"):
         shutil.rmtree(copy / "outputs" / name)
-    values = YAML(typ="safe").load((copy / "params.yaml").read_text())
     values["adapt"] |= {"protocol": "online", "online": {"batch_size": 4, "order": "by_class", "shifts": "separate"}}
     values["adapt"]["runs"] = {
         "none": {"method": "none"},
@@ -393,15 +411,7 @@ def test_streams_go_all_the_way(project, monkeypatch, tmp_path):
     shifted = copy / "outputs" / "data" / "shifted" / "shifts.json"
     entries = json.loads(shifted.read_text())
     shifted.write_text(json.dumps([entry for entry in entries if entry["corruption"] != "photos/turned"]))  # without labels
-    with (copy / "params.yaml").open("w") as file:
-        YAML().dump(values, file)
-    params = read_params(copy / "params.yaml")
-    monkeypatch.setattr(pipeline, "ROOT", copy)
-    monkeypatch.setattr(pipeline, "OUTPUTS", copy / "outputs")
-    for stage in ("tune", "adapt", "align", "evaluate", "report"):
-        module = importlib.import_module(f"pipeline.{stage}")
-        for item in zip(params.adapt.runs) if STAGES[stage] == "runs" else [()]:
-            module.run(params, *item)
+    params = run("tune", "adapt", "align", "evaluate", "report")
     tuned = json.loads((copy / "outputs" / "tuned" / "tent.json").read_text())
     for found in tuned.values():
         assert found["gate"] is None

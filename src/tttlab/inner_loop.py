@@ -36,7 +36,7 @@ class InnerLoop:
         optimizer: ``sgd`` or ``adam``; both act elementwise, so that stacked images do not meet.
         lr: learning rate.
         momentum: of SGD, in [0, 1).
-        trainable: ``all``, ``encoder`` (all but the classifier and a self-supervised head, which alone could lower its loss),
+        trainable: ``all``, ``encoder`` (not the classifier, and not a self-supervised head, which could lower its loss alone),
             ``norm`` (the encoder's affine parameters of normalisation layers), ``none``, or names of modules or parameters.
         normalisation: policy for the networks' normalisation layers, for the loss and for the prediction.
         clip: largest norm of one image's gradient; None: no clipping.
@@ -61,9 +61,9 @@ class InnerLoop:
 class Trained(NamedTuple):
     """What the inner loop made of a group of B images.
 
-    ``moved (M,)`` numbers of the images that were trained, in order; ``parameters`` name → ``(M, *shape)`` and ``views`` of the
-    last step, both of these images alone; ``losses (B, S + 1)`` of all, before every step and after the last. Images that are
-    not among ``moved`` had no gradient and never would: they keep the source weights.
+    ``moved (M,)`` numbers of the images that were trained, in order; ``parameters`` name → ``(M, *shape)``, all that ever had a
+    gradient, and ``views`` of the last step, both of these images alone; ``losses (B, S + 1)`` of all, before every step and
+    after the last. Images that are not among ``moved`` had no gradient and never would: they keep the source weights.
     """
 
     moved: Tensor
@@ -73,10 +73,10 @@ class Trained(NamedTuple):
 
 
 def bind(network: nn.Module, method: Method, loop: InnerLoop) -> Bound:
-    """Bind a network to its own parameters, those that the loop trains for the method among them.
+    """Bind a network to its own parameters, of which those are trained that the loop names, if the method trains any.
 
     Raises:
-        UserError: there are none such.
+        UserError: the loop names none that can be trained.
     """
     chosen = select_parameters(network, loop.trainable) if method.trains else {}
     return Bound(network, {name: value.detach() for name, value in chosen.items()})
