@@ -223,13 +223,7 @@ def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, cop
     [
         ("pretrain", ("mae_vit", 5), "tttlab.trainer.Trainer._run_epoch", "pretrained/mae_vit/5"),
         ("finetune", ("mae_vit", 5), "tttlab.trainer.Trainer._run_epoch", "finetuned/mae_vit/5"),
-        pytest.param(
-            "tune",
-            ("shrink",),
-            "tttlab.tuning.adapt_to_job",
-            "tuned",
-            marks=pytest.mark.xfail(reason="failed once on a busy machine, the cause is not known yet"),
-        ),
+        ("tune", ("shrink",), "tttlab.tuning.adapt_to_job", "tuned/shrink.json"),
         ("adapt", ("shrink",), "tttlab.sweep.adapt_to_job", "adapted/shrink"),
     ],
 )
@@ -245,7 +239,8 @@ def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
     drivers, run = [100.0, 200.0, 200.0], importlib.import_module(f"pipeline.{stage}").run
 
     def written() -> dict[str, bytes]:
-        files = sorted(path for path in (copy / "outputs" / outputs).rglob("*") if path.is_file())
+        made = copy / "outputs" / outputs
+        files = [made] if made.is_file() else sorted(path for path in made.rglob("*") if path.is_file())
         return {path.relative_to(copy).as_posix(): path.read_bytes() for path in files}
 
     def runs() -> list[tuple]:
@@ -254,7 +249,8 @@ def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
 
     run(params, *item)
     before, known = written(), runs()
-    shutil.rmtree(copy / "outputs" / outputs)
+    for path in before:
+        (copy / path).unlink()
     monkeypatch.setattr(computes, lambda *_arguments, **_settings: pytest.fail("computed again"))
     run(params, *item)
     assert written() == before
