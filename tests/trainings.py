@@ -6,16 +6,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from tttlab.checkpoints import build_network
 from tttlab.data import ImageSet
+from tttlab.loaders import Views
 from tttlab.networks import Network
 from tttlab.optimisers import Recipe
 from tttlab.ranks import open_fabric
 from tttlab.resuming import Work
-from tttlab.trainer import Trainer
-from tttlab.training import finetune, pretrain
+from tttlab.trainer import Task, Trainer
+from tttlab.training import classification_loss, finetune, pretrain
 from tttlab.views import Augmentation
 
 SIMCLR = {
@@ -74,6 +76,21 @@ def train(settings: dict, work: Work | None = None, die_in: tuple[str, int] | No
     return network, [first, *curves]
 
 
+def lose_a_worker() -> None:
+    """Train with a process that augments and is killed during the first step; torch then raises wherever this process is."""
+
+    def loss(model, batch, generator):
+        for worker in psutil.Process().children():
+            worker.kill()
+        return classification_loss(model, batch, generator)
+
+    network, _ = build(SIMCLR)
+    task = Task("t", ("classifier",), loss, {"classify": Views(1, VIEWS)}, Recipe(epochs=9, batch_size=8, lr=1e-2))
+    trainer(workers=1).fit(network, image_set(), task)
+
+
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(lose_a_worker())
     with Work(Path(sys.argv[1])) as unfinished:
         train(OF_EACH[sys.argv[2]], unfinished, (sys.argv[3], int(sys.argv[4])))
