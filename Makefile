@@ -13,8 +13,8 @@ repro: .venv/ready  ## run the pipeline, or what of it is out of date; PARAMS=se
 	$(if $(PARAMS),@$(UV) run --quiet python tools/use_settings.py "$$PARAMS" $${DATA:+--data "$$DATA"})
 	$(UV) run dvc repro $(ARGS)
 
-test: .venv/ready  ## the tests; ARGS=tests/test_x.py: some of them
-	$(UV) run pytest $(ARGS)
+test: .venv/ready  ## the tests, in up to four processes; ARGS=tests/test_x.py: some of them, ARGS="-n 0 …": in this process
+	$(UV) run pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 bench: .venv/ready  ## speed and memory of the adapter next to its bound and to its peers, under ten minutes
 	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)

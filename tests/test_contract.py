@@ -88,7 +88,7 @@ def test_no_steps_is_the_source_prediction_to_the_bit(training):
     if type(method).predict is not Method.predict:
         pytest.skip("it predicts in its own way, without a step too")
     network, statistics = contract.source(kind, method)
-    result = adapt(network, shifted(COUNT), method, InnerLoop(steps=0), statistics=statistics)
+    result = adapt(network, shifted(COUNT), method, InnerLoop(steps=0), statistics=statistics, images_per_step=COUNT)
     assert torch.equal(result.logits, result.source_logits)
     assert not result.fell_back.any()
 
@@ -100,7 +100,8 @@ def test_a_curve_along_the_steps_is_what_shorter_adaptations_give(training, poli
     loop = InnerLoop(steps=3, lr=1e-2, clip=1.0, momentum=0.5, normalisation=policy)
     whole = adapt(network, shifted(COUNT), method, loop, statistics=statistics, record=(0, 1, 3), images_per_step=2)
     for place, steps in enumerate((0, 1, 3)):
-        shorter = adapt(network, shifted(COUNT), method, replace(loop, steps=steps), statistics=statistics)
+        shorter = adapt(network, shifted(COUNT), method, replace(loop, steps=steps), statistics=statistics,
+                        images_per_step=COUNT)  # fmt: skip
         torch.testing.assert_close(whole.logits_at[:, place], shorter.logits, atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(whole.logits, shorter.logits, atol=1e-9, rtol=1e-9)  # of all the steps
     assert (whole.milliseconds_at > 0).all()
@@ -115,7 +116,7 @@ def test_the_network_is_left_as_it_was(tried):
     network.encoder.eval()
     fused = [module.fused_attn for module in network.modules() if hasattr(module, "fused_attn")]
     try:
-        adapt(network, shifted(COUNT), method, InnerLoop(steps=2, lr=0.1), statistics=statistics)
+        adapt(network, shifted(COUNT), method, InnerLoop(steps=2, lr=0.1), statistics=statistics, images_per_step=COUNT)
         assert network.training
         assert not network.encoder.training
     finally:
@@ -131,14 +132,15 @@ def test_the_first_step_moves_every_image(descending, trainable):
     network, statistics = contract.source(kind, method)
     # Adam's first step is as long for small gradients as for large ones, but for those that are only rounding.
     loop = InnerLoop(steps=1, lr=1e-3, trainable=trainable, optimizer="adam")
-    result = adapt(network, shifted(COUNT), method, loop, statistics=statistics)
+    result = adapt(network, shifted(COUNT), method, loop, statistics=statistics, images_per_step=COUNT)
     assert ((result.logits - result.source_logits).abs().amax(1) > 1e-6).all()
 
 
 def test_training_lowers_the_loss(descending):
     kind, method = descending
     network, statistics = contract.source(kind, method)
-    result = adapt(network, shifted(10), method, InnerLoop(steps=10, lr=1e-2, clip=1.0), statistics=statistics)
+    loop = InnerLoop(steps=10, lr=1e-2, clip=1.0)
+    result = adapt(network, shifted(COUNT), method, loop, statistics=statistics, images_per_step=COUNT)
     assert result.losses[:, -1].mean() < result.losses[:, 0].mean()
 
 

@@ -93,11 +93,12 @@ def test_a_worker_that_the_system_ends_is_told_with_its_work_and_what_is_done_is
     def compute(item: int) -> int:
         if item == 2 and not work.has("killed"):
             work.save("killed", {})
-            while not work.has("shift-1"):
+            while not work.has("waiting"):
                 time.sleep(0.01)
             faulthandler.disable()  # pytest's, which would show this on the terminal
             os.kill(os.getpid(), number)
         if item == 3 and not work.has("restarted"):
+            work.save("waiting", {})
             time.sleep(50)
         work.save(f"shift-{item}", {"value": torch.tensor(item)})
         return item

@@ -58,7 +58,7 @@ def tiny_params(folder):
     values["adapt"]["curve"] |= {"images": 6, "severities": [5], "candidates": 1}
     values["distance"] = {"images": 20, "permutations": 19}
     values["alignment"] = {"images": 6}
-    values["machine"] |= {"workers": 0, "device": "cpu", "images_per_step": 5}  # not by the clock: every time the same groups
+    values["machine"] |= {"workers": 0, "device": "cpu", "images_per_step": 10}  # not by the clock: every time the same groups
     path = folder / "params.yaml"
     with path.open("w") as file:
         YAML().dump(values, file)

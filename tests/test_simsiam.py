@@ -67,12 +67,12 @@ def test_the_gradient_is_that_with_the_projections_as_constants():
     parameters = [value for name, value in network.named_parameters() if not name.startswith("classifier.")]
     loss, _ = SimSiamTraining().loss(network, views, {}, ())
     found = torch.autograd.grad(loss, parameters)
-    constants = [row.tolist() for row in network(views).projections]
+    constants = [torch.tensor(row.tolist(), dtype=torch.float64) for row in network(views).projections]
     predictions = network(views).predictions
-    terms = [torch.nn.functional.cosine_similarity(predictions[i], torch.tensor(constants[j]).double(), dim=0)
+    terms = [torch.nn.functional.cosine_similarity(predictions[i], constants[j], dim=0)
              for i in range(3) for j in range(3) if i != j]  # fmt: skip
     for one, other in zip(found, torch.autograd.grad(-sum(terms) / 6, parameters), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("target", ["self", "source"])
