@@ -42,6 +42,7 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
     from pipeline.streams import open_stream
     from tttlab import tracking, tuning
     from tttlab.data import ImageSet
+    from tttlab.trials import Search
 
     images = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_validation")
     own, wish = params.run_settings(name, model), params.tune
@@ -62,12 +63,14 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
         judge = tuning.Judge(source.network, images, wish.images, wish.severities, *grid[:2], build, params.seed, work,
                              model, workers, source.device, bar.update, stream, at_once)  # fmt: skip
         trials = tuning.successive_halving(judge, len(grid.candidates), len(wish.images), wish.keep, wish.clean_penalty)
-    search = tuning.Search(trials, grid, own.trains and not stream, wish.clean_penalty)
+    search = Search(trials, grid, own.trains and not stream, wish.clean_penalty)
     # Leaving out an image of a stream would change the others' results.
     found = search.choose(judge.saves_time if wish.gate and not stream else None)
     tags = {"model": model, "method": own.method, "run": name, "source_run_id": source.about.get("mlflow_run_id")}
-    with tracking.start_run(pipeline.ROOT, stage="tune", name=f"tune {name} · {model}", params=wish.model_dump(mode="json"),
-                            tags=tags, parent=parent, resume_key=f"{work.id} {model}") as tracked:  # fmt: skip
+    searched = {key: list(values) for key, values in own.search.items()}  # by this run on this model, not by any that trains
+    settings = wish.model_dump(mode="json") | {"search": searched}
+    with tracking.start_run(pipeline.ROOT, stage="tune", name=f"tune {name} · {model}", params=settings, tags=tags,
+                            parent=parent, resume_key=f"{work.id} {model}") as tracked:  # fmt: skip
         tracked.log_input("labeled_validation", images.source, images.digest(), len(images), "validation")
         tracking.log_trials(tracked, search.describe(), tags)
         tracked.log_metrics(search.chosen())

@@ -165,6 +165,12 @@ def test_mlflow_holds_one_run_per_execution_linked_to_where_it_came_from(project
             assert known[run.data.tags["source_run_id"]] == run.data.tags["model"]
     trials = [run for run in runs if run.data.tags.get("stage") == "trial"]
     tunings = {run.info.run_id: run.data.tags for run in by_stage["tune"]}
+    searched = {tags["run"]: {} for tags in tunings.values()}
+    for run in by_stage["tune"]:  # what this run searches, not what those that train do
+        found = {name.removeprefix("search."): value for name, value in run.data.params.items() if name.startswith("search.")}
+        searched[run.data.tags["run"]][run.data.tags["model"]] = found
+    assert searched["shrink"]["mae_vit"] == {"threshold": "[0.5, 1.0, 2.0, 4.0, 8.0]"}
+    assert searched["ssl"]["mae_vit"]["lr"] == "[3e-05, 0.0001, 0.0003, 0.001]"
     assert len(trials) == 8 * 3
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == set(tunings)
     assert all({"score", "gain", "clean_change"} <= set(run.data.metrics) for run in trials)

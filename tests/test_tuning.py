@@ -20,7 +20,8 @@ from tttlab.methods.tent import TENT
 from tttlab.params import CORRUPTIONS, HELD_OUT
 from tttlab.resuming import Work
 from tttlab.sweep import Block, Job, adapt_to_job, list_jobs
-from tttlab.tuning import Judge, Outcome, Trial, list_candidates, successive_halving
+from tttlab.trials import Grid, Outcome, Search, Trial, compare, pick
+from tttlab.tuning import Judge, list_candidates, successive_halving
 
 
 def outcome(*accuracies: float, count: int = 100, clean_loss: float = 0.0) -> Outcome:
@@ -168,24 +169,24 @@ def flipped(count: int) -> Outcome:
 def test_the_default_stays_unless_another_is_better_by_more_than_one_standard_error(count, chosen):
     """With c of 100 images helped, and the same under both corruptions, their ratio is √(99 c / (100 − c)): 1 for one image."""
     trials = [Trial(1, (flipped(count),)), Trial(0, (outcome(0.5, 0.5),))]
-    difference, error = tuning.compare(trials[0], 1, trials[1], 1, 1.0)
+    difference, error = compare(trials[0], 1, trials[1], 1, 1.0)
     assert difference == pytest.approx(count / 100)
     assert error == pytest.approx(np.sqrt(count / 100 * (1 - count / 100) / 99))
-    rank, place = tuning.pick(trials, 1, 1.0)
+    rank, place = pick(trials, 1, 1.0)
     assert trials[rank].number == chosen
     assert place == 1
 
 
 def test_another_number_of_steps_replaces_the_runs_own_by_the_same_rule():
     for accuracies, place in (((0.50, 0.51), 0), ((0.50, 0.60), 1)):
-        assert tuning.pick([Trial(0, (outcome(*accuracies),))], 0, 1.0) == (0, place)
+        assert pick([Trial(0, (outcome(*accuracies),))], 0, 1.0) == (0, place)
 
 
 def test_a_candidate_is_compared_on_the_images_that_it_saw():
     """One that fell out in the first round is compared with what the default did there."""
     early, late = outcome(0.6, count=20), outcome(0.5, count=100)
     out, default = Trial(1, (outcome(0.8, count=20),)), Trial(0, (early, late))
-    assert tuning.compare(out, 0, default, 0, 1.0)[0] == pytest.approx(0.2)
+    assert compare(out, 0, default, 0, 1.0)[0] == pytest.approx(0.2)
 
 
 def test_a_setting_must_hold_under_several_corruptions():
@@ -199,17 +200,17 @@ def test_a_setting_must_hold_under_several_corruptions():
             adapted[rows[: 48 // len(helped)]] = 1.0
         trial = Trial(1, (dataclasses.replace(default, adapted=adapted[:, None]),))
         nothing = Trial(0, (dataclasses.replace(default, adapted=base[:, None]),))
-        gains.append(tuning.compare(trial, 0, nothing, 0, 0.0))
+        gains.append(compare(trial, 0, nothing, 0, 0.0))
     (one, one_error), (four, four_error) = gains
     assert one == pytest.approx(four)
     assert one < one_error
     assert four > 3 * four_error
 
 
-def searched(best: Outcome, other: Outcome) -> tuning.Search:
+def searched(best: Outcome, other: Outcome) -> Search:
     """Two candidates, the second the better, each after 2 and 5 steps, of which the run's own are 2."""
-    grid = tuning.Grid([{"lr": 0.1}, {"lr": 0.2}], (2, 5), 0)
-    return tuning.Search([Trial(1, (best,)), Trial(0, (other,))], grid, True, 1.0)
+    grid = Grid([{"lr": 0.1}, {"lr": 0.2}], (2, 5), 0)
+    return Search([Trial(1, (best,)), Trial(0, (other,))], grid, True, 1.0)
 
 
 def test_what_is_chosen_is_told_with_scores_the_grid_and_a_gate():
@@ -251,14 +252,14 @@ def test_what_stays_is_told_beside_what_was_a_little_better():
 
 
 def test_values_are_told_in_their_order_numbers_before_words():
-    grid = tuning.Grid([{"prior": 0.4, "layers": "norm"}, {"prior": 0.02, "layers": ("a", "b")}], (0,), 0)
+    grid = Grid([{"prior": 0.4, "layers": "norm"}, {"prior": 0.02, "layers": ("a", "b")}], (0,), 0)
     trials = [Trial(0, (outcome(0.5),)), Trial(1, (outcome(0.5),))]
-    found = tuning.Search(trials, grid, False, 1.0).searched()
+    found = Search(trials, grid, False, 1.0).searched()
     assert found == {"prior": [0.02, 0.4], "layers": [("a", "b"), "norm"]}
 
 
-def searched_among(trials, candidates, steps=(0,), trains=False) -> tuning.Search:
-    return tuning.Search(trials, tuning.Grid(candidates, steps, 0), trains, 1.0)
+def searched_among(trials, candidates, steps=(0,), trains=False) -> Search:
+    return Search(trials, Grid(candidates, steps, 0), trains, 1.0)
 
 
 def tied(accuracy, candidates, rounds=1, steps=(0,), trains=False) -> list[str]:
