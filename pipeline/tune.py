@@ -40,9 +40,8 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
     from pipeline.execution import execution
     from pipeline.loading import build_run, load_source
     from pipeline.streams import open_stream
-    from tttlab import tracking, tuning
+    from tttlab import tracking, trials, tuning
     from tttlab.data import ImageSet
-    from tttlab.trials import Search
 
     images = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_validation")
     own, wish = params.run_settings(name, model), params.tune
@@ -62,13 +61,12 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
     with tqdm(total=total, desc=f"tune {name} {model}", unit="image") as bar:
         judge = tuning.Judge(source.network, images, wish.images, wish.severities, *grid[:2], build, params.seed, work,
                              model, workers, source.device, bar.update, stream, at_once)  # fmt: skip
-        trials = tuning.successive_halving(judge, len(grid.candidates), len(wish.images), wish.keep, wish.clean_penalty)
-    search = Search(trials, grid, own.trains and not stream, wish.clean_penalty)
+        ranked = tuning.successive_halving(judge, len(grid.candidates), len(wish.images), wish.keep, wish.clean_penalty)
+    search = trials.Search(ranked, grid, own.trains and not stream, wish.clean_penalty)
     # Leaving out an image of a stream would change the others' results.
     found = search.choose(judge.saves_time if wish.gate and not stream else None)
     tags = {"model": model, "method": own.method, "run": name, "source_run_id": source.about.get("mlflow_run_id")}
-    searched = {key: list(values) for key, values in own.search.items()}  # by this run on this model, not by any that trains
-    settings = wish.model_dump(mode="json") | {"search": searched}
+    settings = wish.model_dump(mode="json") | {"search": {key: [*values] for key, values in own.search.items()}}
     with tracking.start_run(pipeline.ROOT, stage="tune", name=f"tune {name} · {model}", params=settings, tags=tags,
                             parent=parent, resume_key=f"{work.id} {model}") as tracked:  # fmt: skip
         tracked.log_input("labeled_validation", images.source, images.digest(), len(images), "validation")

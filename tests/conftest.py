@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # these networks are tiny: a seco
 
 CONTRACT = Path(__file__).parent / "test_contract.py"
 # Of these the subject is processes, memory, time or text, whatever the arithmetic.
-NOT_NUMERICAL = {"test_benchmarks", "test_docs", "test_group_size", "test_memory", "test_parallel", "test_resuming", "test_trainer"}
+NOT_NUMERICAL = {"benchmarks", "docs", "group_size", "memory", "parallel", "resuming", "trainer"}
 
 
 def pytest_addoption(parser):
@@ -30,5 +30,5 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(items):
     """Mark as numerical what another arithmetic of PyTorch can change: all tests of a module that uses it for numbers."""
     for item in items:
-        if "torch" in vars(item.module) and item.path.stem not in NOT_NUMERICAL:
+        if "torch" in vars(item.module) and item.path.stem.removeprefix("test_") not in NOT_NUMERICAL:
             item.add_marker("numerical")

@@ -204,6 +204,7 @@ LAYERS = [
         "signals",
         "gate",
         "sweep",
+        "trials",
         "tuning",
         "alignment",
     },
