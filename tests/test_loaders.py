@@ -5,7 +5,7 @@ import trainings
 from albumentations import ColorJitter, Compose, RandomResizedCrop
 
 from tttlab.errors import UserError
-from tttlab.loaders import EpochBatches, Item, SeededView, Views, build_transform, open_loader
+from tttlab.loaders import EpochBatches, Item, SeededView, Views, build_transform, open_loader, told_of_lost_workers
 from tttlab.pixels import as_images
 from tttlab.views import Augmentation
 
@@ -109,3 +109,24 @@ def test_pixels_become_images():
     expected = torch.tensor([[[[0.0, 10 / 255]], [[0.2, 20 / 255]], [[1.0, 30 / 255]]]])
     torch.testing.assert_close(as_images(pixels), expected)
     assert as_images(pixels[None, None]).shape == (1, 1, 1, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), r"pid 7\) is killed by signal: Killed\."),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+        (EOFError(), "EOFError"),
+    ],
+)
+def test_a_lost_worker_is_told_whatever_its_loss_interrupts(error, told):
+    with (
+        pytest.raises(UserError, match=rf"^a process that augments images was lost \(.*{told}\): memory"),
+        told_of_lost_workers(),
+    ):
+        raise error
+
+
+def test_other_errors_of_a_training_pass_as_they_are():
+    with pytest.raises(RuntimeError, match="^size mismatch$"), told_of_lost_workers():
+        raise RuntimeError("size mismatch")

@@ -164,18 +164,22 @@ def open_loader(
 
 @contextmanager
 def told_of_lost_workers() -> Iterator[None]:
-    """Say in one line that the system ended a worker of a loader, which torch raises wherever the main thread then is.
+    """Say in one line that the system ended a worker of a loader.
+
+    torch raises a RuntimeError wherever the main thread then is; but if that is just taking over a batch, its connection to the
+    worker may break before torch knows why.
 
     Raises:
         UserError: it did.
     """
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
-        raise UserError(f"a process that augments images was lost ({str(error).strip()}): memory probably ran out; lower "
-                        "machine.workers; whole epochs are kept, and the same command goes on") from error  # fmt: skip
+        reason = str(error).strip() or type(error).__name__
+        raise UserError(f"a process that augments images was lost ({reason}): memory probably ran out; lower machine.workers; "
+                        "whole epochs are kept, and the same command goes on") from error  # fmt: skip
 
 
 def _single_threaded(_worker: int) -> None:
