@@ -128,5 +128,5 @@ def test_a_lost_worker_is_told_whatever_its_loss_interrupts(error, told):
 
 
 def test_other_errors_of_a_training_pass_as_they_are():
-    with pytest.raises(RuntimeError, match="^size mismatch$"), told_of_lost_workers():
+    with pytest.raises(RuntimeError, match=r"^size mismatch$"), told_of_lost_workers():
         raise RuntimeError("size mismatch")
