@@ -20,7 +20,7 @@ bench: .venv/ready  ## speed and memory of the adapter next to its bound and to 
 	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)
 
 ui: .venv/ready  ## MLflow on localhost
-	$(UV) run python -m pipeline.ui $(ARGS)
+	$(UV) run python -m tttlab.workflow.ui $(ARGS)
 
 lint: .venv/ready
 	$(UV) run ruff check

@@ -17,8 +17,8 @@ from benchmarks.amount import FULL, SMOKE, Amount
 from benchmarks.cases import Case, list_cases, statistics_for
 from benchmarks.figure import draw
 from benchmarks.sides import bandwidth, floor, interleaved, ours, peer, state_bytes
-from tttlab.allocator import keep_freed_memory
-from tttlab.group_size import GroupSize
+from tttlab.runtime.allocator import keep_freed_memory
+from tttlab.runtime.group_size import GroupSize
 
 TRAFFIC = 6  # times that a step moves an image's weights or gradients: forward, backward, written; read, read, written by SGD
 COLUMNS = ["ours_seconds", "floor_seconds", "peer_seconds", "ours_over_floor", "peer_over_ours"]

@@ -1,11 +1,11 @@
-"""The paired percentile bootstrap over images: what the closed form of `tttlab.intervals` is compared with."""
+"""The paired percentile bootstrap over images: what the closed form of `tttlab.evaluation.intervals` is compared with."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
-from tttlab.intervals import CONFIDENCE
+from tttlab.evaluation.intervals import CONFIDENCE
 from tttlab.seeding import numpy_generator
 
 RESAMPLES = 9_999

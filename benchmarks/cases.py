@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.amount import Amount
-from tttlab.inner_loop import InnerLoop
-from tttlab.method import Method
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.method import Method
+from tttlab.data.views import Augmentation, random_views
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
 from tttlab.methods.simclr import SimCLRTraining
-from tttlab.networks import Network, build_encoder
+from tttlab.networks.network import Network, build_encoder
+from tttlab.networks.source_statistics import layer_statistics, projection_bank
 from tttlab.objectives.mae import MAE, masked_error
 from tttlab.objectives.simclr import SimCLR
-from tttlab.source_statistics import layer_statistics, projection_bank
-from tttlab.views import Augmentation, random_views
 
 CLASSES = 10
 STEPS = 10

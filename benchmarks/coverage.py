@@ -19,7 +19,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from benchmarks.amount import FULL, SMOKE
 from benchmarks.bootstrap import draw_weights
-from tttlab.intervals import crossed_interval
+from tttlab.evaluation.intervals import crossed_interval
 from tttlab.seeding import numpy_generator
 
 BLOCK = 100  # data sets that share the draws of their bootstrap samples

@@ -8,16 +8,16 @@ import torch
 
 from benchmarks.amount import FULL, Amount
 from benchmarks.cases import STEPS, resnet
-from tttlab.corruptions import CORRUPTIONS
-from tttlab.data import ImageSet, gather
-from tttlab.loaders import Views, open_loader
+from tttlab.config.params import ImageSpec
+from tttlab.data.image_sets import ImageSet, gather
+from tttlab.data.pixels import as_images
+from tttlab.data.sources import open_source
+from tttlab.data.views import Augmentation
 from tttlab.objectives.simclr import SimCLR
-from tttlab.parallel import in_order
-from tttlab.params import ImageSpec
-from tttlab.pixels import as_images
-from tttlab.shifts import list_shifts
-from tttlab.sources import open_source
-from tttlab.views import Augmentation
+from tttlab.runtime.parallel import in_order
+from tttlab.shifts.corruptions import CORRUPTIONS
+from tttlab.shifts.shift import list_shifts
+from tttlab.training.loaders import Views, open_loader
 
 BATCH = 128
 

@@ -8,8 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cases import Case, ordinary_loss, statistics_for
 from benchmarks.sides import floor, ours, state_bytes, streams, train_only
-from tttlab.group_size import GroupSize
-from tttlab.networks import Network
+from tttlab.networks.network import Network
+from tttlab.runtime.group_size import GroupSize
 
 
 def measure(case: Case, device: torch.device, group: int) -> dict[str, float]:

@@ -16,25 +16,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from tttlab.alignment import gradient_alignment
-from tttlab.allocator import keep_freed_memory
-from tttlab.arrivals import Stream
-from tttlab.data import ImageSet
-from tttlab.inner_loop import InnerLoop
-from tttlab.method import Method
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.method import Method
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.pixels import as_images
+from tttlab.experiments.alignment import gradient_alignment
+from tttlab.experiments.sweep import adapt_to_shifts
+from tttlab.experiments.tuning import Judge
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.eata import EATA
 from tttlab.methods.memo import MEMO
 from tttlab.methods.tent import TENT
-from tttlab.networks import Network, build_encoder
-from tttlab.normalisation import Normalisation
-from tttlab.pixels import as_images
-from tttlab.probing import encode
-from tttlab.resuming import Work
-from tttlab.shifts import Shift
-from tttlab.source_statistics import SourceImages, Statistics, layer_statistics
-from tttlab.sweep import adapt_to_shifts
-from tttlab.tuning import Judge
+from tttlab.networks.network import Network, build_encoder
+from tttlab.networks.source_statistics import SourceImages, Statistics, layer_statistics
+from tttlab.runtime.allocator import keep_freed_memory
+from tttlab.runtime.resuming import Work
+from tttlab.shifts.shift import Shift
+from tttlab.shifts.streams import Stream
+from tttlab.training.probing import encode
 
 SHRINK = Normalisation("shrink")
 

@@ -7,9 +7,9 @@ import torch
 from benchmarks.amount import FULL, Amount
 from benchmarks.cases import Case, MarginalEntropy, resnet
 from benchmarks.sides import ours, seconds
-from tttlab.group_size import GroupSize
-from tttlab.inner_loop import select_parameters
-from tttlab.networks import Network
+from tttlab.adaptation.inner_loop import select_parameters
+from tttlab.networks.network import Network
+from tttlab.runtime.group_size import GroupSize
 
 AT_ONCE = 128  # views
 BASE = Case("base", resnet, MarginalEntropy(4), "norm", images=32, steps=4)

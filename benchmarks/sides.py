@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import Case, ordinary_loss
-from tttlab.adapter import adapt
-from tttlab.group_size import GroupSize
-from tttlab.inner_loop import InnerLoop, make_optimizer, select_parameters
-from tttlab.networks import Network
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop, make_optimizer, select_parameters
+from tttlab.networks.network import Network
+from tttlab.runtime.group_size import GroupSize
 from tttlab.seeding import torch_generator
 
 

@@ -18,9 +18,9 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor, nn
 
-from tttlab.classifiers import as_network
 from tttlab.errors import UserError
-from tttlab.taps import record, stage_layers
+from tttlab.networks.classifiers import as_network
+from tttlab.networks.taps import record, stage_layers
 
 Predict = Callable[[Tensor], Tensor]  # one image (1, 3, H, W) → its logits (1, K)
 NO_BATCH_NORM = "adapts BatchNorm layers only: ValueError (no parameters) on a network without"

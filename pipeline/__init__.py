@@ -1,11 +1,7 @@
-"""What every stage script shares: where things lie, how settings are read, how a mistake is told."""
+"""The stages, in the order of dvc.yaml: each a script that is read from top to bottom."""
 
-import argparse
 import os
-import re
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 # A queued DVC experiment runs in a copy of the project: its own sources, not the installed ones, must be imported.
@@ -14,58 +10,3 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Threads that wait by spinning slow small operations down a hundredfold when another program shares the processor.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-from tttlab.allocator import keep_freed_memory
-from tttlab.compiler import postpone_compiler
-from tttlab.errors import UserError
-from tttlab.params import read_params
-
-# What must outlive a queued experiment's temporary folder (mlflow.db, half-finished work) lies at the real root.
-ROOT = Path(os.environ.get("DVC_ROOT", Path.cwd())).resolve()
-OUTPUTS = Path("outputs")
-# The number of this process among those that share the stage, as torchrun, Fabric or srun tells it.
-RANK = next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0)
-PATIENCE = 10.0  # seconds; a process that fails lets the first one speak, whose end is then the end of all
-
-
-def not_copied(message: str) -> str:
-    """Say of a module that a message names that the project has it and the copy that a queued experiment runs in has not."""
-    names = [name.replace(".", "/") for name in re.findall(r"'([\w.]+)'", message)]
-    files = [Path(folder, name).with_suffix(".py") for name in names for folder in ("src/tttlab/methods", "src", "")]
-    left = next((file for file in files if (ROOT / file).is_file() and not file.exists()), None)
-    return f"; {left} is not in the copy that an experiment gets, for git does not know it: git add {left}" if left else ""
-
-
-def main(run: Callable[..., None], description: str, *items: str) -> None:
-    """Run one stage from the command line.
-
-    Args:
-        run: called as ``run(params)``, or ``run(params, <item>, …)`` for a stage that is repeated for several items.
-        description: one line for ``--help``.
-        items: what the stage is repeated for (``model``, ``seed``, ``run``), read as positional arguments; without a seed the
-            first one of params.yaml is taken.
-    """
-    parser = argparse.ArgumentParser(prog=f"python -m {sys.modules['__main__'].__spec__.name}", description=description)
-    for item in items:
-        if item == "seed":
-            parser.add_argument(item, type=int, nargs="?", help="the training seed (default: the first of params.yaml)")
-        else:
-            parser.add_argument(item, help=f"the {item}'s name in params.yaml")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
-    arguments = vars(parser.parse_args())
-    keep_freed_memory()
-    postpone_compiler()
-    try:
-        params = read_params(arguments.pop("params"), base=ROOT)
-        if "seed" in arguments and arguments["seed"] is None:
-            arguments["seed"] = params.seeds[0]
-        run(params, *arguments.values())
-    except UserError as error:
-        if RANK:
-            time.sleep(PATIENCE)
-        print(f"error: {f'(process {RANK}) ' if RANK else ''}{error}{not_copied(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        if not RANK:
-            print("interrupted; the same command goes on where this one was", file=sys.stderr)
-        sys.exit(130)

@@ -2,19 +2,19 @@
 
 import json
 
-import pipeline
-from tttlab.params import Params
+from tttlab.config.params import Params
+from tttlab.workflow import command, places
 
 
 def run(params: Params, name: str) -> None:
     """Write outputs/adapted/<run>/<model>.parquet (and .steps.parquet) for every model, and outputs/adapt/<run>.json."""
-    from pipeline.processes import open_processes, shared_work
-    from pipeline.sweeps import open_sweeps
+    from tttlab.workflow.processes import open_processes, shared_work
+    from tttlab.workflow.sweeps import open_sweeps
 
     fabric = open_processes(params)
     sets = ("data/test", "data/labeled_validation", "data/shifted")
     chosen = (f"tuned/{name}.json", f"methods/{name}.json")
-    inputs = [pipeline.OUTPUTS / folder for folder in ("finetuned", "source_stats", *sets, *chosen)]
+    inputs = [places.OUTPUTS / folder for folder in ("finetuned", "source_stats", *sets, *chosen)]
     sections = {"seed": True, "seeds": True, "source_stats": True, "shifts": True,
                 "adapt": {"protocol": True, "online": True, "augment": True, "curve": True, "runs": {name}}}  # fmt: skip
     settings = params.model_dump(mode="json", include=sections)
@@ -22,22 +22,22 @@ def run(params: Params, name: str) -> None:
     with shared_work(fabric, f"adapt {name}", settings, inputs) as work:
         about = {model: adapt_model(params, name, model, own, work) for model, own in sweeps.items()}
         if fabric.is_global_zero:  # the first process writes
-            (pipeline.OUTPUTS / "adapt").mkdir(parents=True, exist_ok=True)
-            (pipeline.OUTPUTS / "adapt" / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            (places.OUTPUTS / "adapt").mkdir(parents=True, exist_ok=True)
+            (places.OUTPUTS / "adapt" / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def adapt_model(params: Params, name: str, model: str, sweeps: list, work) -> dict:
     """Adapt the networks of one model, one per training seed; return what the report tells about them."""
     import pandas as pd
 
-    from pipeline.curves import adapt_along_steps
+    from tttlab.workflow.curves import adapt_along_steps
 
     found = [adapt_network(params, sweep, work) for sweep in sweeps]
     steps = adapt_along_steps(sweeps[0], work)
     if found[0] is None:
         return {}
     tables, entries = zip(*found, strict=True)
-    folder = pipeline.OUTPUTS / "adapted" / name
+    folder = places.OUTPUTS / "adapted" / name
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.concat(tables, ignore_index=True)
     table.to_parquet(folder / f"{model}.parquet", index=False)
@@ -49,16 +49,17 @@ def adapt_model(params: Params, name: str, model: str, sweeps: list, work) -> di
 
 def adapt_network(params: Params, sweep, work) -> tuple | None:
     """Adapt one network, with its own run in MLflow; the first process returns predictions and what is told about them."""
-    from pipeline.execution import execution
-    from tttlab import devices, tracking
-    from tttlab.predictions import score
+    from tttlab import tracking
+    from tttlab.evaluation.predictions import score
+    from tttlab.runtime import devices
+    from tttlab.workflow.execution import execution
 
     if not sweep.fabric.is_global_zero:
         return sweep.adapt(work)
     seed = f" · seed {sweep.seed}" if len(params.seeds) > 1 else ""
-    with tracking.start_run(pipeline.ROOT, stage="adapt", name=f"adapt {sweep.name} · {sweep.model}{seed}",
+    with tracking.start_run(places.ROOT, stage="adapt", name=f"adapt {sweep.name} · {sweep.model}{seed}",
                             params=sweep.told, tags=sweep.tags,
-                            parent=tracking.pipeline_run(pipeline.ROOT, execution(params)),
+                            parent=tracking.pipeline_run(places.ROOT, execution(params)),
                             resume_key=f"{work.id} {sweep.prefix}") as tracked:  # fmt: skip
         tracked.log_input("test", sweep.images.source, sweep.images.digest(), len(sweep.images), "test")
         devices.forget_peak(sweep.source.device)
@@ -75,4 +76,4 @@ def adapt_network(params: Params, sweep, work) -> tuple | None:
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__, "run")
+    command.main(run, __doc__, "run")

@@ -1,7 +1,7 @@
 """Compare, with labels and after the fact, the gradients of a run's test-time loss and of the supervised loss."""
 
-import pipeline
-from tttlab.params import Params
+from tttlab.config.params import Params
+from tttlab.workflow import command, places
 
 COLUMNS = {"image_id": "string", "shift": "string", "seed": "int64", "cosine": "float32", "inner": "float32",
            "supervised_loss": "float32"}  # fmt: skip
@@ -12,7 +12,7 @@ def run(params: Params, name: str) -> None:
     import pyarrow as pa  # which takes a tenth of pandas' time, where there is nothing to compare
     from pyarrow import parquet
 
-    folder = pipeline.OUTPUTS / "aligned" / name
+    folder = places.OUTPUTS / "aligned" / name
     folder.mkdir(parents=True, exist_ok=True)
     for model in params.models_of(name):
         own = params.run_settings(name, model)
@@ -29,11 +29,11 @@ def align_model(params: Params, name: str, model: str) -> list:
     import torch
     from tqdm import tqdm
 
-    from pipeline.loading import build_run, load_source, load_tuned
-    from pipeline.shifted import open_test
-    from tttlab import alignment, sweep
-    from tttlab.group_size import GroupSize
-    from tttlab.pixels import as_images
+    from tttlab.data.pixels import as_images
+    from tttlab.experiments import alignment, sweep
+    from tttlab.runtime.group_size import GroupSize
+    from tttlab.workflow.loading import build_run, load_source, load_tuned
+    from tttlab.workflow.shifted import open_test
 
     test, shifts = open_test(params, params.alignment.images)  # among those of adapt
     known = [shift for shift in shifts if (shift.of(test).labels >= 0).all()]
@@ -58,4 +58,4 @@ def align_model(params: Params, name: str, model: str) -> list:
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__, "run")
+    command.main(run, __doc__, "run")

@@ -1,22 +1,22 @@
 """Measure how far the target lies from the source through one model, before any adaptation and without test labels."""
 
-import pipeline
+from tttlab.config.params import Params
 from tttlab.errors import UserError
-from tttlab.params import Params
+from tttlab.workflow import command, places
 
 
 def run(params: Params, model: str) -> None:
     """Write outputs/distances/<model>.csv: a row per training seed, reference, target and metric."""
     import pandas as pd
 
-    from pipeline.shifted import open_test
-    from tttlab import checkpoints
-    from tttlab.data import ImageSet
-    from tttlab.devices import choose_device
+    from tttlab.data.image_sets import ImageSet
+    from tttlab.networks import checkpoints
+    from tttlab.runtime.devices import choose_device
+    from tttlab.workflow.shifted import open_test
 
     device = choose_device(params.machine.device, params.machine.precision)
-    networks = [checkpoints.load(pipeline.OUTPUTS / "finetuned" / model / str(seed), device)[0] for seed in params.seeds]
-    sets = (ImageSet.load(pipeline.OUTPUTS / "data" / name) for name in ("unlabeled", "labeled_validation"))
+    networks = [checkpoints.load(places.OUTPUTS / "finetuned" / model / str(seed), device)[0] for seed in params.seeds]
+    sets = (ImageSet.load(places.OUTPUTS / "data" / name) for name in ("unlabeled", "labeled_validation"))
     unlabeled, labeled = (images.view(rows(params, images, params.distance.images, "distance")) for images in sets)
     test, shifts = open_test(params, params.distance.images)
     shifts = [shift for shift in shifts if not (shift.clean and shift.images)]  # validation images: a reference themselves
@@ -30,16 +30,16 @@ def run(params: Params, model: str) -> None:
     except UserError as error:  # too few images for this; nothing else needs it
         print(f"{model}: distances are left out: {error}")
     table = pd.concat(tables) if tables else pd.DataFrame(columns=first)
-    (pipeline.OUTPUTS / "distances").mkdir(parents=True, exist_ok=True)
-    table.to_csv(pipeline.OUTPUTS / "distances" / f"{model}.csv", index=False, float_format="%.6g")
+    (places.OUTPUTS / "distances").mkdir(parents=True, exist_ok=True)
+    table.to_csv(places.OUTPUTS / "distances" / f"{model}.csv", index=False, float_format="%.6g")
 
 
 def measure_network(params: Params, network, unlabeled, labeled, test, shifts):
     """Measure one training of the model: from both references to everything that comes after them."""
     import pandas as pd
 
-    from tttlab import shift_estimates
-    from tttlab.probing import encode
+    from tttlab.evaluation import shift_estimates
+    from tttlab.training.probing import encode
 
     def sample(images):
         features, logits, _ = encode(network, images, params.machine.images_per_step)
@@ -63,10 +63,10 @@ def measure_network(params: Params, network, unlabeled, labeled, test, shifts):
 
 def rows(params: Params, images, count: int | None, key: str):
     """Choose images as every other stage does: balanced, the fewer among the more."""
-    from tttlab.data import balanced_subset
+    from tttlab.data.image_sets import balanced_subset
 
     return balanced_subset(images.image_ids, images.labels, count, params.seed, key)
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__, "model")
+    command.main(run, __doc__, "model")

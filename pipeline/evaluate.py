@@ -4,8 +4,8 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
-import pipeline
-from tttlab.params import Params
+from tttlab.config.params import Params
+from tttlab.workflow import command, places
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,37 +15,37 @@ def run(params: Params) -> None:
     """Read the predictions of every model and run of params.yaml, never of what the folder happens to hold."""
     import pandas as pd
 
-    from pipeline.leftovers import tidy
-    from tttlab import diagnosis, metrics
-    from tttlab.predictions import read_predictions
-    from tttlab.results import read_table
+    from tttlab.evaluation import diagnosis, metrics
+    from tttlab.evaluation.predictions import read_predictions
+    from tttlab.evaluation.results import read_table
+    from tttlab.workflow.leftovers import tidy
 
     tidy()  # the last `adapt` is recorded
     kinds = {"by_shift": metrics.by_shift, "by_corruption": metrics.by_corruption, "by_severity": metrics.by_severity,
              "reliability": metrics.reliability}  # fmt: skip
     entries, tables = {}, {name: [] for name in ("summary", *kinds, *diagnosis.TABLES)}
     for model, name in params.pairs:
-        found = pipeline.OUTPUTS / "adapted" / name / f"{model}.parquet"
+        found = places.OUTPUTS / "adapted" / name / f"{model}.parquet"
         predictions = read_predictions(found)
-        (pipeline.OUTPUTS / "predictions" / model).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(found, pipeline.OUTPUTS / "predictions" / model / f"{name}.parquet")
+        (places.OUTPUTS / "predictions" / model).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(found, places.OUTPUTS / "predictions" / model / f"{name}.parquet")
         entry = entries[f"{model}/{name}"] = metrics.summarise(predictions)
         tables["summary"].append(_named(pd.DataFrame([metrics.flatten(entry)]), model, name))
         for table, kind in kinds.items():
             tables[table].append(_named(kind(predictions), model, name))
-        aligned = pipeline.OUTPUTS / "aligned" / name / f"{model}.parquet"
+        aligned = places.OUTPUTS / "aligned" / name / f"{model}.parquet"
         for table, rows in diagnosis.read(predictions, found.with_suffix(".steps.parquet"), aligned, params.seed).items():
             tables[table].append(_named(rows, model, name))
-    tables["distances"] = [read_table(pipeline.OUTPUTS / "distances" / f"{model}.csv") for model in params.models]
+    tables["distances"] = [read_table(places.OUTPUTS / "distances" / f"{model}.csv") for model in params.models]
 
-    folder = pipeline.OUTPUTS / "tables"
+    folder = places.OUTPUTS / "tables"
     shutil.rmtree(folder, ignore_errors=True)  # a table that no longer has rows must not stay
     folder.mkdir(parents=True)
     for name, parts in tables.items():
         if any(len(part) for part in parts):
             pd.concat(parts).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     text = json.dumps({"runs": entries}, indent=2, allow_nan=False)
-    (pipeline.OUTPUTS / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    (places.OUTPUTS / "metrics.json").write_text(text + "\n", encoding="utf-8")
     print(f"compared {len(entries)} runs, with and without adaptation; tables are in {folder}")
     if any(entry["accuracy_source"] is None for entry in entries.values()):
         print("the shifted test images have no labels: accuracy and gain are unknown, changed predictions are counted")
@@ -59,4 +59,4 @@ def _named(table: "pd.DataFrame", model: str, name: str) -> "pd.DataFrame":
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__)
+    command.main(run, __doc__)

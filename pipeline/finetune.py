@@ -1,21 +1,21 @@
 """Train one model's classifier on the labeled images, and keep its self-supervised head in working order."""
 
-import pipeline
-from tttlab.params import Params
+from tttlab.config.params import Params
+from tttlab.workflow import command, places
 
 
 def run(params: Params, model: str, seed: int) -> None:
     """Write outputs/finetuned/<model>/<seed>: the source network of all that follows, and its curve."""
-    from pipeline.trainings import log_inputs, open_trainer, write
-    from tttlab.checkpoints import build_objective, load
-    from tttlab.data import ImageSet
-    from tttlab.networks import add_probe
-    from tttlab.optimisers import Recipe
-    from tttlab.training import finetune, last_values
-    from tttlab.views import Augmentation
+    from tttlab.data.image_sets import ImageSet
+    from tttlab.data.views import Augmentation
+    from tttlab.networks.checkpoints import build_objective, load
+    from tttlab.networks.network import add_probe
+    from tttlab.training.optimisers import Recipe
+    from tttlab.training.recipes import finetune, last_values
+    from tttlab.workflow.trainings import log_inputs, open_trainer, write
 
-    source = pipeline.OUTPUTS / "pretrained" / model / str(seed)
-    folders = [pipeline.OUTPUTS / "data" / name for name in ("labeled_train", "labeled_validation")]
+    source = places.OUTPUTS / "pretrained" / model / str(seed)
+    folders = [places.OUTPUTS / "data" / name for name in ("labeled_train", "labeled_validation")]
     train, validation = (ImageSet.load(folder) for folder in folders)
     network, parent = load(source)
     chosen = params.models[model].model_dump(mode="json", exclude={"pretrain"})
@@ -42,10 +42,10 @@ def run(params: Params, model: str, seed: int) -> None:
         extra = {"parent": parent["sha256"], "mlflow_run_id": tracked.id, "metrics": metrics}
         about = {"settings": chosen | {"probe": probe}, "classes": train.classes, "image_size": parent["image_size"],
                  "extra": extra}  # fmt: skip
-        write(pipeline.OUTPUTS / "finetuned" / model / str(seed), network, rows, tracked, about)
+        write(places.OUTPUTS / "finetuned" / model / str(seed), network, rows, tracked, about)
     print(f"{model}: validation accuracy {metrics['validation_accuracy']:.1%} after {metrics['epoch']} epochs "
           f"in {metrics['seconds']:.0f} s")  # fmt: skip
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__, "model", "seed")
+    command.main(run, __doc__, "model", "seed")

@@ -5,16 +5,16 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import pipeline
-from tttlab.method_code import Code, method_code, tell_changes
-from tttlab.params import Params
+from tttlab.adaptation.method_code import Code, method_code, tell_changes
+from tttlab.config.params import Params
+from tttlab.workflow import command, places
 
 NETWORK = {"backbone": True, "backbone_options": True, "stem": True, "objective": True, "finetune": {"probe"}}
 
 
 def run(params: Params) -> None:
     """Write outputs/methods: <run>.json, for every model what its method executes; what was tried; that all can be used."""
-    folder = pipeline.OUTPUTS / "methods"
+    folder = places.OUTPUTS / "methods"
     folder.mkdir(parents=True, exist_ok=True)
     after = {name: {model: method_code(params.run_settings(name, model).method) for model in params.models_of(name)}
              for name in params.adapt.runs}  # fmt: skip
@@ -43,7 +43,7 @@ def try_what_is_new(params: Params, codes: Mapping[str, Mapping[str, Code]], fil
     known = set(file.read_text(encoding="utf-8").split()) if file.exists() else set()
     keys = {(name, model): trial_key(params, name, model, code) for name, own in codes.items() for model, code in own.items()}
     if new := [pair for pair, key in keys.items() if key not in known]:
-        from pipeline.untrained import try_runs  # seconds of imports
+        from tttlab.workflow.untrained import try_runs  # seconds of imports
 
         print(f"trying on random images: {', '.join(dict.fromkeys(name for name, _ in new))}", flush=True)
         for model in dict.fromkeys(model for _, model in new):
@@ -61,4 +61,4 @@ def trial_key(params: Params, name: str, model: str, code: Code) -> str:
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__)
+    command.main(run, __doc__)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import pipeline
-from tttlab.params import Params
+from tttlab.config.params import Params
+from tttlab.workflow import command, places
 
 if TYPE_CHECKING:
-    from tttlab.data import ImageSet
-    from tttlab.shifts import Shift
+    from tttlab.data.image_sets import ImageSet
+    from tttlab.shifts.shift import Shift
 
 
 SHOWN = 10  # of the files that were left out, in the terminal
@@ -20,10 +20,10 @@ SHOWN = 10  # of the files that were left out, in the terminal
 
 def run(params: Params) -> None:
     """Write the sets into a folder beside outputs/data that takes its place at the end: it is never half full."""
-    from pipeline.gathering import decode, open_sources, separate
+    from tttlab.workflow.gathering import decode, open_sources, separate
 
-    sets, shifts = separate(params, *decode(params, open_sources(params, pipeline.ROOT / "downloads")))
-    target, partial = pipeline.OUTPUTS / "data", pipeline.OUTPUTS / "data.partial"
+    sets, shifts = separate(params, *decode(params, open_sources(params, places.ROOT / "downloads")))
+    target, partial = places.OUTPUTS / "data", places.OUTPUTS / "data.partial"
     shutil.rmtree(partial, ignore_errors=True)
     summary = {name: write(images, name, partial / name) for name, images in sets.items()}
     summary |= write_shifted(shifts, partial / "shifted")
@@ -34,7 +34,7 @@ def run(params: Params) -> None:
 
 def write(images: "ImageSet", name: str, folder) -> dict[str, Any]:
     """Write one set, say so, and return its entry in the summary."""
-    from tttlab.data import class_counts
+    from tttlab.data.image_sets import class_counts
 
     images.save(folder)
     known = (images.labels >= 0).any()
@@ -44,7 +44,7 @@ def write(images: "ImageSet", name: str, folder) -> dict[str, Any]:
     for line in skipped[:SHOWN]:
         print(f"  left out: {line}")
     if len(skipped) > SHOWN:
-        place = pipeline.OUTPUTS / "data" / folder.relative_to(pipeline.OUTPUTS / "data.partial")
+        place = places.OUTPUTS / "data" / folder.relative_to(places.OUTPUTS / "data.partial")
         print(f"  left out: {len(skipped) - SHOWN:,} more, see {place / 'meta.json'}")
     if name == "test" and not known:
         print("  its accuracy will be unknown: the images lie in no class folders, or data.test.labels is none")
@@ -70,4 +70,4 @@ def write_shifted(shifts: Sequence["Shift"], folder) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__)
+    command.main(run, __doc__)

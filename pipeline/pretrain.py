@@ -2,22 +2,22 @@
 
 from pathlib import Path
 
-import pipeline
-from tttlab.params import Params
+from tttlab.config.params import Params
+from tttlab.workflow import command, places
 
 
 def run(params: Params, model: str, seed: int) -> None:
     """Write outputs/pretrained/<model>/<seed>: the network, and its curve."""
-    from pipeline.sizes import image_size
-    from pipeline.trainings import log_inputs, open_trainer, write
-    from tttlab.checkpoints import build_network
-    from tttlab.data import ImageSet
+    from tttlab.data.image_sets import ImageSet
+    from tttlab.data.views import Augmentation
     from tttlab.errors import UserError
-    from tttlab.optimisers import Recipe
-    from tttlab.training import last_values, pretrain
-    from tttlab.views import Augmentation
+    from tttlab.networks.checkpoints import build_network
+    from tttlab.training.optimisers import Recipe
+    from tttlab.training.recipes import last_values, pretrain
+    from tttlab.workflow.sizes import image_size
+    from tttlab.workflow.trainings import log_inputs, open_trainer, write
 
-    folders = [pipeline.OUTPUTS / "data" / name for name in ("unlabeled", "labeled_train", "labeled_validation")]
+    folders = [places.OUTPUTS / "data" / name for name in ("unlabeled", "labeled_train", "labeled_validation")]
     unlabeled, train, validation = (ImageSet.load(folder) for folder in folders)
     chosen = params.models[model].model_dump(mode="json", exclude={"finetune"})
     size = unlabeled.pixels.shape[1]
@@ -38,10 +38,10 @@ def run(params: Params, model: str, seed: int) -> None:
         metrics = last_values(rows)
         extra = {"parent": None, "mlflow_run_id": tracked.id, "metrics": metrics}
         about = {"settings": chosen, "classes": train.classes, "image_size": size, "extra": extra}
-        write(pipeline.OUTPUTS / "pretrained" / model / str(seed), network, rows, tracked, about)
+        write(places.OUTPUTS / "pretrained" / model / str(seed), network, rows, tracked, about)
     print(f"{model}: kNN accuracy {metrics['knn_accuracy']:.1%} after {metrics['epoch']} epochs "
           f"in {metrics['seconds']:.0f} s")  # fmt: skip
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__, "model", "seed")
+    command.main(run, __doc__, "model", "seed")

@@ -4,21 +4,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pipeline
-from tttlab.params import Params
+from tttlab.config.params import Params
+from tttlab.workflow import command, places
 
 if TYPE_CHECKING:
-    from tttlab.results import Results
+    from tttlab.evaluation.results import Results
 
 
 def run(params: Params) -> None:
     """Draw, write and log what evaluate computed."""
-    from pipeline.shifted import open_test
-    from tttlab import drawings, page, pictures, plots, report
-    from tttlab.data import ImageSet
-    from tttlab.results import Results
+    from tttlab.data.image_sets import ImageSet
+    from tttlab.evaluation.results import Results
+    from tttlab.reporting import drawings, page, pictures, plots, report
+    from tttlab.workflow.shifted import open_test
 
-    outputs, shifts = pipeline.OUTPUTS, params.shifts
+    outputs, shifts = places.OUTPUTS, params.shifts
     results = Results.read(outputs, params.pairs)
     test = ImageSet.load(outputs / "data" / "test")
     tested, tested_shifts = open_test(params)
@@ -38,23 +38,25 @@ def run(params: Params) -> None:
     print(f"\n{report.plain_table(results)}\n")
     for model in results.models:
         print(f"{model}: {report.sentence(results, model)}")
-    print(f"\nreport   {target.resolve()}\nMLflow   make ui   (or: uv run python -m pipeline.ui)")
+    print(f"\nreport   {target.resolve()}\nMLflow   make ui   (or: uv run python -m tttlab.workflow.ui)")
 
 
 def _log(params: Params, results: "Results", files: dict[str, Path], page: Path) -> None:
     """Put the comparison on MLflow's run of this execution, whose stages' runs lie below it."""
     import pandas as pd
 
-    from pipeline.execution import execution
-    from tttlab import metrics, report, tracking
+    from tttlab import tracking
+    from tttlab.evaluation import metrics
+    from tttlab.reporting import report
+    from tttlab.workflow.execution import execution
 
-    parent = tracking.pipeline_run(pipeline.ROOT, execution(params))
-    links = {key: tracking.run_link(pipeline.ROOT, entry.get("mlflow_run_id")) for key, entry in results.adapted.items()}
+    parent = tracking.pipeline_run(places.ROOT, execution(params))
+    links = {key: tracking.run_link(places.ROOT, entry.get("mlflow_run_id")) for key, entry in results.adapted.items()}
     flat = {key: metrics.flatten(entry) for key, entry in results.summary.items()}
     shown = ("gain", "training_gain", "gated_gain", "accuracy_adapted", "clean_adapted", "milliseconds_p50")
     values = {f"{name}/{model}/{run}": entry[name] for (model, run), entry in flat.items() for name in shown}
     tracking.compare(
-        pipeline.ROOT,
+        places.ROOT,
         parent,
         table=pd.DataFrame([{"model": m, "run": r, **entry} for (m, r), entry in flat.items()]),
         description=report.markdown(results, links),
@@ -66,4 +68,4 @@ def _log(params: Params, results: "Results", files: dict[str, Path], page: Path)
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__)
+    command.main(run, __doc__)

@@ -4,8 +4,8 @@ import json
 from contextlib import nullcontext
 from typing import Any
 
-import pipeline
-from tttlab.params import Params
+from tttlab.config.params import Params
+from tttlab.workflow import command, places
 
 
 def run(params: Params, name: str) -> None:
@@ -14,7 +14,7 @@ def run(params: Params, name: str) -> None:
     found = {model: {"tuned": False, "settings": own.values(), "default": own.values(), "candidates": [], "gate": None}
              for model, own in chosen.items()}  # fmt: skip
     searched = [model for model, own in chosen.items() if params.tune.enabled and own.search]
-    target = pipeline.OUTPUTS / "tuned" / f"{name}.json"
+    target = places.OUTPUTS / "tuned" / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     with open_tuning(params, name, searched) if searched else nullcontext() as work:
         found |= {model: tune_model(params, name, model, work) for model in searched}
@@ -24,10 +24,10 @@ def run(params: Params, name: str) -> None:
 
 def open_tuning(params: Params, name: str, models: list[str]):
     """Open the work of tuning one run on several models; what is done is kept until all are, and written."""
-    from pipeline.leftovers import open_work
+    from tttlab.workflow.leftovers import open_work
 
     networks = [f"{folder}/{model}/{params.seeds[0]}" for folder in ("finetuned", "source_stats") for model in models]
-    inputs = [pipeline.OUTPUTS / folder for folder in (*networks, "data/labeled_validation", f"methods/{name}.json")]
+    inputs = [places.OUTPUTS / folder for folder in (*networks, "data/labeled_validation", f"methods/{name}.json")]
     adapting = dict.fromkeys(("protocol", "online", "augment"), True) | {"runs": {name}}
     sections = {"seed": True, "tune": True, "source_stats": True, "adapt": adapting}
     return open_work(f"tune {name}", params.model_dump(mode="json", include=sections), inputs)
@@ -37,13 +37,13 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
     """Tune one run on one model, on the network of the first training seed; every trial is a run in MLflow."""
     from tqdm import tqdm
 
-    from pipeline.execution import execution
-    from pipeline.loading import build_run, load_source
-    from pipeline.streams import open_stream
-    from tttlab import tracking, trials, tuning
-    from tttlab.data import ImageSet
+    from tttlab import tracking
+    from tttlab.data.image_sets import ImageSet
+    from tttlab.experiments import trials, tuning
+    from tttlab.workflow.execution import execution
+    from tttlab.workflow.loading import build_run, load_source, open_stream
 
-    images = ImageSet.load(pipeline.OUTPUTS / "data" / "labeled_validation")
+    images = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
     own, wish = params.run_settings(name, model), params.tune
     source, stream = load_source(params, model, params.seeds[0]), open_stream(params, own.protocol)
     grid = tuning.list_candidates(own.search, own.values(), wish.candidates, params.seed, name, model,
@@ -55,7 +55,7 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
 
     for values in grid.candidates:  # every mistake shows first
         build(values)
-    parent = tracking.pipeline_run(pipeline.ROOT, execution(params))  # a store that cannot be used, too
+    parent = tracking.pipeline_run(places.ROOT, execution(params))  # a store that cannot be used, too
     total = tuning.pairs_to_judge(len(grid.candidates), len(images), wish.images, wish.severities, wish.keep, bool(stream))
     workers, at_once = (params.machine.workers if source.device.type == "cpu" else 0), params.machine.images_per_step
     with tqdm(total=total, desc=f"tune {name} {model}", unit="image") as bar:
@@ -67,7 +67,7 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
     found = search.choose(judge.saves_time if wish.gate and not stream else None)
     tags = {"model": model, "method": own.method, "run": name, "source_run_id": source.about.get("mlflow_run_id")}
     settings = wish.model_dump(mode="json") | {"search": {key: [*values] for key, values in own.search.items()}}
-    with tracking.start_run(pipeline.ROOT, stage="tune", name=f"tune {name} · {model}", params=settings, tags=tags,
+    with tracking.start_run(places.ROOT, stage="tune", name=f"tune {name} · {model}", params=settings, tags=tags,
                             parent=parent, resume_key=f"{work.id} {model}") as tracked:  # fmt: skip
         tracked.log_input("labeled_validation", images.source, images.digest(), len(images), "validation")
         tracking.log_trials(tracked, search.describe(), tags)
@@ -77,4 +77,4 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    pipeline.main(run, __doc__, "run")
+    command.main(run, __doc__, "run")

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tttlab.adapter import adapt
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.method import Method, State
+from tttlab.adaptation.normalisation import normalised
+from tttlab.adaptation.registry import load_method
+from tttlab.config.method_settings import method_names
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop, select_parameters
-from tttlab.method import Method, State
-from tttlab.method_settings import method_names
-from tttlab.networks import Network, Outputs
-from tttlab.normalisation import normalised
-from tttlab.registry import load_method
+from tttlab.experiments.sweep import complete
+from tttlab.networks.network import Network, Outputs
+from tttlab.networks.source_statistics import Statistics
 from tttlab.seeding import torch_generator
-from tttlab.source_statistics import Statistics
-from tttlab.sweep import complete
 
 SETTINGS = {
     "cotta": {"num_views": 4},

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tttlab.data import ImageSet
-from tttlab.params import Shifts
-from tttlab.shifts import Shift, list_shifts
+from tttlab.config.params import Shifts
+from tttlab.data.image_sets import ImageSet
+from tttlab.shifts.shift import Shift, list_shifts
 
 MODELS = ("convnet", "vit")
 CORRUPTIONS, SEVERITIES = ("fog", "frost", "gaussian_noise", "jpeg_compression"), (1, 5)

@@ -5,15 +5,15 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from tttlab.networks import Network, add_probe, build_encoder
-from tttlab.objective import Objective
+from tttlab.networks.network import Network, add_probe, build_encoder
+from tttlab.networks.objective import Objective
+from tttlab.networks.source_statistics import Statistics, layer_statistics, projection_bank
 from tttlab.objectives.clust3 import ClusT3
 from tttlab.objectives.it3 import IT3
 from tttlab.objectives.mae import MAE
 from tttlab.objectives.rotation import Rotation
 from tttlab.objectives.simclr import SimCLR
 from tttlab.objectives.simsiam import SimSiam
-from tttlab.source_statistics import Statistics, layer_statistics, projection_bank
 
 SIZE, CLASSES = 16, 4
 RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12], "stem_type": "deep", "stem_width": 4}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.method import Method, entropy
+from tttlab.adaptation.method import Method, entropy
 
 
 def classifier(net: Any) -> Tensor:

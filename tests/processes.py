@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tttlab.ranks import open_fabric
+from tttlab.runtime.ranks import open_fabric
 
 
 def start(function: Callable, folder: Path, *arguments: Any, ranks: int = 2) -> list[int]:

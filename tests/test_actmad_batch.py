@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.online import adapt_stream
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop
+from tttlab.experiments.sweep import complete
 from tttlab.methods.actmad_batch import BatchActMAD
-from tttlab.networks import Bound
-from tttlab.online import adapt_stream
-from tttlab.source_statistics import random_parts
-from tttlab.sweep import complete
-from tttlab.taps import batch_norm_layers, record, token_layers
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import random_parts
+from tttlab.networks.taps import batch_norm_layers, record, token_layers
 
 METHOD = BatchActMAD()
 BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]  # of 7 images, in batches of at most 3

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.online import adapt_stream, learning
+from tttlab.adaptation.registry import load_method
+from tttlab.data.views import Augmentation, random_views
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop
 from tttlab.methods.adacontrast import (
     WEAK_SCALE,
     AdaContrast,
@@ -21,11 +24,8 @@ from tttlab.methods.adacontrast import (
     negative_marginal_entropy,
     neighbor_vote,
 )
-from tttlab.networks import Bound, Outputs
-from tttlab.online import adapt_stream, learning
-from tttlab.registry import load_method
+from tttlab.networks.network import Bound, Outputs
 from tttlab.seeding import torch_generator
-from tttlab.views import Augmentation, random_views
 
 BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]
 

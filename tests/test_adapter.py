@@ -13,22 +13,22 @@ from contract import COUNT, assert_vectorised_equals_one_image_at_a_time, one_at
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tttlab.adapter import adapt, diverged, draw_looks
+from tttlab.adaptation.adapter import adapt, diverged, draw_looks
+from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.method import Method, entropy
+from tttlab.adaptation.normalisation import Normalisation, normalised
+from tttlab.adaptation.registry import load_method
+from tttlab.adaptation.signals import first_loss
+from tttlab.data.views import Augmentation, random_views
 from tttlab.errors import UserError
-from tttlab.gradients import clip_gradients
-from tttlab.inner_loop import InnerLoop, select_parameters
-from tttlab.method import Method, entropy
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
 from tttlab.methods.memo import MEMO
 from tttlab.methods.none import NoAdaptation
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.views import ViewAverage
-from tttlab.normalisation import Normalisation, normalised
-from tttlab.registry import load_method
+from tttlab.networks.gradients import clip_gradients
 from tttlab.seeding import torch_generator
-from tttlab.signals import first_loss
-from tttlab.views import Augmentation, random_views
 
 
 def name(value: object) -> str:

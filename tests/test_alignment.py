@@ -6,13 +6,13 @@ import torch
 from contract import Unbound, shifted
 from torch.nn import functional as F
 
-from tttlab.alignment import gradient_alignment
-from tttlab.inner_loop import InnerLoop, select_parameters
-from tttlab.method import Method
+from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.method import Method
+from tttlab.adaptation.normalisation import Normalisation, normalised
+from tttlab.experiments.alignment import gradient_alignment
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
 from tttlab.methods.simclr import SimCLRTraining
-from tttlab.normalisation import Normalisation, normalised
 from tttlab.seeding import torch_generator
 
 LABELS = torch.tensor([0, 1, 2, 3, 0])
@@ -76,7 +76,7 @@ def test_the_inner_product_is_the_first_order_decrease_of_the_supervised_loss():
     network, statistics = networks.source_statistics("resnet")
     method, loop = ActMAD(), InnerLoop(trainable="encoder")
     found = gradient_alignment(network, shifted(), LABELS, method, loop, statistics=statistics, image_ids=list("abcde"), seed=0)
-    from tttlab.adapter import adapt
+    from tttlab.adaptation.adapter import adapt
 
     lr = 1e-10
     moved = adapt(network, shifted(), method, InnerLoop(steps=1, lr=lr), statistics=statistics)

@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tttlab.arrivals import Stream, Visit
 from tttlab.errors import UserError
-from tttlab.shifts import Shift, list_shifts
+from tttlab.shifts.shift import Shift, list_shifts
+from tttlab.shifts.streams import Stream, Visit
 
 SHIFTS = [*list_shifts(("fog", "snow"), (1, 3, 5)), Shift("photos/night")]
 LABELS = np.arange(11) % 3

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tttlab.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.online import adapt_stream
 from tttlab.methods.aws import AWS, feature_distance, mutual_information, mutual_learning
-from tttlab.networks import Bound
-from tttlab.normalisation import Normalisation
+from tttlab.networks.network import Bound
 from tttlab.objectives.simclr import nt_xent
-from tttlab.online import adapt_stream
 from tttlab.seeding import torch_generator
 
 

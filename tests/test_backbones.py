@@ -7,14 +7,14 @@ import pytest
 import timm
 import torch
 
-from tttlab.adapter import adapt
-from tttlab.inner_loop import InnerLoop
-from tttlab.networks import Network, build_encoder, native_size
-from tttlab.normalisation import Normalisation
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.online import adapt_stream
+from tttlab.adaptation.registry import load_method
+from tttlab.networks.network import Network, build_encoder, native_size
+from tttlab.networks.source_statistics import layer_statistics, projection_bank
 from tttlab.objectives.simclr import SimCLR
-from tttlab.online import adapt_stream
-from tttlab.registry import load_method
-from tttlab.source_statistics import layer_statistics, projection_bank
 
 DOCS = Path(__file__).parent.parent / "docs" / "methods.md"
 SMALL_RESNET, SMALL_VIT = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}, {"embed_dim": 24, "depth": 2, "num_heads": 2}

@@ -19,8 +19,8 @@ from benchmarks.amount import SMOKE
 from benchmarks.cases import list_cases, statistics_for
 from benchmarks.memory import peak_bytes
 from benchmarks.sides import ours, peer, state_bytes
-from tttlab.corruptions import CORRUPTIONS
-from tttlab.group_size import GroupSize
+from tttlab.runtime.group_size import GroupSize
+from tttlab.shifts.corruptions import CORRUPTIONS
 
 CPU = torch.device("cpu")
 CASES = {case.name: case for case in list_cases(CPU)}

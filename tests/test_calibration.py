@@ -3,7 +3,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from tttlab.calibration import NUM_BINS, calibration_error, reliability
+from tttlab.evaluation.calibration import NUM_BINS, calibration_error, reliability
 
 
 def table(confidences, correct, groups=None, num_groups=1):

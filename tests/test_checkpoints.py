@@ -8,10 +8,10 @@ import torch
 import trainings
 from safetensors.torch import load_file, save_file
 
-from tttlab.checkpoints import build_network, load, save
+from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
-from tttlab.networks import add_probe
-from tttlab.pixels import as_images
+from tttlab.networks.checkpoints import build_network, load, save
+from tttlab.networks.network import add_probe
 
 OPTIONS = trainings.SIMCLR["backbone_options"]
 PICTURES = as_images(torch.from_numpy(trainings.image_set().pixels))

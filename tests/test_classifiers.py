@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from tttlab.adapter import adapt
-from tttlab.classifiers import Classifier, as_network, linear_classifier
-from tttlab.engine import Engine
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.engine import Engine
+from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.online import adapt_stream
+from tttlab.data.views import Augmentation, random_views
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop, select_parameters
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.lame import LAME
 from tttlab.methods.memo import MEMO
@@ -25,12 +27,10 @@ from tttlab.methods.none import NoAdaptation
 from tttlab.methods.t3a import T3A
 from tttlab.methods.tent import TENT
 from tttlab.methods.views import ViewAverage
-from tttlab.networks import Network
-from tttlab.normalisation import Normalisation
-from tttlab.online import adapt_stream
+from tttlab.networks.classifiers import Classifier, as_network, linear_classifier
+from tttlab.networks.network import Network
+from tttlab.networks.source_statistics import layer_statistics
 from tttlab.seeding import torch_generator
-from tttlab.source_statistics import layer_statistics
-from tttlab.views import Augmentation, random_views
 
 CLASSES, METHOD, LOOP = 4, MEMO(num_views=2), InnerLoop(steps=2, lr=1e-2)
 STAGES, HEADS = {"depths": (1, 1, 1, 1), "dims": (16, 16, 32, 32)}, {"num_heads": (1, 1, 1, 1)}

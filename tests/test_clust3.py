@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from tttlab.adapter import adapt
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.online import adapt_stream
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop
 from tttlab.methods.clust3 import ClusT3Training
+from tttlab.networks.taps import record
 from tttlab.objectives.clust3 import ClusT3, lost_information
-from tttlab.online import adapt_stream
 from tttlab.seeding import torch_generator
-from tttlab.taps import record
 
 
 def spread(clusters: torch.Tensor, count: int, sharpness: float) -> torch.Tensor:

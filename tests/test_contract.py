@@ -14,12 +14,12 @@ import torch
 from contract import assert_vectorised_equals_one_image_at_a_time, one_at_a_time, shifted
 from torch.utils._pytree import tree_leaves
 
-from tttlab.adapter import adapt
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.method import Method
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.online import adapt_stream, learning
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop
-from tttlab.method import Method
-from tttlab.normalisation import Normalisation
-from tttlab.online import adapt_stream, learning
 
 POLICIES = [Normalisation(), Normalisation("image"), Normalisation("mixed"), Normalisation("shrink")]
 LOOPS = [

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from tttlab.copies import settle, without
-from tttlab.data import ImageSet, split_validation
+from tttlab.data.copies import settle, without
+from tttlab.data.image_sets import ImageSet, split_validation
+from tttlab.data.pixels import pixel_hash
 from tttlab.errors import UserError
-from tttlab.pixels import pixel_hash
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (100, 4, 4, 3), dtype=np.uint8)
 CLASSES = ("ape", "bee")

@@ -16,11 +16,11 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_image
 
-from tttlab.corruptions import CORRUPTIONS, HELD_OUT, SEVERITIES, TABLE, corrupt, corrupt_all
-from tttlab.corruptions.blur import disc_kernel
-from tttlab.corruptions.canvas import clouds, length_scale, line_kernel
 from tttlab.errors import UserError
 from tttlab.seeding import numpy_generator
+from tttlab.shifts.corruptions import CORRUPTIONS, HELD_OUT, SEVERITIES, TABLE, corrupt, corrupt_all
+from tttlab.shifts.corruptions.blur import disc_kernel
+from tttlab.shifts.corruptions.canvas import clouds, length_scale, line_kernel
 
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR = Path(os.environ.get("TTTLAB_DATA", ROOT.parent / "shared" / "data")) / "cifar10" / "test"
@@ -205,7 +205,7 @@ def test_a_mapped_or_mirrored_array_gives_the_same_picture(tmp_path, digits):
 
 
 def test_the_names_cost_no_heavy_import():
-    code = "import sys, tttlab.corruptions; print([m for m in ('torch', 'albumentations', 'scipy') if m in sys.modules])"
+    code = "import sys, tttlab.shifts.corruptions; print([m for m in ('torch', 'albumentations', 'scipy') if m in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from tttlab.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.online import adapt_stream, learning
+from tttlab.data.views import random_views
 from tttlab.methods.cotta import CoTTA
-from tttlab.networks import Bound
-from tttlab.normalisation import Normalisation
-from tttlab.online import adapt_stream, learning
+from tttlab.networks.network import Bound
 from tttlab.seeding import torch_generator
-from tttlab.views import random_views
 
 BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]
 

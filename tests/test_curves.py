@@ -5,15 +5,14 @@ from types import SimpleNamespace
 import pytest
 from evaluated import blobs, write_sets
 
-import pipeline
-from pipeline import curves
-from tttlab.params import Shifts
+from tttlab.config.params import Shifts
+from tttlab.workflow import curves, places
 
 
 @pytest.fixture
 def follow(tmp_path, monkeypatch):
     """Follow a run that was not tuned; give what was adapted to, by shift."""
-    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(places, "OUTPUTS", tmp_path)
     monkeypatch.setattr(curves, "build_run", lambda *_: None)
     blobs(30).save(tmp_path / "data" / "test")
     blobs(30, "validation", seed=1).save(tmp_path / "data" / "labeled_validation")

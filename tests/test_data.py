@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from trees import collect, fill, pack, picture, spec, write_tree
 
-from tttlab.copies import check_duplicates
-from tttlab.data import (
+from tttlab.data.copies import check_duplicates
+from tttlab.data.decoding import to_square
+from tttlab.data.image_sets import (
     ImageSet,
     align_classes,
     balanced_subset,
@@ -20,9 +21,8 @@ from tttlab.data import (
     split_validation,
     take_part,
 )
-from tttlab.decoding import to_square
+from tttlab.data.sources import Source, open_source
 from tttlab.errors import UserError
-from tttlab.sources import Source, open_source
 
 CIFAR = Path(os.environ.get("TTTLAB_DATA", Path(__file__).parent.parent / "../shared/data")) / "cifar10"
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tttlab.decoding import to_square
-from tttlab.depths import UnknownScale
+from tttlab.data.decoding import to_square
+from tttlab.data.depths import UnknownScale
 
 RAMP = np.arange(64).reshape(8, 8)  # values of six bits, to be scaled to those of others
 MAX_SAMPLE, SIGNED_MAX_SAMPLE = 281, 341

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torchvision.transforms import functional as vision
 
-from tttlab.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.online import adapt_stream
 from tttlab.methods.deyo import DeYO, shuffle_patches
-from tttlab.networks import Outputs
-from tttlab.online import adapt_stream
+from tttlab.networks.network import Outputs
 from tttlab.seeding import torch_generator
 
 BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]

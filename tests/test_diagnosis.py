@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tttlab import diagnosis
+from tttlab.evaluation import diagnosis
 
 
 def step_rows() -> pd.DataFrame:

@@ -16,14 +16,15 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-import pipeline
 from pipeline import distance
-from tttlab import checkpoints, distances, shift_estimates
-from tttlab.data import ImageSet
-from tttlab.distances import Gaussian
+from tttlab.config.params import Shifts
+from tttlab.data.image_sets import ImageSet
 from tttlab.errors import UserError
-from tttlab.params import Shifts
-from tttlab.shift_estimates import ESTIMATES, Reference, Sample
+from tttlab.evaluation import distances, shift_estimates
+from tttlab.evaluation.distances import Gaussian
+from tttlab.evaluation.shift_estimates import ESTIMATES, Reference, Sample
+from tttlab.networks import checkpoints
+from tttlab.workflow import places
 
 
 def normal(*shape, seed=0, spread=1.0) -> np.ndarray:
@@ -303,7 +304,7 @@ class TestSampleSize:
 class TestStage:
     @pytest.fixture
     def root(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path)
+        monkeypatch.setattr(places, "OUTPUTS", tmp_path)
         monkeypatch.setattr(shift_estimates.measure, "__kwdefaults__", {"splits": 5})
         network, _ = trainings.build(trainings.SIMCLR)
         for seed in ("0", "1"):

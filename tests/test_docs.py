@@ -15,14 +15,14 @@ from test_contract import LOOPS, assert_vectorised_equals_one_image_at_a_time
 from test_structure import ROOT
 
 import tttlab.methods
-from tttlab.adapter import InnerLoop, adapt
-from tttlab.engine import Engine
-from tttlab.inner_loop import select_parameters
-from tttlab.method import Method
-from tttlab.method_settings import HOOKS, declared
-from tttlab.registry import load_method
+from tttlab.adaptation.adapter import InnerLoop, adapt
+from tttlab.adaptation.engine import Engine
+from tttlab.adaptation.inner_loop import select_parameters
+from tttlab.adaptation.method import Method
+from tttlab.adaptation.registry import load_method
+from tttlab.config.method_settings import HOOKS, declared
+from tttlab.data.views import Augmentation, random_views
 from tttlab.seeding import torch_generator
-from tttlab.views import Augmentation, random_views
 
 
 def code_blocks(name: str) -> list[str]:

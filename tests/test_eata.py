@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from tttlab.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.online import adapt_stream
 from tttlab.methods.eata import EATA, is_novel
-from tttlab.networks import Bound, Outputs
-from tttlab.online import adapt_stream
-from tttlab.source_statistics import kinds, random_parts
+from tttlab.networks.network import Bound, Outputs
+from tttlab.networks.source_statistics import kinds, random_parts
 
 BATCH = 5
 

@@ -9,10 +9,11 @@ import torch
 from contract import Unbound
 from torch.nn import functional as F
 
-from tttlab.adapter import adapt
-from tttlab.engine import Engine
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.engine import Engine
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.normalisation import Normalisation
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
 from tttlab.methods.memo import MEMO
@@ -20,7 +21,6 @@ from tttlab.methods.sar import SAR
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.tent import TENT
 from tttlab.methods.views import ViewAverage
-from tttlab.normalisation import Normalisation
 from tttlab.seeding import torch_generator
 
 LOOP = InnerLoop(steps=2, lr=1e-2, trainable="norm", clip=1.0)

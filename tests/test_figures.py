@@ -4,7 +4,10 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from tttlab import figures_accuracy, figures_signals, figures_steps, pictures, plots
+from tttlab.reporting import pictures, plots
+from tttlab.reporting.figures.accuracy import accuracy_by_severity, gain_and_cost, gain_per_corruption, heat_map, pareto_front
+from tttlab.reporting.figures.signals import estimated_accuracy, gain_along, reliability
+from tttlab.reporting.figures.steps import loss_along_steps, step_curves
 
 RUNS = ("none", "views", "actmad")
 STYLES = plots.run_styles(RUNS)
@@ -23,7 +26,7 @@ def gains() -> pd.DataFrame:
 
 
 class TestGain:
-    FIGURE = figures_accuracy.gain_per_corruption(gains(), STYLES, "gain")
+    FIGURE = gain_per_corruption(gains(), STYLES, "gain")
 
     def test_a_panel_per_run_without_the_control(self):
         assert [axes.get_title(loc="left") for axes in self.FIGURE.axes] == ["views", "actmad"]
@@ -51,7 +54,7 @@ class TestGain:
 def test_many_runs_are_wrapped_into_rows_of_panels():
     runs = [f"run{number}" for number in range(8)]
     table = pd.concat([gains().query("run == 'actmad'").assign(run=run) for run in runs])
-    figure = figures_accuracy.gain_per_corruption(table, plots.run_styles(runs), "gain")
+    figure = gain_per_corruption(table, plots.run_styles(runs), "gain")
     places = [axes.get_subplotspec() for axes in figure.axes]
     assert [axes.get_title(loc="left") for axes in figure.axes] == runs
     assert [(place.rowspan.start, place.colspan.start) for place in places] == [divmod(i, 6) for i in range(8)]
@@ -65,7 +68,7 @@ class TestSeverity:
         for run, extra in (("none", 0.0), ("views", 0.01), ("actmad", 0.02))
         for severity in (0, 1, 5)
     ])  # fmt: skip
-    FIGURE = figures_accuracy.accuracy_by_severity(TABLE, STYLES, "severity")
+    FIGURE = accuracy_by_severity(TABLE, STYLES, "severity")
 
     @pytest.mark.parametrize(("panel", "shift"), [(0, 0.0), (1, 5.0)])
     def test_lines_are_percentages(self, panel, shift):
@@ -86,7 +89,7 @@ class TestSeverity:
 
 
 def test_same_colour_per_run_in_every_figure():
-    losses = figures_steps.loss_along_steps({("actmad", "a"): [2.0, 1.0]}, STYLES, "loss")
+    losses = loss_along_steps({("actmad", "a"): [2.0, 1.0]}, STYLES, "loss")
     severity = {line.get_label(): line.get_color() for line in TestSeverity.FIGURE.axes[0].lines}
     gain = TestGain.FIGURE.axes[1].collections[0].get_edgecolor()[0]
     assert losses.axes[0].lines[0].get_color() == severity["actmad"] == to_hex(gain) == STYLES["actmad"].color
@@ -94,7 +97,7 @@ def test_same_colour_per_run_in_every_figure():
 
 def test_loss_has_a_panel_per_run_and_model():
     curves = {(f"run{number}", "a"): np.arange(number + 2.0) for number in range(5)}
-    figure = figures_steps.loss_along_steps(curves, plots.run_styles([run for run, _ in curves]), "loss")
+    figure = loss_along_steps(curves, plots.run_styles([run for run, _ in curves]), "loss")
     assert [axes.get_title(loc="left") for axes in figure.axes] == [f"run{number} · a" for number in range(5)]
     for axes, losses in zip(figure.axes, curves.values(), strict=True):
         assert axes.lines[0].get_ydata().tolist() == losses.tolist()
@@ -128,7 +131,7 @@ def test_a_set_of_few_images_leaves_its_column_empty_below():
 
 class TestHeatMap:
     TABLE = gains().assign(significant=lambda table: table["gain_low"] > 0, accuracy_source=0.612)
-    FIGURE = figures_accuracy.heat_map(TABLE, STYLES, "map", largest=0.2)
+    FIGURE = heat_map(TABLE, STYLES, "map", largest=0.2)
     AXES = FIGURE.axes[0]
 
     def test_a_row_per_run_without_the_control_and_the_source_above(self):
@@ -153,20 +156,20 @@ class TestHeatMap:
         assert len(cells) - len(filled) == len(losses)
 
     def test_unknown_gains_stay_empty(self):
-        figure = figures_accuracy.heat_map(self.TABLE.assign(gain=np.nan), STYLES, "map", largest=np.nan)
+        figure = heat_map(self.TABLE.assign(gain=np.nan), STYLES, "map", largest=np.nan)
         assert not figure.axes[0].patches
 
 
 class TestCost:
     def test_front_by_a_double_loop(self):
         costs, gains_ = [1, 2, 2, 3, 4, 4], [0, 1, 1, 0.5, 3, 2]
-        assert figures_accuracy.pareto_front(costs, gains_) == [0, 1, 2, 4]
+        assert pareto_front(costs, gains_) == [0, 1, 2, 4]
 
     def test_points_lie_at_cost_and_gain_hollow_with_the_gate(self):
         rows = [("a", "views", False, 0.5, 0.01), ("a", "actmad", False, 5.0, 0.03), ("a", "actmad", True, 2.0, 0.02)]
         table = pd.DataFrame(rows, columns=["model", "run", "gated", "milliseconds", "gain"])
         table = table.assign(gain_low=table["gain"] - 0.01, gain_high=table["gain"] + 0.01)
-        figure = figures_accuracy.gain_and_cost(table, STYLES, "cost")
+        figure = gain_and_cost(table, STYLES, "cost")
         (axes,) = figure.axes
         dots = axes.collections[1::2]
         assert [dot.get_offsets()[0].tolist() for dot in dots] == [[0.5, 1.0], [5.0, 3.0], [2.0, 2.0]]
@@ -184,7 +187,7 @@ class TestSteps:
     ])  # fmt: skip
 
     def test_three_panels_per_run_with_the_step_in_use(self):
-        figure = figures_steps.step_curves(self.ROWS, STYLES, "steps")
+        figure = step_curves(self.ROWS, STYLES, "steps")
         accuracy, _, loss, _, time, _ = figure.axes
         main = [line for line in accuracy.lines if line.get_color() == STYLES["views"].color]
         assert main[0].get_ydata() == pytest.approx([50, 60, 70])
@@ -196,18 +199,18 @@ class TestSteps:
 
     def test_a_candidate_that_collapses_leaves_the_range_alone(self):
         broken = self.ROWS.assign(accuracy=self.ROWS["accuracy"].where(self.ROWS["setting"] != "candidate-0", 0.0))
-        low, _ = figures_steps.step_curves(broken, STYLES, "steps").axes[0].get_ylim()
+        low, _ = step_curves(broken, STYLES, "steps").axes[0].get_ylim()
         assert low > 40
 
     def test_without_labels_only_the_loss(self):
         unknown = self.ROWS.assign(accuracy=np.nan, clean_accuracy=np.nan)
-        figure = figures_steps.step_curves(unknown, STYLES, "steps")
+        figure = step_curves(unknown, STYLES, "steps")
         assert [axes.get_ylabel() for axes in figure.axes] == ["loss", ""]
 
     def test_more_runs_than_columns_go_into_further_rows(self):
         runs = [f"run{number}" for number in range(5)]
         table = pd.concat([self.ROWS[self.ROWS["run"] == "views"].assign(run=run) for run in runs])
-        figure = figures_steps.step_curves(table, plots.run_styles(runs), "steps")
+        figure = step_curves(table, plots.run_styles(runs), "steps")
         assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")] == runs
         assert len(figure.axes) == 15
 
@@ -216,7 +219,7 @@ class TestSignals:
     def test_points_lie_at_signal_and_gain(self):
         table = pd.DataFrame({"run": "actmad", "shift": ["clean", "fog-5"], "severity": [0, 5], "gain": [0.0, 0.1],
                               "cosine": [0.1, 0.4], "cosine_low": [0.0, 0.3], "cosine_high": [0.2, 0.5]})  # fmt: skip
-        figure = figures_signals.gain_along(table, "cosine", STYLES, "t", "alignment", {"actmad": "Spearman +1.00"})
+        figure = gain_along(table, "cosine", STYLES, "t", "alignment", {"actmad": "Spearman +1.00"})
         (axes,) = figure.axes
         lines, dots = axes.collections
         assert np.allclose(dots.get_offsets(), [[0.1, 0], [0.4, 10]])
@@ -231,15 +234,15 @@ class TestSignals:
             pd.DataFrame({"run": "ssl", "distance": [1, 40], **rows}),
         )
         for order in ([near, far], [far, near]):
-            figure = figures_signals.gain_along(pd.concat(order), "distance", STYLES, "t", "distance", {})
+            figure = gain_along(pd.concat(order), "distance", STYLES, "t", "distance", {})
             assert {axes.get_xscale() for axes in figure.axes} == {"log"}
-        figure = figures_signals.gain_along(near, "distance", STYLES, "t", "distance", {})
+        figure = gain_along(near, "distance", STYLES, "t", "distance", {})
         assert figure.axes[0].get_xscale() == "linear"
 
     def test_estimates_lie_beside_the_truth(self):
         table = pd.DataFrame({"model": "a", "metric": ["estimated_accuracy", "estimated_accuracy_atc"], "accuracy": [0.5, 0.6],
                               "value": [0.55, 0.58]})  # fmt: skip
-        (axes,) = figures_signals.estimated_accuracy(table, "t").axes
+        (axes,) = estimated_accuracy(table, "t").axes
         assert np.allclose([dots.get_offsets()[0] for dots in axes.collections], [[50, 55], [60, 58]])
         assert axes.get_xlim() == axes.get_ylim()
 
@@ -248,7 +251,7 @@ class TestSignals:
             {"bin": [0, 7, 14], "confidence": [np.nan, 0.5, 0.95], "accuracy": [np.nan, 0.4, 0.9], "n": [0, 25, 75]}
         )
         table = pd.concat([bins.assign(run="actmad", **{"with": who}) for who in ("source", "adapted")])
-        (axes,) = figures_signals.reliability(table, STYLES, "t", {"actmad": ("8.1", "5.2")}).axes
+        (axes,) = reliability(table, STYLES, "t", {"actmad": ("8.1", "5.2")}).axes
         source, adapted = axes.collections[:2]
         assert np.allclose(adapted.get_offsets(), [[50, 40], [95, 90]])
         assert to_hex(source.get_facecolor()[0]) == plots.PAPER

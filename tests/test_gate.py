@@ -8,15 +8,15 @@ import pytest
 import torch
 from contract import shifted
 
-from tttlab import signals
-from tttlab.adapter import adapt
+from tttlab.adaptation import signals
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.gate import Gate, adapt_gated, choose_gate, fit_threshold, saves_time, score
+from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.errors import UserError
-from tttlab.gate import Gate, adapt_gated, choose_gate, fit_threshold, saves_time, score
-from tttlab.group_size import Groups
-from tttlab.inner_loop import InnerLoop
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.simclr import SimCLRTraining
-from tttlab.taps import batch_norm_layers, record
+from tttlab.networks.taps import batch_norm_layers, record
+from tttlab.runtime.group_size import Groups
 
 LOOP = InnerLoop(steps=2, lr=1e-2, clip=1.0)
 
@@ -176,9 +176,9 @@ def test_time_is_saved_where_few_images_are_worth_many_steps_and_none_where_all_
     assert saves_time(network, images, method, loop, Gate("distance", float(values.max())), **settings)
     assert not saves_time(network, images, method, InnerLoop(steps=0), Gate("distance", -1.0), **settings)
     ticks = iter([0.0, 3.0, 3.0, 5.0, 5.0, 6.5, 6.5, 9.0])  # with a gate 3 and 1.5 s, without 2 and 2.5 s
-    monkeypatch.setattr("tttlab.gate.adapt", lambda *_arguments, **_settings: None)
-    monkeypatch.setattr("tttlab.gate.adapt_gated", lambda *_arguments, **_settings: None)
-    monkeypatch.setattr("tttlab.gate.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("tttlab.adaptation.gate.adapt", lambda *_arguments, **_settings: None)
+    monkeypatch.setattr("tttlab.adaptation.gate.adapt_gated", lambda *_arguments, **_settings: None)
+    monkeypatch.setattr("tttlab.adaptation.gate.time.perf_counter", lambda: next(ticks))
     assert saves_time(network, images, method, loop, Gate("loss", 0.0), repeats=2, **settings)
 
 

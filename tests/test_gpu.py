@@ -7,14 +7,14 @@ import networks
 import pytest
 import torch
 
-from tttlab import signals
-from tttlab.adapter import adapt
-from tttlab.devices import choose_device
+from tttlab.adaptation import signals
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.online import adapt_stream
+from tttlab.adaptation.registry import load_method
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop
-from tttlab.normalisation import Normalisation
-from tttlab.online import adapt_stream
-from tttlab.registry import load_method
+from tttlab.runtime.devices import choose_device
 
 FEW = {name: {"num_views": 4} for name in ("cotta", "memo", "rotation", "simclr", "simsiam", "views", "mae")}
 

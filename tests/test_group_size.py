@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from tttlab import group_size
-from tttlab.adapter import adapt
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.errors import UserError
-from tttlab.group_size import FIRST, Groups, GroupSize, in_groups
-from tttlab.inner_loop import InnerLoop
 from tttlab.methods.actmad import ActMAD
+from tttlab.runtime import group_size
+from tttlab.runtime.group_size import FIRST, Groups, GroupSize, in_groups
 
 CPU = torch.device("cpu")
 

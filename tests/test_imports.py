@@ -8,7 +8,7 @@ from test_structure import ROOT
 
 COMPILER = """
 import sys
-from tttlab.compiler import postpone_compiler
+from tttlab.runtime.compiler import postpone_compiler
 
 postpone_compiler()
 import timm, torch, torchvision
@@ -71,7 +71,10 @@ def test_a_stage_that_has_nothing_to_do_ends_before_anything_heavy_is_imported(s
 
 def test_adapting_imports_what_it_needs():
     """MLflow on first use, and the makers of views and corruptions, which import nothing light, where there are any."""
-    start = "import pipeline\npipeline.postpone_compiler()\nimport pipeline.sweeps, pipeline.curves, pipeline.processes\n"
+    start = (
+        "from tttlab.runtime.compiler import postpone_compiler\npostpone_compiler()\n"
+        "from tttlab.workflow import curves, processes, sweeps\n"
+    )
     heavy = ("mlflow", "albumentations", "lightning_fabric", "pytorch_lightning", "scipy.stats", "sklearn", "sympy")
     assert imported(start, *heavy) == []
     assert imported(start, "timm") == ["timm"]  # the check itself works

@@ -8,7 +8,7 @@ from scipy import stats
 
 from benchmarks import coverage
 from benchmarks.bootstrap import paired_interval
-from tttlab.intervals import crossed_interval, gain_interval
+from tttlab.evaluation.intervals import crossed_interval, gain_interval
 
 
 def one_group(differences) -> np.ndarray:

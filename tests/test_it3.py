@@ -11,18 +11,18 @@ import trainings
 from test_backbones import BACKBONES
 from torch import nn
 
-from tttlab.adapter import adapt
-from tttlab.checkpoints import build_network, load, save
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.online import adapt_stream
+from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop
 from tttlab.methods.it3 import IT3Training, distance
-from tttlab.networks import Bound, Network, build_encoder, pooled_features
+from tttlab.networks.checkpoints import build_network, load, save
+from tttlab.networks.network import Bound, Network, build_encoder, pooled_features
+from tttlab.networks.stages import stage_maps, stage_places
 from tttlab.objectives.it3 import IT3
-from tttlab.online import adapt_stream
-from tttlab.optimisers import Recipe
-from tttlab.pixels import as_images
-from tttlab.stages import stage_maps, stage_places
-from tttlab.training import finetune, joint_loss
+from tttlab.training.optimisers import Recipe
+from tttlab.training.recipes import finetune, joint_loss
 
 DISTANCES = ("js", "ag", "l2")
 KINDS = pytest.mark.parametrize("kind", ["it3", "it3_vit"])

@@ -4,10 +4,10 @@ import torch
 import trainings
 from albumentations import ColorJitter, Compose, RandomResizedCrop
 
+from tttlab.data.pixels import as_images
+from tttlab.data.views import Augmentation
 from tttlab.errors import UserError
-from tttlab.loaders import EpochBatches, Item, SeededView, Views, build_transform, open_loader, told_of_lost_workers
-from tttlab.pixels import as_images
-from tttlab.views import Augmentation
+from tttlab.training.loaders import EpochBatches, Item, SeededView, Views, build_transform, open_loader, told_of_lost_workers
 
 TWO = {"objective": Views(2, trainings.VIEWS), "classify": Views(1, trainings.VIEWS)}
 

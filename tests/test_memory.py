@@ -12,36 +12,38 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import pipeline
-from pipeline import sweeps
-from pipeline.source_stats import source_batches
-from tttlab import group_size, memory, signals
-from tttlab.adapter import adapt
-from tttlab.alignment import gradient_alignment
-from tttlab.arrivals import Stream
-from tttlab.data import ImageSet
-from tttlab.group_size import GroupSize
-from tttlab.inner_loop import InnerLoop
-from tttlab.memory import OverLimit, Tally
+from tttlab.adaptation import signals
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.data.image_sets import ImageSet
+from tttlab.experiments.alignment import gradient_alignment
+from tttlab.experiments.sweep import adapt_to_shifts
+from tttlab.experiments.tuning import Judge
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.methods.eata import EATA
 from tttlab.methods.memo import MEMO
 from tttlab.methods.tent import TENT
 from tttlab.methods.ttt_plus_plus import TTTPlusPlus
-from tttlab.normalisation import Normalisation
-from tttlab.probing import encode
-from tttlab.resuming import Work
-from tttlab.shifts import Shift, list_shifts
-from tttlab.source_statistics import SourceImages, Spread, layer_statistics, projection_bank
-from tttlab.sweep import adapt_to_shifts
-from tttlab.taps import record
-from tttlab.tuning import Judge
+from tttlab.networks.source_statistics import SourceImages, Spread, layer_statistics, projection_bank
+from tttlab.networks.taps import record
+from tttlab.runtime import group_size, memory
+from tttlab.runtime.group_size import GroupSize
+from tttlab.runtime.memory import OverLimit, Tally
+from tttlab.runtime.resuming import Work
+from tttlab.shifts.shift import Shift, list_shifts
+from tttlab.shifts.streams import Stream
+from tttlab.training.probing import encode
+from tttlab.workflow import places, sweeps
+from tttlab.workflow.source_images import source_batches
 
 CPU, GROUP, MANY = torch.device("cpu"), 8, 32
 IMAGES = networks.images(MANY, seed=41)
 NAMES = [f"img-{number}" for number in range(MANY)]
 LOOP, METHOD = InnerLoop(steps=1, lr=1e-3, normalisation=Normalisation("shrink"), trainable="norm"), MEMO(num_views=2)
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -359,7 +361,7 @@ def test_choosing_images_copies_none(tmp_path):
 def test_source_images_of_the_pipeline_stay_on_disk_until_a_batch_is_looked_at(tmp_path, monkeypatch):
     own = image_set(MANY)
     own.save(tmp_path / "data/labeled_train")
-    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(places, "OUTPUTS", tmp_path)
     load, pixels = ImageSet.load, Watched(own.pixels)
     monkeypatch.setattr(ImageSet, "load", lambda folder: replace(load(folder), pixels=pixels))
 
@@ -414,5 +416,5 @@ def test_no_group_is_larger_than_the_machines_setting_says(name, network, tmp_pa
 @pytest.mark.parametrize("stage", ["source_stats", "tune", "adapt", "align", "distance"])
 def test_every_stage_that_looks_at_images_hands_the_machines_setting_on(stage):
     """By its name in the code that the stage runs."""
-    files = {"adapt": "sweeps"}
-    assert "machine.images_per_step" in (Path(pipeline.__file__).parent / f"{files.get(stage, stage)}.py").read_text()
+    scripts = {"source_stats": "src/tttlab/workflow/source_images.py", "adapt": "src/tttlab/workflow/sweeps.py"}
+    assert "machine.images_per_step" in (ROOT / scripts.get(stage, f"pipeline/{stage}.py")).read_text()

@@ -10,23 +10,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tttlab.checkpoints import build_network
+from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
-from tttlab.loaders import Views, open_loader
-from tttlab.meta_training import meta_loss
-from tttlab.networks import Outputs
-from tttlab.objective import Objective
+from tttlab.networks.checkpoints import build_network
+from tttlab.networks.network import Outputs
+from tttlab.networks.objective import Objective
 from tttlab.objectives.clust3 import ClusT3
 from tttlab.objectives.mae import MAE
 from tttlab.objectives.rotation import Rotation
 from tttlab.objectives.simclr import SimCLR
 from tttlab.objectives.simsiam import SimSiam
-from tttlab.optimisers import Recipe
-from tttlab.pixels import as_images
-from tttlab.ranks import Share, open_fabric
+from tttlab.runtime.ranks import Share, open_fabric
 from tttlab.seeding import torch_generator
-from tttlab.trainer import Task, Trainer
-from tttlab.training import joint_loss
+from tttlab.training.loaders import Views, open_loader
+from tttlab.training.meta_training import meta_loss
+from tttlab.training.optimisers import Recipe
+from tttlab.training.recipes import joint_loss
+from tttlab.training.trainer import Task, Trainer
 
 IMAGES, PAIRS = 3, 2
 WEIGHT, LR = 0.3, 0.5

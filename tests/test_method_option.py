@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tttlab.method import Method
+from tttlab.adaptation.method import Method
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import networks
 import pytest
 import torch
 
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.method import Method, entropy
+from tttlab.adaptation.method_trial import try_method, watched
+from tttlab.config.method_settings import HOOKS, declared, method_names
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop
-from tttlab.method import Method, entropy
-from tttlab.method_settings import HOOKS, declared, method_names
-from tttlab.method_trial import try_method, watched
 
 KINDS = {None: "resnet", "simclr": "resnet", "mae": "vit"}
 BY_PROTOCOL = [(name, protocol) for name in method_names() for protocol in declared(name).protocols]

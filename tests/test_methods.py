@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from tttlab.adapter import InnerLoop, adapt
-from tttlab.checkpoints import OBJECTIVES
+from tttlab.adaptation.adapter import InnerLoop, adapt
+from tttlab.adaptation.registry import load_method
+from tttlab.config.method_settings import declared, method_names
+from tttlab.data.views import Augmentation
 from tttlab.errors import UserError
-from tttlab.method_settings import declared, method_names
 from tttlab.methods.actmad import ActMAD, l1_discrepancy, natural_discrepancy
 from tttlab.methods.memo import MEMO
 from tttlab.methods.views import ViewAverage
-from tttlab.networks import Outputs
-from tttlab.registry import load_method
+from tttlab.networks.checkpoints import OBJECTIVES
+from tttlab.networks.network import Outputs
+from tttlab.networks.taps import Moments, image_moments, record
 from tttlab.seeding import torch_generator
-from tttlab.taps import Moments, image_moments, record
-from tttlab.views import Augmentation
 
 
 def test_natural_discrepancy_by_hand():
@@ -114,7 +114,7 @@ def test_only_a_method_that_uses_the_head_takes_over_what_it_was_trained_with():
 
 HELPED = """
 from dataclasses import dataclass
-from tttlab.method import Method
+from tttlab.adaptation.method import Method
 
 
 class _Base(Method):

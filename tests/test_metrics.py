@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tttlab import metrics
-from tttlab.intervals import gain_interval
-from tttlab.significance import mcnemar
+from tttlab.evaluation import metrics
+from tttlab.evaluation.intervals import gain_interval
+from tttlab.evaluation.significance import mcnemar
 
 
 def predictions(label, source, adapted, *, shifts=("fog-1",), **columns) -> pd.DataFrame:

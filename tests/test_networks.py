@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tttlab.errors import UserError
-from tttlab.networks import Bound, Network, build_encoder, evaluating, places
+from tttlab.networks.network import Bound, Network, build_encoder, evaluating, places
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}
 

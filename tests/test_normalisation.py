@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from tttlab.inner_loop import over_images
-from tttlab.networks import evaluating
-from tttlab.normalisation import Normalisation, normalised, transport
-from tttlab.source_statistics import layer_statistics
-from tttlab.taps import Moments, batch_norm_layers, record
+from tttlab.adaptation.inner_loop import over_images
+from tttlab.adaptation.normalisation import Normalisation, normalised, transport
+from tttlab.networks.network import evaluating
+from tttlab.networks.source_statistics import layer_statistics
+from tttlab.networks.taps import Moments, batch_norm_layers, record
 
 
 class OneLayer(nn.Module):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from lightly.loss import NTXentLoss
 
+from tttlab.data.views import random_masks
 from tttlab.errors import UserError
 from tttlab.objectives.mae import MAE, masked_error
 from tttlab.objectives.simclr import SimCLR, bank_contrast
 from tttlab.seeding import torch_generator
-from tttlab.views import random_masks
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tttlab.adapter import adapt
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.method import Method
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.online import adapt_stream
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop, select_parameters
-from tttlab.method import Method
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.lame import LAME, assign, neighbor_affinities
 from tttlab.methods.memo import MEMO
@@ -23,8 +25,6 @@ from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.t3a import T3A
 from tttlab.methods.tent import TENT
 from tttlab.methods.views import ViewAverage
-from tttlab.normalisation import Normalisation
-from tttlab.online import adapt_stream
 from tttlab.seeding import torch_generator
 
 COUNT, BATCH = 7, 3  # batches of 3, 2 and 2
@@ -378,6 +378,6 @@ class TestLAME:
 
 
 def networks_outputs(logits):
-    from tttlab.networks import Outputs
+    from tttlab.networks.network import Outputs
 
     return Outputs(logits, None)

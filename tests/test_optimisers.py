@@ -4,7 +4,7 @@ import pytest
 import torch
 import trainings
 
-from tttlab.optimisers import Recipe, build_optimizer
+from tttlab.training.optimisers import Recipe, build_optimizer
 
 
 def test_learning_rate_rises_linearly_and_falls_along_half_a_cosine():

@@ -11,14 +11,13 @@ import pytest
 from ruamel.yaml import YAML
 from test_structure import ROOT
 
-import pipeline
 from pipeline import methods as stage
-from pipeline import untrained
+from tttlab.adaptation.method_code import method_code, read_module, tell_changes
+from tttlab.adaptation.registry import load_method
+from tttlab.config.method_settings import declared, find_source
+from tttlab.config.params import read_params
 from tttlab.errors import UserError
-from tttlab.method_code import method_code, read_module, tell_changes
-from tttlab.method_settings import declared, find_source
-from tttlab.params import read_params
-from tttlab.registry import load_method
+from tttlab.workflow import places, untrained
 
 METHOD = """
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from typing import Annotated
 
 from annotated_types import Gt
 
-from tttlab.method import Method, entropy
+from tttlab.adaptation.method import Method, entropy
 
 from ..tools import scale
 
@@ -142,7 +141,7 @@ def test_its_code_is_hashed_with_all_that_it_imports(package):
     names = list(method_code(module))
     assert names[0] == module
     assert {name for name in names if name.startswith("own_")} == {package.name, f"{package.name}.tools", module}
-    assert {"tttlab.method", "tttlab.networks"} <= set(names)  # what these import too
+    assert {"tttlab.adaptation.method", "tttlab.networks.network"} <= set(names)  # what these import too
 
 
 @pytest.mark.parametrize("text", ["def f(:\n", "from ....beyond import x\n"])
@@ -180,11 +179,11 @@ def test_a_docstring_that_is_read_is_executed(package):
 
 
 def test_what_has_changed_is_told_by_run():
-    tent, flip = {"tttlab.methods.tent": "a", "tttlab.method": "b"}, {"my.flip": "c", "my.tools": "d"}
+    tent, flip = {"tttlab.methods.tent": "a", "tttlab.adaptation.method": "b"}, {"my.flip": "c", "my.tools": "d"}
     before = {"none": {"m": tent}, "own": {"m": flip}, "gone": {"m": tent}, "other": {"m": tent, "n": flip}}
     assert tell_changes(before, {"none": {"m": tent}, "own": {"m": flip, "n": flip}}) == ["no method's code has changed"]
     after = {
-        "none": {"m": tent | {"tttlab.method": "x"}},
+        "none": {"m": tent | {"tttlab.adaptation.method": "x"}},
         "new": {"m": tent, "n": flip},
         "own": {"m": tent},
         "other": {"m": tent, "n": flip | {"my.tools": "x", "my.more": "y"}},
@@ -192,14 +191,14 @@ def test_what_has_changed_is_told_by_run():
     assert tell_changes(before, after) == [
         "new runs: 'new' (tent, my.flip)",
         "runs with another method: 'own' (tent instead of my.flip)",
-        "runs whose method's code has changed: 'none' (tttlab.method), 'other' (my.more, my.tools)",
+        "runs whose method's code has changed: 'none' (tttlab.adaptation.method), 'other' (my.more, my.tools)",
     ]
 
 
 @pytest.fixture
 def outputs(tmp_path, monkeypatch):
     """A folder of results; → what the stage tries, in place of trying it."""
-    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
     tried = []
     monkeypatch.setattr(untrained, "try_runs", lambda _params, model, names: tried.extend((model, name) for name in names))
     return tried
@@ -255,7 +254,7 @@ def test_other_settings_are_tried_anew_and_change_no_code(package, tmp_path, out
 def test_where_nothing_is_new_torch_is_not_imported(package, tmp_path, outputs):
     stage.run(read(tmp_path, method=f"{package.name}.methods.sharp"))
     code = (
-        "import sys; from pathlib import Path; from pipeline import methods; from tttlab.params import read_params; "
+        "import sys; from pathlib import Path; from pipeline import methods; from tttlab.config.params import read_params; "
         "methods.run(read_params(Path('params.yaml'))); "
         "print([name for name in ('torch', 'timm', 'numpy') if name in sys.modules])"
     )
@@ -291,7 +290,7 @@ def test_a_broken_method_is_told_by_hook_and_line_before_any_training(package, t
     (package / "methods" / "sharp.py").write_text(
         METHOD.replace(LOSS, text).replace("from typing", "import torch\nfrom typing", 1)
     )
-    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
     method = f"{package.name}.methods.sharp"
     with pytest.raises(UserError) as caught:
         stage.run(read(tmp_path, alone=True, method=method))
@@ -310,7 +309,7 @@ def test_a_broken_method_is_told_by_hook_and_line_before_any_training(package, t
 def test_a_method_that_cannot_be_imported_is_told_before_any_training(package, tmp_path, monkeypatch, file, text, expected):
     (package / "__init__.py").write_text("")
     (package / file).write_text(text)
-    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
     with pytest.raises(UserError, match=expected):
         stage.run(read(tmp_path, alone=True, method=f"{package.name}.methods.sharp"))
 
@@ -318,7 +317,7 @@ def test_a_method_that_cannot_be_imported_is_told_before_any_training(package, t
 def test_large_images_are_tried_small_and_only_as_they_are_refused(package, tmp_path, monkeypatch):
     (package / "__init__.py").write_text("")
     file, sizes = package / "methods" / "sharp.py", []
-    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
     build = untrained.build_untrained
     monkeypatch.setattr(untrained, "build_untrained", lambda *found: (sizes.append(found[-1]), build(*found))[1])
     params = read(tmp_path, alone=True, method=f"{package.name}.methods.sharp")

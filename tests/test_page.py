@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tttlab import distance_tables, drawings, page, pictures, report
-from tttlab.data import ImageSet
-from tttlab.plots import CONTROL
-from tttlab.results import Results, shift_name
-from tttlab.shifts import Shift, list_shifts
+from tttlab.data.image_sets import ImageSet
+from tttlab.evaluation.results import Results, shift_name
+from tttlab.reporting import drawings, page, pictures, report
+from tttlab.reporting.plots import CONTROL
+from tttlab.reporting.tables import distances
+from tttlab.shifts.shift import Shift, list_shifts
 
 MODELS, RUNS = evaluated.MODELS, tuple(evaluated.RUNS)
 SETTINGS = {"seed": 3, "models": {"vit": {"note": "</pre><script>alert(1)</script>"}}}
@@ -236,7 +237,7 @@ class TestTables:
 
     def test_the_farthest_estimate_is_the_lowest(self, results):
         rows = results.rows("distances", model="vit", reference="labeled", metric="estimated_accuracy")
-        (table,) = [table for table in distance_tables.distance_summary(results) if table.name == "distance-vit"]
+        (table,) = [table for table in distances.distance_summary(results) if table.name == "distance-vit"]
         (line,) = [line for line in table.lines if "(confidence drop)" in line.cells[0].text]
         assert line.cells[4].text == report.percent(rows[rows["target"] != "clean"]["value"].min())
 
@@ -244,7 +245,7 @@ class TestTables:
         rows = results.rows("distances", model="vit").assign(seed=1)
         other = rows.assign(seed=0, value=rows["value"] + 2, p=1.0)
         both = Results(("vit",), ("none",), {("vit", "none"): {"seeds": 2}}, {"distances": pd.concat([rows, other])})
-        (table,) = distance_tables.distance_summary(both)
+        (table,) = distances.distance_summary(both)
         line = next(line for line in table.lines if line.cells[0].text == "squared MMD")
         clean = rows[(rows["reference"] == "labeled") & (rows["target"] == "clean") & (rows["metric"] == "mmd")]
         assert line.cells[2].text == report.significant(clean["value"].iloc[0] + 1)
@@ -485,7 +486,7 @@ class TestFlips:
         assert {flip.title for flip in other.wrong_to_right} != {flip.title for flip in flips.wrong_to_right}
 
     def test_the_picture_is_what_adapt_sees(self, found):
-        from tttlab.corruptions import corrupt_all
+        from tttlab.shifts.corruptions import corrupt_all
 
         test, flips = found
         flip = flips.wrong_to_right[0]
@@ -575,7 +576,7 @@ class TestSets:
 
 class TestPictures:
     def test_are_what_adapt_sees(self, outputs):
-        from tttlab.corruptions import corrupt_all
+        from tttlab.shifts.corruptions import corrupt_all
 
         test = ImageSet.load(outputs / "data" / "test")
         shown = pictures.shift_pictures(test, evaluated.CORRUPTIONS, evaluated.SEVERITIES, seed=3)

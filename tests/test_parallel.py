@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tttlab.errors import UserError
-from tttlab.parallel import in_order
-from tttlab.resuming import Work
+from tttlab.runtime.parallel import in_order
+from tttlab.runtime.resuming import Work
 
 
 def square(number: int) -> tuple[int, int]:
@@ -37,7 +37,7 @@ def test_a_workers_mistake_is_raised_here():
 
 ORPHANS = """
 import sys, time
-from tttlab.parallel import in_order
+from tttlab.runtime.parallel import in_order
 def work(item):
     time.sleep(60)
 print("ready", flush=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tttlab import params as module
+from tttlab.config import params as module
+from tttlab.config.method_settings import declared, method_names
+from tttlab.config.params import CORRUPTIONS, HELD_OUT, is_held_out, read_params
 from tttlab.errors import UserError
-from tttlab.method_settings import declared, method_names
-from tttlab.params import CORRUPTIONS, HELD_OUT, is_held_out, read_params
 
 PROJECT = Path(__file__).parent.parent
 
@@ -562,8 +562,8 @@ def test_what_is_no_setting_needs_neither_type_nor_default(methods):
 
 
 def test_what_a_class_may_say_of_itself_is_what_the_contract_knows():
-    from tttlab.method import Method
-    from tttlab.method_settings import HOOKS, Attributes
+    from tttlab.adaptation.method import Method
+    from tttlab.config.method_settings import HOOKS, Attributes
 
     known = {name for name in vars(Method) if not name.startswith("_")}
     hooks = {name for name in known if callable(getattr(Method, name))}
@@ -602,7 +602,7 @@ def test_settings_read_from_text_are_those_of_the_class(methods):
 
 
 def test_the_names_of_corruptions_are_those_that_are_implemented():
-    from tttlab import corruptions
+    from tttlab.shifts import corruptions
 
     assert (corruptions.CORRUPTIONS, corruptions.HELD_OUT) == (CORRUPTIONS, HELD_OUT)
 
@@ -615,7 +615,7 @@ def test_backbone_names_are_those_of_timm():
 
 def test_the_projects_own_settings_are_legal_and_reading_them_imports_nothing_heavy():
     code = (
-        "import sys; from pathlib import Path; from tttlab.params import read_params; "
+        "import sys; from pathlib import Path; from tttlab.config.params import read_params; "
         f"read_params(Path({str(PROJECT / 'params.yaml')!r})); "
         "print([name for name in ('torch', 'timm', 'sklearn', 'pandas', 'mlflow') if name in sys.modules])"
     )

@@ -9,9 +9,9 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from tttlab import per_image
-from tttlab.inner_loop import over_images
-from tttlab.per_image import PerImageConv2d, PerImageLayers
+from tttlab.adaptation import per_image
+from tttlab.adaptation.inner_loop import over_images
+from tttlab.adaptation.per_image import PerImageConv2d, PerImageLayers
 
 IMAGES, VIEWS = 4, 3
 

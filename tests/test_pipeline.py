@@ -17,11 +17,11 @@ import pytest
 from ruamel.yaml import YAML
 from test_structure import ROOT
 
-import pipeline
+from tttlab.config.params import ImageSpec, read_params
+from tttlab.data.sources import open_source
 from tttlab.errors import UserError
-from tttlab.params import ImageSpec, read_params
-from tttlab.process_identity import Identity
-from tttlab.sources import open_source
+from tttlab.runtime.process_identity import Identity
+from tttlab.workflow import places
 
 STAGES = {"methods": None, "prepare": None, "pretrain": "networks", "finetune": "networks", "source_stats": "networks",
           "tune": "runs", "distance": "models", "adapt": "runs", "align": "runs", "evaluate": None, "report": None}  # fmt: skip
@@ -71,8 +71,8 @@ def project(tmp_path_factory):
     root.mkdir()
     params = tiny_params(root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "ROOT", root)
-        patch.setattr(pipeline, "OUTPUTS", root / "outputs")
+        patch.setattr(places, "ROOT", root)
+        patch.setattr(places, "OUTPUTS", root / "outputs")
         run_stages(params, STAGES)
         yield root, params
 
@@ -95,8 +95,8 @@ def elsewhere(project, tmp_path, monkeypatch):
     """The finished project at another place: where, its settings, and a way to run stages there under changed ones."""
     root, _ = project
     copy = Path(shutil.copytree(root, tmp_path / "elsewhere"))
-    monkeypatch.setattr(pipeline, "ROOT", copy)
-    monkeypatch.setattr(pipeline, "OUTPUTS", copy / "outputs")
+    monkeypatch.setattr(places, "ROOT", copy)
+    monkeypatch.setattr(places, "OUTPUTS", copy / "outputs")
     values = YAML(typ="safe").load((copy / "params.yaml").read_text())
 
     def run(*stages: str):
@@ -178,7 +178,7 @@ def test_mlflow_holds_one_run_per_execution_linked_to_where_it_came_from(project
 
 
 def test_statistics_of_another_checkpoint_are_refused(project):
-    from tttlab import source_statistics
+    from tttlab.networks import source_statistics
 
     root, _ = project
     with pytest.raises(UserError, match=r"expected statistics of checkpoint 000000000000, found those of"):
@@ -227,10 +227,10 @@ def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, cop
 @pytest.mark.parametrize(
     ("stage", "item", "computes", "outputs"),
     [
-        ("pretrain", ("mae_vit", 5), "tttlab.trainer.Trainer._run_epoch", "pretrained/mae_vit/5"),
-        ("finetune", ("mae_vit", 5), "tttlab.trainer.Trainer._run_epoch", "finetuned/mae_vit/5"),
-        ("tune", ("shrink",), "tttlab.tuning.adapt_to_job", "tuned/shrink.json"),
-        ("adapt", ("shrink",), "tttlab.sweep.adapt_to_job", "adapted/shrink"),
+        ("pretrain", ("mae_vit", 5), "tttlab.training.trainer.Trainer._run_epoch", "pretrained/mae_vit/5"),
+        ("finetune", ("mae_vit", 5), "tttlab.training.trainer.Trainer._run_epoch", "finetuned/mae_vit/5"),
+        ("tune", ("shrink",), "tttlab.experiments.tuning.adapt_to_job", "tuned/shrink.json"),
+        ("adapt", ("shrink",), "tttlab.experiments.sweep.adapt_to_job", "adapted/shrink"),
     ],
 )
 def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
@@ -239,9 +239,9 @@ def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
     """As DVC runs it: that ends, another begins, and has removed the outputs."""
     root, params = project
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
-    monkeypatch.setattr(pipeline, "ROOT", copy)
-    monkeypatch.setattr(pipeline, "OUTPUTS", copy / "outputs")
-    monkeypatch.setattr("pipeline.leftovers.find_driver", lambda _: Identity(os.getpid(), drivers.pop(0)))
+    monkeypatch.setattr(places, "ROOT", copy)
+    monkeypatch.setattr(places, "OUTPUTS", copy / "outputs")
+    monkeypatch.setattr("tttlab.workflow.leftovers.find_driver", lambda _: Identity(os.getpid(), drivers.pop(0)))
     drivers, run = [100.0, 200.0, 200.0], importlib.import_module(f"pipeline.{stage}").run
 
     def written() -> dict[str, bytes]:
@@ -264,7 +264,7 @@ def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
     assert [status for _, status in runs()].count("RUNNING") == 0
     assert len(runs()) == len(known)  # the same runs in MLflow, the trials of a tuning among them
     assert [path.name for path in (copy / ".resume").iterdir() if path.is_dir()]
-    importlib.import_module("pipeline.leftovers").tidy()
+    importlib.import_module("tttlab.workflow.leftovers").tidy()
     assert not [path.name for path in (copy / ".resume").iterdir() if path.is_dir()]
 
 
@@ -304,9 +304,9 @@ def test_fixed_values_are_used_where_tuning_is_switched_off(elsewhere):
 
 
 def test_a_tuned_file_that_cannot_be_read_is_told_in_one_line(project, monkeypatch, tmp_path):
-    from pipeline.loading import load_tuned
+    from tttlab.workflow.loading import load_tuned
 
-    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(places, "OUTPUTS", tmp_path)
     (tmp_path / "tuned").mkdir()
     for text in ('{"mae_vit": {"tuned"', "{}", '{"mae_vit": {"tuned": true}}', "[]"):
         (tmp_path / "tuned" / "ssl.json").write_text(text)
@@ -440,11 +440,11 @@ def test_streams_go_all_the_way(elsewhere):
 def test_a_head_gets_the_views_that_it_was_trained_on(project, monkeypatch, method, own):
     from dataclasses import asdict
 
-    from pipeline.loading import build_run, load_source
+    from tttlab.workflow.loading import build_run, load_source
 
     root, _ = project
     monkeypatch.chdir(root)
-    monkeypatch.setattr(pipeline, "OUTPUTS", root / "outputs")
+    monkeypatch.setattr(places, "OUTPUTS", root / "outputs")
     params = read_params(root / "params.yaml")
     params.adapt.runs["own"] = {"method": method, "protocol": "online"}
     model = next(name for name, objective in params.objectives.items() if objective == "simclr")
@@ -456,7 +456,7 @@ def test_a_head_gets_the_views_that_it_was_trained_on(project, monkeypatch, meth
 
 BROKEN = """
 from dataclasses import dataclass
-from tttlab.method import Method, entropy
+from tttlab.adaptation.method import Method, entropy
 
 
 @dataclass(frozen=True)
@@ -475,8 +475,8 @@ def test_a_stage_started_by_hand_tells_what_is_wrong_with_a_method_before_it_wor
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "broken.py").write_text(BROKEN)
     monkeypatch.chdir(root)
-    monkeypatch.setattr(pipeline, "OUTPUTS", root / "outputs")
-    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "OUTPUTS", root / "outputs")
+    monkeypatch.setattr(places, "ROOT", tmp_path)
     params = read_params(root / "params.yaml")
     params.adapt.runs["own"] = {"method": "package.broken", "search": {"lr": [0.1, 0.2]}}
     with pytest.raises(

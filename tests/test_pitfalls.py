@@ -27,28 +27,32 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tttlab import adapter, checkpoints, devices, diagnosis, online, source_statistics, sweep
-from tttlab.adapter import Curve, adapt, wait_for
-from tttlab.arrivals import Stream
-from tttlab.data import ImageSet
+from tttlab.adaptation import adapter, online
+from tttlab.adaptation.adapter import Curve, adapt, wait_for
+from tttlab.adaptation.gate import Gate
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.method import Method
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.online import Learner, adapt_stream
+from tttlab.adaptation.registry import load_method
+from tttlab.config.params import Params, read_params
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.views import log_mean_probabilities
 from tttlab.errors import UserError
-from tttlab.gate import Gate
-from tttlab.group_size import GroupSize
-from tttlab.inner_loop import InnerLoop
-from tttlab.method import Method
+from tttlab.evaluation import diagnosis
+from tttlab.experiments import sweep
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.tent import TENT
-from tttlab.networks import Network, build_encoder
-from tttlab.normalisation import Normalisation
-from tttlab.online import Learner, adapt_stream
-from tttlab.params import Params, read_params
-from tttlab.registry import load_method
-from tttlab.resuming import Work
+from tttlab.networks import checkpoints, source_statistics
+from tttlab.networks.network import Network, build_encoder
+from tttlab.runtime import devices
+from tttlab.runtime.group_size import GroupSize
+from tttlab.runtime.resuming import Work
 from tttlab.seeding import torch_generator
-from tttlab.shifts import list_shifts
-from tttlab.views import log_mean_probabilities
+from tttlab.shifts.shift import list_shifts
+from tttlab.shifts.streams import Stream
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent

@@ -13,13 +13,13 @@ import torch
 import trainings
 from PIL import Image
 
-from tttlab.data import ImageSet, gather
-from tttlab.decoding import to_square
+from tttlab.config.params import TargetSpec
+from tttlab.data.decoding import to_square
+from tttlab.data.image_sets import ImageSet, gather
+from tttlab.data.pixels import InPlace, pixel_hash
+from tttlab.data.sources import open_source
 from tttlab.errors import UserError
-from tttlab.loaders import Views, open_loader
-from tttlab.params import TargetSpec
-from tttlab.pixels import InPlace, pixel_hash
-from tttlab.sources import open_source
+from tttlab.training.loaders import Views, open_loader
 
 SIZE = 224
 KINDS = {  # what a file of the format can hold
@@ -127,7 +127,7 @@ def test_choosing_looks_at_no_image(tmp_path, monkeypatch):
     images = noises(tmp_path, 6)
     whole = images.pixels[:]
     with monkeypatch.context() as patch:
-        patch.setattr("tttlab.pixels.to_square", None)  # whoever looks falls over
+        patch.setattr("tttlab.data.pixels.to_square", None)  # whoever looks falls over
         some, lazy = images.take([5, 0, 2]), images.pixels.take(np.array([5, 0, 2]))
         assert some.image_ids == tuple(images.image_ids[place] for place in (5, 0, 2))
         assert not some.packed

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from tttlab import pictures, plots
+from tttlab.reporting import pictures, plots
 
 
 @plots.styled

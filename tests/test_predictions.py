@@ -3,7 +3,7 @@ import pytest
 from test_metrics import TABLE
 
 from tttlab.errors import UserError
-from tttlab.predictions import read_predictions
+from tttlab.evaluation.predictions import read_predictions
 
 
 def test_returns_what_was_written(tmp_path):

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-import pipeline
 from pipeline import prepare
-from pipeline.shifted import open_test
-from pipeline.sizes import image_size
-from tttlab.data import ImageSet
+from tttlab.config.params import Params
+from tttlab.data.image_sets import ImageSet
 from tttlab.errors import UserError
-from tttlab.params import Params
-from tttlab.shift_sets import CIFAR10
+from tttlab.shifts.sets import CIFAR10
+from tttlab.workflow import places
+from tttlab.workflow.shifted import open_test
+from tttlab.workflow.sizes import image_size
 
 PROJECT = Path(__file__).parent.parent
 SETS = ("unlabeled", "labeled_train", "labeled_validation", "test")
@@ -33,7 +33,7 @@ DATA = {
 def run(tmp_path, monkeypatch):
     """Run the stage in an empty project on DATA with changes."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "ROOT", tmp_path)
     values = YAML(typ="safe", pure=True).load((PROJECT / "params.yaml").read_text())
 
     def run(workers=1, seed=0, shifts=None, **changes):
@@ -483,7 +483,7 @@ def test_what_is_wrong_with_a_set_shows_before_any_image_is_decoded(run, three, 
     def decoding(*_):
         raise AssertionError
 
-    monkeypatch.setattr("tttlab.data.to_square", decoding)
+    monkeypatch.setattr("tttlab.data.image_sets.to_square", decoding)
     sets = {"photos": photographed(tmp_path / "p"), "z": corrupted(tmp_path / "c") | wish}
     with pytest.raises(UserError, match=told):
         run(**three, shifts={"sets": sets})

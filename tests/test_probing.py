@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import trainings
 
-from tttlab.probing import Encoded, classification, encode, knn_accuracy
+from tttlab.training.probing import Encoded, classification, encode, knn_accuracy
 
 
 def encoded(count: int, seed: int) -> Encoded:

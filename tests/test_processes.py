@@ -9,8 +9,8 @@ import pytest
 from ruamel.yaml import YAML
 from test_structure import ROOT
 
-from pipeline.leftovers import CODE
-from pipeline.processes import started
+from tttlab.workflow.leftovers import CODE
+from tttlab.workflow.processes import started
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_processes_per_machine_and_machines(environment, expected):
 
 
 def test_unfinished_work_is_of_all_the_projects_code():
-    assert set(CODE) == {ROOT / "pipeline", ROOT / "src" / "tttlab"}
+    assert {path.resolve() for path in CODE} == {ROOT / "pipeline", ROOT / "src" / "tttlab"}
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from tttlab.errors import UserError
 from tttlab.objectives.clust3 import ClusT3
 from tttlab.objectives.mae import MAE
 from tttlab.objectives.simclr import SimCLR
-from tttlab.optimisers import Recipe
-from tttlab.ranks import Share, open_fabric
-from tttlab.resuming import Work
+from tttlab.runtime.ranks import Share, open_fabric
+from tttlab.runtime.resuming import Work
 from tttlab.seeding import torch_generator
-from tttlab.trainer import synchronise_batchnorm
-from tttlab.training import finetune, pretrain
+from tttlab.training.optimisers import Recipe
+from tttlab.training.recipes import finetune, pretrain
+from tttlab.training.trainer import synchronise_batchnorm
 
 RECIPE = Recipe(epochs=2, batch_size=9, optimizer="sgd", lr=0.05, weight_decay=0.01)  # 22 images: batches of 8, 7 and 7
 GROUPNORM = trainings.SIMCLR | {
@@ -126,7 +126,7 @@ def assert_close(left: tuple, right: tuple) -> None:
 @pytest.mark.parametrize("settings", [GROUPNORM, VIT, ROTATION, CLUST3], ids=["simclr", "mae", "rotation", "clust3"])
 def test_all_trainings_of_two_ranks_end_as_one_process_ends(settings, double, monkeypatch, tmp_path):
     """Pretraining, joint and full fine-tuning, and the head's refit: three steps of each, whose rounding does not grow."""
-    monkeypatch.setattr("tttlab.training.REFIT_EPOCHS", 1)
+    monkeypatch.setattr("tttlab.training.recipes.REFIT_EPOCHS", 1)
     recipe = replace(RECIPE, epochs=1)
     alone = train(open_fabric("cpu", "32"), settings, recipe)
     assert [len(rows) for rows in alone[0]] == [2, 2, 0, 2, 2]  # pretrained, tuned jointly without a refit and in full with one
@@ -176,7 +176,7 @@ def test_batchnorm_on_cpus_is_warned_of_once_for_each_task(tmp_path):
 def train_with_batchnorm(fabric):
     messages = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tttlab.trainer.logger.warning", lambda text, *parts: messages.append(text % parts))
+        patch.setattr("tttlab.training.trainer.logger.warning", lambda text, *parts: messages.append(text % parts))
         _, weights = train(fabric, trainings.SIMCLR)
     return messages, weights
 

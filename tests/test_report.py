@@ -10,16 +10,17 @@ import evaluated
 import pandas as pd
 import pytest
 
-import pipeline
 from pipeline import align, evaluate
 from pipeline import report as report_stage
-from pipeline.loading import Ready
-from pipeline.sweeps import Sweep
-from tttlab import report, tracking
+from tttlab import tracking
+from tttlab.config.params import Online
+from tttlab.config.runs import resolve_run
 from tttlab.errors import UserError
-from tttlab.params import Online
-from tttlab.results import Results, read_table
-from tttlab.runs import resolve_run
+from tttlab.evaluation.results import Results, read_table
+from tttlab.reporting import report
+from tttlab.workflow import places
+from tttlab.workflow.loading import Ready
+from tttlab.workflow.sweeps import Sweep
 
 MODELS, RUNS = ("vit",), tuple(evaluated.RUNS)
 
@@ -43,9 +44,9 @@ def run_stages(root, **options) -> str:
     for model, table in read_table(outputs / "tables" / "distances.csv").groupby("model"):
         table.to_csv(outputs / "distances" / f"{model}.csv", index=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "OUTPUTS", outputs)
-        patch.setattr(pipeline, "ROOT", root)
-        patch.setattr("pipeline.execution.execution", lambda _: tracking.Execution("repro", os.getpid()))
+        patch.setattr(places, "OUTPUTS", outputs)
+        patch.setattr(places, "ROOT", root)
+        patch.setattr("tttlab.workflow.execution.execution", lambda _: tracking.Execution("repro", os.getpid()))
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
         evaluate.run(params)
         report_stage.run(params)

@@ -15,10 +15,10 @@ import pytest
 import torch
 from test_structure import FOLDERS, ROOT, closure, imported
 
-from tttlab import resuming
 from tttlab.errors import UserError
-from tttlab.process_identity import Identity
-from tttlab.resuming import Work, content_hash, forget_abandoned, forget_recorded, work_key
+from tttlab.runtime import resuming
+from tttlab.runtime.process_identity import Identity
+from tttlab.runtime.resuming import Work, content_hash, forget_abandoned, forget_recorded, work_key
 
 
 @pytest.fixture
@@ -200,8 +200,8 @@ class TestFinished:
 STAGE = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.leftovers import store, tidy
-from tttlab.resuming import Work
+from tttlab.workflow.leftovers import store, tidy
+from tttlab.runtime.resuming import Work
 
 name, fatal = sys.argv[1], Path("fatal")
 driver = tidy()

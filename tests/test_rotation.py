@@ -9,17 +9,17 @@ import torch
 import trainings
 from torch import nn
 
-from tttlab.adapter import adapt
-from tttlab.data import ImageSet
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.pixels import as_images
+from tttlab.data.views import Augmentation, random_views
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop
 from tttlab.methods.rotation import RotationTraining
 from tttlab.objectives.rotation import Rotation, rotate
-from tttlab.optimisers import Recipe
-from tttlab.pixels import as_images
 from tttlab.seeding import torch_generator
-from tttlab.training import pretrain
-from tttlab.views import Augmentation, random_views
+from tttlab.training.optimisers import Recipe
+from tttlab.training.recipes import pretrain
 
 
 def test_images_are_turned_as_numpy_turns_them():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tttlab.config.params import CORRUPTIONS, HELD_OUT, ImageSpec, ShiftSet
+from tttlab.data.sources import open_source
 from tttlab.errors import UserError
-from tttlab.params import CORRUPTIONS, HELD_OUT, ImageSpec, ShiftSet
-from tttlab.shift_sets import CIFAR10, left_out, open_shift_set
-from tttlab.sources import open_source
+from tttlab.shifts.sets import CIFAR10, left_out, open_shift_set
 
 CIFAR100 = tuple(f"class {number:02d}" for number in range(100))
 COUNT = 12  # test images; the real files hold 10,000

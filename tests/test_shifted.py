@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pipeline
 from pipeline.prepare import write_shifted
-from pipeline.shifted import open_test
-from tttlab.corruptions import corrupt_all
-from tttlab.data import ImageSet
+from tttlab.config.params import Shifts
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.pixels import InPlace, Place, pixel_hash
 from tttlab.errors import UserError
-from tttlab.params import Shifts
-from tttlab.pixels import InPlace, Place, pixel_hash
-from tttlab.shifts import Shift
+from tttlab.shifts.corruptions import corrupt_all
+from tttlab.shifts.shift import Shift
+from tttlab.workflow import places
+from tttlab.workflow.shifted import open_test
 
 
 def image_set(count, prefix, seed=0, labels=None):
@@ -36,7 +36,7 @@ SETS = {
 @pytest.fixture
 def opened(tmp_path, monkeypatch):
     """Open what `prepare` left, with changed settings."""
-    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(places, "OUTPUTS", tmp_path)
     for name in ("test", "labeled_validation"):
         SETS[name].save(tmp_path / "data" / name)
     own = [Shift("z/fog", 3, SETS["c"]), Shift("a b/by night", 0, SETS["photos"]), Shift("a b/unknown", 0, SETS["unknown"])]

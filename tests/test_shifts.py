@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tttlab.corruptions import corrupt_all
-from tttlab.data import ImageSet
-from tttlab.pixels import InPlace, Place, pixel_hash
-from tttlab.shifts import Shift, list_shifts
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.pixels import InPlace, Place, pixel_hash
+from tttlab.shifts.corruptions import corrupt_all
+from tttlab.shifts.shift import Shift, list_shifts
 
 
 def image_set(count, prefix="test", seed=0):

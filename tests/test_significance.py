@@ -6,7 +6,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as by_statsmodels
 from statsmodels.stats.multitest import multipletests
 
-from tttlab.significance import holm, mcnemar
+from tttlab.evaluation.significance import holm, mcnemar
 
 
 class TestMcNemar:

@@ -9,15 +9,15 @@ import torch
 import trainings
 from lightly.loss import NegativeCosineSimilarity
 
-from tttlab.adapter import adapt
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop
 from tttlab.methods.simsiam import SimSiamTraining
 from tttlab.objectives.simsiam import SimSiam, disagreement
-from tttlab.optimisers import Recipe
-from tttlab.pixels import as_images
 from tttlab.seeding import torch_generator
-from tttlab.training import pretrain
+from tttlab.training.optimisers import Recipe
+from tttlab.training.recipes import pretrain
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

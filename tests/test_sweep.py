@@ -12,23 +12,23 @@ import pytest
 import torch
 from processes import on_ranks, start
 
-from tttlab import sweep
-from tttlab.adapter import InnerLoop, adapt
-from tttlab.arrivals import Stream
-from tttlab.corruptions import corrupt_all
-from tttlab.data import ImageSet
+from tttlab.adaptation.adapter import InnerLoop, adapt
+from tttlab.adaptation.gate import Gate
+from tttlab.adaptation.online import adapt_stream
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.pixels import as_images
+from tttlab.data.views import Augmentation
 from tttlab.errors import UserError
-from tttlab.gate import Gate
+from tttlab.experiments import sweep
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.tent import TENT
-from tttlab.online import adapt_stream
-from tttlab.pixels import as_images
-from tttlab.ranks import open_fabric
-from tttlab.resuming import Work
-from tttlab.shifts import Shift, list_shifts
-from tttlab.views import Augmentation
+from tttlab.runtime.ranks import open_fabric
+from tttlab.runtime.resuming import Work
+from tttlab.shifts.corruptions import corrupt_all
+from tttlab.shifts.shift import Shift, list_shifts
+from tttlab.shifts.streams import Stream
 
 SHIFTS = list_shifts(["fog", "contrast"], [2, 5])
 
@@ -356,7 +356,7 @@ def test_clean_images_alone_have_no_losses_of_shifted_ones(images, tmp_path):
 
 
 def test_settings_of_params_yaml_become_the_inner_loop():
-    from tttlab.runs import AdapterSettings
+    from tttlab.config.runs import AdapterSettings
 
     settings = AdapterSettings(steps=3, lr=0.5, normalisation="shrink", threshold=2.0, clip=1.0, average=4)
     loop = sweep.inner_loop(settings.model_dump(), Augmentation(0.5))
@@ -365,7 +365,7 @@ def test_settings_of_params_yaml_become_the_inner_loop():
 
 
 def test_the_settings_defaults_are_the_adapters():
-    from tttlab.runs import AdapterSettings
+    from tttlab.config.runs import AdapterSettings
 
     assert sweep.inner_loop(AdapterSettings().model_dump(), Augmentation()) == InnerLoop()
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tttlab.adapter import adapt
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.config.method_settings import declared
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop
-from tttlab.method_settings import declared
 from tttlab.methods.memo import MEMO
 from tttlab.methods.none import NoAdaptation
 from tttlab.methods.symmetries import Symmetries
-from tttlab.networks import Outputs
+from tttlab.networks.network import Outputs
 from tttlab.seeding import torch_generator
 
 CYCLIC = [(0, 1, 2), (1, 2, 0), (2, 0, 1)]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import vmap
 
 from tttlab.errors import UserError
-from tttlab.taps import VARIANCE_FLOOR, batch_moments, batch_norm_layers, image_moments, record, stage_layers
+from tttlab.networks.taps import VARIANCE_FLOOR, batch_moments, batch_norm_layers, image_moments, record, stage_layers
 
 
 class Pair(nn.Module):

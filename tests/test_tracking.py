@@ -14,10 +14,11 @@ import pandas as pd
 import psutil
 import pytest
 
-from tttlab import metrics, tracking
+from tttlab import tracking
 from tttlab.errors import UserError
-from tttlab.predictions import score
-from tttlab.process_identity import is_dvc
+from tttlab.evaluation import metrics
+from tttlab.evaluation.predictions import score
+from tttlab.runtime.process_identity import is_dvc
 from tttlab.tracking import Execution
 
 ROOT = Path(__file__).parent.parent

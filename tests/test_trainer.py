@@ -8,11 +8,11 @@ import torch
 import trainings
 
 from tttlab.errors import UserError
-from tttlab.loaders import Views
-from tttlab.optimisers import Recipe
-from tttlab.resuming import Work
-from tttlab.trainer import Task, training_only
-from tttlab.training import classification_loss, objective_loss, ssl_views
+from tttlab.runtime.resuming import Work
+from tttlab.training.loaders import Views
+from tttlab.training.optimisers import Recipe
+from tttlab.training.recipes import classification_loss, objective_loss, ssl_views
+from tttlab.training.trainer import Task, training_only
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2)
 

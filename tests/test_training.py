@@ -5,14 +5,14 @@ import torch
 import trainings
 from torch import Tensor
 
-from tttlab.inner_loop import select_parameters
-from tttlab.loaders import Views, open_loader
-from tttlab.networks import Network, add_probe
-from tttlab.optimisers import Recipe
-from tttlab.pixels import as_images
+from tttlab.adaptation.inner_loop import select_parameters
+from tttlab.data.pixels import as_images
+from tttlab.data.views import Augmentation
+from tttlab.networks.network import Network, add_probe
 from tttlab.seeding import torch_generator
-from tttlab.training import betas, finetune, joint_loss, last_values, pretrain, refit_head, ssl_views
-from tttlab.views import Augmentation
+from tttlab.training.loaders import Views, open_loader
+from tttlab.training.optimisers import Recipe
+from tttlab.training.recipes import betas, finetune, joint_loss, last_values, pretrain, refit_head, ssl_views
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2)
 GENTLE = Augmentation(min_scale=0.8, flip=False, jitter=0.1)

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.online import adapt_stream
+from tttlab.adaptation.registry import load_method
 from tttlab.errors import UserError
-from tttlab.inner_loop import InnerLoop, select_parameters
 from tttlab.methods.ttt_plus_plus import NAMES, PLACES, TTTPlusPlus, distances, misalignment, summarise
-from tttlab.networks import Bound
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import random_parts
 from tttlab.objectives.simclr import nt_xent
-from tttlab.online import adapt_stream
-from tttlab.registry import load_method
 from tttlab.seeding import torch_generator
-from tttlab.source_statistics import random_parts
 
 NETWORK = networks.source_statistics("resnet")[0]
 BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]  # of 7 images, in batches of at most 3

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from tttlab import sweep, tuning
-from tttlab.adapter import adapt
-from tttlab.arrivals import Stream
-from tttlab.data import ImageSet
-from tttlab.gate import Gate
-from tttlab.group_size import Groups
-from tttlab.inner_loop import InnerLoop
-from tttlab.intervals import crossed_standard_error
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.gate import Gate
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.config.params import CORRUPTIONS, HELD_OUT
+from tttlab.data.image_sets import ImageSet
+from tttlab.evaluation.intervals import crossed_standard_error
+from tttlab.experiments import sweep, tuning
+from tttlab.experiments.sweep import Block, Job, adapt_to_job, list_jobs
+from tttlab.experiments.trials import Grid, Outcome, Search, Trial, compare, pick
+from tttlab.experiments.tuning import Judge, list_candidates, successive_halving
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.tent import TENT
-from tttlab.params import CORRUPTIONS, HELD_OUT
-from tttlab.resuming import Work
-from tttlab.sweep import Block, Job, adapt_to_job, list_jobs
-from tttlab.trials import Grid, Outcome, Search, Trial, compare, pick
-from tttlab.tuning import Judge, list_candidates, successive_halving
+from tttlab.runtime.group_size import Groups
+from tttlab.runtime.resuming import Work
+from tttlab.shifts.streams import Stream
 
 
 def outcome(*accuracies: float, count: int = 100, clean_loss: float = 0.0) -> Outcome:

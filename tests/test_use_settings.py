@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tttlab.params import read_params
+from tttlab.config.params import read_params
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = sorted((ROOT / "settings").glob("*.yaml"))

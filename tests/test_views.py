@@ -4,8 +4,8 @@ import networks
 import pytest
 import torch
 
+from tttlab.data.views import Augmentation, crop_transforms, jitter, random_masks, random_views
 from tttlab.seeding import torch_generator
-from tttlab.views import Augmentation, crop_transforms, jitter, random_masks, random_views
 
 
 def streams(count: int) -> list[torch.Generator]:

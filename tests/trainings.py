@@ -9,16 +9,16 @@ import numpy as np
 import psutil
 import torch
 
-from tttlab.checkpoints import build_network
-from tttlab.data import ImageSet
-from tttlab.loaders import Views
-from tttlab.networks import Network
-from tttlab.optimisers import Recipe
-from tttlab.ranks import open_fabric
-from tttlab.resuming import Work
-from tttlab.trainer import Task, Trainer
-from tttlab.training import classification_loss, finetune, pretrain
-from tttlab.views import Augmentation
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.views import Augmentation
+from tttlab.networks.checkpoints import build_network
+from tttlab.networks.network import Network
+from tttlab.runtime.ranks import open_fabric
+from tttlab.runtime.resuming import Work
+from tttlab.training.loaders import Views
+from tttlab.training.optimisers import Recipe
+from tttlab.training.recipes import classification_loss, finetune, pretrain
+from tttlab.training.trainer import Task, Trainer
 
 SIMCLR = {
     "backbone": "resnet18",

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tttlab.data import gather
-from tttlab.params import ImageSpec, TargetSpec
-from tttlab.sources import open_source
+from tttlab.config.params import ImageSpec, TargetSpec
+from tttlab.data.image_sets import gather
+from tttlab.data.sources import open_source
 
 RNG = np.random.default_rng(0)
 

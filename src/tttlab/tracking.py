@@ -28,7 +28,7 @@ import psutil
 from filelock import FileLock
 
 from tttlab.errors import UserError
-from tttlab.process_identity import Identity, find_driver
+from tttlab.runtime.process_identity import Identity, find_driver
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -369,7 +369,7 @@ def start_run(
         params: Settings, nested as they are in params.yaml; logged when the run is created.
         parent: Id of the pipeline's run.
         tags: More tags, such as model, method, protocol, source_run_id.
-        resume_key: What identifies a piece of work as long as it is kept (`tttlab.resuming.Work.id`). A run with this key is
+        resume_key: What identifies a piece of work as long as it is kept (`resuming.Work.id`). A run with this key is
             opened again, and its curves go on; else a new one is created.
     """
     client, experiment = _open(root)
@@ -427,7 +427,7 @@ def log_predictions(run: Run, scored: "pd.DataFrame") -> None:
 
     Args:
         run: The adapt stage's run.
-        scored: From `tttlab.predictions.score`; what is unknown there is left out.
+        scored: From `tttlab.evaluation.predictions.score`; what is unknown there is left out.
     """
     clean, shifted = scored[scored["shift"] == "clean"].mean(numeric_only=True), scored[scored["shift"] != "clean"]
     curves = {"accuracy": "accuracy_adapted", "accuracy_source": "accuracy_source"}

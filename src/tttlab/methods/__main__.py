@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from tttlab.method_settings import METHODS, declared, method_names
+from tttlab.config.method_settings import METHODS, declared, method_names
 
 BACKBONES = {  # by the head that a method needs
     None: "any",

@@ -20,12 +20,12 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from tttlab.classifiers import as_network
+from tttlab.adaptation.method import Method, State
 from tttlab.errors import UserError
-from tttlab.method import Method, State
-from tttlab.networks import Bound
-from tttlab.source_statistics import Statistics, layer_statistics
-from tttlab.taps import Moments, batch_norm_layers, image_moments, record, stage_layers, token_layers
+from tttlab.networks.classifiers import as_network
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import Statistics, layer_statistics
+from tttlab.networks.taps import Moments, batch_norm_layers, image_moments, record, stage_layers, token_layers
 
 
 @dataclass(frozen=True)

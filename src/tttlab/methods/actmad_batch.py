@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tttlab.classifiers import as_network
-from tttlab.group_size import GroupSize, through
-from tttlab.method import Method, State
-from tttlab.networks import Bound, evaluating
-from tttlab.source_statistics import Spread, Statistics, looked_up, random_parts
-from tttlab.taps import batch_norm_layers, record, token_layers
+from tttlab.adaptation.method import Method, State
+from tttlab.networks.classifiers import as_network
+from tttlab.networks.network import Bound, evaluating
+from tttlab.networks.source_statistics import Spread, Statistics, looked_up, random_parts
+from tttlab.networks.taps import batch_norm_layers, record, token_layers
+from tttlab.runtime.group_size import GroupSize, through
 
 SOURCE_BATCH = 128  # both maps are unbiased at any size, so this weighs on their noise alone
 

@@ -26,10 +26,10 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.method import Method, State
-from tttlab.networks import Bound, Outputs
-from tttlab.source_statistics import Statistics
-from tttlab.views import Augmentation, log_mean_probabilities, random_views
+from tttlab.adaptation.method import Method, State
+from tttlab.data.views import Augmentation, log_mean_probabilities, random_views
+from tttlab.networks.network import Bound, Outputs
+from tttlab.networks.source_statistics import Statistics
 
 WEAK_SCALE = (224 / 256) ** 2  # of the published crops
 

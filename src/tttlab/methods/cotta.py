@@ -21,10 +21,10 @@ import torch
 from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 
-from tttlab.method import Method, State
-from tttlab.networks import Bound
-from tttlab.source_statistics import Statistics
-from tttlab.views import Augmentation, random_views
+from tttlab.adaptation.method import Method, State
+from tttlab.data.views import Augmentation, random_views
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import Statistics
 
 
 @dataclass(frozen=True)

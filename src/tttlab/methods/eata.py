@@ -21,11 +21,11 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.classifiers import as_network
-from tttlab.group_size import GroupSize, in_groups
-from tttlab.method import Method, State, entropy
-from tttlab.networks import Bound, evaluating
-from tttlab.source_statistics import Statistics, looked_up, random_parts
+from tttlab.adaptation.method import Method, State, entropy
+from tttlab.networks.classifiers import as_network
+from tttlab.networks.network import Bound, evaluating
+from tttlab.networks.source_statistics import Statistics, looked_up, random_parts
+from tttlab.runtime.group_size import GroupSize, in_groups
 
 # The scale of β depends on it: gradients of unlike images cancel in a batch's mean, so that its square shrinks with the size.
 FISHER_BATCH = 64

@@ -24,9 +24,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from tttlab.method import Method, State
-from tttlab.networks import Bound
-from tttlab.source_statistics import Statistics
+from tttlab.adaptation.method import Method, State
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttlab.method import Method, State
-from tttlab.networks import Bound
-from tttlab.source_statistics import Statistics
+from tttlab.adaptation.method import Method, State
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from tttlab.method import Method, State
-from tttlab.networks import Bound
+from tttlab.adaptation.method import Method, State
+from tttlab.data.views import random_masks
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import Statistics
 from tttlab.objectives.mae import masked_error
-from tttlab.source_statistics import Statistics
-from tttlab.views import random_masks
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Zhang, Levine and Finn, NeurIPS 2022, arXiv 2110.09506: minimise the entropy of the class probabilities averaged over augmented
 copies of one image. It needs nothing but a classifier, neither a self-supervised head nor anything of the source domain.
-The published copies are AugMix-like; these are the crops and brightness of `tttlab.views`, the same that the control
+The published copies are AugMix-like; these are the crops and brightness of `tttlab.data.views`, the same that the control
 `views` averages over without training.
 """
 
@@ -14,10 +14,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from tttlab.method import Method, State
-from tttlab.networks import Bound
-from tttlab.source_statistics import Statistics
-from tttlab.views import Augmentation, log_mean_probabilities, random_views
+from tttlab.adaptation.method import Method, State
+from tttlab.data.views import Augmentation, log_mean_probabilities, random_views
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import Statistics
 
 
 @dataclass(frozen=True)

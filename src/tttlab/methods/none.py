@@ -5,7 +5,7 @@ With a normalisation policy other than ``source`` it shows what re-normalising a
 
 from dataclasses import dataclass
 
-from tttlab.method import Method
+from tttlab.adaptation.method import Method
 
 
 @dataclass(frozen=True)

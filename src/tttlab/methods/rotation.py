@@ -8,7 +8,7 @@ In params.yaml the rest is the adapter's. The paper's code takes 10 steps of pla
 or one per image (online), of the shared part and the branch: ``trainable: all``; its flag that leaves the branch alone is
 ``trainable: encoder``. The paper's networks have GroupNorm; with BatchNorm its code uses, and keeps, the copies'
 statistics, nearest to which is ``normalisation: image``. Here the copies are crops, mirror images and brightness of
-`tttlab.views`, and the turn of each is drawn from the image's own stream.
+`tttlab.data.views`, and the turn of each is drawn from the image's own stream.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.method import Method, State
-from tttlab.networks import Bound
+from tttlab.adaptation.method import Method, State
+from tttlab.data.views import Augmentation, random_views
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import Statistics
 from tttlab.objectives.rotation import TURNS, rotate
-from tttlab.source_statistics import Statistics
-from tttlab.views import Augmentation, random_views
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from tttlab.method import Method, State, entropy
-from tttlab.networks import Bound
-from tttlab.source_statistics import Statistics
+from tttlab.adaptation.method import Method, State, entropy
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from tttlab.method import Method, State
-from tttlab.networks import Bound
+from tttlab.adaptation.method import Method, State
+from tttlab.data.views import Augmentation, random_views
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import Statistics
 from tttlab.objectives.simclr import bank_contrast
-from tttlab.source_statistics import Statistics
-from tttlab.views import Augmentation, random_views
 
 
 @dataclass(frozen=True)

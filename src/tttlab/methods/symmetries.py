@@ -26,11 +26,11 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
+from tttlab.adaptation.method import Method, State
+from tttlab.data.views import log_mean_probabilities
 from tttlab.errors import UserError
-from tttlab.method import Method, State
-from tttlab.networks import Bound
-from tttlab.source_statistics import Statistics
-from tttlab.views import log_mean_probabilities
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import Statistics
 
 # The first three, and all six, are groups: the image under one of them has the same set of views.
 CHANNEL_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2))

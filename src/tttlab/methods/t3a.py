@@ -13,10 +13,10 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.classifiers import linear_classifier
-from tttlab.method import Method, State, entropy
-from tttlab.networks import Bound
-from tttlab.source_statistics import Statistics
+from tttlab.adaptation.method import Method, State, entropy
+from tttlab.networks.classifiers import linear_classifier
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import Statistics
 
 
 class Supports(NamedTuple):

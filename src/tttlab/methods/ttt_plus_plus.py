@@ -31,14 +31,14 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from tttlab.classifiers import as_network
+from tttlab.adaptation.method import Method, State
+from tttlab.data.views import Augmentation, random_views
 from tttlab.errors import UserError
-from tttlab.group_size import GroupSize, through
-from tttlab.method import Method, State
-from tttlab.networks import Bound, evaluating
+from tttlab.networks.classifiers import as_network
+from tttlab.networks.network import Bound, evaluating
+from tttlab.networks.source_statistics import LARGEST, Statistics, random_parts
 from tttlab.objectives.simclr import nt_xent
-from tttlab.source_statistics import LARGEST, Statistics, random_parts
-from tttlab.views import Augmentation, random_views
+from tttlab.runtime.group_size import GroupSize, through
 
 PLACES = ("features", "projections")
 NAMES = ("mean", "covariance", "noise_mean", "noise_covariance")

@@ -11,10 +11,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from tttlab.method import Method
-from tttlab.networks import Bound
-from tttlab.source_statistics import Statistics
-from tttlab.views import Augmentation, log_mean_probabilities, random_views
+from tttlab.adaptation.method import Method
+from tttlab.data.views import Augmentation, log_mean_probabilities, random_views
+from tttlab.networks.network import Bound
+from tttlab.networks.source_statistics import Statistics
 
 
 @dataclass(frozen=True)

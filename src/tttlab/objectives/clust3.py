@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.errors import UserError
-from tttlab.networks import Network
-from tttlab.objective import Objective
+from tttlab.networks.network import Network
+from tttlab.networks.objective import Objective
+from tttlab.networks.stages import stage_maps, stage_widths
 from tttlab.objectives.simclr import gather
-from tttlab.ranks import Share
-from tttlab.stages import stage_maps, stage_widths
+from tttlab.runtime.ranks import Share
 
 
 class ClusterHeads(nn.Module):

@@ -26,10 +26,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tttlab.errors import UserError
-from tttlab.networks import Network, pooled_features
-from tttlab.objective import Objective
-from tttlab.ranks import Share
-from tttlab.stages import stage_places, stage_widths
+from tttlab.networks.network import Network, pooled_features
+from tttlab.networks.objective import Objective
+from tttlab.networks.stages import stage_places, stage_widths
+from tttlab.runtime.ranks import Share
 
 
 class LabelInjection(nn.Module):

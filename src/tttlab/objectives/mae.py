@@ -13,11 +13,11 @@ from lightly.models.utils import get_at_index, patchify, set_at_index
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tttlab.data.views import random_masks
 from tttlab.errors import UserError
-from tttlab.networks import Network
-from tttlab.objective import Objective
-from tttlab.ranks import Share
-from tttlab.views import random_masks
+from tttlab.networks.network import Network
+from tttlab.networks.objective import Objective
+from tttlab.runtime.ranks import Share
 
 
 class Decoder(nn.Module):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttlab.errors import UserError
-from tttlab.networks import Network, feature_width
-from tttlab.objective import Objective
-from tttlab.ranks import Share
-from tttlab.stages import Remainder, shared_part, stage_places
+from tttlab.networks.network import Network, feature_width
+from tttlab.networks.objective import Objective
+from tttlab.networks.stages import Remainder, shared_part, stage_places
+from tttlab.runtime.ranks import Share
 
 TURNS = 4  # by 0°, 90°, 180° and 270°, against the clock
 

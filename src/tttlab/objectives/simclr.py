@@ -13,9 +13,9 @@ from lightly.utils import dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.networks import Network, feature_width
-from tttlab.objective import Objective
-from tttlab.ranks import Share
+from tttlab.networks.network import Network, feature_width
+from tttlab.networks.objective import Objective
+from tttlab.runtime.ranks import Share
 
 
 class Projector(nn.Module):

@@ -11,9 +11,9 @@ from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.networks import Network, feature_width
-from tttlab.objective import Objective
-from tttlab.ranks import Share
+from tttlab.networks.network import Network, feature_width
+from tttlab.networks.objective import Objective
+from tttlab.runtime.ranks import Share
 
 
 class SimSiamHead(nn.Module):

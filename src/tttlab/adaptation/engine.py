@@ -1,0 +1,110 @@
+"""The adapter as one module, called as the engines of torch-ttt are: images in, logits and a loss out.
+
+    engine = Engine(network, "tent", InnerLoop(lr=1e-3, trainable="norm"))
+    engine.train()
+    logits, loss = engine(images)  # train on the supervised loss of the logits, plus this one
+    engine.eval()
+    logits, loss = engine(images)  # every image is adapted to on its own; the network is left as it was
+
+What it holds beside the network is no part of its ``state_dict``, and of one call nothing is kept for the next but the number
+of images seen, which keys the random views.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from tttlab.adaptation.adapter import adapt, check
+from tttlab.adaptation.inner_loop import InnerLoop, over_images
+from tttlab.adaptation.method import Method
+from tttlab.adaptation.normalisation import normalised
+from tttlab.adaptation.registry import load_method
+from tttlab.errors import UserError
+from tttlab.networks.classifiers import as_network
+from tttlab.networks.network import Bound, evaluating
+from tttlab.networks.source_statistics import Statistics, kinds, layer_statistics, projection_bank
+from tttlab.runtime.group_size import GroupSize
+from tttlab.seeding import torch_generator
+
+
+class Engine(nn.Module):
+    """A network that is adapted to every image it classifies.
+
+    Args:
+        network: a `Network`, or any module from images to logits; see `tttlab.networks.classifiers`.
+        method: what to minimise, or its name for its default settings; one that is defined for single images.
+        loop: how.
+        statistics: source statistics; `measure` adds what is missing.
+        seed: of all random streams.
+        images_per_step: images adapted at once, a machine setting.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        method: Method | str,
+        loop: InnerLoop = InnerLoop(),
+        *,
+        statistics: Statistics | None = None,
+        seed: int = 0,
+        images_per_step: int | Literal["auto"] = "auto",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.method = load_method(method) if isinstance(method, str) else method
+        self.loop, self.statistics, self.seed = loop, dict(statistics or {}), seed
+        self._group, self._seen = GroupSize(images_per_step), 0
+
+    def measure(self, batches: Iterable[Tensor], bank_size: int = 256) -> "Engine":
+        """Measure the source statistics that the method and the normalisation need, on source images ``(N, 3, H, W)``."""
+        network, batches = as_network(self.network), list(batches)
+        needed = set(self.method.needs)
+        if "layers" in needed or self.loop.normalisation.layers(network):
+            self.statistics |= layer_statistics(network, batches)
+        if "bank" in needed and hasattr(getattr(network, "head", None), "project"):
+            self.statistics |= projection_bank(network, batches, bank_size)
+        if needed - kinds(self.statistics):
+            self.statistics |= self.method.source_statistics(network, batches)
+        return self
+
+    def forward(self, images: Tensor, image_ids: Sequence[str | int] | None = None) -> tuple[Tensor, Tensor]:
+        """Classify images, and tell the method's loss.
+
+        Args:
+            images: ``(N, 3, H, W)``: in [0, 1] for a `Network`, as it wants them for any other module.
+            image_ids: names of the images, which key their random views; by default they are numbered as they come.
+
+        Returns:
+            logits ``(N, K)`` and a scalar, the mean over the images. In training mode the network's own logits and the loss at
+            its weights, both differentiable; in evaluation mode the logits after adaptation and the loss before the last step,
+            not a number if no step is taken.
+        """
+        names = [str(name) for name in (range(self._seen, self._seen + len(images)) if image_ids is None else image_ids)]
+        self._seen += len(images) if image_ids is None else 0
+        if missing := set(self.method.needs) - kinds(self.statistics):
+            raise UserError(f"{self.method} needs source statistics of the kind {', '.join(sorted(missing))}; "
+                            "call engine.measure(batches of source images) first")  # fmt: skip
+        if self.training:  # in this order: the first pass moves BatchNorm's running statistics, the second keeps them for later
+            return as_network(self.network)(images).logits, self._loss(images, names)
+        with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in, steps need gradients
+            found = adapt(self.network, images.clone(), self.method, self.loop, statistics=self.statistics, image_ids=names,
+                          seed=self.seed, images_per_step=self._group)  # fmt: skip
+        before_last = found.losses[:, -2] if found.losses.shape[1] > 1 else found.losses[:, -1]
+        return found.logits.to(images.device), before_last.mean().to(images.device)
+
+    def _loss(self, images: Tensor, names: Sequence[str]) -> Tensor:
+        """Average the loss that every image would be adapted by, seen with the network's own parameters, as at test time."""
+        network, method = as_network(self.network), self.method
+        if not method.trains:
+            raise UserError(f"{method} has no loss to train with; use it in evaluation mode")
+        statistics = {name: value.to(images.device) for name, value in self.statistics.items()}
+        with evaluating(network), normalised(network, self.loop.normalisation, statistics):
+            check(network, images[:0], method, self.loop, statistics)
+            views = method.views(network, images, [torch_generator(self.seed, "training", name) for name in names])
+            state = tree_map(lambda value: value.expand(len(images), *value.shape), method.init_state())
+            net = Bound(network, dict(network.named_parameters()))
+            loss = over_images(lambda views, state: method.loss(net, views, statistics, state)[0])
+            return loss(views, state).mean()

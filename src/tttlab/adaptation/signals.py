@@ -1,0 +1,134 @@
+"""What can be known of a test image before anything is adapted, and without its label.
+
+A gate reads one of these signals to tell which images are worth adapting to; the analysis relates them to the gain.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tttlab.adaptation.inner_loop import InnerLoop, bind, over_images
+from tttlab.adaptation.method import Method
+from tttlab.adaptation.normalisation import normalised
+from tttlab.errors import UserError
+from tttlab.networks.source_statistics import Statistics
+from tttlab.networks.taps import Moments, batch_moments, batch_norm_layers, record, token_layers, variance_floor
+from tttlab.runtime.group_size import GroupSize, Wish, as_sizes, in_groups
+from tttlab.seeding import torch_generator
+
+Signal = Literal["confidence", "distance", "loss"]
+
+LARGEST = 256  # images in one forward pass
+
+
+@torch.no_grad()
+def confidence_and_distance(network: nn.Module, images: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    """Classify images with the source network and measure how strange they are to it, in one forward pass.
+
+    Args:
+        network: the source network, in evaluation mode.
+        images: ``(N, 3, H, W)``.
+        statistics: source statistics of the network's layers.
+
+    Returns:
+        logits ``(N, K)`` and distance to the source ``(N,)`` in units of natural variation: the mean, over layers and over
+        their channels' means and log-variances, of the squared deviation from the typical source image divided by its
+        variance over source images; about 1 on source images.
+
+    Raises:
+        UserError: the statistics lack a layer.
+    """
+    norm = batch_norm_layers(network)
+    layers = [f"{name}.input" for name in norm] if norm else token_layers(network)
+    if missing := [layer for layer in layers if f"{layer}.mean_center" not in statistics]:
+        raise UserError(f"the distance to the source needs source statistics of {len(missing)} layers that have none, such as "
+                        f"{missing[0]}; see tttlab.networks.source_statistics.layer_statistics")  # fmt: skip
+
+    def keep(layer: str, activation: Tensor) -> Moments:
+        return batch_moments(activation, variance_floor(network, layer), len(images))
+
+    with record(network, layers, keep) as moments:
+        logits = network(images).logits
+    squares = [
+        squared_deviation(moment, statistics, f"{layer}.{name}")
+        for layer in layers
+        for name, moment in zip(Moments._fields, moments[layer], strict=True)
+    ]
+    return logits, torch.stack(squares).mean(0)
+
+
+def squared_deviation(moment: Tensor, statistics: Statistics, name: str) -> Tensor:
+    """Mean over channels of a moment's squared deviation ``(N, C)`` in units of its variance over source images: ``(N,)``.
+
+    Channels that never vary over source images say nothing and are left out.
+    """
+    center, scale = statistics[f"{name}_center"], statistics[f"{name}_scale"]
+    varies = scale > 1e-6
+    return ((moment - center) / scale)[:, varies].square().mean(1) if varies.any() else moment.new_ones(len(moment))
+
+
+@torch.no_grad()
+def first_loss(
+    network: nn.Module,
+    images: Tensor,
+    method: Method,
+    loop: InnerLoop,
+    statistics: Statistics,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Compute every image's loss ``(N,)`` before the first step, from the same views that this step would see."""
+    net = bind(network, method, loop)
+
+    def loss(views: Tensor) -> Tensor:
+        return method.loss(net, views, statistics, method.init_state())[0]
+
+    with normalised(network, loop.normalisation, statistics):
+        return over_images(loss)(method.views(network, images, generators))
+
+
+@torch.no_grad()
+def measure(
+    signal: Signal,
+    network: nn.Module,
+    images: Tensor,
+    method: Method,
+    loop: InnerLoop,
+    *,
+    statistics: Statistics,
+    image_ids: Sequence[str],
+    seed: int,
+    images_per_step: Wish | GroupSize = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Measure one signal of images ``(N, 3, H, W)``.
+
+    Args:
+        signal: which one.
+        network: the source network, in evaluation mode.
+        images: as `tttlab.adaptation.adapter.adapt` takes them.
+        method: the method whose loss may be asked for.
+        loop: its inner loop.
+        statistics: source statistics.
+        image_ids: names of the images, which key their random streams.
+        seed: of these streams.
+        images_per_step: images looked at together, a machine setting; or what one call has learnt of it for the next.
+
+    Returns:
+        logits of the source network ``(N, K)``, and the signal ``(N,)``.
+    """
+    statistics = {name: value.to(images.device) for name, value in statistics.items()}
+    sizes = as_sizes(images_per_step, largest=LARGEST, timed=False)
+
+    def look(part: slice) -> tuple[Tensor, Tensor]:
+        group = images[part]
+        if signal == "distance":
+            return confidence_and_distance(network, group, statistics)
+        logits = network(group).logits
+        if signal == "confidence":
+            return logits, logits.softmax(-1).amax(-1)
+        streams = [torch_generator(seed, "views", name, 0) for name in image_ids[part]]
+        return logits, first_loss(network, group, method, loop, statistics, streams)
+
+    logits, values = zip(*in_groups(look, len(images), images.device, sizes), strict=True)
+    return torch.cat(logits), torch.cat(values)

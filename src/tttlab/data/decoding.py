@@ -1,0 +1,63 @@
+"""From a picture in any file format and colour mode to a small square of RGB bytes."""
+
+import re
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from tttlab.data.depths import Samples, read_samples
+
+_WHITE = (255, 255, 255, 255)
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def to_square(picture: Image.Image | Path | BinaryIO, size: int, depth: int | None = None) -> np.ndarray:
+    """Decode, turn upright, convert to RGB, resize the shorter side to ``size`` and crop the centre.
+
+    Bicubic with antialiasing. Transparent pixels are laid on white. Grey of more than eight bits keeps the upper eight of
+    those that were recorded. JPEG files much larger than needed are decoded at a reduced scale, never below twice ``size``.
+
+    Args:
+        picture: an image, the path of an image file, or such a file opened.
+        size: side of the square, in pixels.
+        depth: bits that were recorded of a pixel, of images with more than eight; None: what the file says.
+
+    Returns:
+        ``(size, size, 3)`` uint8.
+
+    Raises:
+        UnknownScale: nothing says which of an image's values is white.
+        Exception: whatever else Pillow raises on a damaged, unknown or oversized file.
+    """
+    image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    with image:
+        image.draft(None, (2 * size, 2 * size))
+        samples = read_samples(image)  # before loading, which closes the file
+        image.load()
+        upright = _to_rgb(ImageOps.exif_transpose(image), samples, depth)
+    side = min(upright.size)
+    left, top = (upright.width - side) / 2, (upright.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(upright.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+
+
+def why_unreadable(error: Exception) -> str:
+    """Tell in a line why an image could not be decoded, in the same words every time: without addresses in memory."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r" <[^>]* object at 0x[0-9a-f]+>", "", line)
+
+
+def _to_rgb(image: Image.Image, samples: Samples, depth: int | None) -> Image.Image:
+    if image.mode.startswith("I"):  # Pillow clips values above 255 instead of scaling them
+        values = np.asarray(image).astype(np.int64)
+        scaled = values >> samples.depth_of(values, depth) - 8
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("pixels are floating-point numbers of unknown range")
+    samples.check_colours(image, depth)
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        colours = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", colours.size, _WHITE), colours).convert("RGB")
+    return image.convert("RGB")

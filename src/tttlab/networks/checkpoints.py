@@ -1,0 +1,244 @@
+"""Networks on disk: weights and, beside them, the settings that rebuild the network; never a pickle."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from tttlab.errors import UserError, choices
+from tttlab.networks.network import Network, add_probe, build_encoder
+from tttlab.networks.objective import Objective
+from tttlab.seeding import stream_seed
+
+OBJECTIVES = tuple(sorted(file.stem for file in (Path(__file__).parents[1] / "objectives").glob("[!_]*.py")))
+SETTINGS = ("backbone", "backbone_options", "stem", "objective", "probe")  # what rebuilds a network, but for its weights
+_WEIGHTS, _SIDECAR = "weights.safetensors", "network.json"
+
+
+# --- building ------------------------------------------------------------------------------------------------------
+
+
+def build_objective(settings: Mapping[str, Any]) -> Objective | None:
+    """Create the objective from ``name`` (one of `OBJECTIVES`, whose file alone is imported, or ``none``) and its settings.
+
+    Raises:
+        UserError: there is no such objective.
+    """
+    values = dict(settings)
+    name = values.pop("name")
+    if name == "none":
+        return None
+    if name not in OBJECTIVES:
+        raise UserError(f"objective.name: unknown objective {name!r}; {choices(name, [*OBJECTIVES, 'none'])}")
+    module = import_module(f"tttlab.objectives.{name}")
+    (own,) = (value for value in vars(module).values()
+              if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__)  # fmt: skip
+    return own(**values)
+
+
+def build_network(
+    settings: Mapping[str, Any], num_classes: int, image_size: int, seed: int
+) -> tuple[Network, Objective | None]:
+    """Create a network with its initial weights, in evaluation mode.
+
+    Args:
+        settings: ``backbone``, ``objective`` and, as far as wanted, ``backbone_options``, ``stem``, ``probe`` (``depth`` and
+            ``heads``) and ``weights``: None (random), ``timm`` (timm's pretrained ones), or the path of a checkpoint folder or
+            timm state dict.
+        num_classes: K.
+        image_size: side of the square images, pixels.
+        seed: of the random weights; the global random state is left alone.
+
+    Raises:
+        UserError: backbone, objective and weights do not fit each other.
+    """
+    objective = build_objective(settings["objective"])
+    weights = settings.get("weights")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "weights"))
+        encoder = _build_encoder(settings, image_size, weights == "timm")
+        head = _build_head(objective, encoder, num_classes) if objective else None
+        if objective and weights is None:
+            objective.initialise(encoder)
+        network = Network(encoder, num_classes, head).eval()
+        if settings.get("probe"):
+            add_probe(network, **settings["probe"], seed=seed)
+    if weights not in (None, "timm"):
+        load_weights(network, Path(weights))
+    return network, objective
+
+
+def _build_encoder(settings: Mapping[str, Any], image_size: int, pretrained: bool) -> nn.Module:
+    stem, options = settings.get("stem", "small"), settings.get("backbone_options")
+    try:
+        return build_encoder(settings["backbone"], image_size, stem=stem, options=options, pretrained=pretrained)
+    except OSError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"weights: expected timm's weights of {settings['backbone']!r}, found neither a copy nor a network to fetch "
+            f"them through ({reason}); connect once, or give the path of a file"
+        ) from error
+
+
+def _build_head(objective: Objective, encoder: nn.Module, num_classes: int) -> nn.Module:
+    return objective.head(encoder, num_classes) if objective.labels else objective.head(encoder)
+
+
+# --- our checkpoints -----------------------------------------------------------------------------------------------
+
+
+def save(
+    network: Network,
+    folder: Path,
+    *,
+    settings: Mapping[str, Any],
+    classes: Sequence[str],
+    image_size: int,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write ``weights.safetensors`` and ``network.json``.
+
+    Args:
+        network: what to keep.
+        folder: where; made if need be.
+        settings: those of `build_network`; what the weights were initialised from is kept as a note.
+        classes: names of the K classes.
+        image_size: side of the images, pixels.
+        extra: more entries of the JSON file: where the network comes from, its metrics.
+
+    Returns:
+        what was written to ``network.json``; its ``sha256`` names these weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, folder / _WEIGHTS)
+    about = {
+        **{name: settings[name] for name in SETTINGS if name in settings},
+        "initial_weights": settings.get("weights"),
+        "classes": list(classes),
+        "image_size": image_size,
+        "sha256": file_hash(folder / _WEIGHTS),
+        "versions": {"tttlab": _own_version(), **{name: version(name) for name in ("torch", "timm", "lightly")}},
+        **(extra or {}),
+    }
+    (folder / _SIDECAR).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return about
+
+
+def load(folder: Path, device: str | torch.device = "cpu") -> tuple[Network, dict[str, Any]]:
+    """Rebuild what `save` wrote: the network in evaluation mode, and the contents of ``network.json``.
+
+    Raises:
+        UserError: the folder holds no checkpoint, or its two files do not belong together.
+    """
+    about = read_sidecar(folder)
+    state = _read_weights(folder / _WEIGHTS)
+    if file_hash(folder / _WEIGHTS) != about["sha256"]:
+        raise UserError(f"{folder / _WEIGHTS}: expected the weights that {_SIDECAR} describes, found others; "
+                        "run the stage that makes this folder again")  # fmt: skip
+    # The seed is never seen: every weight is replaced.
+    network, _ = build_network({name: about[name] for name in SETTINGS if name in about}, len(about["classes"]),
+                               about["image_size"], seed=0)  # fmt: skip
+    _fill(network, state, folder / _WEIGHTS)
+    return network.to(device), about
+
+
+def read_sidecar(folder: Path) -> dict[str, Any]:
+    """Read ``network.json`` of a checkpoint folder.
+
+    Raises:
+        UserError: there is none that can be read.
+    """
+    try:
+        return json.loads((folder / _SIDECAR).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: expected a checkpoint ({_WEIGHTS} and {_SIDECAR}), found none that can be read "
+                        f"({type(error).__name__}); run the stage that makes it") from error  # fmt: skip
+
+
+def file_hash(path: Path) -> str:
+    """Hash a file (SHA-256, hexadecimal)."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- initial weights -----------------------------------------------------------------------------------------------
+
+
+def load_weights(network: Network, path: Path) -> None:
+    """Start a network from a checkpoint, in place.
+
+    Args:
+        network: what to fill. Of a timm state dict its encoder takes everything but timm's own classifier. Of one of
+            our checkpoints the encoder takes all of its own too, and head and classifier where all of theirs fits.
+        path: a checkpoint folder, or a timm state dict (``.safetensors``, or what ``torch.save`` wrote).
+
+    Raises:
+        UserError: the file cannot be read as weights, or they are not those of this encoder.
+    """
+    if not path.is_dir():
+        own = network.encoder.default_cfg.get("classifier", ())
+        own = (own,) if isinstance(own, str) else own or ()
+        state = {name: tensor for name, tensor in _read_weights(path).items() if name.rpartition(".")[0] not in own}
+        _fill(network.encoder, state, path)
+        return
+    read_sidecar(path)
+    state = _read_weights(path / _WEIGHTS)
+    for part, module in network.named_children():
+        own = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
+        if part == "encoder" or _misfit(module, own) is None:
+            _fill(module, own, path / _WEIGHTS)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else dict(load_state_dict(str(path), weights_only=True))
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: expected weights (.safetensors, or a state dict from torch.save), found a file that "
+                        f"cannot be read as such ({reason})") from error  # fmt: skip
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    if (misfit := _misfit(module, state)) is not None:
+        raise UserError(f"{path}: the weights do not fit this network: {misfit}; "
+                        "check backbone, backbone_options, stem, objective and data.image_size")  # fmt: skip
+    module.load_state_dict(state)
+
+
+def _misfit(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """Describe the first entry that is missing, of another shape, or too much; None when all fits."""
+    expected = module.state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            return f"expected {name} {tuple(tensor.shape)}, found no such entry"
+        if state[name].shape != tensor.shape:
+            return f"expected {name} {tuple(tensor.shape)}, found {tuple(state[name].shape)}"
+    surplus = next((name for name in state if name not in expected), None)
+    return surplus and f"expected no entry {surplus}, found one {tuple(state[surplus].shape)}"
+
+
+def _own_version() -> str:
+    try:
+        return version("ttt-lab")
+    except ModuleNotFoundError:  # run from the sources, not installed
+        return "source"

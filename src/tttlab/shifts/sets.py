@@ -1,0 +1,223 @@
+"""Shifted images as others distribute them: CIFAR-10-C, CIFAR-100-C, CIFAR-10.1, ImageNet-C's folders, a folder per domain.
+
+========================  ============================================================================================
+format                    below ``root``
+========================  ============================================================================================
+``cifar10_c``             ``<corruption>.npy`` (50,000, 32, 32, 3) uint8, the 10,000 test images at severity 1, then at 2, …;
+                          ``labels.npy`` (50,000,). Hendrycks and Dietterich, ICLR 2019, arXiv 1903.12261
+``cifar100_c``            the same, of CIFAR-100
+``cifar10_1``             ``cifar10.1_<version>_data.npy`` (N, 32, 32, 3) uint8 and ``…_labels.npy`` (N,), N = 2,021 for v4 and
+                          2,000 for v6. Recht et al. 2018, arXiv 1806.00451
+``corruption_folders``    ``<corruption>/<severity>/<class>/<image>``, as ImageNet-C is distributed
+``domain_folders``        ``<domain>/<class>/<image>``, or ``<domain>/<image>`` without labels
+========================  ============================================================================================
+
+No set has shifts that settings are tuned under: `choose_shifts` is where the names of every format pass.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tttlab.config.names import is_own, is_utf8, nfc
+from tttlab.config.params import CORRUPTIONS, ShiftSet, is_held_out
+from tttlab.data.sources import Source, by_class, list_folder
+from tttlab.errors import UserError, choices
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SEVERITIES = (1, 2, 3, 4, 5)
+VERSIONS = ("v4", "v6")
+_BENCHMARKS = ("cifar10_c", "cifar100_c")
+_FORMS = dict.fromkeys(_BENCHMARKS, "<corruption>.npy") | {
+    "cifar10_1": "cifar10.1_<version>_data.npy",
+    "corruption_folders": "<corruption>/<severity>/<class>/<image>",
+    "domain_folders": "<domain>/<class>/<image>",
+}
+
+
+class Chosen(NamedTuple):
+    """A set's shifts by name: file or folder of those that are tested on; those kept for tuning; files beside a benchmark's."""
+
+    tested: dict[str, Path]
+    held_out: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+class Shifted(NamedTuple):
+    """Images under one shift: its name within the set, its severity (0: it has none), and where the images are."""
+
+    name: str
+    severity: int
+    source: Source
+
+
+def open_shift_set(name: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shifted]:
+    """Open what a set holds, shift after shift; what is wrong with one shows before the next is opened.
+
+    Args:
+        name: its name in params.yaml.
+        spec: its format, and what of it is wanted.
+        classes: names of the source's classes, sorted; the numbers in ``labels.npy`` count along them.
+
+    Raises:
+        UserError: files are missing, or their shapes, types, order or classes are not those of the format.
+    """
+    readers = {"cifar10_1": _cifar10_1, "corruption_folders": _corruption_folders, "domain_folders": _domain_folders}
+    return readers.get(spec.format, _cifar_c)(f"shifts.sets.{name}", spec, classes)
+
+
+def choose_shifts(key: str, spec: ShiftSet) -> Chosen:
+    """Choose the shifts that are tested on: those that ``only`` names, else a benchmark's 15 corruptions, else all.
+
+    Args:
+        key: of the set in params.yaml.
+        spec: its format, and what of it is wanted; its ``only`` names nothing that is kept for tuning.
+
+    Raises:
+        UserError: there are none, or not what is wanted.
+    """
+    found = _list_shifts(key, spec)
+    if not found:
+        raise UserError(f"{key}.root: expected {_FORMS[spec.format]} in {spec.root}, found none; check root and format")
+    for name in spec.only or ():
+        if name not in found:
+            raise UserError(f"{key}.only: {name!r} is not in {spec.root}; {choices(name, found)}")
+    if spec.only:
+        return Chosen({name: found[name] for name in spec.only})
+    held_out = tuple(filter(is_held_out, found))
+    others = tuple(name for name in found if spec.format in _BENCHMARKS and name not in (*CORRUPTIONS, *held_out))
+    tested = {name: place for name, place in found.items() if name not in held_out + others}
+    if not tested:
+        kind = "one of the 15 corruptions" if spec.format in _BENCHMARKS else "a shift that is not kept for tuning"
+        raise UserError(f"{key}.root: expected {kind} in {spec.root}, found only {', '.join(found)}; add some")
+    return Chosen(tested, held_out, others)
+
+
+def left_out(key: str, spec: ShiftSet) -> list[str]:
+    """Tell, in a line each, which shifts lie there and are not tested on though nothing in params.yaml says so."""
+    chosen = choose_shifts(key, spec)
+    told = [(chosen.held_out, "settings are tuned under corruptions of these names"),
+            (chosen.others, f"beside the 15 corruptions of the benchmark; {key}.only can name them")]  # fmt: skip
+    return [f"{key}: left out {', '.join(names)}: {why}" for names, why in told if names]
+
+
+def _list_shifts(key: str, spec: ShiftSet) -> dict[str, Path]:
+    """List the shifts of a set in sorted order: the name by which each is called, its file or folder."""
+    if spec.format == "cifar10_1":
+        files = {version: spec.root / f"cifar10.1_{version}_data.npy" for version in VERSIONS}
+        return {version: file for version, file in files.items() if file.is_file()}
+    if spec.format not in _BENCHMARKS:
+        return _folders(key, spec.root)
+    files = [file for file in spec.root.glob("*.npy") if file.stem != "labels" and is_own(file.name)]
+    return _by_name(key, {file: file.stem for file in files})
+
+
+def _folders(key: str, root: Path) -> dict[str, Path]:
+    return _by_name(key, {entry: entry.name for entry in root.iterdir() if entry.is_dir() and is_own(entry.name)})
+
+
+def _by_name(key: str, names: dict[Path, str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for place, name in sorted(names.items()):
+        if not is_utf8(name):
+            raise UserError(f"{key}.root: expected names in UTF-8, found {name!r} in {place.parent}; rename it")
+        if nfc(name) in found:
+            raise UserError(f"{key}.root: expected every name once, found {nfc(name)!r} twice in {place.parent}, its accents "
+                            "encoded in two ways; make it one")  # fmt: skip
+        found[nfc(name)] = place
+    return dict(sorted(found.items()))
+
+
+# --- NumPy files -------------------------------------------------------------------------------------------------
+
+
+def _cifar_c(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shifted]:
+    data_set = spec.format.removesuffix("_c")
+    labels = _labels(key, spec.root / "labels.npy", classes, data_set)
+    count, rest = divmod(len(labels), len(SEVERITIES))
+    if rest or not (labels.reshape(len(SEVERITIES), -1) == labels[:count]).all():
+        raise UserError(f"{key}.root: expected the same labels five times, a severity after the other, in "
+                        f"{spec.root / 'labels.npy'}, found another order; restore the file")  # fmt: skip
+    # The names that torchvision's test set gets here: an image is the same one under every corruption, and uncorrupted.
+    image_ids = tuple(f"{data_set}/test/{row:07d}" for row in range(count))
+    for name, file in choose_shifts(key, spec).tested.items():
+        pixels = _pixels(key, file, len(labels))
+        for severity in spec.severities or SEVERITIES:
+            start = (severity - 1) * count
+            yield Shifted(name, severity, _rows(pixels[start : start + count], image_ids, labels[:count], classes))
+
+
+def _cifar10_1(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shifted]:
+    for version, file in choose_shifts(key, spec).tested.items():
+        labels = _labels(key, spec.root / f"cifar10.1_{version}_labels.npy", classes, "cifar10")
+        pixels = _pixels(key, file, len(labels))
+        image_ids = tuple(f"cifar10.1/{version}/{row:07d}" for row in range(len(labels)))
+        yield Shifted(version, 0, _rows(pixels, image_ids, labels, classes))
+
+
+def _rows(pixels: np.ndarray, image_ids: tuple[str, ...], labels: np.ndarray, classes: Sequence[str]) -> Source:
+    return Source(image_ids, ("",) * len(image_ids), labels, tuple(classes), lambda row: Image.fromarray(pixels[row]))
+
+
+def _pixels(key: str, file: Path, count: int) -> np.ndarray:
+    pixels = _load(key, file)
+    if pixels.dtype != np.uint8 or pixels.shape != (count, 32, 32, 3):
+        raise UserError(f"{key}.root: expected uint8 of shape {(count, 32, 32, 3)}, as many as there are labels, in {file}, "
+                        f"found {pixels.dtype} of shape {pixels.shape}; restore the file")  # fmt: skip
+    return pixels
+
+
+def _labels(key: str, file: Path, classes: Sequence[str], data_set: str) -> np.ndarray:
+    labels = _load(key, file)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"{key}.root: expected whole numbers of shape (N,) in {file}, found {labels.dtype} of shape "
+                        f"{labels.shape}; restore the file")  # fmt: skip
+    count = 100 if data_set == "cifar100" else 10
+    if len(classes) != count or (data_set == "cifar10" and tuple(classes) != CIFAR10):
+        expected = f"the classes of CIFAR-10 ({', '.join(CIFAR10)})" if count == 10 else "the 100 classes of CIFAR-100"
+        raise UserError(f"{key}: expected {expected} in data.labeled, for the labels are numbers, found "
+                        f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}; rename the class folders")  # fmt: skip
+    if not len(labels) or labels.min() < 0 or labels.max() >= count:
+        raise UserError(f"{key}.root: expected labels from 0 to {count - 1} in {file}, found "
+                        f"{f'{labels.min()} to {labels.max()}' if len(labels) else 'none'}; restore the file")  # fmt: skip
+    return labels.astype(np.int64)
+
+
+def _load(key: str, file: Path) -> np.ndarray:
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{key}.root: expected a NumPy file, found none that can be read at {file}; restore it") from error
+
+
+# --- folders -----------------------------------------------------------------------------------------------------
+
+
+def _corruption_folders(key: str, spec: ShiftSet, _: Sequence[str]) -> Iterator[Shifted]:
+    for name, folder in choose_shifts(key, spec).tested.items():
+        if not (found := _folders(key, folder)):
+            raise UserError(f"{key}.root: expected folders 1 to 5 in {folder}, found none; check root, or leave "
+                            f"{name!r} out by {key}.only")  # fmt: skip
+        if wrong := [own for own in found if own not in map(str, SEVERITIES)]:
+            raise UserError(f"{key}.root: expected folders 1 to 5 in {folder}, found {wrong[0]!r}; for a folder per "
+                            "domain set format: domain_folders")  # fmt: skip
+        for severity in spec.severities or map(int, found):
+            root = folder / str(severity)
+            if not root.is_dir():
+                raise UserError(f"{key}.severities: expected a folder {root}, found none; leave {severity} out")
+            yield Shifted(name, severity, _images(key, root, spec))
+
+
+def _domain_folders(key: str, spec: ShiftSet, _: Sequence[str]) -> Iterator[Shifted]:
+    for name, folder in choose_shifts(key, spec).tested.items():
+        source = _images(key, folder, spec)
+        # Unlike under a corruption, files of one name in two domains are not the same image.
+        yield Shifted(name, 0, replace(source, image_ids=tuple(f"{name}/{own}" for own in source.image_ids)))
+
+
+def _images(key: str, root: Path, spec: ShiftSet) -> Source:
+    return by_class(list_folder(root, apart=spec.labels != "none"), f"{key}.root", root, spec.labels)

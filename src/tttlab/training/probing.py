@@ -1,0 +1,76 @@
+"""How good a network is on labeled images it does not train on."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.pixels import as_images
+from tttlab.networks.network import Network
+from tttlab.runtime.group_size import Wish, as_sizes, in_groups
+
+NEIGHBOURS = 20
+LARGEST = 256  # images in one forward pass
+
+
+class Encoded(NamedTuple):
+    """``features (N, D)``, ``logits (N, K)`` and ``labels (N,)`` of an image set, on the CPU."""
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def encode(network: Network, images: ImageSet, images_per_step: Wish = "auto") -> Encoded:
+    """Run the network on all images as they are; leaves it in evaluation mode.
+
+    Args:
+        network: moved to no other device.
+        images: the images.
+        images_per_step: images at once; changes nothing but time and memory.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+
+    def look(part: slice) -> tuple[Tensor, Tensor]:
+        outputs = network(as_images(torch.from_numpy(images.pixels[part].copy()).to(device)))
+        return outputs.features.float().cpu(), outputs.logits.float().cpu()
+
+    sizes = as_sizes(images_per_step, largest=LARGEST, timed=False)
+    features, logits = zip(*in_groups(look, len(images), device, sizes), strict=True)
+    return Encoded(torch.cat(features), torch.cat(logits), torch.from_numpy(images.labels.copy()))
+
+
+def classification(encoded: Encoded) -> dict[str, float]:
+    """Measure cross-entropy and accuracy of the logits."""
+    loss = F.cross_entropy(encoded.logits, encoded.labels)
+    correct = encoded.logits.argmax(-1) == encoded.labels
+    return {"validation_loss": loss.item(), "validation_accuracy": correct.float().mean().item()}
+
+
+def knn_accuracy(train: Encoded, test: Encoded, neighbours: int = NEIGHBOURS, temperature: float = 0.1) -> float:
+    """Classify each image by its nearest neighbours' labels, weighted by e^{cosine similarity / temperature}.
+
+    Args:
+        train: labeled neighbours.
+        test: images to classify.
+        neighbours: k, at most the number of training images.
+        temperature: of the weights; small ones let the nearest decide.
+
+    Returns:
+        share of ``test`` that is classified as labeled.
+
+    Reference:
+        Wu et al., CVPR 2018, arXiv 1805.01978, section 3.4 (there k = 200, temperature 0.07).
+    """
+    bank = F.normalize(train.features, dim=-1)
+    classes = int(train.labels.max()) + 1
+    correct = 0
+    for features, labels in zip(test.features.split(1024), test.labels.split(1024), strict=True):
+        similarity, nearest = (F.normalize(features, dim=-1) @ bank.T).topk(min(neighbours, len(bank)), dim=-1)
+        votes = (similarity / temperature).exp().unsqueeze(-1) * F.one_hot(train.labels[nearest], classes)
+        correct += int((votes.sum(1).argmax(-1) == labels).sum())
+    return correct / len(test.labels)

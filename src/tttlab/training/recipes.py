@@ -1,0 +1,204 @@
+"""The source network's two trainings: self-supervised, then supervised with the self-supervised head kept alive."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.pixels import as_images
+from tttlab.data.views import Augmentation
+from tttlab.networks.network import Network
+from tttlab.networks.objective import Objective
+from tttlab.training.loaders import Views
+from tttlab.training.meta_training import meta_loss
+from tttlab.training.optimisers import Recipe
+from tttlab.training.probing import classification, encode, knn_accuracy
+from tttlab.training.trainer import Loss, Row, Task, Trainer
+
+ALL = ("encoder", "classifier", "head")
+MODES = {"linear": ("probe", "classifier"), "full": ("encoder", "classifier"), "joint": ALL, "meta": ALL}
+PROBES = 5  # kNN accuracies along a pretraining
+REFIT_EPOCHS = 5
+
+
+def pretrain(
+    trainer: Trainer,
+    network: Network,
+    objective: Objective | None,
+    unlabeled: ImageSet,
+    probe: tuple[ImageSet, ImageSet],
+    augmentation: Augmentation,
+    recipe: Recipe,
+) -> list[Row]:
+    """Train encoder and self-supervised head, in place, without labels.
+
+    Args:
+        trainer: device, seed, workers, resuming.
+        network: the network.
+        objective: the self-supervised loss; None goes with a recipe of no epochs.
+        unlabeled: images to train on.
+        probe: labeled training and validation images whose kNN accuracy is watched and decides nothing.
+        augmentation: strength of the views.
+        recipe: length and optimiser.
+
+    Returns:
+        a row per epoch: ``loss``, ``lr``, and now and then ``knn_accuracy``; see `Trainer.fit`.
+    """
+    every = max(1, recipe.epochs // PROBES)
+
+    def measure(epoch: int) -> Row:
+        if epoch % every and epoch != recipe.epochs:
+            return {}
+        return {"knn_accuracy": knn_accuracy(*(encode(network, images) for images in probe))}
+
+    assert not recipe.epochs or (objective and not objective.labels)
+    task = Task(
+        "pretrain",
+        parts=("encoder", "head") if objective else ("encoder",),
+        loss=objective_loss(objective),
+        views=ssl_views(objective, augmentation),
+        recipe=recipe,
+        betas=betas(objective),
+        measure=measure,
+    )
+    return trainer.fit(network, unlabeled, task)
+
+
+def finetune(
+    trainer: Trainer,
+    network: Network,
+    objective: Objective | None,
+    train: ImageSet,
+    validation: ImageSet,
+    recipe: Recipe,
+    *,
+    mode: Literal["linear", "full", "joint", "meta"] = "joint",
+    objective_weight: float = 0.5,
+    inner: Mapping[str, Any] | None = None,
+    augmentation: Augmentation,
+    objective_augmentation: Augmentation,
+) -> tuple[list[Row], list[Row]]:
+    """Train the classifier, in place, and leave the network with a self-supervised head that fits its encoder.
+
+    ``linear`` trains the classifier, and the probe if there is one, on the frozen encoder, ``full`` the encoder too; the head
+    is then fitted anew. ``joint`` minimises cross-entropy + ``objective_weight`` · objective on the same images, and needs no
+    such repair; ``meta`` does so after a step on every image's own objective, through which it differentiates (see
+    `tttlab.training.meta_training`).
+
+    Args:
+        trainer: device, seed, workers, resuming.
+        network: the network.
+        objective: the self-supervised loss; None for a network without head.
+        train: labeled images to train on.
+        validation: labeled images on which accuracy is watched; it chooses nothing, the last epoch is kept.
+        recipe: length and optimiser.
+        mode: see above.
+        objective_weight: of the objective in ``joint`` and ``meta``.
+        inner: of ``meta``: ``lr`` and ``steps`` of the inner step, and ``pairs``, how often the objective's views are drawn of
+            each image.
+        augmentation: strength of the views that are classified.
+        objective_augmentation: strength of the objective's views.
+
+    Returns:
+        the curve: a row per epoch with ``loss``, ``lr``, ``validation_loss``, ``validation_accuracy`` and, in
+        ``joint`` and ``meta``, ``classification_loss`` and ``objective_loss``; and the curve of the head's refit, empty where
+        there was none.
+    """
+    joint = mode in ("joint", "meta")
+    assert objective or not joint
+    assert not (objective and objective.labels and mode == "meta")
+    pairs = inner["pairs"] if mode == "meta" else 1
+    task = Task(
+        "finetune",
+        parts=[part for part in MODES[mode] if getattr(network, part)],
+        loss=supervised_loss(mode, objective, objective_weight, inner),
+        views={"classify": Views(1, augmentation), **(ssl_views(objective, objective_augmentation, pairs) if joint else {})},
+        recipe=recipe,
+        betas=betas(objective if joint else None),
+        measure=lambda _epoch: classification(encode(network, validation)),
+    )
+    rows = trainer.fit(network, train, task)
+    if joint or objective is None or not recipe.epochs:
+        return rows, []
+    return rows, refit_head(trainer, network, objective, train, objective_augmentation, recipe)
+
+
+def refit_head(
+    trainer: Trainer,
+    network: Network,
+    objective: Objective,
+    images: ImageSet,
+    augmentation: Augmentation,
+    recipe: Recipe,
+) -> list[Row]:
+    """Train the self-supervised head alone, for a few epochs, on an encoder that has moved on without it.
+
+    At test time the head's gradient steers the encoder; from a head that fits another encoder it would be noise.
+    """
+    task = Task(
+        "refit",
+        parts=("head",),
+        loss=objective_loss(objective),
+        views=ssl_views(objective, augmentation),
+        recipe=replace(recipe, epochs=REFIT_EPOCHS, warmup_epochs=0),
+        betas=betas(objective),
+    )
+    return trainer.fit(network, images, task)
+
+
+def ssl_views(objective: Objective | None, augmentation: Augmentation, count: int = 1) -> dict[str, Views]:
+    """Choose the objective's views, drawn ``count`` times."""
+    if objective is None:
+        return {}
+    augmentation = augmentation if objective.jitter else replace(augmentation, jitter=0)
+    return {"objective": Views(count * objective.num_views, augmentation)}
+
+
+def supervised_loss(mode: str, objective: Objective | None, weight: float, inner: Mapping[str, Any] | None) -> Loss:
+    """Choose the loss of fine-tuning; see `finetune`."""
+    if mode == "meta":
+        return meta_loss(objective, weight, inner["lr"], inner["steps"])
+    return joint_loss(objective, weight) if mode == "joint" else classification_loss
+
+
+def objective_loss(objective: Objective) -> Loss:
+    """Make the loss of the objective alone."""
+
+    def loss(network: Network, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        known = {"labels": batch["labels"]} if objective.labels else {}
+        return {"loss": objective.loss(network, as_images(batch["objective"]), generator, batch.get("share"), **known)}
+
+    return loss
+
+
+def classification_loss(network: Network, batch: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
+    """Cross-entropy of the views ``classify (N, 1, H, W, 3)``."""
+    logits = network(as_images(batch["classify"][:, 0])).logits
+    return {"loss": F.cross_entropy(logits, batch["labels"])}
+
+
+def joint_loss(objective: Objective, weight: float) -> Loss:
+    """Make the loss cross-entropy + ``weight`` · objective."""
+    self_supervised = objective_loss(objective)
+
+    def loss(network: Network, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        ours = self_supervised(network, batch, generator)["loss"]
+        supervised = classification_loss(network, batch, generator)["loss"]
+        return {"loss": supervised + weight * ours, "classification_loss": supervised, "objective_loss": ours}
+
+    return loss
+
+
+def betas(objective: Objective | None) -> tuple[float, float]:
+    """Choose AdamW's decay rates."""
+    return (objective or Objective).betas
+
+
+def last_values(rows: Sequence[Row]) -> Row:
+    """Collect the latest value of everything a curve records, and its seconds in all."""
+    latest = {name: value for row in rows for name, value in row.items()}
+    return latest | {"seconds": sum(row.get("seconds", 0.0) for row in rows)}

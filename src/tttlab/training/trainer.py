@@ -1,0 +1,237 @@
+"""The training loop, on Lightning Fabric: any device, precision and number of processes, and a killed training goes on.
+
+With several processes (ranks) every batch is shared out, and all take the step of the whole batch. The first rank alone
+measures, reports and keeps unfinished work; the others read that work too, so its folder must be on a file system of all.
+"""
+
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from tttlab.data.image_sets import ImageSet
+from tttlab.errors import UserError
+from tttlab.networks.network import Network
+from tttlab.runtime.resuming import Work
+from tttlab.seeding import stream_seed, torch_generator
+from tttlab.training.loaders import Views, open_loader, told_of_lost_workers
+from tttlab.training.optimisers import Recipe, build_optimizer
+
+logger = logging.getLogger(__name__)
+
+Loss = Callable[[Network, dict[str, Any], torch.Generator], dict[str, Tensor]]
+Row = dict[str, float]  # one epoch of a curve
+
+
+@contextmanager
+def training_only(network: Network, parts: Sequence[str]) -> Iterator[None]:
+    """Freeze all parts of a network but the named ones (``encoder``, ``classifier``, ``head``)."""
+    others = [
+        parameter
+        for name, part in network.named_children()
+        for parameter in part.parameters()
+        if name not in parts and parameter.requires_grad
+    ]
+    try:
+        for parameter in others:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
+        network.eval()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training of some parts of a network.
+
+    Attributes:
+        name: tells several trainings of one piece of work apart.
+        parts: ``encoder``, ``classifier``, ``head``; the others keep their parameters and buffers.
+        loss: gives, from (network, batch, generator on the CPU), the terms to record, means over the batch; ``loss`` is
+            minimised. The batch holds this rank's images, and as ``share`` (a `Share`) which part of the whole they are.
+        views: the views that ``loss`` finds in a batch.
+        recipe: length and optimiser.
+        betas: of AdamW.
+        measure: what to record after an epoch, on the first rank; called with 0 before the first.
+    """
+
+    name: str
+    parts: Sequence[str]
+    loss: Loss
+    views: Mapping[str, Views]
+    recipe: Recipe
+    betas: tuple[float, float] = (0.9, 0.999)
+    measure: Callable[[int], Row] = lambda _epoch: {}
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How tasks are carried out.
+
+    Attributes:
+        fabric: device, precision and ranks.
+        seed: the experiment's seed.
+        workers: processes that augment.
+        work: where unfinished work is kept; None keeps none.
+        report: called with (name of the task, row) after every epoch, on the first rank.
+    """
+
+    fabric: Fabric
+    seed: int
+    workers: int = 0
+    work: Work | None = None
+    report: Callable[[str, Row], None] = lambda _name, _row: None
+
+    def fit(self, network: Network, images: ImageSet, task: Task) -> list[Row]:
+        """Train, in place, for all epochs of the recipe, or for those that a killed training had left.
+
+        The network of the last epoch is kept: no epoch is chosen by its validation accuracy.
+
+        Args:
+            network: the network; ends in evaluation mode.
+            images: what to train on.
+            task: what to train, and how.
+
+        Returns:
+            a row per epoch, the first one for epoch 0: ``epoch``, the means of the loss's terms, ``lr``, what
+            ``measure`` gave (on the first rank), and ``seconds``.
+
+        Raises:
+            UserError: the loss is no longer finite, a process that augments was lost, or the ranks do not find the same
+                unfinished work.
+        """
+        network.to(self.fabric.device)
+        with training_only(network, task.parts):
+            optimizer = build_optimizer(network, task.recipe, task.betas)
+            state = self.work.load(task.name) if self.work else None
+            if state:
+                network.load_state_dict(state["network"])
+                optimizer.load_state_dict(state["optimizer"])
+                rows = state["rows"]
+            else:
+                rows = [{"epoch": 0, **self._measure(task, 0)}]
+                self._report(task, rows[0])
+            self._check_rows(task, rows)
+            if task.recipe.epochs:
+                with told_of_lost_workers():
+                    self._run_epochs(network, images, task, optimizer, rows)
+        return rows
+
+    def _measure(self, task: Task, epoch: int) -> Row:
+        return task.measure(epoch) if self.fabric.is_global_zero else {}
+
+    def _report(self, task: Task, row: Row) -> None:
+        if self.fabric.is_global_zero:
+            self.report(task.name, row)
+
+    def _check_rows(self, task: Task, rows: list[Row]) -> None:
+        """Refuse to start when ranks would go on from different epochs: they would wait for each other for ever."""
+        first = self.fabric.broadcast(len(rows))
+        differ = torch.tensor(float(len(rows) != first), device=self.fabric.device)
+        if count := int(self.fabric.all_reduce(differ, reduce_op="sum")):
+            raise UserError(f"{task.name}: expected all processes to find the unfinished work that the first one does "
+                            f"({first - 1} epochs), found other work on {count} of them; "
+                            "use a file system that all machines share")  # fmt: skip
+
+    def _run_epochs(
+        self, network: Network, images: ImageSet, task: Task, optimizer: torch.optim.Optimizer, rows: list[Row]
+    ) -> None:
+        """Run the epochs that ``rows`` does not hold yet."""
+        epochs, loader, first = task.recipe.epochs, self._open_loader(images, task), self.fabric.is_global_zero
+        self._share_statistics(network, task)
+        model, wrapped = self.fabric.setup(network, optimizer)
+        done, hidden = (len(rows) - 1) * len(images), None if first else True  # None: hidden where no terminal is
+        with tqdm(total=epochs * len(images), initial=done, unit="image", unit_scale=True, disable=hidden) as bar:
+            for epoch in range(len(rows), epochs + 1):
+                bar.set_description(f"{task.name} {epoch}/{epochs}")
+                started = time.perf_counter()
+                network.eval()
+                for part in task.parts:
+                    getattr(network, part).train()
+                terms = self._run_epoch(model, wrapped, loader, task, epoch, bar)
+                _check_finite(terms["loss"], task, epoch)
+                row = {"epoch": epoch, **terms, **self._measure(task, epoch)}
+                rows.append(row | {"seconds": time.perf_counter() - started})
+                bar.set_postfix(loss=f"{terms['loss']:.3f}")
+                self._report(task, rows[-1])
+                if self.work and first:
+                    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows}
+                    self.work.save(task.name, state)
+
+    def _share_statistics(self, network: Network, task: Task) -> None:
+        """Let BatchNorm see the whole batch, on GPUs; names in the network's state stay as they are.
+
+        On CPUs torch has no such layer: there every rank normalises with its own images' statistics. The running ones that
+        count are the first rank's, which the others take over at the start of the next task.
+        """
+        if self.fabric.world_size == 1:
+            return
+        if self.fabric.device.type == "cuda":
+            synchronise_batchnorm(network)
+        elif self.fabric.is_global_zero and any(
+            isinstance(module, _BatchNorm) for part in task.parts for module in getattr(network, part).modules()
+        ):
+            logger.warning(
+                "%s: on CPUs each of the %d processes normalises (BatchNorm) with its own images' statistics; "
+                "one process, or GPUs, would give other numbers",
+                task.name,
+                self.fabric.world_size,
+            )
+
+    def _open_loader(self, images: ImageSet, task: Task) -> DataLoader:
+        ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}
+        size = task.recipe.batch_size
+        # Not through fabric.setup_dataloaders: that counts epochs itself, from the start of the process.
+        return open_loader(images, task.views, size, self.seed, workers=self.workers, **ranks)
+
+    def _run_epoch(self, model: Any, optimizer: Any, loader: DataLoader, task: Task, epoch: int, bar: tqdm) -> Row:
+        """Run one epoch; → the means of the loss's terms, and the last learning rate.
+
+        All randomness is keyed by the epoch, so that a resumed training draws what an uninterrupted one would.
+        """
+        torch.manual_seed(stream_seed(self.seed, "dropout", task.name, epoch, self.fabric.global_rank))
+        generator = torch_generator(self.seed, "masks", task.name, epoch, 0)  # for the whole batch, the same on all ranks
+        loader.sampler.set_epoch(epoch)
+        totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.fabric.device))
+        steps = zip(loader, loader.sampler.shares, strict=True)
+        for step, (batch, share) in enumerate(steps, start=(epoch - 1) * len(loader)):
+            lr = task.recipe.learning_rate(step, len(loader))
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            terms = task.loss(model, self.fabric.to_device(batch) | {"share": share}, generator)
+            optimizer.zero_grad()
+            self.fabric.backward(terms["loss"] * share.weight)  # the ranks' gradients are then averaged
+            optimizer.step()
+            for term, value in terms.items():
+                totals[term] += value.detach() * share.weight
+            bar.update(share.whole)
+        means = {term: self.fabric.all_reduce(total / len(loader)).item() for term, total in totals.items()}
+        return means | {"lr": lr}
+
+
+def synchronise_batchnorm(network: Network) -> None:
+    """Turn BatchNorm into its kind that takes the statistics of all ranks, in place; called again it changes nothing."""
+    if not any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):  # timm would lose their activations
+        convert_sync_batchnorm(network)
+
+
+def _check_finite(loss: float, task: Task, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"{task.name}: expected a finite loss, found {loss} in epoch {epoch}; "
+            f"lower lr ({task.recipe.lr:g}) or raise warmup_epochs ({task.recipe.warmup_epochs})"
+        )

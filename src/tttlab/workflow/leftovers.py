@@ -1,0 +1,45 @@
+"""What stages leave in .resume: where it is, how it is found again, and when it goes."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import tttlab
+from tttlab.runtime.process_identity import Identity, find_driver
+from tttlab.runtime.resuming import Work, forget_abandoned, forget_recorded, work_key
+from tttlab.workflow import places
+
+CODE = (Path(tttlab.__file__).parent, places.STAGES)  # an edit anywhere in it begins anew
+
+
+def store() -> Path:
+    """Give the folder of all unfinished work; queued experiments share it with the project."""
+    return places.ROOT / ".resume"
+
+
+def tidy(wanted: Path | None = None) -> Identity | None:
+    """Throw away what nobody needs but for the ``wanted`` piece of work, and say so; return the DVC that runs this stage."""
+    driver = find_driver(psutil.Process())
+    if driver and store().is_dir():
+        forget_recorded(store(), driver)
+    for line in forget_abandoned(store(), wanted) if wanted else ():
+        print(line)
+    return driver
+
+
+def key_of(stage: str, settings: Any, inputs: Iterable[Path]) -> str:
+    """Name a piece of work by what its result depends on, all code among it."""
+    return work_key(stage, settings, inputs, CODE)
+
+
+def find_work(key: str, stage: str, owner: bool = True) -> Work:
+    """Find a piece of work by its key; its owner makes room before."""
+    folder = store() / key
+    return Work(folder, stage, owner, tidy(folder) if owner else None)
+
+
+def open_work(stage: str, settings: Any, inputs: Iterable[Path]) -> Work:
+    """Find the unfinished work of a stage that one process does; see `tttlab.workflow.processes.shared_work`."""
+    return find_work(key_of(stage, settings, inputs), stage)

@@ -1,0 +1,67 @@
+"""The processes that share one stage: those that torchrun or SLURM's srun started, else one per device of this machine."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tttlab.config.params import Params
+from tttlab.runtime import ranks
+from tttlab.runtime.resuming import Work
+from tttlab.workflow.leftovers import find_work, key_of
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    Processes = ranks.Alone | Fabric
+
+
+def open_fabric(params: Params) -> "Fabric":
+    """Meet the other processes of this stage, or start them, as ``machine`` says."""
+    devices, nodes = started(os.environ) or (params.machine.devices, 1)
+    return ranks.open_fabric(params.machine.device, params.machine.precision, devices, nodes)
+
+
+def open_processes(params: Params) -> "Processes":
+    """Do the same for a stage that does not train."""
+    devices, nodes = started(os.environ) or (params.machine.devices, 1)
+    return ranks.open_processes(params.machine.device, params.machine.precision, devices, nodes)
+
+
+def started(environment: Mapping[str, str]) -> tuple[int, int] | None:
+    """Read from its environment how a launcher started this stage: processes per machine, and machines; None: it did not.
+
+    Fabric recognises the same launchers, in the same order, but wants to be told these two numbers.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        here = int(environment["LOCAL_WORLD_SIZE"])
+        return here, int(environment["WORLD_SIZE"]) // here
+    if "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return int(environment.get("SLURM_NTASKS_PER_NODE", 1)), int(environment.get("SLURM_NNODES", 1))
+    return None
+
+
+def shares(params: Params, fabric: "Processes") -> dict[str, Any]:
+    """Say who does which part of a stage that trains nothing, as `sweep.adapt_to_shifts` wants to know it."""
+    here, _ = started(os.environ) or (fabric.world_size, 1)
+    return {"workers": params.machine.workers if fabric.device.type == "cpu" else 0, "rank": fabric.global_rank,
+            "ranks": fabric.world_size, "neighbours": here, "barrier": fabric.barrier}  # fmt: skip
+
+
+@contextmanager
+def shared_work(fabric: "Processes", stage: str, settings: Any, inputs: Iterable[Path]) -> Iterator[Work]:
+    """Open the unfinished work of this stage for all its processes: the first one locks it, and deletes it at the end.
+
+    Args:
+        fabric: the processes.
+        stage: the stage's name.
+        settings: what the result depends on.
+        inputs: folders and files that the stage reads.
+    """
+    first = fabric.is_global_zero
+    key = fabric.broadcast(key_of(stage, settings, inputs) if first else "")
+    with find_work(key, stage, owner=first) as work:
+        fabric.barrier()  # nobody reads before the lock is taken
+        yield work
+        fabric.barrier()  # nor after the folder is deleted

@@ -1,0 +1,80 @@
+"""What the two training stages share: unfinished work, the run in MLflow, and what they write."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tttlab.config.params import Params
+from tttlab.data.image_sets import ImageSet
+from tttlab.networks import checkpoints
+from tttlab.networks.network import Network
+from tttlab.tracking import Run, pipeline_run, start_run
+from tttlab.training.trainer import Row, Trainer
+from tttlab.workflow import places
+from tttlab.workflow.execution import execution
+from tttlab.workflow.processes import open_fabric, shared_work
+
+
+@contextmanager
+def open_trainer(
+    params: Params, model: str, stage: str, settings: Mapping[str, Any], inputs: Sequence[Path], source_run: str | None
+) -> Iterator[tuple[Trainer, Run | None]]:
+    """Open a training and, on the first of its processes, its run in MLflow, new or where a killed one was.
+
+    Args:
+        params: all settings.
+        model: the model's name.
+        stage: ``pretrain`` or ``finetune``.
+        settings: what the result depends on, as params.yaml has it.
+        inputs: folders and files that the training reads.
+        source_run: the run in MLflow that made the network to start from.
+    """
+    recipe, objective = settings["models"][model][stage], settings["models"][model]["objective"]["name"]
+    seed = f"seed {settings['seed']}" if len(params.seeds) > 1 else None
+    how = " · ".join(str(part) for part in (recipe.get("mode"), objective, f"{recipe['epochs']} epochs", seed) if part)
+    tags = {"model": model, "objective": objective, "seed": settings["seed"], "source_run_id": source_run or ""}
+    fabric = open_fabric(params)
+
+    def open_run(key: str):
+        return start_run(
+            places.ROOT, stage=stage, name=f"{stage} {model} · {how}", params=settings, tags=tags,
+            parent=pipeline_run(places.ROOT, execution(params)), resume_key=key,
+        )  # fmt: skip
+
+    with (
+        shared_work(fabric, stage, settings, inputs) as work,
+        open_run(work.id) if fabric.is_global_zero else nullcontext() as run,
+    ):
+
+        def report(task: str, row: Row) -> None:
+            prefix = "" if task == stage else f"{task}/"
+            run.log_metrics({f"{prefix}{name}": value for name, value in row.items() if name != "epoch"}, row["epoch"])
+
+        yield Trainer(fabric, settings["seed"], params.machine.workers, work, report), run
+
+
+def log_inputs(run: Run | None, **sets: tuple[ImageSet, str]) -> None:
+    """Tell MLflow which images a run reads, and each set's use: ``training`` or ``validation``."""
+    if run is None:
+        return
+    for name, (images, context) in sets.items():
+        run.log_input(name, images.source, images.digest(), len(images), context)
+
+
+def write(folder: Path, network: Network, rows: Sequence[Row], run: Run, about: Mapping[str, Any]) -> None:
+    """Write the network and its curve, and keep the curve and the description in MLflow.
+
+    Args:
+        folder: where.
+        network: the trained network.
+        rows: its curve.
+        run: its run in MLflow.
+        about: further arguments of `checkpoints.save`.
+    """
+    checkpoints.save(network, folder, **about)
+    pd.DataFrame(rows).drop(columns="seconds", errors="ignore").to_csv(folder / "curve.csv", index=False)
+    for name in ("curve.csv", "network.json"):
+        run.log_artifact(folder / name)

@@ -1,0 +1,50 @@
+"""Open MLflow's pages on this machine: light, with one worker and no job runner."""
+
+import argparse
+import os
+import socket
+import sys
+
+from tttlab.errors import UserError
+from tttlab.workflow import places
+
+
+def is_taken(port: int) -> bool:
+    """Tell whether something answers at a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def main() -> None:
+    """Find a free port and serve there until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m tttlab.workflow.ui", description=__doc__)
+    parser.add_argument("--port", type=int, default=5000, help="first port to try (default: %(default)s)")
+    first = parser.parse_args().port
+    store = places.ROOT / "mlflow.db"
+    try:
+        if not store.is_file():
+            raise UserError(f"{store}: expected MLflow's runs, found no file; run `make repro` first")
+        port = next((port for port in range(first, first + 50) if 0 < port < 65536 and not is_taken(port)), None)
+        if port is None:
+            raise UserError(f"--port {first}: expected a free port among the 50 from there on, found none; name another")
+        serve(port)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def serve(port: int) -> None:
+    """Say where the pages will be, and become the server: Ctrl-C then reaches it and nothing else is left behind."""
+    from tttlab import tracking
+
+    tracking.sweep(places.ROOT)
+    print("MLflow comes up in some 15 seconds; Ctrl-C ends it")
+    for name, address in tracking.ui_pages(places.ROOT).items():
+        print(f"{name:12}http://127.0.0.1:{port}/{address}", flush=True)
+    command = tracking.ui_command(places.ROOT, port)
+    light = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+    os.execve(command[0], command, os.environ | light)
+
+
+if __name__ == "__main__":
+    main()
