@@ -49,22 +49,23 @@ def adapt_model(params: Params, name: str, model: str, sweeps: list, work) -> di
 
 def adapt_network(params: Params, sweep, work) -> tuple | None:
     """Adapt one network, with its own run in MLflow; the first process returns predictions and what is told about them."""
-    from tttlab import tracking
     from tttlab.evaluation.predictions import score
     from tttlab.runtime import devices
-    from tttlab.workflow.execution import execution
+    from tttlab.tracking.comparison import log_predictions
+    from tttlab.tracking.runs import start_run
+    from tttlab.workflow.execution import parent_run
 
     if not sweep.fabric.is_global_zero:
         return sweep.adapt(work)
     seed = f" · seed {sweep.seed}" if len(params.seeds) > 1 else ""
-    with tracking.start_run(places.ROOT, stage="adapt", name=f"adapt {sweep.name} · {sweep.model}{seed}",
+    with start_run(places.ROOT, stage="adapt", name=f"adapt {sweep.name} · {sweep.model}{seed}",
                             params=sweep.told, tags=sweep.tags,
-                            parent=tracking.pipeline_run(places.ROOT, execution(params)),
+                            parent=parent_run(params),
                             resume_key=f"{work.id} {sweep.prefix}") as tracked:  # fmt: skip
         tracked.log_input("test", sweep.images.source, sweep.images.digest(), len(sweep.images), "test")
         devices.forget_peak(sweep.source.device)
         table, losses = sweep.adapt(work)
-        tracking.log_predictions(tracked, score(table))
+        log_predictions(tracked, score(table))
         memory, curve = devices.peak_memory(sweep.source.device), losses.tolist() if len(losses) > 1 else []
         tracked.log_series("loss/mean", curve)
         tracked.log_metrics({"cost/peak_memory_mb": memory})

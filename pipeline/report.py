@@ -45,17 +45,18 @@ def _log(params: Params, results: "Results", files: dict[str, Path], page: Path)
     """Put the comparison on MLflow's run of this execution, whose stages' runs lie below it."""
     import pandas as pd
 
-    from tttlab import tracking
     from tttlab.evaluation import metrics
     from tttlab.reporting import report
-    from tttlab.workflow.execution import execution
+    from tttlab.tracking.comparison import log_comparison
+    from tttlab.tracking.runs import run_link
+    from tttlab.workflow.execution import parent_run
 
-    parent = tracking.pipeline_run(places.ROOT, execution(params))
-    links = {key: tracking.run_link(places.ROOT, entry.get("mlflow_run_id")) for key, entry in results.adapted.items()}
+    parent = parent_run(params)
+    links = {key: run_link(places.ROOT, entry.get("mlflow_run_id")) for key, entry in results.adapted.items()}
     flat = {key: metrics.flatten(entry) for key, entry in results.summary.items()}
     shown = ("gain", "training_gain", "gated_gain", "accuracy_adapted", "clean_adapted", "milliseconds_p50")
     values = {f"{name}/{model}/{run}": entry[name] for (model, run), entry in flat.items() for name in shown}
-    tracking.compare(
+    log_comparison(
         places.ROOT,
         parent,
         table=pd.DataFrame([{"model": m, "run": r, **entry} for (m, r), entry in flat.items()]),

@@ -37,17 +37,17 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
     """Tune one run on one model, on the network of the first training seed; every trial is a run in MLflow."""
     from tqdm import tqdm
 
-    from tttlab import tracking
     from tttlab.data.image_sets import ImageSet
     from tttlab.experiments import trials, tuning
-    from tttlab.workflow.execution import execution
+    from tttlab.tracking.comparison import log_trials
+    from tttlab.tracking.runs import start_run
+    from tttlab.workflow.execution import parent_run
     from tttlab.workflow.loading import build_run, load_source, open_stream
 
     images = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
     own, wish = params.run_settings(name, model), params.tune
     source, stream = load_source(params, model, params.seeds[0]), open_stream(params, own.protocol)
-    grid = tuning.list_candidates(own.search, own.values(), wish.candidates, params.seed, name, model,
-                                  in_one_pass=not stream)  # fmt: skip
+    grid = tuning.list_candidates(own.search, own.values(), wish.candidates, params.seed, name, model, in_one_pass=not stream)
 
     def build(values: dict[str, Any]) -> tuple:
         longest = {"steps": grid.steps[-1]} if own.trains and not stream else {}
@@ -55,7 +55,7 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
 
     for values in grid.candidates:  # every mistake shows first
         build(values)
-    parent = tracking.pipeline_run(places.ROOT, execution(params))  # a store that cannot be used, too
+    parent = parent_run(params)  # a store that cannot be used, too
     total = tuning.pairs_to_judge(len(grid.candidates), len(images), wish.images, wish.severities, wish.keep, bool(stream))
     workers, at_once = (params.machine.workers if source.device.type == "cpu" else 0), params.machine.images_per_step
     with tqdm(total=total, desc=f"tune {name} {model}", unit="image") as bar:
@@ -67,10 +67,10 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
     found = search.choose(judge.saves_time if wish.gate and not stream else None)
     tags = {"model": model, "method": own.method, "run": name, "source_run_id": source.about.get("mlflow_run_id")}
     settings = wish.model_dump(mode="json") | {"search": {key: [*values] for key, values in own.search.items()}}
-    with tracking.start_run(places.ROOT, stage="tune", name=f"tune {name} · {model}", params=settings, tags=tags,
+    with start_run(places.ROOT, stage="tune", name=f"tune {name} · {model}", params=settings, tags=tags,
                             parent=parent, resume_key=f"{work.id} {model}") as tracked:  # fmt: skip
         tracked.log_input("labeled_validation", images.source, images.digest(), len(images), "validation")
-        tracking.log_trials(tracked, search.describe(), tags)
+        log_trials(tracked, search.describe(), tags)
         tracked.log_metrics(search.chosen())
     print(f"{name} {model}: {found['settings']}, gate {found['gate']}")
     return found | {"default": own.values()}

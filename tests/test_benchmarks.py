@@ -12,13 +12,13 @@ import PIL.Image
 import pytest
 import torch
 from scipy import stats
-from test_structure import ROOT
 
 from benchmarks import coverage, resident, scaling, torch_ttt_engines
 from benchmarks.amount import SMOKE
 from benchmarks.cases import list_cases, statistics_for
 from benchmarks.memory import peak_bytes
 from benchmarks.sides import ours, peer, state_bytes
+from tools.stage_code import ROOT
 from tttlab.runtime.group_size import GroupSize
 from tttlab.shifts.corruptions import CORRUPTIONS
 

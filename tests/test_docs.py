@@ -12,9 +12,9 @@ import timm
 import torch
 from ruamel.yaml import YAML
 from test_contract import LOOPS, assert_vectorised_equals_one_image_at_a_time
-from test_structure import ROOT
 
 import tttlab.methods
+from tools.stage_code import ROOT
 from tttlab.adaptation.adapter import InnerLoop, adapt
 from tttlab.adaptation.engine import Engine
 from tttlab.adaptation.inner_loop import select_parameters

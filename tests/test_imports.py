@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from test_structure import ROOT
+
+from tools.stage_code import ROOT
 
 COMPILER = """
 import sys

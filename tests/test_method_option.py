@@ -7,8 +7,8 @@ from collections import Counter
 
 import contract
 import pytest
-from test_structure import ROOT
 
+from tools.stage_code import ROOT
 from tttlab.errors import UserError
 
 METHOD = """

@@ -9,9 +9,9 @@ import uuid
 
 import pytest
 from ruamel.yaml import YAML
-from test_structure import ROOT
 
 from pipeline import methods as stage
+from tools.stage_code import ROOT
 from tttlab.adaptation.method_code import method_code, read_module, tell_changes
 from tttlab.adaptation.registry import load_method
 from tttlab.config.method_settings import declared, find_source

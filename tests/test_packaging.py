@@ -2,7 +2,7 @@
 
 import tomllib
 
-from test_structure import ROOT
+from tools.stage_code import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PINS = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line and line[0] not in "#-"]

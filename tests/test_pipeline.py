@@ -15,8 +15,8 @@ import pandas as pd
 import PIL.Image
 import pytest
 from ruamel.yaml import YAML
-from test_structure import ROOT
 
+from tools.stage_code import ROOT
 from tttlab.config.params import ImageSpec, read_params
 from tttlab.data.sources import open_source
 from tttlab.errors import UserError
@@ -145,10 +145,10 @@ def test_every_run_is_judged_on_the_same_images_and_checkpoint(project):
 def test_mlflow_holds_one_run_per_execution_linked_to_where_it_came_from(project):
     from mlflow import MlflowClient
 
-    from tttlab import tracking
+    from tttlab.tracking.store import database_uri
 
     root, _ = project
-    client = MlflowClient(tracking.database_uri(root))
+    client = MlflowClient(database_uri(root))
     runs = client.search_runs([client.get_experiment_by_name("ttt-lab").experiment_id])
     by_stage = {
         stage: [run for run in runs if run.data.tags.get("stage") == stage]

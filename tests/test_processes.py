@@ -7,8 +7,8 @@ import sys
 
 import pytest
 from ruamel.yaml import YAML
-from test_structure import ROOT
 
+from tools.stage_code import ROOT
 from tttlab.workflow.leftovers import CODE
 from tttlab.workflow.processes import started
 

@@ -12,12 +12,15 @@ import pytest
 
 from pipeline import align, evaluate
 from pipeline import report as report_stage
-from tttlab import tracking
 from tttlab.config.params import Online
 from tttlab.config.runs import resolve_run
 from tttlab.errors import UserError
 from tttlab.evaluation.results import Results, read_table
 from tttlab.reporting import report
+from tttlab.tracking.executions import Execution
+from tttlab.tracking.records import TAG_LIMIT
+from tttlab.tracking.runs import pipeline_run
+from tttlab.tracking.store import open_store
 from tttlab.workflow import places
 from tttlab.workflow.loading import Ready
 from tttlab.workflow.sweeps import Sweep
@@ -46,7 +49,7 @@ def run_stages(root, **options) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(places, "OUTPUTS", outputs)
         patch.setattr(places, "ROOT", root)
-        patch.setattr("tttlab.workflow.execution.execution", lambda _: tracking.Execution("repro", os.getpid()))
+        patch.setattr("tttlab.workflow.execution.execution", lambda _: Execution("repro", os.getpid()))
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
         evaluate.run(params)
         report_stage.run(params)
@@ -89,7 +92,7 @@ class TestStage:
 
     def test_comparison_lies_on_the_parent_run(self, outputs):
         root = outputs.parent
-        run = tracking._open(root)[0].get_run(tracking.pipeline_run(root, tracking.Execution("repro", os.getpid())))
+        run = open_store(root)[0].get_run(pipeline_run(root, Execution("repro", os.getpid())))
         entries = json.loads((outputs / "metrics.json").read_text(encoding="utf-8"))["runs"]
         for key, entry in entries.items():
             assert run.data.metrics[f"gain/{key}"] == pytest.approx(entry["gain"], abs=5.1e-5)
@@ -146,9 +149,7 @@ class TestNames:
     def test_terminal_page_and_mlflow_show_them(self, named):
         outputs, printed = named
         page = (outputs / "report.html").read_text(encoding="utf-8")
-        run = tracking._open(outputs.parent)[0].get_run(
-            tracking.pipeline_run(outputs.parent, tracking.Execution("repro", os.getpid()))
-        )
+        run = open_store(outputs.parent)[0].get_run(pipeline_run(outputs.parent, Execution("repro", os.getpid())))
         for model, name in product(self.MODELS, self.RUNS):
             assert re.search(rf"^{model} +{name} ", printed, re.MULTILINE)
             assert f'data-row="{model}/{name}"' in page
@@ -371,7 +372,7 @@ class TestMarkdown:
         adapted = {key: {} for key in summary}
         many = Results(("vit",), tuple(runs), summary, results.tables, adapted)
         text = report.markdown(many, dict.fromkeys(summary, f"#/experiments/1/runs/{'0' * 32}"))
-        assert len(text) <= tracking._TAG_LIMIT
+        assert len(text) <= TAG_LIMIT
         assert "comparison.json" in text
         assert all(line.endswith(" |") for line in text.splitlines() if line.startswith("| vit"))
 
@@ -380,7 +381,7 @@ class TestMarkdown:
         summary = {("vit", run): results.summary["vit", "bn"] for run in runs}
         adapted = dict.fromkeys(summary, results.adapted["vit", "actmad"])
         text = report.markdown(Results(("vit",), tuple(runs), summary, results.tables, adapted), {})
-        assert len(text) <= tracking._TAG_LIMIT
+        assert len(text) <= TAG_LIMIT
         lines = [line for line in text.splitlines() if line.startswith("- ")]
         assert 1 < len(lines) < 30
         assert all(line.endswith("steps 1, **5**") for line in lines[:-1])

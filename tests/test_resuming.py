@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from test_structure import FOLDERS, ROOT, closure, imported
 
+from tools.stage_code import FOLDERS, ROOT, closure, imported
 from tttlab.errors import UserError
 from tttlab.runtime import resuming
 from tttlab.runtime.process_identity import Identity

@@ -2,84 +2,20 @@
 
 import ast
 import sys
-from functools import cache
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
+from tools.stage_code import BY_NAME, FOLDERS, SOURCES, closure, expected, imported, module_name, stages
 from tttlab.adaptation.method_code import method_code
 from tttlab.config.method_settings import method_names
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = {"tttlab": ROOT / "src" / "tttlab", "pipeline": ROOT / "pipeline"}
-SOURCES = sorted(path for folder in FOLDERS.values() for path in folder.rglob("*.py"))
 METHODS = FOLDERS["tttlab"] / "methods"
-
-
-def module_name(path: Path) -> str:
-    root = next(name for name, folder in FOLDERS.items() if path.is_relative_to(folder))
-    parts = (root, *path.relative_to(FOLDERS[root]).with_suffix("").parts)
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-BY_NAME = {module_name(path): path for path in SOURCES}
-
-
-@cache
-def imported(path: Path) -> frozenset[str]:
-    """Every module that a file imports anywhere in it, with the packages above them."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2))
-
-
-def closure(*start: Path) -> set[Path]:
-    """The project's files that these files import, directly or not, themselves included."""
-    found, waiting = set(), list(start)
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting += [BY_NAME[name] for name in imported(path) if name in BY_NAME]
-    return {path for path in found if path.stat().st_size}  # an empty __init__.py changes nothing
-
-
-def stages() -> dict[str, dict]:
-    return YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-
-
-def needed(name: str) -> set[str]:
-    """Files that a stage's process runs: its script and what that imports; methods are the business of the stage `methods`.
-
-    Checkpoints import objectives by their names.
-    """
-    start = [FOLDERS["pipeline"] / f"{name.split('@')[0]}.py", FOLDERS["pipeline"] / "__init__.py"]
-    found = closure(*start)
-    if FOLDERS["tttlab"] / "networks" / "checkpoints.py" in found:
-        found |= closure(*(FOLDERS["tttlab"] / "objectives").glob("*.py"))
-    return {path.relative_to(ROOT).as_posix() for path in found}
-
-
-def expected(name: str) -> list[str]:
-    """What a stage must list of the code it runs: a folder where it runs at least half of its files, else these files."""
-    files, listed = needed(name), set()
-    for file in files:
-        room = ROOT / Path(file).parent
-        parts = [path for path in room.rglob("*.py") if path.stat().st_size]
-        share = sum(path.relative_to(ROOT).as_posix() in files for path in parts) / len(parts)
-        whole = room.is_relative_to(FOLDERS["tttlab"]) and room != FOLDERS["tttlab"] and share >= 0.5
-        listed.add(room.relative_to(ROOT).as_posix() if whole else file)
-    return sorted(path for path in listed if not any(path.startswith(f"{other}/") for other in listed))
 
 
 @pytest.mark.parametrize("name", stages())
 def test_every_stage_depends_on_the_code_it_runs(name):
+    """tools/stage_code.py writes it."""
     deps = stages()[name].get("do", stages()[name])["deps"]
     assert [path for path in deps if path.startswith(("pipeline", "src"))] == expected(name)
 
@@ -125,7 +61,7 @@ def test_stages_say_what_they_do_and_watch_parameters():
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_only_tracking_imports_mlflow_and_sources_read_no_surroundings(path):
     tree, name = ast.parse(path.read_text(encoding="utf-8")), module_name(path)
-    if name != "tttlab.tracking":
+    if not name.startswith("tttlab.tracking"):
         assert not any(module.split(".")[0] == "mlflow" for module in imported(path))
     if name.startswith("tttlab") and not name.startswith("tttlab.workflow"):
         read = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

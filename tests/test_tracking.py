@@ -14,26 +14,31 @@ import pandas as pd
 import psutil
 import pytest
 
-from tttlab import tracking
 from tttlab.errors import UserError
 from tttlab.evaluation import metrics
 from tttlab.evaluation.predictions import score
 from tttlab.runtime.process_identity import is_dvc
-from tttlab.tracking import Execution
+from tttlab.tracking.comparison import log_comparison, log_predictions, log_trials
+from tttlab.tracking.executions import Execution, close_left_open, find_execution, owner_tags
+from tttlab.tracking.pages import ui_command, ui_pages
+from tttlab.tracking.records import create_run, flatten, log_tags
+from tttlab.tracking.runs import pipeline_run, run_link, start_run
+from tttlab.tracking.store import database_uri, files_uri, find_runs, open_store
 
 ROOT = Path(__file__).parent.parent
 
 FIRST_USE = """
-import sys; from pathlib import Path; from tttlab import tracking
+import sys; from pathlib import Path
+from tttlab.tracking.executions import Execution; from tttlab.tracking.runs import pipeline_run, start_run
 root, pid = Path(sys.argv[1]), int(sys.argv[2])
-parent = tracking.pipeline_run(root, tracking.Execution("repro", pid))
-with tracking.start_run(root, stage="adapt", name=f"adapt {sys.argv[3]}", params={}, parent=parent) as run:
+parent = pipeline_run(root, Execution("repro", pid))
+with start_run(root, stage="adapt", name=f"adapt {sys.argv[3]}", params={}, parent=parent) as run:
     run.log_series("loss", [3.0, 2.0, 1.0])
 print(parent)
 """
 WAIT = """
-import sys, time; from pathlib import Path; from tttlab import tracking
-with tracking.start_run(Path(sys.argv[1]), stage="pretrain", name=sys.argv[2], params={"lr": 0.1},
+import sys, time; from pathlib import Path; from tttlab.tracking.runs import start_run
+with start_run(Path(sys.argv[1]), stage="pretrain", name=sys.argv[2], params={"lr": 0.1},
                         parent=sys.argv[3], resume_key=sys.argv[2]) as run:
     run.log_series("loss", [4.0, 3.0])
     print(run.id, flush=True)
@@ -48,18 +53,18 @@ def child(script, *arguments) -> subprocess.Popen:
 
 
 def record(root, run_id):
-    return tracking._open(root)[0].get_run(run_id)
+    return open_store(root)[0].get_run(run_id)
 
 
 def curve(root, run_id, name):
-    points = tracking._open(root)[0].get_metric_history(run_id, name)
+    points = open_store(root)[0].get_metric_history(run_id, name)
     return sorted((point.step, point.value) for point in points)
 
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory):
     root = tmp_path_factory.mktemp("store")
-    tracking._open(root)
+    open_store(root)
     return root
 
 
@@ -77,20 +82,20 @@ def root(empty_store, tmp_path):
 
 @pytest.fixture
 def parent(root):
-    return tracking.pipeline_run(root, Execution("repro", os.getpid()))
+    return pipeline_run(root, Execution("repro", os.getpid()))
 
 
 @pytest.fixture
 def start(root, parent):
     def start_run(**options):
         settings = {"stage": "adapt", "name": "adapt tiny · actmad", "params": {}, "parent": parent}
-        return tracking.start_run(root, **(settings | options))
+        return start_run(root, **(settings | options))
 
     return start_run
 
 
 def test_import_is_cheap():
-    code = "import sys, tttlab.tracking; print([m for m in ('mlflow', 'torch', 'pandas') if m in sys.modules])"
+    code = "import sys, tttlab.tracking.comparison; print([m for m in ('mlflow', 'torch', 'pandas') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src", check=True)
     assert found.stdout.strip() == "[]"
 
@@ -110,7 +115,7 @@ class TestConcurrentFirstUse:
     def test_they_share_one_parent_and_log_all(self, finished):
         root, results = finished
         (parent,) = {out for out, _, _ in results}
-        client, experiment = tracking._open(root)
+        client, experiment = open_store(root)
         runs = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.strip()}'")
         assert sorted(run.info.run_name for run in runs) == [f"adapt {number}" for number in range(4)]
         assert len(client.search_runs([experiment], "tags.role = 'pipeline'")) == 1
@@ -119,34 +124,34 @@ class TestConcurrentFirstUse:
 
 class TestPipelineRun:
     def test_same_execution_same_run(self, root, parent):
-        assert tracking.pipeline_run(root, Execution("repro", os.getpid())) == parent
+        assert pipeline_run(root, Execution("repro", os.getpid())) == parent
         assert record(root, parent).info.status == "RUNNING"
 
     def test_other_process_other_name_other_run(self, root, parent):
         others = [Execution("repro", os.getppid()), Execution("fast-newt", os.getpid()), Execution("by hand 1f", None)]
-        assert len({parent, *(tracking.pipeline_run(root, other) for other in others)}) == 4
+        assert len({parent, *(pipeline_run(root, other) for other in others)}) == 4
 
     def test_a_later_process_with_the_same_number_is_another_execution(self, root, parent):
-        tracking._log_tags(tracking._open(root)[0], parent, {"pid_started": psutil.boot_time() - 1000})
-        assert tracking.pipeline_run(root, Execution("repro", os.getpid())) != parent
+        log_tags(open_store(root)[0], parent, {"pid_started": psutil.boot_time() - 1000})
+        assert pipeline_run(root, Execution("repro", os.getpid())) != parent
 
     def test_a_clock_set_by_a_second_is_no_other_process(self, root, parent):
         started = psutil.Process().create_time()
-        tracking._log_tags(tracking._open(root)[0], parent, {"pid_started": started + 1})
-        assert tracking.pipeline_run(root, Execution("repro", os.getpid())) == parent
+        log_tags(open_store(root)[0], parent, {"pid_started": started + 1})
+        assert pipeline_run(root, Execution("repro", os.getpid())) == parent
 
     def test_by_hand_it_is_never_left_open(self, root):
-        by_hand = tracking.pipeline_run(root, Execution("by hand 1f", None))
+        by_hand = pipeline_run(root, Execution("by hand 1f", None))
         assert record(root, by_hand).info.status == "FINISHED"
-        assert tracking.pipeline_run(root, Execution("by hand 1f", None)) == by_hand
+        assert pipeline_run(root, Execution("by hand 1f", None)) == by_hand
 
 
 class TestFindExecution:
     def test_experiment_name_comes_first(self):
-        assert tracking.find_execution(psutil.Process(), "fast-newt", "1f").name == "fast-newt"
+        assert find_execution(psutil.Process(), "fast-newt", "1f").name == "fast-newt"
 
     def test_without_dvc_it_is_by_hand(self):
-        assert tracking.find_execution(psutil.Process(), None, "1f") == Execution("by hand 1f", None)
+        assert find_execution(psutil.Process(), None, "1f") == Execution("by hand 1f", None)
 
     def test_nearest_dvc_drives(self, tmp_path):
         inner = "import time; print('up', flush=True); time.sleep(60)"
@@ -156,7 +161,7 @@ class TestFindExecution:
         with subprocess.Popen(["sh", "-c", shell], stdout=subprocess.PIPE) as dvc:
             dvc.stdout.readline()
             (stage,) = psutil.Process(dvc.pid).children()
-            assert tracking.find_execution(stage, None, "1f") == Execution("repro", dvc.pid)
+            assert find_execution(stage, None, "1f") == Execution("repro", dvc.pid)
             stage.kill()
 
     def test_a_file_that_is_called_like_dvc_is_not_dvc(self, tmp_path):
@@ -242,7 +247,7 @@ class TestStartRun:
     def test_a_resumed_run_moves_to_the_execution_that_finishes_it(self, root, parent, start):
         with pytest.raises(KeyboardInterrupt), start(resume_key="k1") as run:
             raise KeyboardInterrupt
-        later = tracking.pipeline_run(root, Execution("repro", os.getppid()))
+        later = pipeline_run(root, Execution("repro", os.getppid()))
         with start(resume_key="k1", parent=later):
             pass
         assert record(root, run.id).data.tags["mlflow.parentRunId"] == later != parent
@@ -254,10 +259,10 @@ def killed(empty_store, tmp_path_factory):
     root = tmp_path_factory.mktemp("killed")
     shutil.copy(empty_store / "mlflow.db", root)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as dvc:
-        parent = tracking.pipeline_run(root, Execution("repro", dvc.pid))
+        parent = pipeline_run(root, Execution("repro", dvc.pid))
         children = {name: child(WAIT, root, name, parent) for name in ("politely", "hard")}
         runs = {name: each.stdout.readline().strip() for name, each in children.items()}
-        alive = tracking.sweep(root)
+        alive = close_left_open(root)
         children["politely"].terminate()
         children["hard"].kill()
         exits = {name: each.wait(timeout=60) for name, each in children.items()}
@@ -280,9 +285,9 @@ class TestKilled:
         root, parent, runs, exits, _ = killed
         assert exits["hard"] == -signal.SIGKILL
         assert record(root, runs["hard"]).info.status == "RUNNING"
-        foreign = tracking._create(*tracking._open(root), "elsewhere", tracking._owner_tags(os.getpid()))
-        tracking._log_tags(tracking._open(root)[0], foreign, {"host": f"not {socket.gethostname()}", "pid": 1})
-        with tracking.start_run(root, stage="pretrain", name="other", params={}, parent=parent):
+        foreign = create_run(*open_store(root), "elsewhere", owner_tags(os.getpid()))
+        log_tags(open_store(root)[0], foreign, {"host": f"not {socket.gethostname()}", "pid": 1})
+        with start_run(root, stage="pretrain", name="other", params={}, parent=parent):
             pass
         assert {name: record(root, run_id).info.status for name, run_id in runs.items()} == {
             "politely": "KILLED", "hard": "KILLED"
@@ -290,7 +295,7 @@ class TestKilled:
         assert record(root, parent).info.status == "KILLED"
         assert record(root, foreign).info.status == "RUNNING"
         settings = {"stage": "pretrain", "name": "hard", "params": {"lr": 0.2}, "parent": parent}
-        with tracking.start_run(root, **settings, resume_key="hard") as run:
+        with start_run(root, **settings, resume_key="hard") as run:
             run.log_series("loss", [2.0], steps=[2])
         assert run.id == runs["hard"]
         assert curve(root, run.id, "loss") == [(0, 4), (1, 3), (2, 2)]
@@ -303,7 +308,7 @@ def test_a_moved_project_finds_its_files(root, start, tmp_path_factory):
     moved = tmp_path_factory.mktemp("elsewhere") / "project"
     shutil.copytree(root, moved)
     shutil.rmtree(root / "mlruns")
-    client, experiment = tracking._open(moved)
+    client, experiment = open_store(moved)
     assert [file.path for file in client.list_artifacts(run.id)] == ["gain.json"]
     assert Path(client.get_experiment(experiment).artifact_location.removeprefix("file://")) == moved / "mlruns"
 
@@ -315,26 +320,26 @@ def test_a_project_folder_may_be_called_anything(name, empty_store, tmp_path, st
     shutil.copy(empty_store / "mlflow.db", folder)
     note = tmp_path / "note.txt"
     note.write_text("kept", encoding="utf-8")
-    parent = tracking.pipeline_run(folder, Execution("repro", os.getpid()))
-    with tracking.start_run(folder, stage="adapt", name="adapt", params={}, parent=parent) as run:
+    parent = pipeline_run(folder, Execution("repro", os.getpid()))
+    with start_run(folder, stage="adapt", name="adapt", params={}, parent=parent) as run:
         run.log_artifact(note)
     assert (folder / "mlruns" / run.id / "artifacts" / "note.txt").read_text() == "kept"
-    client, _ = tracking._open(folder)
+    client, _ = open_store(folder)
     assert Path(client.download_artifacts(run.id, "note.txt", str(tmp_path))).read_text() == "kept"
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         assert {run_id for (run_id,) in database.execute("SELECT run_uuid FROM runs")} == {run.id, parent}
     assert os.listdir(tmp_path / "outer") == [name]  # and nothing under a name that was read in another way
-    command = tracking.ui_command(folder, 5001)
-    assert command[command.index("--backend-store-uri") + 1] == tracking.database_uri(folder)
-    assert command[command.index("--default-artifact-root") + 1] == tracking.files_uri(folder)
+    command = ui_command(folder, 5001)
+    assert command[command.index("--backend-store-uri") + 1] == database_uri(folder)
+    assert command[command.index("--default-artifact-root") + 1] == files_uri(folder)
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_executions_models_and_sources_may_be_called_anything(name, root, start):
     execution = Execution(name, os.getpid())
-    parent = tracking.pipeline_run(root, execution)
-    assert tracking.pipeline_run(root, execution) == parent
-    assert tracking.pipeline_run(root, Execution(f"{name}'", os.getpid())) != parent
+    parent = pipeline_run(root, execution)
+    assert pipeline_run(root, execution) == parent
+    assert pipeline_run(root, Execution(f"{name}'", os.getpid())) != parent
     with start(parent=parent, tags={"model": name}, resume_key=f"key {name}") as run:
         run.log_input("test", f"/data/{name}", "d" * 36, count=3, context="test")
     with start(parent=parent, resume_key=f"key {name}") as again:
@@ -373,14 +378,14 @@ def test_a_database_of_another_version_is_told_in_one_line(root, found, expected
             database.execute("UPDATE alembic_version SET version_num = ?", (found(revision),))
     before = (root / "mlflow.db").read_bytes()
     with pytest.raises(UserError, match=f"^{root}/mlflow.db: .*{expected}") as told:
-        tracking.pipeline_run(root, Execution("repro", os.getpid()))
+        pipeline_run(root, Execution("repro", os.getpid()))
     assert "\n" not in str(told.value)
     assert (root / "mlflow.db").read_bytes() == before
 
 
 def test_more_runs_than_one_page_holds_are_found(root, parent, start):
     """MLflow gives a thousand at once."""
-    client, experiment = tracking._open(root)
+    client, experiment = open_store(root)
     client.search_runs, whole = (
         lambda *arguments, **options: whole(*arguments, **options | {"max_results": 2}),
         client.search_runs,
@@ -389,7 +394,7 @@ def test_more_runs_than_one_page_holds_are_found(root, parent, start):
         for number in range(5):
             with start(tags={"model": f"m{number}"}):
                 pass
-        found = tracking._find(client, experiment, {"mlflow.parentRunId": parent})
+        found = find_runs(client, experiment, {"mlflow.parentRunId": parent})
     finally:
         client.search_runs = whole
     assert [run.data.tags["model"] for run in found] == ["m4", "m3", "m2", "m1", "m0"]
@@ -399,7 +404,7 @@ def test_a_deleted_experiment_comes_back(root):
     with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
         changed = database.execute("UPDATE experiments SET lifecycle_stage='deleted' WHERE name='ttt-lab'").rowcount
     assert changed == 1
-    client, experiment = tracking._open(root)
+    client, experiment = open_store(root)
     assert client.get_experiment(experiment).lifecycle_stage == "active"
 
 
@@ -424,7 +429,7 @@ class TestLogPredictions:
     def test_agrees_with_the_evaluation(self, root, start):
         table = self.predictions()
         with start() as run:
-            tracking.log_predictions(run, score(table))
+            log_predictions(run, score(table))
         shifts, summary = metrics.by_shift(table), metrics.summarise(table)
         for name, column in {"accuracy": "accuracy_adapted", "accuracy_source": "accuracy_source"}.items():
             for corruption in ("fog", "snow"):
@@ -450,7 +455,7 @@ class TestLogPredictions:
         right = np.concatenate([np.arange(60) < round(60 * accuracy) for accuracy in accuracies])
         table["label"], table["adapted_prediction"] = 1, right.astype(int)
         with start() as run:
-            tracking.log_predictions(run, score(table))
+            log_predictions(run, score(table))
         logged = record(root, run.id).data.metrics
         own = {name: value for name, value in logged.items() if name.startswith("accuracy/photos/")}
         assert sorted(own.values()) == pytest.approx(accuracies, abs=5e-5)
@@ -460,7 +465,7 @@ class TestLogPredictions:
     def test_without_labels_only_changes_and_cost(self, root, start):
         table = self.predictions().assign(label=-1)
         with start() as run:
-            tracking.log_predictions(run, score(table))
+            log_predictions(run, score(table))
         logged = record(root, run.id).data.metrics
         assert logged.keys() == {"changed/fog", "changed/snow", "changed/mean", "fell_back",
                                  "cost/milliseconds_p50", "cost/milliseconds_p95"}  # fmt: skip
@@ -473,7 +478,7 @@ def test_comparison_can_be_read_on_the_parent(root, parent, tmp_path):
     page, picture = tmp_path / "report.html", tmp_path / "gain.png"
     page.write_text("<p>page", encoding="utf-8")
     picture.write_bytes(b"picture")
-    tracking.compare(
+    log_comparison(
         root,
         parent,
         table=pd.DataFrame({"run": ["actmad"], "gain": [0.047]}),
@@ -485,7 +490,7 @@ def test_comparison_can_be_read_on_the_parent(root, parent, tmp_path):
     )
     found = record(root, parent)
     assert found.data.params == {"seed": "0", "adapt.runs.actmad.lr": "0.1"}
-    client, experiment = tracking._open(root)
+    client, experiment = open_store(root)
     view = json.loads(client.get_experiment(experiment).tags["mlflow.sharedViewState.executions"])
     assert "metrics.`gain/mae_vit/actmad`" in view["selectedColumns"]
     assert view["searchFilter"] == 'tags.stage = "pipeline"'
@@ -500,7 +505,7 @@ def test_comparison_can_be_read_on_the_parent(root, parent, tmp_path):
 def test_settings_of_a_comparison_made_again_stay_the_first_ones(root, parent, tmp_path):
     (tmp_path / "report.html").write_text("<p>page", encoding="utf-8")
     for settings in ({"seed": 0}, {"seed": 1, "lr": 0.1}):
-        tracking.compare(root, parent, table=pd.DataFrame({"run": ["a"]}), description="", figures={}, metrics={},
+        log_comparison(root, parent, table=pd.DataFrame({"run": ["a"]}), description="", figures={}, metrics={},
                          settings=settings, page=tmp_path / "report.html")  # fmt: skip
     assert record(root, parent).data.params == {"seed": "0", "lr": "0.1"}
 
@@ -511,8 +516,8 @@ def test_trials_lie_below_their_tuning_with_settings_and_a_curve_over_the_rounds
         ({"lr": 0.2, "steps": 1}, {10: {"score": 0.4}}),
     ]
     with start() as run:
-        tracking.log_trials(run, trials, {"model": "vit", "run": "ssl"})
-    client, experiment = tracking._open(root)
+        log_trials(run, trials, {"model": "vit", "run": "ssl"})
+    client, experiment = open_store(root)
     found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["metrics.rank"])
     assert [trial.data.params for trial in found] == [{"lr": "0.1", "steps": "2"}, {"lr": "0.2", "steps": "1"}]
     assert dict(curve(root, found[0].info.run_id, "score")) == {10: 0.5, 40: 0.6}
@@ -526,8 +531,8 @@ def test_a_tuning_that_logs_its_trials_again_has_them_once(root, start):
     trials = [({"lr": 0.1}, {10: {"score": 0.5}}), ({"lr": 0.2}, {10: {"score": 0.4}})]
     for _ in range(2):
         with start(resume_key="k1") as run:
-            tracking.log_trials(run, trials, {"model": "vit", "run": "ssl"})
-    client, experiment = tracking._open(root)
+            log_trials(run, trials, {"model": "vit", "run": "ssl"})
+    client, experiment = open_store(root)
     found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["metrics.rank"])
     assert [trial.data.params for trial in found] == [{"lr": "0.1"}, {"lr": "0.2"}]
 
@@ -537,7 +542,7 @@ def test_a_gate_and_training_are_told_apart(root, start):
     table["untrained_prediction"] = np.roll(table["adapted_prediction"], 1)
     table["gate_open"] = np.arange(len(table)) % 3 == 0
     with start() as run:
-        tracking.log_predictions(run, score(table))
+        log_predictions(run, score(table))
     logged, summary = record(root, run.id).data.metrics, metrics.summarise(table)
     expected = {"gain/training": summary["training_gain"], "gate/gain": summary["gated"]["gain"],
                 "gate/open": summary["gated"]["open"], "gate/clean_adapted": summary["gated"]["clean_adapted"]}  # fmt: skip
@@ -545,16 +550,16 @@ def test_a_gate_and_training_are_told_apart(root, start):
 
 
 def test_run_link_only_to_runs_of_this_store(root, parent):
-    _, experiment = tracking._open(root)
-    assert tracking.run_link(root, parent).startswith(f"#/experiments/{experiment}/runs/{parent}?")
-    assert tracking.run_link(root, "0" * 32) is None
-    assert tracking.run_link(root, None) is None
+    _, experiment = open_store(root)
+    assert run_link(root, parent).startswith(f"#/experiments/{experiment}/runs/{parent}?")
+    assert run_link(root, "0" * 32) is None
+    assert run_link(root, None) is None
 
 
 def test_experiment_explains_itself_and_leads_to_the_comparison(root):
-    client, experiment = tracking._open(root)
+    client, experiment = open_store(root)
     tags = client.get_experiment(experiment).tags
-    pages = tracking.ui_pages(root)
+    pages = ui_pages(root)
     for name, stage in {"executions": "pipeline", "trials": "trial", "comparison": "adapt"}.items():
         key = pages[name].rpartition("viewStateShareKey=")[2]
         view = json.loads(tags[f"mlflow.sharedViewState.{key}"])
@@ -564,11 +569,11 @@ def test_experiment_explains_itself_and_leads_to_the_comparison(root):
 
 
 def test_flatten():
-    assert tracking.flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
 
 
 def test_server_listens_on_this_machine_only(tmp_path):
-    command = tracking.ui_command(tmp_path, 5001)
+    command = ui_command(tmp_path, 5001)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--workers") + 1] == "1"
     assert command[command.index("--backend-store-uri") + 1] == f"sqlite+pysqlite:///{tmp_path}/mlflow.db"

@@ -5,11 +5,18 @@ import os
 
 import psutil
 
-from tttlab import tracking
 from tttlab.config.params import Params
+from tttlab.tracking.executions import Execution, find_execution
+from tttlab.tracking.runs import pipeline_run
+from tttlab.workflow import places
 
 
-def execution(params: Params) -> tracking.Execution:
+def execution(params: Params) -> Execution:
     """Find the DVC process or experiment that drives this stage; without one, settings tell executions apart."""
     settings = hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:8]
-    return tracking.find_execution(psutil.Process(), os.environ.get("DVC_EXP_NAME"), settings)
+    return find_execution(psutil.Process(), os.environ.get("DVC_EXP_NAME"), settings)
+
+
+def parent_run(params: Params) -> str:
+    """Find, or create, the run in MLflow of this execution of the pipeline; return its id."""
+    return pipeline_run(places.ROOT, execution(params))

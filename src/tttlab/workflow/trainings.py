@@ -11,10 +11,10 @@ from tttlab.config.params import Params
 from tttlab.data.image_sets import ImageSet
 from tttlab.networks import checkpoints
 from tttlab.networks.network import Network
-from tttlab.tracking import Run, pipeline_run, start_run
+from tttlab.tracking.runs import Run, start_run
 from tttlab.training.trainer import Row, Trainer
 from tttlab.workflow import places
-from tttlab.workflow.execution import execution
+from tttlab.workflow.execution import parent_run
 from tttlab.workflow.processes import open_fabric, shared_work
 
 
@@ -41,7 +41,7 @@ def open_trainer(
     def open_run(key: str):
         return start_run(
             places.ROOT, stage=stage, name=f"{stage} {model} · {how}", params=settings, tags=tags,
-            parent=pipeline_run(places.ROOT, execution(params)), resume_key=key,
+            parent=parent_run(params), resume_key=key,
         )  # fmt: skip
 
     with (

@@ -35,13 +35,14 @@ def main() -> None:
 
 def serve(port: int) -> None:
     """Say where the pages will be, and become the server: Ctrl-C then reaches it and nothing else is left behind."""
-    from tttlab import tracking
+    from tttlab.tracking.executions import close_left_open
+    from tttlab.tracking.pages import ui_command, ui_pages
 
-    tracking.sweep(places.ROOT)
+    close_left_open(places.ROOT)
     print("MLflow comes up in some 15 seconds; Ctrl-C ends it")
-    for name, address in tracking.ui_pages(places.ROOT).items():
+    for name, address in ui_pages(places.ROOT).items():
         print(f"{name:12}http://127.0.0.1:{port}/{address}", flush=True)
-    command = tracking.ui_command(places.ROOT, port)
+    command = ui_command(places.ROOT, port)
     light = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     os.execve(command[0], command, os.environ | light)
 

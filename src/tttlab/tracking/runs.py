@@ -1,0 +1,194 @@
+"""One run for each execution of a stage.
+
+Every call names the run it writes to, so several processes can write at once and no global state is left behind.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from filelock import FileLock
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+from tttlab.tracking.executions import Execution, close_left_open, owner_lives, owner_tags
+from tttlab.tracking.records import create_run, log_params, log_points, log_tags
+from tttlab.tracking.store import MODE, find_runs, open_store, quiet
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run; every method writes at once.
+
+    Attributes:
+        id: MLflow's id of the run.
+        resumed: Whether this goes on with a run that was killed.
+    """
+
+    id: str
+    resumed: bool
+    _client: "MlflowClient"
+
+    def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log one value per name; None and NaN, which mean unknown, are left out."""
+        log_points(self._client, self.id, [(name, value, step) for name, value in values.items()])
+
+    def log_series(self, name: str, values: Sequence[float], steps: Sequence[int] | None = None) -> None:
+        """Log a whole curve; the steps count from 0 unless they are given."""
+        steps = range(len(values)) if steps is None else steps
+        points = [(name, value, step) for value, step in zip(values, steps, strict=True)]
+        log_points(self._client, self.id, points)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a copy of a file, or of a folder with what is in it."""
+        log = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
+        log(self.id, str(path), folder)
+
+    def log_figure(self, figure: "Figure", name: str) -> None:
+        """Keep a figure under a name such as ``figures/loss.png``."""
+        self._client.log_figure(self.id, figure, name)
+
+    def log_table(self, table: "pd.DataFrame", name: str) -> None:
+        """Keep a table that MLflow can show, under a name such as ``tables/shifts.json``."""
+        with quiet():
+            self._client.log_table(self.id, table, name)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags; values become text."""
+        log_tags(self._client, self.id, tags)
+
+    def log_input(self, name: str, source: str, digest: str, count: int, context: str) -> None:
+        """Record a data set that the run reads.
+
+        Args:
+            name: What it is called, such as ``test``.
+            source: Where it comes from, such as ``sklearn/digits``.
+            digest: What identifies its content; the first 36 characters are kept.
+            count: Number of images.
+            context: What it is used for: ``training``, ``validation`` or ``test``.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        # The entity, and not mlflow.data.from_…: that would read the images, guess a schema and warn about it.
+        profile, place = json.dumps({"num_rows": count}), json.dumps({"uri": source})
+        data = Dataset(name, digest[:36], source_type="local", source=place, profile=profile)
+        self._client.log_inputs(self.id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
+
+
+def pipeline_run(root: Path, execution: Execution, description: str = "") -> str:
+    """Find the parent run of this execution of the pipeline, or create it; return its id.
+
+    Args:
+        root: Folder of ``mlflow.db``.
+        execution: From `find_execution`. Without a process that drives it, the run is closed at once: nobody would be
+            there to close it later, and a closed run still takes results.
+        description: Markdown shown until the comparison takes its place.
+    """
+    client, experiment = open_store(root)
+    with FileLock(root / "mlflow.db.lock"):
+        owner = owner_tags(execution.pid) if execution.pid else {}
+        own = {"role": "pipeline", "execution": execution.name}
+        for run in find_runs(client, experiment, own | {name: owner[name] for name in ("host", "pid") if owner}):
+            if not owner or owner_lives(run.data.tags):
+                return run.info.run_id
+        tags = {**own, "stage": "pipeline", **owner}
+        tags |= {"mlflow.note.content": description} if description else {}
+        name = f"pipeline · {execution.name} · {time.strftime('%d %b %H:%M')}"
+        run_id = create_run(client, experiment, name, tags)
+        if execution.pid is None:
+            client.set_terminated(run_id)
+        return run_id
+
+
+@contextmanager
+def start_run(
+    root: Path,
+    *,
+    stage: str,
+    name: str,
+    params: Mapping[str, Any],
+    parent: str,
+    tags: Mapping[str, Any] | None = None,
+    resume_key: str | None = None,
+) -> Iterator[Run]:
+    """Open a run for the time of a ``with`` block.
+
+    It ends FINISHED, FAILED after an exception (whose text becomes the tag ``error``), or KILLED after Ctrl-C or a
+    polite kill. What a kill -9 left open is closed by the next run that starts.
+
+    Args:
+        root: Folder of ``mlflow.db``.
+        stage: The stage's name.
+        name: What the run is, in words: ``pretrain mae_vit · mae · 40 epochs``.
+        params: Settings, nested as they are in params.yaml; logged when the run is created.
+        parent: Id of the pipeline's run.
+        tags: More tags, such as model, method, protocol, source_run_id.
+        resume_key: What identifies a piece of work as long as it is kept (`resuming.Work.id`). A run with this key is
+            opened again, and its curves go on; else a new one is created.
+    """
+    client, experiment = open_store(root)
+    close_left_open(root)
+    tags = {"stage": stage, **(tags or {}), "mlflow.parentRunId": parent, **owner_tags(psutil.Process().pid)}
+    before = find_runs(client, experiment, {"resume_key": resume_key}) if resume_key else []
+    if before:
+        run = Run(before[0].info.run_id, resumed=True, _client=client)
+        log_tags(client, run.id, tags)  # first its new process, then its state: a sweep may look in between
+        client.update_run(run.id, status="RUNNING")
+    else:
+        tags |= {"resume_key": resume_key} if resume_key else {}
+        run = Run(create_run(client, experiment, name, tags), resumed=False, _client=client)
+        log_params(client, run.id, params)
+    with _closing(client, run.id), _interruptible():
+        yield run
+
+
+@contextmanager
+def _closing(client: "MlflowClient", run_id: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        log_tags(client, run_id, {"error": f"{type(error).__name__}: {error}"})
+        client.set_terminated(run_id, "FAILED")
+        raise
+    except BaseException:  # Ctrl-C, SIGTERM
+        client.set_terminated(run_id, "KILLED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end the block with an exception, as Ctrl-C does; without this the run would stay open."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # Python takes signals in the main thread only
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_link(root: Path, run_id: str | None) -> str | None:
+    """Give the address of a run's page inside MLflow's pages; None when this store has no such run."""
+    from mlflow.exceptions import MlflowException
+
+    client, experiment = open_store(root)
+    try:
+        client.get_run(run_id or "")
+    except MlflowException:
+        return None
+    return f"#/experiments/{experiment}/runs/{run_id}{MODE}"
