@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.amount import FULL, Amount
 from benchmarks.cases import STEPS, resnet
-from tttlab.config.params import ImageSpec
+from tttlab.config.images import ImageSpec
 from tttlab.data.image_sets import ImageSet, gather
 from tttlab.data.pixels import as_images
 from tttlab.data.sources import open_source

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tttlab.config.params import Shifts
+from tttlab.config.images import Shifts
 from tttlab.data.image_sets import ImageSet
 from tttlab.shifts.shift import Shift, list_shifts
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from evaluated import blobs, write_sets
 
-from tttlab.config.params import Shifts
+from tttlab.config.images import Shifts
 from tttlab.workflow import curves, places
 
 

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline import distance
-from tttlab.config.params import Shifts
+from tttlab.config.images import Shifts
 from tttlab.data.image_sets import ImageSet
 from tttlab.errors import UserError
 from tttlab.evaluation import distances, shift_estimates

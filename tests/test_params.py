@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from tttlab.config import params as module
 from tttlab.config.method_settings import declared, method_names
-from tttlab.config.params import CORRUPTIONS, HELD_OUT, is_held_out, read_params
+from tttlab.config.params import read_params
+from tttlab.config.values import CORRUPTIONS, HELD_OUT, backbone_names, is_held_out
 from tttlab.errors import UserError
 
 PROJECT = Path(__file__).parent.parent
@@ -609,8 +609,8 @@ def test_the_names_of_corruptions_are_those_that_are_implemented():
 
 def test_backbone_names_are_those_of_timm():
     timm = pytest.importorskip("timm")
-    assert set(timm.list_models()) <= module.backbone_names()
-    assert all(timm.is_model(name) for name in module.backbone_names())
+    assert set(timm.list_models()) <= backbone_names()
+    assert all(timm.is_model(name) for name in backbone_names())
 
 
 def test_the_projects_own_settings_are_legal_and_reading_them_imports_nothing_heavy():

@@ -17,7 +17,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from tools.stage_code import ROOT
-from tttlab.config.params import ImageSpec, read_params
+from tttlab.config.images import ImageSpec
+from tttlab.config.params import read_params
 from tttlab.data.sources import open_source
 from tttlab.errors import UserError
 from tttlab.runtime.process_identity import Identity

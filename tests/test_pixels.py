@@ -13,7 +13,7 @@ import torch
 import trainings
 from PIL import Image
 
-from tttlab.config.params import TargetSpec
+from tttlab.config.images import TargetSpec
 from tttlab.data.decoding import to_square
 from tttlab.data.image_sets import ImageSet, gather
 from tttlab.data.pixels import InPlace, pixel_hash

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import align, evaluate
 from pipeline import report as report_stage
-from tttlab.config.params import Online
+from tttlab.config.experiments import Online
 from tttlab.config.runs import resolve_run
 from tttlab.errors import UserError
 from tttlab.evaluation.results import Results, read_table

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tttlab.config.params import CORRUPTIONS, HELD_OUT, ImageSpec, ShiftSet
+from tttlab.config.images import ImageSpec, ShiftSet
+from tttlab.config.values import CORRUPTIONS, HELD_OUT
 from tttlab.data.sources import open_source
 from tttlab.errors import UserError
 from tttlab.shifts.sets import CIFAR10, left_out, open_shift_set

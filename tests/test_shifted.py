@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.prepare import write_shifted
-from tttlab.config.params import Shifts
+from tttlab.config.images import Shifts
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import InPlace, Place, pixel_hash
 from tttlab.errors import UserError

@@ -10,7 +10,7 @@ import torch
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.inner_loop import InnerLoop
-from tttlab.config.params import CORRUPTIONS, HELD_OUT
+from tttlab.config.values import CORRUPTIONS, HELD_OUT
 from tttlab.data.image_sets import ImageSet
 from tttlab.evaluation.intervals import crossed_standard_error
 from tttlab.experiments import sweep, tuning

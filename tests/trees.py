@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tttlab.config.params import ImageSpec, TargetSpec
+from tttlab.config.images import ImageSpec, TargetSpec
 from tttlab.data.image_sets import gather
 from tttlab.data.sources import open_source
 

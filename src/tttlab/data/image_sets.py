@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from tttlab.config.params import ImageSpec
+from tttlab.config.images import ImageSpec
 from tttlab.data.decoding import to_square, why_unreadable
 from tttlab.data.depths import UnknownScale
 from tttlab.data.pixels import InPlace, Lazy, Place, pixel_hash

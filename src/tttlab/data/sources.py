@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from tttlab.config.images import ImageSpec
 from tttlab.config.names import is_own, is_utf8, nfc
-from tttlab.config.params import ImageSpec
 from tttlab.data.pixels import Place
 from tttlab.errors import UserError
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tttlab.adaptation.gate import ABOVE, Gate, saves_time
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
-from tttlab.config.params import HELD_OUT
+from tttlab.config.values import HELD_OUT
 from tttlab.data.image_sets import ImageSet, balanced_subset
 from tttlab.data.pixels import as_images
 from tttlab.experiments.sweep import Block, Job, adapt_to_job, list_blocks, list_jobs

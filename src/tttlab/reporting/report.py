@@ -10,7 +10,8 @@ from tttlab.evaluation.metrics import verdict
 from tttlab.evaluation.results import Results, difference, known
 
 if TYPE_CHECKING:
-    from tttlab.config.params import Online, Shifts
+    from tttlab.config.experiments import Online
+    from tttlab.config.images import Shifts
 
 _CLEAN_LOSS = 0.01  # a clean accuracy that falls by more is told in words
 ARRIVALS = {  # by adapt.online.shifts

@@ -23,8 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from tttlab.config.images import ShiftSet
 from tttlab.config.names import is_own, is_utf8, nfc
-from tttlab.config.params import CORRUPTIONS, ShiftSet, is_held_out
+from tttlab.config.values import CORRUPTIONS, is_held_out
 from tttlab.data.sources import Source, by_class, list_folder
 from tttlab.errors import UserError, choices
 

@@ -1,0 +1,137 @@
+"""Single values of params.yaml: the names that are known, and what a value must be."""
+
+import difflib
+import importlib.util
+import re
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationInfo,
+)
+
+from tttlab.config.names import is_utf8, nfc
+from tttlab.config.settings import Count, fault, show
+from tttlab.errors import choices
+
+CORRUPTIONS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)
+HELD_OUT = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+TORCH_SOURCES = (
+    *("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist"),  # these have the splits train and test
+    *("places365", "inaturalist", "imagenet"),
+)
+_SOURCES = ("sklearn/digits", "folder", "tar", "hfds/<name>", *(f"torch/{name}" for name in TORCH_SOURCES))
+_FOREIGN_BACKBONES = ("hf-hub:", "hf_hub:", "local-dir:")
+PLAIN_TRANSFORMERS = ("vit_", "deit")
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise fault(f"expected a name of a-z, 0-9 and _ only (it names files and stages), found {name!r}")
+    return name
+
+
+@cache
+def backbone_names() -> frozenset[str]:
+    """Collect the architecture names of the installed timm without importing it; empty when timm is absent."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or not spec.submodule_search_locations:
+        return frozenset()
+    names: set[str] = set()
+    for file in (Path(spec.submodule_search_locations[0]) / "models").glob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        names.update(re.findall(r"^@register_model\s+def (\w+)", text, re.MULTILINE))
+        for block in re.findall(r"^register_model_deprecations\(__name__, \{(.*?)\}\)", text, re.DOTALL | re.MULTILINE):
+            names.update(re.findall(r"""^\s*['"](\w+)['"]:""", block, re.MULTILINE))
+    return frozenset(names)
+
+
+def _check_backbone(name: str) -> str:
+    known = backbone_names()
+    if known and not name.startswith(_FOREIGN_BACKBONES) and name.partition(".")[0] not in known:
+        close = difflib.get_close_matches(name.partition(".")[0], known, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+        raise fault(f"unknown backbone {name!r}; {hint}allowed: the names that timm.list_models() prints")
+    return name
+
+
+def is_held_out(shift: str) -> bool:
+    """Whether a shift is a corruption that settings are chosen under, however it is spelt, with a severity or without."""
+    return re.sub(r"[\W\d_]+", "_", shift.casefold()).strip("_") in HELD_OUT
+
+
+def tell_held_out(name: str) -> str:
+    """Say why a corruption cannot be tested on."""
+    return f"{name!r} is kept for tuning and never tested on, for settings are chosen under it; remove it"
+
+
+def _check_corruption(name: str) -> str:
+    if name in HELD_OUT:
+        raise fault(f"{name!r} is kept for tuning and never tested on; allowed: {', '.join(CORRUPTIONS)}")
+    if name not in CORRUPTIONS:
+        raise fault(f"unknown corruption {name!r}; {choices(name, CORRUPTIONS)}")
+    return name
+
+
+def _check_distinct(values: tuple) -> tuple:
+    twice = [value for index, value in enumerate(values) if value in values[:index]]
+    if twice:
+        raise fault(f"expected every entry once, found {twice[0]!r} twice; remove one")
+    return values
+
+
+def _check_growing(counts: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    sizes = [float("inf") if count is None else count for count in counts]
+    if any(size >= later for size, later in pairwise(sizes)):
+        raise fault(f"expected growing numbers, null (all) last, found {show(list(counts))}")
+    return counts
+
+
+def _check_source(source: str) -> str:
+    if source not in _SOURCES and not re.fullmatch("hfds/.+", source):
+        raise fault(f"unknown source {source!r}; {choices(source, _SOURCES)}")
+    return source
+
+
+def _check_part(part: tuple[float, float]) -> tuple[float, float]:
+    low, high = part
+    if not 0 <= low < high <= 1:
+        raise fault(f"expected [low, high] with 0 <= low < high <= 1, found {list(part)}")
+    return part
+
+
+def _check_device(device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise fault(f"unknown device {device!r}; {choices(device, ['auto', 'cpu', 'cuda', 'cuda:<number>'])}")
+    return device
+
+
+def resolve(path: Path | None, info: ValidationInfo) -> Path | None:
+    """Read a path as relative to the folder of the project."""
+    base = (info.context or {}).get("base", Path())
+    if path and not is_utf8(str(base / path)):
+        raise fault(f"expected a path in UTF-8, found {str(base / path)!r}; rename the folder")
+    return path and base / path.expanduser()
+
+
+DISTINCT = AfterValidator(_check_distinct)  # of several values: none is there twice
+Name = Annotated[str, AfterValidator(_check_name)]
+ShiftName = Annotated[str, AfterValidator(nfc)]
+Severities = Annotated[tuple[Annotated[StrictInt, Field(ge=1, le=5)], ...], Field(min_length=1), DISTINCT]
+BackboneName = Annotated[str, AfterValidator(_check_backbone)]
+CorruptionName = Annotated[str, AfterValidator(_check_corruption)]
+SourceName = Annotated[str, AfterValidator(_check_source)]
+DeviceName = Annotated[str, AfterValidator(_check_device)]
+Part = Annotated[tuple[StrictFloat, StrictFloat], AfterValidator(_check_part)]
+GrowingCounts = Annotated[tuple[Count | None, ...], Field(min_length=1), AfterValidator(_check_growing)]
