@@ -30,7 +30,8 @@ def align_model(params: Params, name: str, model: str) -> list:
     from tqdm import tqdm
 
     from tttlab.data.pixels import as_images
-    from tttlab.experiments import alignment, sweep
+    from tttlab.experiments import alignment
+    from tttlab.experiments.blocks import list_blocks
     from tttlab.runtime.group_size import GroupSize
     from tttlab.workflow.loading import build_run, load_source, load_tuned
     from tttlab.workflow.shifted import open_test
@@ -45,7 +46,7 @@ def align_model(params: Params, name: str, model: str) -> list:
         return []
     sizes = GroupSize(params.machine.images_per_step, largest=alignment.LARGEST, timed=False)
     tables = []
-    for block in tqdm(sweep.list_blocks(known, test), f"align {name} {model}", unit="block", mininterval=1):
+    for block in tqdm(list_blocks(known, test), f"align {name} {model}", unit="block", mininterval=1):
         images = block.shift.of(test).take(block.images)
         pixels = as_images(torch.from_numpy(block.shift.apply(images, params.seed))).to(source.device)
         found = alignment.gradient_alignment(source.network, pixels, torch.from_numpy(images.labels), method, loop,

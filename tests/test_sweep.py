@@ -19,7 +19,10 @@ from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.data.views import Augmentation
 from tttlab.errors import UserError
-from tttlab.experiments import sweep
+from tttlab.experiments import blocks, jobs, sweep
+from tttlab.experiments.blocks import Block, list_blocks
+from tttlab.experiments.jobs import adapt_to_block
+from tttlab.experiments.rows import predictions, steps_rows
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.methods.simclr import SimCLRTraining
@@ -93,7 +96,7 @@ def test_a_gate_judges_every_image_and_all_are_adapted_to_all_the_same(images, t
 
 def test_a_sweep_along_the_steps_has_a_row_per_image_and_step(images, tmp_path):
     whole, losses = run(images, tmp_path / "whole")
-    steps, _ = run(images, tmp_path / "steps", record=(0, 1, 2), rows=sweep.steps_rows((0, 1, 2)))
+    steps, _ = run(images, tmp_path / "steps", record=(0, 1, 2), rows=steps_rows((0, 1, 2)))
     assert len(steps) == 3 * len(whole)
     last = steps[steps["step"] == 2]
     np.testing.assert_array_equal(last["prediction"], whole["adapted_prediction"])
@@ -164,7 +167,7 @@ def test_a_batch_that_will_be_too_small_is_refused_before_any_work(images, tmp_p
 
 def test_a_streams_blocks_are_whole_shifts_whatever_their_length():
     many = ImageSet(np.zeros((600, 1, 1, 3), np.uint8), np.zeros(600, int), tuple(map(str, range(600))), ("a",))
-    blocks = sweep.list_blocks([Shift(), Shift("fog", 5)], many, Stream())
+    blocks = list_blocks([Shift(), Shift("fog", 5)], many, Stream())
     assert [(block.name, block.images) for block in blocks] == [("clean-0", range(600)), ("fog-5-0", range(600))]
 
 
@@ -189,7 +192,7 @@ def test_a_killed_sweep_goes_on_where_it_was_with_the_same_numbers(images, tmp_p
             raise KeyboardInterrupt
         return adapt(*arguments, **settings)
 
-    monkeypatch.setattr(sweep, "adapt", dying)
+    monkeypatch.setattr(jobs, "adapt", dying)
     with pytest.raises(KeyboardInterrupt):
         run(images, tmp_path / "killed", method)
     done = []
@@ -214,7 +217,7 @@ def test_workers_change_nothing(images, tmp_path):
 @pytest.mark.timeout(120)
 def test_a_worker_that_the_system_kills_is_told_by_its_shift_and_loses_only_that(images, tmp_path, monkeypatch):
     alone, losses = run(images, tmp_path / "alone", workers=2)
-    compute = sweep.adapt_to_block
+    compute = adapt_to_block
 
     def killed(network, method, loop, images, block, **settings):
         if block.shift.name == "contrast-5":  # the last of five
@@ -223,7 +226,7 @@ def test_a_worker_that_the_system_kills_is_told_by_its_shift_and_loses_only_that
             os.kill(os.getpid(), signal.SIGKILL)
         return compute(network, method, loop, images, block, **settings)
 
-    monkeypatch.setattr(sweep, "adapt_to_block", killed)
+    monkeypatch.setattr(jobs, "adapt_to_block", killed)
     with pytest.raises(
         UserError, match=r"SIGKILL, at work on model, contrast-5, images 0 to 5: memory probably ran out; lower"
     ):
@@ -249,8 +252,8 @@ def share(fabric, images, folder, die_at=None, workers=0):
 
     network, statistics = networks.source_statistics("resnet", torch.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "BLOCK", 4)
-        patch.setattr(sweep, "adapt", dying)
+        patch.setattr(blocks, "BLOCK", 4)
+        patch.setattr(jobs, "adapt", dying)
         found = sweep.adapt_to_shifts(
             network, SimCLRTraining(num_views=2), InnerLoop(steps=2, lr=1e-2, clip=1.0), images, SHIFTS,
             statistics=statistics, seed=3, work=Work(folder, owner=False), prefix="model", workers=workers,
@@ -288,7 +291,7 @@ def test_ranks_and_a_kill_change_no_bit(images, tmp_path):
 
 def test_a_block_that_no_rank_left_is_missed(images, tmp_path):
     with pytest.raises(UserError, match=r"expected the results of model-clean-0 in .*, found none.*that all machines share"):
-        sweep.collect(Work(tmp_path), "model", sweep.list_blocks(SHIFTS, images), images, sweep.predictions)
+        sweep.collect(Work(tmp_path), "model", list_blocks(SHIFTS, images), images, predictions)
 
 
 def plain(count, prefix="img"):
@@ -298,7 +301,7 @@ def plain(count, prefix="img"):
 
 
 def test_blocks_hold_every_image_of_every_shift_once():
-    blocks = sweep.list_blocks(SHIFTS[:2], plain(600))
+    blocks = list_blocks(SHIFTS[:2], plain(600))
     assert [(block.name, len(block.images)) for block in blocks] == [
         ("clean-0", 256), ("clean-1", 256), ("clean-2", 88), ("fog-2-0", 256), ("fog-2-1", 256), ("fog-2-2", 88)
     ]  # fmt: skip
@@ -307,7 +310,7 @@ def test_blocks_hold_every_image_of_every_shift_once():
 
 def test_blocks_of_a_shift_with_its_own_images_hold_these_and_their_names_are_fit_for_files():
     own = [Shift("photos/by night", 0, plain(257)), Shift("c/fog", 3, plain(2)), Shift("c/été", 0, plain(1))]
-    blocks = sweep.list_blocks([Shift(), *own], plain(3))
+    blocks = list_blocks([Shift(), *own], plain(3))
     assert [(block.name, len(block.images)) for block in blocks] == [
         ("clean-0", 3), ("photos%2Fby night-0", 256), ("photos%2Fby night-1", 1), ("c%2Ffog-3-0", 2), ("c%2F%C3%A9t%C3%A9-0", 1)
     ]  # fmt: skip
@@ -315,7 +318,7 @@ def test_blocks_of_a_shift_with_its_own_images_hold_these_and_their_names_are_fi
 
 def test_long_names_of_folders_name_files_all_the_same_and_no_two_the_same_one(tmp_path):
     shifts = [Shift(f"photos/{'夜' * 80}{end}") for end in ("", "a", "b")]
-    names = {sweep.Block(shift, 0, range(1)).name for shift in shifts}
+    names = {Block(shift, 0, range(1)).name for shift in shifts}
     assert len(names) == 3
     with Work(tmp_path / "work") as work:
         for name in names:

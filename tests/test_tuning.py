@@ -13,8 +13,9 @@ from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.config.values import CORRUPTIONS, HELD_OUT
 from tttlab.data.image_sets import ImageSet
 from tttlab.evaluation.intervals import crossed_standard_error
-from tttlab.experiments import sweep, tuning
-from tttlab.experiments.sweep import Block, Job, adapt_to_job, list_jobs
+from tttlab.experiments import jobs, tuning
+from tttlab.experiments.blocks import Block, Job, list_jobs
+from tttlab.experiments.jobs import adapt_to_job
 from tttlab.experiments.trials import Grid, Outcome, Search, Trial, compare, pick
 from tttlab.experiments.tuning import Judge, list_candidates, successive_halving
 from tttlab.methods.actmad import ActMAD
@@ -352,7 +353,7 @@ def test_later_rounds_add_images_and_repeat_none(images, tmp_path, monkeypatch):
         sizes.append(len(pixels))
         return adapt(network, pixels, *arguments, **settings)
 
-    monkeypatch.setattr(sweep, "adapt", counting)
+    monkeypatch.setattr(jobs, "adapt", counting)
     first, second = judged(images, tmp_path / "rounds")
     assert sizes == [4] * 10 + [4] * 10
     assert len(first[0].clean) == 4 * 5
@@ -392,7 +393,7 @@ def test_a_killed_tuning_goes_on_where_it_was(images, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return adapt(*arguments, **settings)
 
-    monkeypatch.setattr(sweep, "adapt", dying)
+    monkeypatch.setattr(jobs, "adapt", dying)
     with pytest.raises(KeyboardInterrupt):
         judged(images, tmp_path / "killed")
     done = []

@@ -21,7 +21,8 @@ from tttlab.adaptation.method import Method
 from tttlab.config.values import HELD_OUT
 from tttlab.data.image_sets import ImageSet, balanced_subset
 from tttlab.data.pixels import as_images
-from tttlab.experiments.sweep import Block, Job, adapt_to_job, list_blocks, list_jobs
+from tttlab.experiments.blocks import Block, Job, list_blocks, list_jobs
+from tttlab.experiments.jobs import adapt_to_job
 from tttlab.experiments.trials import DEFAULT, Grid, Outcome, Trial, Values
 from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime.group_size import Groups, Wish

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from tttlab.experiments import sweep
+from tttlab.experiments.rows import steps_rows
 from tttlab.runtime.resuming import Work
 from tttlab.workflow.loading import build_run
 from tttlab.workflow.shifted import open_test
@@ -44,7 +44,7 @@ def adapt_along_steps(run: Sweep, work: Work) -> pd.DataFrame | None:
     tables = []
     for setting, values in settings.items():
         ready = build_run(run.params, run.name, run.model, run.source, values | longest)
-        rows = sweep.steps_rows(steps)
+        rows = steps_rows(steps)
         found = run.over(shifts, images, ready, work, f"{run.prefix}-{setting}", record=steps, rows=rows)
         if found is not None:
             tables.append(found[0].assign(setting=setting, settings=tell(values), used_step=taken[setting]))
