@@ -14,7 +14,8 @@ from tttlab.data.views import Augmentation, random_views
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
 from tttlab.methods.simclr import SimCLRTraining
-from tttlab.networks.network import Network, build_encoder
+from tttlab.networks.building import build_encoder
+from tttlab.networks.network import Network
 from tttlab.networks.source_statistics import layer_statistics, projection_bank
 from tttlab.objectives.mae import MAE, masked_error
 from tttlab.objectives.simclr import SimCLR

@@ -9,8 +9,9 @@ import torch
 from benchmarks.amount import FULL, Amount
 from benchmarks.cases import STEPS, resnet
 from tttlab.config.images import ImageSpec
-from tttlab.data.image_sets import ImageSet, gather
+from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
+from tttlab.data.reading import gather
 from tttlab.data.sources import open_source
 from tttlab.data.views import Augmentation
 from tttlab.objectives.simclr import SimCLR

@@ -28,7 +28,8 @@ from tttlab.methods.actmad import ActMAD
 from tttlab.methods.eata import EATA
 from tttlab.methods.memo import MEMO
 from tttlab.methods.tent import TENT
-from tttlab.networks.network import Network, build_encoder
+from tttlab.networks.building import build_encoder
+from tttlab.networks.network import Network
 from tttlab.networks.source_statistics import SourceImages, Statistics, layer_statistics
 from tttlab.runtime.allocator import keep_freed_memory
 from tttlab.runtime.resuming import Work

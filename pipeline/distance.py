@@ -63,7 +63,7 @@ def measure_network(params: Params, network, unlabeled, labeled, test, shifts):
 
 def rows(params: Params, images, count: int | None, key: str):
     """Choose images as every other stage does: balanced, the fewer among the more."""
-    from tttlab.data.image_sets import balanced_subset
+    from tttlab.data.splits import balanced_subset
 
     return balanced_subset(images.image_ids, images.labels, count, params.seed, key)
 

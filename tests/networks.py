@@ -5,7 +5,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from tttlab.networks.network import Network, add_probe, build_encoder
+from tttlab.networks.building import build_encoder
+from tttlab.networks.network import Network, add_probe
 from tttlab.networks.objective import Objective
 from tttlab.networks.source_statistics import Statistics, layer_statistics, projection_bank
 from tttlab.objectives.clust3 import ClusT3

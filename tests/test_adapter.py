@@ -13,10 +13,11 @@ from contract import COUNT, assert_vectorised_equals_one_image_at_a_time, one_at
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tttlab.adaptation.adapter import adapt, diverged, draw_looks
+from tttlab.adaptation.adapter import adapt, diverged
 from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
 from tttlab.adaptation.method import Method, entropy
 from tttlab.adaptation.normalisation import Normalisation, normalised
+from tttlab.adaptation.predicting import draw_looks
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.signals import first_loss
 from tttlab.data.views import Augmentation, random_views

@@ -12,7 +12,8 @@ from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.registry import load_method
-from tttlab.networks.network import Network, build_encoder, native_size
+from tttlab.networks.building import build_encoder, native_size
+from tttlab.networks.network import Network
 from tttlab.networks.source_statistics import layer_statistics, projection_bank
 from tttlab.objectives.simclr import SimCLR
 

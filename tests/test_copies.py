@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tttlab.data.copies import settle, without
-from tttlab.data.image_sets import ImageSet, split_validation
+from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import pixel_hash
+from tttlab.data.splits import split_validation
 from tttlab.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (100, 4, 4, 3), dtype=np.uint8)

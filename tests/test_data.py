@@ -12,16 +12,9 @@ from trees import collect, fill, pack, picture, spec, write_tree
 
 from tttlab.data.copies import check_duplicates
 from tttlab.data.decoding import to_square
-from tttlab.data.image_sets import (
-    ImageSet,
-    align_classes,
-    balanced_subset,
-    check_classes,
-    class_counts,
-    split_validation,
-    take_part,
-)
+from tttlab.data.image_sets import ImageSet, align_classes, check_classes, class_counts
 from tttlab.data.sources import Source, open_source
+from tttlab.data.splits import balanced_subset, split_validation, take_part
 from tttlab.errors import UserError
 
 CIFAR = Path(os.environ.get("TTTLAB_DATA", Path(__file__).parent.parent / "../shared/data")) / "cifar10"

@@ -17,8 +17,9 @@ from tttlab.adaptation.online import adapt_stream
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.methods.it3 import IT3Training, distance
+from tttlab.networks.building import build_encoder
 from tttlab.networks.checkpoints import build_network, load, save
-from tttlab.networks.network import Bound, Network, build_encoder, pooled_features
+from tttlab.networks.network import Bound, Network, pooled_features
 from tttlab.networks.stages import stage_maps, stage_places
 from tttlab.objectives.it3 import IT3
 from tttlab.training.optimisers import Recipe

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from tttlab.errors import UserError
-from tttlab.networks.network import Bound, Network, build_encoder, evaluating, places
+from tttlab.networks.building import build_encoder
+from tttlab.networks.network import Bound, Network, evaluating, places
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}
 

@@ -13,6 +13,7 @@ from tttlab.evaluation.results import Results, shift_name
 from tttlab.reporting import drawings, page, pictures, report
 from tttlab.reporting.plots import CONTROL
 from tttlab.reporting.tables import distances
+from tttlab.reporting.words import percent, probability, significant
 from tttlab.shifts.shift import Shift, list_shifts
 
 MODELS, RUNS = evaluated.MODELS, tuple(evaluated.RUNS)
@@ -228,9 +229,9 @@ class TestTables:
         rows = results.rows("distances", model="vit", reference="labeled", metric="mmd").set_index("target")
         (line,) = [line for line in full.tables["table-distance-vit"] if line[0] == "squared MMD"]
         shifted = rows.drop("clean")
-        assert line[2].startswith(report.significant(rows.loc["clean", "value"]))
-        assert f"floor {report.significant(rows.loc['clean', 'floor'])}" in line[2]
-        assert line[3].startswith(report.significant(shifted["value"].mean()))
+        assert line[2].startswith(significant(rows.loc["clean", "value"]))
+        assert f"floor {significant(rows.loc['clean', 'floor'])}" in line[2]
+        assert line[3].startswith(significant(shifted["value"].mean()))
         assert f"beyond the floor: {(shifted['value'] > shifted['floor_high']).sum()} of {len(shifted)}" in line[3]
         assert shift_name(shifted["value"].idxmax()) in line[4]
         assert len(full.tables["table-distances-labeled-vit"]) == 1 + len(rows)
@@ -239,7 +240,7 @@ class TestTables:
         rows = results.rows("distances", model="vit", reference="labeled", metric="estimated_accuracy")
         (table,) = [table for table in distances.distance_summary(results) if table.name == "distance-vit"]
         (line,) = [line for line in table.lines if "(confidence drop)" in line.cells[0].text]
-        assert line.cells[4].text == report.percent(rows[rows["target"] != "clean"]["value"].min())
+        assert line.cells[4].text == percent(rows[rows["target"] != "clean"]["value"].min())
 
     def test_several_seeds_give_their_mean_and_the_largest_p(self, results):
         rows = results.rows("distances", model="vit").assign(seed=1)
@@ -248,7 +249,7 @@ class TestTables:
         (table,) = distances.distance_summary(both)
         line = next(line for line in table.lines if line.cells[0].text == "squared MMD")
         clean = rows[(rows["reference"] == "labeled") & (rows["target"] == "clean") & (rows["metric"] == "mmd")]
-        assert line.cells[2].text == report.significant(clean["value"].iloc[0] + 1)
+        assert line.cells[2].text == significant(clean["value"].iloc[0] + 1)
         assert "p 1.00" in line.cells[2].note
 
     def test_correlations_mark_what_is_known_without_labels(self, full, results):
@@ -278,7 +279,7 @@ class TestTables:
         assert [[int(line[6]), int(line[7])] for line in lines] == rows[
             ["wrong_to_right", "right_to_wrong"]
         ].to_numpy().tolist()
-        assert [line[9] for line in lines] == [report.probability(p) for p in rows["mcnemar_holm"]]
+        assert [line[9] for line in lines] == [probability(p) for p in rows["mcnemar_holm"]]
         assert "table-shifts-convnet-none" not in full.tables
 
 
@@ -408,7 +409,7 @@ class TestDrawings:
         (row,) = results.rows("correlations", model="vit", run="ssl", level="shift", signal="distance").itertuples()
         figure = dict(drawings._distance(results))["distance_vit"].figure
         told = [text.get_text() for axes in figure.axes for text in axes.texts]
-        assert f"Spearman {row.spearman:+.2f}, p {report.probability(row.p)}".replace("-", "−") in told
+        assert f"Spearman {row.spearman:+.2f}, p {probability(row.p)}".replace("-", "−") in told
 
     def test_truth_stands_beside_the_estimate_of_the_same_shift(self, results):
         axes = dict(drawings._estimates(results))["estimated"].figure.axes[1]
@@ -437,7 +438,7 @@ class TestDrawings:
             assert severity.axes[number].lines[0].get_ydata() == pytest.approx(100 * by_severity.to_numpy())
             told = [text.get_text() for text in maps[f"gain_{model}"].figure.axes[0].texts if text.get_position()[1] < -1]
             own = results.rows("by_corruption", model=model, run="none")["accuracy_source"]
-            assert told == [report.percent(value) for value in (*own, results.summary[model, "none"]["accuracy_source"])]
+            assert told == [percent(value) for value in (*own, results.summary[model, "none"]["accuracy_source"])]
 
     def test_the_gate_is_a_point_of_its_own_in_cost(self, results):
         axes = dict(drawings._cost(results))["cost"].figure.axes[1]

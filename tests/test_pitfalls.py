@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tttlab.adaptation import adapter, online
+from tttlab.adaptation import adapter, online, predicting
 from tttlab.adaptation.adapter import Curve, adapt, wait_for
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.inner_loop import InnerLoop
@@ -46,7 +46,8 @@ from tttlab.methods.mae import MAETraining
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.tent import TENT
 from tttlab.networks import checkpoints, source_statistics
-from tttlab.networks.network import Network, build_encoder
+from tttlab.networks.building import build_encoder
+from tttlab.networks.network import Network
 from tttlab.runtime import devices
 from tttlab.runtime.group_size import GroupSize
 from tttlab.runtime.resuming import Work
@@ -674,7 +675,7 @@ class TestCost:
     def test_the_views_of_an_average_are_on_the_clock_whoever_shares_the_weights(self, run, monkeypatch):
         """Drawing them (2 s) and predicting with them (3 s, once more where the source weights are only looked at)."""
         network, statistics = networks.source_statistics("resnet")
-        now, draw, average = [0.0], adapter.random_views, log_mean_probabilities
+        now, draw, average = [0.0], predicting.random_views, log_mean_probabilities
         monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
         def costly(seconds, function):
@@ -684,8 +685,8 @@ class TestCost:
 
             return call
 
-        monkeypatch.setattr(adapter, "random_views", costly(2.0, draw))
-        for module in (adapter, online):
+        monkeypatch.setattr(predicting, "random_views", costly(2.0, draw))
+        for module in (predicting, online):
             monkeypatch.setattr(module, "log_mean_probabilities", costly(3.0, average))
         loop = InnerLoop(steps=1, lr=1e-3, trainable="norm", average=3)
         found = run(network, shifted(4), TENT(), loop, statistics=statistics, record=(0, 1))

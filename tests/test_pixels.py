@@ -15,8 +15,9 @@ from PIL import Image
 
 from tttlab.config.images import TargetSpec
 from tttlab.data.decoding import to_square
-from tttlab.data.image_sets import ImageSet, gather
+from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import InPlace, pixel_hash
+from tttlab.data.reading import gather
 from tttlab.data.sources import open_source
 from tttlab.errors import UserError
 from tttlab.training.loaders import Views, open_loader

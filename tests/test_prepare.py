@@ -483,7 +483,7 @@ def test_what_is_wrong_with_a_set_shows_before_any_image_is_decoded(run, three, 
     def decoding(*_):
         raise AssertionError
 
-    monkeypatch.setattr("tttlab.data.image_sets.to_square", decoding)
+    monkeypatch.setattr("tttlab.data.reading.to_square", decoding)
     sets = {"photos": photographed(tmp_path / "p"), "z": corrupted(tmp_path / "c") | wish}
     with pytest.raises(UserError, match=told):
         run(**three, shifts={"sets": sets})

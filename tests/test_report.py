@@ -17,6 +17,7 @@ from tttlab.config.runs import resolve_run
 from tttlab.errors import UserError
 from tttlab.evaluation.results import Results, read_table
 from tttlab.reporting import report
+from tttlab.reporting.words import amount, interval, percent, points, probability, setting, significant
 from tttlab.tracking.executions import Execution
 from tttlab.tracking.records import TAG_LIMIT
 from tttlab.tracking.runs import pipeline_run
@@ -84,7 +85,7 @@ class TestStage:
         ((line, gated),) = re.findall(r"^(vit +actmad .*)\n +(with gate .*)$", printed, re.MULTILINE)
         assert f"{100 * entry['accuracy_source']:.1f} → {100 * entry['accuracy_adapted']:.1f}" in line
         assert f"+{100 * entry['gain']:.1f}  [+" in line
-        assert f" {report.points(entry['training_gain'])} " in line
+        assert f" {points(entry['training_gain'])} " in line
         assert "clean 0.0" in line
         assert f"→ {100 * entry['gated']['accuracy_adapted']:.1f}" in gated
         assert str(outputs / "report.html") in printed
@@ -201,34 +202,34 @@ class TestRead:
 @pytest.mark.parametrize(
     ("function", "value", "text"),
     [
-        (report.percent, 0.613, "61.3"),
-        (report.percent, None, "–"),
-        (report.percent, math.nan, "–"),
-        (report.points, 0.047, "+4.7"),
-        (report.points, -0.002, "−0.2"),
-        (report.points, -0.0001, "0.0"),
-        (report.points, 0.0, "0.0"),
-        (report.amount, 0.0512, "0.05"),
-        (report.amount, 4.567, "4.57"),
-        (report.amount, 18.34, "18.3"),
-        (report.amount, 12400.4, "12,400"),
-        (report.amount, None, "–"),
-        (report.significant, 0.004123, "0.00412"),
-        (report.significant, -0.5, "−0.5"),
-        (report.significant, 41234.0, "41,234"),
-        (report.significant, math.nan, "–"),
-        (report.probability, 0.314, "0.31"),
-        (report.probability, 0.0042, "0.004"),
-        (report.probability, 0.0951, "0.10"),
-        (report.probability, 1e-9, "< 0.001"),
-        (report.probability, None, "–"),
-        (report.setting, 3.0e-5, "3e-05"),
-        (report.setting, 1.0, "1"),
-        (report.setting, 0.123456789, "0.123456789"),
-        (report.setting, 1, "1"),
-        (report.setting, True, "true"),
-        (report.setting, None, "null"),
-        (report.setting, ["blocks.0", "norm"], "[blocks.0, norm]"),
+        (percent, 0.613, "61.3"),
+        (percent, None, "–"),
+        (percent, math.nan, "–"),
+        (points, 0.047, "+4.7"),
+        (points, -0.002, "−0.2"),
+        (points, -0.0001, "0.0"),
+        (points, 0.0, "0.0"),
+        (amount, 0.0512, "0.05"),
+        (amount, 4.567, "4.57"),
+        (amount, 18.34, "18.3"),
+        (amount, 12400.4, "12,400"),
+        (amount, None, "–"),
+        (significant, 0.004123, "0.00412"),
+        (significant, -0.5, "−0.5"),
+        (significant, 41234.0, "41,234"),
+        (significant, math.nan, "–"),
+        (probability, 0.314, "0.31"),
+        (probability, 0.0042, "0.004"),
+        (probability, 0.0951, "0.10"),
+        (probability, 1e-9, "< 0.001"),
+        (probability, None, "–"),
+        (setting, 3.0e-5, "3e-05"),
+        (setting, 1.0, "1"),
+        (setting, 0.123456789, "0.123456789"),
+        (setting, 1, "1"),
+        (setting, True, "true"),
+        (setting, None, "null"),
+        (setting, ["blocks.0", "norm"], "[blocks.0, norm]"),
     ],
 )
 def test_numbers_as_text(function, value, text):
@@ -236,9 +237,9 @@ def test_numbers_as_text(function, value, text):
 
 
 def test_interval_as_text():
-    assert report.interval(0.039, 0.055) == "[+3.9, +5.5]"
-    assert report.interval(-0.01, 0.0) == "[−1.0, 0.0]"
-    assert report.interval(None, None) == "–"
+    assert interval(0.039, 0.055) == "[+3.9, +5.5]"
+    assert interval(-0.01, 0.0) == "[−1.0, 0.0]"
+    assert interval(None, None) == "–"
 
 
 def told(extra=(), streamed=(), adapted=(), **gains) -> str:
@@ -390,7 +391,7 @@ class TestMarkdown:
 
 class TestWithoutLabels:
     def test_tables_show_changes_in_place_of_accuracy(self, unlabeled):
-        share = report.percent(unlabeled.changed("vit", "actmad"))
+        share = percent(unlabeled.changed("vit", "actmad"))
         plain, markdown = report.plain_table(unlabeled), report.markdown(unlabeled, {})
         assert re.search(rf"^vit +actmad +{share} ", plain, re.MULTILINE)
         assert f"| vit | actmad | {share} |" in markdown
@@ -400,8 +401,8 @@ class TestWithoutLabels:
         evaluated.write_project(tmp_path, models=("vit",), labeled="clean", images=24, corruptions=("fog",))
         results = Results.read(tmp_path, list(product(("vit",), RUNS)))
         entry = results.summary["vit", "actmad"]
-        price = report.points(entry["clean_adapted"] - entry["clean_source"])
-        share = report.percent(results.changed("vit", "actmad"))
+        price = points(entry["clean_adapted"] - entry["clean_source"])
+        share = percent(results.changed("vit", "actmad"))
         assert re.search(rf"^vit +actmad +{share} +clean {re.escape(price)} ", report.plain_table(results), re.MULTILINE)
         assert f"| vit | actmad | {share} | {price} |" in report.markdown(results, {})
         assert entry["gain"] is None

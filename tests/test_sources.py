@@ -71,7 +71,7 @@ def test_a_name_that_is_not_utf_8_is_refused_before_any_image_is_decoded(tmp_pat
     tree = write_tree(tmp_path / "tree", {"cat": 2})
     os.rename(tree / "cat/001.png", os.fsencode(tree / "cat") + b"/caf\xe9.png")
     root = tree if kind == "folder" else pack(tmp_path / "t.tar", tree)
-    monkeypatch.setattr("tttlab.data.image_sets.to_square", None)  # whoever decodes falls over
+    monkeypatch.setattr("tttlab.data.reading.to_square", None)  # whoever decodes falls over
     told = rf"^data\.{which}\.root: expected file names in UTF-8, found '.*cat/caf\\udce9\.png'; rename it$"
     with pytest.raises(UserError, match=told) as caught:
         collect(root, which, source=kind)

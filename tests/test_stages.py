@@ -6,7 +6,8 @@ import torch
 from test_backbones import BACKBONES
 
 from tttlab.errors import UserError
-from tttlab.networks.network import build_encoder, pooled_features
+from tttlab.networks.building import build_encoder
+from tttlab.networks.network import pooled_features
 from tttlab.networks.stages import Remainder, shared_part, stage_maps, stage_places, stage_widths
 
 STAGES = {"DenseNet": 2, "ViT": 2, "DINOv2": 2, "DINOv3": 2, "CLIP": 2, "BEiT": 2, "EVA-02": 2, "Swin": 2, "MLP-Mixer": 8}

@@ -359,7 +359,7 @@ def test_clean_images_alone_have_no_losses_of_shifted_ones(images, tmp_path):
 
 
 def test_settings_of_params_yaml_become_the_inner_loop():
-    from tttlab.config.runs import AdapterSettings
+    from tttlab.config.adapter_settings import AdapterSettings
 
     settings = AdapterSettings(steps=3, lr=0.5, normalisation="shrink", threshold=2.0, clip=1.0, average=4)
     loop = sweep.inner_loop(settings.model_dump(), Augmentation(0.5))
@@ -368,7 +368,7 @@ def test_settings_of_params_yaml_become_the_inner_loop():
 
 
 def test_the_settings_defaults_are_the_adapters():
-    from tttlab.config.runs import AdapterSettings
+    from tttlab.config.adapter_settings import AdapterSettings
 
     assert sweep.inner_loop(AdapterSettings().model_dump(), Augmentation()) == InnerLoop()
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from tttlab.config.images import ImageSpec, TargetSpec
-from tttlab.data.image_sets import gather
+from tttlab.data.reading import gather
 from tttlab.data.sources import open_source
 
 RNG = np.random.default_rng(0)

@@ -11,17 +11,17 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from tttlab.adaptation.inner_loop import InnerLoop, Parameters, bind, over_images, train
+from tttlab.adaptation.checks import check
+from tttlab.adaptation.inner_loop import InnerLoop, Parameters, bind, train
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
-from tttlab.data.views import log_mean_probabilities, random_views
+from tttlab.adaptation.predicting import draw_looks, predict, predict_by_source
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.gradients import rows
 from tttlab.networks.network import Bound, evaluating
-from tttlab.networks.source_statistics import Statistics, kinds
+from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime.group_size import GroupSize
 from tttlab.seeding import torch_generator
 
@@ -234,43 +234,6 @@ def train_and_predict(
     return logits, losses, usable, work
 
 
-@torch.no_grad()
-def predict(
-    net: Bound,
-    parameters: Parameters,
-    looks: Tensor,
-    views: Any,
-    method: Method,
-    statistics: Statistics,
-) -> Tensor:
-    """Classify every image with its own parameters: logits ``(B, K)``.
-
-    Args:
-        net: the source network, as `bind` binds it.
-        parameters: name → ``(B, *shape)``; those that are not among them are the source network's.
-        looks: the image and the views to average over ``(B, 1 + A, 3, H, W)``; with A > 0 the result are log-probabilities.
-        views: what the method drew last, None if it needs none.
-        method: whose prediction it is, unless views are averaged.
-        statistics: source statistics.
-    """
-
-    def one(parameters: dict[str, Tensor], looks: Tensor, views: Any) -> Tensor:
-        own = net.rebound(parameters)
-        if len(looks) > 1:
-            return log_mean_probabilities(own(looks).logits)
-        return method.predict(own, looks[0], views, statistics)
-
-    return over_images(one, in_dims=(0, 0, None if views is None else 0))(parameters, looks, views)
-
-
-def draw_looks(images: Tensor, loop: InnerLoop, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw what predictions look at: every image itself, and the views to average over ``(B, 1 + A, 3, H, W)``."""
-    looks = images.unsqueeze(1)
-    if not loop.average:
-        return looks
-    return torch.cat([looks, random_views(images, generators, loop.average, loop.augmentation)], dim=1)
-
-
 def diverged(losses: Tensor) -> Tensor:
     """Find images ``(B,)`` whose loss curve ``(B, S + 1)`` is not finite or has exploded."""
     growth = losses[:, -1] - losses[:, 0]
@@ -281,85 +244,3 @@ def wait_for(device: torch.device) -> None:
     """Let a GPU finish what it was given, so that the clock tells the truth."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def check(
-    network: nn.Module,
-    images: Tensor,
-    method: Method,
-    loop: InnerLoop,
-    statistics: Statistics,
-    protocol: str = "episodic",
-) -> None:
-    """Refuse what cannot be adapted, before any work.
-
-    Raises:
-        UserError: the protocol, the statistics or the network do not fit.
-    """
-    if protocol not in method.protocols:
-        raise UserError(f"{method} is defined for {' and '.join(method.protocols)}, found {protocol}; "
-                        f"use tttlab.{'online.adapt_stream' if protocol == 'episodic' else 'adapter.adapt'}")  # fmt: skip
-    check_precision(network, images, bind(network, method, loop) if loop.steps else Bound(network, {}))
-    method.check(network)
-    own = type(method)
-    if loop.average and (own.predict is not Method.predict or own.predict_batch is not Method.predict_batch):
-        raise UserError(f"average: {loop.average} views cannot replace the prediction that {method} makes itself; set it to 0")
-    if missing := set(method.needs) - kinds(statistics):
-        raise UserError(f"{method} needs source statistics of the kind {', '.join(sorted(missing))}; measure them with "
-                        "its source_statistics or with tttlab.networks.source_statistics")  # fmt: skip
-    unknown = [layer for layer in loop.normalisation.layers(network) if f"{layer}.mean_center" not in statistics]
-    if unknown:
-        raise UserError(f"normalisation {loop.normalisation.policy!r} needs source statistics of {len(unknown)} layers that "
-                        f"have none, such as {unknown[0]}; see tttlab.networks.source_statistics.layer_statistics")  # fmt: skip
-    for name, module in network.named_modules():
-        if isinstance(module, _BatchNorm) and not module.track_running_stats:
-            raise UserError(
-                f"layer {name} has no running statistics, so that a prediction depends on the other images of its "
-                "batch; load the backbone with running statistics or with GroupNorm"
-            )
-    if len(images):
-        check_forward(network, images, method, loop, protocol)
-
-
-def check_precision(network: nn.Module, images: Tensor, net: Bound) -> None:
-    """Refuse images of another dtype than the network's, and training in one so coarse that small steps are rounded away."""
-    coarse = sorted({str(value.dtype) for value in net.trained.values()} & {"torch.float16", "torch.bfloat16"})
-    if coarse:
-        raise UserError(f"the parameters to be trained are {coarse[0]}, in which small steps are rounded away; make it "
-                        "float(), and for speed adapt under torch.autocast")  # fmt: skip
-    known = {value.dtype for value in network.parameters() if value.is_floating_point()}
-    converted = torch.is_autocast_enabled(images.device.type) and images.is_floating_point()
-    if known and images.dtype not in known and not converted:
-        raise UserError(f"expected images of {min(map(str, known))}, as the network's parameters are, found {images.dtype}; "
-                        "convert one of them")  # fmt: skip
-
-
-@torch.no_grad()
-def check_forward(network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, protocol: str) -> None:
-    """Refuse networks that do not do with one or two images what the method and the adapter ask of them."""
-    kind = type(network.encoder).__name__
-    if method.features and network(images[:1]).features is None:
-        raise UserError(f"{method} looks at features (N, D), and none are known of this {kind}; name the layer that gives "
-                        "them: tttlab.networks.classifiers.Classifier(model, features='name')")  # fmt: skip
-    if len(images) == 2 and not torch.allclose(network(images).logits[:1], network(images[:1]).logits, atol=1e-3, rtol=1e-3):
-        raise UserError(f"the predictions of this {kind} depend on the other images of a batch; per-image adaptation needs a "
-                        "backbone without batch-dependent layers")  # fmt: skip
-    if protocol == "online" and not method.whole_batch:
-        predict_by_source(bind(network, method, loop), images[:1])
-
-
-def predict_by_source(net: Bound, images: Tensor) -> Tensor:
-    """Classify images ``(B, C, H, W)`` by the source network, each on its own: logits ``(B, K)``.
-
-    Raises:
-        UserError: the network cannot be vectorised over images.
-    """
-    try:
-        return predict(net, {}, images.unsqueeze(1), None, Method(), {})
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        if "vmap" not in reason and "batching rule" not in reason.lower():
-            raise
-        raise UserError(f"this {type(net.module.encoder).__name__} cannot be called for many images at once, as per-image "
-                        f"adaptation does ({reason}); its forward must not branch on values, draw random numbers or write to "
-                        "buffers") from error  # fmt: skip

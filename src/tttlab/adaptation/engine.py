@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from tttlab.adaptation.adapter import adapt, check
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.checks import check
 from tttlab.adaptation.inner_loop import InnerLoop, over_images
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tttlab.adaptation.adapter import Adaptation, Curve, check, draw_looks
-from tttlab.adaptation.adapter import predict as predict_each
+from tttlab.adaptation.adapter import Adaptation, Curve
+from tttlab.adaptation.checks import check
 from tttlab.adaptation.inner_loop import InnerLoop, Parameters, bind, loss_and_gradients, make_optimizer, over_images, update
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
+from tttlab.adaptation.predicting import draw_looks
+from tttlab.adaptation.predicting import predict as predict_each
 from tttlab.data.views import log_mean_probabilities
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network

@@ -4,40 +4,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BeforeValidator, Field, StrictFloat, ValidationError
+from pydantic import ValidationError
 
+from tttlab.config.adapter_settings import AdapterSettings
 from tttlab.config.method_settings import ALIAS, METHODS, PROTOCOLS, Declared, declared, method_file, method_names
-from tttlab.config.settings import Natural, NonNegative, Positive, Strict, fault, show, tell
+from tttlab.config.settings import Strict, show, tell
 from tttlab.errors import UserError, choices
-
-
-def _check_trainable(value: Any) -> Any:
-    groups = ("all", "norm", "encoder", "none")
-    if isinstance(value, str) and value not in groups:
-        raise fault(f"unknown group {value!r}; {choices(value, groups)}, or a list of parameter-name prefixes")
-    prefixes = value if isinstance(value, list | tuple) else []
-    if not isinstance(value, str) and not (prefixes and all(isinstance(prefix, str) and prefix for prefix in prefixes)):
-        raise fault(f"expected {', '.join(groups)} or a list of parameter-name prefixes, found {show(value)}")
-    return value
-
-
-class AdapterSettings(Strict):
-    """What the adapter does for every method: how far, how, and which parameters and statistics move."""
-
-    steps: Natural = 1
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: Positive = 1e-3
-    momentum: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.0
-    trainable: Annotated[str | tuple[str, ...], BeforeValidator(_check_trainable)] = "encoder"
-    normalisation: Literal["source", "image", "mixed", "shrink"] = "source"
-    prior: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.1
-    threshold: Positive = 1.0
-    clip: Positive | None = None
-    sharpness: NonNegative = 0.0
-    average: Natural = 0
-
 
 _OF_RUNS = ("method", "protocol", "models", "per_model")  # keys of a run that are no settings of its method or the adapter
 _OF_TRAINING = ("steps", "optimizer", "lr", "momentum", "trainable", "clip", "sharpness")

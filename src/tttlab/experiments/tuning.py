@@ -19,8 +19,9 @@ from tttlab.adaptation.gate import ABOVE, Gate, saves_time
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.config.values import HELD_OUT
-from tttlab.data.image_sets import ImageSet, balanced_subset
+from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
+from tttlab.data.splits import balanced_subset
 from tttlab.experiments.blocks import Block, Job, list_blocks, list_jobs
 from tttlab.experiments.jobs import adapt_to_job
 from tttlab.experiments.trials import DEFAULT, Grid, Outcome, Trial, Values

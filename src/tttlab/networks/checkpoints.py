@@ -16,7 +16,8 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from tttlab.errors import UserError, choices
-from tttlab.networks.network import Network, add_probe, build_encoder
+from tttlab.networks.building import build_encoder
+from tttlab.networks.network import Network, add_probe
 from tttlab.networks.objective import Objective
 from tttlab.seeding import stream_seed
 

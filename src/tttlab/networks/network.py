@@ -6,15 +6,13 @@ from contextlib import contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from timm.data import resolve_data_config
-from timm.models import PretrainedCfg
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tttlab.errors import UserError, choices
+from tttlab.errors import UserError
 from tttlab.seeding import stream_seed
 
 
@@ -203,105 +201,3 @@ def feature_width(encoder: nn.Module) -> int:
 def pooled_features(encoder: nn.Module, images: Tensor) -> Tensor:
     """Encode ``images (N, C, H, W)`` to the features ``(N, D)`` that a timm model's classifier reads."""
     return encoder.forward_head(encoder.forward_features(images), pre_logits=True)
-
-
-def build_encoder(
-    backbone: str,
-    image_size: int,
-    *,
-    stem: str = "small",
-    options: Mapping[str, Any] | None = None,
-    pretrained: bool = False,
-) -> nn.Module:
-    """Create a timm backbone without a classifier, with a stem that suits the image size.
-
-    Args:
-        backbone: a timm model name.
-        image_size: side of the square images, pixels.
-        stem: ``small`` (convolutional networks: no max-pool and a first convolution of stride 1, 3×3 where it was larger;
-            networks of patches: these are of 4 pixels unless ``options`` says otherwise), ``stride2`` (the same with stride
-            2; the same as ``small`` for networks of patches), or ``original``.
-        options: further arguments of ``timm.create_model``.
-        pretrained: start from timm's weights (downloaded by timm on first use).
-
-    Raises:
-        UserError: timm does not know the backbone, or refuses the options.
-    """
-    options = dict(options or {})
-    if not backbone.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(backbone.split(".")[0]):
-        raise UserError(
-            f"models: backbone {backbone!r} is unknown to timm {timm.__version__}; "
-            f"{choices(backbone, timm.list_models())[:300]}"
-        )
-    if pretrained and stem != "original":
-        raise UserError(f"models: stem {stem!r} would replace the first layer of {backbone!r}, whose weights are pretrained; "
-                        "set stem: original")  # fmt: skip
-    config = pretrained_config(backbone)
-    made_of_patches = bool(config and config.fixed_input_size)
-    if made_of_patches:
-        options.setdefault("img_size", image_size)
-        if stem != "original":
-            options.setdefault("patch_size", 4)
-        if image_size % options.get("patch_size", 1):
-            raise UserError(f"data.image_size: expected a multiple of the patches' {options['patch_size']} pixels, "
-                            f"found {image_size}; change it or backbone_options.patch_size")  # fmt: skip
-    if "channels" in options or "layers" in options:
-        # A fresh residual branch that starts at zero would leave BatchNorm parameters without gradient for a while.
-        options.setdefault("zero_init_last", False)
-    try:
-        encoder = timm.create_model(backbone, pretrained=pretrained, num_classes=0, **options)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"models: timm cannot build backbone {backbone!r} with {options}: {error}") from error
-    if stem != "original" and not made_of_patches:
-        shrink_stem(encoder, stride=1 if stem == "small" else 2)
-    return encoder
-
-
-def pretrained_config(backbone: str) -> PretrainedCfg | None:
-    """Look up what timm knows of a model's weights; None for weights that it does not list.
-
-    Raises:
-        UserError: timm lists the model, but not with this tag.
-    """
-    try:
-        return timm.get_pretrained_cfg(backbone)
-    except RuntimeError as error:
-        name = backbone.partition(".")[0]
-        tags = [known for known in timm.list_pretrained(f"{name}.*") if known.partition(".")[0] == name]
-        raise UserError(f"models: timm {timm.__version__} has no weights {backbone!r}; "
-                        f"{choices(backbone, tags) if tags else f'it has none for {name}'}") from error  # fmt: skip
-
-
-def native_size(backbone: str) -> int:
-    """Find the side of the square images, in pixels, that a timm model's weights were trained on.
-
-    Raises:
-        UserError: timm does not know the backbone, or its images are not square.
-    """
-    config = pretrained_config(backbone) if timm.is_model(backbone.split(".")[0]) else None
-    if config is None or not config.input_size:
-        raise UserError(f"data.image_size: auto knows the models that timm lists, found {backbone!r}; set a number of pixels")
-    height, width = config.input_size[-2:]
-    if height != width:
-        raise UserError(f"data.image_size: auto knows square inputs, found {height}×{width} of {backbone!r}; set a number")
-    return height
-
-
-def shrink_stem(encoder: nn.Module, stride: int) -> None:
-    """Give a ResNet-like encoder the stem for small images: stride 1 or 2 in all, no max-pool.
-
-    Raises:
-        UserError: the encoder has no ``conv1``/``maxpool`` pair to change.
-    """
-    if not (hasattr(encoder, "conv1") and hasattr(encoder, "maxpool")):
-        raise UserError(
-            f"models: stem 'small' knows ResNet-like and patch networks, found {type(encoder).__name__}; set stem: original"
-        )
-    first = encoder.conv1[0] if isinstance(encoder.conv1, nn.Sequential) else encoder.conv1
-    small = nn.Conv2d(first.in_channels, first.out_channels, 3, stride, padding=1, bias=first.bias is not None)
-    nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
-    if isinstance(encoder.conv1, nn.Sequential):
-        encoder.conv1[0] = small
-    else:
-        encoder.conv1 = small
-    encoder.maxpool = nn.Identity()

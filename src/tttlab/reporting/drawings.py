@@ -13,7 +13,7 @@ from tttlab.reporting import pictures, plots
 from tttlab.reporting.figures.accuracy import accuracy_by_severity, gain_and_cost, gain_per_corruption, heat_map
 from tttlab.reporting.figures.signals import estimated_accuracy, gain_along, reliability
 from tttlab.reporting.figures.steps import loss_along_steps, step_curves
-from tttlab.reporting.report import percent, probability
+from tttlab.reporting.words import percent, probability
 
 ALL = "all shifts"
 ALPHA = 0.05

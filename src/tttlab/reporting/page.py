@@ -9,9 +9,10 @@ from tttlab.evaluation.results import Results, known
 from tttlab.reporting import plots
 from tttlab.reporting.drawings import Drawing
 from tttlab.reporting.pictures import Flips
-from tttlab.reporting.report import rows, sentence, setting
+from tttlab.reporting.report import rows, sentence
 from tttlab.reporting.tables import comparison, distances
 from tttlab.reporting.tables.comparison import Table
+from tttlab.reporting.words import setting
 
 SECTIONS = {
     "gain": "Gain per corruption",

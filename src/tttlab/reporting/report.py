@@ -12,6 +12,7 @@ from tttlab.evaluation.results import Results, difference, known
 if TYPE_CHECKING:
     from tttlab.config.experiments import Online
     from tttlab.config.images import Shifts
+from tttlab.reporting.words import amount, enumerate_words, interval, percent, points, setting
 
 _CLEAN_LOSS = 0.01  # a clean accuracy that falls by more is told in words
 ARRIVALS = {  # by adapt.online.shifts
@@ -21,65 +22,6 @@ ARRIVALS = {  # by adapt.online.shifts
     "mixed": "the shifts of a severity mixed in one stream",
 }
 _MARKDOWN_LIMIT = 7_500  # characters; MLflow cuts a description at 8,000
-
-
-# --- numbers as text -----------------------------------------------------------------------------------------------
-
-
-def percent(fraction: float | None) -> str:
-    """Write a fraction as a percentage: 0.613 becomes ``61.3``; what is unknown becomes a dash."""
-    return f"{100 * fraction:.1f}" if known(fraction) else "–"
-
-
-def points(fraction: float | None) -> str:
-    """Write a difference of fractions in percentage points, with its sign: 0.047 becomes ``+4.7``."""
-    if not known(fraction):
-        return "–"
-    text = f"{100 * fraction:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
-
-
-def interval(low: float | None, high: float | None) -> str:
-    """Write an interval in percentage points: ``[+3.9, +5.5]``."""
-    return f"[{points(low)}, {points(high)}]" if known(low) and known(high) else "–"
-
-
-def amount(value: float | None) -> str:
-    """Write a cost with as many digits as matter: 0.05, 4.57, 18.3, 183, 12,400."""
-    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}" if known(value) else "–"
-
-
-def significant(value: float | None, digits: int = 3) -> str:
-    """Write a number of any size: 0.00412, 0.412, 41.2, 4,120."""
-    if not known(value):
-        return "–"
-    text = f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
-    return text.replace("-", "−")
-
-
-def probability(p: float | None) -> str:
-    """Write a p-value: 0.31, 0.004, or that it is below 0.001."""
-    if not known(p):
-        return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.095 else f"{p:.2f}"
-
-
-def setting(value: Any) -> str:
-    """Write a value of a setting much as params.yaml has it: 0.03, null, true, ``[blocks.0, norm]``."""
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(setting, value))}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
-
-
-def enumerate_words(words: Sequence[str]) -> str:
-    """Join words: ``a, b and c``."""
-    *first, last = words
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-# --- the headline --------------------------------------------------------------------------------------------------
 
 
 def rows(results: Results) -> list[dict[str, Any]]:
@@ -206,9 +148,6 @@ def _search_in_markdown(tuning: Mapping[str, Any], name: str) -> str:
     chosen = tuning["settings"].get(name)
     values = ", ".join(f"**{setting(value)}**" if value == chosen else setting(value) for value in tuning["search"][name])
     return f"{name} {values}" + (" (no influence: all values tie)" if name in tuning["without_influence"] else "")
-
-
-# --- in words ------------------------------------------------------------------------------------------------------
 
 
 def sentence(results: Results, model: str) -> str:

@@ -26,7 +26,8 @@ from PIL import Image
 from tttlab.config.images import ShiftSet
 from tttlab.config.names import is_own, is_utf8, nfc
 from tttlab.config.values import CORRUPTIONS, is_held_out
-from tttlab.data.sources import Source, by_class, list_folder
+from tttlab.data.folders import list_folder
+from tttlab.data.sources import Source, by_class
 from tttlab.errors import UserError, choices
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -7,7 +7,9 @@ from typing import NamedTuple
 from tttlab.config.params import Params
 from tttlab.data import copies, image_sets
 from tttlab.data.image_sets import ImageSet
+from tttlab.data.reading import gather, read_images
 from tttlab.data.sources import Source, open_source
+from tttlab.data.splits import balanced_subset, split_validation
 from tttlab.shifts.sets import Shifted, left_out, open_shift_set
 from tttlab.shifts.shift import Shift
 from tttlab.workflow.sizes import image_size
@@ -42,16 +44,16 @@ def decode(params: Params, opened: Opened) -> tuple[dict[str, ImageSet], list[Sh
     how = {"unreadable": params.data.unreadable, "pack_below": params.data.pack_below, "depth": params.data.depth,
            "workers": params.machine.workers}  # fmt: skip
     size, classes = image_size(params), opened.sets["labeled"].classes
-    sets = {which: image_sets.gather(source, getattr(params.data, which), which, size, params.seed, **how)
+    sets = {which: gather(source, getattr(params.data, which), which, size, params.seed, **how)
             for which, source in opened.sets.items()}  # fmt: skip
     sets["test"] = image_sets.align_classes(sets["test"], classes)
     shifts = []
     for name, found in opened.shifted.items():
         for each in found:
             groups = each.source.groups if each.source.labeled else 0 * each.source.groups
-            chosen = image_sets.balanced_subset(each.source.image_ids, groups, params.shifts.images, params.seed, "shifts")
+            chosen = balanced_subset(each.source.image_ids, groups, params.shifts.images, params.seed, "shifts")
             origin = f"{params.shifts.sets[name].format} {params.shifts.sets[name].root} {each.name} {each.severity or ''}"
-            images = image_sets.read_images(each.source, chosen, f"shifts.sets.{name}", size, origin.rstrip(), **how)
+            images = read_images(each.source, chosen, f"shifts.sets.{name}", size, origin.rstrip(), **how)
             shifts.append(Shift(f"{name}/{each.name}", each.severity, image_sets.align_classes(images, classes)))
     return sets, shifts
 
@@ -63,7 +65,7 @@ def separate(params: Params, sets: dict[str, ImageSet], shifts: list[Shift]) -> 
     tested = {"data.test": sets["test"]} | {key: shift.images for key, shift in zip(keys, shifts, strict=True)}
     uncorrupted = ["data.test", *(key for key, shift in zip(keys, shifts, strict=True) if not shift.severity)]
     trained, tested = copies.settle(trained, tested, uncorrupted, params.data.duplicates)
-    train, validation = image_sets.split_validation(trained["data.labeled"], params.data.labeled.validation, params.seed)
+    train, validation = split_validation(trained["data.labeled"], params.data.labeled.validation, params.seed)
     unlabeled = copies.without("data.unlabeled", trained["data.unlabeled"], {"labeled_validation": validation})
     if shared := len(trained["data.unlabeled"]) - len(unlabeled):  # one line of them, which may be thousands
         told = f"{shared:,} images that are validation images"

@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 
 from tttlab.config.params import Params
-from tttlab.data.image_sets import ImageSet, balanced_subset
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.splits import balanced_subset
 from tttlab.errors import UserError
 from tttlab.shifts.shift import Shift, list_shifts
 from tttlab.workflow import places

@@ -8,7 +8,7 @@ def image_size(params: Params) -> int:
     """Take the side of the images from params.yaml, or from the backbones, which must then agree."""
     if params.data.image_size != "auto":
         return params.data.image_size
-    from tttlab.networks.network import native_size  # seconds of imports
+    from tttlab.networks.building import native_size  # seconds of imports
 
     sizes = {name: native_size(model.backbone) for name, model in params.models.items()}
     if len(set(sizes.values())) > 1:

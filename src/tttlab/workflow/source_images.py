@@ -3,8 +3,9 @@
 import torch
 
 from tttlab.config.params import Params
-from tttlab.data.image_sets import ImageSet, balanced_subset
+from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
+from tttlab.data.splits import balanced_subset
 from tttlab.networks.source_statistics import SourceImages
 from tttlab.seeding import numpy_generator
 from tttlab.workflow import places

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tttlab.evaluation.results import Results, difference, known, shift_name
-from tttlab.reporting.report import amount, interval, percent, points, probability, setting, significant
+from tttlab.reporting.words import amount, interval, percent, points, probability, setting, significant
 
 ALPHA = 0.05
 

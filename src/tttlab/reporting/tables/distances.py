@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import pandas as pd
 
 from tttlab.evaluation.results import Results, known, shift_name
-from tttlab.reporting.report import percent, points, probability, significant
 from tttlab.reporting.tables.comparison import Cell, Table, line
+from tttlab.reporting.words import percent, points, probability, significant
 
 _METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "kl_features": ("KL divergence, features, nats", significant),

@@ -1,0 +1,112 @@
+"""Images in a folder: links are followed and never round, what systems leave behind is passed over."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tttlab.config.names import is_own, nfc
+from tttlab.data.pixels import Place
+from tttlab.errors import UserError
+
+SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+class Found(NamedTuple):
+    """Image files by their names below the root, in the order of `nfc`; first-level folders, even empty ones; other files."""
+
+    names: list[str]
+    folders: set[str]
+    places: list[Place]
+    ignored: tuple[str, ...] = ()
+
+
+def is_image(name: str) -> bool:
+    """Tell by its suffix whether a file is an image."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def list_folder(root: Path, apart: bool) -> Found:
+    """List the image files below a folder, but for what is hidden or left behind by a system.
+
+    A link to a folder is followed, unless it leads back up; a folder that can be reached in several ways is listed once,
+    where it lies rather than behind a link.
+
+    Args:
+        root: the folder.
+        apart: its first-level folders are classes: what can be reached from several of them is listed in each.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+    above = {_identity(place) for place in (root.resolve(), *root.resolve().parents)}
+    loose, folders, links = _entries(root)
+    tops = [*folders, *links]
+    names, ignored = [], []
+    for name in (*loose, *_below(root, tops, above, apart)):
+        if is_image(name):
+            names.append(name)
+        else:
+            ignored.append(name.encode(errors="backslashreplace").decode())
+    names.sort(key=lambda name: (nfc(name), name))
+    places = [Place(str(root / name)) for name in names]
+    return Found(names, {top.name for top in tops}, places, tuple(sorted(ignored)))
+
+
+def _below(root: Path, tops: Sequence[Path], above: set[tuple[int, int]], apart: bool) -> Iterator[str]:
+    """Yield the names below the root of all files in some first-level folders, each for itself or all as one."""
+    for starts in [[top] for top in tops] if apart else [tops]:
+        for folder, files in _walk(starts, set(above)):
+            place = folder.relative_to(root).as_posix()
+            yield from (f"{place}/{file}" for file in files)
+
+
+def _walk(starts: Iterable[Path], seen: set[tuple[int, int]]) -> Iterator[tuple[Path, list[str]]]:
+    """Yield every folder from ``starts`` on, with its files, once and none that was seen; what lies behind links comes last."""
+    waiting = deque(starts)
+    while waiting:
+        folder = waiting.popleft()
+        if (identity := _identity(folder)) not in seen:
+            seen.add(identity)
+            files, folders, links = _entries(folder)
+            waiting.extendleft(reversed(folders))
+            waiting.extend(links)
+            yield folder, files
+
+
+def _entries(folder: Path) -> tuple[list[str], list[Path], list[Path]]:
+    """List a folder in sorted order: the files' names, the folders, and the links to folders."""
+    files, folders, links = [], [], []
+    with _reading(folder), os.scandir(folder) as found:
+        for entry in sorted(found, key=lambda entry: entry.name):
+            if is_own(entry.name) and not _is_folder(entry):
+                files.append(entry.name)
+            elif is_own(entry.name):
+                (links if entry.is_symlink() else folders).append(folder / entry.name)
+    return files, folders, links
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Tell in a line which folder the system does not let us read."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: expected a folder that can be read, found none ({error.strerror}); "
+                        "allow it, or move the folder away") from error  # fmt: skip
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Tell a folder from all others, by whatever way it was reached."""
+    with _reading(folder):
+        status = folder.stat()
+    return status.st_dev, status.st_ino

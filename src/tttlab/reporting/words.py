@@ -1,0 +1,62 @@
+"""How numbers, settings and lists are written for a reader."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tttlab.evaluation.results import known
+
+if TYPE_CHECKING:
+    pass
+
+
+def percent(fraction: float | None) -> str:
+    """Write a fraction as a percentage: 0.613 becomes ``61.3``; what is unknown becomes a dash."""
+    return f"{100 * fraction:.1f}" if known(fraction) else "–"
+
+
+def points(fraction: float | None) -> str:
+    """Write a difference of fractions in percentage points, with its sign: 0.047 becomes ``+4.7``."""
+    if not known(fraction):
+        return "–"
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Write an interval in percentage points: ``[+3.9, +5.5]``."""
+    return f"[{points(low)}, {points(high)}]" if known(low) and known(high) else "–"
+
+
+def amount(value: float | None) -> str:
+    """Write a cost with as many digits as matter: 0.05, 4.57, 18.3, 183, 12,400."""
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}" if known(value) else "–"
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Write a number of any size: 0.00412, 0.412, 41.2, 4,120."""
+    if not known(value):
+        return "–"
+    text = f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
+    return text.replace("-", "−")
+
+
+def probability(p: float | None) -> str:
+    """Write a p-value: 0.31, 0.004, or that it is below 0.001."""
+    if not known(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.095 else f"{p:.2f}"
+
+
+def setting(value: Any) -> str:
+    """Write a value of a setting much as params.yaml has it: 0.03, null, true, ``[blocks.0, norm]``."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(setting, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def enumerate_words(words: Sequence[str]) -> str:
+    """Join words: ``a, b and c``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
