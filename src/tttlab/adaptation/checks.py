@@ -26,8 +26,9 @@ def check(
         UserError: the protocol, the statistics or the network do not fit.
     """
     if protocol not in method.protocols:
-        raise UserError(f"{method} is defined for {' and '.join(method.protocols)}, found {protocol}; "
-                        f"use tttlab.adaptation.{'online.adapt_stream' if protocol == 'episodic' else 'adapter.adapt'}")  # fmt: skip
+        other = "online.adapt_stream" if protocol == "episodic" else "adapter.adapt"
+        defined = " and ".join(method.protocols)
+        raise UserError(f"{method} is defined for {defined}, found {protocol}; use tttlab.adaptation.{other}")
     check_precision(network, images, bind(network, method, loop) if loop.steps else Bound(network, {}))
     method.check(network)
     own = type(method)
