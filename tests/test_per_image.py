@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from tttlab.adaptation import per_image
+from tttlab.adaptation.convolution import PerImageConv2d
 from tttlab.adaptation.inner_loop import over_images
-from tttlab.adaptation.per_image import PerImageConv2d, PerImageLayers
+from tttlab.adaptation.per_image import PerImageLayers
 
 IMAGES, VIEWS = 4, 3
 

@@ -87,11 +87,11 @@ def parent(root):
 
 @pytest.fixture
 def start(root, parent):
-    def start_run(**options):
+    def begin(**options):
         settings = {"stage": "adapt", "name": "adapt tiny · actmad", "params": {}, "parent": parent}
         return start_run(root, **(settings | options))
 
-    return start_run
+    return begin
 
 
 def test_import_is_cheap():

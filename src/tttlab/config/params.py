@@ -16,7 +16,8 @@ from tttlab.config.experiments import Adapt, Alignment, Distance, Machine, Tune
 from tttlab.config.images import Data, Shifts, SourceStats
 from tttlab.config.method_settings import METHODS
 from tttlab.config.models import Model
-from tttlab.config.runs import RunError, RunSettings, models_of, resolve_run, run_mistakes
+from tttlab.config.run_settings import RunSettings
+from tttlab.config.runs import RunError, models_of, resolve_run, run_mistakes
 from tttlab.config.settings import Natural, Strict, show, tell
 from tttlab.config.values import DISTINCT, Name
 from tttlab.errors import UserError, choices

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,58 +9,11 @@ from pydantic import ValidationError
 
 from tttlab.config.adapter_settings import AdapterSettings
 from tttlab.config.method_settings import ALIAS, METHODS, PROTOCOLS, Declared, declared, method_file, method_names
+from tttlab.config.run_settings import OF_TRAINING, RunSettings, plain
 from tttlab.config.settings import Strict, show, tell
 from tttlab.errors import UserError, choices
 
 _OF_RUNS = ("method", "protocol", "models", "per_model")  # keys of a run that are no settings of its method or the adapter
-_OF_TRAINING = ("steps", "optimizer", "lr", "momentum", "trainable", "clip", "sharpness")
-_ACTS_WITH = {  # settings that act with one value of another setting alone
-    "prior": ("normalisation", "mixed"),
-    "threshold": ("normalisation", "shrink"),
-    "momentum": ("optimizer", "sgd"),
-}
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """One run as one model sees it.
-
-    Attributes:
-        method: name of a file in ``methods/`` (never the alias), or the dotted path of a module elsewhere.
-        adapter: settings of the adapter.
-        settings: keyword arguments of the method's dataclass, as far as they are set.
-        trains: whether the method takes steps.
-        search: what to tune: setting → the values to choose from.
-        protocol: ``episodic`` or ``online``.
-    """
-
-    method: str
-    adapter: AdapterSettings
-    settings: dict[str, Any]
-    trains: bool = True
-    search: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    protocol: str = "episodic"
-
-    def with_values(self, values: Mapping[str, Any]) -> "RunSettings":
-        """Replace some settings, whether the adapter's or the method's."""
-        own = {key: value for key, value in values.items() if key in AdapterSettings.model_fields}
-        rest = {key: value for key, value in values.items() if key not in own}
-        adapter = AdapterSettings(**(self.adapter.model_dump() | own))
-        return replace(self, adapter=adapter, settings=self.settings | rest)
-
-    @property
-    def in_use(self) -> dict[str, Any]:
-        """Give the adapter's settings that act on this run: no learning rate where nothing is learnt, for instance."""
-        learns = self.trains and self.adapter.steps and self.adapter.trainable != "none"
-        idle = set() if learns else {*_OF_TRAINING} - ({"steps", "trainable"} if self.trains else set())
-        idle |= {key for key, (other, value) in _ACTS_WITH.items() if getattr(self.adapter, other) != value}
-        return {key: value for key, value in self.adapter.model_dump().items() if key not in idle}
-
-    def values(self) -> dict[str, Any]:
-        """Give the settings that are tuned, or would be, with the values that they have."""
-        flat = self.adapter.model_dump() | self.settings
-        keys = [*self.search, *(["steps"] if self.trains and self.search and "steps" not in self.search else [])]
-        return {key: _plain(flat[key]) for key in keys if key in flat}
 
 
 class RunError(Exception):
@@ -230,10 +182,10 @@ def _search(values: dict[str, Any], places: dict[str, str], shared: dict[str, An
 def _check_search(wished: dict[str, Any], own: Declared, origins: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
     """Check every value that tuning may choose as if it were set."""
     sections = (AdapterSettings, own.settings)
-    allowed = [key for section in sections for key in section.model_fields if own.trains or key not in _OF_TRAINING]
+    allowed = [key for section in sections for key in section.model_fields if own.trains or key not in OF_TRAINING]
     for key, found in wished.items():
         place = origins[key]
-        if key in _OF_TRAINING and not own.trains:
+        if key in OF_TRAINING and not own.trains:
             raise RunError(f"{place}.{key}: the method takes no steps, so there is nothing to tune in it; remove it")
         if key not in allowed:
             raise RunError(f"{place}.{key}: there is no such setting to tune; {choices(str(key), allowed)}")
@@ -243,12 +195,7 @@ def _check_search(wished: dict[str, Any], own: Declared, origins: Mapping[str, s
             raise RunError(f"{place}.steps: expected at least 1, found 0; without a step nothing is trained")
         for number, value in enumerate(found):
             _validate(sections, {key: value}, {key: place}, place, f"[{number}]")
-    return {key: tuple(dict.fromkeys(_plain(value) for value in found)) for key, found in wished.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Make a value hashable."""
-    return tuple(value) if isinstance(value, list) else value
+    return {key: tuple(dict.fromkeys(plain(value) for value in found)) for key, found in wished.items()}
 
 
 def _check_keys(

@@ -13,7 +13,7 @@ from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.method_trial import try_method, watched
 from tttlab.config.params import Params
-from tttlab.config.runs import RunSettings
+from tttlab.config.run_settings import RunSettings
 from tttlab.data.views import Augmentation
 from tttlab.errors import UserError
 from tttlab.experiments import sweep
