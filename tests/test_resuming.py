@@ -227,7 +227,7 @@ def test_dvc_killed_between_a_stages_last_line_and_its_record_costs_no_work(tmp_
     (tmp_path / "fatal").touch()
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\nno_scm = true\nanalytics = false\ncheck_update = false\n")
-    environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | {"PYTHONPATH": str(ROOT)}
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | {"PYTHONPATH": str(ROOT / "src")}
 
     def repro() -> tuple[int, list[str]]:
         done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=tmp_path, env=environment, capture_output=True,

@@ -35,7 +35,7 @@ def rows() -> list[dict[str, str]]:
             "backbones": BACKBONES[own.head],
         })  # fmt: skip
     mt3 = {"trains": "yes", "protocols": "episodic, online", "backbones": "any, with the head of an objective but simclr"}
-    return [*table, {"method": "MT3 (finetune.mode: meta)", **summary(METHODS.parent / "meta_training.py"), **mt3}]
+    return [*table, {"method": "MT3 (finetune.mode: meta)", **summary(METHODS.parent / "training" / "meta_training.py"), **mt3}]
 
 
 def summary(file: Path) -> dict[str, str]:
