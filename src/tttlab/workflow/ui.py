@@ -44,7 +44,7 @@ def serve(port: int) -> None:
         print(f"{name:12}http://127.0.0.1:{port}/{address}", flush=True)
     command = ui_command(places.ROOT, port)
     light = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
-    os.execve(command[0], command, os.environ | light)
+    os.execve(command[0], command, {"MLFLOW_DISABLE_TELEMETRY": "true"} | os.environ | light)
 
 
 if __name__ == "__main__":
