@@ -397,7 +397,9 @@ def test_sharpness_aware_steps_are_each_images_own(kind, method):
 
 def test_a_method_for_streams_alone_is_refused():
     network, _ = networks.source_statistics("resnet")
-    with pytest.raises(UserError, match=r"SAR.* is defined for online, found episodic; use tttlab\.online\.adapt_stream"):
+    with pytest.raises(
+        UserError, match=r"SAR.* is defined for online, found episodic; use tttlab\.adaptation\.online\.adapt_stream"
+    ):
         adapt(network, shifted(), load_method("sar"))
 
 

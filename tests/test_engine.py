@@ -161,7 +161,7 @@ def test_source_statistics_are_measured_where_they_are_missing():
 
 def test_what_cannot_be_is_told():
     network, statistics = own("resnet")
-    with pytest.raises(UserError, match=r"is defined for online, found episodic; use tttlab\.online\.adapt_stream"):
+    with pytest.raises(UserError, match=r"is defined for online, found episodic; use tttlab\.adaptation\.online\.adapt_stream"):
         Engine(network, SAR(), statistics=statistics).eval()(images())
     with pytest.raises(UserError, match="has no loss to train with"):
         Engine(network, ViewAverage()).train()(images())

@@ -227,7 +227,9 @@ def test_no_images_are_refused():
 
 def test_what_cannot_be_looked_at_is_refused():
     network, _ = networks.source_statistics("resnet")
-    with pytest.raises(UserError, match=r"ActMAD.* is defined for episodic, found online; use tttlab\.adapter\.adapt"):
+    with pytest.raises(
+        UserError, match=r"ActMAD.* is defined for episodic, found online; use tttlab\.adaptation\.adapter\.adapt"
+    ):
         adapt_stream(network, stream(), ActMAD())
     with pytest.raises(UserError, match=r"average: 2 views cannot replace the prediction that LAME"):
         adapt_stream(network, stream(), LAME(), InnerLoop(average=2))
