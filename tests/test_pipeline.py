@@ -216,10 +216,10 @@ def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, cop
     root, params = project
     copy, run = copied
     before = count_runs(copy)
-    run("pipeline.adapt", "ssl")
+    run("pipeline.adapt", "actmad")
     timed = ["milliseconds", "gate_milliseconds"]
     for model in params.models:
-        one, two = (pd.read_parquet(place / "outputs" / "adapted" / "ssl" / f"{model}.parquet") for place in (root, copy))
+        one, two = (pd.read_parquet(place / "outputs" / "adapted" / "actmad" / f"{model}.parquet") for place in (root, copy))
         pd.testing.assert_frame_equal(one.drop(columns=timed), two.drop(columns=timed), check_exact=True)
     assert count_runs(copy) == before + len(params.models) * len(params.seeds)  # the first process's alone
     assert not [path for path in (copy / ".resume").iterdir() if path.is_dir()]
