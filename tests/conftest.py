@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # these networks are tiny: a seco
 
 CONTRACT = Path(__file__).parent / "test_contract.py"
 # Of these the subject is processes, memory, time or text, whatever the arithmetic.
-NOT_NUMERICAL = {"benchmarks", "docs", "group_size", "memory", "parallel", "resuming", "trainer"}
+NOT_NUMERICAL = {"benchmarks", "docs", "group_size", "memory", "parallel", "pixels", "resuming", "trainer"}
 
 
 def pytest_addoption(parser):
