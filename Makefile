@@ -16,7 +16,7 @@ repro: .venv/ready  ## run the pipeline, or what of it is out of date; PARAMS=se
 test: .venv/ready  ## the tests, in up to four processes; ARGS=tests/test_x.py: some of them, ARGS="-n 0 …": in this process
 	$(UV) run pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
-bench: .venv/ready  ## speed and memory of the adapter next to its bound and to its peers, under ten minutes
+bench: .venv/ready  ## speed and memory of the adapter next to its bound and to its peers, five to eleven minutes
 	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)
 
 ui: .venv/ready  ## MLflow on localhost
