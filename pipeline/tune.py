@@ -68,7 +68,7 @@ def tune_model(params: Params, name: str, model: str, work) -> dict[str, Any]:
     tags = {"model": model, "method": own.method, "run": name, "source_run_id": source.about.get("mlflow_run_id")}
     settings = wish.model_dump(mode="json") | {"search": {key: [*values] for key, values in own.search.items()}}
     with start_run(places.ROOT, stage="tune", name=f"tune {name} · {model}", params=settings, tags=tags,
-                            parent=parent, resume_key=f"{work.id} {model}") as tracked:  # fmt: skip
+                   parent=parent, resume_key=f"{work.id} {model}") as tracked:  # fmt: skip
         tracked.log_input("labeled_validation", images.source, images.digest(), len(images), "validation")
         log_trials(tracked, search.describe(), tags)
         tracked.log_metrics(search.chosen())

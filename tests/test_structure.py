@@ -6,7 +6,7 @@ from graphlib import TopologicalSorter
 
 import pytest
 
-from tools.stage_code import BY_NAME, FOLDERS, SOURCES, closure, expected, imported, module_name, stages
+from tools.stage_code import BY_NAME, FOLDERS, ROOT, SOURCES, closure, expected, imported, module_name, stages
 from tttlab.adaptation.method_code import method_code
 from tttlab.config.method_settings import method_names
 
@@ -18,6 +18,17 @@ def test_every_stage_depends_on_the_code_it_runs(name):
     """tools/stage_code.py writes it."""
     deps = stages()[name].get("do", stages()[name])["deps"]
     assert [path for path in deps if path.startswith(("pipeline", "src"))] == expected(name)
+
+
+def test_what_is_no_python_is_watched_with_its_room():
+    """The report's template, say: imports do not tell of it, so that the room must be listed as a whole."""
+    others = {
+        path.parent.relative_to(ROOT).as_posix()
+        for path in FOLDERS["tttlab"].rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert others == {"src/tttlab/reporting"}
+    assert others <= set(stages()["report"]["deps"])
 
 
 def test_every_stage_that_loads_a_method_depends_on_its_text():
