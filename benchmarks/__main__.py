@@ -73,11 +73,21 @@ def measure(case: Case, device: torch.device, speed: float, precision: str, repe
     traffic = case.images * state_bytes(case, network) * TRAFFIC * case.steps / speed
     times["peer"] = [value * case.images / len(some) for value in times["peer"]]
     floors = [max(value, traffic) for value in times["floor"]]
-    row = {"name": case.name, "device": device.type, "precision": precision, "images": case.images, "views": case.views,
-           "steps": case.steps, "images_per_step": group.size}  # fmt: skip
+    row = {
+        "name": case.name,
+        "device": device.type,
+        "precision": precision,
+        "images": case.images,
+        "views": case.views,
+        "steps": case.steps,
+        "images_per_step": group.size,
+    }
     row |= {f"{name}_seconds": statistics.median(values) for name, values in times.items()}
-    row |= {"floor_arithmetic_seconds": row["floor_seconds"], "floor_memory_seconds": traffic,
-            "floor_seconds": max(row["floor_seconds"], traffic)}  # fmt: skip
+    row |= {
+        "floor_arithmetic_seconds": row["floor_seconds"],
+        "floor_memory_seconds": traffic,
+        "floor_seconds": max(row["floor_seconds"], traffic),
+    }
     row |= spread("ours_over_floor", times["ours"], floors) | spread("peer_over_ours", times["peer"], times["ours"])
     return row | {"largest_logit_difference": difference}
 
@@ -105,8 +115,10 @@ def measure_memory(device: torch.device, rows: list[dict]) -> list[dict]:
             group = min(row["images_per_step"], row["images"])
             found.append({"name": row["name"], "group": group} | memory.measure(cases[row["name"]].short, device, group))
     for row in found:
-        print(f"memory {row['name']:22}{row['group']:4} at once: peak {row['peak_mb']:6.1f} MiB, must hold "
-              f"{row['model_mb']:6.1f}, ratio {row['ratio']:.2f}; shared weights {row['ordinary_mb']:6.1f}")  # fmt: skip
+        print(
+            f"memory {row['name']:22}{row['group']:4} at once: peak {row['peak_mb']:6.1f} MiB, must hold "
+            f"{row['model_mb']:6.1f}, ratio {row['ratio']:.2f}; shared weights {row['ordinary_mb']:6.1f}"
+        )
     return found
 
 
@@ -149,8 +161,13 @@ def engines(case: Case, device: torch.device, amount: Amount = FULL) -> list[dic
 def machine(device: torch.device) -> dict:
     """Describe what the numbers were measured on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    return {"device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "python": platform.python_version()}  # fmt: skip
+    return {
+        "device": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def processor() -> str:

@@ -49,8 +49,17 @@ def panel(axes: Axes, rows: pd.DataFrame, several: bool) -> None:
         for x, coverage in zip(place, part["coverage"], strict=True):
             if coverage < LOWEST:
                 axes.plot(x, LOWEST, marker="v", color=colour, markersize=4.5)
-                axes.annotate(f"{100 * coverage:.0f}", (x, LOWEST), xytext=(0, 5), textcoords="offset points", rotation=90,
-                              ha="center", va="bottom", fontsize=6.5, color=colour)  # fmt: skip
+                axes.annotate(
+                    f"{100 * coverage:.0f}",
+                    (x, LOWEST),
+                    xytext=(0, 5),
+                    textcoords="offset points",
+                    rotation=90,
+                    ha="center",
+                    va="bottom",
+                    fontsize=6.5,
+                    color=colour,
+                )
     first = rows.iloc[0]
     seeds = f"{first['seeds']} training seeds" if several else "one network"
     rate = 100 * rows["flip_rate"].mean()

@@ -31,12 +31,22 @@ def bars(axes: Axes, rows: pd.DataFrame) -> None:
     per_image = 1e3 / rows["images"]
     for offset, (side, colour) in enumerate(COLOURS.items()):
         label = {"floor": "floor: shared weights", "ours": "ours", "peer": "a deep copy per image"}[side]
-        axes.barh([number + 0.27 * (offset - 1) for number in range(len(rows))], rows[f"{side}_seconds"] * per_image,
-                  height=0.25, color=colour, label=label)  # fmt: skip
+        axes.barh(
+            [number + 0.27 * (offset - 1) for number in range(len(rows))],
+            rows[f"{side}_seconds"] * per_image,
+            height=0.25,
+            color=colour,
+            label=label,
+        )
     for number, row in enumerate(rows.itertuples()):
         end = max(row.ours_seconds, row.peer_seconds, row.floor_seconds) * 1e3 / row.images
-        axes.text(end, number, f"  ours ÷ floor {row.ours_over_floor:.2f}, copies ÷ ours {row.peer_over_ours:.2f}", va="center",
-                  fontsize=7.5)  # fmt: skip
+        axes.text(
+            end,
+            number,
+            f"  ours ÷ floor {row.ours_over_floor:.2f}, copies ÷ ours {row.peer_over_ours:.2f}",
+            va="center",
+            fontsize=7.5,
+        )
     axes.set_yticks(range(len(rows)), [f"{row.name} {row.precision}" for row in rows.itertuples(index=False)], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(right=1.3 * axes.get_xlim()[1])

@@ -66,8 +66,18 @@ def adapted(method: Method, loop: InnerLoop, stream: Stream | None = None) -> Ca
 
     def run(model: Network, images: ImageSet) -> None:
         with TemporaryDirectory() as folder, Work(Path(folder)) as work:
-            adapt_to_shifts(model, method, loop, images, [Shift("gaussian_noise", 3)], statistics=statistics(model, images),
-                            seed=0, work=work, prefix="model", stream=stream)  # fmt: skip
+            adapt_to_shifts(
+                model,
+                method,
+                loop,
+                images,
+                [Shift("gaussian_noise", 3)],
+                statistics=statistics(model, images),
+                seed=0,
+                work=work,
+                prefix="model",
+                stream=stream,
+            )
 
     return run
 
@@ -82,9 +92,16 @@ def tuned(model: Network, images: ImageSet) -> None:
 
 def aligned(model: Network, images: ImageSet) -> None:
     """Compare the gradients of all the encoder's parameters."""
-    gradient_alignment(model, as_images(torch.from_numpy(images.pixels)), torch.from_numpy(images.labels), ActMAD(tolerance=0),
-                       InnerLoop(normalisation=SHRINK), statistics=statistics(model, images), image_ids=images.image_ids,
-                       seed=0)  # fmt: skip
+    gradient_alignment(
+        model,
+        as_images(torch.from_numpy(images.pixels)),
+        torch.from_numpy(images.labels),
+        ActMAD(tolerance=0),
+        InnerLoop(normalisation=SHRINK),
+        statistics=statistics(model, images),
+        image_ids=images.image_ids,
+        seed=0,
+    )
 
 
 # Name → images, and what is done with them.

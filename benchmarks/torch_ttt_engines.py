@@ -134,9 +134,14 @@ IMPOSSIBLE = {
 
 
 def engines(
-    model: nn.Module, size: int, source_batches: Sequence[Sequence[Tensor]], *,
-    steps: int = 5, lr: float = 1e-3, head_steps: int = 100,
-) -> dict[str, Predict | str]:  # fmt: skip
+    model: nn.Module,
+    size: int,
+    source_batches: Sequence[Sequence[Tensor]],
+    *,
+    steps: int = 5,
+    lr: float = 1e-3,
+    head_steps: int = 100,
+) -> dict[str, Predict | str]:
     """Build every engine for one network.
 
     Args:

@@ -3,8 +3,14 @@
 from tttlab.config.params import Params
 from tttlab.workflow import command, places
 
-COLUMNS = {"image_id": "string", "shift": "string", "seed": "int64", "cosine": "float32", "inner": "float32",
-           "supervised_loss": "float32"}  # fmt: skip
+COLUMNS = {
+    "image_id": "string",
+    "shift": "string",
+    "seed": "int64",
+    "cosine": "float32",
+    "inner": "float32",
+    "supervised_loss": "float32",
+}
 
 
 def run(params: Params, name: str) -> None:
@@ -49,9 +55,17 @@ def align_model(params: Params, name: str, model: str) -> list:
     for block in tqdm(list_blocks(known, test), f"align {name} {model}", unit="block", mininterval=1):
         images = block.shift.of(test).take(block.images)
         pixels = as_images(torch.from_numpy(block.shift.apply(images, params.seed))).to(source.device)
-        found = alignment.gradient_alignment(source.network, pixels, torch.from_numpy(images.labels), method, loop,
-                                             statistics=statistics, image_ids=images.image_ids, seed=params.seed,
-                                             images_per_step=sizes)  # fmt: skip
+        found = alignment.gradient_alignment(
+            source.network,
+            pixels,
+            torch.from_numpy(images.labels),
+            method,
+            loop,
+            statistics=statistics,
+            image_ids=images.image_ids,
+            seed=params.seed,
+            images_per_step=sizes,
+        )
         columns = {key: value.numpy() for key, value in found._asdict().items()}
         own = {"image_id": images.image_ids, "shift": block.shift.name, "seed": params.seeds[0]}
         tables.append(pd.DataFrame(own | columns))

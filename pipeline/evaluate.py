@@ -21,8 +21,12 @@ def run(params: Params) -> None:
     from tttlab.workflow.leftovers import tidy
 
     tidy()  # the last `adapt` is recorded
-    kinds = {"by_shift": metrics.by_shift, "by_corruption": metrics.by_corruption, "by_severity": metrics.by_severity,
-             "reliability": metrics.reliability}  # fmt: skip
+    kinds = {
+        "by_shift": metrics.by_shift,
+        "by_corruption": metrics.by_corruption,
+        "by_severity": metrics.by_severity,
+        "reliability": metrics.reliability,
+    }
     entries, tables = {}, {name: [] for name in ("summary", *kinds, *diagnosis.TABLES)}
     for model, name in params.pairs:
         found = places.OUTPUTS / "adapted" / name / f"{model}.parquet"

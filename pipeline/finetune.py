@@ -31,20 +31,33 @@ def run(params: Params, model: str, seed: int) -> None:
     with open_trainer(params, model, "finetune", settings, inputs, parent["mlflow_run_id"]) as (trainer, tracked):
         log_inputs(tracked, labeled_train=(train, "training"), labeled_validation=(validation, "validation"))
         rows, refit = finetune(
-            trainer, network, build_objective(chosen["objective"]), train, validation, Recipe(**recipe), **how,
-            augmentation=augmentation, objective_augmentation=Augmentation(**objective_views),
-        )  # fmt: skip
+            trainer,
+            network,
+            build_objective(chosen["objective"]),
+            train,
+            validation,
+            Recipe(**recipe),
+            **how,
+            augmentation=augmentation,
+            objective_augmentation=Augmentation(**objective_views),
+        )
         if tracked is None:
             return  # the first process writes
         metrics = last_values(rows)
         if refit:
             metrics |= {f"refit_{key}": last_values(refit)[key] for key in ("loss", "seconds")}
         extra = {"parent": parent["sha256"], "mlflow_run_id": tracked.id, "metrics": metrics}
-        about = {"settings": chosen | {"probe": probe}, "classes": train.classes, "image_size": parent["image_size"],
-                 "extra": extra}  # fmt: skip
+        about = {
+            "settings": chosen | {"probe": probe},
+            "classes": train.classes,
+            "image_size": parent["image_size"],
+            "extra": extra,
+        }
         write(places.OUTPUTS / "finetuned" / model / str(seed), network, rows, tracked, about)
-    print(f"{model}: validation accuracy {metrics['validation_accuracy']:.1%} after {metrics['epoch']} epochs "
-          f"in {metrics['seconds']:.0f} s")  # fmt: skip
+    print(
+        f"{model}: validation accuracy {metrics['validation_accuracy']:.1%} after {metrics['epoch']} epochs "
+        f"in {metrics['seconds']:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ def run(params: Params) -> None:
     """Write outputs/methods: <run>.json, for every model what its method executes; what was tried; that all can be used."""
     folder = places.OUTPUTS / "methods"
     folder.mkdir(parents=True, exist_ok=True)
-    after = {name: {model: method_code(params.run_settings(name, model).method) for model in params.models_of(name)}
-             for name in params.adapt.runs}  # fmt: skip
+    after = {
+        name: {model: method_code(params.run_settings(name, model).method) for model in params.models_of(name)}
+        for name in params.adapt.runs
+    }
     before = {path.stem: read(path) for path in folder.glob("*.json")}
     try_what_is_new(params, after, folder / "tried")
     for name, codes in after.items():

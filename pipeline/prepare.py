@@ -62,11 +62,14 @@ def write(images: "ImageSet", name: str, folder) -> dict[str, Any]:
 def write_shifted(shifts: Sequence["Shift"], folder) -> dict[str, Any]:
     """Write the images of the shifted sets, with a list of them; return their entries in the summary."""
     folder.mkdir(parents=True)
-    entries = [{"corruption": shift.corruption, "severity": shift.severity, "folder": quote(shift.name, safe=" ")}
-               for shift in shifts]  # fmt: skip
+    entries = [
+        {"corruption": shift.corruption, "severity": shift.severity, "folder": quote(shift.name, safe=" ")} for shift in shifts
+    ]
     (folder / "shifts.json").write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return {shift.name: write(shift.images, shift.name, folder / entry["folder"])
-            for shift, entry in zip(shifts, entries, strict=True)}  # fmt: skip
+    return {
+        shift.name: write(shift.images, shift.name, folder / entry["folder"])
+        for shift, entry in zip(shifts, entries, strict=True)
+    }
 
 
 if __name__ == "__main__":

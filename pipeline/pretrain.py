@@ -30,8 +30,12 @@ def run(params: Params, model: str, seed: int) -> None:
     weights = [Path(chosen["weights"])] if chosen["weights"] not in (None, "timm") else []
 
     with open_trainer(params, model, "pretrain", settings, folders + weights, None) as (trainer, tracked):
-        log_inputs(tracked, unlabeled=(unlabeled, "training"), labeled_train=(train, "validation"),
-                   labeled_validation=(validation, "validation"))  # fmt: skip
+        log_inputs(
+            tracked,
+            unlabeled=(unlabeled, "training"),
+            labeled_train=(train, "validation"),
+            labeled_validation=(validation, "validation"),
+        )
         rows = pretrain(trainer, network, objective, unlabeled, (train, validation), augmentation, Recipe(**recipe))
         if tracked is None:
             return  # the first process writes
@@ -39,8 +43,7 @@ def run(params: Params, model: str, seed: int) -> None:
         extra = {"parent": None, "mlflow_run_id": tracked.id, "metrics": metrics}
         about = {"settings": chosen, "classes": train.classes, "image_size": size, "extra": extra}
         write(places.OUTPUTS / "pretrained" / model / str(seed), network, rows, tracked, about)
-    print(f"{model}: kNN accuracy {metrics['knn_accuracy']:.1%} after {metrics['epoch']} epochs "
-          f"in {metrics['seconds']:.0f} s")  # fmt: skip
+    print(f"{model}: kNN accuracy {metrics['knn_accuracy']:.1%} after {metrics['epoch']} epochs in {metrics['seconds']:.0f} s")
 
 
 if __name__ == "__main__":

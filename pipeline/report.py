@@ -28,8 +28,9 @@ def run(params: Params) -> None:
     for name, path in files.items():
         plots.save_png(drawn[name].figure, path)
     trained = [key for key in results.summary if results.trains(*key)]
-    read = partial(pictures.read_flips, outputs, test=tested, shifts=tested_shifts, seed=params.seed,
-                   training_seed=params.seeds[0])  # fmt: skip
+    read = partial(
+        pictures.read_flips, outputs, test=tested, shifts=tested_shifts, seed=params.seed, training_seed=params.seeds[0]
+    )
     flips = [found for key in trained if (found := read(*key))]
     note = report.about(results, test.source, shifts, params.adapt.online)
     target = outputs / "report.html"

@@ -15,10 +15,15 @@ NOT_NUMERICAL = {"benchmarks", "docs", "group_size", "memory", "parallel", "pixe
 
 
 def pytest_addoption(parser):
-    parser.addoption("--method", action="append", default=[], metavar="NAME",
-                     help="run nothing but the contract that every method must keep, for this method alone: a name in "
-                          "src/tttlab/methods, or the dotted path of a module of your own (my_package.my_method); "
-                          "may be given more than once")  # fmt: skip
+    parser.addoption(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run nothing but the contract that every method must keep, for this method alone: a name in "
+        "src/tttlab/methods, or the dotted path of a module of your own (my_package.my_method); "
+        "may be given more than once",
+    )
 
 
 def pytest_ignore_collect(collection_path, config):

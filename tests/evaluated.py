@@ -30,9 +30,21 @@ OPTIONAL = ("reliability", "steps", "tuning", "alignment", "correlations", "dist
 
 
 def write_project(
-    outputs: Path, *, models=MODELS, runs=tuple(RUNS), corruptions=CORRUPTIONS, severities=SEVERITIES, images=40, seeds=(0,),
-    labeled=True, optional=OPTIONAL, gated=("ssl", "actmad"), test=None, sets=None, only=None,
-) -> SimpleNamespace:  # fmt: skip
+    outputs: Path,
+    *,
+    models=MODELS,
+    runs=tuple(RUNS),
+    corruptions=CORRUPTIONS,
+    severities=SEVERITIES,
+    images=40,
+    seeds=(0,),
+    labeled=True,
+    optional=OPTIONAL,
+    gated=("ssl", "actmad"),
+    test=None,
+    sets=None,
+    only=None,
+) -> SimpleNamespace:
     """Write outputs/{data/{test,shifted},adapt,predictions,tables,metrics.json}; return the settings that they belong to.
 
     Labels are known of all images, of none (``labeled=False``) or of the clean ones (``"clean"``). Images that come shifted
@@ -106,7 +118,10 @@ def tuning_of(run) -> dict:
 
 SEARCHED = {
     "bn": {
-        "search": {"prior": [0.1, 0.4]}, "settings": {"prior": 0.1}, "default": {"prior": 0.1}, "without_influence": ["prior"],
+        "search": {"prior": [0.1, 0.4]},
+        "settings": {"prior": 0.1},
+        "default": {"prior": 0.1},
+        "without_influence": ["prior"],
         "candidates": [{"settings": {"prior": prior}, "score": 0.84, "standard_error": None} for prior in (0.1, 0.4)],
     },
     "actmad": {
@@ -115,12 +130,15 @@ SEARCHED = {
         "default": {"lr": 0.1, "clip": None, "trainable": "norm", "steps": 1},
         "without_influence": ["clip"],
         "candidates": [
-            {"settings": {"lr": 0.03, "clip": None, "trainable": ["blocks.0", "norm"], "steps": 5}, "score": 0.8725,
-             "standard_error": 0.004},
+            {
+                "settings": {"lr": 0.03, "clip": None, "trainable": ["blocks.0", "norm"], "steps": 5},
+                "score": 0.8725,
+                "standard_error": 0.004,
+            },
             {"settings": {"lr": 0.1, "clip": None, "trainable": "norm", "steps": 1}, "score": 0.861, "standard_error": None},
         ],
     },
-}  # fmt: skip
+}
 
 
 def blobs(images: int, prefix="test", seed=0) -> ImageSet:
@@ -227,12 +245,14 @@ def summary(table, gated, seeds) -> dict:
     if gated:
         kept = gate(shifted)
         entry["gated"] = {
-            "accuracy_adapted": right(kept, "adapted").mean(), **gain(kept),
+            "accuracy_adapted": right(kept, "adapted").mean(),
+            **gain(kept),
             "clean_adapted": right(gate(clean), "adapted").mean(),
-            "open": shifted["gate_open"].mean(), "clean_open": clean["gate_open"].mean(),
+            "open": shifted["gate_open"].mean(),
+            "clean_open": clean["gate_open"].mean(),
             "milliseconds": (shifted["gate_milliseconds"] + shifted["gate_open"] * shifted["milliseconds"]).mean(),
             **{name: flips(kept)[name] for name in ("wrong_to_right", "right_to_wrong")},
-        }  # fmt: skip
+        }
     return plain(entry)
 
 
@@ -313,8 +333,14 @@ def extras(predictions, seeds) -> dict[str, pd.DataFrame]:
     return {name: pd.DataFrame(rows) for name, rows in tables.items() if rows}
 
 
-SIGNALS = {"cosine": False, "loss_first": True, "loss_change": False, "source_confidence": True, "confidence_change": False,
-           "distance": True}  # fmt: skip
+SIGNALS = {
+    "cosine": False,
+    "loss_first": True,
+    "loss_change": False,
+    "source_confidence": True,
+    "confidence_change": False,
+    "distance": True,
+}
 
 
 def steps(key, whole, cost) -> list[dict]:
@@ -335,22 +361,42 @@ def steps(key, whole, cost) -> list[dict]:
 
 def tuning(key, whole) -> list[dict]:
     """List the four choices of a tuned run."""
-    settings = {"none": (None, 0, 0), "default": ("lr 0.1, steps 5, trainable norm", 5, 0.6),
-                "tuned": ("lr 0.03, steps 6, trainable norm, momentum 0.9", 6, 1.0),
-                "oracle": ("lr 0.03, steps 8, trainable norm", 8, 1.2)}  # fmt: skip
+    settings = {
+        "none": (None, 0, 0),
+        "default": ("lr 0.1, steps 5, trainable norm", 5, 0.6),
+        "tuned": ("lr 0.03, steps 6, trainable norm, momentum 0.9", 6, 1.0),
+        "oracle": ("lr 0.03, steps 8, trainable norm", 8, 1.2),
+    }
     return [
-        {**key, "choice": choice, "settings": text, "step": step, "accuracy": whole["accuracy_source"] + share * whole["gain"],
-         "gain": share * whole["gain"], "clean_change": -0.01 * share, "n": 100}
+        {
+            **key,
+            "choice": choice,
+            "settings": text,
+            "step": step,
+            "accuracy": whole["accuracy_source"] + share * whole["gain"],
+            "gain": share * whole["gain"],
+            "clean_change": -0.01 * share,
+            "n": 100,
+        }
         for choice, (text, step, share) in settings.items()
-    ]  # fmt: skip
+    ]
 
 
 def distances(model, seed, table) -> list[dict]:
     """Draw every metric of every pair, larger where the shift is stronger."""
     generator = np.random.default_rng([len(model), seed])
-    floors = {"kl_features": 0.4, "kl_labels": 0.01, "wasserstein_sliced": 0.05, "wasserstein_gaussian": 0.3, "fid": 1.5,
-              "mmd": 0.001, "classifier_accuracy": 0.5, "confidence_drop": 0.0, "estimated_accuracy": 0.97,
-              "estimated_accuracy_atc": 0.97}  # fmt: skip
+    floors = {
+        "kl_features": 0.4,
+        "kl_labels": 0.01,
+        "wasserstein_sliced": 0.05,
+        "wasserstein_gaussian": 0.3,
+        "fid": 1.5,
+        "mmd": 0.001,
+        "classifier_accuracy": 0.5,
+        "confidence_drop": 0.0,
+        "estimated_accuracy": 0.97,
+        "estimated_accuracy_atc": 0.97,
+    }
     targets = [("unlabeled", "labeled", "none", 0, 0.1, 0.97)]
     for (shift, corruption, severity), part in table.groupby(["shift", "corruption", "severity"], sort=False):
         for reference in ("unlabeled", "labeled"):

@@ -93,8 +93,12 @@ def test_a_query_without_negatives_has_no_loss_and_no_slope():
 
 def test_diversity_is_lowest_where_the_classes_are_equally_frequent():
     certain = 1e3 * torch.eye(4, dtype=torch.float64)
-    for logits, expected in ((certain, -math.log(4)), (0 * certain, -math.log(4)), (certain[[1, 1, 1, 1]], 0.0),
-                             (certain[[0, 0, 0, 1]], 0.75 * math.log(0.75) + 0.25 * math.log(0.25))):  # fmt: skip
+    for logits, expected in (
+        (certain, -math.log(4)),
+        (0 * certain, -math.log(4)),
+        (certain[[1, 1, 1, 1]], 0.0),
+        (certain[[0, 0, 0, 1]], 0.75 * math.log(0.75) + 0.25 * math.log(0.25)),
+    ):
         assert negative_marginal_entropy(logits).item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -164,8 +168,9 @@ def test_weak_views_keep_colours_and_most_of_the_image():
 def test_a_stream_against_copies_of_the_network_autograd_and_lists():
     """Neighbours vote from the second batch on, and change some pseudo labels."""
     network = undecided()
-    method = AdaContrast(num_neighbors=2, warm_up=3, queue_size=4, temperature=0.5, contrast=0.7, diversity=0.3,
-                         teacher_momentum=0.6)  # fmt: skip
+    method = AdaContrast(
+        num_neighbors=2, warm_up=3, queue_size=4, temperature=0.5, contrast=0.7, diversity=0.3, teacher_momentum=0.6
+    )
     loop = InnerLoop(steps=1, lr=1e-2, momentum=0.9, trainable="all")
     found = adapt_stream(network, stream(), method, loop, batch_size=3)
     student, teacher = copy.deepcopy(network), copy.deepcopy(network)

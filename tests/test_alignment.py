@@ -40,12 +40,14 @@ def test_equals_autograd_on_one_image_at_a_time(kind, method, policy, trainable)
             loss, _ = method.loss(Unbound(network, chosen), one, statistics, method.init_state())
             supervised = F.cross_entropy(network(image[None]).logits, label[None])
         first, second = (
-            torch.cat([
-                torch.zeros(parameter.numel(), dtype=torch.double) if part is None else part.flatten()
-                for part, parameter in zip(torch.autograd.grad(value, shared, allow_unused=True), shared, strict=True)
-            ])
+            torch.cat(
+                [
+                    torch.zeros(parameter.numel(), dtype=torch.double) if part is None else part.flatten()
+                    for part, parameter in zip(torch.autograd.grad(value, shared, allow_unused=True), shared, strict=True)
+                ]
+            )
             for value in (loss, supervised)
-        )  # fmt: skip
+        )
         torch.testing.assert_close(found.inner[place], first @ second, atol=1e-8, rtol=1e-6)
         torch.testing.assert_close(found.supervised_loss[place], supervised.detach())
         torch.testing.assert_close(
@@ -67,8 +69,9 @@ class Supervised(Method):
 def test_the_supervised_loss_agrees_with_itself(sign):
     network, statistics = networks.source_statistics("resnet")
     labels = torch.ones(5, dtype=torch.long)
-    found = gradient_alignment(network, shifted(), labels, Supervised(sign), InnerLoop(), statistics=statistics,
-                               image_ids=list("abcde"), seed=0)  # fmt: skip
+    found = gradient_alignment(
+        network, shifted(), labels, Supervised(sign), InnerLoop(), statistics=statistics, image_ids=list("abcde"), seed=0
+    )
     torch.testing.assert_close(found.cosine, torch.full((5,), float(sign), dtype=torch.double))
 
 
@@ -86,7 +89,8 @@ def test_the_inner_product_is_the_first_order_decrease_of_the_supervised_loss():
 
 def test_an_image_without_a_gradient_has_no_cosine():
     network, statistics = networks.source_statistics("resnet")
-    found = gradient_alignment(network, shifted(), LABELS, ActMAD(tolerance=1e9), InnerLoop(), statistics=statistics,
-                               image_ids=list("abcde"), seed=0)  # fmt: skip
+    found = gradient_alignment(
+        network, shifted(), LABELS, ActMAD(tolerance=1e9), InnerLoop(), statistics=statistics, image_ids=list("abcde"), seed=0
+    )
     assert found.cosine.isnan().all()
     assert (found.inner == 0).all()

@@ -51,13 +51,15 @@ class TestRoutes:
         clean, swelling, natural = map(told, Stream(shifts="gradual").routes(SHIFTS))
         assert clean == [("clean", None)]
         assert natural == [("photos/night", None)]
-        assert swelling == [(f"{name}-{n}", half) for name in ("fog", "snow")
-                            for n, half in ((1, 0), (3, 0), (5, None), (3, 1), (1, 1))]  # fmt: skip
+        assert swelling == [
+            (f"{name}-{n}", half) for name in ("fog", "snow") for n, half in ((1, 0), (3, 0), (5, None), (3, 1), (1, 1))
+        ]
 
     def test_mixed_streams_visit_all_of_one_severity_at_once(self):
         routes = Stream(shifts="mixed").routes(SHIFTS)
-        assert list(map(told, routes)) == [[(name, None)] for name in ("clean", "photos/night", "fog-1+snow-1",
-                                                                       "fog-3+snow-3", "fog-5+snow-5")]  # fmt: skip
+        assert list(map(told, routes)) == [
+            [(name, None)] for name in ("clean", "photos/night", "fog-1+snow-1", "fog-3+snow-3", "fog-5+snow-5")
+        ]
 
     @pytest.mark.parametrize("order", ["shuffled", "by_class"])
     @pytest.mark.parametrize("shifts", ["separate", "continual", "gradual", "mixed"])

@@ -135,7 +135,8 @@ def test_each_images_own_table_of_relative_positions_is_its_own(family):
     loop, method = InnerLoop(steps=2, lr=0.05, trainable="encoder"), load_method("memo", {"num_views": 3})
     together = adapt(network, images, method, loop, statistics=statistics, image_ids=["a", "b", "c"], seed=0)
     for place, name in enumerate("abc"):
-        alone = adapt(network, images[place : place + 1], method, loop, statistics=statistics, image_ids=[name], seed=0,
-                      images_per_step=1)  # fmt: skip
+        alone = adapt(
+            network, images[place : place + 1], method, loop, statistics=statistics, image_ids=[name], seed=0, images_per_step=1
+        )
         torch.testing.assert_close(alone.logits[0], together.logits[place], rtol=1e-6, atol=1e-8)
         assert (alone.logits != alone.source_logits).all()

@@ -122,14 +122,22 @@ def test_weights_that_do_not_fit_are_told_with_file_entry_and_shapes(tmp_path):
     keep(tmp_path)
     settings = trainings.SIMCLR | {"weights": str(tmp_path)}
     wider = settings | {"backbone_options": OPTIONS | {"channels": [6, 4, 8, 8]}}
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'weights.safetensors'}: the weights do not fit this "
-                       "network: expected layer1.0.conv1.weight (6, 8, 3, 3), found (4, 8, 3, 3); check")):  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=re.escape(
+            f"{tmp_path / 'weights.safetensors'}: the weights do not fit this "
+            "network: expected layer1.0.conv1.weight (6, 8, 3, 3), found (4, 8, 3, 3); check"
+        ),
+    ):
         build_network(wider, 3, 16, seed=0)
     deeper = settings | {"backbone_options": OPTIONS | {"layers": [2, 1, 1, 1]}}
     with pytest.raises(UserError, match=r"expected layer1.1.conv1.weight \(4, 4, 3, 3\), found no such entry"):
         build_network(deeper, 3, 16, seed=0)
-    state = {name.removeprefix("encoder."): value for name, value in load_file(tmp_path / "weights.safetensors").items()
-             if name.startswith("encoder.")}  # fmt: skip
+    state = {
+        name.removeprefix("encoder."): value
+        for name, value in load_file(tmp_path / "weights.safetensors").items()
+        if name.startswith("encoder.")
+    }
     save_file(state | {"layer9.weight": torch.zeros(2, 5)}, tmp_path / "more.safetensors")
     with pytest.raises(UserError, match=r"expected no entry layer9.weight, found one \(2, 5\)"):
         build_network(settings | {"weights": str(tmp_path / "more.safetensors")}, 3, 16, seed=0)

@@ -252,8 +252,13 @@ def test_methods_that_look_at_features_or_activations_run_on_a_users_module():
     torch.testing.assert_close(statistics["encoder.stem.mean_center"], means.mean(0))
     found = adapt(network, images, method, InnerLoop(steps=3, lr=1e-3, clip=1.0), statistics=statistics)
     assert (found.losses[:, -1] < found.losses[:, 0]).all()
-    shrunk = adapt(network, images, NoAdaptation(), InnerLoop(normalisation=Normalisation("shrink")),
-                   statistics=layer_statistics(network, [images + 0.1]))  # fmt: skip
+    shrunk = adapt(
+        network,
+        images,
+        NoAdaptation(),
+        InnerLoop(normalisation=Normalisation("shrink")),
+        statistics=layer_statistics(network, [images + 0.1]),
+    )
     assert shrunk.logits.isfinite().all()
 
 

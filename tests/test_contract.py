@@ -100,8 +100,9 @@ def test_a_curve_along_the_steps_is_what_shorter_adaptations_give(training, poli
     loop = InnerLoop(steps=2, lr=1e-2, clip=1.0, momentum=0.5, normalisation=policy)
     whole = adapt(network, shifted(COUNT), method, loop, statistics=statistics, record=(0, 1, 2), images_per_step=2)
     for place, steps in enumerate((0, 1, 2)):
-        shorter = adapt(network, shifted(COUNT), method, replace(loop, steps=steps), statistics=statistics,
-                        images_per_step=COUNT)  # fmt: skip
+        shorter = adapt(
+            network, shifted(COUNT), method, replace(loop, steps=steps), statistics=statistics, images_per_step=COUNT
+        )
         torch.testing.assert_close(whole.logits_at[:, place], shorter.logits, atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(whole.logits, shorter.logits, atol=1e-9, rtol=1e-9)  # of all the steps
     assert (whole.milliseconds_at > 0).all()

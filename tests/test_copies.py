@@ -44,8 +44,11 @@ POLICIES = ("error", "allow", "skip")
 def test_sets_without_copies_stay_as_they_are(policy):
     found = settled(policy, shifted=((70, 0),))
     assert {key: pictures(value) for key, value in found.items()} == {
-        "unlabeled": [50], "labeled": [0, 1, 2, 3], "test": [60, 61], "s": [70]
-    }  # fmt: skip
+        "unlabeled": [50],
+        "labeled": [0, 1, 2, 3],
+        "test": [60, 61],
+        "s": [70],
+    }
     assert all(value.skipped == () for value in found.values())
 
 

@@ -29,11 +29,19 @@ def follow(tmp_path, monkeypatch):
             seen["steps"] = settings["record"]
 
         adapt = SimpleNamespace(curve=curve)
-        curves.adapt_along_steps(SimpleNamespace(
-            params=SimpleNamespace(seed=0, adapt=adapt, shifts=Shifts(**wish)), prefix="m-0",
-            tuned={"tuned": False, "settings": {}, "default": {}, "candidates": []}, name="r", model="m", source=None,
-            ready=SimpleNamespace(settings=SimpleNamespace(trains=trains, adapter=adapter, protocol="episodic")), over=over,
-        ), None)  # fmt: skip
+        curves.adapt_along_steps(
+            SimpleNamespace(
+                params=SimpleNamespace(seed=0, adapt=adapt, shifts=Shifts(**wish)),
+                prefix="m-0",
+                tuned={"tuned": False, "settings": {}, "default": {}, "candidates": []},
+                name="r",
+                model="m",
+                source=None,
+                ready=SimpleNamespace(settings=SimpleNamespace(trains=trains, adapter=adapter, protocol="episodic")),
+                over=over,
+            ),
+            None,
+        )
         return seen
 
     return follow

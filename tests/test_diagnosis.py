@@ -11,18 +11,32 @@ from tttlab.evaluation import diagnosis
 def step_rows() -> pd.DataFrame:
     """Two settings, steps 0 to 2, two images, clean and one shift."""
     right = {  # (setting, step) → is the shifted image 0, is the shifted image 1, are both clean images right?
-        ("tuned", 0): (0, 0, 1), ("tuned", 1): (1, 0, 1), ("tuned", 2): (1, 0, 0),
-        ("candidate-1", 0): (0, 0, 1), ("candidate-1", 1): (1, 1, 0), ("candidate-1", 2): (1, 1, 0),
-    }  # fmt: skip
+        ("tuned", 0): (0, 0, 1),
+        ("tuned", 1): (1, 0, 1),
+        ("tuned", 2): (1, 0, 0),
+        ("candidate-1", 0): (0, 0, 1),
+        ("candidate-1", 1): (1, 1, 0),
+        ("candidate-1", 2): (1, 1, 0),
+    }
     rows = []
     for (setting, step), (first, second, clean) in right.items():
         for image, shifted in (("a", first), ("b", second)):
             for shift, hit in (("clean", clean), ("fog-5", shifted)):
-                rows.append({
-                    "image_id": image, "shift": shift, "label": 1, "setting": setting, "settings": f"lr of {setting}",
-                    "step": step, "used_step": 1, "source_prediction": int(shift == "clean"), "prediction": int(hit),
-                    "loss": 3.0 - step, "milliseconds": 1.0 + step,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "image_id": image,
+                        "shift": shift,
+                        "label": 1,
+                        "setting": setting,
+                        "settings": f"lr of {setting}",
+                        "step": step,
+                        "used_step": 1,
+                        "source_prediction": int(shift == "clean"),
+                        "prediction": int(hit),
+                        "loss": 3.0 - step,
+                        "milliseconds": 1.0 + step,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -61,11 +75,20 @@ def predictions(images: int = 40, shifts: int = 6, seed: int = 0) -> pd.DataFram
     table = grid.to_frame(index=False)
     count = len(table)
     return table.assign(
-        seed=0, label=rng.integers(0, 3, count), source_prediction=rng.integers(0, 3, count),
-        adapted_prediction=rng.integers(0, 3, count), source_confidence=rng.random(count), adapted_confidence=rng.random(count),
-        loss_first=rng.random(count), loss_last=rng.random(count), distance=rng.random(count),
-        untrained_prediction=rng.integers(0, 3, count), gate_open=True, gate_milliseconds=0.0, milliseconds=1.0,
-    )  # fmt: skip
+        seed=0,
+        label=rng.integers(0, 3, count),
+        source_prediction=rng.integers(0, 3, count),
+        adapted_prediction=rng.integers(0, 3, count),
+        source_confidence=rng.random(count),
+        adapted_confidence=rng.random(count),
+        loss_first=rng.random(count),
+        loss_last=rng.random(count),
+        distance=rng.random(count),
+        untrained_prediction=rng.integers(0, 3, count),
+        gate_open=True,
+        gate_milliseconds=0.0,
+        milliseconds=1.0,
+    )
 
 
 def test_alignment_is_joined_by_image_and_averaged_by_shift():
@@ -90,8 +113,10 @@ def test_alignment_is_joined_by_image_and_averaged_by_shift():
 
 def test_correlations_are_spearmans():
     table = predictions()
-    joined = diagnosis.join_alignment(table, table[["image_id", "shift", "seed"]].assign(
-        cosine=np.linspace(-1, 1, len(table)), inner=0.0, supervised_loss=0.0))  # fmt: skip
+    joined = diagnosis.join_alignment(
+        table,
+        table[["image_id", "shift", "seed"]].assign(cosine=np.linspace(-1, 1, len(table)), inner=0.0, supervised_loss=0.0),
+    )
     found = diagnosis.correlations(joined, 0).set_index(["level", "signal"])
     shifted = joined[joined["shift"] != "clean"]
     for signal in ("cosine", "distance", "loss_change"):

@@ -275,8 +275,9 @@ class TestMeasure:
         assert reseeded["value"][sliced].to_numpy() == pytest.approx(found["value"][sliced].to_numpy(), rel=0.15)
 
     def test_without_labels_there_is_no_estimate(self):
-        found = shift_estimates.measure(reference()._replace(labels=None), {"a": model_outputs(40, 1)[0]},
-                                        seed=0, permutations=9, splits=3)  # fmt: skip
+        found = shift_estimates.measure(
+            reference()._replace(labels=None), {"a": model_outputs(40, 1)[0]}, seed=0, permutations=9, splits=3
+        )
         assert not set(found["metric"]) & set(ESTIMATES)
         assert len(found) == 8
 
@@ -308,8 +309,13 @@ class TestStage:
         monkeypatch.setattr(shift_estimates.measure, "__kwdefaults__", {"splits": 5})
         network, _ = trainings.build(trainings.SIMCLR)
         for seed in ("0", "1"):
-            checkpoints.save(network, tmp_path / "finetuned" / "tiny" / seed, settings=trainings.SIMCLR, classes="abc",
-                             image_size=trainings.SIZE)  # fmt: skip
+            checkpoints.save(
+                network,
+                tmp_path / "finetuned" / "tiny" / seed,
+                settings=trainings.SIMCLR,
+                classes="abc",
+                image_size=trainings.SIZE,
+            )
         for name, count in (("unlabeled", 50), ("labeled_validation", 36), ("test", 18)):
             images = trainings.image_set(count, seed=count)
             unlabeled = ImageSet(images.pixels, np.full(count, -1), images.image_ids, ())
@@ -320,19 +326,32 @@ class TestStage:
     @staticmethod
     def measured(root, images: int = 200, shifts: Shifts | None = None) -> pd.DataFrame:
         params = SimpleNamespace(
-            seed=0, seeds=(0, 1), machine=SimpleNamespace(device="cpu", precision="auto", images_per_step="auto"),
+            seed=0,
+            seeds=(0, 1),
+            machine=SimpleNamespace(device="cpu", precision="auto", images_per_step="auto"),
             distance=SimpleNamespace(images=images, permutations=19),
             shifts=shifts or Shifts(corruptions=("fog",), severities=(1, 5), images=None, sets={}),
-        )  # fmt: skip
+        )
         distance.run(params, "tiny")
         return pd.read_csv(root / "distances" / "tiny.csv")
 
     def test_writes_a_row_per_training_pair_and_metric(self, root):
         table = self.measured(root)
         assert table.columns.tolist() == [
-            "model", "seed", "reference", "target", "corruption", "severity", "metric", "value", "floor", "floor_high",
-            "p", "n_reference", "n_target",
-        ]  # fmt: skip
+            "model",
+            "seed",
+            "reference",
+            "target",
+            "corruption",
+            "severity",
+            "metric",
+            "value",
+            "floor",
+            "floor_high",
+            "p",
+            "n_reference",
+            "n_target",
+        ]
         pairs = table[["reference", "target", "corruption", "severity"]].drop_duplicates().to_numpy().tolist()
         shifts = [["clean", "none", 0], ["fog-1", "fog", 1], ["fog-5", "fog", 5]]
         assert pairs == [
@@ -373,8 +392,12 @@ class TestStage:
         table = self.measured(root)
         home = table[(table["reference"] == "labeled") & (table["metric"] == "mmd") & (table["seed"] == 0)].set_index("target")
         assert home[["corruption", "severity"]].to_numpy().tolist() == [
-            ["none", 0], ["fog", 1], ["fog", 5], ["photos/as they were", 0], ["photos/bright", 0]
-        ]  # fmt: skip
+            ["none", 0],
+            ["fog", 1],
+            ["fog", 5],
+            ["photos/as they were", 0],
+            ["photos/bright", 0],
+        ]
         assert (table[["n_reference", "n_target"]] == 14).all(axis=None)
         assert home.loc["photos/bright", "value"] > home.loc["photos/bright", "floor_high"]
         assert home.loc["photos/bright", "value"] > home.loc["photos/as they were", "value"]

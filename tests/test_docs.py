@@ -148,7 +148,7 @@ def test_every_engine_of_torch_ttt_has_its_place_in_the_table():
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
     assert {name.strip("`") for name, *_ in rows if name} == {
         *("ttt", "ttt_pp", "masked_ttt", "actmad", "tent", "eata", "memo", "deyo", "ittt"),
-    }  # fmt: skip
+    }
     expected = {"Engine": "episodic", "stream": "online"}
     for _, name, form, _ in rows:
         assert {expected[part.strip(" `")] for part in form.split(",")} == set(declared(name.strip("`")).protocols)

@@ -164,8 +164,9 @@ class TestFilters:
 def test_where_nothing_is_selected_nothing_moves_not_even_back_to_the_source():
     """An untrained network is never sure enough for the default margin."""
     network, statistics = networks.source_statistics("resnet")[0], fisher(networks.source_statistics("resnet")[0])
-    found = adapt_stream(network, stream(), EATA(), InnerLoop(steps=1, lr=1.0, trainable="norm"), batch_size=BATCH,
-                         statistics=statistics)  # fmt: skip
+    found = adapt_stream(
+        network, stream(), EATA(), InnerLoop(steps=1, lr=1.0, trainable="norm"), batch_size=BATCH, statistics=statistics
+    )
     torch.testing.assert_close(found.logits, found.source_logits)
     assert not found.losses.any()
     assert not found.fell_back.any()

@@ -17,11 +17,13 @@ CORRUPTIONS = ("fog", "glass_blur", "all shifts")
 def gains() -> pd.DataFrame:
     rows = [
         *(("none", name, 0.0, 0.0, 0.0) for name in CORRUPTIONS),
-        ("actmad", "fog", 0.02, 0.04, 0.06), ("actmad", "glass_blur", -0.01, 0.01, 0.03),
+        ("actmad", "fog", 0.02, 0.04, 0.06),
+        ("actmad", "glass_blur", -0.01, 0.01, 0.03),
         ("actmad", "all shifts", -0.05, -0.03, -0.01),
-        ("views", "all shifts", 0.0, 0.01, 0.02), ("views", "fog", 0.1, 0.2, 0.3),
+        ("views", "all shifts", 0.0, 0.01, 0.02),
+        ("views", "fog", 0.1, 0.2, 0.3),
         ("views", "glass_blur", -0.2, -0.15, -0.1),
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows, columns=["run", "corruption", "gain_low", "gain", "gain_high"])
 
 
@@ -34,9 +36,7 @@ class TestGain:
     def test_values_are_points_at_their_corruption(self):
         axes = self.FIGURE.axes[1]
         lines, dots = axes.collections
-        assert [label.get_text() for label in self.FIGURE.axes[0].get_yticklabels()] == [
-            "fog", "glass blur", "all shifts"
-        ]  # fmt: skip
+        assert [label.get_text() for label in self.FIGURE.axes[0].get_yticklabels()] == ["fog", "glass blur", "all shifts"]
         places = self.FIGURE.axes[0].get_yticks()
         assert np.allclose(dots.get_offsets(), np.column_stack([[4, 1, -3], places]))
         assert np.allclose([segment[:, 0] for segment in lines.get_segments()], [[2, 6], [-1, 3], [-5, -1]])
@@ -61,13 +61,20 @@ def test_many_runs_are_wrapped_into_rows_of_panels():
 
 
 class TestSeverity:
-    TABLE = pd.DataFrame([
-        {"model": model, "run": run, "severity": severity, "accuracy_source": 0.9 - 0.1 * severity - shift,
-         "accuracy_adapted": 0.9 - 0.1 * severity - shift + extra}
-        for model, shift in (("a", 0.0), ("b", 0.05))
-        for run, extra in (("none", 0.0), ("views", 0.01), ("actmad", 0.02))
-        for severity in (0, 1, 5)
-    ])  # fmt: skip
+    TABLE = pd.DataFrame(
+        [
+            {
+                "model": model,
+                "run": run,
+                "severity": severity,
+                "accuracy_source": 0.9 - 0.1 * severity - shift,
+                "accuracy_adapted": 0.9 - 0.1 * severity - shift + extra,
+            }
+            for model, shift in (("a", 0.0), ("b", 0.05))
+            for run, extra in (("none", 0.0), ("views", 0.01), ("actmad", 0.02))
+            for severity in (0, 1, 5)
+        ]
+    )
     FIGURE = accuracy_by_severity(TABLE, STYLES, "severity")
 
     @pytest.mark.parametrize(("panel", "shift"), [(0, 0.0), (1, 5.0)])
@@ -83,9 +90,7 @@ class TestSeverity:
         assert axes.get_ylabel() == "accuracy, %"
         assert axes.get_xlabel() == "severity"
         assert axes.xaxis.get_major_formatter()(0) == "clean"
-        assert [text.get_text() for text in self.FIGURE.legends[0].get_texts()] == [
-            "source, not adapted", "views", "actmad"
-        ]  # fmt: skip
+        assert [text.get_text() for text in self.FIGURE.legends[0].get_texts()] == ["source, not adapted", "views", "actmad"]
 
 
 def test_same_colour_per_run_in_every_figure():
@@ -123,8 +128,9 @@ def test_examples_stand_at_their_corruption_and_severity():
 def test_a_set_of_few_images_leaves_its_column_empty_below():
     pixels = np.zeros((4, 4, 3), np.uint8)
     figure = pictures.draw_pictures({"a/b_c": [pixels] * 3, "d": [pixels]}, ["", "", ""], "examples")
-    filled = [(place.colspan.start, place.rowspan.start) for axes in figure.axes if axes.images
-              for place in [axes.get_subplotspec()]]  # fmt: skip
+    filled = [
+        (place.colspan.start, place.rowspan.start) for axes in figure.axes if axes.images for place in [axes.get_subplotspec()]
+    ]
     assert sorted(filled) == [(0, 0), (0, 1), (0, 2), (1, 0)]
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a\nb_\nc", "d"]
 
@@ -180,11 +186,24 @@ class TestCost:
 
 
 class TestSteps:
-    ROWS = pd.DataFrame([
-        {"run": run, "setting": setting, "step": step, "accuracy": 0.5 + 0.1 * step, "clean_accuracy": 0.9, "loss": 3.0 - step,
-         "milliseconds": 2.0 * step, "n": 40, "used": setting == "tuned" and step == 1}
-        for run in ("views", "actmad") for setting in ("tuned", "default", "candidate-0") for step in range(3)
-    ])  # fmt: skip
+    ROWS = pd.DataFrame(
+        [
+            {
+                "run": run,
+                "setting": setting,
+                "step": step,
+                "accuracy": 0.5 + 0.1 * step,
+                "clean_accuracy": 0.9,
+                "loss": 3.0 - step,
+                "milliseconds": 2.0 * step,
+                "n": 40,
+                "used": setting == "tuned" and step == 1,
+            }
+            for run in ("views", "actmad")
+            for setting in ("tuned", "default", "candidate-0")
+            for step in range(3)
+        ]
+    )
 
     def test_three_panels_per_run_with_the_step_in_use(self):
         figure = step_curves(self.ROWS, STYLES, "steps")
@@ -217,8 +236,17 @@ class TestSteps:
 
 class TestSignals:
     def test_points_lie_at_signal_and_gain(self):
-        table = pd.DataFrame({"run": "actmad", "shift": ["clean", "fog-5"], "severity": [0, 5], "gain": [0.0, 0.1],
-                              "cosine": [0.1, 0.4], "cosine_low": [0.0, 0.3], "cosine_high": [0.2, 0.5]})  # fmt: skip
+        table = pd.DataFrame(
+            {
+                "run": "actmad",
+                "shift": ["clean", "fog-5"],
+                "severity": [0, 5],
+                "gain": [0.0, 0.1],
+                "cosine": [0.1, 0.4],
+                "cosine_low": [0.0, 0.3],
+                "cosine_high": [0.2, 0.5],
+            }
+        )
         figure = gain_along(table, "cosine", STYLES, "t", "alignment", {"actmad": "Spearman +1.00"})
         (axes,) = figure.axes
         lines, dots = axes.collections
@@ -240,8 +268,14 @@ class TestSignals:
         assert figure.axes[0].get_xscale() == "linear"
 
     def test_estimates_lie_beside_the_truth(self):
-        table = pd.DataFrame({"model": "a", "metric": ["estimated_accuracy", "estimated_accuracy_atc"], "accuracy": [0.5, 0.6],
-                              "value": [0.55, 0.58]})  # fmt: skip
+        table = pd.DataFrame(
+            {
+                "model": "a",
+                "metric": ["estimated_accuracy", "estimated_accuracy_atc"],
+                "accuracy": [0.5, 0.6],
+                "value": [0.55, 0.58],
+            }
+        )
         (axes,) = estimated_accuracy(table, "t").axes
         assert np.allclose([dots.get_offsets()[0] for dots in axes.collections], [[50, 55], [60, 58]])
         assert axes.get_xlim() == axes.get_ylim()

@@ -44,8 +44,16 @@ def test_signals_are_the_same_numbers_too(device, kind, signal):
     network, statistics = networks.source_statistics(kind, torch.float32)
     images, found = networks.images(6, seed=9) ** 2, {}
     for where in ("cpu", device):
-        found[where] = signals.measure(signal, network.to(where), images.to(where), load_method("actmad"), InnerLoop(),
-                                       statistics=statistics, image_ids=list("abcdef"), seed=2)[1].cpu()  # fmt: skip
+        found[where] = signals.measure(
+            signal,
+            network.to(where),
+            images.to(where),
+            load_method("actmad"),
+            InnerLoop(),
+            statistics=statistics,
+            image_ids=list("abcdef"),
+            seed=2,
+        )[1].cpu()
     network.to("cpu")
     torch.testing.assert_close(found[device], found["cpu"], rtol=1e-3, atol=1e-4)
 

@@ -247,8 +247,18 @@ def test_joint_training_adds_both_and_leaves_batchnorm_the_statistics_of_images_
 def test_a_trained_network_agrees_with_its_label_and_trusts_it_more_than_a_shifted_image():
     network, objective = trainings.build(trainings.IT3)
     train, test = trainings.image_set(66), trainings.image_set(60, seed=1)
-    finetune(trainings.trainer(), network, objective, train, test, Recipe(epochs=25, batch_size=11, lr=1e-2), mode="joint",
-             objective_weight=1.0, augmentation=trainings.VIEWS, objective_augmentation=trainings.VIEWS)  # fmt: skip
+    finetune(
+        trainings.trainer(),
+        network,
+        objective,
+        train,
+        test,
+        Recipe(epochs=25, batch_size=11, lr=1e-2),
+        mode="joint",
+        objective_weight=1.0,
+        augmentation=trainings.VIEWS,
+        objective_augmentation=trainings.VIEWS,
+    )
     images, labels = as_images(torch.from_numpy(test.pixels)), torch.from_numpy(test.labels)
     truth = nn.functional.one_hot(labels, trainings.CLASSES).float()
     grey = 0.2 * images + 0.8 * images.mean(1, keepdim=True)  # what tells the class fades

@@ -87,8 +87,14 @@ def test_a_batch_has_an_image_for_every_rank():
 
 def test_crop_and_jitter_are_drawn_independently():
     """With the library's own set_random_seed a large crop is a bright one: every step would start at the same seed."""
-    view = SeededView(Compose([RandomResizedCrop((8, 8), scale=(0.2, 1), ratio=(1, 1)),
-                               ColorJitter((0.6, 1.4), (1, 1), (1, 1), (0, 0), p=1)]), 0, "objective", 0)  # fmt: skip
+    view = SeededView(
+        Compose(
+            [RandomResizedCrop((8, 8), scale=(0.2, 1), ratio=(1, 1)), ColorJitter((0.6, 1.4), (1, 1), (1, 1), (0, 0), p=1)]
+        ),
+        0,
+        "objective",
+        0,
+    )
     ramp = np.zeros((64, 64, 3), np.uint8) + np.arange(50, 178, 2, dtype=np.uint8)[:, None]
     drawn = [view(Item(ramp, str(number), 1)).astype(float)[..., 0] for number in range(300)]
     areas = [image.std() / image.mean() for image in drawn]  # of a ramp: grows with the crop, and no factor changes it

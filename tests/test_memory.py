@@ -63,30 +63,69 @@ def source(count: int, batch_size: int = MANY) -> SourceImages:
 def judged(network, count, wish, folder):
     _, statistics = networks.source_statistics("resnet", torch.float32)
     with Work(folder / f"{count}") as work:
-        Judge(network, image_set(count), (None,), [3], [{}], (1,), lambda _: (METHOD, LOOP, statistics), 0, work,
-              "run", images_per_step=wish)(0, [0])  # fmt: skip
+        Judge(
+            network,
+            image_set(count),
+            (None,),
+            [3],
+            [{}],
+            (1,),
+            lambda _: (METHOD, LOOP, statistics),
+            0,
+            work,
+            "run",
+            images_per_step=wish,
+        )(0, [0])
 
 
 def swept(network, count, wish, folder):
     _, statistics = networks.source_statistics("resnet", torch.float32)
     with Work(folder / f"{count}") as work:
-        adapt_to_shifts(network, METHOD, LOOP, image_set(count), list_shifts(["fog"], [3]), statistics=statistics,
-                        seed=0, work=work, prefix="model", images_per_step=wish)  # fmt: skip
+        adapt_to_shifts(
+            network,
+            METHOD,
+            LOOP,
+            image_set(count),
+            list_shifts(["fog"], [3]),
+            statistics=statistics,
+            seed=0,
+            work=work,
+            prefix="model",
+            images_per_step=wish,
+        )
 
 
 def measured(signal):
     def run(network, count, wish, _folder):
         _, statistics = networks.source_statistics("resnet", torch.float32)
-        signals.measure(signal, network, IMAGES[:count], METHOD, LOOP, statistics=statistics,
-                        image_ids=NAMES[:count], seed=0, images_per_step=wish)  # fmt: skip
+        signals.measure(
+            signal,
+            network,
+            IMAGES[:count],
+            METHOD,
+            LOOP,
+            statistics=statistics,
+            image_ids=NAMES[:count],
+            seed=0,
+            images_per_step=wish,
+        )
 
     return run
 
 
 def aligned(network, count, wish, _folder):
     _, statistics = networks.source_statistics("resnet", torch.float32)
-    gradient_alignment(network, IMAGES[:count], torch.zeros(count, dtype=torch.long), METHOD, LOOP,
-                       statistics=statistics, image_ids=NAMES[:count], seed=0, images_per_step=wish)  # fmt: skip
+    gradient_alignment(
+        network,
+        IMAGES[:count],
+        torch.zeros(count, dtype=torch.long),
+        METHOD,
+        LOOP,
+        statistics=statistics,
+        image_ids=NAMES[:count],
+        seed=0,
+        images_per_step=wish,
+    )
 
 
 def own_statistics(method):
@@ -247,10 +286,13 @@ def test_statistics_are_those_of_all_images_whatever_the_groups():
     means, variances = activation.mean((2, 3)), activation.var((2, 3), correction=0)
     logs = (variances + 1e-5).log()
     expected = {
-        "mean_center": means.mean(0), "mean_scale": means.std(0),
-        "log_variance_center": logs.mean(0), "log_variance_scale": logs.std(0),
-        "pooled_mean": activation.mean((0, 2, 3)), "pooled_variance": activation.var((0, 2, 3), correction=0) + 1e-5,
-    }  # fmt: skip
+        "mean_center": means.mean(0),
+        "mean_scale": means.std(0),
+        "log_variance_center": logs.mean(0),
+        "log_variance_scale": logs.std(0),
+        "pooled_mean": activation.mean((0, 2, 3)),
+        "pooled_variance": activation.var((0, 2, 3), correction=0) + 1e-5,
+    }
     for statistics in found:
         assert statistics.keys() == {f"{layer}.{name}" for name in expected}
         for name, value in expected.items():
@@ -312,10 +354,17 @@ def test_a_stream_is_looked_at_batch_by_batch(network, shifts, tmp_path):
     _, statistics = networks.source_statistics("resnet", torch.float32)
     with Work(tmp_path) as work:
         table, _ = adapt_to_shifts(
-            network, TENT(), InnerLoop(lr=1e-3, trainable="norm"), replace(own, pixels=pixels),
-            list_shifts(["fog", "contrast"], [3]), statistics=statistics, seed=0, work=work, prefix="model",
+            network,
+            TENT(),
+            InnerLoop(lr=1e-3, trainable="norm"),
+            replace(own, pixels=pixels),
+            list_shifts(["fog", "contrast"], [3]),
+            statistics=statistics,
+            seed=0,
+            work=work,
+            prefix="model",
             stream=Stream(5, shifts=shifts),
-        )  # fmt: skip
+        )
     assert len(table) == 60
     assert max(pixels.looks) == 5
     assert sum(pixels.looks) == 60  # each image once, though it is adapted to and judged
@@ -326,8 +375,9 @@ def test_workers_are_not_sent_the_images(network, tmp_path):
     shifts = [Shift("photos/night", 0, replace(own, pixels=Watched(own.pixels))) for _ in range(1)] + list_shifts(["fog"], [3])
     _, statistics = networks.source_statistics("resnet", torch.float32)
     with Work(tmp_path) as work:
-        table, _ = adapt_to_shifts(network, TENT(), LOOP, own, shifts, statistics=statistics, seed=0, work=work, prefix="model",
-                                   workers=2)  # fmt: skip
+        table, _ = adapt_to_shifts(
+            network, TENT(), LOOP, own, shifts, statistics=statistics, seed=0, work=work, prefix="model", workers=2
+        )
     assert len(table) == 18
 
 

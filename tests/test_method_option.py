@@ -47,8 +47,21 @@ def package(tmp_path, monkeypatch):
 
 def test_it_runs_the_contract_of_that_method_alone(package):
     """Two methods at once, of which one looks at the other images of its group."""
-    command = [sys.executable, "-m", "pytest", "-rA", "--tb=no", "-p", "no:cacheprovider", "-k", "vit",
-               "--method", "users.flip", "--method", "users.mean"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-rA",
+        "--tb=no",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "vit",
+        "--method",
+        "users.flip",
+        "--method",
+        "users.mean",
+    ]
     paths = os.pathsep.join([str(package), str(ROOT / "src"), str(ROOT)])
     settings = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": paths}, "capture_output": True, "text": True}
     done = subprocess.run(command, **settings, timeout=300, check=False)

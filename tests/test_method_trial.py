@@ -65,7 +65,7 @@ MISTAKES = [
     ("after_step", lambda parameters, *_: parameters, "must return two things, parameters, state, found something of"),
     ("after_step", lambda parameters, *_: ({}, ()), "must return the 42 parameters that it is given"),
     ("source_statistics", lambda network, batches: [1], "must give tensors by name, found something of type list"),
-]  # fmt: skip
+]
 IN_WORDS = [
     (lambda value: value if value > 0 else -value, "branches on a value"),
     (lambda value: value * max(value, 0), "branches on a value"),

@@ -47,8 +47,17 @@ TRAINED = TABLE.assign(
     gate_open=[False, False, True, True] * 3,
     gate_milliseconds=0.5,
 )
-FULL_COLUMNS = ["n", "accuracy_source", "accuracy_adapted", "gain", "gain_low", "gain_high", "wrong_to_right",
-                "right_to_wrong", "changed"]  # fmt: skip
+FULL_COLUMNS = [
+    "n",
+    "accuracy_source",
+    "accuracy_adapted",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "wrong_to_right",
+    "right_to_wrong",
+    "changed",
+]
 
 
 def several_seeds(count=3, images=40, shifts=("clean", "fog-1", "fog-5")) -> pd.DataFrame:
@@ -67,11 +76,31 @@ class TestSummarise:
         found = metrics.summarise(TABLE)
         low, high = found.pop("gain_low"), found.pop("gain_high")
         # Confidence 0.5: the errors of calibration are |3/8 − 1/2| and |5/8 − 1/2|.
-        expected = {"accuracy_source": 3 / 8, "accuracy_adapted": 5 / 8, "gain": 2 / 8, "training_gain": None,
-                    "training_gain_low": None, "training_gain_high": None, "clean_source": 1.0, "clean_adapted": 3 / 4,
-                    "ece_source": 1 / 8, "ece_adapted": 1 / 8, "wrong_to_right": 3, "right_to_wrong": 1, "changed": 5,
-                    "shifts_helped": 0, "shifts_hurt": 0, "images": 4, "seeds": 1, "gain_seed_sd": None, "fell_back": 2,
-                    "milliseconds_p50": 4.5, "milliseconds_p95": 7.65, "milliseconds_mean": 36 / 8, "gated": None}  # fmt: skip
+        expected = {
+            "accuracy_source": 3 / 8,
+            "accuracy_adapted": 5 / 8,
+            "gain": 2 / 8,
+            "training_gain": None,
+            "training_gain_low": None,
+            "training_gain_high": None,
+            "clean_source": 1.0,
+            "clean_adapted": 3 / 4,
+            "ece_source": 1 / 8,
+            "ece_adapted": 1 / 8,
+            "wrong_to_right": 3,
+            "right_to_wrong": 1,
+            "changed": 5,
+            "shifts_helped": 0,
+            "shifts_hurt": 0,
+            "images": 4,
+            "seeds": 1,
+            "gain_seed_sd": None,
+            "fell_back": 2,
+            "milliseconds_p50": 4.5,
+            "milliseconds_p95": 7.65,
+            "milliseconds_mean": 36 / 8,
+            "gated": None,
+        }
         assert found == pytest.approx(expected)
         # Per image, over both shifts: -1, +1, +2, 0 of 2.
         rows = (np.array([0.0, 0, 1, 0, -1, 1, 1, 0]), np.tile(np.arange(4), 2), np.zeros(8, int), np.zeros(8, int))
@@ -87,8 +116,16 @@ class TestSummarise:
         low, high = gated.pop("gain_low"), gated.pop("gain_high")
         # The gate keeps images 0 and 1 as the source has them: right in 3 of 4 cases, as adapted in 2 of 4.
         times = [0.5] * 2 + [0.5 + 3, 0.5 + 4] + [0.5] * 2 + [0.5 + 7, 0.5 + 8]
-        expected = {"accuracy_adapted": 5 / 8, "gain": 2 / 8, "clean_adapted": 3 / 4, "open": 1 / 2, "clean_open": 1 / 2,
-                    "wrong_to_right": 2, "right_to_wrong": 0, "milliseconds": np.mean(times)}  # fmt: skip
+        expected = {
+            "accuracy_adapted": 5 / 8,
+            "gain": 2 / 8,
+            "clean_adapted": 3 / 4,
+            "open": 1 / 2,
+            "clean_open": 1 / 2,
+            "wrong_to_right": 2,
+            "right_to_wrong": 0,
+            "milliseconds": np.mean(times),
+        }
         assert gated == pytest.approx(expected)
         assert low < 2 / 8 < high
 
@@ -174,8 +211,18 @@ class TestSeveralSeeds:
 class TestGroups:
     def test_by_shift_counted_by_hand(self):
         found = metrics.by_shift(TRAINED.iloc[::-1])
-        assert found.columns.tolist() == ["shift", "corruption", "severity", *FULL_COLUMNS, "mcnemar_p", "mcnemar_holm",
-                                          "ece_source", "ece_adapted", "distance", "gated_gain"]  # fmt: skip
+        assert found.columns.tolist() == [
+            "shift",
+            "corruption",
+            "severity",
+            *FULL_COLUMNS,
+            "mcnemar_p",
+            "mcnemar_holm",
+            "ece_source",
+            "ece_adapted",
+            "distance",
+            "gated_gain",
+        ]
         assert found["shift"].tolist() == ["clean", "fog-1", "fog-5"]
         assert found["severity"].tolist() == [0, 1, 5]
         assert found["n"].tolist() == [4, 4, 4]

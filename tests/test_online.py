@@ -52,8 +52,9 @@ def by_batch_statistics(network: nn.Module) -> nn.Module:
 def test_tent_is_entropy_minimisation_by_batch_statistics_along_the_stream(optimizer, momentum):
     """Against torch's own BatchNorm in training mode, autograd and optimiser, whose moments flow on too."""
     network, statistics = networks.source_statistics("resnet")
-    loop = InnerLoop(steps=2, lr=1e-2, optimizer=optimizer, momentum=momentum, trainable="norm",
-                     normalisation=Normalisation("image"))  # fmt: skip
+    loop = InnerLoop(
+        steps=2, lr=1e-2, optimizer=optimizer, momentum=momentum, trainable="norm", normalisation=Normalisation("image")
+    )
     found = adapt_stream(network, stream(), TENT(), loop, batch_size=BATCH, statistics=statistics)
     slow = by_batch_statistics(copy.deepcopy(network).eval())
     chosen = list(select_parameters(slow, "norm").values())
@@ -335,12 +336,32 @@ class TestLAME:
     @pytest.mark.parametrize(
         ("symmetric", "expected"),
         [
-            (False, [[0.56621800, 0.26835296], [0.37887904, 0.42335170], [0.28015814, 0.48901034], [0.39999943, 0.31255707],
-                     [0.19153173, 0.18267916], [0.22112107, 0.16124178], [0.10467309, 0.09772037]]),
-            (True, [[0.61479675, 0.21517352], [0.43821169, 0.35592312], [0.34702030, 0.41190331], [0.38534472, 0.23885011],
-                    [0.13666090, 0.13257895], [0.20256935, 0.14854580], [0.11201111, 0.10590406]]),
+            (
+                False,
+                [
+                    [0.56621800, 0.26835296],
+                    [0.37887904, 0.42335170],
+                    [0.28015814, 0.48901034],
+                    [0.39999943, 0.31255707],
+                    [0.19153173, 0.18267916],
+                    [0.22112107, 0.16124178],
+                    [0.10467309, 0.09772037],
+                ],
+            ),
+            (
+                True,
+                [
+                    [0.61479675, 0.21517352],
+                    [0.43821169, 0.35592312],
+                    [0.34702030, 0.41190331],
+                    [0.38534472, 0.23885011],
+                    [0.13666090, 0.13257895],
+                    [0.20256935, 0.14854580],
+                    [0.11201111, 0.10590406],
+                ],
+            ),
         ],
-    )  # fmt: skip
+    )
     def test_assignments_are_those_of_the_authors_code(self, symmetric, expected):
         """Their functions, run on these features and logits: two nearest neighbours, with and without forced symmetry."""
         log_q = self.LOGITS.double().log_softmax(-1)

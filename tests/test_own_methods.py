@@ -267,20 +267,30 @@ LOSS = "return entropy(scale(net(views).logits, self.temperature)).mean(), state
 VALUE = "value = entropy(net(views).logits).mean()"
 VIEWS = "def views(self, network, images, generators): return"
 BROKEN = {
-    "a branch": (f"{VALUE}\n        if value > 0: value = -value\n        return value, state",
-                 "loss (line 25) branches on a value, which is another one for every image; use torch.where"),
-    "noise": ("return net(views + torch.randn_like(views)).logits.mean(), state",
-              "loss (line 24) draws random numbers; draw them in `views`, from the generators that are given there"),
-    "a loss per view": ("return entropy(net(views).logits), state",
-                        "loss must return a tensor of one number, without dimensions, found a tensor of shape (1,)"),
+    "a branch": (
+        f"{VALUE}\n        if value > 0: value = -value\n        return value, state",
+        "loss (line 25) branches on a value, which is another one for every image; use torch.where",
+    ),
+    "noise": (
+        "return net(views + torch.randn_like(views)).logits.mean(), state",
+        "loss (line 24) draws random numbers; draw them in `views`, from the generators that are given there",
+    ),
+    "a loss per view": (
+        "return entropy(net(views).logits), state",
+        "loss must return a tensor of one number, without dimensions, found a tensor of shape (1,)",
+    ),
     "no state": (LOSS.removesuffix(", state"), "loss must return two things, loss, state, found a tensor of shape ()"),
-    "an exception": (f"{VALUE}\n        return value * statistics['bank'].mean(), state",
-                     "loss (line 25) fails with KeyError: 'bank'"),
+    "an exception": (
+        f"{VALUE}\n        return value * statistics['bank'].mean(), state",
+        "loss (line 25) fails with KeyError: 'bank'",
+    ),
     "arguments": (f"{LOSS}\n\n    def views(self, images): return images", "views fails with TypeError: "),
     "one view too few": (f"{LOSS}\n\n    {VIEWS} images[0]", "views must give tensors whose first dimension counts the images"),
-    "a rule": (f"{LOSS}\n\n    def predict(self, net, image, views, statistics): return net(image[None]).logits",
-               "predict must return logits of shape (10,), found a tensor of shape (1, 10)"),
-}  # fmt: skip
+    "a rule": (
+        f"{LOSS}\n\n    def predict(self, net, image, views, statistics): return net(image[None]).logits",
+        "predict must return logits of shape (10,), found a tensor of shape (1, 10)",
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", BROKEN)

@@ -19,9 +19,13 @@ from tttlab.shifts.shift import Shift, list_shifts
 MODELS, RUNS = evaluated.MODELS, tuple(evaluated.RUNS)
 SETTINGS = {"seed": 3, "models": {"vit": {"note": "</pre><script>alert(1)</script>"}}}
 SECTIONS = {
-    "reliability": "calibration", "steps": "steps", "tuning": "tuning", "alignment": "alignment", "correlations": "alignment",
+    "reliability": "calibration",
+    "steps": "steps",
+    "tuning": "tuning",
+    "alignment": "alignment",
+    "correlations": "alignment",
     "distances": "distance",
-}  # fmt: skip
+}
 
 
 class Page(HTMLParser):
@@ -221,9 +225,13 @@ class TestTables:
         assert [line[0] for line in lines[1:]] == ["convnet", "bn", "actmad", "vit", "bn", "actmad"]
         assert lines[2] == ["bn", "prior: 0.1, 0.4", "prior 0.1", "prior", "84.0", "84.0"]
         assert lines[3] == [
-            "actmad", "lr: 0.1, 0.03; clip: null, 1; trainable: norm, [blocks.0, norm]; steps: 1, 5",
-            "lr 0.03, clip null, trainable [blocks.0, norm], steps 5", "clip", "87.2", "86.1",
-        ]  # fmt: skip
+            "actmad",
+            "lr: 0.1, 0.03; clip: null, 1; trainable: norm, [blocks.0, norm]; steps: 1, 5",
+            "lr 0.03, clip null, trainable [blocks.0, norm], steps 5",
+            "clip",
+            "87.2",
+            "86.1",
+        ]
 
     def test_distances_are_those_of_the_table(self, full, results):
         rows = results.rows("distances", model="vit", reference="labeled", metric="mmd").set_index("target")
@@ -314,9 +322,7 @@ class TestMissing:
     def test_without_any_optional_table(self, tmp_path):
         evaluated.write_project(tmp_path, models=("vit",), runs=("none", "actmad"), optional=(), gated=(), images=12)
         bare = render(tmp_path, ("vit",), ("none", "actmad"))
-        assert sections(bare) == [
-            "gain", "severity", "steps", "tuning", "distance", "flips", "cost", "shifts", "examples"
-        ]  # fmt: skip
+        assert sections(bare) == ["gain", "severity", "steps", "tuning", "distance", "flips", "cost", "shifts", "examples"]
         assert "loss" in bare.figures
         assert not re.search(r"\b(nan|None|gate)\b", "".join(bare.words))
 
@@ -365,8 +371,15 @@ class TestMissing:
         words = "".join(found.words)
         assert f"{alone}: There is nothing to compare: this model has only the control." in words
         assert not re.search(r"\b(nan|None|NaN)\b", words)
-        captions = ("Colour grows with", "They are not widened", "Step 0 is the run's", "A point per shift, larger at",
-                    "It needs labels", "Shifted predictions in 15 bins", "Spearman's rank correlation with")  # fmt: skip
+        captions = (
+            "Colour grows with",
+            "They are not widened",
+            "Step 0 is the run's",
+            "A point per shift, larger at",
+            "It needs labels",
+            "Shifted predictions in 15 bins",
+            "Spearman's rank correlation with",
+        )
         for caption in captions:
             assert caption.lower() in words.lower(), caption
         severity = dict(drawings._severity(results))["severity"].figure
@@ -384,10 +397,14 @@ class TestMissing:
         results = Results.read(small, list(product(("vit",), ("none", "actmad"))))
         holes = {name: table.copy() for name, table in results.tables.items()}
         columns = {
-            "by_shift": ["gain_low", "mcnemar_p", "mcnemar_holm", "distance"], "by_corruption": ["gain_low", "gain_high"],
-            "steps": ["clean_accuracy", "loss"], "tuning": ["gain", "step"], "alignment": ["cosine_low", "cosine_high"],
-            "distances": ["p", "floor"], "correlations": ["spearman", "p"],
-        }  # fmt: skip
+            "by_shift": ["gain_low", "mcnemar_p", "mcnemar_holm", "distance"],
+            "by_corruption": ["gain_low", "gain_high"],
+            "steps": ["clean_accuracy", "loss"],
+            "tuning": ["gain", "step"],
+            "alignment": ["cosine_low", "cosine_high"],
+            "distances": ["p", "floor"],
+            "correlations": ["spearman", "p"],
+        }
         for name, own in columns.items():
             holes[name].loc[::2, own] = math.nan
         unknown = ("gain_low", "gain_high", "clean_source", "training_gain_low", "training_gain_high", "ece_source")
@@ -521,8 +538,9 @@ class TestSets:
         found = render(own, ("vit",), ("none", "actmad"), sets=SETS)
         assert {"examples", "examples_of_sets", "severity"} <= set(found.figures)
         assert [line[:2] for line in found.tables["table-shifts-vit-actmad"][-2:]] == [
-            ["photos/by night", "30"], ["photos/from afar", "9"]
-        ]  # fmt: skip
+            ["photos/by night", "30"],
+            ["photos/from afar", "9"],
+        ]
         words = "".join(found.words)
         assert "n = 9–30 images" in words
         assert "clean and those of photos, each adapted to on its own" in words

@@ -24,8 +24,19 @@ from tttlab.errors import UserError
 from tttlab.runtime.process_identity import Identity
 from tttlab.workflow import places
 
-STAGES = {"methods": None, "prepare": None, "pretrain": "networks", "finetune": "networks", "source_stats": "networks",
-          "tune": "runs", "distance": "models", "adapt": "runs", "align": "runs", "evaluate": None, "report": None}  # fmt: skip
+STAGES = {
+    "methods": None,
+    "prepare": None,
+    "pretrain": "networks",
+    "finetune": "networks",
+    "source_stats": "networks",
+    "tune": "runs",
+    "distance": "models",
+    "adapt": "runs",
+    "align": "runs",
+    "evaluate": None,
+    "report": None,
+}
 
 
 def write_photos(root):
@@ -115,10 +126,33 @@ def test_metrics_have_the_promised_shape(project):
     metrics = json.loads((root / "outputs" / "metrics.json").read_text())
     assert set(metrics) == {"runs"}
     assert set(metrics["runs"]) == {f"{model}/{run}" for model in params.models for run in params.adapt.runs}
-    keys = {"accuracy_source", "accuracy_adapted", "gain", "gain_low", "gain_high", "training_gain", "training_gain_low",
-            "training_gain_high", "clean_source", "clean_adapted", "ece_source", "ece_adapted", "wrong_to_right",
-            "right_to_wrong", "changed", "shifts_helped", "shifts_hurt", "images", "seeds", "gain_seed_sd", "fell_back",
-            "milliseconds_p50", "milliseconds_p95", "milliseconds_mean", "gated"}  # fmt: skip
+    keys = {
+        "accuracy_source",
+        "accuracy_adapted",
+        "gain",
+        "gain_low",
+        "gain_high",
+        "training_gain",
+        "training_gain_low",
+        "training_gain_high",
+        "clean_source",
+        "clean_adapted",
+        "ece_source",
+        "ece_adapted",
+        "wrong_to_right",
+        "right_to_wrong",
+        "changed",
+        "shifts_helped",
+        "shifts_hurt",
+        "images",
+        "seeds",
+        "gain_seed_sd",
+        "fell_back",
+        "milliseconds_p50",
+        "milliseconds_p95",
+        "milliseconds_mean",
+        "gated",
+    }
     for name, entry in metrics["runs"].items():
         assert set(entry) == keys
         assert entry["images"] == 30  # of the test set and of two domains
@@ -138,8 +172,14 @@ def test_every_run_is_judged_on_the_same_images_and_checkpoint(project):
         assert (control["adapted_prediction"] == control["source_prediction"]).all()
         assert (control["adapted_confidence"] == control["source_confidence"]).all()
         assert control["shift"].unique().tolist() == [
-            "clean", "fog-2", "fog-5", "impulse_noise-2", "impulse_noise-5", "photos/inverted", "photos/turned"
-        ]  # fmt: skip
+            "clean",
+            "fog-2",
+            "fog-5",
+            "impulse_noise-2",
+            "impulse_noise-5",
+            "photos/inverted",
+            "photos/turned",
+        ]
         assert set(control.groupby(["shift", "seed"]).size()) == {10}
 
 
@@ -344,8 +384,12 @@ def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
     opened = {Path(line).name: line for line in (copy / "opened.txt").read_text().splitlines() if "outputs/" in line}
     assert "weights.safetensors" in opened  # the list works
     assert {line.split("outputs/")[1].split("/")[0] for line in opened.values()} <= {
-        "data", "finetuned", "methods", "source_stats", "tuned"
-    }  # fmt: skip
+        "data",
+        "finetuned",
+        "methods",
+        "source_stats",
+        "tuned",
+    }
     assert not [line for line in opened.values() if "data/test" in line or "data/shifted" in line or "photos" in line]
 
 

@@ -629,9 +629,18 @@ class TestLabels:
             images = ImageSet(pixels, labels, tuple(f"img-{i}" for i in range(6)), tuple("abcd"), source="made")
             with Work(tmp_path / str(len(tables))) as work:
                 table, _ = sweep.adapt_to_shifts(
-                    network, TENT(), loop, images, list_shifts(["fog", "contrast"], [2, 5]), statistics=statistics, seed=3,
-                    work=work, prefix="model", stream=Stream(4, shifts=shifts), gate=Gate("distance", 1.0),
-                )  # fmt: skip
+                    network,
+                    TENT(),
+                    loop,
+                    images,
+                    list_shifts(["fog", "contrast"], [2, 5]),
+                    statistics=statistics,
+                    seed=3,
+                    work=work,
+                    prefix="model",
+                    stream=Stream(4, shifts=shifts),
+                    gate=Gate("distance", 1.0),
+                )
             tables.append(table)
         same = [name for name in tables[0].columns if name not in ("label", "milliseconds", "gate_milliseconds")]
         pd.testing.assert_frame_equal(tables[0][same], tables[1][same])

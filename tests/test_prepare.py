@@ -128,8 +128,12 @@ def test_an_image_that_is_tested_on_is_never_trained_on(run, tmp_path, capsys):
     sets = run(image_size=8, labeled=labeled, test=test, duplicates="skip")
     assert len(sets["test"]) == 2
     assert sorted(sets["labeled_train"].image_ids + sets["labeled_validation"].image_ids) == [
-        "ape/0.png", "ape/1.png", "ape/2.png", "bee/0.png", "bee/1.png"
-    ]  # fmt: skip
+        "ape/0.png",
+        "ape/1.png",
+        "ape/2.png",
+        "bee/0.png",
+        "bee/1.png",
+    ]
     assert "left out: " in capsys.readouterr().out
 
 
@@ -256,8 +260,13 @@ def test_sets_that_come_shifted_land_beside_the_three(run, three, tmp_path, caps
     folder = tmp_path / "outputs/data/shifted"
     entries = json.loads((folder / "shifts.json").read_text())
     assert [(entry["corruption"], entry["severity"]) for entry in entries] == [
-        ("c/fog", 2), ("c/fog", 5), ("c/snow", 2), ("c/snow", 5), ("photos/by night", 0), ("photos/day", 0)
-    ]  # fmt: skip
+        ("c/fog", 2),
+        ("c/fog", 5),
+        ("c/snow", 2),
+        ("c/snow", 5),
+        ("photos/by night", 0),
+        ("photos/day", 0),
+    ]
     assert {path.name for path in folder.iterdir()} == {"shifts.json", *(entry["folder"] for entry in entries)}
     sets = {(entry["corruption"], entry["severity"]): ImageSet.load(folder / entry["folder"]) for entry in entries}
     assert [len(images) for images in sets.values()] == [12, 12, 12, 12, 4, 5]
@@ -353,8 +362,14 @@ def test_a_shifted_image_that_was_trained_on_stops_the_run_or_is_left_out_of_tra
 def shared(tmp_path, pack_below):
     """One folder for pretraining and for training, as settings/cifar10.yaml has it."""
     source = tree(tmp_path / "all", {"ape": 10, "bee": 10}, 9)
-    return {"image_size": 8, "pack_below": pack_below, "duplicates": "allow", "unlabeled": source,
-            "labeled": source | {"validation": 0.3}, "test": tree(tmp_path / "t", {"ape": 2}, 3)}  # fmt: skip
+    return {
+        "image_size": 8,
+        "pack_below": pack_below,
+        "duplicates": "allow",
+        "unlabeled": source,
+        "labeled": source | {"validation": 0.3},
+        "test": tree(tmp_path / "t", {"ape": 2}, 3),
+    }
 
 
 @pytest.mark.parametrize("pack_below", [0, 1024])

@@ -50,8 +50,15 @@ def experiment(tmp_path):
         with (folder / "params.yaml").open("w") as file:
             YAML().dump(values, file)
         others = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
-        done = subprocess.run([sys.executable, "-m", "pipeline.methods"], cwd=folder, env=others | environment,
-                              capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.methods"],
+            cwd=folder,
+            env=others | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert done.returncode == 2
         return done.stderr.strip()
 

@@ -107,8 +107,17 @@ def train(fabric, settings, recipe=RECIPE, folder=None, die_in=None):
     curves = [pretrain(teacher, network, objective, images, (images, others), trainings.VIEWS, recipe)]
     for mode in ("joint", "full"):
         teacher = replace(teacher, work=None)  # one name, two tasks
-        curves += finetune(teacher, network, objective, images, others, recipe, mode=mode, augmentation=trainings.VIEWS,
-                           objective_augmentation=trainings.VIEWS)  # fmt: skip
+        curves += finetune(
+            teacher,
+            network,
+            objective,
+            images,
+            others,
+            recipe,
+            mode=mode,
+            augmentation=trainings.VIEWS,
+            objective_augmentation=trainings.VIEWS,
+        )
     return curves, network.state_dict()
 
 

@@ -138,8 +138,13 @@ class TestNames:
     def test_every_table_has_its_rows(self, named):
         outputs, _ = named
         results = Results.read(outputs, list(product(self.MODELS, self.RUNS)))
-        for name, runs in (("by_shift", self.RUNS), ("by_corruption", self.RUNS), ("by_severity", self.RUNS),
-                           ("reliability", self.RUNS), ("distances", ())):  # fmt: skip
+        for name, runs in (
+            ("by_shift", self.RUNS),
+            ("by_corruption", self.RUNS),
+            ("by_severity", self.RUNS),
+            ("reliability", self.RUNS),
+            ("distances", ()),
+        ):
             table = results.rows(name)
             assert set(table["model"]) == set(self.MODELS), name
             assert set(table.get("run", ())) == set(runs), name
@@ -245,10 +250,17 @@ def test_interval_as_text():
 def told(extra=(), streamed=(), adapted=(), **gains) -> str:
     """Write the sentence for runs given as (low, gain, high, clean change)."""
     entries = {
-        ("m", run): {"accuracy_source": 0.5, "accuracy_adapted": 0.5 + gain, "gain": gain, "gain_low": low,
-                     "gain_high": high, "clean_source": 0.9, "clean_adapted": 0.9 + clean}
+        ("m", run): {
+            "accuracy_source": 0.5,
+            "accuracy_adapted": 0.5 + gain,
+            "gain": gain,
+            "gain_low": low,
+            "gain_high": high,
+            "clean_source": 0.9,
+            "clean_adapted": 0.9 + clean,
+        }
         for run, (low, gain, high, clean) in gains.items()
-    }  # fmt: skip
+    }
     for run, more in dict(extra).items():
         entries["m", run] |= more
     adapted = {
@@ -307,8 +319,16 @@ class TestSentence:
         assert "Tuning" not in told(adapted={"a": {"tuning": {"tuned": True, "without_influence": []}}}, a=(0.1, 0.2, 0.3, 0))
 
     def test_the_gate_is_told_with_its_price(self):
-        gated = {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03, "accuracy_adapted": 0.52, "clean_adapted": 0.895,
-                 "open": 0.5, "clean_open": 0.1, "milliseconds": 3.0}  # fmt: skip
+        gated = {
+            "gain": 0.02,
+            "gain_low": 0.01,
+            "gain_high": 0.03,
+            "accuracy_adapted": 0.52,
+            "clean_adapted": 0.895,
+            "open": 0.5,
+            "clean_open": 0.1,
+            "milliseconds": 3.0,
+        }
         text = told({"a": {"gated": gated}}, a=(0.01, 0.03, 0.05, -0.03))
         assert text.endswith("With the gate: a +2.0 (clean −0.5).")
 
@@ -446,8 +466,10 @@ class TestAbout:
 
     def test_says_which_runs_are_on_streams(self, results):
         stream = "the shifts of a severity mixed in one stream (batches of 64, one class after another), without labels."
-        some, every = (self.about(results, ("a",), ("none", "bn", "tent"), streamed=streamed, corruptions=("fog",))
-                       for streamed in (("tent",), ("bn", "tent")))  # fmt: skip
+        some, every = (
+            self.about(results, ("a",), ("none", "bn", "tent"), streamed=streamed, corruptions=("fog",))
+            for streamed in (("tent",), ("bn", "tent"))
+        )
         assert some.endswith(f"and clean, each adapted to on its own, from the source weights; tent: {stream}")
         assert every.endswith(f"and clean, {stream}")
 

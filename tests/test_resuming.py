@@ -151,8 +151,24 @@ def test_key_follows_the_version_of_every_library_that_computes(tmp_path, monkey
     """All that the stages with unfinished work import, but for what handles files, settings, processes and tables."""
     stages = [FOLDERS["pipeline"] / f"{name}.py" for name in ("pretrain", "finetune", "tune", "adapt")]
     names = {name.partition(".")[0] for path in closure(*stages) for name in imported(path)} - sys.stdlib_module_names
-    handling = {"alembic", "annotated_types", "filelock", "matplotlib", "mlflow", "pandas", "psutil", "pyarrow", "pydantic",
-                "pydantic_core", "ruamel", "safetensors", "sqlalchemy", "tqdm", "pipeline", "tttlab"}  # fmt: skip
+    handling = {
+        "alembic",
+        "annotated_types",
+        "filelock",
+        "matplotlib",
+        "mlflow",
+        "pandas",
+        "psutil",
+        "pyarrow",
+        "pydantic",
+        "pydantic_core",
+        "ruamel",
+        "safetensors",
+        "sqlalchemy",
+        "tqdm",
+        "pipeline",
+        "tttlab",
+    }
     known = packages_distributions()
     assert {name for name in names - handling if not set(known.get(name, ())) & set(resuming.LIBRARIES)} == set()
     assert {"torch", "cv2", "numpy"} <= names
@@ -230,8 +246,15 @@ def test_dvc_killed_between_a_stages_last_line_and_its_record_costs_no_work(tmp_
     environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | {"PYTHONPATH": str(ROOT / "src")}
 
     def repro() -> tuple[int, list[str]]:
-        done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=tmp_path, env=environment, capture_output=True,
-                              text=True, timeout=120, check=False)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", "repro"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         return done.returncode, [line for line in done.stdout.splitlines() if re.match("(one|two):", line)]
 
     def kept() -> list[str]:

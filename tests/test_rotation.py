@@ -70,10 +70,13 @@ def test_the_losses_equal_a_loop_over_single_turned_images():
             assert found.item() == pytest.approx(np.mean([expected[turns] for turns in chosen]), rel=1e-12)
 
 
-@pytest.mark.parametrize(("kind", "shared", "own"), [
-    ("rotation", ("conv1", "bn1", "layer1", "layer2"), ("layer3", "layer4")),
-    ("rotation_vit", ("cls_token", "pos_embed", "patch_embed", "blocks.0"), ("blocks.1", "norm")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "shared", "own"),
+    [
+        ("rotation", ("conv1", "bn1", "layer1", "layer2"), ("layer3", "layer4")),
+        ("rotation_vit", ("cls_token", "pos_embed", "patch_embed", "blocks.0"), ("blocks.1", "norm")),
+    ],
+)
 def test_shared_stages_and_branch_learn_and_nothing_else(kind, shared, own):
     network = copy.deepcopy(networks.source_statistics(kind)[0])
     Rotation().loss(network, networks.images(4, seed=4).double()[:, None], torch.Generator()).backward()

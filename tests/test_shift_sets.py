@@ -313,8 +313,14 @@ def test_a_folder_that_is_no_severity_is_named(tmp_path):
 
 
 def test_what_systems_leave_behind_is_no_shift_and_no_severity(tmp_path):
-    write(tmp_path, "fog/2/ape/0.png", "__MACOSX/2/ape/0.png", "fog/@eaDir/ape/0.png", "fog/2/__MACOSX/0.png",
-          "lost+found/1/ape/0.png")  # fmt: skip
+    write(
+        tmp_path,
+        "fog/2/ape/0.png",
+        "__MACOSX/2/ape/0.png",
+        "fog/@eaDir/ape/0.png",
+        "fog/2/__MACOSX/0.png",
+        "lost+found/1/ape/0.png",
+    )
     (found,) = opened(tmp_path, "corruption_folders")
     assert (found[:2], found.source.image_ids) == (("fog", 2), ("ape/0.png",))
     assert [each.name for each in opened(tmp_path, "domain_folders", labels="none")] == ["fog"]

@@ -52,8 +52,15 @@ def opened(tmp_path, monkeypatch):
 def test_the_clean_test_images_come_first_then_their_corruptions_then_the_sets(opened):
     test, shifts = opened()
     assert [shift.name for shift in shifts] == [
-        "clean", "snow-5", "snow-1", "fog-5", "fog-1", "z/fog-3", "a b/by night", "a b/unknown"
-    ]  # fmt: skip
+        "clean",
+        "snow-5",
+        "snow-1",
+        "fog-5",
+        "fog-1",
+        "z/fog-3",
+        "a b/by night",
+        "a b/unknown",
+    ]
     assert [shift.severity for shift in shifts] == [0, 5, 1, 5, 1, 3, 0, 0]
     assert [shift.name for shift in shifts if shift.clean] == ["clean"]
     assert all(shift.of(test) is test for shift in shifts[:5])

@@ -69,8 +69,9 @@ def test_the_gradient_is_that_with_the_projections_as_constants():
     found = torch.autograd.grad(loss, parameters)
     constants = [torch.tensor(row.tolist(), dtype=torch.float64) for row in network(views).projections]
     predictions = network(views).predictions
-    terms = [torch.nn.functional.cosine_similarity(predictions[i], constants[j], dim=0)
-             for i in range(3) for j in range(3) if i != j]  # fmt: skip
+    terms = [
+        torch.nn.functional.cosine_similarity(predictions[i], constants[j], dim=0) for i in range(3) for j in range(3) if i != j
+    ]
     for one, other in zip(found, torch.autograd.grad(-sum(terms) / 6, parameters), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 

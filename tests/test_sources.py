@@ -13,8 +13,19 @@ from tttlab.errors import UserError
 
 def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path):
     write_tree(tmp_path, {"cat": 2, "dog": 1})
-    litter = ("__MACOSX/cat", "@eaDir", "cat/@eaDir/000.png", "$RECYCLE.BIN/S-1-5", "System Volume Information", "lost+found",
-              ".ipynb_checkpoints", "dog/.ipynb_checkpoints", "__pycache__", "#recycle", "Lost+Found/deep")  # fmt: skip
+    litter = (
+        "__MACOSX/cat",
+        "@eaDir",
+        "cat/@eaDir/000.png",
+        "$RECYCLE.BIN/S-1-5",
+        "System Volume Information",
+        "lost+found",
+        ".ipynb_checkpoints",
+        "dog/.ipynb_checkpoints",
+        "__pycache__",
+        "#recycle",
+        "Lost+Found/deep",
+    )
     write_tree(tmp_path, dict.fromkeys(litter, 1))
     for name in ("cat/Thumbs.db", "desktop.ini", "cat/Desktop.ini", "dog/._000.png", "._cat", "Icon\r"):
         (tmp_path / name).write_text("no image")

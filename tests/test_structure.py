@@ -81,9 +81,23 @@ def test_only_tracking_imports_mlflow_and_sources_read_no_surroundings(path):
 
 # Every room imports from those above it alone.
 ROOMS = (
-    "errors", "seeding", "config", "runtime", "data", "shifts", "networks", "objectives", "training", "adaptation", "methods",
-    "evaluation", "experiments", "reporting", "tracking", "workflow",
-)  # fmt: skip
+    "errors",
+    "seeding",
+    "config",
+    "runtime",
+    "data",
+    "shifts",
+    "networks",
+    "objectives",
+    "training",
+    "adaptation",
+    "methods",
+    "evaluation",
+    "experiments",
+    "reporting",
+    "tracking",
+    "workflow",
+)
 
 
 def test_every_module_is_in_a_room():

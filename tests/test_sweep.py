@@ -51,9 +51,17 @@ def run(images, folder, method=None, shifts=SHIFTS, **settings):
     network, statistics = networks.source_statistics("resnet", torch.float32)
     with Work(folder) as work:
         return sweep.adapt_to_shifts(
-            network, method or ActMAD(), STREAM_LOOP if settings.get("stream") else LOOP, images, shifts,
-            statistics=statistics, seed=3, work=work, prefix="model", **settings,
-        )  # fmt: skip
+            network,
+            method or ActMAD(),
+            STREAM_LOOP if settings.get("stream") else LOOP,
+            images,
+            shifts,
+            statistics=statistics,
+            seed=3,
+            work=work,
+            prefix="model",
+            **settings,
+        )
 
 
 def test_shifts_are_clean_first_then_every_pair():
@@ -65,15 +73,30 @@ def test_rows_are_those_of_the_adapter_on_the_corrupted_images(images, tmp_path)
     table, losses = run(images, tmp_path / "work")
     assert len(table) == 30
     assert list(table.columns) == [
-        "image_id", "shift", "corruption", "severity", "label", "source_prediction", "untrained_prediction",
-        "adapted_prediction", "source_confidence", "adapted_confidence", "loss_first", "loss_last", "distance", "gate_open",
-        "fell_back", "milliseconds", "gate_milliseconds",
-    ]  # fmt: skip
+        "image_id",
+        "shift",
+        "corruption",
+        "severity",
+        "label",
+        "source_prediction",
+        "untrained_prediction",
+        "adapted_prediction",
+        "source_confidence",
+        "adapted_confidence",
+        "loss_first",
+        "loss_last",
+        "distance",
+        "gate_open",
+        "fell_back",
+        "milliseconds",
+        "gate_milliseconds",
+    ]
     network, statistics = networks.source_statistics("resnet", torch.float32)
     pixels = corrupt_all(images.pixels, images.image_ids, "contrast", 5, 3)
     loop = InnerLoop(steps=2, lr=1e-2, clip=1.0)
-    own = adapt(network, as_images(torch.from_numpy(pixels)), ActMAD(), loop, statistics=statistics,
-                image_ids=images.image_ids, seed=3)  # fmt: skip
+    own = adapt(
+        network, as_images(torch.from_numpy(pixels)), ActMAD(), loop, statistics=statistics, image_ids=images.image_ids, seed=3
+    )
     part = table[table["shift"] == "contrast-5"]
     assert part["image_id"].tolist() == list(images.image_ids)
     np.testing.assert_array_equal(part["adapted_prediction"], own.logits.argmax(1))
@@ -114,8 +137,16 @@ def test_every_shift_is_a_stream_of_its_own_told_in_the_order_of_the_images(imag
         assert part.index.tolist() == list(images.image_ids)
         pixels = corrupt_all(images.pixels, images.image_ids, name.partition("-")[0], 5, 3)
         arrived = stream.arrange(images.labels, 3, f"{name}-0")
-        own = adapt_stream(network, as_images(torch.from_numpy(pixels[arrived])), TENT(), STREAM_LOOP, batch_size=2, seed=3,
-                           statistics=statistics, image_ids=[images.image_ids[place] for place in arrived])  # fmt: skip
+        own = adapt_stream(
+            network,
+            as_images(torch.from_numpy(pixels[arrived])),
+            TENT(),
+            STREAM_LOOP,
+            batch_size=2,
+            seed=3,
+            statistics=statistics,
+            image_ids=[images.image_ids[place] for place in arrived],
+        )
         there = part.loc[[images.image_ids[place] for place in arrived]]
         np.testing.assert_array_equal(there["adapted_prediction"], own.logits.argmax(1))
         np.testing.assert_allclose(there["loss_first"], own.losses[:, 0], rtol=1e-4)
@@ -137,8 +168,16 @@ def test_a_stream_through_several_shifts_is_one_stream(images, tmp_path, shifts)
             own = visit.shifts[number]
             pixels.append(own.apply(images.take([place]), 3)[0])
             keys.append((own.name, images.image_ids[place]))
-    own = adapt_stream(network, as_images(torch.from_numpy(np.stack(pixels))), TENT(), STREAM_LOOP, batch_size=3, seed=3,
-                       statistics=statistics, image_ids=[name for _, name in keys])  # fmt: skip
+    own = adapt_stream(
+        network,
+        as_images(torch.from_numpy(np.stack(pixels))),
+        TENT(),
+        STREAM_LOOP,
+        batch_size=3,
+        seed=3,
+        statistics=statistics,
+        image_ids=[name for _, name in keys],
+    )
     there = table.set_index(["shift", "image_id"]).loc[keys]
     np.testing.assert_array_equal(there["adapted_prediction"], own.logits.argmax(1))
     np.testing.assert_allclose(there["loss_first"], own.losses[:, 0], rtol=1e-4)
@@ -255,10 +294,20 @@ def share(fabric, images, folder, die_at=None, workers=0):
         patch.setattr(blocks, "BLOCK", 4)
         patch.setattr(jobs, "adapt", dying)
         found = sweep.adapt_to_shifts(
-            network, SimCLRTraining(num_views=2), InnerLoop(steps=2, lr=1e-2, clip=1.0), images, SHIFTS,
-            statistics=statistics, seed=3, work=Work(folder, owner=False), prefix="model", workers=workers,
-            rank=fabric.global_rank, ranks=fabric.world_size, barrier=fabric.barrier,
-        )  # fmt: skip
+            network,
+            SimCLRTraining(num_views=2),
+            InnerLoop(steps=2, lr=1e-2, clip=1.0),
+            images,
+            SHIFTS,
+            statistics=statistics,
+            seed=3,
+            work=Work(folder, owner=False),
+            prefix="model",
+            workers=workers,
+            rank=fabric.global_rank,
+            ranks=fabric.world_size,
+            barrier=fabric.barrier,
+        )
     return found, len(calls)
 
 
@@ -303,8 +352,13 @@ def plain(count, prefix="img"):
 def test_blocks_hold_every_image_of_every_shift_once():
     blocks = list_blocks(SHIFTS[:2], plain(600))
     assert [(block.name, len(block.images)) for block in blocks] == [
-        ("clean-0", 256), ("clean-1", 256), ("clean-2", 88), ("fog-2-0", 256), ("fog-2-1", 256), ("fog-2-2", 88)
-    ]  # fmt: skip
+        ("clean-0", 256),
+        ("clean-1", 256),
+        ("clean-2", 88),
+        ("fog-2-0", 256),
+        ("fog-2-1", 256),
+        ("fog-2-2", 88),
+    ]
     assert [index for block in blocks[:3] for index in block.images] == list(range(600))
 
 
@@ -312,8 +366,12 @@ def test_blocks_of_a_shift_with_its_own_images_hold_these_and_their_names_are_fi
     own = [Shift("photos/by night", 0, plain(257)), Shift("c/fog", 3, plain(2)), Shift("c/été", 0, plain(1))]
     blocks = list_blocks([Shift(), *own], plain(3))
     assert [(block.name, len(block.images)) for block in blocks] == [
-        ("clean-0", 3), ("photos%2Fby night-0", 256), ("photos%2Fby night-1", 1), ("c%2Ffog-3-0", 2), ("c%2F%C3%A9t%C3%A9-0", 1)
-    ]  # fmt: skip
+        ("clean-0", 3),
+        ("photos%2Fby night-0", 256),
+        ("photos%2Fby night-1", 1),
+        ("c%2Ffog-3-0", 2),
+        ("c%2F%C3%A9t%C3%A9-0", 1),
+    ]
 
 
 def test_long_names_of_folders_name_files_all_the_same_and_no_two_the_same_one(tmp_path):
@@ -337,8 +395,9 @@ def test_a_shift_with_its_own_images_is_adapted_to_as_it_is_with_its_own_names_a
     assert table.loc[table["shift"] == "clean", "image_id"].tolist() == list(images.image_ids)
     network, statistics = networks.source_statistics("resnet", torch.float32)
     loop = InnerLoop(steps=2, lr=1e-2, clip=1.0)
-    alone = adapt(network, as_images(torch.from_numpy(pixels)), ActMAD(), loop, statistics=statistics,
-                  image_ids=own.image_ids, seed=3)  # fmt: skip
+    alone = adapt(
+        network, as_images(torch.from_numpy(pixels)), ActMAD(), loop, statistics=statistics, image_ids=own.image_ids, seed=3
+    )
     np.testing.assert_array_equal(part["adapted_prediction"], alone.logits.argmax(1))
     np.testing.assert_allclose(part["loss_last"], alone.losses[:, -1], rtol=1e-4)
     np.testing.assert_allclose(losses, alone.losses.mean(0), rtol=1e-4)  # without degrees, and shifted all the same

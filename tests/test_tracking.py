@@ -69,8 +69,24 @@ def empty_store(tmp_path_factory):
 
 
 # What means something in an address, in a filter of MLflow, in JSON or in a shell; the last is all of it at once.
-ODD = ["100%20", "50%", "%41", "a b", "a#b", "a?b", "it's", 'a"b', "a;b", "a&b=c", "a:b@c", "a\\b", "a%(x)s", "$x{y}[z]~", "ä",
-       "a b?c=d&e#f'g\"h;i%20j%k:l@m\\n$ä"]  # fmt: skip
+ODD = [
+    "100%20",
+    "50%",
+    "%41",
+    "a b",
+    "a#b",
+    "a?b",
+    "it's",
+    'a"b',
+    "a;b",
+    "a&b=c",
+    "a:b@c",
+    "a\\b",
+    "a%(x)s",
+    "$x{y}[z]~",
+    "ä",
+    "a b?c=d&e#f'g\"h;i%20j%k:l@m\\n$ä",
+]
 
 
 @pytest.fixture
@@ -188,8 +204,12 @@ class TestStartRun:
         assert found.info.run_name == "adapt tiny · actmad"
         assert found.info.status == "FINISHED"
         assert found.data.params == {
-            "steps": "5", "views.flip": "False", "views.scale": "[0.4, 1.0]", "odd _name_ 6b2a9825": "x", "nothing": "{}"
-        }  # fmt: skip
+            "steps": "5",
+            "views.flip": "False",
+            "views.scale": "[0.4, 1.0]",
+            "odd _name_ 6b2a9825": "x",
+            "nothing": "{}",
+        }
         assert found.data.metrics.keys() == {"cost/peak_memory_mb", "loss", "knn"}
         assert len(curve(root, run.id, "loss")) == 2500
         assert curve(root, run.id, "knn") == [(5, 0.5), (10, 0.75)]
@@ -290,8 +310,9 @@ class TestKilled:
         with start_run(root, stage="pretrain", name="other", params={}, parent=parent):
             pass
         assert {name: record(root, run_id).info.status for name, run_id in runs.items()} == {
-            "politely": "KILLED", "hard": "KILLED"
-        }  # fmt: skip
+            "politely": "KILLED",
+            "hard": "KILLED",
+        }
         assert record(root, parent).info.status == "KILLED"
         assert record(root, foreign).info.status == "RUNNING"
         settings = {"stage": "pretrain", "name": "hard", "params": {"lr": 0.2}, "parent": parent}
@@ -437,10 +458,16 @@ class TestLogPredictions:
                 expected = dict(zip(rows["severity"], rows[column], strict=True))
                 assert dict(curve(root, run.id, f"{name}/{corruption}")) == pytest.approx(expected, abs=5e-5)
         logged = record(root, run.id).data.metrics
-        pairs = {"gain/mean": "gain", "clean/source": "clean_source", "clean/adapted": "clean_adapted",
-                 "accuracy/mean": "accuracy_adapted", "accuracy_source/mean": "accuracy_source",
-                 "cost/milliseconds_p50": "milliseconds_p50", "cost/milliseconds_p95": "milliseconds_p95",
-                 "fell_back": "fell_back"}  # fmt: skip
+        pairs = {
+            "gain/mean": "gain",
+            "clean/source": "clean_source",
+            "clean/adapted": "clean_adapted",
+            "accuracy/mean": "accuracy_adapted",
+            "accuracy_source/mean": "accuracy_source",
+            "cost/milliseconds_p50": "milliseconds_p50",
+            "cost/milliseconds_p95": "milliseconds_p95",
+            "fell_back": "fell_back",
+        }
         expected = {name: summary[key] for name, key in pairs.items()}
         assert {name: logged[name] for name in pairs} == pytest.approx(expected, abs=5e-5)
 
@@ -467,8 +494,14 @@ class TestLogPredictions:
         with start() as run:
             log_predictions(run, score(table))
         logged = record(root, run.id).data.metrics
-        assert logged.keys() == {"changed/fog", "changed/snow", "changed/mean", "fell_back",
-                                 "cost/milliseconds_p50", "cost/milliseconds_p95"}  # fmt: skip
+        assert logged.keys() == {
+            "changed/fog",
+            "changed/snow",
+            "changed/mean",
+            "fell_back",
+            "cost/milliseconds_p50",
+            "cost/milliseconds_p95",
+        }
         shifted = table[table["shift"] != "clean"]
         different = shifted["source_prediction"] != shifted["adapted_prediction"]
         assert logged["changed/mean"] == pytest.approx(different.mean(), abs=5e-5)
@@ -505,8 +538,16 @@ def test_comparison_can_be_read_on_the_parent(root, parent, tmp_path):
 def test_settings_of_a_comparison_made_again_stay_the_first_ones(root, parent, tmp_path):
     (tmp_path / "report.html").write_text("<p>page", encoding="utf-8")
     for settings in ({"seed": 0}, {"seed": 1, "lr": 0.1}):
-        log_comparison(root, parent, table=pd.DataFrame({"run": ["a"]}), description="", figures={}, metrics={},
-                         settings=settings, page=tmp_path / "report.html")  # fmt: skip
+        log_comparison(
+            root,
+            parent,
+            table=pd.DataFrame({"run": ["a"]}),
+            description="",
+            figures={},
+            metrics={},
+            settings=settings,
+            page=tmp_path / "report.html",
+        )
     assert record(root, parent).data.params == {"seed": "0", "lr": "0.1"}
 
 
@@ -544,8 +585,12 @@ def test_a_gate_and_training_are_told_apart(root, start):
     with start() as run:
         log_predictions(run, score(table))
     logged, summary = record(root, run.id).data.metrics, metrics.summarise(table)
-    expected = {"gain/training": summary["training_gain"], "gate/gain": summary["gated"]["gain"],
-                "gate/open": summary["gated"]["open"], "gate/clean_adapted": summary["gated"]["clean_adapted"]}  # fmt: skip
+    expected = {
+        "gain/training": summary["training_gain"],
+        "gate/gain": summary["gated"]["gain"],
+        "gate/open": summary["gated"]["open"],
+        "gate/clean_adapted": summary["gated"]["clean_adapted"],
+    }
     assert {name: logged[name] for name in expected} == pytest.approx(expected, abs=5e-5)
 
 

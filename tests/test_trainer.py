@@ -78,8 +78,14 @@ def test_the_curve_holds_the_means_of_all_steps_and_their_learning_rate():
         value = sum(parameter.sum() for parameter in model.classifier.parameters())
         return {"loss": 0 * value + seen[-1], "half": torch.tensor(seen[-1] / 2)}
 
-    task = Task("t", ("classifier",), loss, {}, Recipe(epochs=2, batch_size=8, lr=0.5, warmup_epochs=2),
-                measure=lambda epoch: {"measured": 10 * epoch})  # fmt: skip
+    task = Task(
+        "t",
+        ("classifier",),
+        loss,
+        {},
+        Recipe(epochs=2, batch_size=8, lr=0.5, warmup_epochs=2),
+        measure=lambda epoch: {"measured": 10 * epoch},
+    )
     teacher = trainings.trainer(report=lambda name, row: told.append((name, row)))
     rows = teacher.fit(network, trainings.image_set(), task)
     assert rows[0] == {"epoch": 0, "measured": 0}

@@ -20,8 +20,18 @@ EACH = pytest.mark.parametrize("settings", trainings.OF_EACH.values(), ids=train
 
 
 def tune(network: Network, objective, mode: str, recipe: Recipe = RECIPE, **settings) -> tuple:
-    return finetune(trainings.trainer(), network, objective, trainings.image_set(), trainings.image_set(9, 1), recipe,
-                    mode=mode, augmentation=trainings.VIEWS, objective_augmentation=trainings.VIEWS, **settings)  # fmt: skip
+    return finetune(
+        trainings.trainer(),
+        network,
+        objective,
+        trainings.image_set(),
+        trainings.image_set(9, 1),
+        recipe,
+        mode=mode,
+        augmentation=trainings.VIEWS,
+        objective_augmentation=trainings.VIEWS,
+        **settings,
+    )
 
 
 def changed(network: Network, before: Network) -> set[str]:
@@ -103,8 +113,11 @@ def test_joint_gradient_is_the_sum_of_both(settings):
 def test_each_mode_changes_its_own_parts_only(settings):
     network, objective = trainings.build(settings)
     # Linear leaves the encoder's parameters and buffers bit for bit; the head is fitted anew in both of these modes.
-    for mode, parts in (("linear", {"classifier", "head"}), ("full", {"encoder", "classifier", "head"}),
-                        ("joint", {"encoder", "classifier", "head"})):  # fmt: skip
+    for mode, parts in (
+        ("linear", {"classifier", "head"}),
+        ("full", {"encoder", "classifier", "head"}),
+        ("joint", {"encoder", "classifier", "head"}),
+    ):
         trained = copy.deepcopy(network)
         _, refit = tune(trained, objective, mode)
         assert changed(trained, network) == parts, mode

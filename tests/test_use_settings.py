@@ -164,8 +164,10 @@ def test_make_hands_over_files_and_folders_of_any_name(tmp_path, data):
     assert done.stdout.splitlines()[1] == str(expected)
 
 
-@pytest.mark.parametrize(("inner", "outer", "expected"), [(True, None, True), (False, None, False), (False, "", True),
-                                                          (False, "*", False), (True, "*", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("inner", "outer", "expected"),
+    [(True, None, True), (False, None, False), (False, "", True), (False, "*", False), (True, "*", True)],
+)
 def test_whether_git_holds_the_project(tmp_path, inner, outer, expected):
     root = tmp_path / "outer" / "project"
     root.mkdir(parents=True)
@@ -187,8 +189,9 @@ def test_dvc_runs_the_pipeline_without_git_and_with_it_again(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
 
     def run(*words) -> str:
-        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True,
-                              timeout=120, check=True)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=True
+        )
         return done.stdout
 
     for _ in range(2):

@@ -71,8 +71,9 @@ def train(settings: dict, work: Work | None = None, die_in: tuple[str, int] | No
     teacher, recipe = trainer(work, report=report), Recipe(epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1)
     images, others = image_set(), image_set(9, seed=1)
     first = pretrain(teacher, network, objective, images, (images, others), VIEWS, recipe)
-    curves = finetune(teacher, network, objective, images, others, recipe, mode="full",
-                      augmentation=VIEWS, objective_augmentation=VIEWS)  # fmt: skip
+    curves = finetune(
+        teacher, network, objective, images, others, recipe, mode="full", augmentation=VIEWS, objective_augmentation=VIEWS
+    )
     return network, [first, *curves]
 
 

@@ -39,8 +39,10 @@ def use(settings: Path, data: Path | None = None) -> bool:
         ValueError: there is no such file or folder, or params.yaml holds changes that were not committed.
     """
     if not settings.is_file():
-        raise ValueError(f"PARAMS: expected a file of settings, found none at {settings}; "
-                         f"there are {', '.join(map(str, sorted(Path('settings').glob('*.yaml'))))}")  # fmt: skip
+        raise ValueError(
+            f"PARAMS: expected a file of settings, found none at {settings}; "
+            f"there are {', '.join(map(str, sorted(Path('settings').glob('*.yaml'))))}"
+        )
     text = settings.read_bytes() if data is None else from_folder(settings, data)
     own = TARGET.read_bytes() if TARGET.is_file() else b""
     if same(own, text):

@@ -86,13 +86,23 @@ class Engine(nn.Module):
         names = [str(name) for name in (range(self._seen, self._seen + len(images)) if image_ids is None else image_ids)]
         self._seen += len(images) if image_ids is None else 0
         if missing := set(self.method.needs) - kinds(self.statistics):
-            raise UserError(f"{self.method} needs source statistics of the kind {', '.join(sorted(missing))}; "
-                            "call engine.measure(batches of source images) first")  # fmt: skip
+            raise UserError(
+                f"{self.method} needs source statistics of the kind {', '.join(sorted(missing))}; "
+                "call engine.measure(batches of source images) first"
+            )
         if self.training:  # in this order: the first pass moves BatchNorm's running statistics, the second keeps them for later
             return as_network(self.network)(images).logits, self._loss(images, names)
         with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in, steps need gradients
-            found = adapt(self.network, images.clone(), self.method, self.loop, statistics=self.statistics, image_ids=names,
-                          seed=self.seed, images_per_step=self._group)  # fmt: skip
+            found = adapt(
+                self.network,
+                images.clone(),
+                self.method,
+                self.loop,
+                statistics=self.statistics,
+                image_ids=names,
+                seed=self.seed,
+                images_per_step=self._group,
+            )
         before_last = found.losses[:, -2] if found.losses.shape[1] > 1 else found.losses[:, -1]
         return found.logits.to(images.device), before_last.mean().to(images.device)
 

@@ -81,16 +81,34 @@ def adapt_gated(
     groups = images_per_step if isinstance(images_per_step, Groups) else Groups(images_per_step)
     with evaluating(network):
         began = time.perf_counter()
-        source, values = measure(gate.signal, network, images, method, loop, statistics=own, image_ids=names, seed=seed,
-                                 images_per_step=groups.of(gate.signal, largest=LARGEST, timed=False))  # fmt: skip
+        source, values = measure(
+            gate.signal,
+            network,
+            images,
+            method,
+            loop,
+            statistics=own,
+            image_ids=names,
+            seed=seed,
+            images_per_step=groups.of(gate.signal, largest=LARGEST, timed=False),
+        )
         opened = gate.opens(values.cpu())
         looked = (time.perf_counter() - began) * 1e3 / max(len(images), 1)
     count, source = len(images), source.cpu()
     if not opened.any():
         nothing = torch.full((count, 1), float("nan")), torch.zeros(count, dtype=torch.bool), torch.full((count,), looked)
         return Adaptation(source, source, *nothing, source[:, None][:, :0], torch.zeros(count, 0)), opened
-    inner = adapt(network, images[opened], method, loop, statistics=statistics, seed=seed,
-                  image_ids=list(compress(names, opened.tolist())), images_per_step=groups.of("adapt"), **settings)  # fmt: skip
+    inner = adapt(
+        network,
+        images[opened],
+        method,
+        loop,
+        statistics=statistics,
+        seed=seed,
+        image_ids=list(compress(names, opened.tolist())),
+        images_per_step=groups.of("adapt"),
+        **settings,
+    )
 
     def spread(part: Tensor, elsewhere: Tensor) -> Tensor:
         return elsewhere.to(part).masked_scatter(opened.view(-1, *[1] * (part.ndim - 1)), part)
@@ -172,8 +190,10 @@ def saves_time(
     Both are timed side by side on the same images, and each one's fastest time counts: whatever else the machine does can
     only make it slower. Arguments as for `adapt_gated`.
     """
-    ways = (lambda: adapt_gated(network, images, method, loop, gate, images_per_step=groups, **settings),
-            lambda: adapt(network, images, method, loop, images_per_step=groups.of("adapt"), **settings))  # fmt: skip
+    ways = (
+        lambda: adapt_gated(network, images, method, loop, gate, images_per_step=groups, **settings),
+        lambda: adapt(network, images, method, loop, images_per_step=groups.of("adapt"), **settings),
+    )
     gated, free = np.array([[_seconds(way) for way in ways] for _ in range(repeats)]).min(0)
     return bool(gated < free)
 

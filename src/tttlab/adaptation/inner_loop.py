@@ -273,8 +273,10 @@ def select_parameters(network: nn.Module, trainable: str | Sequence[str]) -> dic
             begin = ", ".join(sorted({".".join(name.split(".")[:2]) for name in parameters}))
             raise UserError(f"trainable: {part!r} matches no parameter; names begin with, for example, {begin}")
         if not any(parameters[name].requires_grad for name in names):
-            raise UserError(f"trainable: {part!r} matches frozen parameters alone (requires_grad=False), such as {names[0]}; "
-                            "call requires_grad_(True) on them: what moves are copies, the network stays as it is")  # fmt: skip
+            raise UserError(
+                f"trainable: {part!r} matches frozen parameters alone (requires_grad=False), such as {names[0]}; "
+                "call requires_grad_(True) on them: what moves are copies, the network stays as it is"
+            )
     chosen = set().union(*found.values())
     return {name: parameter for name, parameter in parameters.items() if name in chosen and parameter.requires_grad}
 

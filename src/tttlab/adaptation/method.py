@@ -48,8 +48,10 @@ class Method:
     def check(self, network: nn.Module) -> None:
         """Raise a `UserError` if the method cannot work on this network: by default, if the `head` it needs is not there."""
         if self.head and getattr(getattr(network, "head", None), "objective", None) != self.head:
-            raise UserError(f"{self} needs a network with the head of objective {self.head}; pretrain or fine-tune it with "
-                            "that objective, or choose another method")  # fmt: skip
+            raise UserError(
+                f"{self} needs a network with the head of objective {self.head}; pretrain or fine-tune it with "
+                "that objective, or choose another method"
+            )
 
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         """Measure on source images ``(N, 3, H, W)`` what the method needs; asked when the standard statistics lack it."""

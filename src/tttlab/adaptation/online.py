@@ -86,8 +86,10 @@ def adapt_stream(
 def check_batch(method: Method, count: int) -> None:
     """Raise a `UserError` if a batch of ``count`` images is smaller than the method can work on."""
     if count < method.smallest_batch:
-        raise UserError(f"{method} needs batches of {method.smallest_batch} images or more, found one of {count}; "
-                        "give it larger ones, or use another method")  # fmt: skip
+        raise UserError(
+            f"{method} needs batches of {method.smallest_batch} images or more, found one of {count}; "
+            "give it larger ones, or use another method"
+        )
 
 
 def joined(parts: Sequence[Adaptation]) -> Adaptation:
@@ -112,8 +114,10 @@ def learning(
     """
     network = as_network(network)
     if unknown := set(record) - {0, loop.steps}:
-        raise UserError(f"record: a stream can be looked at after 0 and all {loop.steps} steps, found {sorted(unknown)}; "
-                        "another number of steps leads to other weights for the next batch")  # fmt: skip
+        raise UserError(
+            f"record: a stream can be looked at after 0 and all {loop.steps} steps, found {sorted(unknown)}; "
+            "another number of steps leads to other weights for the next batch"
+        )
     statistics = {name: value.to(images.device) for name, value in statistics.items()}
     with evaluating(network):
         check(network, images[:2], method, loop, statistics, "online")

@@ -198,9 +198,23 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
 
 
 def _self_attention(
-    query, key, value, _width, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v, add_zero_attn, dropout_p,
-    out_proj_weight, out_proj_bias, training=True, need_weights=True, **options,
-):  # fmt: skip
+    query,
+    key,
+    value,
+    _width,
+    num_heads,
+    in_proj_weight,
+    in_proj_bias,
+    bias_k,
+    bias_v,
+    add_zero_attn,
+    dropout_p,
+    out_proj_weight,
+    out_proj_bias,
+    training=True,
+    need_weights=True,
+    **options,
+):
     """Attend by the parts of `torch.nn.MultiheadAttention`, to a sequence ``(L, V, D)`` by itself; None: more is asked for."""
     more = (bias_k, bias_v, *map(options.get, ("key_padding_mask", "attn_mask", "q_proj_weight", "static_k", "static_v")))
     if add_zero_attn or need_weights or (training and dropout_p) or any(one is not None for one in more):

@@ -63,6 +63,8 @@ def predict_by_source(net: Bound, images: Tensor) -> Tensor:
         reason = str(error).partition("\n")[0]
         if "vmap" not in reason and "batching rule" not in reason.lower():
             raise
-        raise UserError(f"this {type(net.module.encoder).__name__} cannot be called for many images at once, as per-image "
-                        f"adaptation does ({reason}); its forward must not branch on values, draw random numbers or write to "
-                        "buffers") from error  # fmt: skip
+        raise UserError(
+            f"this {type(net.module.encoder).__name__} cannot be called for many images at once, as per-image "
+            f"adaptation does ({reason}); its forward must not branch on values, draw random numbers or write to "
+            "buffers"
+        ) from error

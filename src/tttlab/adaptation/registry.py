@@ -37,10 +37,13 @@ def load_method(
         told = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise UserError(f"method {name}: its module cannot be imported ({told})") from error
     found = [
-        value for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
         and not value.__name__.startswith("_")
-    ]  # fmt: skip
+    ]
     if len(found) != 1:
         raise UserError(f"{module.__file__}: expected one subclass of tttlab.adaptation.method.Method, found {len(found)}")
     if found[0].trains and found[0].loss is Method.loss:

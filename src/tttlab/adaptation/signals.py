@@ -43,8 +43,10 @@ def confidence_and_distance(network: nn.Module, images: Tensor, statistics: Stat
     norm = batch_norm_layers(network)
     layers = [f"{name}.input" for name in norm] if norm else token_layers(network)
     if missing := [layer for layer in layers if f"{layer}.mean_center" not in statistics]:
-        raise UserError(f"the distance to the source needs source statistics of {len(missing)} layers that have none, such as "
-                        f"{missing[0]}; see tttlab.networks.source_statistics.layer_statistics")  # fmt: skip
+        raise UserError(
+            f"the distance to the source needs source statistics of {len(missing)} layers that have none, such as "
+            f"{missing[0]}; see tttlab.networks.source_statistics.layer_statistics"
+        )
 
     def keep(layer: str, activation: Tensor) -> Moments:
         return batch_moments(activation, variance_floor(network, layer), len(images))

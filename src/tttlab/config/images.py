@@ -151,6 +151,9 @@ class Shifts(Strict):
         if held_out := next(filter(is_held_out, self.sets), None):
             raise fault(tell_held_out(held_out), f"sets.{held_out}")
         if not self.corruptions and not self.sets and self.clean == "test":
-            raise fault("expected at least one corruption or an entry of sets, found neither; if the test images are "
-                        "themselves shifted, set shifts.clean: validation", "corruptions")  # fmt: skip
+            raise fault(
+                "expected at least one corruption or an entry of sets, found neither; if the test images are "
+                "themselves shifted, set shifts.clean: validation",
+                "corruptions",
+            )
         return self

@@ -28,8 +28,10 @@ from tttlab.errors import UserError
 METHODS = Path(__file__).parents[1] / "methods"
 ALIAS = "ssl"  # as a run's method: the objective that each model was trained with
 PROTOCOLS = ("episodic", "online")
-NO_LOSS = ("has no loss to train with; write loss(self, net, views, statistics, state), or trains = False for a method that "
-           "only predicts")  # fmt: skip
+NO_LOSS = (
+    "has no loss to train with; write loss(self, net, views, statistics, state), or trains = False for a method that "
+    "only predicts"
+)
 HOOKS = ("check", "source_statistics", "views", "init_state", "loss", "after_step", "predict", "predict_batch")
 
 _MARKERS = ("Gt", "Ge", "Lt", "Le", "Interval", "MultipleOf", "Len")
@@ -61,9 +63,9 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
 class Attributes(Strict):
     """What a method's class says of itself beside its settings, as `tttlab.adaptation.method.Method` has it."""
 
-    protocols: Annotated[
-        tuple[Literal["episodic", "online"], ...], Field(min_length=1), BeforeValidator(_several)
-    ] = ("episodic",)  # fmt: skip
+    protocols: Annotated[tuple[Literal["episodic", "online"], ...], Field(min_length=1), BeforeValidator(_several)] = (
+        "episodic",
+    )
     whole_batch: StrictBool = False
     smallest_batch: Count = 1
     trains: StrictBool = True
@@ -123,8 +125,10 @@ def method_file(method: str, methods: Path = METHODS) -> Path:
     if "." not in method:
         return methods / f"{method}.py"
     if (file := find_source(method)) is None:
-        raise UserError(f"no module {method!r} with a source file, neither in this folder nor in an installed package; "
-                        "expected a dotted path such as my_package.my_method")  # fmt: skip
+        raise UserError(
+            f"no module {method!r} with a source file, neither in this folder nor in an installed package; "
+            "expected a dotted path such as my_package.my_method"
+        )
     return file
 
 
@@ -163,15 +167,18 @@ def _declared(node: ast.ClassDef, method: str) -> Declared:
     if attributes.trains and len(node.bases) == 1 and "loss" not in _bound(node):
         raise _Mistake(node.lineno, f"class {node.name} {NO_LOSS}")
     return Declared(
-        settings=create_model(f"{method} settings", __base__=Strict,
-                              **{field.name: (field.type, field.default) for field in fields if field and field.type}),
+        settings=create_model(
+            f"{method} settings",
+            __base__=Strict,
+            **{field.name: (field.type, field.default) for field in fields if field and field.type},
+        ),
         others=tuple(field.name for field in fields if field and not field.type),
         protocols=attributes.protocols,
         smallest_batch=attributes.smallest_batch,
         trains=attributes.trains,
         head=attributes.head,
         predicts=not _bound(node).isdisjoint({"predict", "predict_batch"}),
-    )  # fmt: skip
+    )
 
 
 def _is_method(node: ast.ClassDef) -> bool:
@@ -200,8 +207,11 @@ def _attributes(node: ast.ClassDef) -> Attributes:
             try:
                 found = ast.literal_eval(statement.value)
             except ValueError as error:
-                raise _Mistake(statement.lineno, f"expected {name} as a plain value, found {ast.unparse(statement.value)}; "
-                                                 "this file is read without being run") from error  # fmt: skip
+                raise _Mistake(
+                    statement.lineno,
+                    f"expected {name} as a plain value, found {ast.unparse(statement.value)}; "
+                    "this file is read without being run",
+                ) from error
             values[name] = list(found) if isinstance(found, tuple) else found
     try:
         return Attributes.model_validate(values)
@@ -249,8 +259,11 @@ def _refuse_untyped(node: ast.Assign) -> None:
         return
     for name in _assigned(node):
         if name.islower() and not name.startswith("_") and name not in {*Attributes.model_fields, *HOOKS}:
-            raise _Mistake(node.lineno, f"{name} has no type, so that it is no setting; write {name}: {type(value).__name__} = "
-                                        f"{ast.unparse(node.value)}, or in capitals if it is a constant")  # fmt: skip
+            raise _Mistake(
+                node.lineno,
+                f"{name} has no type, so that it is no setting; write {name}: {type(value).__name__} = "
+                f"{ast.unparse(node.value)}, or in capitals if it is a constant",
+            )
 
 
 def _plain_type(node: ast.expr) -> Any:

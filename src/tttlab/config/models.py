@@ -46,8 +46,7 @@ class MAE(Strict):
     @model_validator(mode="after")
     def _heads_fit(self) -> "MAE":
         if self.decoder_dim % self.decoder_heads:
-            raise fault(f"expected a multiple of decoder_heads {self.decoder_heads}, found {self.decoder_dim}",
-                         "decoder_dim")  # fmt: skip
+            raise fault(f"expected a multiple of decoder_heads {self.decoder_heads}, found {self.decoder_dim}", "decoder_dim")
         return self
 
 
@@ -133,8 +132,10 @@ class Finetune(Training):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Finetune":
         if self.mode != "linear" and self.probe is not None:
-            raise fault(f"expected nothing: a probe is for mode linear, which freezes the encoder, found mode {self.mode}; "
-                        "remove it", "probe")  # fmt: skip
+            raise fault(
+                f"expected nothing: a probe is for mode linear, which freezes the encoder, found mode {self.mode}; remove it",
+                "probe",
+            )
         if self.mode == "meta" and self.inner is None:
             raise fault("missing; mode meta needs its inner step, for example {lr: 0.1, steps: 1, pairs: 4}", "inner")
         if self.mode != "meta" and self.inner is not None:
@@ -173,16 +174,24 @@ class Model(Strict):
                 "backbone",
             )
         if self.objective.name == "none" and self.finetune.mode in ("joint", "meta"):
-            raise fault(f"{self.finetune.mode} trains with an objective, but objective.name is none; set full or linear",
-                         "finetune.mode")  # fmt: skip
+            raise fault(
+                f"{self.finetune.mode} trains with an objective, but objective.name is none; set full or linear",
+                "finetune.mode",
+            )
         if self.objective.name == "simclr" and self.finetune.mode == "meta":
-            raise fault("meta takes a step on one image alone, which simclr contrasts with others; set objective.name: "
-                        "simsiam, rotation, clust3 or mae", "finetune.mode")  # fmt: skip
+            raise fault(
+                "meta takes a step on one image alone, which simclr contrasts with others; set objective.name: "
+                "simsiam, rotation, clust3 or mae",
+                "finetune.mode",
+            )
         if self.objective.name == "it3" and self.finetune.mode == "meta":
             raise fault("meta takes a step without labels, of which it3 makes its loss; set joint", "finetune.mode")
         if self.finetune.probe and not architecture.startswith(PLAIN_TRANSFORMERS):
-            raise fault("a probe reads patch tokens and needs a plain vision transformer (vit_*, deit_*), found "
-                        f"{self.backbone!r}; remove it, or choose such a backbone", "finetune.probe")  # fmt: skip
+            raise fault(
+                "a probe reads patch tokens and needs a plain vision transformer (vit_*, deit_*), found "
+                f"{self.backbone!r}; remove it, or choose such a backbone",
+                "finetune.probe",
+            )
         if self.objective.name == "none" and self.pretrain.epochs:
             raise fault("there is nothing to pretrain with objective.name: none; set 0", "pretrain.epochs")
         if self.objective.name == "it3" and self.pretrain.epochs:

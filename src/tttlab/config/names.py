@@ -4,9 +4,24 @@ import unicodedata
 
 # What macOS, Synology, QNAP, Windows, Linux and Python leave behind, in lower case.
 _LITTER = frozenset(
-    ("__macosx", "icon\r", "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "$recycle.bin",
-     "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "__pycache__")
-)  # fmt: skip
+    (
+        "__macosx",
+        "icon\r",
+        "@eadir",
+        "@tmp",
+        "#recycle",
+        "#snapshot",
+        "@recycle",
+        "@recently-snapshot",
+        "$recycle.bin",
+        "system volume information",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "lost+found",
+        "__pycache__",
+    )
+)
 
 
 def is_own(name: str) -> bool:

@@ -108,8 +108,9 @@ def read_params(path: Path, base: Path | None = None, methods: Path = METHODS) -
         mistakes = [f"{key}: {text}" if key else text for key, text in tell(error, values)]
     else:
         adapt = params.adapt
-        found = run_mistakes(adapt.runs, params.objectives, adapt.protocol, adapt.online.batch_size, methods,
-                             params.tune.search)  # fmt: skip
+        found = run_mistakes(
+            adapt.runs, params.objectives, adapt.protocol, adapt.online.batch_size, methods, params.tune.search
+        )
         mistakes = list(dict.fromkeys(found))
     if mistakes:
         more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""

@@ -60,8 +60,10 @@ def resolve_run(
     if protocol not in PROTOCOLS:
         raise RunError(f"{path}.protocol: unknown protocol {protocol!r}; {choices(str(protocol), PROTOCOLS)}")
     if protocol not in own.protocols:
-        raise RunError(f"{path}.method: {method} is defined for {' and '.join(own.protocols)}, "
-                       f"found {place}: {protocol}; change one of them")  # fmt: skip
+        raise RunError(
+            f"{path}.method: {method} is defined for {' and '.join(own.protocols)}, "
+            f"found {place}: {protocol}; change one of them"
+        )
     if not own.trains:
         if values.get("steps"):
             raise RunError(f"{places['steps']}.steps: {method} does not train, expected 0, found {adapter.steps}")
@@ -117,8 +119,10 @@ def run_mistakes(
             # A visit's batches differ by one image at most, so that none is smaller than (batch_size + 1) / 2 where there are
             # as many images; `tttlab.experiments.sweep` looks at what there is.
             if resolved.protocol == "online" and batch_size < 2 * least - 1:
-                yield (f"adapt.online.batch_size: {resolved.method} (adapt.runs.{run}) needs batches of {least} images or "
-                       f"more; expected {2 * least - 1} or more, found {batch_size}")  # fmt: skip
+                yield (
+                    f"adapt.online.batch_size: {resolved.method} (adapt.runs.{run}) needs batches of {least} images or "
+                    f"more; expected {2 * least - 1} or more, found {batch_size}"
+                )
             if run == "none" and resolved.search:
                 yield "adapt.runs.none.search: the control has nothing to tune; remove it"
             adapter = resolved.adapter
@@ -143,15 +147,19 @@ def _method(entry: dict[str, Any], path: str, objectives: Mapping[str, str], mod
                 "remove this run or give that model an objective"
             )
     if method not in known and not (isinstance(method, str) and "." in method):
-        raise RunError(f"{path}.method: unknown method {method!r}; {choices(str(method), [*known, ALIAS])}, "
-                       "or the dotted path of a module of your own")  # fmt: skip
+        raise RunError(
+            f"{path}.method: unknown method {method!r}; {choices(str(method), [*known, ALIAS])}, "
+            "or the dotted path of a module of your own"
+        )
     try:
         head = declared(method, methods).head
     except UserError as error:
         raise RunError(f"{path}.method: {error}") from error
     if head not in (None, objectives[model]):
-        raise RunError(f"{path}.method: {method} needs the head of models.{model}.objective.name: {head}, found "
-                       f"{objectives[model]}; set method: {ALIAS} for each model's own, or change the objective")  # fmt: skip
+        raise RunError(
+            f"{path}.method: {method} needs the head of models.{model}.objective.name: {head}, found "
+            f"{objectives[model]}; set method: {ALIAS} for each model's own, or change the objective"
+        )
     return method
 
 
@@ -216,8 +224,10 @@ def _check_keys(
     mistakes = []
     for key in values:
         if key in about.others:
-            mistakes.append(f"{places[key]}.{key}: {method} has it, but of a type that this file cannot hold; write "
-                            "int, float, bool, str, or tuple, list, dict, Literal, Annotated, Optional of them")  # fmt: skip
+            mistakes.append(
+                f"{places[key]}.{key}: {method} has it, but of a type that this file cannot hold; write "
+                "int, float, bool, str, or tuple, list, dict, Literal, Annotated, Optional of them"
+            )
         elif key not in allowed:
             legal = allowed | ({"search"} if "per_model" in places[key] else {*_OF_RUNS, "search"})
             owner = _owner(key, objectives, methods) if entry["method"] == ALIAS else None

@@ -71,8 +71,10 @@ def check_once(key: str, images: ImageSet) -> None:
     later = np.flatnonzero(images.firsts != np.arange(len(images)))
     if len(later):
         names = images.names
-        raise UserError(f"{key}: {names[later[0]]} has the same pixels as {names[images.firsts[later[0]]]} "
-                        f"({len(later)} such images in all); {_WAY_OUT} allow")  # fmt: skip
+        raise UserError(
+            f"{key}: {names[later[0]]} has the same pixels as {names[images.firsts[later[0]]]} "
+            f"({len(later)} such images in all); {_WAY_OUT} allow"
+        )
 
 
 def check_duplicates(trained: Mapping[str, ImageSet], tested: Mapping[str, ImageSet]) -> None:
@@ -94,8 +96,10 @@ def check_duplicates(trained: Mapping[str, ImageSet], tested: Mapping[str, Image
                 pairs.append((owner, other, key, name))
     if pairs:
         owner, other, key, name = pairs[0]
-        raise UserError(f"{key}: {name} has the same pixels as {other} of {owner} ({len(pairs)} such images in all); "
-                        f"{_WAY_OUT} {'allow' if key in trained else 'skip'}")  # fmt: skip
+        raise UserError(
+            f"{key}: {name} has the same pixels as {other} of {owner} ({len(pairs)} such images in all); "
+            f"{_WAY_OUT} {'allow' if key in trained else 'skip'}"
+        )
 
 
 def without(key: str, images: ImageSet, others: Mapping[str, ImageSet]) -> ImageSet:
@@ -113,8 +117,11 @@ def without(key: str, images: ImageSet, others: Mapping[str, ImageSet]) -> Image
     for owner, other in others.items():
         for name, pixels in zip(other.names, other.hashes, strict=True):
             owners.setdefault(pixels, f"{name} of {owner}")
-    return _leave_out(key, images, {index: f"has the same pixels as {owners[pixels]}"
-                                    for index, pixels in enumerate(images.hashes) if pixels in owners})  # fmt: skip
+    return _leave_out(
+        key,
+        images,
+        {index: f"has the same pixels as {owners[pixels]}" for index, pixels in enumerate(images.hashes) if pixels in owners},
+    )
 
 
 def _contradicting(images: ImageSet) -> np.ndarray:
@@ -131,8 +138,15 @@ def _one_label(key: str, images: ImageSet) -> ImageSet:
 def _once(key: str, images: ImageSet) -> ImageSet:
     """Leave out the images whose pixels came before."""
     names = images.names
-    return _leave_out(key, images, {index: f"has the same pixels as {names[first]}"
-                                    for index, first in enumerate(images.firsts.tolist()) if first != index})  # fmt: skip
+    return _leave_out(
+        key,
+        images,
+        {
+            index: f"has the same pixels as {names[first]}"
+            for index, first in enumerate(images.firsts.tolist())
+            if first != index
+        },
+    )
 
 
 def _leave_out(key: str, images: ImageSet, reasons: Mapping[int, str]) -> ImageSet:

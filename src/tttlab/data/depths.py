@@ -48,13 +48,17 @@ class Samples(NamedTuple):
         if self.white_known or largest == 0:
             return 16
         if declared is not None and largest >> declared:
-            raise UnknownScale(f"grey values up to {largest}, more than data.depth {declared} holds; set the number of bits "
-                               f"that were recorded, {largest.bit_length()} or more")  # fmt: skip
+            raise UnknownScale(
+                f"grey values up to {largest}, more than data.depth {declared} holds; set the number of bits "
+                f"that were recorded, {largest.bit_length()} or more"
+            )
         depth = declared or self._told_depth(grey, largest)
         if depth is None:
-            raise UnknownScale(f"{self.bits}-bit grey with values up to {largest}, of which nothing says which is white; "
-                               "set data.depth to the number of bits that were recorded, "
-                               f"{max(8, largest.bit_length())} or more")  # fmt: skip
+            raise UnknownScale(
+                f"{self.bits}-bit grey with values up to {largest}, of which nothing says which is white; "
+                "set data.depth to the number of bits that were recorded, "
+                f"{max(8, largest.bit_length())} or more"
+            )
         return depth
 
     def _told_depth(self, grey: np.ndarray, largest: int) -> int | None:
@@ -83,8 +87,10 @@ class Samples(NamedTuple):
             return
         largest = max(image.getchannel(band).getextrema()[1] for band in image.getbands() if band not in "AaX")
         if largest < 128:
-            raise UnknownScale("16-bit colours of which none reaches the upper half of the range, so that they may have been "
-                               "recorded in fewer; set data.depth: 16 if they are as dark, else convert to 8 bits")  # fmt: skip
+            raise UnknownScale(
+                "16-bit colours of which none reaches the upper half of the range, so that they may have been "
+                "recorded in fewer; set data.depth: 16 if they are as dark, else convert to 8 bits"
+            )
 
 
 def read_samples(image: Image.Image) -> Samples:

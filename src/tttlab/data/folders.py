@@ -94,8 +94,9 @@ def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{folder}: expected a folder that can be read, found none ({error.strerror}); "
-                        "allow it, or move the folder away") from error  # fmt: skip
+        raise UserError(
+            f"{folder}: expected a folder that can be read, found none ({error.strerror}); allow it, or move the folder away"
+        ) from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

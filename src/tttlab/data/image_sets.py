@@ -92,13 +92,20 @@ class ImageSet:
         """Write ``index.parquet``, ``meta.json`` and, unless the pixels are read in place, ``pixels.npy``."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = self.paths or ("",) * len(self)
-        columns = {"image_id": pa.array(self.image_ids, pa.string()), "label": pa.array(self.labels),
-                   "path": pa.array(paths, pa.string())}  # fmt: skip
+        columns = {
+            "image_id": pa.array(self.image_ids, pa.string()),
+            "label": pa.array(self.labels),
+            "path": pa.array(paths, pa.string()),
+        }
         meta = {"classes": self.classes, "source": self.source, "skipped": self.skipped}
         if not self.packed:
-            columns |= {"file": [p.path for p in self.pixels.places], "member": [p.member for p in self.pixels.places],
-                        "offset": [p.offset for p in self.pixels.places], "length": [p.length for p in self.pixels.places],
-                        "hash": self.pixels.hashes}  # fmt: skip
+            columns |= {
+                "file": [p.path for p in self.pixels.places],
+                "member": [p.member for p in self.pixels.places],
+                "offset": [p.offset for p in self.pixels.places],
+                "length": [p.length for p in self.pixels.places],
+                "hash": self.pixels.hashes,
+            }
             meta |= {"read_in_place": self.pixels.shape[1], "depth": self.pixels.depth}
         else:
             np.save(folder / "pixels.npy", self.pixels)
@@ -147,8 +154,10 @@ def check_classes(found: Sequence[str], classes: Sequence[str], key: str) -> Non
     """
     for name in found:
         if name not in classes:
-            raise UserError(f"{key}: class {name!r} is not in data.labeled; {choices(name, classes)}; set labels: none if the "
-                            "folders are no classes")  # fmt: skip
+            raise UserError(
+                f"{key}: class {name!r} is not in data.labeled; {choices(name, classes)}; set labels: none if the "
+                "folders are no classes"
+            )
 
 
 def align_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:

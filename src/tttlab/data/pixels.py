@@ -118,11 +118,15 @@ class InPlace:
             pixels = to_square(place.open(), self.shape[1], self.depth)
         except Exception as error:  # damaged files fail in every way there is
             reason = why_unreadable(error)
-            raise UserError(f"{place}: expected the image that was there when the sets were prepared, found none that can "
-                            f"be read ({reason}); bring it back, or run dvc repro -f prepare") from error  # fmt: skip
+            raise UserError(
+                f"{place}: expected the image that was there when the sets were prepared, found none that can "
+                f"be read ({reason}); bring it back, or run dvc repro -f prepare"
+            ) from error
         if pixel_hash(pixels) != self.hashes[index]:
-            raise UserError(f"{place}: expected the image that was there when the sets were prepared, found another; "
-                            "bring it back, or run dvc repro -f prepare")  # fmt: skip
+            raise UserError(
+                f"{place}: expected the image that was there when the sets were prepared, found another; "
+                "bring it back, or run dvc repro -f prepare"
+            )
         return pixels
 
 

@@ -49,15 +49,17 @@ def along_steps(steps: pd.DataFrame) -> pd.DataFrame:
     keys = ["setting", "step"]
     shifted = table[table["shift"] != "clean"].groupby(keys, sort=False)
     clean = table[table["shift"] == "clean"].groupby(keys, sort=False)
-    return pd.DataFrame({
-        "accuracy": shifted["right"].mean(),
-        "clean_accuracy": clean["right"].mean(),
-        "loss": shifted["loss"].mean(),
-        "milliseconds": shifted["milliseconds"].mean(),
-        "n": shifted["image_id"].nunique(),
-        "used": shifted["used"].first(),
-        "settings": shifted["settings"].first(),
-    }).reset_index()  # fmt: skip
+    return pd.DataFrame(
+        {
+            "accuracy": shifted["right"].mean(),
+            "clean_accuracy": clean["right"].mean(),
+            "loss": shifted["loss"].mean(),
+            "milliseconds": shifted["milliseconds"].mean(),
+            "n": shifted["image_id"].nunique(),
+            "used": shifted["used"].first(),
+            "settings": shifted["settings"].first(),
+        }
+    ).reset_index()
 
 
 def choices(steps: pd.DataFrame) -> pd.DataFrame:

@@ -7,10 +7,25 @@ import pandas as pd
 from tttlab.errors import UserError
 
 COLUMNS = (
-    "image_id", "seed", "shift", "corruption", "severity", "label", "source_prediction", "untrained_prediction",
-    "adapted_prediction", "source_confidence", "adapted_confidence", "loss_first", "loss_last", "distance", "gate_open",
-    "fell_back", "milliseconds", "gate_milliseconds",
-)  # fmt: skip
+    "image_id",
+    "seed",
+    "shift",
+    "corruption",
+    "severity",
+    "label",
+    "source_prediction",
+    "untrained_prediction",
+    "adapted_prediction",
+    "source_confidence",
+    "adapted_confidence",
+    "loss_first",
+    "loss_last",
+    "distance",
+    "gate_open",
+    "fell_back",
+    "milliseconds",
+    "gate_milliseconds",
+)
 GAINS = {  # what is compared with what
     "gain": ("adapted", "source"),
     "training_gain": ("adapted", "untrained"),

@@ -14,8 +14,21 @@ CONTROL = "none"  # the run that leaves the network as it is
 REQUIRED = ("by_shift", "by_corruption", "by_severity")
 OPTIONAL = ("reliability", "steps", "tuning", "alignment", "correlations", "distances")
 # Columns of tables that hold names: of models, runs and shifts, which may be called 50, 1e5 or true, and of what we list.
-NAMES = ("model", "run", "shift", "corruption", "reference", "target", "metric", "with", "setting", "settings", "choice",
-         "level", "signal")  # fmt: skip
+NAMES = (
+    "model",
+    "run",
+    "shift",
+    "corruption",
+    "reference",
+    "target",
+    "metric",
+    "with",
+    "setting",
+    "settings",
+    "choice",
+    "level",
+    "signal",
+)
 
 
 @dataclass(frozen=True)

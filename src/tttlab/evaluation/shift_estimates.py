@@ -92,8 +92,9 @@ def measure(
     labels = None if reference.labels is None else reference.labels[reference.first]
     for name, target in {"the reference": reference.pool, **targets}.items():
         if not (np.isfinite(target.features).all() and np.isfinite(target.logits).all()):
-            raise UserError(f"distance: expected finite features and logits, found others on {name}; "
-                            "train with a smaller learning rate")  # fmt: skip
+            raise UserError(
+                f"distance: expected finite features and logits, found others on {name}; train with a smaller learning rate"
+            )
     # Several threads only get into each other's way on matrices of this size.
     with threadpool_limits(1):
         return _measure(reference, first, labels, targets, seed, permutations, splits)
@@ -116,9 +117,18 @@ def _measure(
         found["classifier_accuracy"] = value, distances.permutation_p(np.array([value, *floor]))
         for metric, (value, p) in found.items():
             floor = floors[metric]
-            rows.append({"target": name, "metric": metric, "value": value, "floor": floor.mean(),
-                         "floor_high": np.quantile(floor, 0.95), "p": p,
-                         "n_reference": len(first.logits), "n_target": len(target.logits)})  # fmt: skip
+            rows.append(
+                {
+                    "target": name,
+                    "metric": metric,
+                    "value": value,
+                    "floor": floor.mean(),
+                    "floor_high": np.quantile(floor, 0.95),
+                    "p": p,
+                    "n_reference": len(first.logits),
+                    "n_target": len(target.logits),
+                }
+            )
     return pd.DataFrame(rows)
 
 

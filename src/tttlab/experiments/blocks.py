@@ -65,5 +65,7 @@ def list_jobs(blocks: Sequence[Block], stream: Stream | None) -> list[Job]:
     if stream is None:
         return [Job((block,), None) for block in blocks]
     own = {block.shift: block for block in blocks}
-    return [Job(tuple(own[shift] for shift in dict.fromkeys(shift for visit in route for shift in visit.shifts)), route)
-            for route in stream.routes(list(own))]  # fmt: skip
+    return [
+        Job(tuple(own[shift] for shift in dict.fromkeys(shift for visit in route for shift in visit.shifts)), route)
+        for route in stream.routes(list(own))
+    ]

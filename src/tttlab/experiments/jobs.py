@@ -80,8 +80,17 @@ def adapt_to_block(
     """
     own = block.shift.of(images).take(block.images)
     pixels = as_images(torch.from_numpy(block.shift.apply(own, seed))).to(device)
-    result = adapt(network, pixels, method, loop, statistics=statistics, image_ids=own.image_ids, seed=seed, record=record,
-                   images_per_step=groups.of("adapt", *kind(method, loop)))  # fmt: skip
+    result = adapt(
+        network,
+        pixels,
+        method,
+        loop,
+        statistics=statistics,
+        image_ids=own.image_ids,
+        seed=seed,
+        record=record,
+        images_per_step=groups.of("adapt", *kind(method, loop)),
+    )
     judged = judge(gate, network, pixels, method, loop, groups, statistics=statistics, image_ids=own.image_ids, seed=seed)
     return summary(result) | judged
 
@@ -203,8 +212,11 @@ def judge(
 
     distance, spent = ask("distance")
     if gate is None:
-        return {"distance": distance, "gate_open": torch.ones(len(images), dtype=torch.bool),
-                "gate_milliseconds": torch.zeros(len(images))}  # fmt: skip
+        return {
+            "distance": distance,
+            "gate_open": torch.ones(len(images), dtype=torch.bool),
+            "gate_milliseconds": torch.zeros(len(images)),
+        }
     values, spent = (distance, spent) if gate.signal == "distance" else ask(gate.signal)
     return {"distance": distance, "gate_open": gate.opens(values), "gate_milliseconds": torch.full((len(images),), spent)}
 

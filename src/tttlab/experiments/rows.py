@@ -30,16 +30,18 @@ def steps_rows(steps: Sequence[int]) -> Callable[[Mapping[str, Tensor], Block, I
 
     def rows(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> pd.DataFrame:
         tables = [
-            pd.DataFrame({
-                **identity(block, images),
-                "step": step,
-                "source_prediction": result["source_prediction"].numpy(),
-                "prediction": result["predictions_at"][:, place].numpy(),
-                "loss": result["losses"][:, min(step, result["losses"].shape[1] - 1)].numpy(),
-                "milliseconds": result["milliseconds_at"][:, place].numpy(),
-            })
+            pd.DataFrame(
+                {
+                    **identity(block, images),
+                    "step": step,
+                    "source_prediction": result["source_prediction"].numpy(),
+                    "prediction": result["predictions_at"][:, place].numpy(),
+                    "loss": result["losses"][:, min(step, result["losses"].shape[1] - 1)].numpy(),
+                    "milliseconds": result["milliseconds_at"][:, place].numpy(),
+                }
+            )
             for place, step in enumerate(steps)
-        ]  # fmt: skip
+        ]
         return pd.concat(tables, ignore_index=True)
 
     return rows

@@ -113,8 +113,10 @@ def collect(
     tables, curves = [], []
     for block in blocks:
         if (result := work.load(f"{prefix}-{block.name}")) is None:
-            raise UserError(f"expected the results of {prefix}-{block.name} in {work.folder}, found none after all processes "
-                            "were done; use a file system that all machines share")  # fmt: skip
+            raise UserError(
+                f"expected the results of {prefix}-{block.name} in {work.folder}, found none after all processes "
+                "were done; use a file system that all machines share"
+            )
         tables.append(rows(result, block, images))
         if not block.shift.clean:
             curves.append(result["losses"])

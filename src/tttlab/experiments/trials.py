@@ -226,8 +226,11 @@ class Search:
 
     def _judged(self) -> list[tuple[Values, Trial, int]]:
         """List every trial with every number of steps, by its place, and the settings that these are."""
-        return [(self.values(rank, place), trial, place)
-                for rank, trial in enumerate(self.trials) for place in range(len(self.grid.steps))]  # fmt: skip
+        return [
+            (self.values(rank, place), trial, place)
+            for rank, trial in enumerate(self.trials)
+            for place in range(len(self.grid.steps))
+        ]
 
     def describe(self) -> list[tuple[Values, dict[int, dict[str, float]]]]:
         """Tell every trial: its settings with its best number of steps, and its results by how many pairs it saw."""

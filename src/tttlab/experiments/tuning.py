@@ -179,8 +179,19 @@ class Judge:
         method, loop, statistics = self.build(self.candidates[number])
         own = self.images.view(self._fresh[turn])
         record = (loop.steps,) if self.stream else self.steps
-        found = adapt_to_job(self.network, method, loop, own, job, self.stream, self._groups, statistics=statistics,
-                             seed=self.seed, record=record, device=self.device)  # fmt: skip
+        found = adapt_to_job(
+            self.network,
+            method,
+            loop,
+            own,
+            job,
+            self.stream,
+            self._groups,
+            statistics=statistics,
+            seed=self.seed,
+            record=record,
+            device=self.device,
+        )
         for block in job.blocks:
             image = {"image": torch.from_numpy(self._fresh[turn][block.images])}
             kept = marked(found[block.shift], own.labels[block.images], block.shift) | image
@@ -195,8 +206,17 @@ class Judge:
         own = self.images.take(balanced_subset(self.images.image_ids, self.images.labels, TIMED, self.seed, "tune"))
         pixels = torch.from_numpy(np.concatenate([shift.apply(own, self.seed) for shift in shifts]))
         names = [name for _ in shifts for name in own.image_ids]
-        return saves_time(self.network, as_images(pixels).to(self.device), method, loop, gate, statistics=statistics,
-                          image_ids=names, seed=self.seed, groups=Groups(self.images_per_step))  # fmt: skip
+        return saves_time(
+            self.network,
+            as_images(pixels).to(self.device),
+            method,
+            loop,
+            gate,
+            statistics=statistics,
+            image_ids=names,
+            seed=self.seed,
+            groups=Groups(self.images_per_step),
+        )
 
 
 def marked(result: Mapping[str, Tensor], labels: np.ndarray, shift: Shift) -> dict[str, Tensor]:

@@ -27,13 +27,15 @@ def rows() -> list[dict[str, str]]:
     table = []
     for name in method_names():
         own = declared(name)
-        table.append({
-            "method": name,
-            **summary(METHODS / f"{name}.py"),
-            "trains": "yes" if own.trains else "no",
-            "protocols": ", ".join(own.protocols),
-            "backbones": BACKBONES[own.head],
-        })  # fmt: skip
+        table.append(
+            {
+                "method": name,
+                **summary(METHODS / f"{name}.py"),
+                "trains": "yes" if own.trains else "no",
+                "protocols": ", ".join(own.protocols),
+                "backbones": BACKBONES[own.head],
+            }
+        )
     mt3 = {"trains": "yes", "protocols": "episodic, online", "backbones": "any, with the head of an objective but simclr"}
     return [*table, {"method": "MT3 (finetune.mode: meta)", **summary(METHODS.parent / "training" / "meta_training.py"), **mt3}]
 

@@ -83,8 +83,10 @@ class AdaContrast(Method):
 
     def __post_init__(self) -> None:
         if self.warm_up > self.queue_size:
-            raise ValueError(f"warm_up: expected at most queue_size ({self.queue_size}), or no neighbour would ever vote; "
-                             f"found {self.warm_up}")  # fmt: skip
+            raise ValueError(
+                f"warm_up: expected at most queue_size ({self.queue_size}), or no neighbour would ever vote; "
+                f"found {self.warm_up}"
+            )
 
     def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, ...]:
         """Draw a weak view, a query and a key of every image, ``(B, 1, 3, H, W)`` each."""

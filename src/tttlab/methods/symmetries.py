@@ -56,8 +56,10 @@ class Symmetries(Method):
         """Refuse to draw more views than there are."""
         there = (2 if self.geometry == "flips" else 8) * self.permutations
         if self.num_views and self.num_views > there:
-            raise UserError(f"method symmetries: geometry {self.geometry!r} and permutations {self.permutations} make {there} "
-                            f"views, found num_views {self.num_views}; lower it, or set null for all")  # fmt: skip
+            raise UserError(
+                f"method symmetries: geometry {self.geometry!r} and permutations {self.permutations} make {there} "
+                f"views, found num_views {self.num_views}; lower it, or set null for all"
+            )
 
     def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Transform ``images (B, 3, H, W)``: ``(B, V, 3, H, W)``; where all views are taken, the image itself is the first."""

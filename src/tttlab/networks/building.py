@@ -39,8 +39,10 @@ def build_encoder(
             f"{choices(backbone, timm.list_models())[:300]}"
         )
     if pretrained and stem != "original":
-        raise UserError(f"models: stem {stem!r} would replace the first layer of {backbone!r}, whose weights are pretrained; "
-                        "set stem: original")  # fmt: skip
+        raise UserError(
+            f"models: stem {stem!r} would replace the first layer of {backbone!r}, whose weights are pretrained; "
+            "set stem: original"
+        )
     config = pretrained_config(backbone)
     made_of_patches = bool(config and config.fixed_input_size)
     if made_of_patches:
@@ -48,8 +50,10 @@ def build_encoder(
         if stem != "original":
             options.setdefault("patch_size", 4)
         if image_size % options.get("patch_size", 1):
-            raise UserError(f"data.image_size: expected a multiple of the patches' {options['patch_size']} pixels, "
-                            f"found {image_size}; change it or backbone_options.patch_size")  # fmt: skip
+            raise UserError(
+                f"data.image_size: expected a multiple of the patches' {options['patch_size']} pixels, "
+                f"found {image_size}; change it or backbone_options.patch_size"
+            )
     if "channels" in options or "layers" in options:
         # A fresh residual branch that starts at zero would leave BatchNorm parameters without gradient for a while.
         options.setdefault("zero_init_last", False)
@@ -73,8 +77,10 @@ def pretrained_config(backbone: str) -> PretrainedCfg | None:
     except RuntimeError as error:
         name = backbone.partition(".")[0]
         tags = [known for known in timm.list_pretrained(f"{name}.*") if known.partition(".")[0] == name]
-        raise UserError(f"models: timm {timm.__version__} has no weights {backbone!r}; "
-                        f"{choices(backbone, tags) if tags else f'it has none for {name}'}") from error  # fmt: skip
+        raise UserError(
+            f"models: timm {timm.__version__} has no weights {backbone!r}; "
+            f"{choices(backbone, tags) if tags else f'it has none for {name}'}"
+        ) from error
 
 
 def native_size(backbone: str) -> int:

@@ -42,8 +42,11 @@ def build_objective(settings: Mapping[str, Any]) -> Objective | None:
     if name not in OBJECTIVES:
         raise UserError(f"objective.name: unknown objective {name!r}; {choices(name, [*OBJECTIVES, 'none'])}")
     module = import_module(f"tttlab.objectives.{name}")
-    (own,) = (value for value in vars(module).values()
-              if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__)  # fmt: skip
+    (own,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__
+    )
     return own(**values)
 
 
@@ -145,11 +148,14 @@ def load(folder: Path, device: str | torch.device = "cpu") -> tuple[Network, dic
     about = read_sidecar(folder)
     state = _read_weights(folder / _WEIGHTS)
     if file_hash(folder / _WEIGHTS) != about["sha256"]:
-        raise UserError(f"{folder / _WEIGHTS}: expected the weights that {_SIDECAR} describes, found others; "
-                        "run the stage that makes this folder again")  # fmt: skip
+        raise UserError(
+            f"{folder / _WEIGHTS}: expected the weights that {_SIDECAR} describes, found others; "
+            "run the stage that makes this folder again"
+        )
     # The seed is never seen: every weight is replaced.
-    network, _ = build_network({name: about[name] for name in SETTINGS if name in about}, len(about["classes"]),
-                               about["image_size"], seed=0)  # fmt: skip
+    network, _ = build_network(
+        {name: about[name] for name in SETTINGS if name in about}, len(about["classes"]), about["image_size"], seed=0
+    )
     _fill(network, state, folder / _WEIGHTS)
     return network.to(device), about
 
@@ -163,8 +169,10 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / _SIDECAR).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: expected a checkpoint ({_WEIGHTS} and {_SIDECAR}), found none that can be read "
-                        f"({type(error).__name__}); run the stage that makes it") from error  # fmt: skip
+        raise UserError(
+            f"{folder}: expected a checkpoint ({_WEIGHTS} and {_SIDECAR}), found none that can be read "
+            f"({type(error).__name__}); run the stage that makes it"
+        ) from error
 
 
 def file_hash(path: Path) -> str:
@@ -215,14 +223,18 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         UnpicklingError,
     ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: expected weights (.safetensors, or a state dict from torch.save), found a file that "
-                        f"cannot be read as such ({reason})") from error  # fmt: skip
+        raise UserError(
+            f"{path}: expected weights (.safetensors, or a state dict from torch.save), found a file that "
+            f"cannot be read as such ({reason})"
+        ) from error
 
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     if (misfit := _misfit(module, state)) is not None:
-        raise UserError(f"{path}: the weights do not fit this network: {misfit}; "
-                        "check backbone, backbone_options, stem, objective and data.image_size")  # fmt: skip
+        raise UserError(
+            f"{path}: the weights do not fit this network: {misfit}; "
+            "check backbone, backbone_options, stem, objective and data.image_size"
+        )
     module.load_state_dict(state)
 
 

@@ -82,11 +82,15 @@ class Classifier(nn.Module):
         logits = getattr(logits, "logits", logits)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(f"expected logits (N, K) from this {kind}, found {shape} for {len(images)} images; wrap it in a "
-                            "module that returns them")  # fmt: skip
+            raise UserError(
+                f"expected logits (N, K) from this {kind}, found {shape} for {len(images)} images; wrap it in a "
+                "module that returns them"
+            )
         if self.guessed and getattr(found.get("classifier"), "shape", None) != logits.shape:
-            raise UserError(f"the last layer of this {kind}, {self.guessed}, does not make its logits; name the one that does: "
-                            "tttlab.networks.classifiers.Classifier(model, 'name'), or None for none")  # fmt: skip
+            raise UserError(
+                f"the last layer of this {kind}, {self.guessed}, does not make its logits; name the one that does: "
+                "tttlab.networks.classifiers.Classifier(model, 'name'), or None for none"
+            )
         return Outputs(logits, as_features(found.get(self.features), len(images)))
 
 
@@ -103,8 +107,10 @@ def as_network(model: nn.Module) -> Network | Classifier:
     if isinstance(model, Network | Classifier):
         return model
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise UserError(f"expected a torch.nn.Module, found {type(model).__name__}; of a scripted or traced one give the "
-                        "module in Python that it was made from")  # fmt: skip
+        raise UserError(
+            f"expected a torch.nn.Module, found {type(model).__name__}; of a scripted or traced one give the "
+            "module in Python that it was made from"
+        )
     return Classifier(model)
 
 
@@ -117,8 +123,10 @@ def linear_classifier(network: nn.Module) -> nn.Linear:
     if isinstance(network.classifier, nn.Linear):
         return network.classifier
     found = "none" if network.classifier is None else type(network.classifier).__name__
-    raise UserError(f"expected a linear layer that makes the logits of this {type(network.encoder).__name__}, found {found}; "
-                    "name it: tttlab.networks.classifiers.Classifier(model, 'name'), or choose another method")  # fmt: skip
+    raise UserError(
+        f"expected a linear layer that makes the logits of this {type(network.encoder).__name__}, found {found}; "
+        "name it: tttlab.networks.classifiers.Classifier(model, 'name'), or choose another method"
+    )
 
 
 def of_timm(model: nn.Module) -> bool:
@@ -137,8 +145,10 @@ def classifier_of_timm(model: nn.Module) -> nn.Module | None:
     found = model.get_classifier()
     parts = [found] if isinstance(found, nn.Module) else list(found)  # distilled models have two
     if any(isinstance(part, nn.Identity) for part in parts):
-        raise UserError(f"this {type(model).__name__} has no classifier (num_classes=0); make it with one, or put a trained "
-                        "one behind it: tttlab.networks.network.Network(model, num_classes)")  # fmt: skip
+        raise UserError(
+            f"this {type(model).__name__} has no classifier (num_classes=0); make it with one, or put a trained "
+            "one behind it: tttlab.networks.network.Network(model, num_classes)"
+        )
     return parts[0] if len(parts) == 1 else nn.ModuleList(parts)
 
 

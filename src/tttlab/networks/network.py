@@ -122,11 +122,14 @@ def add_probe(network: Network, depth: int, heads: int, seed: int) -> None:
     """
     encoder, device = network.encoder, next(network.parameters()).device
     if not isinstance(encoder, VisionTransformer):
-        raise UserError(f"finetune.probe: expected a plain vision transformer (vit_*, deit_*), found {type(encoder).__name__}; "
-                        "remove it, or choose such a backbone")  # fmt: skip
+        raise UserError(
+            f"finetune.probe: expected a plain vision transformer (vit_*, deit_*), found {type(encoder).__name__}; "
+            "remove it, or choose such a backbone"
+        )
     if encoder.num_features % heads:
-        raise UserError(f"finetune.probe.heads: expected a divisor of the backbone's width {encoder.num_features}, "
-                        f"found {heads}")  # fmt: skip
+        raise UserError(
+            f"finetune.probe.heads: expected a divisor of the backbone's width {encoder.num_features}, found {heads}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "probe"))
         network.probe = Probe(encoder, depth, heads).to(device).eval()

@@ -123,8 +123,10 @@ def layer_statistics(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
 def check_width(network: nn.Module, layer: str, expected: int | None, found: int) -> None:
     """Raise a `UserError` if a layer's channels are not where they are looked for; ``expected`` None: not known."""
     if expected not in (None, found):
-        raise UserError(f"layer {layer} of {type(network.encoder).__name__}: expected {expected} channels second, "
-                        f"found {found}; backbones with channels last are not supported")  # fmt: skip
+        raise UserError(
+            f"layer {layer} of {type(network.encoder).__name__}: expected {expected} channels second, "
+            f"found {found}; backbones with channels last are not supported"
+        )
 
 
 class LayerMoments:
@@ -218,9 +220,12 @@ def load(folder: Path, checkpoint: str) -> Statistics:
             measured_on = file.metadata()["checkpoint"]
             statistics = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / _FILE}: expected source statistics, found none that can be read; run the stage "
-                        "source_stats") from error  # fmt: skip
+        raise UserError(
+            f"{folder / _FILE}: expected source statistics, found none that can be read; run the stage source_stats"
+        ) from error
     if measured_on != checkpoint:
-        raise UserError(f"{folder / _FILE}: expected statistics of checkpoint {checkpoint[:12]}, found those of "
-                        f"{measured_on[:12]}; run the stage source_stats again")  # fmt: skip
+        raise UserError(
+            f"{folder / _FILE}: expected statistics of checkpoint {checkpoint[:12]}, found those of "
+            f"{measured_on[:12]}; run the stage source_stats again"
+        )
     return statistics

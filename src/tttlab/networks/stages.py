@@ -76,8 +76,10 @@ class Remainder(nn.Module):
         kind = next((kind for kind in CHAINS if isinstance(encoder, kind)), None)
         if kind is None:
             names = ", ".join(sorted(known.__name__ for known in CHAINS))
-            raise UserError(f"expected an encoder that can be cut behind a stage ({names}), found {type(encoder).__name__}; "
-                            "choose such a backbone or another objective")  # fmt: skip
+            raise UserError(
+                f"expected an encoder that can be cut behind a stage ({names}), found {type(encoder).__name__}; "
+                "choose such a backbone or another objective"
+            )
         copied = copy.deepcopy(encoder)
         stages = [encoder.feature_info[place]["module"] for place in stage_places(encoder)]
         self.stages = nn.Sequential(*(copied.get_submodule(name) for name in [*stages[stage:], *CHAINS[kind]]))

@@ -32,8 +32,10 @@ def stage_layers(network: nn.Module) -> list[str]:
         UserError: none are known.
     """
     if not network.stages:
-        raise UserError(f"the outputs of stages are asked for, and none are known of this {type(network.encoder).__name__}; "
-                        "name some: tttlab.networks.classifiers.Classifier(model, stages=['name', …])")  # fmt: skip
+        raise UserError(
+            f"the outputs of stages are asked for, and none are known of this {type(network.encoder).__name__}; "
+            "name some: tttlab.networks.classifiers.Classifier(model, stages=['name', …])"
+        )
     return [f"encoder.{name}" for name in network.stages]
 
 

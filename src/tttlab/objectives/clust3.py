@@ -58,12 +58,16 @@ class ClusT3(Objective):
             UserError: the encoder has fewer stages, or none.
         """
         if not hasattr(encoder, "forward_intermediates"):
-            raise UserError(f"objective clust3 needs a backbone with stages that timm can stop at (forward_intermediates), "
-                            f"found {type(encoder).__name__}; choose another backbone or objective")  # fmt: skip
+            raise UserError(
+                f"objective clust3 needs a backbone with stages that timm can stop at (forward_intermediates), "
+                f"found {type(encoder).__name__}; choose another backbone or objective"
+            )
         stages, widths = sorted(self.stages), stage_widths(encoder)
         if not 1 <= stages[0] <= stages[-1] <= len(widths):
-            raise UserError(f"objective.stages: expected numbers from 1 to {len(widths)}, the stages of this "
-                            f"{type(encoder).__name__}, found {list(self.stages)}")  # fmt: skip
+            raise UserError(
+                f"objective.stages: expected numbers from 1 to {len(widths)}, the stages of this "
+                f"{type(encoder).__name__}, found {list(self.stages)}"
+            )
         return ClusterHeads(stages, [widths[stage - 1] for stage in stages], self.heads, self.clusters)
 
     def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:

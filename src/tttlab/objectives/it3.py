@@ -75,8 +75,10 @@ class LabelInjection(nn.Module):
         finally:
             handle.remove()
         if not reached:
-            raise UserError(f"objective it3: expected one activation from {self.stage} of this {type(encoder).__name__}, found "
-                            "none; choose another stage or backbone")  # fmt: skip
+            raise UserError(
+                f"objective it3: expected one activation from {self.stage} of this {type(encoder).__name__}, found "
+                "none; choose another stage or backbone"
+            )
         return features
 
 
@@ -114,8 +116,9 @@ class IT3(Objective):
         count = len(stage_places(encoder))
         stage = -(-count // 2) if self.stage is None else self.stage
         if not 1 <= stage <= count:
-            raise UserError(f"objective.stage: expected null or 1 to {count}, the stages of this {type(encoder).__name__}, "
-                            f"found {stage}")  # fmt: skip
+            raise UserError(
+                f"objective.stage: expected null or 1 to {count}, the stages of this {type(encoder).__name__}, found {stage}"
+            )
         return LabelInjection(encoder, num_classes, stage)
 
     def loss(

@@ -57,8 +57,10 @@ class Rotation(Objective):
         count = len(stage_places(encoder))
         shared = -(-count // 2) if self.shared_stages is None else self.shared_stages
         if not 1 <= shared <= count:
-            raise UserError(f"objective.shared_stages: expected null or 1 to {count}, the stages of this "
-                            f"{type(encoder).__name__}, found {shared}")  # fmt: skip
+            raise UserError(
+                f"objective.shared_stages: expected null or 1 to {count}, the stages of this "
+                f"{type(encoder).__name__}, found {shared}"
+            )
         return RotationHead(encoder, shared)
 
     def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:

@@ -95,8 +95,7 @@ def _gains(results: Results) -> Named:
     tables = {model: _with_mean(results, model) for model in results.models if results.acting_on(model)}
     largest = max(table["gain"].abs().max() for table in tables.values())
     title = f"gain, percentage points, {_tested(results)} under every shift"
-    maps = {f"gain_{model}": heat_map(table, styles, f"{model}: {title}", largest)
-            for model, table in tables.items()}  # fmt: skip
+    maps = {f"gain_{model}": heat_map(table, styles, f"{model}: {title}", largest) for model, table in tables.items()}
     caption = (
         f"Accuracy with minus without adaptation over all severities; above, the accuracy without. Blue: gain. Orange and "
         f"outlined: loss. Colour grows with the square root of the size, alike on all maps. Bold: McNemar's test of a "
@@ -151,8 +150,11 @@ def _steps(results: Results) -> Named:
         f"runs have different units.{' Network of the first training seed.' if results.seeds > 1 else ''}"
     )
     yield from _under_one_caption("steps", figures, caption)
-    losses = {(run, model): results.adapted.get((model, run), {}).get("losses") or []
-              for run in results.runs for model in results.models}  # fmt: skip
+    losses = {
+        (run, model): results.adapted.get((model, run), {}).get("losses") or []
+        for run in results.runs
+        for model in results.models
+    }
     losses = {key: values for key, values in losses.items() if len(values) > 1}
     if losses and not len(curves):
         title = f"Mean loss, {_tested(results)}, each under every shift"
@@ -192,8 +194,11 @@ def _along(results: Results, table: pd.DataFrame, signal: str, section: str, lab
         rows = table[(table["model"] == model) & table["run"].isin(_changing(results, model)) & table[signal].notna()]
         if len(rows):
             correlations = results.rows("correlations", model=model, level="shift", signal=signal)
-            notes = {row.run: f"Spearman {row.spearman:+.2f}, p {probability(row.p)}".replace("-", "−")
-                     for row in correlations.itertuples() if known(row.spearman)}  # fmt: skip
+            notes = {
+                row.run: f"Spearman {row.spearman:+.2f}, p {probability(row.p)}".replace("-", "−")
+                for row in correlations.itertuples()
+                if known(row.spearman)
+            }
             title = f"{model}: gain along the {label.split(' (')[0]}, {rows['n'].max()} predictions per point"
             figures[f"{section}_{model}"] = gain_along(rows, signal, styles, title, label, notes)
     yield from _under_one_caption(section, figures, caption)

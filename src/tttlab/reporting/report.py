@@ -28,30 +28,37 @@ def rows(results: Results) -> list[dict[str, Any]]:
     """Write the headline table, a row per model and run, all values as text; ``gated`` is the run with its gate."""
     table = []
     for (model, run), entry in results.summary.items():
-        table.append({
-            "model": model,
-            "run": run,
-            "source": percent(entry["accuracy_source"]),
-            **_outcome(entry, entry["clean_source"]),
-            "training": points(entry.get("training_gain")),
-            "training_interval": interval(entry.get("training_gain_low"), entry.get("training_gain_high")),
-            "training_verdict": verdict(entry.get("training_gain_low"), entry.get("training_gain_high")),
-            "seed_sd": percent(entry.get("gain_seed_sd")),
-            "changed": percent(results.changed(model, run)),
-            "milliseconds_p50": amount(entry["milliseconds_p50"]),
-            "milliseconds_p95": amount(entry["milliseconds_p95"]),
-            "memory": amount(results.adapted.get((model, run), {}).get("peak_memory_mb")),
-            "fell_back": f"{entry['fell_back']:,}",
-            "gated": _gated(entry),
-        })  # fmt: skip
+        table.append(
+            {
+                "model": model,
+                "run": run,
+                "source": percent(entry["accuracy_source"]),
+                **_outcome(entry, entry["clean_source"]),
+                "training": points(entry.get("training_gain")),
+                "training_interval": interval(entry.get("training_gain_low"), entry.get("training_gain_high")),
+                "training_verdict": verdict(entry.get("training_gain_low"), entry.get("training_gain_high")),
+                "seed_sd": percent(entry.get("gain_seed_sd")),
+                "changed": percent(results.changed(model, run)),
+                "milliseconds_p50": amount(entry["milliseconds_p50"]),
+                "milliseconds_p95": amount(entry["milliseconds_p95"]),
+                "memory": amount(results.adapted.get((model, run), {}).get("peak_memory_mb")),
+                "fell_back": f"{entry['fell_back']:,}",
+                "gated": _gated(entry),
+            }
+        )
     return table
 
 
 def _outcome(entry: Mapping[str, Any], clean_source: float | None) -> dict[str, str]:
     clean = difference(entry["clean_adapted"], clean_source)
     ends = entry["gain_low"], entry["gain_high"]
-    return {"adapted": percent(entry["accuracy_adapted"]), "gain": points(entry["gain"]), "interval": interval(*ends),
-            "verdict": verdict(*ends), "clean": points(clean)}  # fmt: skip
+    return {
+        "adapted": percent(entry["accuracy_adapted"]),
+        "gain": points(entry["gain"]),
+        "interval": interval(*ends),
+        "verdict": verdict(*ends),
+        "clean": points(clean),
+    }
 
 
 def _gated(entry: Mapping[str, Any]) -> dict[str, str] | None:

@@ -86,8 +86,10 @@ class GroupSize:
                 raise
             if size == 1:
                 others = "" if self._processes == 1 else ", or lower machine.workers"
-                raise UserError(f"one image does not fit into the memory of {device}; lower num_views, choose fewer trainable "
-                                f"parameters or a smaller backbone{others}") from error  # fmt: skip
+                raise UserError(
+                    f"one image does not fit into the memory of {device}; lower num_views, choose fewer trainable "
+                    f"parameters or a smaller backbone{others}"
+                ) from error
             self.size, self.growing = size // 2, False
             torch.cuda.empty_cache()
             return

@@ -162,6 +162,8 @@ def _count(device: torch.device, devices: int | Literal["auto"]) -> int:
     if devices == "auto":
         return there
     if device.type == "cuda" and devices > there:
-        raise UserError(f"machine.devices: expected at most {there} processes, one for each GPU of machine.device "
-                        f"{str(device)!r}, found {devices}; lower it or set auto")  # fmt: skip
+        raise UserError(
+            f"machine.devices: expected at most {there} processes, one for each GPU of machine.device "
+            f"{str(device)!r}, found {devices}; lower it or set auto"
+        )
     return devices

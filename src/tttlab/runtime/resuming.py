@@ -29,9 +29,19 @@ from tttlab.runtime.process_identity import Identity
 
 # All that computes, decodes or draws random numbers on the way from images to predictions.
 LIBRARIES = (
-    "albucore", "albumentations", "lightly", "numpy", "opencv-python-headless", "pillow", "pytorch-lightning", "scikit-learn",
-    "scipy", "timm", "torch", "torchvision",
-)  # fmt: skip
+    "albucore",
+    "albumentations",
+    "lightly",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "pytorch-lightning",
+    "scikit-learn",
+    "scipy",
+    "timm",
+    "torch",
+    "torchvision",
+)
 KEPT_DAYS, KEPT_BYTES = 14, 5 * 2**30  # of abandoned work, all pieces together; the newest piece may be larger
 _LOCK, _ABOUT, _FINISHED = "process.json", "about.json", "finished.json"  # in a piece's folder
 _DAY = 86_400  # seconds

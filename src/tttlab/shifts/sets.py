@@ -102,8 +102,10 @@ def choose_shifts(key: str, spec: ShiftSet) -> Chosen:
 def left_out(key: str, spec: ShiftSet) -> list[str]:
     """Tell, in a line each, which shifts lie there and are not tested on though nothing in params.yaml says so."""
     chosen = choose_shifts(key, spec)
-    told = [(chosen.held_out, "settings are tuned under corruptions of these names"),
-            (chosen.others, f"beside the 15 corruptions of the benchmark; {key}.only can name them")]  # fmt: skip
+    told = [
+        (chosen.held_out, "settings are tuned under corruptions of these names"),
+        (chosen.others, f"beside the 15 corruptions of the benchmark; {key}.only can name them"),
+    ]
     return [f"{key}: left out {', '.join(names)}: {why}" for names, why in told if names]
 
 
@@ -128,8 +130,10 @@ def _by_name(key: str, names: dict[Path, str]) -> dict[str, Path]:
         if not is_utf8(name):
             raise UserError(f"{key}.root: expected names in UTF-8, found {name!r} in {place.parent}; rename it")
         if nfc(name) in found:
-            raise UserError(f"{key}.root: expected every name once, found {nfc(name)!r} twice in {place.parent}, its accents "
-                            "encoded in two ways; make it one")  # fmt: skip
+            raise UserError(
+                f"{key}.root: expected every name once, found {nfc(name)!r} twice in {place.parent}, its accents "
+                "encoded in two ways; make it one"
+            )
         found[nfc(name)] = place
     return dict(sorted(found.items()))
 
@@ -142,8 +146,10 @@ def _cifar_c(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shift
     labels = _labels(key, spec.root / "labels.npy", classes, data_set)
     count, rest = divmod(len(labels), len(SEVERITIES))
     if rest or not (labels.reshape(len(SEVERITIES), -1) == labels[:count]).all():
-        raise UserError(f"{key}.root: expected the same labels five times, a severity after the other, in "
-                        f"{spec.root / 'labels.npy'}, found another order; restore the file")  # fmt: skip
+        raise UserError(
+            f"{key}.root: expected the same labels five times, a severity after the other, in "
+            f"{spec.root / 'labels.npy'}, found another order; restore the file"
+        )
     # The names that torchvision's test set gets here: an image is the same one under every corruption, and uncorrupted.
     image_ids = tuple(f"{data_set}/test/{row:07d}" for row in range(count))
     for name, file in choose_shifts(key, spec).tested.items():
@@ -168,24 +174,32 @@ def _rows(pixels: np.ndarray, image_ids: tuple[str, ...], labels: np.ndarray, cl
 def _pixels(key: str, file: Path, count: int) -> np.ndarray:
     pixels = _load(key, file)
     if pixels.dtype != np.uint8 or pixels.shape != (count, 32, 32, 3):
-        raise UserError(f"{key}.root: expected uint8 of shape {(count, 32, 32, 3)}, as many as there are labels, in {file}, "
-                        f"found {pixels.dtype} of shape {pixels.shape}; restore the file")  # fmt: skip
+        raise UserError(
+            f"{key}.root: expected uint8 of shape {(count, 32, 32, 3)}, as many as there are labels, in {file}, "
+            f"found {pixels.dtype} of shape {pixels.shape}; restore the file"
+        )
     return pixels
 
 
 def _labels(key: str, file: Path, classes: Sequence[str], data_set: str) -> np.ndarray:
     labels = _load(key, file)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise UserError(f"{key}.root: expected whole numbers of shape (N,) in {file}, found {labels.dtype} of shape "
-                        f"{labels.shape}; restore the file")  # fmt: skip
+        raise UserError(
+            f"{key}.root: expected whole numbers of shape (N,) in {file}, found {labels.dtype} of shape "
+            f"{labels.shape}; restore the file"
+        )
     count = 100 if data_set == "cifar100" else 10
     if len(classes) != count or (data_set == "cifar10" and tuple(classes) != CIFAR10):
         expected = f"the classes of CIFAR-10 ({', '.join(CIFAR10)})" if count == 10 else "the 100 classes of CIFAR-100"
-        raise UserError(f"{key}: expected {expected} in data.labeled, for the labels are numbers, found "
-                        f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}; rename the class folders")  # fmt: skip
+        raise UserError(
+            f"{key}: expected {expected} in data.labeled, for the labels are numbers, found "
+            f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}; rename the class folders"
+        )
     if not len(labels) or labels.min() < 0 or labels.max() >= count:
-        raise UserError(f"{key}.root: expected labels from 0 to {count - 1} in {file}, found "
-                        f"{f'{labels.min()} to {labels.max()}' if len(labels) else 'none'}; restore the file")  # fmt: skip
+        raise UserError(
+            f"{key}.root: expected labels from 0 to {count - 1} in {file}, found "
+            f"{f'{labels.min()} to {labels.max()}' if len(labels) else 'none'}; restore the file"
+        )
     return labels.astype(np.int64)
 
 
@@ -202,11 +216,14 @@ def _load(key: str, file: Path) -> np.ndarray:
 def _corruption_folders(key: str, spec: ShiftSet, _: Sequence[str]) -> Iterator[Shifted]:
     for name, folder in choose_shifts(key, spec).tested.items():
         if not (found := _folders(key, folder)):
-            raise UserError(f"{key}.root: expected folders 1 to 5 in {folder}, found none; check root, or leave "
-                            f"{name!r} out by {key}.only")  # fmt: skip
+            raise UserError(
+                f"{key}.root: expected folders 1 to 5 in {folder}, found none; check root, or leave {name!r} out by {key}.only"
+            )
         if wrong := [own for own in found if own not in map(str, SEVERITIES)]:
-            raise UserError(f"{key}.root: expected folders 1 to 5 in {folder}, found {wrong[0]!r}; for a folder per "
-                            "domain set format: domain_folders")  # fmt: skip
+            raise UserError(
+                f"{key}.root: expected folders 1 to 5 in {folder}, found {wrong[0]!r}; for a folder per "
+                "domain set format: domain_folders"
+            )
         for severity in spec.severities or map(int, found):
             root = folder / str(severity)
             if not root.is_dir():

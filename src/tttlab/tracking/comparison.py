@@ -28,10 +28,17 @@ def log_predictions(run: Run, scored: "pd.DataFrame") -> None:
         (f"{name}/{key[0]}", row[column], int(key[1])) for key, row in means.iterrows() for name, column in curves.items()
     ]
     overall, milliseconds = shifted.mean(numeric_only=True), shifted["milliseconds"]
-    totals = {"accuracy/mean": overall["accuracy_adapted"], "accuracy_source/mean": overall["accuracy_source"],
-              "changed/mean": overall["changed"], "gain/mean": overall["gain"], "gain/training": overall["training_gain"],
-              "clean/source": clean["accuracy_source"], "clean/adapted": clean["accuracy_adapted"],
-              "gate/gain": overall["gated_gain"], "gate/clean_adapted": clean["accuracy_gated"]}  # fmt: skip
+    totals = {
+        "accuracy/mean": overall["accuracy_adapted"],
+        "accuracy_source/mean": overall["accuracy_source"],
+        "changed/mean": overall["changed"],
+        "gain/mean": overall["gain"],
+        "gain/training": overall["training_gain"],
+        "clean/source": clean["accuracy_source"],
+        "clean/adapted": clean["accuracy_adapted"],
+        "gate/gain": overall["gated_gain"],
+        "gate/clean_adapted": clean["accuracy_gated"],
+    }
     if overall["gate_milliseconds"] > 0:
         totals |= {"gate/open": overall["open"], "gate/clean_open": clean["open"]}
     totals |= {f"cost/milliseconds_p{p}": milliseconds.quantile(p / 100) for p in (50, 95)}

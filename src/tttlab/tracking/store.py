@@ -46,10 +46,19 @@ the step of these metrics. All accuracies and gains are fractions.
 """
 _LABELS = {"pipeline": ["execution"], "adapt": ["run", "model"], "trial": ["run", "model"]}  # tags shown for a stage
 _SHOWN = {  # metrics shown for a stage, sorted by the first one: the largest gain, the smallest rank
-    "adapt": ["gain/mean", "gain/training", "accuracy_source/mean", "accuracy/mean", "clean/source", "clean/adapted",
-              "gate/gain", "gate/open", "cost/milliseconds_p50"],
+    "adapt": [
+        "gain/mean",
+        "gain/training",
+        "accuracy_source/mean",
+        "accuracy/mean",
+        "clean/source",
+        "clean/adapted",
+        "gate/gain",
+        "gate/open",
+        "cost/milliseconds_p50",
+    ],
     "trial": ["rank", "score", "gain", "clean_change", "milliseconds"],
-}  # fmt: skip
+}
 _SETTINGS = ["steps", "lr", "trainable", "normalisation"]  # settings shown for a trial
 VIEWS = {"comparison": "adapt", "executions": "pipeline", "trials": "trial"}  # name in an address: stage
 MODE = "?workflowType=machine_learning"  # else MLflow shows its pages for language models
@@ -132,8 +141,13 @@ def table_view(stage: str, metrics: Sequence[str] = ()) -> dict[str, Any]:
     columns = [f"tags.`{name}`" for name in _LABELS[stage]] + [f"metrics.`{name}`" for name in metrics]
     columns += [f"params.`{name}`" for name in _SETTINGS] if stage == "trial" else []
     order = f"metrics.`{metrics[0]}`" if stage in _SHOWN else "attributes.start_time"
-    return {"searchFilter": f'tags.stage = "{stage}"', "orderByKey": order, "orderByAsc": stage == "trial",
-            "selectedColumns": columns, "columnOrder": columns}  # fmt: skip
+    return {
+        "searchFilter": f'tags.stage = "{stage}"',
+        "orderByKey": order,
+        "orderByAsc": stage == "trial",
+        "selectedColumns": columns,
+        "columnOrder": columns,
+    }
 
 
 def _relocate(root: Path, old: str, new: str) -> None:

@@ -99,8 +99,10 @@ class EpochBatches(Sampler):
         self.count, self.seed, self.epoch = count, seed, 0
         batches = -(-count // batch_size)
         if count // batches < ranks:
-            raise UserError(f"batch_size: expected at least one image for each of {ranks} processes, found batches of "
-                            f"{count // batches}; raise it or start fewer processes")  # fmt: skip
+            raise UserError(
+                f"batch_size: expected at least one image for each of {ranks} processes, found batches of "
+                f"{count // batches}; raise it or start fewer processes"
+            )
         self.shares = [Share(len(batch), rank, ranks) for batch in np.array_split(np.empty(count), batches)]
 
     def set_epoch(self, epoch: int) -> None:
@@ -178,8 +180,10 @@ def told_of_lost_workers() -> Iterator[None]:
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         reason = str(error).strip() or type(error).__name__
-        raise UserError(f"a process that augments images was lost ({reason}): memory probably ran out; lower machine.workers; "
-                        "whole epochs are kept, and the same command goes on") from error  # fmt: skip
+        raise UserError(
+            f"a process that augments images was lost ({reason}): memory probably ran out; lower machine.workers; "
+            "whole epochs are kept, and the same command goes on"
+        ) from error
 
 
 def _single_threaded(_worker: int) -> None:

@@ -64,8 +64,10 @@ def meta_loss(objective: Objective, weight: float, inner_lr: float, inner_steps:
         UserError: the objective contrasts images with each other.
     """
     if isinstance(objective, SimCLR):
-        raise UserError("meta-learned fine-tuning: expected an objective that one image alone can lower, found simclr, whose "
-                        "negatives are other images; choose another objective")  # fmt: skip
+        raise UserError(
+            "meta-learned fine-tuning: expected an objective that one image alone can lower, found simclr, whose "
+            "negatives are other images; choose another objective"
+        )
 
     def loss(network: Network, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
         share = batch.get("share")
@@ -117,8 +119,10 @@ def inner_step(objectives: Tensor, parameters: Parameters, lr: float, clip: floa
         found = torch.autograd.grad(objectives.sum(), list(parameters.values()), create_graph=True, allow_unused=True)
     gradients = {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
     if not gradients:
-        raise UserError("meta-learned fine-tuning: expected parameters that influence the objective, found none among the "
-                        f"{len(parameters)} trainable ones; train the encoder")  # fmt: skip
+        raise UserError(
+            "meta-learned fine-tuning: expected parameters that influence the objective, found none among the "
+            f"{len(parameters)} trainable ones; train the encoder"
+        )
     if clip is not None:
         gradients = clip_gradients(gradients, clip)
     return {name: parameters[name] - lr * gradient for name, gradient in gradients.items()}

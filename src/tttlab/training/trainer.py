@@ -143,9 +143,11 @@ class Trainer:
         first = self.fabric.broadcast(len(rows))
         differ = torch.tensor(float(len(rows) != first), device=self.fabric.device)
         if count := int(self.fabric.all_reduce(differ, reduce_op="sum")):
-            raise UserError(f"{task.name}: expected all processes to find the unfinished work that the first one does "
-                            f"({first - 1} epochs), found other work on {count} of them; "
-                            "use a file system that all machines share")  # fmt: skip
+            raise UserError(
+                f"{task.name}: expected all processes to find the unfinished work that the first one does "
+                f"({first - 1} epochs), found other work on {count} of them; "
+                "use a file system that all machines share"
+            )
 
     def _run_epochs(
         self, network: Network, images: ImageSet, task: Task, optimizer: torch.optim.Optimizer, rows: list[Row]

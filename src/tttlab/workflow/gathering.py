@@ -41,11 +41,17 @@ def open_sources(params: Params, downloads: Path) -> Opened:
 
 def decode(params: Params, opened: Opened) -> tuple[dict[str, ImageSet], list[Shift]]:
     """Decode what is wanted of every set: the three, and the shifted ones with their images."""
-    how = {"unreadable": params.data.unreadable, "pack_below": params.data.pack_below, "depth": params.data.depth,
-           "workers": params.machine.workers}  # fmt: skip
+    how = {
+        "unreadable": params.data.unreadable,
+        "pack_below": params.data.pack_below,
+        "depth": params.data.depth,
+        "workers": params.machine.workers,
+    }
     size, classes = image_size(params), opened.sets["labeled"].classes
-    sets = {which: gather(source, getattr(params.data, which), which, size, params.seed, **how)
-            for which, source in opened.sets.items()}  # fmt: skip
+    sets = {
+        which: gather(source, getattr(params.data, which), which, size, params.seed, **how)
+        for which, source in opened.sets.items()
+    }
     sets["test"] = image_sets.align_classes(sets["test"], classes)
     shifts = []
     for name, found in opened.shifted.items():

@@ -103,8 +103,9 @@ def load_tuned(name: str, model: str) -> dict[str, Any]:
             return found
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         pass
-    raise UserError(f"{path}: expected what tuning chose for {model}, found nothing that can be read; "
-                    f"run python -m pipeline.tune {name}")  # fmt: skip
+    raise UserError(
+        f"{path}: expected what tuning chose for {model}, found nothing that can be read; run python -m pipeline.tune {name}"
+    )
 
 
 def load_gate(tuned: Mapping[str, Any]) -> Gate | None:

@@ -45,8 +45,13 @@ def started(environment: Mapping[str, str]) -> tuple[int, int] | None:
 def shares(params: Params, fabric: "Processes") -> dict[str, Any]:
     """Say who does which part of a stage that trains nothing, as `sweep.adapt_to_shifts` wants to know it."""
     here, _ = started(os.environ) or (fabric.world_size, 1)
-    return {"workers": params.machine.workers if fabric.device.type == "cpu" else 0, "rank": fabric.global_rank,
-            "ranks": fabric.world_size, "neighbours": here, "barrier": fabric.barrier}  # fmt: skip
+    return {
+        "workers": params.machine.workers if fabric.device.type == "cpu" else 0,
+        "rank": fabric.global_rank,
+        "ranks": fabric.world_size,
+        "neighbours": here,
+        "barrier": fabric.barrier,
+    }
 
 
 @contextmanager

@@ -41,8 +41,10 @@ def open_sets(params: Params, limit: int | None) -> list[Shift]:
         entries = json.loads((folder / "shifts.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: expected the list of shifted sets, found none; run the stage prepare first") from error
-    return [Shift(entry["corruption"], entry["severity"], choose(params, ImageSet.load(folder / entry["folder"]), limit))
-            for entry in entries]  # fmt: skip
+    return [
+        Shift(entry["corruption"], entry["severity"], choose(params, ImageSet.load(folder / entry["folder"]), limit))
+        for entry in entries
+    ]
 
 
 def choose(params: Params, images: ImageSet, count: int | None) -> ImageSet:

@@ -13,6 +13,7 @@ def image_size(params: Params) -> int:
     sizes = {name: native_size(model.backbone) for name, model in params.models.items()}
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise UserError(f"data.image_size: auto takes the backbones' own input size, which must be one, found {told}; "
-                        "set a number")  # fmt: skip
+        raise UserError(
+            f"data.image_size: auto takes the backbones' own input size, which must be one, found {told}; set a number"
+        )
     return next(iter(sizes.values()))

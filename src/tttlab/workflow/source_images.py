@@ -19,5 +19,8 @@ def source_batches(params: Params, device: torch.device) -> SourceImages:
     chosen = balanced_subset(source.image_ids, source.labels, params.source_stats.images, params.seed, "source_stats")
     chosen = numpy_generator(params.seed, "source_stats", "order").permutation(chosen)  # folders come class by class
     wish = params.machine.images_per_step
-    return SourceImages(lambda numbers: as_images(torch.from_numpy(source.pixels[chosen[numbers.numpy()]])).to(device),
-                        len(chosen), BATCH if wish == "auto" else wish)  # fmt: skip
+    return SourceImages(
+        lambda numbers: as_images(torch.from_numpy(source.pixels[chosen[numbers.numpy()]])).to(device),
+        len(chosen),
+        BATCH if wish == "auto" else wish,
+    )

@@ -46,8 +46,14 @@ class Sweep(NamedTuple):
     @property
     def tags(self) -> dict[str, Any]:
         """Say what MLflow finds this run by."""
-        return {"model": self.model, "method": self.ready.settings.method, "run": self.name, "training_seed": self.seed,
-                "protocol": self.ready.settings.protocol, "source_run_id": self.source.about.get("mlflow_run_id")}  # fmt: skip
+        return {
+            "model": self.model,
+            "method": self.ready.settings.method,
+            "run": self.name,
+            "training_seed": self.seed,
+            "protocol": self.ready.settings.protocol,
+            "source_run_id": self.source.about.get("mlflow_run_id"),
+        }
 
     def adapt(self, work: Work) -> tuple[pd.DataFrame, np.ndarray] | None:
         """Adapt to this process's share of all shifted images; the first process returns what all found."""
@@ -62,10 +68,22 @@ class Sweep(NamedTuple):
         total, hidden = sum(len(shift.of(images)) for shift in shifts) // fabric.world_size, not fabric.is_global_zero
         with tqdm(total=total, desc=f"{self.name} {prefix}", unit="image", mininterval=1, disable=hidden) as bar:
             return sweep.adapt_to_shifts(
-                self.source.network, ready.method, ready.loop, images, shifts, statistics=ready.statistics,
-                seed=self.params.seed, work=work, prefix=prefix, images_per_step=at_once, device=device, on_images=bar.update,
-                stream=open_stream(self.params, ready.settings.protocol), **shares(self.params, fabric), **settings,
-            )  # fmt: skip
+                self.source.network,
+                ready.method,
+                ready.loop,
+                images,
+                shifts,
+                statistics=ready.statistics,
+                seed=self.params.seed,
+                work=work,
+                prefix=prefix,
+                images_per_step=at_once,
+                device=device,
+                on_images=bar.update,
+                stream=open_stream(self.params, ready.settings.protocol),
+                **shares(self.params, fabric),
+                **settings,
+            )
 
 
 def open_sweeps(params: Params, name: str, fabric: "Processes") -> dict[str, list[Sweep]]:

@@ -40,9 +40,14 @@ def open_trainer(
 
     def open_run(key: str):
         return start_run(
-            places.ROOT, stage=stage, name=f"{stage} {model} · {how}", params=settings, tags=tags,
-            parent=parent_run(params), resume_key=key,
-        )  # fmt: skip
+            places.ROOT,
+            stage=stage,
+            name=f"{stage} {model} · {how}",
+            params=settings,
+            tags=tags,
+            parent=parent_run(params),
+            resume_key=key,
+        )
 
     with (
         shared_work(fabric, stage, settings, inputs) as work,

@@ -179,6 +179,7 @@ def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
     """List the places that none beats: no other is at most as costly and gains at least as much without being equal."""
     points = list(zip(costs, gains, strict=True))
     return [
-        place for place, (cost, gain) in enumerate(points)
+        place
+        for place, (cost, gain) in enumerate(points)
         if not any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points)
-    ]  # fmt: skip
+    ]

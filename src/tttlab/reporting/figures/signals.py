@@ -11,8 +11,10 @@ from matplotlib.ticker import LogLocator
 
 from tttlab.reporting.plots import GRID, INK, MUTED, PAPER, Style, drawn_runs, legend, markers, panels, small, styled
 
-_ESTIMATES = {"estimated_accuracy": ("o", INK, "difference of confidences"),
-              "estimated_accuracy_atc": ("D", PAPER, "average thresholded confidence")}  # fmt: skip
+_ESTIMATES = {
+    "estimated_accuracy": ("o", INK, "difference of confidences"),
+    "estimated_accuracy_atc": ("D", PAPER, "average thresholded confidence"),
+}
 
 
 @styled

@@ -202,8 +202,18 @@ def _rule(results: Results, model: str, run: str) -> str:
 # --- every shift ---------------------------------------------------------------------------------------------------
 
 
-_SHIFT_HEADS = ("shift", "n", "source, %", "adapted, %", "gain, points", "95 % interval", "wrong → right", "right → wrong",
-                "p", "p, Holm")  # fmt: skip
+_SHIFT_HEADS = (
+    "shift",
+    "n",
+    "source, %",
+    "adapted, %",
+    "gain, points",
+    "95 % interval",
+    "wrong → right",
+    "right → wrong",
+    "p",
+    "p, Holm",
+)
 
 
 def shifts(results: Results) -> Iterator[Table]:
