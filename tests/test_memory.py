@@ -466,5 +466,9 @@ def test_no_group_is_larger_than_the_machines_setting_says(name, network, tmp_pa
 @pytest.mark.parametrize("stage", ["source_stats", "tune", "adapt", "align", "distance"])
 def test_every_stage_that_looks_at_images_hands_the_machines_setting_on(stage):
     """By its name in the code that the stage runs."""
-    scripts = {"source_stats": "src/tttlab/workflow/source_images.py", "adapt": "src/tttlab/workflow/sweeps.py"}
+    scripts = {
+        "source_stats": "src/tttlab/workflow/source_images.py",
+        "adapt": "src/tttlab/workflow/sweeps.py",
+        "tune": "src/tttlab/workflow/tunings.py",
+    }
     assert "machine.images_per_step" in (ROOT / scripts.get(stage, f"pipeline/{stage}.py")).read_text()
