@@ -28,19 +28,34 @@ def main() -> None:
     """Run all benchmarks that the device bears."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", default="", help="measure the rows whose name contains this, and write nothing")
-    parser.add_argument("--smoke", action="store_true", help="next to nothing of all, to see that it works; into outputs/smoke")
+    parser.add_argument(
+        "--only", default="", help="measure the rows whose name contains this, and write nothing"
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="next to nothing of all, to see that it works; into outputs/smoke",
+    )
     arguments = parser.parse_args()
     amount = SMOKE if arguments.smoke else FULL
     device, began = torch.device(arguments.device), time.perf_counter()
     keep_freed_memory()  # for all sides alike, as every stage of the pipeline does
-    report = {"machine": machine(device), "rows": [], "memory": [], "torch_ttt": [], "scaling": [], "data": []}
+    report = {
+        "machine": machine(device),
+        "rows": [],
+        "memory": [],
+        "torch_ttt": [],
+        "scaling": [],
+        "data": [],
+    }
     print("  ".join(f"{key}: {value}" for key, value in report["machine"].items()))
     speed = bandwidth(device)
     for precision in ("float32", "bfloat16") if device.type == "cuda" else ("float32",):
         for case in list_cases(device):
             if arguments.only in case.name:
-                report["rows"].append(measure(case.within(amount), device, speed, precision, amount.repeats))
+                report["rows"].append(
+                    measure(case.within(amount), device, speed, precision, amount.repeats)
+                )
                 print(line(report["rows"][-1]), flush=True)
     if not arguments.only:
         report["memory"] = measure_memory(device, report["rows"])
@@ -51,7 +66,9 @@ def main() -> None:
         write(report, Path("outputs/smoke" if arguments.smoke else "outputs"))
 
 
-def measure(case: Case, device: torch.device, speed: float, precision: str, repeats: int = FULL.repeats) -> dict:
+def measure(
+    case: Case, device: torch.device, speed: float, precision: str, repeats: int = FULL.repeats
+) -> dict:
     """Measure one row; ratios are taken within a repeat, and their median and range over the repeats."""
     torch.manual_seed(0)  # for every row anew: it is the same whichever others are measured
     network = case.build(case.size).to(device)
@@ -67,7 +84,9 @@ def measure(case: Case, device: torch.device, speed: float, precision: str, repe
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         settle(case, network, images, source, group)
         logits = sides["ours"]()
-        difference = (logits[: len(some)] - peer(case, network, some, source).cpu()).abs().max().item()
+        difference = (
+            (logits[: len(some)] - peer(case, network, some, source).cpu()).abs().max().item()
+        )
         sides["floor"]()
         times = interleaved(sides, repeats, device)
     traffic = case.images * state_bytes(case, network) * TRAFFIC * case.steps / speed
@@ -88,7 +107,9 @@ def measure(case: Case, device: torch.device, speed: float, precision: str, repe
         "floor_memory_seconds": traffic,
         "floor_seconds": max(row["floor_seconds"], traffic),
     }
-    row |= spread("ours_over_floor", times["ours"], floors) | spread("peer_over_ours", times["peer"], times["ours"])
+    row |= spread("ours_over_floor", times["ours"], floors) | spread(
+        "peer_over_ours", times["peer"], times["ours"]
+    )
     return row | {"largest_logit_difference": difference}
 
 
@@ -113,7 +134,10 @@ def measure_memory(device: torch.device, rows: list[dict]) -> list[dict]:
     for row in rows:
         if "views8" in row["name"] and row["precision"] == "float32":
             group = min(row["images_per_step"], row["images"])
-            found.append({"name": row["name"], "group": group} | memory.measure(cases[row["name"]].short, device, group))
+            found.append(
+                {"name": row["name"], "group": group}
+                | memory.measure(cases[row["name"]].short, device, group)
+            )
     for row in found:
         print(
             f"memory {row['name']:22}{row['group']:4} at once: peak {row['peak_mb']:6.1f} MiB, must hold "
@@ -127,7 +151,11 @@ def measure_torch_ttt(device: torch.device, amount: Amount = FULL) -> list[dict]
     if not torch_ttt_engines.available():
         print("torch-ttt is not installed: left out (make bench installs it)")
         return []
-    cases = [case.within(amount) for case in list_cases(torch.device("cpu")) if case.name.endswith("views1/all")]
+    cases = [
+        case.within(amount)
+        for case in list_cases(torch.device("cpu"))
+        if case.name.endswith("views1/all")
+    ]
     found = [row for case in cases for row in engines(case, device, amount)]
     for row in found:
         times = f"{row.get('theirs_ms_per_image', 0):6.1f} ms per image, {row.get('theirs_over_ours', 0):.1f} × ours"
@@ -137,11 +165,16 @@ def measure_torch_ttt(device: torch.device, amount: Amount = FULL) -> list[dict]
 
 def engines(case: Case, device: torch.device, amount: Amount = FULL) -> list[dict]:
     """Time every engine of torch-ttt that runs on one image."""
-    network, images = case.build(case.size).to(device), torch.rand(case.images, 3, case.size, case.size, device=device)
+    network, images = (
+        case.build(case.size).to(device),
+        torch.rand(case.images, 3, case.size, case.size, device=device),
+    )
     group = GroupSize("auto")
     settle(case, network, images, {}, group)
     found, some = [], images[: case.peer_images]
-    built = torch_ttt_engines.engines(network, case.size, [(images,)], steps=case.steps, head_steps=amount.head_steps)
+    built = torch_ttt_engines.engines(
+        network, case.size, [(images,)], steps=case.steps, head_steps=amount.head_steps
+    )
     for name, engine in built.items():
         row = {"network": case.build.__name__, "engine": name}
         if isinstance(engine, str):
@@ -154,7 +187,14 @@ def engines(case: Case, device: torch.device, amount: Amount = FULL) -> list[dic
         times = interleaved(sides, min(amount.repeats, 3), device)
         theirs = statistics.median(times["theirs"]) / len(some) * 1e3
         mine = statistics.median(times["ours"]) / len(images) * 1e3
-        found.append(row | {"theirs_ms_per_image": theirs, "ours_ms_per_image": mine, "theirs_over_ours": theirs / mine})
+        found.append(
+            row
+            | {
+                "theirs_ms_per_image": theirs,
+                "ours_ms_per_image": mine,
+                "theirs_over_ours": theirs / mine,
+            }
+        )
     return found
 
 
@@ -174,13 +214,17 @@ def processor() -> str:
     """Name the CPU, as far as the system tells."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def line(row: dict) -> str:
     """Format a row for the screen."""
     own, floor, arithmetic, traffic, peers = (
-        row[f"{side}_seconds"] * 1e3 / row["images"] for side in ("ours", "floor", "floor_arithmetic", "floor_memory", "peer")
+        row[f"{side}_seconds"] * 1e3 / row["images"]
+        for side in ("ours", "floor", "floor_arithmetic", "floor_memory", "peer")
     )
     return (
         f"{row['name']:26}{row['precision']:9}{row['images_per_step']:4} at once  ours {own:6.1f}  floor {floor:6.1f} ("

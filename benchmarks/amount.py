@@ -29,4 +29,13 @@ class Amount:
 
 
 FULL = Amount()
-SMOKE = Amount(images=2, steps=2, repeats=2, points=2, photographs=32, head_steps=1, data_sets=200, resamples=99)
+SMOKE = Amount(
+    images=2,
+    steps=2,
+    repeats=2,
+    points=2,
+    photographs=32,
+    head_steps=1,
+    data_sets=200,
+    resamples=99,
+)

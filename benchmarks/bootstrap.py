@@ -42,7 +42,9 @@ def paired_interval(
     Reference:
         Davison and Hinkley, Bootstrap Methods and their Application (1997), sections 3.8 (clusters) and 5.3.1.
     """
-    codes, names = pd.factorize(images, sort=True)  # sorted: the order of the rows is then of no account
+    codes, names = pd.factorize(
+        images, sort=True
+    )  # sorted: the order of the rows is then of no account
     num_images = len(names)
     interval = np.full((num_groups, 2), np.nan)
     if num_images < 2:
@@ -51,8 +53,12 @@ def paired_interval(
     np.add.at(sums, (codes, groups), differences)
     np.add.at(counts, (codes, groups), 1)
     generator = numpy_generator(seed, "bootstrap")
-    means = np.concatenate([(w @ sums, w @ counts) for w in draw_weights(generator, num_images, resamples)], axis=1)
-    with np.errstate(invalid="ignore"):  # a small group can be missing from a resample: 0 / 0, left out of the quantile
+    means = np.concatenate(
+        [(w @ sums, w @ counts) for w in draw_weights(generator, num_images, resamples)], axis=1
+    )
+    with np.errstate(
+        invalid="ignore"
+    ):  # a small group can be missing from a resample: 0 / 0, left out of the quantile
         ratios = means[0] / means[1]
     enough = (counts > 0).sum(axis=0) >= 2
     tail = (1 - confidence) / 2
@@ -62,7 +68,9 @@ def paired_interval(
 
 def draw_weights(generator: np.random.Generator, size: int, resamples: int) -> Iterator[np.ndarray]:
     """Yield blocks (b, size) of how often a bootstrap sample draws each of ``size`` units."""
-    block = max(1, min(resamples, 2**22 // size))  # 32 MB of draws at a time, however many there are
+    block = max(
+        1, min(resamples, 2**22 // size)
+    )  # 32 MB of draws at a time, however many there are
     for start in range(0, resamples, block):
         count = min(block, resamples - start)
         draws = generator.integers(size, size=(count, size)) + size * np.arange(count)[:, None]

@@ -22,7 +22,12 @@ from tttlab.objectives.simclr import SimCLR
 
 CLASSES = 10
 STEPS = 10
-SMALL_RESNET = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128], "stem_type": "deep", "stem_width": 8}
+SMALL_RESNET = {
+    "layers": [1, 1, 1, 1],
+    "channels": [16, 32, 64, 128],
+    "stem_type": "deep",
+    "stem_width": 8,
+}
 SMALL_VIT = {"embed_dim": 96, "depth": 3, "num_heads": 3, "global_pool": "avg", "fc_norm": False}
 
 
@@ -35,13 +40,18 @@ class MarginalEntropy(Method):
 
     num_views: int = 8
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Draw ``(B, V, 3, H, W)``."""
         return random_views(images, generators, self.num_views, Augmentation())
 
     def loss(self, net, views, statistics, state):
         """Entropy of the mean prediction over ``views (V, 3, H, W)``."""
-        log_mean = net(views).logits.log_softmax(-1).logsumexp(0) - torch.tensor(float(self.num_views)).log()
+        log_mean = (
+            net(views).logits.log_softmax(-1).logsumexp(0)
+            - torch.tensor(float(self.num_views)).log()
+        )
         return -(log_mean.exp() * log_mean).sum(), state
 
 
@@ -112,7 +122,9 @@ def vit(size: int) -> Network:
 
 def vit_small(size: int) -> Network:
     """ViT-S, of patches of 4 pixels where images are small, else 16."""
-    encoder = build_encoder("vit_small_patch16_224", size, stem="small" if size < 64 else "original")
+    encoder = build_encoder(
+        "vit_small_patch16_224", size, stem="small" if size < 64 else "original"
+    )
     return Network(encoder, CLASSES, MAE().head(encoder)).eval()
 
 
@@ -120,13 +132,26 @@ def list_cases(device: torch.device) -> list[Case]:
     """List what is measured on a device."""
     if device.type == "cuda":
         return [
-            Case(f"{name}@{size}/views8/{trainable}", build, MarginalEntropy(), trainable, images, size)
+            Case(
+                f"{name}@{size}/views8/{trainable}",
+                build,
+                MarginalEntropy(),
+                trainable,
+                images,
+                size,
+            )
             for name, build in (("resnet18", resnet18), ("vit_small", vit_small))
             for size, images in ((32, 256), (224, 64))
             for trainable in ("all", "norm")
         ]
     entropy = [
-        Case(f"{name}/views{views}/{trainable}", build, MarginalEntropy(views), trainable, images=64 if views == 1 else 32)
+        Case(
+            f"{name}/views{views}/{trainable}",
+            build,
+            MarginalEntropy(views),
+            trainable,
+            images=64 if views == 1 else 32,
+        )
         for name, build in (("resnet", resnet), ("vit", vit))
         for views in (1, 8)
         for trainable in ("all", "norm")
@@ -152,6 +177,8 @@ def ordinary_loss(network: Network, method: Method, views) -> Tensor:
     if isinstance(method, MAETraining):
         keep, hidden = views["keep"].flatten(0, 1), views["hidden"].flatten(0, 1)
         images = views["image"].expand(-1, method.num_views, -1, -1, -1).flatten(0, 1)
-        return masked_error(network(images, keep=keep).reconstruction, images, hidden, network.head.patch_size)
+        return masked_error(
+            network(images, keep=keep).reconstruction, images, hidden, network.head.patch_size
+        )
     logits = network(views.flatten(0, 1)).logits
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))

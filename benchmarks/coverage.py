@@ -46,7 +46,9 @@ class Population:
 POPULATIONS = {
     "typical": Population(0.85, 0.15),
     "helps only": Population(0.85, 0.3, image_change=0, shift_change=0.05, pair_change=0),
-    "flips under all shifts": Population(0.85, 0.3, image=4, image_change=1, shift_change=0.1, spread=0.2),
+    "flips under all shifts": Population(
+        0.85, 0.3, image=4, image_change=1, shift_change=0.1, spread=0.2
+    ),
     "rare flips": Population(0.88, 0.02, image_change=0.03, shift_change=0.03, pair_change=0.02),
 }
 
@@ -64,25 +66,43 @@ class Case:
 
 def list_cases() -> list[Case]:
     """List one-seed cases for every population, then several seeds for typical and rare flips."""
-    sizes = [(images, shifts) for images in (50, 100, 500) for shifts in (1, 10, 45) if images * shifts <= 5_000]
+    sizes = [
+        (images, shifts)
+        for images in (50, 100, 500)
+        for shifts in (1, 10, 45)
+        if images * shifts <= 5_000
+    ]
     one = [Case(name, *size) for name in POPULATIONS for size in sizes]
     panels = [("typical", 2), ("typical", 3), ("typical", 5), ("rare flips", 3)]
     effects = {"typical": (0, 0.05, 0.25), "rare flips": (0, 0.005, 0.025)}
     grid = [(name, seeds, effect) for name, seeds in panels for effect in effects[name]]
     return one + [
-        Case(name, images, 10, seeds, effect) for (name, seeds, effect), images in itertools.product(grid, (100, 500))
+        Case(name, images, 10, seeds, effect)
+        for (name, seeds, effect), images in itertools.product(grid, (100, 500))
     ]
 
 
-def simulate(case: Case, data_sets: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def simulate(
+    case: Case, data_sets: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw data sets; → (n, S, G) sums of the differences over the shifts, and (G,) numbers of flips."""
     law, mean = describe(case)
     sums, flips = np.empty((case.images, case.seeds, data_sets)), np.empty(data_sets)
     block = max(1, 2_000_000 // (case.images * case.shifts * case.seeds))
     for start in range(0, data_sets, block):
         part = slice(start, min(start + block, data_sets))
-        before = _normal(generator, case, part, law.image, law.pair, law.network, 1) + mean[:, None].astype(np.float32)
-        change = _normal(generator, case, part, law.image_change, law.pair_change, law.network_change, law.shift_change)
+        before = _normal(generator, case, part, law.image, law.pair, law.network, 1) + mean[
+            :, None
+        ].astype(np.float32)
+        change = _normal(
+            generator,
+            case,
+            part,
+            law.image_change,
+            law.pair_change,
+            law.network_change,
+            law.shift_change,
+        )
         difference = (before + change + law.gain > 0).astype(np.int8) - (before > 0)
         sums[..., part] = difference.sum(axis=2).transpose(1, 2, 0)
         flips[part] = np.abs(difference).sum(axis=(1, 2, 3))
@@ -92,7 +112,9 @@ def simulate(case: Case, data_sets: int, generator: np.random.Generator) -> tupl
 def describe(case: Case) -> tuple[Population, np.ndarray]:
     """Give the case's law, and the (J,) mean margins under its shifts."""
     law = replace(POPULATIONS[case.population], network_change=case.seed_effect)
-    if case.seeds == 1:  # then the network is held fixed: what it makes of an image is part of the image
+    if (
+        case.seeds == 1
+    ):  # then the network is held fixed: what it makes of an image is part of the image
         law = replace(law, pair=0, pair_change=0, network=0)
     middle = stats.norm.ppf(law.accuracy) * np.sqrt(1 + law.image**2 + law.pair**2 + law.network**2)
     return law, middle + np.linspace(-1, 1, case.shifts) * law.spread * (case.shifts > 1)
@@ -109,7 +131,9 @@ def true_gain(case: Case) -> tuple[float, float]:
         (mean + network) / np.sqrt(before)
     )
     after, before = after + law.network**2 + law.network_change**2, before + law.network**2
-    gain = stats.norm.cdf((mean + law.gain) / np.sqrt(after)) - stats.norm.cdf(mean / np.sqrt(before))
+    gain = stats.norm.cdf((mean + law.gain) / np.sqrt(after)) - stats.norm.cdf(
+        mean / np.sqrt(before)
+    )
     return gain.mean(), gains.mean(axis=1).std().round(9)
 
 
@@ -117,7 +141,11 @@ def _normal(generator: np.random.Generator, case: Case, part: slice, *scales: fl
     """Draw (g, n, J, S) sums of parts per image, per pair of image and network, per network, and per everything."""
     g, n, shifts, seeds = part.stop - part.start, case.images, case.shifts, case.seeds
     shapes = [(g, n, 1, 1), (g, n, 1, seeds), (g, 1, 1, seeds), (g, n, shifts, seeds)]
-    parts = [scale * generator.standard_normal(shape, np.float32) for scale, shape in zip(scales, shapes, strict=True) if scale]
+    parts = [
+        scale * generator.standard_normal(shape, np.float32)
+        for scale, shape in zip(scales, shapes, strict=True)
+        if scale
+    ]
     return sum(parts, np.zeros(shapes[-1], np.float32))
 
 
@@ -138,7 +166,9 @@ def satterthwaite(means: np.ndarray) -> Interval:
     n, seeds, _ = means.shape
     centre = means.mean(axis=(0, 1))
     by_image, by_seed = means.mean(axis=1) - centre, means.mean(axis=0) - centre
-    error = ((means - centre - by_image[:, None] - by_seed) ** 2).sum(axis=(0, 1)) / ((n - 1) * (seeds - 1) * n * seeds)
+    error = ((means - centre - by_image[:, None] - by_seed) ** 2).sum(axis=(0, 1)) / (
+        (n - 1) * (seeds - 1) * n * seeds
+    )
     images = np.maximum(by_image.var(axis=0, ddof=1) / n - error, 0)
     networks = by_seed.var(axis=0, ddof=1) / seeds
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -147,9 +177,14 @@ def satterthwaite(means: np.ndarray) -> Interval:
     return centre - half, centre + half
 
 
-def percentile(means: np.ndarray, generator: np.random.Generator, resamples: int, *, over_seeds: bool) -> Interval:
+def percentile(
+    means: np.ndarray, generator: np.random.Generator, resamples: int, *, over_seeds: bool
+) -> Interval:
     """Percentile bootstrap over images and, independently, over seeds (Owen's pigeonhole bootstrap) or not."""
-    ends = [np.quantile(drawn, TAILS, axis=0) for _, drawn in _resampled(means, generator, resamples, over_seeds)]
+    ends = [
+        np.quantile(drawn, TAILS, axis=0)
+        for _, drawn in _resampled(means, generator, resamples, over_seeds)
+    ]
     return tuple(np.concatenate(ends, axis=1))
 
 
@@ -164,7 +199,13 @@ def accelerated(means: np.ndarray, generator: np.random.Generator, resamples: in
         pulled = bias + stats.norm.ppf(TAILS)[:, None]
         levels = stats.norm.cdf(bias + pulled / (1 - skewness / (6 * np.sqrt(len(block))) * pulled))
         ends.append(
-            np.stack([np.quantile(drawn[:, k], np.nan_to_num(levels[:, k], nan=0.5)) for k in range(drawn.shape[1])], 1)
+            np.stack(
+                [
+                    np.quantile(drawn[:, k], np.nan_to_num(levels[:, k], nan=0.5))
+                    for k in range(drawn.shape[1])
+                ],
+                1,
+            )
         )
     return tuple(np.concatenate(ends, axis=1))
 
@@ -178,12 +219,20 @@ def _resampled(
         block = means[..., start : start + BLOCK]
         weights = np.concatenate(list(draw_weights(generator, n, resamples)))
         drawn = (weights @ block.reshape(n, -1) / n).reshape(resamples, seeds, -1)
-        shares = np.concatenate(list(draw_weights(generator, seeds, resamples))) if over_seeds else np.ones((resamples, seeds))
+        shares = (
+            np.concatenate(list(draw_weights(generator, seeds, resamples)))
+            if over_seeds
+            else np.ones((resamples, seeds))
+        )
         yield block.mean(axis=1), (drawn * shares[:, :, None]).mean(axis=1)
 
 
 def measure(
-    case: Case, data_sets: int = FULL.data_sets, seed: int = 0, only: str = "", resamples: int = FULL.resamples
+    case: Case,
+    data_sets: int = FULL.data_sets,
+    seed: int = 0,
+    only: str = "",
+    resamples: int = FULL.resamples,
 ) -> list[dict]:
     """Find the coverage and mean width of each method (or only one) in a case."""
     generator = numpy_generator(seed, "coverage", repr(case))
@@ -193,13 +242,17 @@ def measure(
     if case.seeds == 1:
         methods |= {
             "t over images": lambda: plain_t(means),
-            "percentile bootstrap": lambda: percentile(means, generator, resamples, over_seeds=False),
+            "percentile bootstrap": lambda: percentile(
+                means, generator, resamples, over_seeds=False
+            ),
             "BCa bootstrap": lambda: accelerated(means, generator, resamples),
         }
     else:
         methods |= {
             "Satterthwaite": lambda: satterthwaite(means),
-            "percentile, images and seeds": lambda: percentile(means, generator, resamples, over_seeds=True),
+            "percentile, images and seeds": lambda: percentile(
+                means, generator, resamples, over_seeds=True
+            ),
             "percentile, images": lambda: percentile(means, generator, resamples, over_seeds=False),
         }
     rate = flips.mean() / (case.images * case.shifts * case.seeds)
@@ -209,7 +262,13 @@ def measure(
             low, high = find()
             covered = (low <= gain) & (gain <= high)
             ends = proportion_confint(covered.sum(), data_sets, method="wilson")
-            row = {"method": name, "coverage": covered.mean(), "low": ends[0], "high": ends[1], "width": (high - low).mean()}
+            row = {
+                "method": name,
+                "coverage": covered.mean(),
+                "low": ends[0],
+                "high": ends[1],
+                "width": (high - low).mean(),
+            }
             rows.append({**vars(case), "gain": gain, "flip_rate": rate, "seed_sd": spread, **row})
     return rows
 
@@ -219,7 +278,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from benchmarks.coverage_figure import draw
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="next to nothing of all, to see that it works; into outputs/smoke")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="next to nothing of all, to see that it works; into outputs/smoke",
+    )
     smoke = parser.parse_args(arguments).smoke
     amount, folder = (SMOKE, Path("outputs/smoke")) if smoke else (FULL, Path("docs"))
     began, rows = time.perf_counter(), []
@@ -228,13 +291,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         rows += measure(case, amount.data_sets, resamples=amount.resamples)
         print(
-            case, *(f"{row['method']} {row['coverage']:.3f}" for row in rows if vars(case).items() <= row.items()), flush=True
+            case,
+            *(
+                f"{row['method']} {row['coverage']:.3f}"
+                for row in rows
+                if vars(case).items() <= row.items()
+            ),
+            flush=True,
         )
     table = pd.DataFrame(rows)
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "coverage.csv", index=False, float_format="%.5g")
     draw(table, amount.data_sets).savefig(folder / "coverage.png", dpi=110)
-    print(table.assign(several=table["seeds"] > 1).groupby(["several", "method"])["coverage"].agg(["min", "median", "max"]))
+    print(
+        table.assign(several=table["seeds"] > 1)
+        .groupby(["several", "method"])["coverage"]
+        .agg(["min", "median", "max"])
+    )
     print(f"{amount.data_sets} data sets per case, {time.perf_counter() - began:.0f} s")
 
 

@@ -19,8 +19,12 @@ LOWEST = 0.8  # what lies below is named in figures at the edge
 def draw(table: pd.DataFrame, data_sets: int) -> Figure:
     """Draw one seed above, several seeds below."""
     figure = Figure(figsize=(15, 8.2), layout="constrained")
-    for half, (several, part) in zip(figure.subfigures(2, 1), table.groupby(table["seeds"] > 1), strict=True):
-        panels = list(part.groupby(["seeds", "population"] if several else ["population"], sort=False))
+    for half, (several, part) in zip(
+        figure.subfigures(2, 1), table.groupby(table["seeds"] > 1), strict=True
+    ):
+        panels = list(
+            part.groupby(["seeds", "population"] if several else ["population"], sort=False)
+        )
         grid = half.subplots(1, len(panels), sharey=True)
         for axes, (_, rows) in zip(grid, panels, strict=True):
             panel(axes, rows, several)
@@ -45,7 +49,16 @@ def panel(axes: Axes, rows: pd.DataFrame, several: bool) -> None:
         seen = part["coverage"].clip(lower=LOWEST)
         bars = [(seen - part["low"]).clip(lower=0), (part["high"] - seen).clip(lower=0)]
         inside = part["coverage"] >= LOWEST
-        axes.errorbar(place, seen.where(inside), yerr=bars, fmt=marker, color=colour, markersize=4.5, linewidth=1, label=method)
+        axes.errorbar(
+            place,
+            seen.where(inside),
+            yerr=bars,
+            fmt=marker,
+            color=colour,
+            markersize=4.5,
+            linewidth=1,
+            label=method,
+        )
         for x, coverage in zip(place, part["coverage"], strict=True):
             if coverage < LOWEST:
                 axes.plot(x, LOWEST, marker="v", color=colour, markersize=4.5)
@@ -63,11 +76,21 @@ def panel(axes: Axes, rows: pd.DataFrame, several: bool) -> None:
     first = rows.iloc[0]
     seeds = f"{first['seeds']} training seeds" if several else "one network"
     rate = 100 * rows["flip_rate"].mean()
-    axes.set_title(f"{first['population']}, {seeds}\ngain {100 * first['gain']:.1f} points, {rate:.2g} % flip", fontsize=9)
+    axes.set_title(
+        f"{first['population']}, {seeds}\ngain {100 * first['gain']:.1f} points, {rate:.2g} % flip",
+        fontsize=9,
+    )
     axes.set_xticks(range(len(cases)), labels(rows, cases, several), fontsize=7.5)
-    axes.set_xlabel("images; standard deviation of the gain over seeds, points" if several else "images × shifts", fontsize=8)
+    axes.set_xlabel(
+        "images; standard deviation of the gain over seeds, points"
+        if several
+        else "images × shifts",
+        fontsize=8,
+    )
     axes.set_ylim(LOWEST - 0.008, 1.008)
-    axes.set_yticks([0.8, 0.85, 0.9, 0.95, 1], ["80 %", "85 %", "90 %", "95 %", "100 %"], fontsize=8)
+    axes.set_yticks(
+        [0.8, 0.85, 0.9, 0.95, 1], ["80 %", "85 %", "90 %", "95 %", "100 %"], fontsize=8
+    )
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -75,5 +98,7 @@ def labels(rows: pd.DataFrame, cases: list[tuple], several: bool) -> list[str]:
     """Name the cases on the axis."""
     if not several:
         return [f"{images}\n× {shifts}" for images, shifts in cases]
-    spread = rows.drop_duplicates(["images", "seed_effect"]).set_index(["images", "seed_effect"])["seed_sd"]
+    spread = rows.drop_duplicates(["images", "seed_effect"]).set_index(["images", "seed_effect"])[
+        "seed_sd"
+    ]
     return [f"{images}\n{100 * spread[images, effect]:.2g}" for images, effect in cases]

@@ -32,13 +32,17 @@ def photographs() -> Path:
 def profile(device: torch.device, workers: int, amount: Amount = FULL) -> list[dict]:
     """Time every stage of the data on photographs; → rows of ``what``, ``images``, ``seconds``."""
     if not photographs().is_dir():
-        print("CIFAR-10 is absent: the data are not profiled (set TTTLAB_DATA to the folder that holds cifar10/test)")
+        print(
+            "CIFAR-10 is absent: the data are not profiled (set TTTLAB_DATA to the folder that holds cifar10/test)"
+        )
         return []
     began = time.perf_counter()
     spec = ImageSpec(source="folder", root=photographs().resolve(), limit=amount.photographs)
     source = open_source(spec, "labeled", downloads=Path("unused"))
     images = gather(source, spec, "labeled", 32, seed=0, workers=workers)
-    rows = [{"what": "decode PNG files", "images": len(images), "seconds": time.perf_counter() - began}]
+    rows = [
+        {"what": "decode PNG files", "images": len(images), "seconds": time.perf_counter() - began}
+    ]
     shifts = list_shifts(CORRUPTIONS, [3])[1:]
 
     def corrupt(shift) -> float:
@@ -48,14 +52,32 @@ def profile(device: torch.device, workers: int, amount: Amount = FULL) -> list[d
 
     began = time.perf_counter()
     alone = list(in_order(corrupt, shifts, workers))
-    rows.append({"what": "corrupt, all 15 types", "images": len(shifts) * len(images), "seconds": time.perf_counter() - began})
+    rows.append(
+        {
+            "what": "corrupt, all 15 types",
+            "images": len(shifts) * len(images),
+            "seconds": time.perf_counter() - began,
+        }
+    )
     rows += [
         {"what": f"corrupt, {shift.corruption}", "images": len(images), "seconds": seconds}
         for shift, seconds in zip(shifts, alone, strict=True)
     ]
-    rows.append({"what": "augment, two SimCLR views", "images": len(images), "seconds": augment(images, workers)})
+    rows.append(
+        {
+            "what": "augment, two SimCLR views",
+            "images": len(images),
+            "seconds": augment(images, workers),
+        }
+    )
     batch = images.take(range(min(BATCH, len(images))))
-    rows.append({"what": "train SimCLR on them, small ResNet", "images": STEPS * len(batch), "seconds": train(batch, device)})
+    rows.append(
+        {
+            "what": "train SimCLR on them, small ResNet",
+            "images": STEPS * len(batch),
+            "seconds": train(batch, device),
+        }
+    )
     for row in rows:
         print(
             f"data {row['what']:36}{row['images']:8} images {row['seconds']:7.2f} s {row['images'] / row['seconds']:9.0f} per s"
@@ -65,7 +87,13 @@ def profile(device: torch.device, workers: int, amount: Amount = FULL) -> list[d
 
 def augment(images: ImageSet, workers: int) -> float:
     """Time one pass of the training's loader."""
-    loader = open_loader(images, {"objective": Views(2, Augmentation(flip=True, jitter=0.4))}, BATCH, 0, workers=workers)
+    loader = open_loader(
+        images,
+        {"objective": Views(2, Augmentation(flip=True, jitter=0.4))},
+        BATCH,
+        0,
+        workers=workers,
+    )
     loader.sampler.set_epoch(1)
     began = time.perf_counter()
     for _ in loader:

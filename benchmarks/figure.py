@@ -18,10 +18,15 @@ def draw(rows: pd.DataFrame, scaling: pd.DataFrame, machine: dict) -> Figure:
     figure = Figure(figsize=(12, 3 + 0.34 * len(rows)), layout="constrained")
     table, sweeps = figure.subfigures(2, 1, height_ratios=[0.34 * len(rows) + 0.6, 2.6])
     bars(table.subplots(), rows)
-    for axes, (name, part) in zip(sweeps.subplots(1, 4), scaling.groupby("sweep", sort=False), strict=True):
+    for axes, (name, part) in zip(
+        sweeps.subplots(1, 4), scaling.groupby("sweep", sort=False), strict=True
+    ):
         grow(axes, name, part)
     figure.suptitle(
-        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}", fontsize=9, x=0.01, ha="left"
+        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}",
+        fontsize=9,
+        x=0.01,
+        ha="left",
     )
     return figure
 
@@ -30,7 +35,9 @@ def bars(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw three bars per row, with the two ratios behind them."""
     per_image = 1e3 / rows["images"]
     for offset, (side, colour) in enumerate(COLOURS.items()):
-        label = {"floor": "floor: shared weights", "ours": "ours", "peer": "a deep copy per image"}[side]
+        label = {"floor": "floor: shared weights", "ours": "ours", "peer": "a deep copy per image"}[
+            side
+        ]
         axes.barh(
             [number + 0.27 * (offset - 1) for number in range(len(rows))],
             rows[f"{side}_seconds"] * per_image,
@@ -47,7 +54,11 @@ def bars(axes: Axes, rows: pd.DataFrame) -> None:
             va="center",
             fontsize=7.5,
         )
-    axes.set_yticks(range(len(rows)), [f"{row.name} {row.precision}" for row in rows.itertuples(index=False)], fontsize=8)
+    axes.set_yticks(
+        range(len(rows)),
+        [f"{row.name} {row.precision}" for row in rows.itertuples(index=False)],
+        fontsize=8,
+    )
     axes.invert_yaxis()
     axes.set_xlim(right=1.3 * axes.get_xlim()[1])
     axes.set_xlabel("milliseconds per image, median")
@@ -64,7 +75,13 @@ def grow(axes: Axes, name: str, part: pd.DataFrame) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         last = part.iloc[-1]
-        axes.plot(part["value"], last["seconds"] * part["value"] / last["value"], ":", color=COLOURS["floor"], linewidth=1)
+        axes.plot(
+            part["value"],
+            last["seconds"] * part["value"] / last["value"],
+            ":",
+            color=COLOURS["floor"],
+            linewidth=1,
+        )
     axes.set_xlabel(LABELS[name], fontsize=8)
     axes.set_ylabel("seconds" if name == "images" else "", fontsize=8)
     axes.tick_params(labelsize=7)

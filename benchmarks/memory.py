@@ -26,7 +26,12 @@ def measure(case: Case, device: torch.device, group: int) -> dict[str, float]:
     peak = peak_bytes(lambda: ours(case, network, images, statistics, GroupSize(group)), device)
     ordinary = peak_bytes(lambda: floor(case, network, images), device)
     model = group * 2 * state_bytes(case, network) + kept_activations(case, network, images)
-    return {"peak_mb": peak / 2**20, "model_mb": model / 2**20, "ratio": peak / model, "ordinary_mb": ordinary / 2**20}
+    return {
+        "peak_mb": peak / 2**20,
+        "model_mb": model / 2**20,
+        "ratio": peak / model,
+        "ordinary_mb": ordinary / 2**20,
+    }
 
 
 def kept_activations(case: Case, network: Network, images: torch.Tensor) -> int:
@@ -56,6 +61,10 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    events = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
+    held = itertools.accumulate(
+        event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())
+    )
     return max(held, default=0)

@@ -48,12 +48,16 @@ def network(backbone: str, size: int) -> Network:
 def image_set(count: int, size: int) -> ImageSet:
     """Make random images of ten classes."""
     pixels = np.random.default_rng(0).integers(256, size=(count, size, size, 3), dtype=np.uint8)
-    return ImageSet(pixels, np.arange(count) % 10, tuple(map(str, range(count))), tuple("abcdefghij"))
+    return ImageSet(
+        pixels, np.arange(count) % 10, tuple(map(str, range(count))), tuple("abcdefghij")
+    )
 
 
 def source(images: ImageSet) -> SourceImages:
     """Take images as the source domain's."""
-    return SourceImages(lambda places: as_images(torch.from_numpy(images.pixels[places.numpy()])), len(images), 256)
+    return SourceImages(
+        lambda places: as_images(torch.from_numpy(images.pixels[places.numpy()])), len(images), 256
+    )
 
 
 def statistics(model: nn.Module, images: ImageSet) -> Statistics:
@@ -61,7 +65,9 @@ def statistics(model: nn.Module, images: ImageSet) -> Statistics:
     return layer_statistics(model, source(images.take([0, 1])))
 
 
-def adapted(method: Method, loop: InnerLoop, stream: Stream | None = None) -> Callable[[Network, ImageSet], None]:
+def adapted(
+    method: Method, loop: InnerLoop, stream: Stream | None = None
+) -> Callable[[Network, ImageSet], None]:
     """Adapt as the stage of this name does, distances included."""
 
     def run(model: Network, images: ImageSet) -> None:
@@ -87,7 +93,18 @@ def tuned(model: Network, images: ImageSet) -> None:
     known = statistics(model, images)
     loop = InnerLoop(steps=2, clip=1.0, trainable="encoder", normalisation=SHRINK)
     with TemporaryDirectory() as folder, Work(Path(folder)) as work:
-        Judge(model, images, (None,), (3,), [{}], (1, 2), lambda _: (ActMAD(tolerance=0), loop, known), 0, work, "run")(0, [0])
+        Judge(
+            model,
+            images,
+            (None,),
+            (3,),
+            [{}],
+            (1, 2),
+            lambda _: (ActMAD(tolerance=0), loop, known),
+            0,
+            work,
+            "run",
+        )(0, [0])
 
 
 def aligned(model: Network, images: ImageSet) -> None:
@@ -108,9 +125,15 @@ def aligned(model: Network, images: ImageSet) -> None:
 PASSES: dict[str, tuple[int, Callable[[Network, ImageSet], object]]] = {
     "nothing": (1, lambda _model, _images: None),
     "source_stats": (256, lambda model, images: layer_statistics(model, source(images))),
-    "source_stats, EATA's": (64, lambda model, images: EATA().source_statistics(model, source(images))),
+    "source_stats, EATA's": (
+        64,
+        lambda model, images: EATA().source_statistics(model, source(images)),
+    ),
     "tune actmad, encoder": (8, tuned),
-    "adapt actmad, norm": (24, adapted(ActMAD(), InnerLoop(steps=2, clip=1.0, trainable="norm", normalisation=SHRINK))),
+    "adapt actmad, norm": (
+        24,
+        adapted(ActMAD(), InnerLoop(steps=2, clip=1.0, trainable="norm", normalisation=SHRINK)),
+    ),
     "adapt memo, norm": (12, adapted(MEMO(num_views=8), InnerLoop(trainable="norm"))),
     "adapt memo, encoder": (6, adapted(MEMO(num_views=8), InnerLoop(trainable="encoder"))),
     "adapt tent, stream": (64, adapted(TENT(), InnerLoop(trainable="norm"), Stream(64))),
@@ -125,8 +148,13 @@ def run(name: str) -> None:
     count, work = PASSES[name]
     began = time.perf_counter()
     work(network("resnet50", 224), image_set(count, 224))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(f"{name:24}{count:4} images {peak / 2**30:6.2f} GiB {time.perf_counter() - began:7.0f} s", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    print(
+        f"{name:24}{count:4} images {peak / 2**30:6.2f} GiB {time.perf_counter() - began:7.0f} s",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ AT_ONCE = 128  # views
 BASE = Case("base", resnet, MarginalEntropy(4), "norm", images=32, steps=4)
 LATE = tuple(f"encoder.{part}" for part in ("conv1", "layer1", "layer2", "layer3", "layer4"))
 SWEEPS: dict[str, list[Case]] = {
-    "images": [replace(BASE, images=n, method=MarginalEntropy(1), steps=1) for n in (1, 4, 16, 64, 256, 1024, 4096)],
+    "images": [
+        replace(BASE, images=n, method=MarginalEntropy(1), steps=1)
+        for n in (1, 4, 16, 64, 256, 1024, 4096)
+    ],
     "views": [replace(BASE, method=MarginalEntropy(v)) for v in (1, 2, 4, 8, 16, 32)],
     "steps": [replace(BASE, steps=s) for s in (1, 2, 4, 8, 16, 32)],
     "parameters": [replace(BASE, trainable=LATE[start:]) for start in reversed(range(len(LATE)))],
@@ -33,15 +36,28 @@ def sweep(device: torch.device, amount: Amount = FULL) -> list[dict]:
             images = torch.rand(case.images, 3, case.size, case.size, device=device)
             group = GroupSize(max(1, AT_ONCE // case.views))
             times = sorted(
-                seconds(lambda case=case, images=images, group=group: ours(case, network, images, {}, group), device)
+                seconds(
+                    lambda case=case, images=images, group=group: ours(
+                        case, network, images, {}, group
+                    ),
+                    device,
+                )
                 for _ in range(repeats)
             )
-            rows.append({"sweep": name, "value": value(name, case, network), "seconds": times[repeats // 2]})
+            rows.append(
+                {"sweep": name, "value": value(name, case, network), "seconds": times[repeats // 2]}
+            )
     return rows
 
 
 def value(sweep: str, case: Case, network: Network) -> float:
     """What varies in a sweep."""
     if sweep == "parameters":
-        return sum(parameter.numel() for parameter in select_parameters(network, case.trainable).values()) / 1000
+        return (
+            sum(
+                parameter.numel()
+                for parameter in select_parameters(network, case.trainable).values()
+            )
+            / 1000
+        )
     return getattr(case, sweep)

@@ -16,9 +16,13 @@ from tttlab.runtime.group_size import GroupSize
 from tttlab.seeding import torch_generator
 
 
-def ours(case: Case, network: Network, images: Tensor, statistics: Mapping[str, Tensor], group: GroupSize) -> Tensor:
+def ours(
+    case: Case, network: Network, images: Tensor, statistics: Mapping[str, Tensor], group: GroupSize
+) -> Tensor:
     """Everything that `adapt` does: views, steps, loss curve, the prediction without and with; logits ``(N, K)``."""
-    return adapt(network, images, case.method, case.loop, statistics=dict(statistics), images_per_step=group).logits
+    return adapt(
+        network, images, case.method, case.loop, statistics=dict(statistics), images_per_step=group
+    ).logits
 
 
 def floor(case: Case, network: Network, images: Tensor) -> None:
@@ -40,8 +44,14 @@ def peer(case: Case, network: Network, images: Tensor, statistics: Mapping[str, 
         optimizer = make_optimizer(train_only(own, case.loop), case.loop)
         state = case.method.init_state()
         for step in range(case.steps):
-            views = case.method.views(own, image[None], [torch_generator(0, "views", str(number), step)])
-            views = {key: value[0] for key, value in views.items()} if isinstance(views, dict) else views[0]
+            views = case.method.views(
+                own, image[None], [torch_generator(0, "views", str(number), step)]
+            )
+            views = (
+                {key: value[0] for key, value in views.items()}
+                if isinstance(views, dict)
+                else views[0]
+            )
             optimizer.zero_grad()
             loss, state = case.method.loss(Plain(own), views, statistics, state)
             loss.backward()
@@ -87,7 +97,9 @@ def seconds(function: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved(
+    sides: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
     """Time all sides in turn, again and again, so that whatever disturbs the machine disturbs all of them."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
@@ -98,7 +110,10 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int, device: to
 
 def state_bytes(case: Case, network: Network) -> int:
     """Bytes of one image's own weights."""
-    return sum(value.numel() * value.element_size() for value in select_parameters(network, case.trainable).values())
+    return sum(
+        value.numel() * value.element_size()
+        for value in select_parameters(network, case.trainable).values()
+    )
 
 
 def bandwidth(device: torch.device) -> float:

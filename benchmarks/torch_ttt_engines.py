@@ -63,7 +63,9 @@ class Setup:
         from torch_ttt.engine_registry import EngineRegistry
 
         model = Logits(deepcopy(self.network))
-        return EngineRegistry.get_engine(name)(model, *arguments, optimization_parameters=self.options, **settings)
+        return EngineRegistry.get_engine(name)(
+            model, *arguments, optimization_parameters=self.options, **settings
+        )
 
 
 def predictor(engine: nn.Module) -> Predict:
@@ -109,7 +111,11 @@ def eata(setup: Setup) -> Predict | str:
     ``d_margin`` switches the redundancy filter off: from the second step on it would compare the image with itself.
     """
     margin = 0.4 * math.log(setup.classes)
-    return predictor(setup.engine("eata", e_margin=margin, d_margin=2.0)) if setup.batch_norm else NO_BATCH_NORM
+    return (
+        predictor(setup.engine("eata", e_margin=margin, d_margin=2.0))
+        if setup.batch_norm
+        else NO_BATCH_NORM
+    )
 
 
 def deyo(setup: Setup) -> Predict:
@@ -156,19 +162,37 @@ def engines(
         torch-ttt's name of an engine → a callable for one image, or why there is none.
     """
     if not available():
-        raise UserError("benchmarks: torch-ttt or einops is not installed; install both or leave this comparison out")
+        raise UserError(
+            "benchmarks: torch-ttt or einops is not installed; install both or leave this comparison out"
+        )
     network = deepcopy(as_network(model)).eval()
     with torch.no_grad(), record(network, stage_layers(network)) as stages:
-        classes = network(torch.zeros(1, 3, size, size, device=next(network.parameters()).device)).logits.shape[1]
+        classes = network(
+            torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
+        ).logits.shape[1]
     # TTT's head on feature maps is two 3×3 convolutions without padding; on tokens it has none.
-    maps = [f"network.{name}" for name, output in stages.items() if output.ndim == 4 and min(output.shape[2:]) >= 5]
+    maps = [
+        f"network.{name}"
+        for name, output in stages.items()
+        if output.ndim == 4 and min(output.shape[2:]) >= 5
+    ]
     layer = maps[len(maps) // 2] if maps else "features"
     batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    setup = Setup(network, layer, classes, batch_norm, source_batches, {"num_steps": steps, "lr": lr}, head_steps)
+    setup = Setup(
+        network,
+        layer,
+        classes,
+        batch_norm,
+        source_batches,
+        {"num_steps": steps, "lr": lr},
+        head_steps,
+    )
     return {build.__name__: build(setup) for build in BUILDERS} | IMPOSSIBLE
 
 
-def run(model: nn.Module, images: Tensor, engine: Predict, seed: int = 0) -> tuple[Tensor, list[float]]:
+def run(
+    model: nn.Module, images: Tensor, engine: Predict, seed: int = 0
+) -> tuple[Tensor, list[float]]:
     """Adapt to and predict every image of ``images (N, 3, H, W)`` on its own, on the model's device.
 
     Returns:

@@ -26,10 +26,14 @@ def run(params: Params, name: str) -> None:
     settings = params.model_dump(mode="json", include=sections)
     sweeps = open_sweeps(params, name, fabric)
     with shared_work(fabric, f"adapt {name}", settings, inputs) as work:
-        about = {model: adapt_model(params, name, model, own, work) for model, own in sweeps.items()}
+        about = {
+            model: adapt_model(params, name, model, own, work) for model, own in sweeps.items()
+        }
         if fabric.is_global_zero:  # the first process writes
             (places.OUTPUTS / "adapt").mkdir(parents=True, exist_ok=True)
-            (places.OUTPUTS / "adapt" / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            (places.OUTPUTS / "adapt" / f"{name}.json").write_text(
+                json.dumps(about, indent=2) + "\n", encoding="utf-8"
+            )
 
 
 if __name__ == "__main__":

@@ -22,10 +22,14 @@ def run(params: Params, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for model in params.models_of(name):
         own = params.run_settings(name, model)
-        wanted = params.alignment.images and own.trains and own.protocol == "episodic"  # a stream's step is not an image's
+        wanted = (
+            params.alignment.images and own.trains and own.protocol == "episodic"
+        )  # a stream's step is not an image's
         tables = align_model(params, name, model) if wanted else []
         schema = pa.schema([(column, getattr(pa, kind)()) for column, kind in COLUMNS.items()])
-        batches = [pa.RecordBatch.from_pandas(table, schema, preserve_index=False) for table in tables]
+        batches = [
+            pa.RecordBatch.from_pandas(table, schema, preserve_index=False) for table in tables
+        ]
         parquet.write_table(pa.Table.from_batches(batches, schema), folder / f"{model}.parquet")
 
 
@@ -47,14 +51,20 @@ def align_model(params: Params, name: str, model: str) -> list:
     if not known:
         return []
     source = load_source(params, model, params.seeds[0])
-    _, method, loop, statistics = build_run(params, name, model, source, load_tuned(name, model)["settings"])
+    _, method, loop, statistics = build_run(
+        params, name, model, source, load_tuned(name, model)["settings"]
+    )
     if loop.trainable == "none":
         return []
     sizes = GroupSize(params.machine.images_per_step, largest=alignment.LARGEST, timed=False)
     tables = []
-    for block in tqdm(list_blocks(known, test), f"align {name} {model}", unit="block", mininterval=1):
+    for block in tqdm(
+        list_blocks(known, test), f"align {name} {model}", unit="block", mininterval=1
+    ):
         images = block.shift.of(test).take(block.images)
-        pixels = as_images(torch.from_numpy(block.shift.apply(images, params.seed))).to(source.device)
+        pixels = as_images(torch.from_numpy(block.shift.apply(images, params.seed))).to(
+            source.device
+        )
         found = alignment.gradient_alignment(
             source.network,
             pixels,

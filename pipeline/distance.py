@@ -15,16 +15,30 @@ def run(params: Params, model: str) -> None:
     from tttlab.workflow.shifted import open_test
 
     device = choose_device(params.machine.device, params.machine.precision)
-    networks = [checkpoints.load(places.OUTPUTS / "finetuned" / model / str(seed), device)[0] for seed in params.seeds]
-    sets = (ImageSet.load(places.OUTPUTS / "data" / name) for name in ("unlabeled", "labeled_validation"))
-    unlabeled, labeled = (images.view(rows(params, images, params.distance.images, "distance")) for images in sets)
+    networks = [
+        checkpoints.load(places.OUTPUTS / "finetuned" / model / str(seed), device)[0]
+        for seed in params.seeds
+    ]
+    sets = (
+        ImageSet.load(places.OUTPUTS / "data" / name)
+        for name in ("unlabeled", "labeled_validation")
+    )
+    unlabeled, labeled = (
+        images.view(rows(params, images, params.distance.images, "distance")) for images in sets
+    )
     test, shifts = open_test(params, params.distance.images)
-    shifts = [shift for shift in shifts if not (shift.clean and shift.images)]  # validation images: a reference themselves
-    names = {shift.name: (shift.corruption, shift.severity) for shift in shifts} | {"labeled": ("none", 0)}
+    shifts = [
+        shift for shift in shifts if not (shift.clean and shift.images)
+    ]  # validation images: a reference themselves
+    names = {shift.name: (shift.corruption, shift.severity) for shift in shifts} | {
+        "labeled": ("none", 0)
+    }
     first, tables = ["model", "seed", "reference", "target", "corruption", "severity"], []
     try:
         for seed, network in zip(params.seeds, networks, strict=True):
-            found = measure_network(params, network, unlabeled, labeled, test, shifts).assign(model=model, seed=seed)
+            found = measure_network(params, network, unlabeled, labeled, test, shifts).assign(
+                model=model, seed=seed
+            )
             found[["corruption", "severity"]] = [names[name] for name in found["target"]]
             tables.append(found[first + [column for column in found if column not in first]])
     except UserError as error:  # too few images for this; nothing else needs it
@@ -47,16 +61,29 @@ def measure_network(params: Params, network, unlabeled, labeled, test, shifts):
 
     own = {shift.name: shift.of(test) for shift in shifts}
     samples, tables = {shift.name: sample(shift.seen(test, params.seed)) for shift in shifts}, []
-    for name, images, others in (("unlabeled", unlabeled, {"labeled": labeled}), ("labeled", labeled, {})):
+    for name, images, others in (
+        ("unlabeled", unlabeled, {"labeled": labeled}),
+        ("labeled", labeled, {}),
+    ):
         sizes = [*map(len, own.values()), *map(len, others.values())]
         size = shift_estimates.sample_size(len(images), *sizes, at_most=params.distance.images)
         labels = images.labels if name == "labeled" else None
         # Targets without labels are not balanced by class: neither must the reference's own samples be.
         groups = labels if all((images.labels >= 0).all() for images in own.values()) else None
-        reference = shift_estimates.Reference(sample(images), rows(params, images, size, "distance"), labels, groups)
-        targets = {key: sample(other).take(rows(params, other, size, "distance")) for key, other in others.items()}
-        targets |= {key: found.take(rows(params, own[key], size, "shifts")) for key, found in samples.items()}
-        table = shift_estimates.measure(reference, targets, seed=params.seed, permutations=params.distance.permutations)
+        reference = shift_estimates.Reference(
+            sample(images), rows(params, images, size, "distance"), labels, groups
+        )
+        targets = {
+            key: sample(other).take(rows(params, other, size, "distance"))
+            for key, other in others.items()
+        }
+        targets |= {
+            key: found.take(rows(params, own[key], size, "shifts"))
+            for key, found in samples.items()
+        }
+        table = shift_estimates.measure(
+            reference, targets, seed=params.seed, permutations=params.distance.permutations
+        )
         tables.append(table.assign(reference=name))
     return pd.concat(tables, ignore_index=True)
 

@@ -38,9 +38,13 @@ def run(params: Params) -> None:
         for table, kind in kinds.items():
             tables[table].append(_named(kind(predictions), model, name))
         aligned = places.OUTPUTS / "aligned" / name / f"{model}.parquet"
-        for table, rows in diagnosis.read(predictions, found.with_suffix(".steps.parquet"), aligned, params.seed).items():
+        for table, rows in diagnosis.read(
+            predictions, found.with_suffix(".steps.parquet"), aligned, params.seed
+        ).items():
             tables[table].append(_named(rows, model, name))
-    tables["distances"] = [read_table(places.OUTPUTS / "distances" / f"{model}.csv") for model in params.models]
+    tables["distances"] = [
+        read_table(places.OUTPUTS / "distances" / f"{model}.csv") for model in params.models
+    ]
 
     folder = places.OUTPUTS / "tables"
     shutil.rmtree(folder, ignore_errors=True)  # a table that no longer has rows must not stay
@@ -52,7 +56,9 @@ def run(params: Params) -> None:
     (places.OUTPUTS / "metrics.json").write_text(text + "\n", encoding="utf-8")
     print(f"compared {len(entries)} runs, with and without adaptation; tables are in {folder}")
     if any(entry["accuracy_source"] is None for entry in entries.values()):
-        print("the shifted test images have no labels: accuracy and gain are unknown, changed predictions are counted")
+        print(
+            "the shifted test images have no labels: accuracy and gain are unknown, changed predictions are counted"
+        )
 
 
 def _named(table: "pd.DataFrame", model: str, name: str) -> "pd.DataFrame":

@@ -28,8 +28,15 @@ def run(params: Params, model: str, seed: int) -> None:
         add_probe(network, **probe, seed=seed)
 
     inputs = [*folders, source / "weights.safetensors"]
-    with open_trainer(params, model, "finetune", settings, inputs, parent["mlflow_run_id"]) as (trainer, tracked):
-        log_inputs(tracked, labeled_train=(train, "training"), labeled_validation=(validation, "validation"))
+    with open_trainer(params, model, "finetune", settings, inputs, parent["mlflow_run_id"]) as (
+        trainer,
+        tracked,
+    ):
+        log_inputs(
+            tracked,
+            labeled_train=(train, "training"),
+            labeled_validation=(validation, "validation"),
+        )
         rows, refit = finetune(
             trainer,
             network,

@@ -9,7 +9,13 @@ from tttlab.adaptation.method_code import Code, method_code, tell_changes
 from tttlab.config.params import Params
 from tttlab.workflow import command, places
 
-NETWORK = {"backbone": True, "backbone_options": True, "stem": True, "objective": True, "finetune": {"probe"}}
+NETWORK = {
+    "backbone": True,
+    "backbone_options": True,
+    "stem": True,
+    "objective": True,
+    "finetune": {"probe"},
+}
 
 
 def run(params: Params) -> None:
@@ -17,14 +23,19 @@ def run(params: Params) -> None:
     folder = places.OUTPUTS / "methods"
     folder.mkdir(parents=True, exist_ok=True)
     after = {
-        name: {model: method_code(params.run_settings(name, model).method) for model in params.models_of(name)}
+        name: {
+            model: method_code(params.run_settings(name, model).method)
+            for model in params.models_of(name)
+        }
         for name in params.adapt.runs
     }
     before = {path.stem: read(path) for path in folder.glob("*.json")}
     try_what_is_new(params, after, folder / "tried")
     for name, codes in after.items():
         if before.get(name) != codes:
-            (folder / f"{name}.json").write_text(json.dumps(codes, indent=2) + "\n", encoding="utf-8")
+            (folder / f"{name}.json").write_text(
+                json.dumps(codes, indent=2) + "\n", encoding="utf-8"
+            )
     for name in before.keys() - after.keys():  # of runs that are no more
         (folder / f"{name}.json").unlink()
     # The same whatever was tried, so that what follows in dvc.yaml waits for this stage, and does not rerun.
@@ -43,11 +54,18 @@ def read(path: Path) -> dict[str, Code]:
 def try_what_is_new(params: Params, codes: Mapping[str, Mapping[str, Code]], file: Path) -> None:
     """Try every run on its models, but for what is known to work from the last time, and note what works."""
     known = set(file.read_text(encoding="utf-8").split()) if file.exists() else set()
-    keys = {(name, model): trial_key(params, name, model, code) for name, own in codes.items() for model, code in own.items()}
+    keys = {
+        (name, model): trial_key(params, name, model, code)
+        for name, own in codes.items()
+        for model, code in own.items()
+    }
     if new := [pair for pair, key in keys.items() if key not in known]:
         from tttlab.workflow.untrained import try_runs  # seconds of imports
 
-        print(f"trying on random images: {', '.join(dict.fromkeys(name for name, _ in new))}", flush=True)
+        print(
+            f"trying on random images: {', '.join(dict.fromkeys(name for name, _ in new))}",
+            flush=True,
+        )
         for model in dict.fromkeys(model for _, model in new):
             try_runs(params, model, [name for name, own in new if own == model])
     file.write_text("\n".join(sorted({*keys.values()})) + "\n", encoding="utf-8")
@@ -56,9 +74,21 @@ def try_what_is_new(params: Params, codes: Mapping[str, Mapping[str, Code]], fil
 def trial_key(params: Params, name: str, model: str, code: Code) -> str:
     """Hash what may decide whether a trial succeeds; that is no learning rate and no number of steps."""
     own = params.run_settings(name, model)
-    how = own.adapter.model_dump(include={"trainable", "normalisation"}) | {"average": own.adapter.average > 0}
-    network = params.models[model].model_dump(mode="json", include=NETWORK) | {"image_size": params.data.image_size}
-    what = [own.method, own.settings, how, own.protocol, params.adapt.online.batch_size, code, network]
+    how = own.adapter.model_dump(include={"trainable", "normalisation"}) | {
+        "average": own.adapter.average > 0
+    }
+    network = params.models[model].model_dump(mode="json", include=NETWORK) | {
+        "image_size": params.data.image_size
+    }
+    what = [
+        own.method,
+        own.settings,
+        how,
+        own.protocol,
+        params.adapt.online.batch_size,
+        code,
+        network,
+    ]
     return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
 
 

@@ -17,33 +17,51 @@ def run(params: Params, model: str, seed: int) -> None:
     from tttlab.workflow.sizes import image_size
     from tttlab.workflow.trainings import log_inputs, open_trainer, write
 
-    folders = [places.OUTPUTS / "data" / name for name in ("unlabeled", "labeled_train", "labeled_validation")]
+    folders = [
+        places.OUTPUTS / "data" / name
+        for name in ("unlabeled", "labeled_train", "labeled_validation")
+    ]
     unlabeled, train, validation = (ImageSet.load(folder) for folder in folders)
     chosen = params.models[model].model_dump(mode="json", exclude={"finetune"})
     size = unlabeled.pixels.shape[1]
     if (wanted := image_size(params)) != size:
-        raise UserError(f"outputs/data: expected images of {wanted} pixels, found {size}; run dvc repro -f prepare")
+        raise UserError(
+            f"outputs/data: expected images of {wanted} pixels, found {size}; run dvc repro -f prepare"
+        )
     settings = {"seed": seed, "image_size": size, "models": {model: chosen}}
     recipe = dict(chosen["pretrain"])
     augmentation = Augmentation(**recipe.pop("augment"))
     network, objective = build_network(chosen, len(train.classes), size, seed)
     weights = [Path(chosen["weights"])] if chosen["weights"] not in (None, "timm") else []
 
-    with open_trainer(params, model, "pretrain", settings, folders + weights, None) as (trainer, tracked):
+    with open_trainer(params, model, "pretrain", settings, folders + weights, None) as (
+        trainer,
+        tracked,
+    ):
         log_inputs(
             tracked,
             unlabeled=(unlabeled, "training"),
             labeled_train=(train, "validation"),
             labeled_validation=(validation, "validation"),
         )
-        rows = pretrain(trainer, network, objective, unlabeled, (train, validation), augmentation, Recipe(**recipe))
+        rows = pretrain(
+            trainer,
+            network,
+            objective,
+            unlabeled,
+            (train, validation),
+            augmentation,
+            Recipe(**recipe),
+        )
         if tracked is None:
             return  # the first process writes
         metrics = last_values(rows)
         extra = {"parent": None, "mlflow_run_id": tracked.id, "metrics": metrics}
         about = {"settings": chosen, "classes": train.classes, "image_size": size, "extra": extra}
         write(places.OUTPUTS / "pretrained" / model / str(seed), network, rows, tracked, about)
-    print(f"{model}: kNN accuracy {metrics['knn_accuracy']:.1%} after {metrics['epoch']} epochs in {metrics['seconds']:.0f} s")
+    print(
+        f"{model}: kNN accuracy {metrics['knn_accuracy']:.1%} after {metrics['epoch']} epochs in {metrics['seconds']:.0f} s"
+    )
 
 
 if __name__ == "__main__":

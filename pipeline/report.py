@@ -29,17 +29,26 @@ def run(params: Params) -> None:
         plots.save_png(drawn[name].figure, path)
     trained = [key for key in results.summary if results.trains(*key)]
     read = partial(
-        pictures.read_flips, outputs, test=tested, shifts=tested_shifts, seed=params.seed, training_seed=params.seeds[0]
+        pictures.read_flips,
+        outputs,
+        test=tested,
+        shifts=tested_shifts,
+        seed=params.seed,
+        training_seed=params.seeds[0],
     )
     flips = [found for key in trained if (found := read(*key))]
     note = report.about(results, test.source, shifts, params.adapt.online)
     target = outputs / "report.html"
-    target.write_text(page.render(results, drawn, params.model_dump(mode="json"), note, flips), encoding="utf-8")
+    target.write_text(
+        page.render(results, drawn, params.model_dump(mode="json"), note, flips), encoding="utf-8"
+    )
     _log(params, results, files, target)
     print(f"\n{report.plain_table(results)}\n")
     for model in results.models:
         print(f"{model}: {report.sentence(results, model)}")
-    print(f"\nreport   {target.resolve()}\nMLflow   make ui   (or: uv run python -m tttlab.workflow.ui)")
+    print(
+        f"\nreport   {target.resolve()}\nMLflow   make ui   (or: uv run python -m tttlab.workflow.ui)"
+    )
 
 
 def _log(params: Params, results: "Results", files: dict[str, Path], page: Path) -> None:
@@ -53,10 +62,24 @@ def _log(params: Params, results: "Results", files: dict[str, Path], page: Path)
     from tttlab.workflow.execution import parent_run
 
     parent = parent_run(params)
-    links = {key: run_link(places.ROOT, entry.get("mlflow_run_id")) for key, entry in results.adapted.items()}
+    links = {
+        key: run_link(places.ROOT, entry.get("mlflow_run_id"))
+        for key, entry in results.adapted.items()
+    }
     flat = {key: metrics.flatten(entry) for key, entry in results.summary.items()}
-    shown = ("gain", "training_gain", "gated_gain", "accuracy_adapted", "clean_adapted", "milliseconds_p50")
-    values = {f"{name}/{model}/{run}": entry[name] for (model, run), entry in flat.items() for name in shown}
+    shown = (
+        "gain",
+        "training_gain",
+        "gated_gain",
+        "accuracy_adapted",
+        "clean_adapted",
+        "milliseconds_p50",
+    )
+    values = {
+        f"{name}/{model}/{run}": entry[name]
+        for (model, run), entry in flat.items()
+        for name in shown
+    }
     log_comparison(
         places.ROOT,
         parent,

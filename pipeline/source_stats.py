@@ -15,7 +15,9 @@ def run(params: Params, model: str, seed: int) -> None:
     batches = source_batches(params, device)
     statistics = source_statistics.layer_statistics(network, batches)
     if hasattr(network.head, "project"):
-        statistics |= source_statistics.projection_bank(network, batches, params.source_stats.bank_size)
+        statistics |= source_statistics.projection_bank(
+            network, batches, params.source_stats.bank_size
+        )
     folder = places.OUTPUTS / "source_stats" / model / str(seed)
     source_statistics.save(statistics, folder, checkpoint=about["sha256"], images=batches.count)
     print(f"{model}: {len(statistics)} statistics of {batches.count} source images")

@@ -12,7 +12,13 @@ def run(params: Params, name: str) -> None:
     """Write outputs/tuned/<run>.json: for every model the settings that `adapt` takes, the gate, and the runners-up."""
     chosen = {model: params.run_settings(name, model) for model in params.models_of(name)}
     found = {
-        model: {"tuned": False, "settings": own.values(), "default": own.values(), "candidates": [], "gate": None}
+        model: {
+            "tuned": False,
+            "settings": own.values(),
+            "default": own.values(),
+            "candidates": [],
+            "gate": None,
+        }
         for model, own in chosen.items()
     }
     searched = [model for model, own in chosen.items() if params.tune.enabled and own.search]

@@ -6,12 +6,23 @@ from pathlib import Path
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # these networks are tiny: a second thread makes the tests twice as slow
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # these networks are tiny: a second thread makes the tests twice as slow
 
 
 CONTRACT = Path(__file__).parent / "test_contract.py"
 # Of these the subject is processes, memory, time or text, whatever the arithmetic.
-NOT_NUMERICAL = {"benchmarks", "docs", "group_size", "memory", "parallel", "pixels", "resuming", "trainer"}
+NOT_NUMERICAL = {
+    "benchmarks",
+    "docs",
+    "group_size",
+    "memory",
+    "parallel",
+    "pixels",
+    "resuming",
+    "trainer",
+}
 
 
 def pytest_addoption(parser):
@@ -35,5 +46,8 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(items):
     """Mark as numerical what another arithmetic of PyTorch can change: all tests of a module that uses it for numbers."""
     for item in items:
-        if "torch" in vars(item.module) and item.path.stem.removeprefix("test_") not in NOT_NUMERICAL:
+        if (
+            "torch" in vars(item.module)
+            and item.path.stem.removeprefix("test_") not in NOT_NUMERICAL
+        ):
             item.add_marker("numerical")

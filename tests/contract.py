@@ -58,10 +58,14 @@ def load(name: str) -> Method:
 
 
 @cache
-def source(kind: str, method: Method, dtype: torch.dtype = torch.float64) -> tuple[Network, Statistics]:
+def source(
+    kind: str, method: Method, dtype: torch.dtype = torch.float64
+) -> tuple[Network, Statistics]:
     """Give the network of a kind, see `networks.source_statistics`, with all the statistics that a method needs."""
     network, statistics = networks.source_statistics(kind, dtype)
-    return network, complete(statistics, method, network, lambda: [networks.images(64, seed=7).to(dtype)])
+    return network, complete(
+        statistics, method, network, lambda: [networks.images(64, seed=7).to(dtype)]
+    )
 
 
 @cache
@@ -72,7 +76,9 @@ def cases(name: str) -> tuple[tuple[str, Method], ...]:
         UserError: the method accepts none of them.
     """
     method, kinds = load(name), []
-    refusal = UserError(f"method {name}: the tests have no network with the head of objective {method.head}")
+    refusal = UserError(
+        f"method {name}: the tests have no network with the head of objective {method.head}"
+    )
     headed = [kind for kind in networks.KINDS if networks.HEADS[kind] == method.head]
     for kind in headed if method.head else ("resnet", "groupnorm", "vit"):
         try:
@@ -103,7 +109,9 @@ class Unbound:
         return functional_call(self.module, self._values, args, kwargs)
 
     def rebound(self, parameters: Mapping[str, Tensor]) -> "Unbound":
-        other = Unbound(self.module, {name: parameters.get(name, value) for name, value in self.trained.items()})
+        other = Unbound(
+            self.module, {name: parameters.get(name, value) for name, value in self.trained.items()}
+        )
         other._values |= {**self._values, **parameters}
         return other
 
@@ -132,7 +140,10 @@ def step(
     loss.backward()
     if loop.sharpness:
         climbing = [value for value in own.values() if value.grad is not None]
-        here, length = [value.detach().clone() for value in climbing], nn.utils.get_total_norm([v.grad for v in climbing])
+        here, length = (
+            [value.detach().clone() for value in climbing],
+            nn.utils.get_total_norm([v.grad for v in climbing]),
+        )
         with torch.no_grad():
             for value in climbing:
                 value += loop.sharpness * value.grad / length.clamp_min(1e-12)
@@ -168,15 +179,21 @@ def trained_on_one(
     net, state, optimizer = Unbound(network, own), method.init_state(), optimiser(own, loop)
     with normalised(network, loop.normalisation, statistics):
         for number in range(max(loop.steps, 1) if own else 1):
-            views = method.views(network, image[None], [torch_generator(0, "views", image_id, number)])
+            views = method.views(
+                network, image[None], [torch_generator(0, "views", image_id, number)]
+            )
             views = tree_map(lambda part: part[0], views)
             if own and loop.steps:
-                state = step(partial(method.loss, net, views, statistics, state), own, optimizer, loop)
+                state = step(
+                    partial(method.loss, net, views, statistics, state), own, optimizer, loop
+                )
     return net, views
 
 
 @torch.no_grad()
-def one_at_a_time(network, image: Tensor, method: Method, loop: InnerLoop, statistics, image_id: str) -> Tensor:
+def one_at_a_time(
+    network, image: Tensor, method: Method, loop: InnerLoop, statistics, image_id: str
+) -> Tensor:
     """Classify one image by what was adapted to it: ``(K,)``."""
     with torch.enable_grad():
         net, views = trained_on_one(network, image, method, loop, statistics, image_id)
@@ -188,47 +205,70 @@ def one_at_a_time(network, image: Tensor, method: Method, loop: InnerLoop, stati
         return copied(image[None]).logits[0]
 
 
-def assert_vectorised_equals_one_image_at_a_time(kind: str, method: Method, loop: InnerLoop, count: int = COUNT) -> None:
+def assert_vectorised_equals_one_image_at_a_time(
+    kind: str, method: Method, loop: InnerLoop, count: int = COUNT
+) -> None:
     """Hold `adapt` against the slow way."""
     network, statistics = source(kind, method)
     images, names = shifted(count), [f"image-{i}" for i in range(count)]
     together = adapt(network, images, method, loop, statistics=statistics, image_ids=names)
     alone = [
-        one_at_a_time(network, image, method, loop, statistics, image_id) for image, image_id in zip(images, names, strict=True)
+        one_at_a_time(network, image, method, loop, statistics, image_id)
+        for image, image_id in zip(images, names, strict=True)
     ]
     assert not together.fell_back.any()
     torch.testing.assert_close(together.logits, torch.stack(alone), atol=1e-8, rtol=1e-8)
     if method.trains:
-        assert (together.logits - together.source_logits).abs().max() > 1e-6  # and something did happen
+        assert (
+            together.logits - together.source_logits
+        ).abs().max() > 1e-6  # and something did happen
 
 
-def batch_by_batch(network, images: Tensor, method: Method, loop: InnerLoop, statistics, batches: Sequence[slice]) -> Tensor:
+def batch_by_batch(
+    network, images: Tensor, method: Method, loop: InnerLoop, statistics, batches: Sequence[slice]
+) -> Tensor:
     """Classify a stream: ``(N, K)``."""
     with normalised(network, loop.normalisation, statistics):
         return torch.cat(list(along(network, images, method, loop, statistics, batches)))
 
 
-def batch_loss(method: Method, net: Unbound, views: Any, statistics, state: State) -> tuple[Tensor, State]:
+def batch_loss(
+    method: Method, net: Unbound, views: Any, statistics, state: State
+) -> tuple[Tensor, State]:
     """A method's loss of a batch, or the mean of its losses of the batch's images."""
     if method.whole_batch:
         return method.loss(net, tree_map(lambda part: part.flatten(0, 1), views), statistics, state)
-    each = [tree_map(lambda part, row=row: part[row], views) for row in range(len(tree_leaves(views)[0]))]
+    each = [
+        tree_map(lambda part, row=row: part[row], views)
+        for row in range(len(tree_leaves(views)[0]))
+    ]
     return torch.stack([method.loss(net, one, statistics, ())[0] for one in each]).mean(), state
 
 
-def along(network, images: Tensor, method: Method, loop: InnerLoop, statistics, batches: Sequence[slice]) -> Iterator[Tensor]:
+def along(
+    network, images: Tensor, method: Method, loop: InnerLoop, statistics, batches: Sequence[slice]
+) -> Iterator[Tensor]:
     """Adapt to one batch after the other, and classify each after its steps."""
     own = leaves(network, method, loop)
-    net, state, optimizer, taken = Unbound(network, own), method.init_state(), optimiser(own, loop), 0
+    net, state, optimizer, taken = (
+        Unbound(network, own),
+        method.init_state(),
+        optimiser(own, loop),
+        0,
+    )
     source = {name: value.detach().clone() for name, value in own.items()}
     for part in batches:
         ids = [str(number) for number in range(len(images))[part]]
         drawn = [
-            method.views(network, images[part], [torch_generator(0, "views", name, number) for name in ids])
+            method.views(
+                network, images[part], [torch_generator(0, "views", name, number) for name in ids]
+            )
             for number in range(loop.steps)
         ]
         for views in drawn if own else ():
-            state = step(partial(batch_loss, method, net, views, statistics, state), own, optimizer, loop)
+            state = step(
+                partial(batch_loss, method, net, views, statistics, state), own, optimizer, loop
+            )
             with torch.no_grad():
                 generator = torch_generator(0, "after_step", taken)
                 found, state = method.after_step(
@@ -244,9 +284,14 @@ def along(network, images: Tensor, method: Method, loop: InnerLoop, statistics, 
                 logits, state = method.predict_batch(net, images[part], statistics, state)
                 yield logits
             elif type(method).predict is not Method.predict:
-                rows = [tree_map(lambda part, row=row: part[row], drawn[0]) for row in range(len(ids))]
+                rows = [
+                    tree_map(lambda part, row=row: part[row], drawn[0]) for row in range(len(ids))
+                ]
                 yield torch.stack(
-                    [method.predict(net, image, one, statistics) for image, one in zip(images[part], rows, strict=True)]
+                    [
+                        method.predict(net, image, one, statistics)
+                        for image, one in zip(images[part], rows, strict=True)
+                    ]
                 )
             else:
                 yield net(images[part]).logits

@@ -69,7 +69,9 @@ KINDS = {
     "vit": vit,
     "rotation": lambda: resnet(objective=Rotation()),
     "rotation_vit": lambda: vit(Rotation()),
-    "simsiam": lambda: resnet(objective=SimSiam(hidden_dim=16, projection_dim=16, prediction_dim=8)),
+    "simsiam": lambda: resnet(
+        objective=SimSiam(hidden_dim=16, projection_dim=16, prediction_dim=8)
+    ),
     "clust3": lambda: decided(resnet(objective=ClusT3(heads=2, clusters=4)), 10),
     "clust3_vit": lambda: decided(vit(ClusT3(heads=2, clusters=4)), 30),
     "it3": lambda: resnet(objective=IT3()),

@@ -57,7 +57,11 @@ class FollowedByTeacher(Method):
         with torch.no_grad():
             taught = teacher(views.flip(-1)).logits.softmax(-1)
         old = state or net.trained  # at first the weights themselves, memory and all
-        average = {name: torch.lerp(value, net.trained[name], 0.3) for name, value in old.items()} if state else dict(old)
+        average = (
+            {name: torch.lerp(value, net.trained[name], 0.3) for name, value in old.items()}
+            if state
+            else dict(old)
+        )
         return F.cross_entropy(net(views).logits, taught), average
 
 
@@ -90,8 +94,12 @@ class CosineOfSource(Method):
 
     trains = False
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        noise = torch.stack([torch.rand(images[0].shape, generator=generator) for generator in generators])
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
+        noise = torch.stack(
+            [torch.rand(images[0].shape, generator=generator) for generator in generators]
+        )
         return {"noisy": (images + 0.1 * noise.to(images)).unsqueeze(1)}
 
     def predict(self, net, image, views, statistics):
@@ -115,7 +123,11 @@ class AnchoredToNothing(Anchored):
     """Wrong: under ``vmap`` no tensor says that it requires a gradient, and the sum over none is 0."""
 
     def distance(self, net):
-        return sum((value - net.source[name]).square().sum() for name, value in net.trained.items() if value.requires_grad)
+        return sum(
+            (value - net.source[name]).square().sum()
+            for name, value in net.trained.items()
+            if value.requires_grad
+        )
 
 
 @dataclass(frozen=True)
@@ -123,14 +135,18 @@ class AnchoredToItself(Anchored):
     """Wrong: the weights are held back by themselves, at a distance of 0."""
 
     def distance(self, net):
-        return sum((value - net.trained[name]).square().sum() for name, value in net.trained.items())
+        return sum(
+            (value - net.trained[name]).square().sum() for name, value in net.trained.items()
+        )
 
 
 @dataclass(frozen=True)
 class AverageOfTheGroup(MirrorAverage):
     """Wrong: what it looks at is the mean of the images that are worked on together."""
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         return images.mean(0).expand(len(images), 1, -1, -1, -1)
 
     def predict(self, net, image, views, statistics):

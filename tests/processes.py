@@ -16,7 +16,10 @@ def start(function: Callable, folder: Path, *arguments: Any, ranks: int = 2) -> 
     """Call ``function(fabric, *arguments)`` on every rank; → exit codes. What it returns is kept in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_run, args=(function, folder, rank, ranks, arguments)) for rank in range(ranks)]
+    processes = [
+        context.Process(target=_run, args=(function, folder, rank, ranks, arguments))
+        for rank in range(ranks)
+    ]
     for process in processes:
         process.start()
     for process in processes:

@@ -63,7 +63,9 @@ def test_the_loss_is_half_the_sum_over_layers_of_mean_absolute_differences(kind)
         for name, moment in (("mean", mean_map), ("variance", variance_map)):
             source = np.mean([moment(part[layer]) for part in reference], axis=0)
             assert source.shape == values.shape[1:]
-            np.testing.assert_allclose(statistics[f"maps.{layer}.{name}"].numpy(), source, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(
+                statistics[f"maps.{layer}.{name}"].numpy(), source, rtol=1e-9, atol=1e-12
+            )
             total += np.abs(moment(values) - source).mean()
     assert loss(network, stream(5), statistics) == pytest.approx(total / 2, rel=1e-9)
 
@@ -78,14 +80,22 @@ def test_three_batches_are_those_of_plain_autograd_and_sgd():
     outputs = {}
     for name, module in slow.named_modules():
         if name in layers_of(slow):
-            module.register_forward_hook(lambda _module, _inputs, output, name=name: outputs.__setitem__(name, output.clone()))
+            module.register_forward_hook(
+                lambda _module, _inputs, output, name=name: outputs.__setitem__(
+                    name, output.clone()
+                )
+            )
     for part in BATCHES:
         for _ in range(2):
             slow(stream()[part])
             total = 0
             for name, output in outputs.items():
-                total = total + torch.nn.functional.l1_loss(output.mean(0), statistics[f"maps.{name}.mean"])
-                total = total + torch.nn.functional.l1_loss(output.var(0), statistics[f"maps.{name}.variance"])
+                total = total + torch.nn.functional.l1_loss(
+                    output.mean(0), statistics[f"maps.{name}.mean"]
+                )
+                total = total + torch.nn.functional.l1_loss(
+                    output.var(0), statistics[f"maps.{name}.variance"]
+                )
             losses.append(0.5 * total.item())
             own.zero_grad()
             (0.5 * total).backward()
@@ -111,7 +121,9 @@ def test_a_batch_that_is_the_source_has_no_loss_and_a_shifted_one_has():
 def test_how_source_images_are_delivered_is_no_matter():
     network, _ = networks.source_statistics("resnet")
     whole = METHOD.source_statistics(network, [source_images(130)])
-    pieces = METHOD.source_statistics(network, iter(source_images(130).split(43)))  # the last is a single image
+    pieces = METHOD.source_statistics(
+        network, iter(source_images(130).split(43))
+    )  # the last is a single image
     assert all(torch.allclose(whole[name], pieces[name], rtol=1e-9, atol=1e-12) for name in whole)
     assert complete({}, METHOD, network, lambda: [source_images(130)]).keys() == whole.keys()
 
@@ -122,12 +134,24 @@ def test_source_batches_mix_what_came_in_order():
     assert sorted(torch.cat(parts).tolist()) == list(range(1000))
     assert {len(part) for part in parts} == {125}
     assert all(part.min() < 250 and part.max() >= 750 for part in parts)
-    assert [len(part) for part in random_parts(torch.arange(129), 2)] == [65, 64]  # none of one image, without variance
+    assert [len(part) for part in random_parts(torch.arange(129), 2)] == [
+        65,
+        64,
+    ]  # none of one image, without variance
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(2, 1), (3, 2)])
 def test_a_batch_of_one_image_is_refused(count, batch_size):
     network, _ = networks.source_statistics("resnet")
     statistics = METHOD.source_statistics(network, [source_images(20)])
-    with pytest.raises(UserError, match=r"BatchActMAD.*needs batches of 2 images or more, found one of 1;"):
-        adapt_stream(network, stream(count), METHOD, InnerLoop(lr=1e-3), batch_size=batch_size, statistics=statistics)
+    with pytest.raises(
+        UserError, match=r"BatchActMAD.*needs batches of 2 images or more, found one of 1;"
+    ):
+        adapt_stream(
+            network,
+            stream(count),
+            METHOD,
+            InnerLoop(lr=1e-3),
+            batch_size=batch_size,
+            statistics=statistics,
+        )

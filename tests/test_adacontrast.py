@@ -61,8 +61,12 @@ def test_the_neighbours_vote_as_in_a_loop(count):
     probabilities = random(9, 3, seed=2).softmax(1).numpy()
     found = neighbor_vote(*map(torch.from_numpy, (features, past, probabilities)), count)
     for row, feature in zip(found, features, strict=True):
-        order = sorted(range(9), key=lambda index: 1 - feature @ past[index] / np.linalg.norm(feature))
-        np.testing.assert_allclose(row, np.mean([probabilities[index] for index in order[:count]], axis=0))
+        order = sorted(
+            range(9), key=lambda index: 1 - feature @ past[index] / np.linalg.norm(feature)
+        )
+        np.testing.assert_allclose(
+            row, np.mean([probabilities[index] for index in order[:count]], axis=0)
+        )
 
 
 def queue_of(keys, labels):
@@ -75,7 +79,11 @@ def test_the_contrast_leaves_out_keys_of_the_same_label_as_in_a_loop():
     found = class_aware_contrast(features, torch.from_numpy(keys), torch.tensor(labels), queue, 0.5)
     losses = []
     for query, key, label in zip(unit(features.numpy()), keys, labels, strict=True):
-        others = [past for past, other in zip(queue.keys.numpy(), queue.labels.tolist(), strict=True) if other != label]
+        others = [
+            past
+            for past, other in zip(queue.keys.numpy(), queue.labels.tolist(), strict=True)
+            if other != label
+        ]
         scores = [math.exp(query @ each / 0.5) for each in (key, *others)]
         losses.append(-math.log(scores[0] / sum(scores)))
     assert found.item() == pytest.approx(np.mean(losses))
@@ -83,8 +91,14 @@ def test_the_contrast_leaves_out_keys_of_the_same_label_as_in_a_loop():
 
 def test_a_query_without_negatives_has_no_loss_and_no_slope():
     """None in the queue, as on the first batch, or none of another label."""
-    features, keys = random(2, 6).requires_grad_(), torch.from_numpy(unit(random(2, 6, seed=1).numpy()))
-    for queue in (empty_queue(Outputs(random(2, 3), random(2, 6))), queue_of(random(4, 6, seed=2), [1] * 4)):
+    features, keys = (
+        random(2, 6).requires_grad_(),
+        torch.from_numpy(unit(random(2, 6, seed=1).numpy())),
+    )
+    for queue in (
+        empty_queue(Outputs(random(2, 3), random(2, 6))),
+        queue_of(random(4, 6, seed=2), [1] * 4),
+    ):
         loss = class_aware_contrast(features, keys, torch.tensor([1, 1]), queue, 0.07)
         (slope,) = torch.autograd.grad(loss, features)
         assert loss.item() == pytest.approx(0, abs=1e-12)
@@ -105,24 +119,32 @@ def test_diversity_is_lowest_where_the_classes_are_equally_frequent():
 def test_the_queue_keeps_the_latest_images():
     """At learning rate 0 the momentum model is the source network; of seven images the last four stay, in order."""
     network = undecided()
-    with learning(network, stream()[:3], AdaContrast(queue_size=4, warm_up=4), InnerLoop(lr=0.0), {}, 0) as learner:
+    with learning(
+        network, stream()[:3], AdaContrast(queue_size=4, warm_up=4), InnerLoop(lr=0.0), {}, 0
+    ) as learner:
         for part in BATCHES:
             learner.adapt(stream()[part], [str(name) for name in range(7)[part]])
     last = slice(3, 7)
-    weak, _, key = (view[:, 0] for view in AdaContrast().views(network, stream()[last], streams(last)))
+    weak, _, key = (
+        view[:, 0] for view in AdaContrast().views(network, stream()[last], streams(last))
+    )
     with torch.no_grad():
         outputs, keys = network(weak), network(key).features.numpy()
     queue = learner.state.queue
     np.testing.assert_allclose(queue.features, unit(outputs.features.numpy()))
     np.testing.assert_allclose(queue.probabilities, outputs.logits.softmax(1))
     np.testing.assert_allclose(queue.keys, unit(keys))
-    assert queue.labels[:2].tolist() == outputs.logits[:2].argmax(1).tolist()  # of the second batch, before any vote
+    assert (
+        queue.labels[:2].tolist() == outputs.logits[:2].argmax(1).tolist()
+    )  # of the second batch, before any vote
 
 
 def test_an_image_joins_the_queue_once_however_many_steps_are_taken():
     """Otherwise it would vote for itself, and be pushed away from itself."""
     for steps in (1, 3):
-        with learning(undecided(), stream()[:3], AdaContrast(), InnerLoop(steps=steps, lr=1e-3), {}, 0) as learner:
+        with learning(
+            undecided(), stream()[:3], AdaContrast(), InnerLoop(steps=steps, lr=1e-3), {}, 0
+        ) as learner:
             for part in BATCHES:
                 learner.adapt(stream()[part], [str(name) for name in range(7)[part]])
         assert len(learner.state.queue.labels) == 7
@@ -130,7 +152,9 @@ def test_an_image_joins_the_queue_once_however_many_steps_are_taken():
 
 
 def test_neighbours_that_could_never_vote_are_refused():
-    with pytest.raises(UserError, match=r"adacontrast: warm_up: expected at most queue_size \(50\).*found 100"):
+    with pytest.raises(
+        UserError, match=r"adacontrast: warm_up: expected at most queue_size \(50\).*found 100"
+    ):
         load_method("adacontrast", {"queue_size": 50})
 
 
@@ -142,10 +166,17 @@ def test_the_current_weights_ask_the_neighbours_and_the_momentum_model_is_rememb
         for parameter in other.parameters():
             parameter += random(*parameter.shape)
         now, slow = network(images), other(images)
-    past = Queue(F.normalize(now.features), torch.eye(4, dtype=torch.float64), F.normalize(now.features), torch.arange(4))
+    past = Queue(
+        F.normalize(now.features),
+        torch.eye(4, dtype=torch.float64),
+        F.normalize(now.features),
+        torch.arange(4),
+    )
     for warm_up, expected in ((4, [0, 1, 2, 3]), (5, now.logits.argmax(1).tolist())):
         method = AdaContrast(num_neighbors=1, warm_up=warm_up)
-        memory = Memory({name: value.detach() for name, value in other.named_parameters()}, past, past)
+        memory = Memory(
+            {name: value.detach() for name, value in other.named_parameters()}, past, past
+        )
         _, (_, queue, batch) = method.loss(Bound(network, {}), (images, images, images), {}, memory)
         assert queue is past
         assert batch.labels.tolist() == expected
@@ -157,10 +188,18 @@ def test_the_current_weights_ask_the_neighbours_and_the_momentum_model_is_rememb
 def test_weak_views_keep_colours_and_most_of_the_image():
     """Their crops are the published ones, unless the strong views keep even more; mirrored only if these are."""
     images = stream()[:2]
-    for strong, scale in ((Augmentation(0.3, True, 0.5), WEAK_SCALE), (Augmentation(0.9, False, 0.5), 0.9)):
-        weak, query, key = AdaContrast(augmentation=strong).views(None, images, streams(slice(0, 2)))
+    for strong, scale in (
+        (Augmentation(0.3, True, 0.5), WEAK_SCALE),
+        (Augmentation(0.9, False, 0.5), 0.9),
+    ):
+        weak, query, key = AdaContrast(augmentation=strong).views(
+            None, images, streams(slice(0, 2))
+        )
         own = streams(slice(0, 2))
-        expected = [random_views(images, own, 1, each) for each in (Augmentation(scale, strong.flip, 0.0), strong, strong)]
+        expected = [
+            random_views(images, own, 1, each)
+            for each in (Augmentation(scale, strong.flip, 0.0), strong, strong)
+        ]
         assert all(torch.equal(*pair) for pair in zip((weak, query, key), expected, strict=True))
         assert not torch.equal(query, key)
 
@@ -169,13 +208,24 @@ def test_a_stream_against_copies_of_the_network_autograd_and_lists():
     """Neighbours vote from the second batch on, and change some pseudo labels."""
     network = undecided()
     method = AdaContrast(
-        num_neighbors=2, warm_up=3, queue_size=4, temperature=0.5, contrast=0.7, diversity=0.3, teacher_momentum=0.6
+        num_neighbors=2,
+        warm_up=3,
+        queue_size=4,
+        temperature=0.5,
+        contrast=0.7,
+        diversity=0.3,
+        teacher_momentum=0.6,
     )
     loop = InnerLoop(steps=1, lr=1e-2, momentum=0.9, trainable="all")
     found = adapt_stream(network, stream(), method, loop, batch_size=3)
     student, teacher = copy.deepcopy(network), copy.deepcopy(network)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-2, momentum=0.9)
-    past, logits, refined, negatives = [], [], 0, 0  # past: (feature, probabilities, key, label) of an image
+    past, logits, refined, negatives = (
+        [],
+        [],
+        0,
+        0,
+    )  # past: (feature, probabilities, key, label) of an image
     for part in BATCHES:
         images = stream()[part]
         weak, query, key = (view[:, 0] for view in method.views(network, images, streams(part)))
@@ -184,7 +234,9 @@ def test_a_stream_against_copies_of_the_network_autograd_and_lists():
         labels = own.logits.argmax(1).tolist()
         if past:
             for index, feature in enumerate(own.features):
-                near = sorted(past, key=lambda each: -F.cosine_similarity(feature, each[0], dim=0).item())[:2]
+                near = sorted(
+                    past, key=lambda each: -F.cosine_similarity(feature, each[0], dim=0).item()
+                )[:2]
                 label = ((near[0][1] + near[1][1]) / 2).argmax().item()
                 refined, labels[index] = refined + (label != labels[index]), label
         outputs, losses = student(query), []
@@ -193,10 +245,14 @@ def test_a_stream_against_copies_of_the_network_autograd_and_lists():
             others = [each[2] for each in past if each[3] != label]
             negatives += len(others)
             scores = torch.stack([unit_query @ each / 0.5 for each in (keys[index], *others)])
-            losses.append(-outputs.logits[index].log_softmax(0)[label] - 0.7 * scores.log_softmax(0)[0])
+            losses.append(
+                -outputs.logits[index].log_softmax(0)[label] - 0.7 * scores.log_softmax(0)[0]
+            )
         mean = outputs.logits.softmax(1).mean(0)
         loss = torch.stack(losses).mean() + 0.3 * (mean * mean.log()).sum()
-        assert found.losses[part, 0].tolist() == pytest.approx([loss.item()] * len(images), rel=1e-8)
+        assert found.losses[part, 0].tolist() == pytest.approx(
+            [loss.item()] * len(images), rel=1e-8
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -207,5 +263,7 @@ def test_a_stream_against_copies_of_the_network_autograd_and_lists():
                 old.copy_(0.6 * old + 0.4 * value)
             logits.append(student(images).logits)
     assert refined
-    assert 0 < negatives < 14  # of three and then four past images, for two each: some are left out, not all
+    assert (
+        0 < negatives < 14
+    )  # of three and then four past images, for two each: some are left out, not all
     torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-8, rtol=1e-8)

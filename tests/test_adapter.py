@@ -9,7 +9,13 @@ import networks
 import own_methods
 import pytest
 import torch
-from contract import COUNT, assert_vectorised_equals_one_image_at_a_time, one_at_a_time, shifted, trained_on_one
+from contract import (
+    COUNT,
+    assert_vectorised_equals_one_image_at_a_time,
+    one_at_a_time,
+    shifted,
+    trained_on_one,
+)
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,8 +49,13 @@ def test_mixed_precision_equals_one_image_at_a_time_up_to_its_rounding(kind):
     exact = adapt(network, images, ActMAD(), loop, statistics=statistics)
     with torch.autocast("cpu", torch.bfloat16):
         together = adapt(network, images, ActMAD(), loop, statistics=statistics)
-        alone = [one_at_a_time(network, image, ActMAD(), loop, statistics, str(i)) for i, image in enumerate(images)]
-    torch.testing.assert_close(together.logits.float(), torch.stack(alone).float(), atol=0.03, rtol=0.03)
+        alone = [
+            one_at_a_time(network, image, ActMAD(), loop, statistics, str(i))
+            for i, image in enumerate(images)
+        ]
+    torch.testing.assert_close(
+        together.logits.float(), torch.stack(alone).float(), atol=0.03, rtol=0.03
+    )
     torch.testing.assert_close(together.losses.float(), exact.losses, atol=0.02, rtol=0.05)
     assert not torch.equal(together.logits.float(), exact.logits)
 
@@ -53,7 +64,9 @@ def test_images_without_a_gradient_have_a_flat_curve():
     network, statistics = networks.source_statistics("resnet")
     images = torch.cat([networks.images(3, seed=7), shifted(2)])
     loop = InnerLoop(steps=2, lr=1e-2, clip=1.0)
-    still = adapt(network, images, ActMAD(tolerance=1e9), loop, statistics=statistics, record=(0, 1, 2))
+    still = adapt(
+        network, images, ActMAD(tolerance=1e9), loop, statistics=statistics, record=(0, 1, 2)
+    )
     assert torch.equal(still.logits_at, still.source_logits[:, None].expand(-1, 3, -1))
     some = adapt(network, images, ActMAD(tolerance=1.5), loop, statistics=statistics, record=(0, 2))
     moved = (some.logits_at[:, 1] != some.logits_at[:, 0]).any(1)
@@ -81,7 +94,12 @@ def test_an_image_that_diverges_on_the_way_falls_back_from_there_on():
 
     network, statistics = networks.source_statistics("resnet")
     result = adapt(
-        network, shifted(), Exploding(), InnerLoop(steps=2, lr=1e-3, clip=1.0), statistics=statistics, record=(0, 1, 2)
+        network,
+        shifted(),
+        Exploding(),
+        InnerLoop(steps=2, lr=1e-3, clip=1.0),
+        statistics=statistics,
+        record=(0, 1, 2),
     )
     assert result.fell_back.all()
     assert torch.equal(result.logits_at[:, 2], result.source_logits)
@@ -90,7 +108,14 @@ def test_an_image_that_diverges_on_the_way_falls_back_from_there_on():
 def test_the_same_seed_gives_the_same_views_and_another_seed_others():
     network, statistics = networks.source_statistics("resnet")
     runs = [
-        adapt(network, shifted(), SimCLRTraining(num_views=3), InnerLoop(lr=0.1), statistics=statistics, seed=seed).logits
+        adapt(
+            network,
+            shifted(),
+            SimCLRTraining(num_views=3),
+            InnerLoop(lr=0.1),
+            statistics=statistics,
+            seed=seed,
+        ).logits
         for seed in (0, 0, 1)
     ]
     assert torch.equal(runs[0], runs[1])
@@ -117,13 +142,18 @@ def test_a_diverging_image_falls_back_alone():
 
 def test_divergence_is_a_loss_that_is_not_finite_or_has_exploded():
     nan, inf = float("nan"), float("inf")
-    losses = torch.tensor([[1.0, 0.5], [1.0, nan], [0.0, 9.0], [0.0, 11.0], [-2.0, 17.0], [-2.0, 19.0], [1.0, inf]])
+    losses = torch.tensor(
+        [[1.0, 0.5], [1.0, nan], [0.0, 9.0], [0.0, 11.0], [-2.0, 17.0], [-2.0, 19.0], [1.0, inf]]
+    )
     assert diverged(losses).tolist() == [False, True, False, True, False, True, True]
 
 
 def test_clipping_bounds_each_image_on_its_own():
     generator = torch.Generator().manual_seed(3)
-    gradients = {"a": torch.randn(3, 2, generator=generator), "b": torch.randn(3, 2, 2, generator=generator)}
+    gradients = {
+        "a": torch.randn(3, 2, generator=generator),
+        "b": torch.randn(3, 2, 2, generator=generator),
+    }
     for part in gradients.values():
         part[1] *= 1e-3
     clipped = clip_gradients(gradients, 0.5)
@@ -137,14 +167,18 @@ def test_a_gradient_that_is_not_finite_costs_its_image_the_adaptation():
     class Steep(ActMAD):
         def loss(self, net, views, statistics, state):
             loss, state = super().loss(net, views, statistics, state)
-            poison = torch.where(views.mean() > 0.99, 0.0, 1.0)  # √ has an infinite slope at 0, and 0 · ∞ is no number
+            poison = torch.where(
+                views.mean() > 0.99, 0.0, 1.0
+            )  # √ has an infinite slope at 0, and 0 · ∞ is no number
             return loss + (net(views).logits.sum() * 0 + poison).sqrt() * 0, state
 
     network, statistics = networks.source_statistics("resnet")
     images = shifted()
     images[2] = 1.0
     for clip in (None, 1.0):
-        result = adapt(network, images, Steep(), InnerLoop(steps=1, lr=1e-5, clip=clip), statistics=statistics)
+        result = adapt(
+            network, images, Steep(), InnerLoop(steps=1, lr=1e-5, clip=clip), statistics=statistics
+        )
         assert result.losses[:, 0].isfinite().all()
         assert result.fell_back.tolist() == [False, False, True, False, False]
         assert torch.equal(result.logits[2], result.source_logits[2])
@@ -154,12 +188,16 @@ def test_which_parameters_move():
     network, _ = networks.source_statistics("resnet")
     everything = dict(network.named_parameters())
     assert set(select_parameters(network, "all")) == set(everything)
-    assert set(select_parameters(network, "encoder")) == {key for key in everything if key.startswith("encoder.")}
+    assert set(select_parameters(network, "encoder")) == {
+        key for key in everything if key.startswith("encoder.")
+    }
     norm = select_parameters(network, "norm")
     affine = [module for module in network.encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(norm) == 2 * len(affine)
     assert all(value.ndim == 1 for value in norm.values())
-    assert set(select_parameters(network, ["encoder.layer1", "classifier.bias"])) >= {"classifier.bias"}
+    assert set(select_parameters(network, ["encoder.layer1", "classifier.bias"])) >= {
+        "classifier.bias"
+    }
     assert select_parameters(network, "none") == {}
     with pytest.raises(UserError, match=r"'layer9' matches no parameter.*encoder\.layer1"):
         select_parameters(network, "layer9")
@@ -167,8 +205,12 @@ def test_which_parameters_move():
 
 def test_a_loss_that_no_trainable_parameter_moves_is_refused():
     network, statistics = networks.source_statistics("resnet")
-    with pytest.raises(UserError, match="none of the 2 trainable parameters influences the loss of ActMAD"):
-        adapt(network, shifted(), ActMAD(), InnerLoop(trainable="classifier"), statistics=statistics)
+    with pytest.raises(
+        UserError, match="none of the 2 trainable parameters influences the loss of ActMAD"
+    ):
+        adapt(
+            network, shifted(), ActMAD(), InnerLoop(trainable="classifier"), statistics=statistics
+        )
 
 
 def test_no_gradient_reaches_a_frozen_parameter():
@@ -193,7 +235,9 @@ def anchored(method: own_methods.Anchored) -> Tensor:
     loop = InnerLoop(steps=2, lr=1e-2, trainable="norm")
     free = adapt(network, shifted(), own_methods.Anchored(strength=0.0), loop)
     held = adapt(network, shifted(), method, loop)
-    torch.testing.assert_close(held.losses[:, 0], free.losses[:, 0])  # at the source weights it is nothing
+    torch.testing.assert_close(
+        held.losses[:, 0], free.losses[:, 0]
+    )  # at the source weights it is nothing
     return held.losses[:, 1] - free.losses[:, 1]
 
 
@@ -204,9 +248,14 @@ def test_a_penalty_is_the_distance_from_the_source_weights():
     for image in shifted():
         slopes = torch.autograd.grad(entropy(network(image[None]).logits).mean(), chosen)
         expected.append(50 * 1e-4 * sum(slope.square().sum() for slope in slopes))
-    torch.testing.assert_close(anchored(own_methods.Anchored(strength=50.0)), torch.stack(expected), rtol=1e-8, atol=0)
+    torch.testing.assert_close(
+        anchored(own_methods.Anchored(strength=50.0)), torch.stack(expected), rtol=1e-8, atol=0
+    )
     assert min(expected) > 1e-6
-    for wrong in (own_methods.AnchoredToItself(strength=50.0), own_methods.AnchoredToNothing(strength=50.0)):
+    for wrong in (
+        own_methods.AnchoredToItself(strength=50.0),
+        own_methods.AnchoredToNothing(strength=50.0),
+    ):
         assert not anchored(wrong).any()
 
 
@@ -223,13 +272,22 @@ def test_what_is_trained_is_known_to_the_prediction_whether_an_image_moved_or_no
     network, statistics = networks.source_statistics("resnet")
     loop = InnerLoop(steps=2, lr=1e-2, trainable="norm")
     plain = adapt(network, shifted(), parting(), loop, statistics=statistics, record=(0,))
-    found = adapt(network, shifted(), HowFar(tolerance=parting().tolerance), loop, statistics=statistics, record=(0,))
+    found = adapt(
+        network,
+        shifted(),
+        HowFar(tolerance=parting().tolerance),
+        loop,
+        statistics=statistics,
+        record=(0,),
+    )
     distances, moved = found.logits - plain.logits, plain.losses[:, 0] > 0
     assert torch.equal(distances > 0, moved[:, None].expand(-1, networks.CLASSES))
     assert torch.equal(found.logits_at, plain.logits_at)
 
 
-@pytest.mark.parametrize("wrong", [own_methods.AnchoredToNothing(), own_methods.AverageOfTheGroup()], ids=name)
+@pytest.mark.parametrize(
+    "wrong", [own_methods.AnchoredToNothing(), own_methods.AverageOfTheGroup()], ids=name
+)
 def test_the_contract_finds_what_breaks_it(wrong):
     with pytest.raises(AssertionError, match="not close"):
         assert_vectorised_equals_one_image_at_a_time("resnet", wrong, InnerLoop(steps=2, lr=1e-2))
@@ -239,7 +297,9 @@ def test_adam_on_stacked_images_is_adam_on_each():
     network, statistics = networks.source_statistics("resnet")
     loop = InnerLoop(steps=3, lr=1e-3, optimizer="adam")
     together = adapt(network, shifted(), ActMAD(form="l1"), loop, statistics=statistics)
-    alone = adapt(network, shifted(), ActMAD(form="l1"), loop, statistics=statistics, images_per_step=1)
+    alone = adapt(
+        network, shifted(), ActMAD(form="l1"), loop, statistics=statistics, images_per_step=1
+    )
     torch.testing.assert_close(together.logits, alone.logits, atol=1e-6, rtol=1e-6)
 
 
@@ -247,11 +307,15 @@ def test_any_timm_classifier_and_tensor_batch():
     import timm
 
     torch.manual_seed(0)
-    model = timm.create_model("resnet18", num_classes=3, layers=[1, 1, 1, 1], channels=[8, 8, 8, 8]).eval()
+    model = timm.create_model(
+        "resnet18", num_classes=3, layers=[1, 1, 1, 1], channels=[8, 8, 8, 8]
+    ).eval()
     images = networks.images(4) - 0.5
     method = ActMAD()
     statistics = method.source_statistics(model, [networks.images(16, seed=9) - 0.5])
-    result = adapt(model, images, method, InnerLoop(steps=2, lr=1e-2, clip=1.0), statistics=statistics)
+    result = adapt(
+        model, images, method, InnerLoop(steps=2, lr=1e-2, clip=1.0), statistics=statistics
+    )
     torch.testing.assert_close(result.source_logits, model(images).detach(), atol=1e-5, rtol=1e-5)
     assert (result.losses[:, -1] < result.losses[:, 0]).any()
     assert (result.logits != result.source_logits).any()
@@ -261,7 +325,10 @@ def test_any_timm_classifier_and_tensor_batch():
 def test_missing_statistics_are_named(policy):
     network, _ = networks.source_statistics("vit")
     loop = InnerLoop(normalisation=Normalisation(policy))
-    with pytest.raises(UserError, match=rf"'{policy}' needs source statistics of 3 layers that have none, such as encoder"):
+    with pytest.raises(
+        UserError,
+        match=rf"'{policy}' needs source statistics of 3 layers that have none, such as encoder",
+    ):
         adapt(network, shifted(), NoAdaptation(), loop)
 
 
@@ -300,7 +367,9 @@ def test_progress_counts_every_image_once():
 
 def test_losses_and_times_have_a_place_for_every_image_and_step():
     network, statistics = networks.source_statistics("resnet")
-    result = adapt(network, shifted(), ActMAD(), InnerLoop(steps=4, lr=1e-2, clip=1.0), statistics=statistics)
+    result = adapt(
+        network, shifted(), ActMAD(), InnerLoop(steps=4, lr=1e-2, clip=1.0), statistics=statistics
+    )
     assert result.losses.shape == (COUNT, 5)
     assert (result.milliseconds > 0).all()
 
@@ -310,7 +379,13 @@ def test_images_without_a_gradient_are_done_after_the_first_step():
     images, flops = shifted(), {}
     for steps in (2, 8):
         with FlopCounterMode(display=False) as counter:
-            left = adapt(network, images, ActMAD(tolerance=1e9), InnerLoop(steps=steps, lr=0.1), statistics=statistics)
+            left = adapt(
+                network,
+                images,
+                ActMAD(tolerance=1e9),
+                InnerLoop(steps=steps, lr=0.1),
+                statistics=statistics,
+            )
         flops[steps] = counter.get_total_flops()
         assert left.losses.shape == (COUNT, steps + 1)
         assert not left.losses.any()
@@ -325,7 +400,9 @@ def parting() -> ActMAD:
     generators = [torch.Generator()] * COUNT
 
     def losses(tolerance):
-        return first_loss(network, shifted(), ActMAD(tolerance=tolerance), InnerLoop(), statistics, generators)
+        return first_loss(
+            network, shifted(), ActMAD(tolerance=tolerance), InnerLoop(), statistics, generators
+        )
 
     for tolerance in torch.linspace(0, float(losses(0.0).max()), 40).tolist():
         if 0 < (losses(tolerance) == 0).sum() < COUNT:
@@ -350,40 +427,71 @@ def test_a_group_of_images_with_and_without_a_gradient(loop):
     result = adapt(network, images, method, loop, statistics=statistics)
     still = (result.losses[:, 0] == 0).tolist()
     assert 0 < sum(still) < COUNT
-    torch.testing.assert_close(result.logits[still], result.source_logits[still], atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(
+        result.logits[still], result.source_logits[still], atol=1e-10, rtol=1e-10
+    )
     for number, image in enumerate(images):
         alone = one_at_a_time(network, image, method, loop, statistics, str(number))
         torch.testing.assert_close(result.logits[number], alone, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "method"), [("resnet", MEMO(num_views=3)), ("resnet", ActMAD()), ("vit", ActMAD())], ids=name)
-def test_an_averaged_prediction_is_the_mean_over_the_image_and_views_under_its_own_weights(kind, method):
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("resnet", MEMO(num_views=3)), ("resnet", ActMAD()), ("vit", ActMAD())],
+    ids=name,
+)
+def test_an_averaged_prediction_is_the_mean_over_the_image_and_views_under_its_own_weights(
+    kind, method
+):
     network, statistics = contract.source(kind, method)
-    loop = InnerLoop(steps=2, lr=1e-2, trainable="norm", clip=1.0, average=3, augmentation=Augmentation(0.5, True, 0.1))
+    loop = InnerLoop(
+        steps=2,
+        lr=1e-2,
+        trainable="norm",
+        clip=1.0,
+        average=3,
+        augmentation=Augmentation(0.5, True, 0.1),
+    )
     found = adapt(network, shifted(), method, loop, statistics=statistics, record=(0, 1))
     for index, image in enumerate(shifted()):
-        views = random_views(image[None], [torch_generator(0, "average", str(index))], 3, loop.augmentation)[0]
+        views = random_views(
+            image[None], [torch_generator(0, "average", str(index))], 3, loop.augmentation
+        )[0]
         looks = torch.cat([image[None], views])
-        for step, logits in ((0, found.logits_at[index, 0]), (1, found.logits_at[index, 1]), (2, found.logits[index])):
-            own, _ = trained_on_one(network, image, method, replace(loop, steps=step), statistics, str(index))
+        for step, logits in (
+            (0, found.logits_at[index, 0]),
+            (1, found.logits_at[index, 1]),
+            (2, found.logits[index]),
+        ):
+            own, _ = trained_on_one(
+                network, image, method, replace(loop, steps=step), statistics, str(index)
+            )
             copied = own.plain()
             with torch.no_grad(), normalised(copied, loop.normalisation, statistics):
                 expected = copied(looks).logits.softmax(-1).mean(0)
             torch.testing.assert_close(logits.exp(), expected, atol=1e-6, rtol=1e-6)
-    assert torch.equal(found.source_logits, adapt(network, shifted(), NoAdaptation()).logits)  # the control looks once
+    assert torch.equal(
+        found.source_logits, adapt(network, shifted(), NoAdaptation()).logits
+    )  # the control looks once
 
 
 def test_views_without_training_are_averaged_alike_whichever_way_they_are_asked_for():
     network, statistics = networks.source_statistics("resnet")
     loop = InnerLoop(average=4, normalisation=Normalisation("mixed"))
     averaged = adapt(network, shifted(), NoAdaptation(), loop, statistics=statistics).logits
-    looks = draw_looks(shifted(), loop, [torch_generator(0, "average", str(index)) for index in range(COUNT)])
+    looks = draw_looks(
+        shifted(), loop, [torch_generator(0, "average", str(index)) for index in range(COUNT)]
+    )
     with normalised(network, loop.normalisation, statistics), torch.no_grad():
-        by_method = torch.stack([ViewAverage(4).predict(network.eval(), own[0], own, statistics) for own in looks])
+        by_method = torch.stack(
+            [ViewAverage(4).predict(network.eval(), own[0], own, statistics) for own in looks]
+        )
     torch.testing.assert_close(averaged, by_method)
 
 
-@pytest.mark.parametrize(("kind", "method"), [("resnet", MEMO(num_views=3)), ("vit", MAETraining(num_views=2))], ids=name)
+@pytest.mark.parametrize(
+    ("kind", "method"), [("resnet", MEMO(num_views=3)), ("vit", MAETraining(num_views=2))], ids=name
+)
 def test_sharpness_aware_steps_are_each_images_own(kind, method):
     network, statistics = contract.source(kind, method)
     loop = InnerLoop(steps=2, lr=1e-2, sharpness=0.1)
@@ -398,12 +506,16 @@ def test_sharpness_aware_steps_are_each_images_own(kind, method):
 def test_a_method_for_streams_alone_is_refused():
     network, _ = networks.source_statistics("resnet")
     with pytest.raises(
-        UserError, match=r"SAR.* is defined for online, found episodic; use tttlab\.adaptation\.online\.adapt_stream"
+        UserError,
+        match=r"SAR.* is defined for online, found episodic; use tttlab\.adaptation\.online\.adapt_stream",
     ):
         adapt(network, shifted(), load_method("sar"))
 
 
 def test_a_method_with_its_own_prediction_refuses_to_be_averaged():
     network, _ = networks.source_statistics("resnet")
-    with pytest.raises(UserError, match=r"average: 2 views cannot replace the prediction .*ViewAverage.* set it to 0"):
+    with pytest.raises(
+        UserError,
+        match=r"average: 2 views cannot replace the prediction .*ViewAverage.* set it to 0",
+    ):
         adapt(network, shifted(), ViewAverage(), InnerLoop(average=2))

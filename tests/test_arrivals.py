@@ -23,7 +23,9 @@ class TestOrder:
     def test_shuffled_is_a_permutation_of_seed_and_name(self):
         order = Stream().arrange(self.LABELS, 0, "fog-5-0")
         assert sorted(order) == list(range(200))
-        assert np.array_equal(order, Stream().arrange(self.LABELS[::-1], 0, "fog-5-0"))  # blind to labels
+        assert np.array_equal(
+            order, Stream().arrange(self.LABELS[::-1], 0, "fog-5-0")
+        )  # blind to labels
         for seed, name in ((1, "fog-5-0"), (0, "fog-4-0")):
             assert not np.array_equal(order, Stream().arrange(self.LABELS, seed, name))
 
@@ -40,25 +42,33 @@ class TestOrder:
 
 class TestRoutes:
     def test_separate_streams_are_one_per_shift(self):
-        assert [told(route) for route in Stream().routes(SHIFTS)] == [[(shift.name, None)] for shift in SHIFTS]
+        assert [told(route) for route in Stream().routes(SHIFTS)] == [
+            [(shift.name, None)] for shift in SHIFTS
+        ]
 
     def test_continual_streams_lead_through_all_of_one_severity(self):
         first, *routes = map(told, Stream(shifts="continual").routes(SHIFTS))
         assert first == [("clean", None)]
-        assert routes == [[("photos/night", None)], *([(f"fog-{n}", None), (f"snow-{n}", None)] for n in (1, 3, 5))]
+        assert routes == [
+            [("photos/night", None)],
+            *([(f"fog-{n}", None), (f"snow-{n}", None)] for n in (1, 3, 5)),
+        ]
 
     def test_a_gradual_stream_swells_and_ebbs(self):
         clean, swelling, natural = map(told, Stream(shifts="gradual").routes(SHIFTS))
         assert clean == [("clean", None)]
         assert natural == [("photos/night", None)]
         assert swelling == [
-            (f"{name}-{n}", half) for name in ("fog", "snow") for n, half in ((1, 0), (3, 0), (5, None), (3, 1), (1, 1))
+            (f"{name}-{n}", half)
+            for name in ("fog", "snow")
+            for n, half in ((1, 0), (3, 0), (5, None), (3, 1), (1, 1))
         ]
 
     def test_mixed_streams_visit_all_of_one_severity_at_once(self):
         routes = Stream(shifts="mixed").routes(SHIFTS)
         assert list(map(told, routes)) == [
-            [(name, None)] for name in ("clean", "photos/night", "fog-1+snow-1", "fog-3+snow-3", "fog-5+snow-5")
+            [(name, None)]
+            for name in ("clean", "photos/night", "fog-1+snow-1", "fog-3+snow-3", "fog-5+snow-5")
         ]
 
     @pytest.mark.parametrize("order", ["shuffled", "by_class"])
@@ -71,7 +81,9 @@ class TestRoutes:
                 for batch in stream.batches(visit, [LABELS[:count]] * len(visit.shifts), seed=0):
                     assert 1 <= len(batch) <= 4
                     seen.update((visit.shifts[number].name, int(place)) for number, place in batch)
-        assert seen == Counter({(shift.name, place): 1 for shift in SHIFTS for place in range(count)})
+        assert seen == Counter(
+            {(shift.name, place): 1 for shift in SHIFTS for place in range(count)}
+        )
 
 
 def test_an_order_is_the_same_in_a_separate_and_in_a_continual_stream():
@@ -84,14 +96,19 @@ def test_a_mixed_stream_mixes_shifts_within_batches_and_can_still_come_by_class(
     visit = Visit(tuple(Shift(name, 5) for name in ("fog", "snow")))
     shuffled = Stream(4, shifts="mixed").batches(visit, [LABELS, LABELS], seed=0)
     assert sum(len(set(batch[:, 0])) == 2 for batch in shuffled) >= 4  # of 6
-    sorted_ = np.concatenate(Stream(4, "by_class", "mixed").batches(visit, [LABELS, LABELS], seed=0))
+    sorted_ = np.concatenate(
+        Stream(4, "by_class", "mixed").batches(visit, [LABELS, LABELS], seed=0)
+    )
     assert (np.diff(LABELS[sorted_[:, 1]]) >= 0).all()
     assert np.count_nonzero(np.diff(sorted_[:, 0])) > 5  # the shifts are mixed within each class
 
 
 def test_halves_are_random_and_by_class_each():
     visits = [Visit((Shift("fog", 1),), half) for half in (0, 1)]
-    halves = [np.concatenate(Stream(4, "by_class").batches(visit, [LABELS], seed=0))[:, 1] for visit in visits]
+    halves = [
+        np.concatenate(Stream(4, "by_class").batches(visit, [LABELS], seed=0))[:, 1]
+        for visit in visits
+    ]
     assert all((np.diff(LABELS[half]) >= 0).all() for half in halves)
     assert not set(halves[0]) & set(halves[1])
     assert all(

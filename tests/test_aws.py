@@ -38,14 +38,21 @@ def bound(network, moved=0.0):
     """The network's encoder as leaves, moved away from the source weights."""
     generator = torch.Generator().manual_seed(5)
     leaves = {
-        name: (value.detach() + moved * torch.randn(value.shape, generator=generator, dtype=value.dtype)).requires_grad_()
+        name: (
+            value.detach()
+            + moved * torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        ).requires_grad_()
         for name, value in select_parameters(network, "encoder").items()
     }
     return Bound(network, leaves), leaves
 
 
 def drawn(method, network, images):
-    views = method.views(network, images, [torch_generator(0, "views", str(index), 0) for index in range(len(images))])
+    views = method.views(
+        network,
+        images,
+        [torch_generator(0, "views", str(index), 0) for index in range(len(images))],
+    )
     return {name: part.flatten(0, 1) for name, part in views.items()}
 
 
@@ -54,9 +61,13 @@ class TestTerms:
         projections = rows(6, 5, seed=0)
         z, losses = projections.detach().numpy(), []
         for anchor, positive in ((0, 1), (1, 0), (2, 3), (3, 2), (4, 5), (5, 4)):
-            others = sum(np.exp(cosine(z[anchor], z[other]) / 0.3) for other in range(6) if other != anchor)
+            others = sum(
+                np.exp(cosine(z[anchor], z[other]) / 0.3) for other in range(6) if other != anchor
+            )
             losses.append(-np.log(np.exp(cosine(z[anchor], z[positive]) / 0.3) / others))
-        assert nt_xent(projections.unflatten(0, (-1, 2)), 0.3).item() == pytest.approx(np.mean(losses), rel=1e-12)
+        assert nt_xent(projections.unflatten(0, (-1, 2)), 0.3).item() == pytest.approx(
+            np.mean(losses), rel=1e-12
+        )
 
     def test_one_image_has_no_negatives_and_teaches_nothing_by_contrast(self):
         """Pitfall 1: a caller that adapts to single images gets the other two terms alone, and nothing infinite."""
@@ -68,30 +79,52 @@ class TestTerms:
 
     def test_the_distance_of_features_is_of_their_directions(self):
         first, second = rows(4, 5, seed=2), rows(4, 5, seed=3)
-        expected = [1 - cosine(*pair) for pair in zip(first.detach().numpy(), second.detach().numpy(), strict=True)]
+        expected = [
+            1 - cosine(*pair)
+            for pair in zip(first.detach().numpy(), second.detach().numpy(), strict=True)
+        ]
         assert feature_distance(first, second).item() == pytest.approx(np.mean(expected), rel=1e-12)
         assert feature_distance(first, 7 * first).item() == pytest.approx(0, abs=1e-12)
 
     def test_mutual_information_of_known_tables(self):
-        balanced, eye = torch.eye(3, dtype=torch.float64).repeat(2, 1), torch.eye(3, dtype=torch.float64)
-        assert mutual_information(balanced, balanced).item() == pytest.approx(np.log(3))  # sure, agreeing, all classes
-        assert mutual_information(balanced, balanced.roll(1, 1)).item() == pytest.approx(np.log(3))  # whatever their names
-        assert mutual_information(balanced, torch.full_like(balanced, 1 / 3)).item() == pytest.approx(0, abs=1e-12)
-        assert mutual_information(balanced, eye[[1] * 6]).item() == pytest.approx(0, abs=1e-12)  # all images one class
+        balanced, eye = (
+            torch.eye(3, dtype=torch.float64).repeat(2, 1),
+            torch.eye(3, dtype=torch.float64),
+        )
+        assert mutual_information(balanced, balanced).item() == pytest.approx(
+            np.log(3)
+        )  # sure, agreeing, all classes
+        assert mutual_information(balanced, balanced.roll(1, 1)).item() == pytest.approx(
+            np.log(3)
+        )  # whatever their names
+        assert mutual_information(
+            balanced, torch.full_like(balanced, 1 / 3)
+        ).item() == pytest.approx(0, abs=1e-12)
+        assert mutual_information(balanced, eye[[1] * 6]).item() == pytest.approx(
+            0, abs=1e-12
+        )  # all images one class
         three_of_four = mutual_information(eye[[0, 0, 1, 1]], eye[[0, 0, 1, 0]]).item()
-        assert three_of_four == pytest.approx(0.5 * np.log(4 / 3) + 0.25 * np.log(2) + 0.25 * np.log(2 / 3))
+        assert three_of_four == pytest.approx(
+            0.5 * np.log(4 / 3) + 0.25 * np.log(2) + 0.25 * np.log(2 / 3)
+        )
 
     def test_mutual_learning_against_a_loop_over_images_and_classes(self):
         logits, source = rows(5, 3, seed=4), rows(5, 3, seed=5)
         q, p = softmax(logits.detach().numpy()), softmax(source.detach().numpy())
         cross = -sum(p[n, k] * np.log(q[n, k]) for n in range(5) for k in range(3)) / 5
-        joint = np.array([[sum(p[n, i] * q[n, j] for n in range(5)) / 5 for j in range(3)] for i in range(3)])
+        joint = np.array(
+            [[sum(p[n, i] * q[n, j] for n in range(5)) / 5 for j in range(3)] for i in range(3)]
+        )
         pairs = [(i, j) for i in range(3) for j in range(3)]
-        shared = sum(joint[i, j] * np.log(joint[i, j] / joint[i].sum() / joint[:, j].sum()) for i, j in pairs)
+        shared = sum(
+            joint[i, j] * np.log(joint[i, j] / joint[i].sum() / joint[:, j].sum()) for i, j in pairs
+        )
         assert mutual_learning(logits, source).item() == pytest.approx(cross - shared, rel=1e-12)
 
     def test_certainty_is_no_reason_for_what_is_not_finite(self):
-        logits = (1e3 * torch.eye(4)[[0, 0, 1]]).requires_grad_()  # probabilities of exactly 0 and 1 in single precision
+        logits = (
+            1e3 * torch.eye(4)[[0, 0, 1]]
+        ).requires_grad_()  # probabilities of exactly 0 and 1 in single precision
         loss = mutual_learning(logits, logits.detach())
         (slope,) = torch.autograd.grad(loss, logits)
         assert loss.item() == pytest.approx(-(np.log(3) - 2 / 3 * np.log(2)), rel=1e-5)
@@ -120,12 +153,22 @@ class TestOnANetwork:
         loss, _ = AWS().loss(net, drawn(AWS(), network, shifted(3)), {}, ())
         loss.backward()
         assert any(leaf.grad is not None and leaf.grad.any() for leaf in leaves.values())
-        assert all(parameter.requires_grad for parameter in network.parameters())  # so that it could have learnt
-        assert all(parameter.grad is None for name, parameter in network.named_parameters() if name in leaves)
+        assert all(
+            parameter.requires_grad for parameter in network.parameters()
+        )  # so that it could have learnt
+        assert all(
+            parameter.grad is None
+            for name, parameter in network.named_parameters()
+            if name in leaves
+        )
         network.zero_grad(set_to_none=True)
 
-    @pytest.mark.parametrize(("kind", "contrasted"), [("resnet", "projections"), ("vit", "features")])
-    def test_a_stream_is_plain_gradient_descent_on_a_copy_beside_the_network(self, kind, contrasted):
+    @pytest.mark.parametrize(
+        ("kind", "contrasted"), [("resnet", "projections"), ("vit", "features")]
+    )
+    def test_a_stream_is_plain_gradient_descent_on_a_copy_beside_the_network(
+        self, kind, contrasted
+    ):
         network, _ = networks.source_statistics(kind)
         method, parts = AWS(0.7, 2.0, 0.4, temperature=0.3), [slice(0, 3), slice(3, 5)]
         loop = InnerLoop(steps=2, lr=0.05, momentum=0.9, trainable=("encoder", "classifier"))
@@ -138,16 +181,24 @@ class TestOnANetwork:
             with torch.no_grad():
                 source = network(images)
             for step in range(2):
-                pairs = method.views(slow, images, [torch_generator(0, "views", name, step) for name in names])["pairs"]
+                pairs = method.views(
+                    slow, images, [torch_generator(0, "views", name, step) for name in names]
+                )["pairs"]
                 adapted = slow(images)
-                z = F.normalize(getattr(slow(torch.cat([pairs[:, 0], pairs[:, 1]])), contrasted), dim=1)
+                z = F.normalize(
+                    getattr(slow(torch.cat([pairs[:, 0], pairs[:, 1]])), contrasted), dim=1
+                )
                 alike = (z @ z.T / 0.3).masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf)
                 contrast = F.cross_entropy(alike, torch.arange(len(z)).roll(len(images)))
-                away = (F.normalize(adapted.features) - F.normalize(source.features)).square().sum(1).mean() / 2
+                away = (F.normalize(adapted.features) - F.normalize(source.features)).square().sum(
+                    1
+                ).mean() / 2
                 p, q = source.logits.softmax(1), adapted.logits.softmax(1)
                 joint = torch.einsum("ni,nj->nij", p, q).mean(0)
                 shared = entropy(p.mean(0)) + entropy(q.mean(0)) - entropy(joint.flatten())
-                taught = torch.distributions.kl_divergence(*map(torch.distributions.Categorical, (p, q))).mean()
+                taught = torch.distributions.kl_divergence(
+                    *map(torch.distributions.Categorical, (p, q))
+                ).mean()
                 loss = 0.7 * contrast + 2.0 * away + 0.4 * (taught + entropy(p).mean() - shared)
                 losses.append(loss.item())
                 own.zero_grad()
@@ -176,7 +227,11 @@ class TestOnANetwork:
         with torch.no_grad():
             adapted, source = net(shifted(1)), network(shifted(1))
         p, q = source.logits[0].softmax(0), adapted.logits[0].softmax(0)
-        expected = 1 - cosine(adapted.features[0].numpy(), source.features[0].numpy()) - (p * q.log()).sum().item()
+        expected = (
+            1
+            - cosine(adapted.features[0].numpy(), source.features[0].numpy())
+            - (p * q.log()).sum().item()
+        )
         assert loss.item() == pytest.approx(expected, rel=1e-9)
         slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         assert all(slope.isfinite().all() for slope in slopes if slope is not None)

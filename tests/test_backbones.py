@@ -18,10 +18,17 @@ from tttlab.networks.source_statistics import layer_statistics, projection_bank
 from tttlab.objectives.simclr import SimCLR
 
 DOCS = Path(__file__).parent.parent / "docs" / "methods.md"
-SMALL_RESNET, SMALL_VIT = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}, {"embed_dim": 24, "depth": 2, "num_heads": 2}
+SMALL_RESNET, SMALL_VIT = (
+    {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]},
+    {"embed_dim": 24, "depth": 2, "num_heads": 2},
+)
 BACKBONES = {  # small versions of each family; name in the table, timm's name, options, side of the images
     "ResNet": ("resnet18", SMALL_RESNET, 64),
-    "ResNet with GroupNorm": ("resnet18", {"layers": [1, 1, 1, 1], "channels": [32] * 4, "norm_layer": "groupnorm"}, 64),
+    "ResNet with GroupNorm": (
+        "resnet18",
+        {"layers": [1, 1, 1, 1], "channels": [32] * 4, "norm_layer": "groupnorm"},
+        64,
+    ),
     "RegNet": ("regnetx_002", {}, 64),
     "DenseNet": ("densenet121", {"growth_rate": 4, "block_config": (1, 1)}, 64),
     "MobileNetV3": ("mobilenetv3_small_050", {}, 64),
@@ -32,7 +39,11 @@ BACKBONES = {  # small versions of each family; name in the table, timm's name, 
     "CLIP": ("vit_base_patch16_clip_224.openai", SMALL_VIT, 32),
     "BEiT": ("beit_base_patch16_224", SMALL_VIT, 32),
     "EVA-02": ("eva02_tiny_patch14_224", SMALL_VIT, 28),
-    "Swin": ("swin_tiny_patch4_window7_224", {"embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}, 32),
+    "Swin": (
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4},
+        32,
+    ),
     "MLP-Mixer": ("mixer_s32_224", {}, 64),
 }
 METHODS = {
@@ -71,29 +82,53 @@ def test_every_method_moves_every_backbone_and_sees_one_image_at_a_time(family, 
     network, statistics = source(family)
     name, settings, normalisation = METHODS[method]
     size = BACKBONES[family][2]
-    images = torch.rand(3, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) ** 2
+    images = (
+        torch.rand(
+            3, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
+        )
+        ** 2
+    )
     loop = InnerLoop(steps=1, lr=1e-3, trainable="norm", clip=1.0, normalisation=normalisation)
 
     def run(chosen, ids):
-        return adapt(network, chosen, load_method(name, settings), loop, statistics=statistics, image_ids=ids, seed=0)
+        return adapt(
+            network,
+            chosen,
+            load_method(name, settings),
+            loop,
+            statistics=statistics,
+            image_ids=ids,
+            seed=0,
+        )
 
     together = run(images, ["a", "b", "c"])
     assert torch.isfinite(together.logits).all()
     assert not together.fell_back.any()
     assert (together.logits != together.source_logits).any(1).all()
-    torch.testing.assert_close(run(images[1:2], ["b"]).logits, together.logits[1:2], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        run(images[1:2], ["b"]).logits, together.logits[1:2], rtol=1e-6, atol=1e-8
+    )
 
 
-@pytest.mark.parametrize(("name", "settings"), [("tent", {}), ("sar", {"margin": 2.0}), ("t3a", {}), ("lame", {})])
+@pytest.mark.parametrize(
+    ("name", "settings"), [("tent", {}), ("sar", {"margin": 2.0}), ("t3a", {}), ("lame", {})]
+)
 @pytest.mark.parametrize("family", BACKBONES)
 def test_every_stream_method_moves_every_backbone_and_knows_no_future(family, name, settings):
     network, statistics = source(family)
     size = BACKBONES[family][2]
-    images = torch.rand(6, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) ** 2
+    images = (
+        torch.rand(
+            6, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
+        )
+        ** 2
+    )
     loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", clip=1.0)
 
     def run(chosen):
-        return adapt_stream(network, chosen, load_method(name, settings), loop, batch_size=3, statistics=statistics)
+        return adapt_stream(
+            network, chosen, load_method(name, settings), loop, batch_size=3, statistics=statistics
+        )
 
     whole = run(images)
     assert torch.isfinite(whole.logits).all()
@@ -103,7 +138,11 @@ def test_every_stream_method_moves_every_backbone_and_knows_no_future(family, na
 
 
 def test_the_table_in_the_docs_lists_what_is_tried_here():
-    rows = [line.split("|")[1].strip() for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    rows = [
+        line.split("|")[1].strip()
+        for line in DOCS.read_text(encoding="utf-8").splitlines()
+        if line.startswith("|")
+    ]
     assert set(BACKBONES) <= {name.strip() for row in rows for name in row.split(",")}
 
 
@@ -119,7 +158,9 @@ def test_the_table_in_the_docs_lists_what_is_tried_here():
 )
 def test_mean_deviation_and_input_size_are_those_of_the_weights(backbone, mean, size):
     options = {"embed_dim": 24, "depth": 1, "num_heads": 2}
-    encoder = build_encoder(backbone, 28 if "14" in backbone else 32, stem="original", options=options)
+    encoder = build_encoder(
+        backbone, 28 if "14" in backbone else 32, stem="original", options=options
+    )
     network = Network(encoder, 2)
     assert network.mean.flatten().tolist() == pytest.approx(mean)
     assert network.std.flatten().tolist() == pytest.approx(timm.get_pretrained_cfg(backbone).std)
@@ -131,12 +172,26 @@ def test_each_images_own_table_of_relative_positions_is_its_own(family):
     """These networks add a trained table to the attention, so that with all weights trained every image has its own."""
     network, statistics = source(family)
     size = BACKBONES[family][2]
-    images = torch.rand(3, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
-    loop, method = InnerLoop(steps=2, lr=0.05, trainable="encoder"), load_method("memo", {"num_views": 3})
-    together = adapt(network, images, method, loop, statistics=statistics, image_ids=["a", "b", "c"], seed=0)
+    images = torch.rand(
+        3, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(6)
+    )
+    loop, method = (
+        InnerLoop(steps=2, lr=0.05, trainable="encoder"),
+        load_method("memo", {"num_views": 3}),
+    )
+    together = adapt(
+        network, images, method, loop, statistics=statistics, image_ids=["a", "b", "c"], seed=0
+    )
     for place, name in enumerate("abc"):
         alone = adapt(
-            network, images[place : place + 1], method, loop, statistics=statistics, image_ids=[name], seed=0, images_per_step=1
+            network,
+            images[place : place + 1],
+            method,
+            loop,
+            statistics=statistics,
+            image_ids=[name],
+            seed=0,
+            images_per_step=1,
         )
         torch.testing.assert_close(alone.logits[0], together.logits[place], rtol=1e-6, atol=1e-8)
         assert (alone.logits != alone.source_logits).all()

@@ -41,12 +41,28 @@ def smoke(tmp_path_factory):
         file = folder / "cifar10" / "test" / "ab"[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(image).resize((32, 32)).save(file)
-    surroundings = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "TTTLAB_DATA": str(folder), "OMP_NUM_THREADS": "1"}
+    surroundings = os.environ | {
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+        "TTTLAB_DATA": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "benchmarks", "--smoke"]
-    done = subprocess.run(command, cwd=folder, env=surroundings, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=surroundings,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # no word of the profiler's own
-    return done.stdout, json.loads((folder / "outputs" / "smoke" / "benchmarks.json").read_text()), folder
+    return (
+        done.stdout,
+        json.loads((folder / "outputs" / "smoke" / "benchmarks.json").read_text()),
+        folder,
+    )
 
 
 def test_every_case_is_timed_on_all_sides_and_its_ratios_are_those_of_the_times(smoke):
@@ -54,15 +70,26 @@ def test_every_case_is_timed_on_all_sides_and_its_ratios_are_those_of_the_times(
     rows = report["rows"]
     assert [row["name"] for row in rows] == list(CASES)
     for row in rows:
-        assert (row["images"], row["steps"], row["views"]) == (SMOKE.images, SMOKE.steps, CASES[row["name"]].views)
-        assert row["floor_seconds"] == max(row["floor_arithmetic_seconds"], row["floor_memory_seconds"])
+        assert (row["images"], row["steps"], row["views"]) == (
+            SMOKE.images,
+            SMOKE.steps,
+            CASES[row["name"]].views,
+        )
+        assert row["floor_seconds"] == max(
+            row["floor_arithmetic_seconds"], row["floor_memory_seconds"]
+        )
         assert all(0 < row[f"{side}_seconds"] < 60 for side in SIDES)
-        for ratio, sides in (("ours_over_floor", ("ours", "floor")), ("peer_over_ours", ("peer", "ours"))):
+        for ratio, sides in (
+            ("ours_over_floor", ("ours", "floor")),
+            ("peer_over_ours", ("peer", "ours")),
+        ):
             low, high = row[f"{ratio}_range"]
             assert 0 < low <= row[ratio] <= high < 1000
             assert row[ratio] == pytest.approx((low + high) / 2)  # the median of two repeats
             above, below = (row[f"{side}_seconds"] for side in sides)
-            assert low * (1 - 1e-9) <= above / below <= high * (1 + 1e-9)  # medians of two are means
+            assert (
+                low * (1 - 1e-9) <= above / below <= high * (1 + 1e-9)
+            )  # medians of two are means
         assert row["largest_logit_difference"] < 1e-4
         assert row["name"] in printed
     assert_png(folder / "outputs" / "smoke" / "benchmarks.png")
@@ -75,10 +102,18 @@ def test_ours_and_the_peers_way_give_the_same_logits(name):
     """In double precision, with steps that move the predictions a thousand times further than what is allowed to differ."""
     case = replace(CASES[name].within(SMOKE), images=3, peer_images=3)
     torch.manual_seed(0)
-    network, images = case.build(case.size).double(), torch.rand(3, 3, case.size, case.size, dtype=torch.float64)
-    statistics = {key: value.double() for key, value in statistics_for(network.float(), case.size).items()}
+    network, images = (
+        case.build(case.size).double(),
+        torch.rand(3, 3, case.size, case.size, dtype=torch.float64),
+    )
+    statistics = {
+        key: value.double() for key, value in statistics_for(network.float(), case.size).items()
+    }
     network.double()
-    one, other = ours(case, network, images, statistics, GroupSize(2)), peer(case, network, images, statistics)
+    one, other = (
+        ours(case, network, images, statistics, GroupSize(2)),
+        peer(case, network, images, statistics),
+    )
     torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
     with torch.no_grad():
         assert (one - network(images).logits).abs().max() > 1e-6
@@ -101,7 +136,10 @@ def test_the_peak_is_of_what_is_held_together():
     kept = []
 
     def hold() -> None:
-        first, second = torch.empty(4 * 2**20, dtype=torch.uint8), torch.empty(8 * 2**20, dtype=torch.uint8)
+        first, second = (
+            torch.empty(4 * 2**20, dtype=torch.uint8),
+            torch.empty(8 * 2**20, dtype=torch.uint8),
+        )
         del first
         third = torch.empty(2**20, dtype=torch.uint8)
         del second, third
@@ -141,14 +179,19 @@ def test_every_engine_of_torch_ttt_is_timed_or_has_its_reason(smoke):
         assert report["torch_ttt"] == []
         assert "torch-ttt is not installed: left out (make bench installs it)" in printed
         pytest.skip("torch-ttt is not installed")
-    names = [*(build.__name__ for build in torch_ttt_engines.BUILDERS), *torch_ttt_engines.IMPOSSIBLE]
+    names = [
+        *(build.__name__ for build in torch_ttt_engines.BUILDERS),
+        *torch_ttt_engines.IMPOSSIBLE,
+    ]
     assert [(row["network"], row["engine"]) for row in report["torch_ttt"]] == [
         (network, name) for network in ("resnet", "vit") for name in names
     ]
     timed = [row for row in report["torch_ttt"] if "why_not" not in row]
     assert len(timed) == 5 + 4
     for row in timed:
-        assert row["theirs_over_ours"] == pytest.approx(row["theirs_ms_per_image"] / row["ours_ms_per_image"])
+        assert row["theirs_over_ours"] == pytest.approx(
+            row["theirs_ms_per_image"] / row["ours_ms_per_image"]
+        )
         assert 0 < row["theirs_over_ours"] < 1000
 
 
@@ -160,11 +203,20 @@ def test_the_coverage_of_every_interval_is_simulated(tmp_path, monkeypatch, caps
     cases = [case for case in coverage.list_cases() if case.images <= 100]
     assert len(table) == 4 * len(cases)
     columns = ["population", "images", "shifts", "seeds", "seed_effect"]
-    assert set(table[columns].itertuples(index=False, name=None)) == {tuple(vars(case).values()) for case in cases}
-    assert ((table["low"] <= table["coverage"]) & (table["coverage"] <= table["high"]) & (table["width"] > 0)).all()
+    assert set(table[columns].itertuples(index=False, name=None)) == {
+        tuple(vars(case).values()) for case in cases
+    }
+    assert (
+        (table["low"] <= table["coverage"])
+        & (table["coverage"] <= table["high"])
+        & (table["width"] > 0)
+    ).all()
     found = table.groupby(["method", table["seeds"] > 1])["coverage"]
     reported = table.loc[table["method"] == "reported", "coverage"]
-    assert reported.min() >= stats.binom.ppf(1e-4 / len(reported), SMOKE.data_sets, 0.93) / SMOKE.data_sets
+    assert (
+        reported.min()
+        >= stats.binom.ppf(1e-4 / len(reported), SMOKE.data_sets, 0.93) / SMOKE.data_sets
+    )
     assert 0.94 < reported.median() < 0.99
     assert found.min()["percentile bootstrap", False] < 0.3  # where flips are rare
     assert found.min()["percentile, images", True] < 0.6  # where seeds differ
@@ -180,7 +232,9 @@ def test_every_pass_whose_memory_is_told_can_be_done(name):
 def test_the_resident_set_is_that_of_a_process_of_its_own():
     command = [sys.executable, "-m", "benchmarks.resident", "nothing"]
     surroundings = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    done = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=120, check=True
+    )
     name, count, _, peak, unit, *_ = done.stdout.split()
     assert (name, count, unit) == ("nothing", "1", "GiB")
     assert 0.1 < float(peak) < 3  # PyTorch itself, and 90 MB of weights

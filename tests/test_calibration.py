@@ -32,17 +32,25 @@ def test_against_torchmetrics():
     labels = torch.randint(6, (500,), generator=generator)
     confidence, predicted = probabilities.max(-1)
     found = calibration_error(table(confidence.numpy(), (predicted == labels).numpy()))
-    expected = multiclass_calibration_error(probabilities, labels, num_classes=6, n_bins=NUM_BINS, norm="l1")
+    expected = multiclass_calibration_error(
+        probabilities, labels, num_classes=6, n_bins=NUM_BINS, norm="l1"
+    )
     assert found[0] == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_groups_at_once_are_each_on_their_own():
     generator = np.random.default_rng(1)
-    confidences, correct, groups = generator.random(300), generator.integers(2, size=300), generator.integers(3, size=300)
+    confidences, correct, groups = (
+        generator.random(300),
+        generator.integers(2, size=300),
+        generator.integers(3, size=300),
+    )
     together = calibration_error(table(confidences, correct, groups, num_groups=4))
     for group in range(3):
         part = groups == group
-        assert together[group] == pytest.approx(calibration_error(table(confidences[part], correct[part]))[0])
+        assert together[group] == pytest.approx(
+            calibration_error(table(confidences[part], correct[part]))[0]
+        )
     assert np.isnan(together[3])
 
 

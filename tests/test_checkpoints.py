@@ -23,7 +23,14 @@ def states(network) -> dict[str, list]:
 
 def keep(folder, settings=trainings.SIMCLR, **extra):
     network, _ = trainings.build(settings)
-    about = save(network, folder, settings=settings, classes=("a", "b", "c"), image_size=trainings.SIZE, extra=extra)
+    about = save(
+        network,
+        folder,
+        settings=settings,
+        classes=("a", "b", "c"),
+        image_size=trainings.SIZE,
+        extra=extra,
+    )
     return network, about
 
 
@@ -35,8 +42,14 @@ def test_a_network_comes_back_bit_for_bit(settings, tmp_path):
     assert torch.equal(loaded(PICTURES).logits, network(PICTURES).logits)
     assert not loaded.training
     assert read == about == json.loads((tmp_path / "network.json").read_text())
-    assert (read["parent"], read["metrics"], read["classes"]) == ("abc", {"loss": 0.5}, ["a", "b", "c"])
-    flags = [{name: p.requires_grad for name, p in each.named_parameters()} for each in (network, loaded)]
+    assert (read["parent"], read["metrics"], read["classes"]) == (
+        "abc",
+        {"loss": 0.5},
+        ["a", "b", "c"],
+    )
+    flags = [
+        {name: p.requires_grad for name, p in each.named_parameters()} for each in (network, loaded)
+    ]
     assert flags[0] == flags[1]
 
 
@@ -57,18 +70,26 @@ def test_a_vit_for_mae_starts_as_mae_does():
     assert vit.pos_embed[0, 0].abs().max() == 0  # the class token has no place
     # Place (row 1, column 2) of a 4 × 4 grid: sines and cosines of the column, then of the row.
     rates = 10000.0 ** -(np.arange(4) / 4)
-    expected = np.concatenate([function(place * rates) for place in (2, 1) for function in (np.sin, np.cos)])
+    expected = np.concatenate(
+        [function(place * rates) for place in (2, 1) for function in (np.sin, np.cos)]
+    )
     np.testing.assert_allclose(vit.pos_embed[0, 1 + 4 * 1 + 2].detach(), expected, atol=1e-6)
-    bound = (6 / (16 + 3 * 16)) ** 0.5  # Xavier: uniform up to √(6 / (inputs + outputs)), patch embedding as a matrix
+    bound = (
+        6 / (16 + 3 * 16)
+    ) ** 0.5  # Xavier: uniform up to √(6 / (inputs + outputs)), patch embedding as a matrix
     assert 0.9 * bound < vit.patch_embed.proj.weight.abs().max() <= bound
 
 
 def test_weights_that_cannot_be_fetched_are_told_without_a_traceback(monkeypatch):
     def fail(*arguments, **options):
-        raise FileNotFoundError("An error happened while trying to locate the file on the Hub.\nMore.")
+        raise FileNotFoundError(
+            "An error happened while trying to locate the file on the Hub.\nMore."
+        )
 
     monkeypatch.setattr("timm.create_model", fail)
-    with pytest.raises(UserError, match=r"^weights: expected timm's weights of 'resnet18', found neither .* file$"):
+    with pytest.raises(
+        UserError, match=r"^weights: expected timm's weights of 'resnet18', found neither .* file$"
+    ):
         trainings.build(trainings.SIMCLR | {"weights": "timm", "stem": "original"})
 
 
@@ -91,9 +112,13 @@ def test_a_probe_is_rebuilt_with_the_network(tmp_path):
     assert states(again) == states(network)
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(again(images).logits, network(images).logits, rtol=0, atol=0)
-    with pytest.raises(UserError, match=r"probe\.heads: expected a divisor of the backbone's width 16, found 3"):
+    with pytest.raises(
+        UserError, match=r"probe\.heads: expected a divisor of the backbone's width 16, found 3"
+    ):
         add_probe(network, depth=1, heads=3, seed=0)
-    with pytest.raises(UserError, match=r"probe: expected a plain vision transformer .* found ResNet"):
+    with pytest.raises(
+        UserError, match=r"probe: expected a plain vision transformer .* found ResNet"
+    ):
         add_probe(trainings.build(trainings.SIMCLR)[0], depth=1, heads=1, seed=0)
 
 
@@ -110,12 +135,22 @@ def test_our_checkpoint_as_initial_weights_gives_encoder_and_what_else_fits(tmp_
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_timm_weights_from_a_file_fill_the_encoder(suffix, tmp_path):
     torch.manual_seed(4)
-    options = {"stem_type": "deep", "stem_width": 4, "layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
-    model, path = timm.create_model("resnet18", num_classes=7, **options), tmp_path / f"model{suffix}"
+    options = {
+        "stem_type": "deep",
+        "stem_width": 4,
+        "layers": [1, 1, 1, 1],
+        "channels": [4, 4, 8, 8],
+    }
+    model, path = (
+        timm.create_model("resnet18", num_classes=7, **options),
+        tmp_path / f"model{suffix}",
+    )
     state = model.state_dict()
     save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
     network, _ = build_network(trainings.SIMCLR | {"weights": str(path)}, 3, 16, seed=0)
-    assert states(network.encoder) == {name: value.tolist() for name, value in state.items() if not name.startswith("fc.")}
+    assert states(network.encoder) == {
+        name: value.tolist() for name, value in state.items() if not name.startswith("fc.")
+    }
 
 
 def test_weights_that_do_not_fit_are_told_with_file_entry_and_shapes(tmp_path):
@@ -131,7 +166,9 @@ def test_weights_that_do_not_fit_are_told_with_file_entry_and_shapes(tmp_path):
     ):
         build_network(wider, 3, 16, seed=0)
     deeper = settings | {"backbone_options": OPTIONS | {"layers": [2, 1, 1, 1]}}
-    with pytest.raises(UserError, match=r"expected layer1.1.conv1.weight \(4, 4, 3, 3\), found no such entry"):
+    with pytest.raises(
+        UserError, match=r"expected layer1.1.conv1.weight \(4, 4, 3, 3\), found no such entry"
+    ):
         build_network(deeper, 3, 16, seed=0)
     state = {
         name.removeprefix("encoder."): value

@@ -39,7 +39,10 @@ SWIN = {"embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4,
 FAMILIES = {  # small versions: options, side of the images
     "resnet18": ({"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}, 32),
     "densenet121": ({"growth_rate": 4, "block_config": (1, 1)}, 32),
-    "resnetv2_50x1_bit": ({"channels": (128, 128, 128, 128)}, 64),  # its classifier is a convolution
+    "resnetv2_50x1_bit": (
+        {"channels": (128, 128, 128, 128)},
+        64,
+    ),  # its classifier is a convolution
     "res2net50_14w_8s": ({"layers": (1, 1, 1, 1)}, 32),
     "skresnet18": ({"layers": (1, 1, 1, 1)}, 32),
     "tresnet_m": ({"layers": (1, 1, 1, 1), "width_factor": 0.25}, 64),
@@ -53,7 +56,13 @@ FAMILIES = {  # small versions: options, side of the images
     "mambaout_femto": (STAGES, 32),
     "repvit_m0_9": ({"embed_dim": (16, 16, 16, 16), "depth": (1, 1, 1, 1)}, 32),
     "levit_128s": (
-        {"embed_dim": (16, 16, 16), "num_heads": (1, 1, 1), "depth": (1, 1, 1), "key_dim": 8, "img_size": 64},
+        {
+            "embed_dim": (16, 16, 16),
+            "num_heads": (1, 1, 1),
+            "depth": (1, 1, 1),
+            "key_dim": 8,
+            "img_size": 64,
+        },
         64,
     ),  # has two classifiers, behind BatchNorm
     "deit_tiny_distilled_patch16_224": (VIT, 32),  # has two classifiers of different tokens
@@ -65,8 +74,20 @@ FAMILIES = {  # small versions: options, side of the images
         64,
     ),  # has layers in several places
     "visformer_tiny": ({"embed_dim": 16, "depth": (1, 1, 1), "num_heads": 2, "img_size": 64}, 64),
-    "twins_pcpvt_small": ({"embed_dims": (16, 16, 16, 16), "depths": (1, 1, 1, 1), **HEADS, "img_size": 64}, 64),
-    "hiera_tiny_224": ({"embed_dim": 16, "stages": (1, 1), "img_size": (32, 32), "q_pool": 1, "mask_unit_size": (4, 4)}, 32),
+    "twins_pcpvt_small": (
+        {"embed_dims": (16, 16, 16, 16), "depths": (1, 1, 1, 1), **HEADS, "img_size": 64},
+        64,
+    ),
+    "hiera_tiny_224": (
+        {
+            "embed_dim": 16,
+            "stages": (1, 1),
+            "img_size": (32, 32),
+            "q_pool": 1,
+            "mask_unit_size": (4, 4),
+        },
+        32,
+    ),
     "eva02_tiny_patch14_224": ({**VIT, "img_size": 28}, 28),
     "naflexvit_base_patch16_gap": ({"embed_dim": 24, "depth": 1, "num_heads": 2}, 32),
     "swin_tiny_patch4_window7_224": (SWIN, 32),
@@ -133,7 +154,9 @@ def timm_resnet() -> nn.Module:
 
 
 OTHERS = {
-    "torchvision resnet18": lambda: torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], CLASSES),
+    "torchvision resnet18": lambda: torchvision.models.ResNet(
+        torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], CLASSES
+    ),
     "torchvision vit": vision_transformer,
     "a user's": Small,
     "tied weights": Tied,
@@ -150,7 +173,11 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
     """A model in double precision, whose fresh branches that begin at zero are moved away from it, and three images."""
     torch.manual_seed(0)
     options, size = FAMILIES.get(name, ({}, 32))
-    model = OTHERS[name]() if name in OTHERS else timm.create_model(name, num_classes=CLASSES, **options)
+    model = (
+        OTHERS[name]()
+        if name in OTHERS
+        else timm.create_model(name, num_classes=CLASSES, **options)
+    )
     model = model.double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -162,7 +189,11 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
 def last_layers(model: nn.Module) -> list[nn.Module]:
     """What makes the logits."""
     plain = getattr(model, "_orig_mod", getattr(model, "module", model))
-    found = plain.get_classifier() if hasattr(plain, "get_classifier") else getattr(plain, "heads", getattr(plain, "fc", None))
+    found = (
+        plain.get_classifier()
+        if hasattr(plain, "get_classifier")
+        else getattr(plain, "heads", getattr(plain, "fc", None))
+    )
     return list(found) if isinstance(found, tuple) else [found]
 
 
@@ -172,9 +203,13 @@ def by_hand(model: nn.Module, image: Tensor, name: str) -> Tensor:
     for part in plain.modules():
         part._compiled_call_impl = None
     held = {id(parameter) for layer in last_layers(plain) for parameter in layer.parameters()}
-    optimizer = torch.optim.SGD([value for value in plain.parameters() if id(value) not in held], lr=LOOP.lr)
+    optimizer = torch.optim.SGD(
+        [value for value in plain.parameters() if id(value) not in held], lr=LOOP.lr
+    )
     for step in range(LOOP.steps):
-        views = random_views(image[None], [torch_generator(0, "views", name, step)], METHOD.num_views, Augmentation())[0]
+        views = random_views(
+            image[None], [torch_generator(0, "views", name, step)], METHOD.num_views, Augmentation()
+        )[0]
         mean = plain(views).softmax(-1).mean(0)
         optimizer.zero_grad()
         (-(mean * mean.log()).sum()).backward()
@@ -190,7 +225,9 @@ def test_all_images_at_once_are_adapted_as_copies_of_the_model_would_be(name):
     found = adapt(model, images, METHOD, LOOP)
     with torch.no_grad():
         torch.testing.assert_close(found.source_logits, model(images), rtol=1e-9, atol=1e-9)
-    expected = torch.stack([by_hand(model, image, str(number)) for number, image in enumerate(images)])
+    expected = torch.stack(
+        [by_hand(model, image, str(number)) for number, image in enumerate(images)]
+    )
     torch.testing.assert_close(found.logits, expected, rtol=1e-6, atol=1e-8)
     assert ((found.logits - found.source_logits).abs().amax(1) > 1e-6).all()
     assert not found.fell_back.any()
@@ -204,20 +241,26 @@ def test_the_encoder_is_all_but_the_classifier(name):
     model, _ = built(name)
     chosen = select_parameters(as_network(model), "encoder")
     held = {id(parameter) for layer in last_layers(model) for parameter in layer.parameters()}
-    assert {id(value) for value in chosen.values()} == {id(value) for value in model.parameters()} - held
+    assert {id(value) for value in chosen.values()} == {
+        id(value) for value in model.parameters()
+    } - held
     last = select_parameters(as_network(model), "classifier")
     assert {id(value) for value in last.values()} == held
     assert all(key.startswith("encoder.") for key in chosen)
 
 
-@pytest.mark.parametrize("name", ["resnetv2_50x1_bit", "torchvision resnet18", "torchvision vit", "a user's"])
+@pytest.mark.parametrize(
+    "name", ["resnetv2_50x1_bit", "torchvision resnet18", "torchvision vit", "a user's"]
+)
 def test_features_are_what_the_classifier_reads(name):
     model, images = built(name)
     with torch.no_grad():
         outputs = as_network(model)(images)
         (last,) = last_layers(model)
         shape = (len(images), -1, 1, 1) if isinstance(last, nn.Conv2d) else (len(images), -1)
-        torch.testing.assert_close(last(outputs.features.view(shape)).flatten(1), outputs.logits, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            last(outputs.features.view(shape)).flatten(1), outputs.logits, rtol=1e-9, atol=1e-9
+        )
     assert outputs.features.ndim == 2
 
 
@@ -234,13 +277,17 @@ def test_features_may_be_named():
         torch.testing.assert_close(Classifier(odd, "head")(images).features, expected.relu())
         assert Classifier(odd, None)(images).features is None
         assert Classifier(model, features="stem")(images).features is None  # a map is none
-    assert set(select_parameters(Classifier(odd, None), "encoder")) == {f"encoder.{key}" for key, _ in odd.named_parameters()}
+    assert set(select_parameters(Classifier(odd, None), "encoder")) == {
+        f"encoder.{key}" for key, _ in odd.named_parameters()
+    }
 
 
 def test_methods_that_look_at_features_or_activations_run_on_a_users_module():
     torch.manual_seed(4)
     model = HeadFirst().double().eval()
-    images = torch.rand(6, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    images = torch.rand(
+        6, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
     network = Classifier(model, "head", stages=["stem", "mix"])
     for method in (T3A(), LAME(num_neighbors=2)):
         found = adapt_stream(network, images, method, batch_size=3)
@@ -250,7 +297,9 @@ def test_methods_that_look_at_features_or_activations_run_on_a_users_module():
     with torch.no_grad():
         means = model.stem(images + 0.1).mean((2, 3))
     torch.testing.assert_close(statistics["encoder.stem.mean_center"], means.mean(0))
-    found = adapt(network, images, method, InnerLoop(steps=3, lr=1e-3, clip=1.0), statistics=statistics)
+    found = adapt(
+        network, images, method, InnerLoop(steps=3, lr=1e-3, clip=1.0), statistics=statistics
+    )
     assert (found.losses[:, -1] < found.losses[:, 0]).all()
     shrunk = adapt(
         network,
@@ -268,23 +317,34 @@ def test_batch_norm_is_found_in_any_module():
     network = as_network(model)
     statistics = layer_statistics(network, [images])
     assert {key.rpartition(".")[0] for key in statistics} == {"encoder.norm", "encoder.norm.input"}
-    found = adapt(model, images, NoAdaptation(), InnerLoop(normalisation=Normalisation("image"))).logits
+    found = adapt(
+        model, images, NoAdaptation(), InnerLoop(normalisation=Normalisation("image"))
+    ).logits
     slow = copy.deepcopy(model)
     slow.norm.train()
     with torch.no_grad():
-        torch.testing.assert_close(found, torch.cat([slow(image[None]) for image in images]), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            found, torch.cat([slow(image[None]) for image in images]), rtol=1e-9, atol=1e-9
+        )
     assert (adapt(model, images + 1, ActMAD(), LOOP, statistics=statistics).losses[:, 0] > 0).all()
 
 
 def test_what_a_module_does_not_say_is_asked_for_in_one_line():
     (model, images), odd = built("a user's"), HeadFirst().double().eval()
-    with pytest.raises(UserError, match=r"the last layer of this HeadFirst, mix, does not make its logits; name the one that"):
+    with pytest.raises(
+        UserError,
+        match=r"the last layer of this HeadFirst, mix, does not make its logits; name the one that",
+    ):
         adapt(odd, images, METHOD)
     nameless = Classifier(odd, None)
-    with pytest.raises(UserError, match=r"LAME.* looks at features \(N, D\), and none are known of this HeadFirst; name the "):
+    with pytest.raises(
+        UserError,
+        match=r"LAME.* looks at features \(N, D\), and none are known of this HeadFirst; name the ",
+    ):
         adapt_stream(nameless, images, LAME())
     with pytest.raises(
-        UserError, match=r"expected a linear layer that makes the logits of this HeadFirst, found none; name it"
+        UserError,
+        match=r"expected a linear layer that makes the logits of this HeadFirst, found none; name it",
     ):
         adapt_stream(nameless, images, T3A())
     with pytest.raises(UserError, match="found Conv2d"):
@@ -295,15 +355,22 @@ def test_what_a_module_does_not_say_is_asked_for_in_one_line():
         lambda: adapt(nameless, images, METHOD, InnerLoop(normalisation=Normalisation("shrink"))),
     ):
         with pytest.raises(
-            UserError, match=r"the outputs of stages are asked for, and none are known of this HeadFirst; name "
+            UserError,
+            match=r"the outputs of stages are asked for, and none are known of this HeadFirst; name ",
         ):
             refused()
-    with pytest.raises(UserError, match=r"expected a layer of this Small, found 'fcc'; did you mean 'fc'\?"):
+    with pytest.raises(
+        UserError, match=r"expected a layer of this Small, found 'fcc'; did you mean 'fc'\?"
+    ):
         Classifier(model, "fcc")
     with pytest.raises(UserError, match="expected a layer of this Small, found 'stm'"):
         Classifier(model, stages=["stm"])
     with pytest.raises(UserError, match=r"this ResNet has no classifier \(num_classes=0\)"):
-        adapt(timm.create_model("resnet18", num_classes=0, **FAMILIES["resnet18"][0]).double(), images, METHOD)
+        adapt(
+            timm.create_model("resnet18", num_classes=0, **FAMILIES["resnet18"][0]).double(),
+            images,
+            METHOD,
+        )
     with pytest.raises(UserError, match=r"^expected a torch\.nn\.Module, found function"):
         adapt(lambda images: images, images, METHOD)
 
@@ -328,10 +395,19 @@ def test_logits_may_be_an_attribute_of_what_a_module_returns():
 @pytest.mark.parametrize(
     ("gives", "message"),
     [
-        (lambda logits, _images: (logits,), r"expected logits \(N, K\) from this Giving, found tuple for 2 images; wrap it in"),
+        (
+            lambda logits, _images: (logits,),
+            r"expected logits \(N, K\) from this Giving, found tuple for 2 images; wrap it in",
+        ),
         (lambda logits, _images: logits[..., None], r"found \(2, 4, 1\) for 2 images"),
-        (lambda logits, images: logits if images.mean() > 0 else -logits, r"cannot be called for many images at once.*control"),
-        (lambda logits, images: logits * images.mean().item(), r"cannot be called for many images at once.*\.item\(\)"),
+        (
+            lambda logits, images: logits if images.mean() > 0 else -logits,
+            r"cannot be called for many images at once.*control",
+        ),
+        (
+            lambda logits, images: logits * images.mean().item(),
+            r"cannot be called for many images at once.*\.item\(\)",
+        ),
         (
             lambda logits, _images: logits + 0 * torch.rand_like(logits),
             r"this Giving cannot be.*random.*; its forward must not",
@@ -364,12 +440,16 @@ def test_frozen_parameters_stay_and_a_frozen_model_is_told():
     free = {f"encoder.{key}" for key in ("norm.weight", "norm.bias", "mix.weight", "mix.bias")}
     assert set(select_parameters(as_network(model), "encoder")) == free
     with pytest.raises(
-        UserError, match=r"trainable: 'encoder\.stem' matches frozen parameters alone \(requires_grad=False\), su"
+        UserError,
+        match=r"trainable: 'encoder\.stem' matches frozen parameters alone \(requires_grad=False\), su",
     ):
         adapt(model, images, METHOD, InnerLoop(trainable=("encoder.norm", "encoder.stem")))
     model.requires_grad_(False)
     for trainable in ("encoder", "norm", "all"):
-        with pytest.raises(UserError, match=r"frozen.*call requires_grad_\(True\) on them.* the network stays as it is"):
+        with pytest.raises(
+            UserError,
+            match=r"frozen.*call requires_grad_\(True\) on them.* the network stays as it is",
+        ):
             adapt(model, images, METHOD, InnerLoop(trainable=trainable))
     with torch.no_grad():
         torch.testing.assert_close(adapt(model, images, NoAdaptation()).logits, model(images))
@@ -382,23 +462,33 @@ def test_half_precision_predicts_and_is_not_trained(kind):
     model, images = Small().to(kind).eval(), torch.rand(3, 3, 12, 12).to(kind)
     with torch.no_grad():
         expected = model(images)
-    torch.testing.assert_close(adapt(model, images, NoAdaptation()).logits, expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(
+        adapt(model, images, NoAdaptation()).logits, expected, rtol=0.02, atol=0.02
+    )
     assert adapt(model, images, ViewAverage(2)).logits.isfinite().all()
     for run in (adapt, adapt_stream):
         with pytest.raises(
-            UserError, match=rf"parameters to be trained are {kind}, in which small steps are rounded away; make"
+            UserError,
+            match=rf"parameters to be trained are {kind}, in which small steps are rounded away; make",
         ):
             run(model, images, METHOD)
     whole = adapt(model.float(), images.float(), METHOD, LOOP).logits
     with torch.autocast("cpu", torch.bfloat16):  # what the message advises
-        torch.testing.assert_close(adapt(model, images.float(), METHOD, LOOP).logits.float(), whole, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(
+            adapt(model, images.float(), METHOD, LOOP).logits.float(), whole, rtol=0.05, atol=0.05
+        )
 
 
 @pytest.mark.parametrize(
-    "images", [torch.rand(2, 3, 9, 9), torch.zeros(2, 3, 9, 9, dtype=torch.uint8)], ids=["single", "bytes"]
+    "images",
+    [torch.rand(2, 3, 9, 9), torch.zeros(2, 3, 9, 9, dtype=torch.uint8)],
+    ids=["single", "bytes"],
 )
 def test_images_of_another_dtype_are_told(images):
-    with pytest.raises(UserError, match=rf"expected images of torch\.float64, as the .*, found {images.dtype}; convert one of"):
+    with pytest.raises(
+        UserError,
+        match=rf"expected images of torch\.float64, as the .*, found {images.dtype}; convert one of",
+    ):
         adapt(Small().double().eval(), images, METHOD)
 
 
@@ -406,7 +496,10 @@ def test_a_scripted_module_is_told():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(27, 2)))
-    with pytest.raises(UserError, match="found RecursiveScriptModule; of a scripted or traced one give the module in Python"):
+    with pytest.raises(
+        UserError,
+        match="found RecursiveScriptModule; of a scripted or traced one give the module in Python",
+    ):
         adapt(scripted, torch.rand(2, 3, 3, 3), METHOD)
 
 

@@ -48,14 +48,21 @@ def loop_over_places(assignments) -> float:
             odds = np.exp(rows)
             p = odds / odds.sum(1, keepdims=True)
             marginal = p.mean(0)
-            terms.append(np.mean([-(row * np.log(row)).sum() for row in p]) + (marginal * np.log(marginal)).sum())
+            terms.append(
+                np.mean([-(row * np.log(row)).sum() for row in p])
+                + (marginal * np.log(marginal)).sum()
+            )
     return float(np.mean(terms))
 
 
 def test_lost_information_equals_a_loop_over_places():
     generator = torch.Generator().manual_seed(0)
-    assignments = [torch.randn(3, places, 2, 5, dtype=torch.float64, generator=generator) for places in (16, 4)]
-    assert lost_information(assignments).item() == pytest.approx(loop_over_places(assignments), rel=1e-12)
+    assignments = [
+        torch.randn(3, places, 2, 5, dtype=torch.float64, generator=generator) for places in (16, 4)
+    ]
+    assert lost_information(assignments).item() == pytest.approx(
+        loop_over_places(assignments), rel=1e-12
+    )
     assert -math.log(5) < lost_information(assignments).item() < 0
 
 
@@ -63,23 +70,33 @@ def test_lost_information_equals_a_loop_over_places():
 def test_heads_read_the_stages_outputs_place_by_place(kind):
     network, _ = networks.source_statistics(kind)
     images = networks.images(2, seed=1).double()
-    names = ["encoder.layer1", "encoder.layer2"] if kind == "clust3" else ["encoder.blocks.0", "encoder.blocks.1"]
+    names = (
+        ["encoder.layer1", "encoder.layer2"]
+        if kind == "clust3"
+        else ["encoder.blocks.0", "encoder.blocks.1"]
+    )
     with record(network, names) as seen, torch.no_grad():
         network(images)
         found = network(images, branch=True).branch
         loss = ClusT3().loss(network, images[:, None], torch.Generator())
     expected = []
     for name, layer in zip(names, network.head.layers, strict=True):
-        places = seen[name].flatten(2).mT if kind == "clust3" else seen[name][:, 1:]  # without the class token
+        places = (
+            seen[name].flatten(2).mT if kind == "clust3" else seen[name][:, 1:]
+        )  # without the class token
         expected.append((places @ layer.weight.T + layer.bias).unflatten(-1, (2, 4)))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs.detach())
-    assert loss.item() == pytest.approx(loop_over_places([part.detach() for part in expected]), rel=1e-9)
+    assert loss.item() == pytest.approx(
+        loop_over_places([part.detach() for part in expected]), rel=1e-9
+    )
 
 
 def test_stages_with_heads_and_before_learn_and_nothing_else():
     network = copy.deepcopy(networks.source_statistics("clust3")[0])
-    ClusT3().loss(network, networks.images(4, seed=2).double()[:, None], torch.Generator()).backward()
+    ClusT3().loss(
+        network, networks.images(4, seed=2).double()[:, None], torch.Generator()
+    ).backward()
     for name, parameter in network.named_parameters():
         if name.startswith(("classifier.", "encoder.layer3", "encoder.layer4")):
             assert parameter.grad is None, name
@@ -92,7 +109,9 @@ def test_one_image_is_its_places_and_views_and_a_batch_is_all_its_images_togethe
     images, loop = networks.images(4, seed=3).double() * 0.4 + 0.6, InnerLoop(steps=1, lr=0.0)
     names = [str(number) for number in range(4)]
     for method in (ClusT3Training(), ClusT3Training(num_views=2)):
-        views = method.views(network, images, [torch_generator(0, "views", name, 0) for name in names])
+        views = method.views(
+            network, images, [torch_generator(0, "views", name, 0) for name in names]
+        )
         assert views.shape[1] == 1 + method.num_views
         assert torch.equal(views[:, 0], images)
         with torch.no_grad():
@@ -100,7 +119,9 @@ def test_one_image_is_its_places_and_views_and_a_batch_is_all_its_images_togethe
             together = loop_over_places(network(views.flatten(0, 1), branch=True).branch)
         found = adapt(network, images, method, loop, image_ids=names).losses[:, 0]
         assert found.tolist() == pytest.approx(own, rel=1e-9)
-        stream = adapt_stream(network, images, method, loop, batch_size=4, image_ids=names).losses[:, 0]
+        stream = adapt_stream(network, images, method, loop, batch_size=4, image_ids=names).losses[
+            :, 0
+        ]
         assert stream.tolist() == pytest.approx([together] * 4, rel=1e-9)
         assert abs(together - np.mean(own)) > 1e-4  # the clusters of different images differ
 
@@ -119,7 +140,10 @@ def test_heads_sit_where_the_settings_say():
     assert (head.stages, [layer.in_features for layer in head.layers]) == ((1, 4), [8, 12])
     assert [layer.out_features for layer in head.layers] == [21, 21]
     for encoder, wrong, count in ((resnet, [1, 5], 4), (vit, [3], 2), (resnet, [0, 1], 4)):
-        with pytest.raises(UserError, match=rf"objective.stages: expected numbers from 1 to {count}, .*found \[{wrong[0]}"):
+        with pytest.raises(
+            UserError,
+            match=rf"objective.stages: expected numbers from 1 to {count}, .*found \[{wrong[0]}",
+        ):
             ClusT3(stages=wrong).head(encoder)
 
 

@@ -21,7 +21,12 @@ from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.online import adapt_stream, learning
 from tttlab.errors import UserError
 
-POLICIES = [Normalisation(), Normalisation("image"), Normalisation("mixed"), Normalisation("shrink")]
+POLICIES = [
+    Normalisation(),
+    Normalisation("image"),
+    Normalisation("mixed"),
+    Normalisation("shrink"),
+]
 LOOPS = [
     InnerLoop(steps=3, lr=1e-2, clip=1.0),
     InnerLoop(steps=2, lr=1e-2, trainable="norm", momentum=0.9, clip=0.5),
@@ -65,7 +70,10 @@ def test_vectorised_equals_one_image_at_a_time_in_single_precision(episodic):
     network, statistics = contract.source(kind, method, torch.float32)
     images, loop = shifted(COUNT, torch.float32), InnerLoop(steps=2, lr=1e-3, clip=1.0)
     together = adapt(network, images, method, loop, statistics=statistics)
-    alone = [one_at_a_time(network, image, method, loop, statistics, str(i)) for i, image in enumerate(images)]
+    alone = [
+        one_at_a_time(network, image, method, loop, statistics, str(i))
+        for i, image in enumerate(images)
+    ]
     torch.testing.assert_close(together.logits, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
 
@@ -75,12 +83,16 @@ def test_results_depend_on_the_image_alone(episodic, policy):
     network, statistics = contract.source(kind, method)
     images, names = shifted(COUNT), [f"image-{i}" for i in range(COUNT)]
     loop = InnerLoop(steps=2, lr=1e-2, clip=1.0, normalisation=policy)
-    whole = adapt(network, images, method, loop, statistics=statistics, image_ids=names, images_per_step=COUNT)
+    whole = adapt(
+        network, images, method, loop, statistics=statistics, image_ids=names, images_per_step=COUNT
+    )
     order = [2, 0, 1]  # in groups of two and of one, so that no image has the company that it had
     own = {"image_ids": [names[place] for place in order], "images_per_step": 2}
     parts = adapt(network, images[order], method, loop, statistics=statistics, **own)
     torch.testing.assert_close(parts.logits, whole.logits[order], atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(parts.losses, whole.losses[order], atol=1e-6, rtol=1e-6, equal_nan=True)
+    torch.testing.assert_close(
+        parts.losses, whole.losses[order], atol=1e-6, rtol=1e-6, equal_nan=True
+    )
 
 
 def test_no_steps_is_the_source_prediction_to_the_bit(training):
@@ -88,7 +100,14 @@ def test_no_steps_is_the_source_prediction_to_the_bit(training):
     if type(method).predict is not Method.predict:
         pytest.skip("it predicts in its own way, without a step too")
     network, statistics = contract.source(kind, method)
-    result = adapt(network, shifted(COUNT), method, InnerLoop(steps=0), statistics=statistics, images_per_step=COUNT)
+    result = adapt(
+        network,
+        shifted(COUNT),
+        method,
+        InnerLoop(steps=0),
+        statistics=statistics,
+        images_per_step=COUNT,
+    )
     assert torch.equal(result.logits, result.source_logits)
     assert not result.fell_back.any()
 
@@ -98,13 +117,28 @@ def test_a_curve_along_the_steps_is_what_shorter_adaptations_give(training, poli
     kind, method = training
     network, statistics = contract.source(kind, method)
     loop = InnerLoop(steps=2, lr=1e-2, clip=1.0, momentum=0.5, normalisation=policy)
-    whole = adapt(network, shifted(COUNT), method, loop, statistics=statistics, record=(0, 1, 2), images_per_step=2)
+    whole = adapt(
+        network,
+        shifted(COUNT),
+        method,
+        loop,
+        statistics=statistics,
+        record=(0, 1, 2),
+        images_per_step=2,
+    )
     for place, steps in enumerate((0, 1, 2)):
         shorter = adapt(
-            network, shifted(COUNT), method, replace(loop, steps=steps), statistics=statistics, images_per_step=COUNT
+            network,
+            shifted(COUNT),
+            method,
+            replace(loop, steps=steps),
+            statistics=statistics,
+            images_per_step=COUNT,
         )
         torch.testing.assert_close(whole.logits_at[:, place], shorter.logits, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(whole.logits, shorter.logits, atol=1e-9, rtol=1e-9)  # of all the steps
+    torch.testing.assert_close(
+        whole.logits, shorter.logits, atol=1e-9, rtol=1e-9
+    )  # of all the steps
     assert (whole.milliseconds_at > 0).all()
     assert shorter.logits_at.shape == (COUNT, 0, networks.CLASSES)
 
@@ -117,12 +151,21 @@ def test_the_network_is_left_as_it_was(tried):
     network.encoder.eval()
     fused = [module.fused_attn for module in network.modules() if hasattr(module, "fused_attn")]
     try:
-        adapt(network, shifted(COUNT), method, InnerLoop(steps=2, lr=0.1), statistics=statistics, images_per_step=COUNT)
+        adapt(
+            network,
+            shifted(COUNT),
+            method,
+            InnerLoop(steps=2, lr=0.1),
+            statistics=statistics,
+            images_per_step=COUNT,
+        )
         assert network.training
         assert not network.encoder.training
     finally:
         network.eval()
-    assert fused == [module.fused_attn for module in network.modules() if hasattr(module, "fused_attn")]
+    assert fused == [
+        module.fused_attn for module in network.modules() if hasattr(module, "fused_attn")
+    ]
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -133,7 +176,9 @@ def test_the_first_step_moves_every_image(descending, trainable):
     network, statistics = contract.source(kind, method)
     # Adam's first step is as long for small gradients as for large ones, but for those that are only rounding.
     loop = InnerLoop(steps=1, lr=1e-3, trainable=trainable, optimizer="adam")
-    result = adapt(network, shifted(COUNT), method, loop, statistics=statistics, images_per_step=COUNT)
+    result = adapt(
+        network, shifted(COUNT), method, loop, statistics=statistics, images_per_step=COUNT
+    )
     assert ((result.logits - result.source_logits).abs().amax(1) > 1e-6).all()
 
 
@@ -141,14 +186,18 @@ def test_training_lowers_the_loss(descending):
     kind, method = descending
     network, statistics = contract.source(kind, method)
     loop = InnerLoop(steps=10, lr=1e-2, clip=1.0)
-    result = adapt(network, shifted(COUNT), method, loop, statistics=statistics, images_per_step=COUNT)
+    result = adapt(
+        network, shifted(COUNT), method, loop, statistics=statistics, images_per_step=COUNT
+    )
     assert result.losses[:, -1].mean() < result.losses[:, 0].mean()
 
 
 def test_a_stream_equals_one_batch_after_the_other(online):
     kind, method = online
     network, statistics = contract.source(kind, method)
-    loop = InnerLoop(steps=2, lr=1e-2, trainable="norm", clip=1.0, normalisation=Normalisation("image"))
+    loop = InnerLoop(
+        steps=2, lr=1e-2, trainable="norm", clip=1.0, normalisation=Normalisation("image")
+    )
     found = adapt_stream(network, shifted(7), method, loop, batch_size=BATCH, statistics=statistics)
     slow = contract.batch_by_batch(network, shifted(7), method, loop, statistics, BATCHES)
     assert not found.fell_back.any()
@@ -159,7 +208,10 @@ def test_a_stream_depends_on_its_past_alone_and_leaves_the_network_as_it_was(onl
     """It learns from what came, knows nothing of what comes, and forgets nothing by being asked again."""
     kind, method = online
     network, statistics = contract.source(kind, method)
-    before, loop = copy.deepcopy(network.state_dict()), InnerLoop(steps=1, lr=1e-2, trainable="norm", clip=1.0)
+    before, loop = (
+        copy.deepcopy(network.state_dict()),
+        InnerLoop(steps=1, lr=1e-2, trainable="norm", clip=1.0),
+    )
 
     def run(images):
         return adapt_stream(network, images, method, loop, batch_size=BATCH, statistics=statistics)

@@ -26,9 +26,18 @@ def pictures(images):
     return [known.index(pixels) for pixels in images.hashes]
 
 
-def settled(policy, unlabeled=(50,), labeled=((0, 0), (1, 0), (2, 1), (3, 1)), test=((60, 0), (61, 1)), shifted=()):
+def settled(
+    policy,
+    unlabeled=(50,),
+    labeled=((0, 0), (1, 0), (2, 1), (3, 1)),
+    test=((60, 0), (61, 1)),
+    shifted=(),
+):
     """Settle sets, given by the numbers of their pictures and, but for the first, their labels."""
-    named = [images(*zip(*pairs, strict=True), prefix=key) for key, pairs in (("l", labeled), ("t", test))]
+    named = [
+        images(*zip(*pairs, strict=True), prefix=key)
+        for key, pairs in (("l", labeled), ("t", test))
+    ]
     trained = {"data.unlabeled": images(unlabeled, prefix="u"), "data.labeled": named[0]}
     tested = {"data.test": named[1]}
     if shifted:
@@ -54,12 +63,13 @@ def test_sets_without_copies_stay_as_they_are(policy):
 
 @pytest.mark.parametrize("policy", ["error", "allow"])
 def test_a_picture_of_two_classes_is_always_an_error(policy):
-    told = (
-        r"^data\.labeled: l2 of class 'bee' has the same pixels as l1 of class 'ape' \(1 such images in all\); remove one of "
-    )
+    told = r"^data\.labeled: l2 of class 'bee' has the same pixels as l1 of class 'ape' \(1 such images in all\); remove one of "
     with pytest.raises(UserError, match=told + r"each or set data\.duplicates: skip$"):
         settled(policy, labeled=((0, 0), (1, 0), (1, 1), (3, 1)))
-    with pytest.raises(UserError, match=r"^data\.test: t2 of class 'bee' has the same pixels as t0 of class 'ape' \(2 such "):
+    with pytest.raises(
+        UserError,
+        match=r"^data\.test: t2 of class 'bee' has the same pixels as t0 of class 'ape' \(2 such ",
+    ):
         settled(policy, test=((60, 0), (61, 1), (60, 1), (60, 1)))
 
 
@@ -80,7 +90,8 @@ def test_test_images_may_be_there_twice_with_one_label_or_corrupted_beyond_recog
 
 def test_what_pretraining_and_training_share_is_an_error_unless_allowed():
     with pytest.raises(
-        UserError, match=r"^data\.labeled: l1 has the same pixels as u0 of data\.unlabeled .*duplicates: allow$"
+        UserError,
+        match=r"^data\.labeled: l1 has the same pixels as u0 of data\.unlabeled .*duplicates: allow$",
     ):
         settled("error", unlabeled=(1, 50))
     assert pictures(settled("allow", unlabeled=(1, 50))["unlabeled"]) == [1, 50]
@@ -90,7 +101,11 @@ def test_what_pretraining_and_training_share_is_an_error_unless_allowed():
 @pytest.mark.parametrize("where", ["unlabeled", "labeled"])
 @pytest.mark.parametrize("tested", ["test", "shifted"])
 def test_what_is_tested_on_is_never_trained_on(policy, where, tested):
-    sets = {"unlabeled": (50, 9)} if where == "unlabeled" else {"labeled": ((0, 0), (9, 0), (2, 1), (3, 1))}
+    sets = (
+        {"unlabeled": (50, 9)}
+        if where == "unlabeled"
+        else {"labeled": ((0, 0), (9, 0), (2, 1), (3, 1))}
+    )
     key, name = ("data.test", "t1") if tested == "test" else ("shifts.sets.s", "s1")
     told = rf"^{key}: {name} has the same pixels as {where[0]}1 of data\.{where} \(1 such .* set data\.duplicates: skip$"
     with pytest.raises(UserError, match=told):
@@ -101,7 +116,19 @@ def test_skip_leaves_out_what_is_trained_on_before_what_is_tested_on_and_says_so
     found = settled(
         "skip",
         unlabeled=(50, 1, 60, 51, 70, 5),
-        labeled=((0, 0), (1, 0), (2, 1), (0, 0), (61, 1), (3, 1), (4, 0), (4, 1), (5, 0), (5, 1), (5, 1)),
+        labeled=(
+            (0, 0),
+            (1, 0),
+            (2, 1),
+            (0, 0),
+            (61, 1),
+            (3, 1),
+            (4, 0),
+            (4, 1),
+            (5, 0),
+            (5, 1),
+            (5, 1),
+        ),
         test=((60, 0), (61, 1), (62, 0), (62, 1)),
         shifted=((70, 0),),
     )
@@ -125,11 +152,18 @@ def test_skip_leaves_out_what_is_trained_on_before_what_is_tested_on_and_says_so
 
 def test_a_set_of_nothing_but_copies_is_refused():
     with pytest.raises(
-        UserError, match=r"^data\.unlabeled: expected images that are nowhere else, found only copies, .* is u0: "
+        UserError,
+        match=r"^data\.unlabeled: expected images that are nowhere else, found only copies, .* is u0: ",
     ):
         settled("skip", unlabeled=(60, 1))
-    with pytest.raises(UserError, match=r"u0: has the same pixels as v1 of labeled_validation; add others$"):
-        without("data.unlabeled", images((7,), prefix="u"), {"labeled_validation": images((6, 7), prefix="v")})
+    with pytest.raises(
+        UserError, match=r"u0: has the same pixels as v1 of labeled_validation; add others$"
+    ):
+        without(
+            "data.unlabeled",
+            images((7,), prefix="u"),
+            {"labeled_validation": images((6, 7), prefix="v")},
+        )
 
 
 # --- validation --------------------------------------------------------------------------------------------------
@@ -150,11 +184,16 @@ def test_copies_of_a_picture_stay_on_one_side_of_the_split(seed):
 
 def test_copies_change_nothing_for_the_images_that_have_none():
     pairs = [(picture, picture % 2) for picture in range(40)]
-    plain, filled = (images(*zip(*chosen, strict=True)) for chosen in (pairs, [*pairs, (7, 1), (8, 0), (8, 0)]))
+    plain, filled = (
+        images(*zip(*chosen, strict=True)) for chosen in (pairs, [*pairs, (7, 1), (8, 0), (8, 0)])
+    )
     one, other = (split_validation(each, 0.25, 3)[1] for each in (plain, filled))
     assert set(pictures(one)) == set(pictures(other))
 
 
 def test_a_class_of_one_picture_in_many_copies_cannot_be_split():
-    with pytest.raises(UserError, match=r"at least two different images of every class .*, found 1 of class 'ape'; widen"):
+    with pytest.raises(
+        UserError,
+        match=r"at least two different images of every class .*, found 1 of class 'ape'; widen",
+    ):
         split_validation(images([0, 0, 0, 1, 2], [0, 0, 0, 1, 1]), 0.5, 0)

@@ -73,8 +73,12 @@ def digits():
 @pytest.fixture(scope="module")
 def photographs():
     if not CIFAR.is_dir():
-        pytest.skip(f"no CIFAR-10 photographs at {CIFAR}: set TTTLAB_DATA to the folder that holds cifar10/test")
-    files = [file for folder in sorted(CIFAR.iterdir()) for file in sorted(folder.glob("*.png"))[:13]]
+        pytest.skip(
+            f"no CIFAR-10 photographs at {CIFAR}: set TTTLAB_DATA to the folder that holds cifar10/test"
+        )
+    files = [
+        file for folder in sorted(CIFAR.iterdir()) for file in sorted(folder.glob("*.png"))[:13]
+    ]
     return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
 
 
@@ -94,7 +98,9 @@ def test_names_are_the_fifteen_and_the_four():
 def test_damage_grows_with_severity(source, name, request):
     images = request.getfixturevalue(source)
     ids = [str(index) for index in range(len(images))]
-    damage = [rmse(corrupt_all(images, ids, name, severity, seed=0), images) for severity in SEVERITIES]
+    damage = [
+        rmse(corrupt_all(images, ids, name, severity, seed=0), images) for severity in SEVERITIES
+    ]
     assert len(images) >= 64
     assert damage[0] > 0.005  # more than one grey level: something happens
     assert np.all(np.diff(damage) > 0), damage
@@ -103,7 +109,16 @@ def test_damage_grows_with_severity(source, name, request):
 
 
 @pytest.mark.parametrize(
-    "name", ["defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur", "elastic_transform", "pixelate"]
+    "name",
+    [
+        "defocus_blur",
+        "glass_blur",
+        "motion_blur",
+        "zoom_blur",
+        "gaussian_blur",
+        "elastic_transform",
+        "pixelate",
+    ],
 )
 def test_lengths_damage_small_and_large_photographs_alike(name):
     crops = [
@@ -113,8 +128,12 @@ def test_lengths_damage_small_and_large_photographs_alike(name):
     ]
     damage = []
     for side in (32, 224):
-        images = np.stack([cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA) for crop in crops])
-        damage.append(rmse(corrupt_all(images, [str(i) for i in range(8)], name, 5, seed=0), images))
+        images = np.stack(
+            [cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA) for crop in crops]
+        )
+        damage.append(
+            rmse(corrupt_all(images, [str(i) for i in range(8)], name, 5, seed=0), images)
+        )
     assert 2 / 3 < damage[1] / damage[0] < 3 / 2
 
 
@@ -152,7 +171,9 @@ def test_an_image_depends_neither_on_order_nor_on_its_neighbours(name, digits):
     together = corrupt_all(images, ids, name, 4, seed=3)
     backwards = corrupt_all(images[::-1], ids[::-1], name, 4, seed=3)
     np.testing.assert_array_equal(backwards[::-1], together)
-    np.testing.assert_array_equal(corrupt_all(images[2:4], ids[2:4], name, 4, seed=3), together[2:4])
+    np.testing.assert_array_equal(
+        corrupt_all(images[2:4], ids[2:4], name, 4, seed=3), together[2:4]
+    )
     stream = numpy_generator(3, "corruption", "e", name, 4)
     np.testing.assert_array_equal(corrupt(images[4], name, 4, stream), together[4])
 
@@ -163,7 +184,9 @@ def test_streams_differ_by_image_seed_and_severity():
     base = corrupt_all(pixels, ["a", "b"], "gaussian_noise", 2, seed=0)
     reseeded = corrupt_all(pixels, ["a", "b"], "gaussian_noise", 2, seed=1)
     stronger = corrupt_all(pixels, ["a", "b"], "gaussian_noise", 3, seed=0)
-    signs = [np.sign(noisy.astype(int) - 128).ravel() for noisy in (*base, reseeded[0], stronger[0])]
+    signs = [
+        np.sign(noisy.astype(int) - 128).ravel() for noisy in (*base, reseeded[0], stronger[0])
+    ]
     correlation = np.corrcoef(signs) - np.eye(4)
     assert np.abs(correlation).max() < 4 / np.sqrt(image.size)
 
@@ -182,7 +205,10 @@ def test_threads_do_not_disturb_each_other(digits, monkeypatch):
         return corrupt_all(digits[index : index + 1], [str(index)], "spatter", 3, seed=0)
 
     alone = [one(0), one(1)]
-    draw, meeting = albumentations.Spatter.get_params_dependent_on_data, threading.Barrier(2, timeout=10)
+    draw, meeting = (
+        albumentations.Spatter.get_params_dependent_on_data,
+        threading.Barrier(2, timeout=10),
+    )
 
     def draw_together(*arguments, **named):
         meeting.wait()  # both threads have set their random state; now both draw
@@ -207,7 +233,9 @@ def test_a_mapped_or_mirrored_array_gives_the_same_picture(tmp_path, digits):
 def test_the_names_cost_no_heavy_import():
     code = "import sys, tttlab.shifts.corruptions; print([m for m in ('torch', 'albumentations', 'scipy') if m in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -261,7 +289,9 @@ def test_shot_noise_counts_photons_in_linear_light(severity):
     light = (100 / 255) ** 2.2
     linear = (corrupt(flat(100), "shot_noise", severity, generator()) / 255) ** 2.2
     assert linear.mean() == pytest.approx(light, rel=0.02)
-    assert linear.var() == pytest.approx(photon * light, rel=0.04)  # Poisson: variance = mean, in photons
+    assert linear.var() == pytest.approx(
+        photon * light, rel=0.04
+    )  # Poisson: variance = mean, in photons
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
@@ -292,7 +322,9 @@ def test_speckle_noise_is_uniform_and_proportional(severity):
 def test_gaussian_blur_equals_scipy(severity, side):
     image = noise_image(side, side)
     sigma = strength("gaussian_blur", severity) * np.sqrt(side / 32)
-    expected = ndimage.gaussian_filter(image.astype(float), (sigma, sigma, 0), mode="mirror", radius=int(3.5 * sigma))
+    expected = ndimage.gaussian_filter(
+        image.astype(float), (sigma, sigma, 0), mode="mirror", radius=int(3.5 * sigma)
+    )
     assert difference(corrupt(image, "gaussian_blur", severity, generator()), expected) <= 1
 
 
@@ -310,9 +342,13 @@ def test_the_disc_is_a_disc():
         kernel = disc_kernel(radius)
         across = np.arange(len(kernel)) - len(kernel) // 2
         assert kernel.sum() == pytest.approx(1, abs=1e-5)
-        assert kernel[len(kernel) // 2, len(kernel) // 2] == pytest.approx(1 / (np.pi * radius**2), rel=0.03)
+        assert kernel[len(kernel) // 2, len(kernel) // 2] == pytest.approx(
+            1 / (np.pi * radius**2), rel=0.03
+        )
         variance = (kernel * across**2).sum()
-        assert variance == pytest.approx(radius**2 / 4 + 1 / 12, rel=0.03)  # 1/12: a pixel has a width
+        assert variance == pytest.approx(
+            radius**2 / 4 + 1 / 12, rel=0.03
+        )  # 1/12: a pixel has a width
 
 
 @pytest.mark.parametrize("angle", [0, 0.4, np.pi / 2, 2.5])
@@ -329,7 +365,9 @@ def test_the_line_has_its_length_and_angle(length, angle):
         extra = (kernel * axis**2).sum() - share * length**2 / 12
         assert -0.02 * length < extra < 0.26
     covariance = (kernel * right * down).sum()
-    assert covariance == pytest.approx(np.cos(angle) * np.sin(angle) * length**2 / 12, abs=0.04 * length)
+    assert covariance == pytest.approx(
+        np.cos(angle) * np.sin(angle) * length**2 / 12, abs=0.04 * length
+    )
 
 
 def test_motion_blur_convolves_with_a_line_of_the_drawn_angle():
@@ -369,7 +407,9 @@ def test_glass_blur_scatters_no_further_than_its_reach_and_to_no_side(severity):
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-@pytest.mark.parametrize(("name", "paint", "most"), [("fog", (220, 222, 226), 0.95), ("frost", (226, 236, 245), 0.9)])
+@pytest.mark.parametrize(
+    ("name", "paint", "most"), [("fog", (220, 222, 226), 0.95), ("frost", (226, 236, 245), 0.9)]
+)
 def test_fog_and_frost_are_veils_of_the_opacity_of_the_table(name, paint, most, severity):
     opacity = corrupt(flat(0, 64), name, severity, generator()) / np.array(paint)
     assert opacity.mean() == pytest.approx(strength(name, severity), abs=0.015)
@@ -389,7 +429,9 @@ def test_snow_is_haze_and_flakes_along_a_steep_way(severity):
         assert opacity.min() == pytest.approx(share, abs=0.003)
         flakes = opacity - share
         runs += [(flakes[1:] * flakes[:-1]).sum(), (flakes[:, 1:] * flakes[:, :-1]).sum()]
-        assert 0.5 * share < (flakes > 0.1).mean() < 6 * share  # smearing lets a flake take more room
+        assert (
+            0.5 * share < (flakes > 0.1).mean() < 6 * share
+        )  # smearing lets a flake take more room
     assert runs[0] > 1.1 * runs[1]
 
 
@@ -453,10 +495,14 @@ def test_saturate_equals_colorsys(colour, severity):
 def test_elastic_transform_moves_by_its_root_mean_square(severity):
     ramp = np.zeros((128, 128, 3), np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(128) * 2, np.arange(128)[:, None] * 2
-    moved = np.stack([corrupt(ramp, "elastic_transform", severity, generator(draw)) for draw in range(40)])
+    moved = np.stack(
+        [corrupt(ramp, "elastic_transform", severity, generator(draw)) for draw in range(40)]
+    )
     inner = slice(28, 100)  # beyond, mirrored edges and the blur's border change the law
     shift = (moved[:, inner, inner, :2].astype(float) - ramp[inner, inner, :2]) / 2
-    expected = strength("elastic_transform", severity) * 2  # lengths on 128 px are twice those on 32 px
+    expected = (
+        strength("elastic_transform", severity) * 2
+    )  # lengths on 128 px are twice those on 32 px
     assert np.sqrt((shift**2).mean(axis=(0, 1, 2))) == pytest.approx([expected, expected], rel=0.12)
 
 

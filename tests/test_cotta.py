@@ -48,7 +48,9 @@ def test_a_stream_against_copies_of_the_network_autograd_and_an_explicit_average
     _, middle, highest = sorted(confidence(anchor, stream()[part]) for part in BATCHES)
     threshold = (middle + highest) / 2
     method = CoTTA(num_views=3, confidence=threshold, restore=0.0, teacher_momentum=0.6)
-    loop = InnerLoop(steps=1, lr=0.1, momentum=0.9, trainable="all", normalisation=Normalisation("image"))
+    loop = InnerLoop(
+        steps=1, lr=0.1, momentum=0.9, trainable="all", normalisation=Normalisation("image")
+    )
     found = adapt_stream(network, stream(), method, loop, batch_size=3, statistics=statistics)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
     logits, averaged = [], []
@@ -61,7 +63,9 @@ def test_a_stream_against_copies_of_the_network_autograd_and_an_explicit_average
                 views = random_views(images, streams(part), 3, method.augmentation)
                 target = sum(teacher(views[:, number]).logits for number in range(3)) / 3
         loss = nn.functional.cross_entropy(student(images).logits, target.softmax(1))
-        assert found.losses[part, 0].tolist() == pytest.approx([loss.item()] * len(images), rel=1e-6)
+        assert found.losses[part, 0].tolist() == pytest.approx(
+            [loss.item()] * len(images), rel=1e-6
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -83,7 +87,9 @@ class TestAnchor:
         """The views are not even looked at: they are no numbers."""
         network, _ = networks.source_statistics("resnet")
         images, method = stream()[:3], CoTTA(num_views=2, confidence=0.0)
-        loss, _ = method.loss(Bound(network, {}), (images, images.repeat(2, 1, 1, 1) * torch.nan), {}, ())
+        loss, _ = method.loss(
+            Bound(network, {}), (images, images.repeat(2, 1, 1, 1) * torch.nan), {}, ()
+        )
         logits = network(images).logits
         assert loss.item() == pytest.approx(self.target_loss(logits, logits))
 
@@ -97,18 +103,24 @@ class TestAnchor:
         loss, _ = method.loss(Bound(network, own), (images, views.flatten(0, 1)), {}, own)
         sure = 8 * sum(network(views[:, number]).features for number in range(2)) / 2 @ weight.T
         student = 8 * network(images).features @ weight.T
-        assert min(logits.softmax(1).amax(1).mean() for logits in (student, sure)) > method.confidence
+        assert (
+            min(logits.softmax(1).amax(1).mean() for logits in (student, sure)) > method.confidence
+        )
         assert loss.item() == pytest.approx(self.target_loss(sure, student))
         assert loss.item() != pytest.approx(self.target_loss(student, student), rel=1e-2)
 
 
 def test_the_teacher_after_many_steps_is_the_geometric_sum():
     generator, method = torch.Generator().manual_seed(0), CoTTA(teacher_momentum=0.9)
-    source, *path = ({"a": torch.rand(4, generator=generator, dtype=torch.float64)} for _ in range(6))
+    source, *path = (
+        {"a": torch.rand(4, generator=generator, dtype=torch.float64)} for _ in range(6)
+    )
     teacher = ()
     for parameters in path:
         _, teacher = method.after_step(parameters, source, teacher, generator)
-    expected = 0.9**5 * source["a"] + sum(0.1 * 0.9 ** (4 - step) * own["a"] for step, own in enumerate(path))
+    expected = 0.9**5 * source["a"] + sum(
+        0.1 * 0.9 ** (4 - step) * own["a"] for step, own in enumerate(path)
+    )
     torch.testing.assert_close(teacher["a"], expected)
 
 
@@ -124,9 +136,13 @@ class TestForgetting:
         found, teacher = self.after(restore=0.3)
         numbers = torch.cat([found[name].flatten() for name in "ab"])
         assert set(numbers.tolist()) == {0.0, 7.0}
-        assert (numbers == 0).double().mean().item() == pytest.approx(0.3, abs=4 * (0.3 * 0.7 / 5300) ** 0.5)
+        assert (numbers == 0).double().mean().item() == pytest.approx(
+            0.3, abs=4 * (0.3 * 0.7 / 5300) ** 0.5
+        )
         assert all(0 < (row == 0).sum() < 50 for row in found["a"])
-        torch.testing.assert_close(teacher["b"], torch.full((300,), 0.007))  # it has seen what the student forgets
+        torch.testing.assert_close(
+            teacher["b"], torch.full((300,), 0.007)
+        )  # it has seen what the student forgets
 
     def test_the_same_for_the_same_stream_of_randomness(self):
         first, again, other = (self.after(seed, restore=0.3)[0]["a"] for seed in (1, 1, 2))
@@ -135,7 +151,10 @@ class TestForgetting:
 
     @pytest.mark.parametrize(("restore", "expected"), [(0.0, MOVED), (1.0, SOURCE)])
     def test_nothing_and_everything(self, restore, expected):
-        assert all(torch.equal(value, expected[name]) for name, value in self.after(restore=restore)[0].items())
+        assert all(
+            torch.equal(value, expected[name])
+            for name, value in self.after(restore=restore)[0].items()
+        )
 
     @pytest.mark.parametrize("restore", [0.0, 1.0])
     def test_on_a_stream_the_student_comes_back_and_the_teacher_does_not(self, restore):
@@ -145,6 +164,11 @@ class TestForgetting:
         with learning(network, stream()[:3], method, loop, statistics, 0) as learner:
             for part in BATCHES:
                 learner.adapt(stream()[part], [str(name) for name in range(7)[part]])
-                back = [torch.equal(value[0], source[name]) for name, value in learner.parameters.items()]
+                back = [
+                    torch.equal(value[0], source[name])
+                    for name, value in learner.parameters.items()
+                ]
                 assert all(back) == (restore == 1.0)
-            assert any(not torch.equal(value, source[name]) for name, value in learner.state.items())
+            assert any(
+                not torch.equal(value, source[name]) for name, value in learner.state.items()
+            )

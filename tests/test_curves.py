@@ -19,7 +19,12 @@ def follow(tmp_path, monkeypatch):
     write_sets(tmp_path / "data" / "shifted", {"photos/night": blobs(24, "night", seed=2)})
 
     def follow(along, trains=True, images=9, **wish):
-        wish = {"corruptions": ("fog", "snow"), "severities": (1, 3, 5), "images": None, "sets": {}} | wish
+        wish = {
+            "corruptions": ("fog", "snow"),
+            "severities": (1, 3, 5),
+            "images": None,
+            "sets": {},
+        } | wish
         curve = SimpleNamespace(images=images, severities=along, candidates=0)
         adapter = SimpleNamespace(steps=2)
         seen = {}
@@ -37,7 +42,9 @@ def follow(tmp_path, monkeypatch):
                 name="r",
                 model="m",
                 source=None,
-                ready=SimpleNamespace(settings=SimpleNamespace(trains=trains, adapter=adapter, protocol="episodic")),
+                ready=SimpleNamespace(
+                    settings=SimpleNamespace(trains=trains, adapter=adapter, protocol="episodic")
+                ),
                 over=over,
             ),
             None,

@@ -17,7 +17,9 @@ from tttlab.data.sources import Source, open_source
 from tttlab.data.splits import balanced_subset, split_validation, take_part
 from tttlab.errors import UserError
 
-CIFAR = Path(os.environ.get("TTTLAB_DATA", Path(__file__).parent.parent / "../shared/data")) / "cifar10"
+CIFAR = (
+    Path(os.environ.get("TTTLAB_DATA", Path(__file__).parent.parent / "../shared/data")) / "cifar10"
+)
 
 
 def digits(which="test", **more):
@@ -27,7 +29,9 @@ def digits(which="test", **more):
 def fake_source(sizes):
     names = tuple(f"{group}/{index}" for group, size in enumerate(sizes) for index in range(size))
     groups = np.repeat(np.arange(len(sizes)), sizes)
-    return Source(names, names, groups, tuple(str(group) for group in range(len(sizes))), lambda index: None)
+    return Source(
+        names, names, groups, tuple(str(group) for group in range(len(sizes))), lambda index: None
+    )
 
 
 # --- parts, limits, validation -----------------------------------------------------------------------------------
@@ -40,7 +44,9 @@ def test_adjacent_parts_share_nothing_leave_nothing_out_and_are_stratified():
     assert sorted(np.concatenate(parts)) == list(range(145))
     for (low, high), part in zip(pairwise(edges), parts, strict=True):
         counts = np.bincount(source.groups[part], minlength=6)
-        np.testing.assert_array_less(np.abs(counts - (high - low) * np.array([100, 37, 5, 1, 1, 1])), 1.0 + 1e-9)
+        np.testing.assert_array_less(
+            np.abs(counts - (high - low) * np.array([100, 37, 5, 1, 1, 1])), 1.0 + 1e-9
+        )
 
 
 def test_classes_of_one_image_are_spread_over_the_parts():
@@ -80,7 +86,9 @@ def test_a_limit_is_balanced_as_far_as_there_are_images(count):
 
 def test_a_smaller_limit_is_contained_in_a_larger_one():
     source = fake_source([20, 30])
-    small, large = (balanced_subset(source.image_ids, source.groups, count, 0, "limit") for count in (7, 19))
+    small, large = (
+        balanced_subset(source.image_ids, source.groups, count, 0, "limit") for count in (7, 19)
+    )
     assert set(small) < set(large)
     assert np.array_equal(balanced_subset(source.image_ids, source.groups, None, 0), np.arange(50))
 
@@ -113,7 +121,10 @@ def test_digits_are_those_of_scikit_learn_scaled_to_bytes():
     source = open_source(spec(source="sklearn/digits"), "test", Path("unused"))
     assert np.array_equal(source.groups, expected.target)
     for index in (0, 5, 1796):
-        assert np.array_equal(np.asarray(source.read(index)), np.round(expected.images[index] / 16 * 255).astype(np.uint8))
+        assert np.array_equal(
+            np.asarray(source.read(index)),
+            np.round(expected.images[index] / 16 * 255).astype(np.uint8),
+        )
 
 
 def test_digits_are_grey_named_by_position_and_never_the_same_twice():
@@ -147,7 +158,9 @@ def test_grey_palette_bilevel_and_cmyk_become_rgb():
     colours = Image.new("RGB", (8, 8), (200, 30, 90))
     assert (to_square(saved(colours.quantize(4), format="PNG"), 8) == (200, 30, 90)).all()
     assert (to_square(saved(Image.new("1", (8, 8), 1), format="PNG"), 8) == 255).all()
-    red = to_square(saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), format="JPEG", quality=100), 8).astype(int)
+    red = to_square(
+        saved(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), format="JPEG", quality=100), 8
+    ).astype(int)
     assert (abs(red - (255, 0, 0)) <= 3).all()
 
 
@@ -224,12 +237,19 @@ def test_unlabeled_folders_may_be_nested_loose_or_partly_empty(tmp_path):
     write_tree(tmp_path, {"a/b/c": 2, "d": 1})
     (tmp_path / "empty").mkdir()
     picture().save(tmp_path / "loose.jpg")
-    assert collect(tmp_path, "unlabeled").image_ids == ("a/b/c/000.png", "a/b/c/001.png", "d/000.png", "loose.jpg")
+    assert collect(tmp_path, "unlabeled").image_ids == (
+        "a/b/c/000.png",
+        "a/b/c/001.png",
+        "d/000.png",
+        "loose.jpg",
+    )
 
 
 def test_an_empty_class_is_named(tmp_path):
     write_tree(tmp_path, {"cat": 2, "dog": 0, "eel": 0})
-    with pytest.raises(UserError, match=r"^data\.test\.root: the class 'dog' in .* holds no image \(and 1 more\)"):
+    with pytest.raises(
+        UserError, match=r"^data\.test\.root: the class 'dog' in .* holds no image \(and 1 more\)"
+    ):
         collect(tmp_path, "test")
 
 
@@ -237,7 +257,9 @@ def test_an_empty_class_is_named(tmp_path):
 def test_images_outside_a_class_are_named(tmp_path, which):
     write_tree(tmp_path, {"cat": 2})
     picture().save(tmp_path / "loose.png")
-    with pytest.raises(UserError, match=rf"^data\.{which}\.root: expected <class>/<image> in .*, found loose\.png"):
+    with pytest.raises(
+        UserError, match=rf"^data\.{which}\.root: expected <class>/<image> in .*, found loose\.png"
+    ):
         collect(tmp_path, which)
 
 
@@ -245,8 +267,14 @@ def test_test_images_that_lie_in_no_folder_have_no_labels_and_labeled_ones_must(
     for name in ("b.png", "a.jpg"):
         picture().save(tmp_path / name)
     images = collect(tmp_path, "test")
-    assert (images.image_ids, images.labels.tolist(), images.classes) == (("a.jpg", "b.png"), [-1, -1], ())
-    with pytest.raises(UserError, match=r"^data\.labeled\.root: expected <class>/<image> in .*, found a\.jpg"):
+    assert (images.image_ids, images.labels.tolist(), images.classes) == (
+        ("a.jpg", "b.png"),
+        [-1, -1],
+        (),
+    )
+    with pytest.raises(
+        UserError, match=r"^data\.labeled\.root: expected <class>/<image> in .*, found a\.jpg"
+    ):
         collect(tmp_path)
 
 
@@ -268,7 +296,10 @@ def test_labels_of_a_named_source_can_be_left_aside_too():
 def test_a_limit_takes_no_notice_of_folders_that_are_no_classes(tmp_path):
     """Else all of the few images of monday would be among them."""
     write_tree(tmp_path, {"monday": 3, "tuesday": 60})
-    days = [name.partition("/")[0] for name in collect(tmp_path, "test", labels="none", limit=20).image_ids]
+    days = [
+        name.partition("/")[0]
+        for name in collect(tmp_path, "test", labels="none", limit=20).image_ids
+    ]
     assert len(days) == 20
     assert days.count("monday") < 3
     classes = [name.partition("/")[0] for name in collect(tmp_path, "test", limit=20).image_ids]
@@ -277,7 +308,9 @@ def test_a_limit_takes_no_notice_of_folders_that_are_no_classes(tmp_path):
 
 def test_a_folder_without_images_is_named(tmp_path):
     (tmp_path / "x.txt").write_text("")
-    with pytest.raises(UserError, match=r"^data\.unlabeled\.root: expected images \(\.bmp, .*found none in"):
+    with pytest.raises(
+        UserError, match=r"^data\.unlabeled\.root: expected images \(\.bmp, .*found none in"
+    ):
         collect(tmp_path, "unlabeled")
 
 
@@ -285,7 +318,10 @@ def test_an_empty_part_is_named(tmp_path):
     write_tree(tmp_path, {"cat": 1})
     spans = [(index / 8, (index + 1) / 8) for index in range(8)]
     empty = [
-        part for part in spans if take_part(open_source(spec(tmp_path), "test", tmp_path), part, 0, "folder/None").size == 0
+        part
+        for part in spans
+        if take_part(open_source(spec(tmp_path), "test", tmp_path), part, 0, "folder/None").size
+        == 0
     ]
     with pytest.raises(UserError, match=r"^data\.test\.part: .* of 1 images is none"):
         collect(tmp_path, "test", part=empty[0])
@@ -309,7 +345,9 @@ def broken_tree(root):
 
 def test_unreadable_files_are_counted_and_the_first_is_named(tmp_path):
     root = broken_tree(tmp_path)
-    with pytest.raises(UserError, match=r"^data\.labeled: 3 of 8 files cannot be read .* first is .*cat/002\.png") as caught:
+    with pytest.raises(
+        UserError, match=r"^data\.labeled: 3 of 8 files cannot be read .* first is .*cat/002\.png"
+    ) as caught:
         collect(root, workers=4)
     assert "data.unreadable: skip" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -317,9 +355,19 @@ def test_unreadable_files_are_counted_and_the_first_is_named(tmp_path):
 
 def test_unreadable_files_are_left_out_and_listed_on_request(tmp_path):
     images = collect(broken_tree(tmp_path), unreadable="skip")
-    assert images.image_ids == ("cat/000.png", "cat/001.png", "cat/003.png", "dog/000.png", "dog/002.png")
+    assert images.image_ids == (
+        "cat/000.png",
+        "cat/001.png",
+        "cat/003.png",
+        "dog/000.png",
+        "dog/002.png",
+    )
     assert len(images.pixels) == len(images.labels) == 5
-    assert [line.partition(": ")[0][-11:] for line in images.skipped] == ["cat/002.png", "dog/001.png", "dog/003.png"]
+    assert [line.partition(": ")[0][-11:] for line in images.skipped] == [
+        "cat/002.png",
+        "dog/001.png",
+        "dog/003.png",
+    ]
     assert all(line.partition(": ")[2] for line in images.skipped)
     assert np.array_equal(images.pixels[4], to_square(tmp_path / "dog" / "002.png", 8))
 
@@ -335,7 +383,9 @@ def test_an_image_too_large_to_be_true_is_named(tmp_path, monkeypatch):
     write_tree(tmp_path, {"cat": 1})
     picture(40, 40).save(tmp_path / "cat" / "huge.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow refuses above twice this many
-    with pytest.raises(UserError, match=r"first is .*huge\.png: Image size \(1600 pixels\) exceeds limit"):
+    with pytest.raises(
+        UserError, match=r"first is .*huge\.png: Image size \(1600 pixels\) exceeds limit"
+    ):
         collect(tmp_path)
 
 
@@ -346,7 +396,9 @@ def test_real_photographs_keep_their_pixels():
     assert len(images.classes) == 10
     assert set(class_counts(images).values()) == {5}
     for index in (0, 49):
-        assert np.array_equal(images.pixels[index], np.asarray(Image.open(images.paths[index]).convert("RGB")))
+        assert np.array_equal(
+            images.pixels[index], np.asarray(Image.open(images.paths[index]).convert("RGB"))
+        )
         assert images.classes[images.labels[index]] == Path(images.paths[index]).parent.name
 
 
@@ -361,7 +413,10 @@ def test_a_tar_file_gives_what_its_folder_gives(tmp_path, prefix):
     assert images.image_ids == expected.image_ids
     assert np.array_equal(images.pixels, expected.pixels)
     assert images.labels.tolist() == expected.labels.tolist()
-    assert images.paths[0].endswith("images.tar:" + (prefix if prefix != "./" else "") + "cat/000.png") or prefix == "./"
+    assert (
+        images.paths[0].endswith("images.tar:" + (prefix if prefix != "./" else "") + "cat/000.png")
+        or prefix == "./"
+    )
 
 
 def test_a_folder_of_tar_files_is_one_set(tmp_path):
@@ -391,10 +446,15 @@ def test_a_tar_file_of_test_images_may_hold_no_classes(tmp_path):
 
 def test_tar_files_that_cannot_be_used_are_named(tmp_path):
     (tmp_path / "bad.tar").write_bytes(b"no tar file")
-    with pytest.raises(UserError, match=r"^data\.test\.root: expected an uncompressed tar file, found .*bad\.tar"):
+    with pytest.raises(
+        UserError, match=r"^data\.test\.root: expected an uncompressed tar file, found .*bad\.tar"
+    ):
         collect(tmp_path / "bad.tar", "test", source="tar")
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=r"^data\.test\.root: expected a tar file or a folder of them, found no \.tar"):
+    with pytest.raises(
+        UserError,
+        match=r"^data\.test\.root: expected a tar file or a folder of them, found no \.tar",
+    ):
         collect(tmp_path / "none", "test", source="tar")
     tree = write_tree(tmp_path / "tree", {"cat": 1})
     (tree / "dog").mkdir()
@@ -438,7 +498,9 @@ class ReaderLike(list):
 def test_a_torchvision_set_is_fetched_through_timm(factory, tmp_path):
     pictures = [picture(8, 8) for _ in range(3)]
     factory.result = TorchvisionLike((image, None) for image in pictures)
-    images = fill(spec(source="torch/cifar10", split="train"), "labeled", downloads=tmp_path / "down")
+    images = fill(
+        spec(source="torch/cifar10", split="train"), "labeled", downloads=tmp_path / "down"
+    )
     name, options = factory.seen[0]
     assert (name, options["split"], options["download"]) == ("torch/cifar10", "train", True)
     assert Path(options["root"]) == tmp_path / "down"
@@ -451,13 +513,18 @@ def test_a_torchvision_set_is_fetched_through_timm(factory, tmp_path):
 def test_a_hugging_face_set_is_read_past_timms_replacement_of_bad_images(factory, tmp_path):
     good = saved(picture(8, 8), format="PNG")
     factory.result = types.SimpleNamespace(reader=ReaderLike([(good, 0), (io.BytesIO(b"bad"), 1)]))
-    with pytest.raises(UserError, match=r"^data\.test: 1 of 2 files cannot be read .* first is someone/fruit/val/0000001"):
+    with pytest.raises(
+        UserError,
+        match=r"^data\.test: 1 of 2 files cannot be read .* first is someone/fruit/val/0000001",
+    ):
         fill(spec(source="hfds/someone/fruit", split="val"), "test", downloads=tmp_path)
 
 
 def test_a_named_set_without_labels_serves_for_all_but_training_a_classifier(factory, tmp_path):
     factory.result = types.SimpleNamespace(
-        reader=ReaderLike([(saved(picture(8, 8), format="PNG"), -1), (saved(picture(8, 8), format="PNG"), -1)])
+        reader=ReaderLike(
+            [(saved(picture(8, 8), format="PNG"), -1), (saved(picture(8, 8), format="PNG"), -1)]
+        )
     )
     named = spec(source="hfds/someone/fruit", split="test")
     with pytest.raises(UserError, match=r"^data\.labeled\.split: .* has no labels"):
@@ -469,7 +536,9 @@ def test_a_named_set_without_labels_serves_for_all_but_training_a_classifier(fac
 
 def test_a_failed_download_is_one_line(factory, tmp_path):
     factory.result = RuntimeError("no network\nlong story")
-    with pytest.raises(UserError, match=r"^data\.test\.source: torch/mnist .* cannot be fetched: no network$"):
+    with pytest.raises(
+        UserError, match=r"^data\.test\.source: torch/mnist .* cannot be fetched: no network$"
+    ):
         fill(spec(source="torch/mnist", split="test"), "test", downloads=tmp_path)
 
 
@@ -485,7 +554,9 @@ def test_labels_follow_the_labeled_classes_by_name(tmp_path):
 
 def test_a_test_class_that_was_never_trained_is_named():
     check_classes(("cat",), ("cat", "dog"), "data.test")
-    with pytest.raises(UserError, match=r"^data\.test: class 'dgo' is not in data\.labeled; did you mean 'dog'\?") as caught:
+    with pytest.raises(
+        UserError, match=r"^data\.test: class 'dgo' is not in data\.labeled; did you mean 'dog'\?"
+    ) as caught:
         check_classes(("cat", "dgo"), ("cat", "dog"), "data.test")
     assert "set labels: none if the folders are no classes" in str(caught.value)
 
@@ -512,7 +583,9 @@ def test_the_same_pixels_in_two_sets_are_named_and_counted(tmp_path, pack_below)
     for index in (1, 2):
         same_pixels(tmp_path / "a/cat/000.png", tmp_path / f"b/dog/00{index}.png")
     test = collect(tmp_path / "b", "test", pack_below=pack_below)
-    with pytest.raises(UserError, match=r"^data\.test: .*b/dog/001\.png has the same pixels as .*a/cat/000\.png") as caught:
+    with pytest.raises(
+        UserError, match=r"^data\.test: .*b/dog/001\.png has the same pixels as .*a/cat/000\.png"
+    ) as caught:
         check_duplicates(trained, {"data.test": test})
     assert "of data.labeled (2 such images in all)" in str(caught.value)
     check_duplicates({}, {"data.test": test})  # twice within a set that is tested on is no leak
@@ -525,7 +598,8 @@ def test_two_sets_to_train_on_must_differ_and_two_to_test_on_need_not(tmp_path):
     one, other = collect(tmp_path / "a"), collect(tmp_path / "b")
     check_duplicates({}, {"data.test": one, "shifts.sets.c": other})
     with pytest.raises(
-        UserError, match=r"^data\.labeled: .*b/dog/000\.png has the same pixels as .*a/cat/002\.png of data\.unl"
+        UserError,
+        match=r"^data\.labeled: .*b/dog/000\.png has the same pixels as .*a/cat/002\.png of data\.unl",
     ):
         check_duplicates({"data.unlabeled": one, "data.labeled": other}, {})
 
@@ -537,7 +611,10 @@ def test_an_image_in_every_set_is_told_for_those_that_are_tested_on_too(tmp_path
     for name in "bc":
         same_pixels(tmp_path / "a/cat/000.png", tmp_path / name / "cat/001.png")
     a, b, c = (collect(tmp_path / name) for name in "abc")
-    with pytest.raises(UserError, match=r"^data\.test: .*b/cat/001\.png .* as .*a/cat/000\.png of data\.labeled \(2 such"):
+    with pytest.raises(
+        UserError,
+        match=r"^data\.test: .*b/cat/001\.png .* as .*a/cat/000\.png of data\.labeled \(2 such",
+    ):
         check_duplicates({"data.labeled": a}, {"data.test": b, "shifts.sets.c": c})
 
 
@@ -549,7 +626,11 @@ def test_a_set_survives_saving(tmp_path):
     assert np.array_equal(loaded.pixels, images.pixels)
     assert loaded.labels.dtype == np.int64
     assert np.array_equal(loaded.labels, images.labels)
-    assert (loaded.image_ids, loaded.classes, loaded.source) == (images.image_ids, images.classes, "sklearn/digits")
+    assert (loaded.image_ids, loaded.classes, loaded.source) == (
+        images.image_ids,
+        images.classes,
+        "sklearn/digits",
+    )
     assert loaded.digest() == images.digest()
     two = loaded.take([4, 1])
     assert two.image_ids == (images.image_ids[4], images.image_ids[1])
@@ -559,5 +640,7 @@ def test_a_set_survives_saving(tmp_path):
 
 
 def test_a_set_that_was_not_prepared_is_named(tmp_path):
-    with pytest.raises(UserError, match="none: expected an image set, found none; run the stage prepare first"):
+    with pytest.raises(
+        UserError, match="none: expected an image set, found none; run the stage prepare first"
+    ):
         ImageSet.load(tmp_path / "none")

@@ -17,7 +17,9 @@ MAX_SAMPLE, SIGNED_MAX_SAMPLE = 281, 341
 
 def saved(values, format="PNG", **options):
     buffer = io.BytesIO()
-    (values if isinstance(values, Image.Image) else Image.fromarray(values)).save(buffer, format=format, **options)
+    (values if isinstance(values, Image.Image) else Image.fromarray(values)).save(
+        buffer, format=format, **options
+    )
     buffer.seek(0)
     return buffer
 
@@ -62,7 +64,9 @@ def test_a_declared_depth_gives_the_upper_eight_of_its_bits(format, depth):
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
 def test_without_a_declaration_only_values_that_need_all_16_bits_say_that_there_are_16(format):
-    np.testing.assert_array_equal(decoded(grey(RAMP * 521, format)), RAMP * 521 // 256)  # up to 32,823 > 2¹⁵
+    np.testing.assert_array_equal(
+        decoded(grey(RAMP * 521, format)), RAMP * 521 // 256
+    )  # up to 32,823 > 2¹⁵
     for values in (RAMP * 520, RAMP * 65, RAMP * 4):  # up to 32,760, 4,095 and 252
         told = rf"^16-bit grey with values up to {values.max()}, .*; set data\.depth to the number of bits that were recorded, "
         refused(told + rf"{int(values.max()).bit_length()} or more$", grey(values, format))
@@ -70,7 +74,11 @@ def test_without_a_declaration_only_values_that_need_all_16_bits_say_that_there_
 
 
 def test_values_beyond_the_declared_depth_are_refused():
-    refused(r"^grey values up to 4096, more than data\.depth 12 holds; .* 13 or more$", grey(RAMP + 4033), 12)
+    refused(
+        r"^grey values up to 4096, more than data\.depth 12 holds; .* 13 or more$",
+        grey(RAMP + 4033),
+        12,
+    )
     assert decoded(grey(RAMP + 4032), 12).max() == 255
 
 
@@ -90,7 +98,9 @@ def test_the_significant_bits_of_a_png_file_are_those_of_values_left_as_they_wer
     file = with_chunk(grey(values), b"sBIT", bytes([depth]))
     np.testing.assert_array_equal(decoded(file), expected)
     file.seek(0)
-    np.testing.assert_array_equal(decoded(file, 16), values // 256)  # what is declared is what counts
+    np.testing.assert_array_equal(
+        decoded(file, 16), values // 256
+    )  # what is declared is what counts
 
 
 @pytest.mark.parametrize("depth", [10, 12, 14])
@@ -103,33 +113,48 @@ def test_values_that_were_scaled_to_16_bits_as_the_standard_says_are_not_scaled_
         "replicated": lambda original: original << 16 - depth | original >> 2 * depth - 16,
         "nearest": lambda original: np.round(original * 65535 / (2**depth - 1)),
     }[how]
-    np.testing.assert_array_equal(decoded(with_chunk(grey(scale(values)), b"sBIT", bytes([depth]))), expected)
-    dark = scale(RAMP % 2 ** (2 * depth - 16))  # so dark that these could be the values as they were recorded
+    np.testing.assert_array_equal(
+        decoded(with_chunk(grey(scale(values)), b"sBIT", bytes([depth]))), expected
+    )
+    dark = scale(
+        RAMP % 2 ** (2 * depth - 16)
+    )  # so dark that these could be the values as they were recorded
     assert 0 < dark.max() < 2**depth
-    refused(r"nothing says which is white; set data\.depth", with_chunk(grey(dark), b"sBIT", bytes([depth])))
+    refused(
+        r"nothing says which is white; set data\.depth",
+        with_chunk(grey(dark), b"sBIT", bytes([depth])),
+    )
 
 
 def test_sixteen_significant_bits_are_16():
-    np.testing.assert_array_equal(decoded(with_chunk(grey(RAMP * 65), b"sBIT", bytes([16]))), RAMP * 65 // 256)
+    np.testing.assert_array_equal(
+        decoded(with_chunk(grey(RAMP * 65), b"sBIT", bytes([16]))), RAMP * 65 // 256
+    )
 
 
 def test_other_chunks_and_those_behind_the_image_say_nothing():
     refused("nothing says", with_chunk(grey(RAMP * 65), b"gAMA", struct.pack(">I", 45455)))
     whole = grey(RAMP * 65).getvalue()
-    refused("nothing says", io.BytesIO(whole + struct.pack(">I", 1) + b"sBIT" + bytes([12]) + bytes(4)))
+    refused(
+        "nothing says", io.BytesIO(whole + struct.pack(">I", 1) + b"sBIT" + bytes([12]) + bytes(4))
+    )
 
 
 @pytest.mark.parametrize("tag", [MAX_SAMPLE, SIGNED_MAX_SAMPLE])
 def test_the_largest_value_that_a_tiff_file_allows_tells_its_depth(tag):
     values, expected = twelve_bits()
     np.testing.assert_array_equal(decoded(grey(values, "TIFF", tiffinfo={tag: 4095})), expected)
-    np.testing.assert_array_equal(decoded(grey(values // 4, "TIFF", tiffinfo={tag: 4095})), values // 64)
+    np.testing.assert_array_equal(
+        decoded(grey(values // 4, "TIFF", tiffinfo={tag: 4095})), values // 64
+    )
 
 
 def test_a_compressed_tiff_file_tells_its_depth_too():
     values, expected = twelve_bits()
     content = grey(values, "TIFF", tiffinfo={MAX_SAMPLE: 4095}, compression="tiff_lzw").getvalue()
-    written = struct.pack("<HHIHH", MAX_SAMPLE, 3, 1, 1, 0)  # libtiff does not write what it is told
+    written = struct.pack(
+        "<HHIHH", MAX_SAMPLE, 3, 1, 1, 0
+    )  # libtiff does not write what it is told
     assert content.count(written) == 1
     content = content.replace(written, struct.pack("<HHIHH", MAX_SAMPLE, 3, 1, 4095, 0))
     np.testing.assert_array_equal(decoded(io.BytesIO(content)), expected)
@@ -144,7 +169,9 @@ def test_a_largest_value_that_happens_to_occur_or_is_the_default_tells_nothing(l
 def tiff_of_12_bits(values):
     """Write 12 bits a pixel, two in three bytes, as a camera does; Pillow cannot."""
     pairs = values.reshape(-1, 2)
-    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1).astype(np.uint8)
+    packed = np.stack(
+        [pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1
+    ).astype(np.uint8)
     tags = [
         (256, 8),
         (257, 8),
@@ -157,7 +184,9 @@ def tiff_of_12_bits(values):
         (279, packed.size),
     ]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return io.BytesIO(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + packed.tobytes())
+    return io.BytesIO(
+        b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + packed.tobytes()
+    )
 
 
 def test_a_tiff_file_of_12_bits_a_pixel_is_that_deep():
@@ -170,21 +199,29 @@ def test_a_pgm_file_says_which_value_is_white():
     values, expected = twelve_bits()
     head = b"P5 8 8 4095\n"
     for depth in (None, 12):
-        np.testing.assert_array_equal(decoded(io.BytesIO(head + values.astype(">u2").tobytes()), depth), expected)
+        np.testing.assert_array_equal(
+            decoded(io.BytesIO(head + values.astype(">u2").tobytes()), depth), expected
+        )
     dark = values // 64  # 0 to 63 of 4095
-    np.testing.assert_array_equal(decoded(io.BytesIO(head + dark.astype(">u2").tobytes())), dark // 16)
+    np.testing.assert_array_equal(
+        decoded(io.BytesIO(head + dark.astype(">u2").tobytes())), dark // 16
+    )
 
 
 def test_32_bits_need_a_declaration_and_values_below_zero_are_refused():
     values = (RAMP * 65).astype(np.int32)
     refused(r"^32-bit grey with values up to 4095, of which nothing says", saved(values, "TIFF"))
     np.testing.assert_array_equal(decoded(saved(values, "TIFF"), 12), values // 16)
-    np.testing.assert_array_equal(decoded(saved(values, "TIFF", tiffinfo={MAX_SAMPLE: 4095})), values // 16)
+    np.testing.assert_array_equal(
+        decoded(saved(values, "TIFF", tiffinfo={MAX_SAMPLE: 4095})), values // 16
+    )
     refused(r"^grey values from -1 on; scale them", saved(values - 1, "TIFF"), 12)
 
 
 def test_an_image_that_came_without_its_file_is_judged_by_its_values():
-    np.testing.assert_array_equal(decoded(Image.fromarray((RAMP * 65).astype(np.uint16)), 12), RAMP * 65 // 16)
+    np.testing.assert_array_equal(
+        decoded(Image.fromarray((RAMP * 65).astype(np.uint16)), 12), RAMP * 65 // 16
+    )
     refused("^16-bit grey with values up to 4095", Image.fromarray((RAMP * 65).astype(np.uint16)))
     refused("^32-bit grey with values up to 63", Image.fromarray(RAMP.astype(np.int32)))
 
@@ -198,7 +235,10 @@ def png_of_16_bits(values):
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
     return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
@@ -207,14 +247,20 @@ def test_16_bit_colours_are_taken_where_some_value_needs_them_and_else_refused(b
     values = np.random.default_rng(0).integers(0, 65536, (8, 8, bands))
     values[..., -1] = 65535 if bands != 3 else values[..., -1]
     found = to_square(png_of_16_bits(values), 8)
-    np.testing.assert_array_equal(found, (values[..., :3] if bands > 2 else values[..., [0, 0, 0]]) >> 8)
+    np.testing.assert_array_equal(
+        found, (values[..., :3] if bands > 2 else values[..., [0, 0, 0]]) >> 8
+    )
     values[..., : bands - (bands != 3)] >>= 4  # a camera's 12 bits, on opaque ground
     for depth in (None, 12):
         refused(
-            r"^16-bit colours of which none reaches the upper half .*; set data\.depth: 16 if", png_of_16_bits(values), depth
+            r"^16-bit colours of which none reaches the upper half .*; set data\.depth: 16 if",
+            png_of_16_bits(values),
+            depth,
         )
     assert to_square(png_of_16_bits(values), 8, 16).max() == 15
-    assert to_square(with_chunk(png_of_16_bits(values), b"sBIT", bytes([16] * bands)), 8).max() == 15
+    assert (
+        to_square(with_chunk(png_of_16_bits(values), b"sBIT", bytes([16] * bands)), 8).max() == 15
+    )
 
 
 def test_dark_colours_of_a_ppm_file_are_those_that_its_head_says():

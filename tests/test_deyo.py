@@ -30,13 +30,19 @@ class TestShuffling:
     @pytest.mark.parametrize(("height", "width", "grid"), [(16, 16, 4), (8, 12, 4), (6, 9, 3)])
     def test_patches_go_where_a_loop_puts_them(self, height, width, grid):
         images = torch.arange(2 * 3 * height * width).float().view(2, 3, height, width)
-        orders = torch.stack([torch.randperm(grid**2, generator=generator) for generator in streams(2)])
+        orders = torch.stack(
+            [torch.randperm(grid**2, generator=generator) for generator in streams(2)]
+        )
         found, tall, wide = shuffle_patches(images, orders, grid), height // grid, width // grid
         for image, order, shuffled in zip(images, orders.tolist(), found, strict=True):
             for place, origin in enumerate(order):
                 (row, column), (top, left) = divmod(place, grid), divmod(origin, grid)
-                patch = shuffled[:, row * tall : (row + 1) * tall, column * wide : (column + 1) * wide]
-                assert torch.equal(patch, image[:, top * tall : (top + 1) * tall, left * wide : (left + 1) * wide])
+                patch = shuffled[
+                    :, row * tall : (row + 1) * tall, column * wide : (column + 1) * wide
+                ]
+                assert torch.equal(
+                    patch, image[:, top * tall : (top + 1) * tall, left * wide : (left + 1) * wide]
+                )
 
     def test_views_permute_the_pixels_of_every_image_by_its_own_stream(self):
         images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -48,7 +54,10 @@ class TestShuffling:
             assert torch.equal(image.flatten(1).sort(1).values, other.flatten(1).sort(1).values)
         alone = DeYO().views(None, images[3:4], streams(5)[3:4])[1]
         assert torch.equal(alone[0], shuffled[3])
-        again, fresh = DeYO().views(None, images, streams(5))[1], DeYO().views(None, images, streams(5, step=1))[1]
+        again, fresh = (
+            DeYO().views(None, images, streams(5))[1],
+            DeYO().views(None, images, streams(5, step=1))[1],
+        )
         assert torch.equal(again, shuffled)
         assert all((one != other).any() for one, other in zip(fresh, shuffled, strict=True))
         alike = DeYO().views(None, images[:1].expand(5, -1, -1, -1), streams(5))[1]
@@ -100,7 +109,9 @@ def test_filters_and_weights_against_a_loop_over_images():
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     np.testing.assert_allclose(slope[:12], slopes, rtol=1e-9, atol=1e-12)
     assert not slope[12:].any()
-    assert seen[1][0].tolist() == [12 + place for place, (reliable, _) in enumerate(passed) if reliable]
+    assert seen[1][0].tolist() == [
+        12 + place for place, (reliable, _) in enumerate(passed) if reliable
+    ]
     assert [with_gradient for _, with_gradient in seen] == [True, False]
 
 
@@ -113,11 +124,15 @@ def test_a_stream_against_autograd_and_torchs_sgd():
     own = torch.optim.SGD(select_parameters(slow, "norm").values(), lr=0.05, momentum=0.9)
     for part in BATCHES:
         for step in range(2):
-            orders = torch.stack([torch.randperm(16, generator=generator) for generator in streams(7, step)[part]])
+            orders = torch.stack(
+                [torch.randperm(16, generator=generator) for generator in streams(7, step)[part]]
+            )
             scores = slow(stream()[part]).logits
             with torch.no_grad():
                 shuffled = slow(shuffle_patches(stream()[part], orders, 4)).logits
-            loss, slope, passed = reference(scores.detach().numpy(), shuffled.numpy(), margin=0.999, threshold=0.0)
+            loss, slope, passed = reference(
+                scores.detach().numpy(), shuffled.numpy(), margin=0.999, threshold=0.0
+            )
             own.zero_grad()
             scores.backward(torch.tensor(slope))
             own.step()
@@ -130,10 +145,14 @@ def test_a_stream_against_autograd_and_torchs_sgd():
     assert found.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-7)
 
 
-@pytest.mark.parametrize("method", [DeYO(margin=1e-3), DeYO(margin=2.0, plpd_threshold=0.999)], ids=["entropy", "plpd"])
+@pytest.mark.parametrize(
+    "method", [DeYO(margin=1e-3), DeYO(margin=2.0, plpd_threshold=0.999)], ids=["entropy", "plpd"]
+)
 def test_where_nothing_is_selected_nothing_moves(method):
     network, _ = networks.source_statistics("resnet")
-    found = adapt_stream(network, stream(), method, InnerLoop(steps=1, lr=1.0, trainable="norm"), batch_size=3)
+    found = adapt_stream(
+        network, stream(), method, InnerLoop(steps=1, lr=1.0, trainable="norm"), batch_size=3
+    )
     torch.testing.assert_close(found.logits, found.source_logits)
     assert not found.losses.any()
     assert not found.fell_back.any()

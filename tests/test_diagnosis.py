@@ -70,7 +70,8 @@ def test_without_labels_there_are_curves_of_loss_and_cost_and_no_choices():
 def predictions(images: int = 40, shifts: int = 6, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     grid = pd.MultiIndex.from_product(
-        [range(images), ["clean", *(f"fog-{i}" for i in range(1, shifts))]], names=["image_id", "shift"]
+        [range(images), ["clean", *(f"fog-{i}" for i in range(1, shifts))]],
+        names=["image_id", "shift"],
     )
     table = grid.to_frame(index=False)
     count = len(table)
@@ -93,29 +94,39 @@ def predictions(images: int = 40, shifts: int = 6, seed: int = 0) -> pd.DataFram
 
 def test_alignment_is_joined_by_image_and_averaged_by_shift():
     table = predictions()
-    aligned = table[["image_id", "shift", "seed"]][table["image_id"] < 5].assign(cosine=0.5, inner=1.0, supervised_loss=2.0)
+    aligned = table[["image_id", "shift", "seed"]][table["image_id"] < 5].assign(
+        cosine=0.5, inner=1.0, supervised_loss=2.0
+    )
     aligned.loc[aligned["image_id"] == 0, "cosine"] = np.nan
     aligned.loc[aligned["image_id"] == 1, "cosine"] = -0.3
     joined = diagnosis.join_alignment(table, aligned)
     assert len(joined) == len(table)
     other = pd.concat([table, table.assign(seed=7)])
-    assert set(diagnosis.join_alignment(other, aligned)["seed"]) == {0}  # the gradients are those of one network
+    assert set(diagnosis.join_alignment(other, aligned)["seed"]) == {
+        0
+    }  # the gradients are those of one network
     assert set(joined["gain"]) == {-1, 0, 1}
     found = diagnosis.alignment_by_shift(joined).set_index("shift")
     assert set(found["n"]) == {4}  # one image has no gradient
     values = [-0.3, 0.5, 0.5, 0.5]
     low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert found.loc["fog-1", ["cosine", "cosine_low", "cosine_high"]].to_list() == pytest.approx([np.mean(values), low, high])
+    assert found.loc["fog-1", ["cosine", "cosine_low", "cosine_high"]].to_list() == pytest.approx(
+        [np.mean(values), low, high]
+    )
     part = joined[(joined["shift"] == "fog-2") & joined["image_id"].between(1, 4)]
     assert found.loc["fog-2", "gain"] == pytest.approx(part["gain"].mean())
-    assert found.loc["fog-2", "loss_change"] == pytest.approx((part["loss_last"] - part["loss_first"]).mean())
+    assert found.loc["fog-2", "loss_change"] == pytest.approx(
+        (part["loss_last"] - part["loss_first"]).mean()
+    )
 
 
 def test_correlations_are_spearmans():
     table = predictions()
     joined = diagnosis.join_alignment(
         table,
-        table[["image_id", "shift", "seed"]].assign(cosine=np.linspace(-1, 1, len(table)), inner=0.0, supervised_loss=0.0),
+        table[["image_id", "shift", "seed"]].assign(
+            cosine=np.linspace(-1, 1, len(table)), inner=0.0, supervised_loss=0.0
+        ),
     )
     found = diagnosis.correlations(joined, 0).set_index(["level", "signal"])
     shifted = joined[joined["shift"] != "clean"]
@@ -134,7 +145,9 @@ def test_correlations_are_spearmans():
 def test_a_signal_known_for_few_images_is_related_to_the_gain_of_these_alone():
     table = predictions()
     few = table["image_id"] < 4
-    table.loc[few, "adapted_prediction"] = table.loc[few, "source_prediction"]  # no gain where the cosine is known
+    table.loc[few, "adapted_prediction"] = table.loc[
+        few, "source_prediction"
+    ]  # no gain where the cosine is known
     aligned = table.loc[few, ["image_id", "shift", "seed"]].assign(
         cosine=np.linspace(-1, 1, few.sum()), inner=0.0, supervised_loss=0.0
     )
@@ -146,7 +159,9 @@ def test_a_signal_known_for_few_images_is_related_to_the_gain_of_these_alone():
 def test_permuting_gives_spearmans_coefficient_and_its_exact_p_value():
     one, other = pd.Series([1.0, 2, 3, 4, 5, 6]), pd.Series([2.0, 1, 4, 3, 6, 5])
     rho, p = diagnosis.permuted_spearman(one, other, 0)
-    exact = stats.permutation_test((one,), lambda x: stats.spearmanr(x, other).statistic, permutation_type="pairings")
+    exact = stats.permutation_test(
+        (one,), lambda x: stats.spearmanr(x, other).statistic, permutation_type="pairings"
+    )
     assert rho == pytest.approx(stats.spearmanr(one, other).statistic)
     assert p == pytest.approx(exact.pvalue, abs=0.02)
 
@@ -161,7 +176,9 @@ def test_rows_of_one_image_do_not_count_as_independent():
     rng = np.random.default_rng(1)
     one, other, names = rng.normal(size=60), rng.normal(size=60), np.arange(60)
     once = diagnosis.clustered_spearman(pd.Series(one), pd.Series(other), pd.Series(names), 0)
-    copied = diagnosis.clustered_spearman(*(pd.Series(np.repeat(values, 20)) for values in (one, other, names)), 0)
+    copied = diagnosis.clustered_spearman(
+        *(pd.Series(np.repeat(values, 20)) for values in (one, other, names)), 0
+    )
     assert copied == pytest.approx(once, rel=0.02)
     assert once[1] == pytest.approx(stats.spearmanr(one, other).pvalue, abs=0.06)
 
@@ -170,7 +187,9 @@ def test_rows_of_one_image_do_not_count_as_independent():
 def test_one_image_says_nothing_of_chance(rows):
     """However often it is resampled it stays the same; rounding is no spread."""
     one, other = np.random.default_rng(rows).normal(size=(2, rows))
-    rho, p = diagnosis.clustered_spearman(pd.Series(one), pd.Series(other), pd.Series(["only"] * rows), 0)
+    rho, p = diagnosis.clustered_spearman(
+        pd.Series(one), pd.Series(other), pd.Series(["only"] * rows), 0
+    )
     assert rho == pytest.approx(stats.spearmanr(one, other).statistic)
     assert np.isnan(p)
 
@@ -180,8 +199,13 @@ def test_p_values_are_uniform_without_a_relation():
     found = []
     for seed in range(200):
         effect = rng.normal(size=30)[:, None]  # of the image, shared by its four rows
-        one, other = ((effect_of + rng.normal(size=(30, 4))).ravel() for effect_of in (effect, rng.normal(size=30)[:, None]))
+        one, other = (
+            (effect_of + rng.normal(size=(30, 4))).ravel()
+            for effect_of in (effect, rng.normal(size=30)[:, None])
+        )
         found.append(
-            diagnosis.clustered_spearman(pd.Series(one), pd.Series(other), pd.Series(np.repeat(range(30), 4)), seed)[1]
+            diagnosis.clustered_spearman(
+                pd.Series(one), pd.Series(other), pd.Series(np.repeat(range(30), 4)), seed
+            )[1]
         )
     assert 0.02 < np.mean(np.array(found) < 0.05) < 0.11

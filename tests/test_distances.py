@@ -38,7 +38,9 @@ def covariance(size: int, seed: int) -> np.ndarray:
 
 def together(*samples) -> tuple[np.ndarray, np.ndarray]:
     """Two samples pooled, with 30 permutations of who is who."""
-    return np.concatenate(samples), distances.divisions(*map(len, samples), 30, np.random.default_rng(9))
+    return np.concatenate(samples), distances.divisions(
+        *map(len, samples), 30, np.random.default_rng(9)
+    )
 
 
 def model_outputs(count: int, seed: int, shift: float = 0.0) -> tuple[Sample, np.ndarray]:
@@ -70,12 +72,16 @@ class TestDivisions:
 
 class TestGaussians:
     def test_kl_in_one_dimension(self):
-        found = distances.kl_gaussians(Gaussian(np.array([1.0]), np.array([[4.0]])), Gaussian(np.zeros(1), np.eye(1)))
+        found = distances.kl_gaussians(
+            Gaussian(np.array([1.0]), np.array([[4.0]])), Gaussian(np.zeros(1), np.eye(1))
+        )
         assert found == pytest.approx((4 + 1 - 1 - math.log(4)) / 2)
 
     def test_kl_is_torchs(self):
         ours = [Gaussian(normal(4, seed=seed), covariance(4, seed)) for seed in (1, 2)]
-        theirs = [torch.distributions.MultivariateNormal(*map(torch.from_numpy, each)) for each in ours]
+        theirs = [
+            torch.distributions.MultivariateNormal(*map(torch.from_numpy, each)) for each in ours
+        ]
         expected = torch.distributions.kl_divergence(*theirs).item()
         assert distances.kl_gaussians(*ours) == pytest.approx(expected)
         assert distances.kl_gaussians(ours[0], ours[0]) == pytest.approx(0, abs=1e-12)
@@ -83,12 +89,18 @@ class TestGaussians:
     def test_frechet_of_independent_variables(self):
         first = Gaussian(np.array([0.0, 0.0]), np.diag([1.0, 9.0]))
         second = Gaussian(np.array([3.0, 4.0]), np.diag([4.0, 1.0]))
-        assert distances.wasserstein_gaussians(first, second) == pytest.approx(math.sqrt(25 + 1 + 4))
+        assert distances.wasserstein_gaussians(first, second) == pytest.approx(
+            math.sqrt(25 + 1 + 4)
+        )
 
     def test_frechet_through_matrix_square_roots(self):
         first, second = (Gaussian(normal(5, seed=seed), covariance(5, seed)) for seed in (3, 4))
         common = np.trace(linalg.sqrtm(first.covariance @ second.covariance)).real
-        squared = np.sum((first.mean - second.mean) ** 2) + np.trace(first.covariance + second.covariance) - 2 * common
+        squared = (
+            np.sum((first.mean - second.mean) ** 2)
+            + np.trace(first.covariance + second.covariance)
+            - 2 * common
+        )
         assert distances.wasserstein_gaussians(first, second) == pytest.approx(math.sqrt(squared))
         assert distances.wasserstein_gaussians(first, first) == pytest.approx(0, abs=1e-6)
 
@@ -96,8 +108,15 @@ class TestGaussians:
     def test_fid_through_the_eigenvalues_of_the_product(self, features):
         one, other = normal(30, features, seed=5), normal(25, features, seed=6, spread=1.5) + 0.3
         first, second = np.cov(one.T), np.cov(other.T)
-        common = np.sqrt(np.abs(linalg.eigvals(first @ second))).sum()  # with 40 features all but 24 are zero
-        expected = np.sum((one.mean(0) - other.mean(0)) ** 2) + np.trace(first) + np.trace(second) - 2 * common
+        common = np.sqrt(
+            np.abs(linalg.eigvals(first @ second))
+        ).sum()  # with 40 features all but 24 are zero
+        expected = (
+            np.sum((one.mean(0) - other.mean(0)) ** 2)
+            + np.trace(first)
+            + np.trace(second)
+            - 2 * common
+        )
         assert distances.fid(one, other) == pytest.approx(expected, rel=1e-5)
         if features == 5:
             assert common == pytest.approx(np.trace(linalg.sqrtm(first @ second)).real)
@@ -123,7 +142,11 @@ class TestGaussians:
         features = normal(50, 4) * np.array([1.0, 2.0, 0.0, 1e-6])
         scale = distances.feature_scale(features)
         assert scale[:2] == pytest.approx(features[:, :2].std(axis=0))
-        assert scale[2] == scale[3] == pytest.approx(0.1 * math.sqrt(np.mean(features.std(axis=0) ** 2)))
+        assert (
+            scale[2]
+            == scale[3]
+            == pytest.approx(0.1 * math.sqrt(np.mean(features.std(axis=0) ** 2)))
+        )
         assert (distances.feature_scale(np.zeros((5, 3))) > 0).all()
 
 
@@ -140,7 +163,9 @@ class TestSlicedWasserstein:
         pooled, members = together(one, one + shift)
         found = distances.sliced_wasserstein(pooled, members[:1], directions)[0]
         assert found == pytest.approx(np.abs(directions @ shift).mean(), rel=1e-5)
-        assert found == pytest.approx(5 / 2, rel=0.1)  # a unit vector's mean length along an axis in three dimensions: 1/2
+        assert found == pytest.approx(
+            5 / 2, rel=0.1
+        )  # a unit vector's mean length along an axis in three dimensions: 1/2
         assert np.linalg.norm(directions, axis=1) == pytest.approx(np.ones(400))
 
 
@@ -153,9 +178,15 @@ def test_mmd_is_that_of_a_double_loop():
         for i in range(16):
             for j in range(16):
                 if i != j:
-                    kernel = math.exp(-np.sum((pooled[i] - pooled[j]) ** 2) / (2 * np.median(lengths) ** 2))
-                    sums["between" if row[i] != row[j] else "within" if row[i] else "beyond"].append(kernel)
-        expected.append(np.mean(sums["within"]) + np.mean(sums["beyond"]) - 2 * np.mean(sums["between"]))
+                    kernel = math.exp(
+                        -np.sum((pooled[i] - pooled[j]) ** 2) / (2 * np.median(lengths) ** 2)
+                    )
+                    sums[
+                        "between" if row[i] != row[j] else "within" if row[i] else "beyond"
+                    ].append(kernel)
+        expected.append(
+            np.mean(sums["within"]) + np.mean(sums["beyond"]) - 2 * np.mean(sums["between"])
+        )
     assert distances.mmd(pooled, members)[:5] == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
@@ -172,7 +203,9 @@ def test_kl_of_labels_is_scipys_of_smoothed_marginals():
 
 def test_confidence_drop_counted_by_hand():
     members = np.array([[True, True, False], [True, False, False]])
-    assert distances.confidence_drop(np.array([1.0, 0.8, 0.5]), members) == pytest.approx([0.4, 0.35])
+    assert distances.confidence_drop(np.array([1.0, 0.8, 0.5]), members) == pytest.approx(
+        [0.4, 0.35]
+    )
 
 
 @pytest.mark.parametrize("features", [6, 90])
@@ -180,9 +213,13 @@ def test_the_classifier_is_the_plain_one_however_wide_the_network(features):
     one, other = normal(40, features), normal(40, features, seed=1) + 0.25
     plain = make_pipeline(StandardScaler(), LogisticRegression(tol=1e-8, max_iter=5000))
     folds = StratifiedKFold(5, shuffle=True, random_state=3)
-    expected = cross_val_score(plain, np.concatenate([one, other]), np.repeat([0, 1], 40), cv=folds).mean()
+    expected = cross_val_score(
+        plain, np.concatenate([one, other]), np.repeat([0, 1], 40), cv=folds
+    ).mean()
     found = distances.classifier_accuracy(one, other, 3)
-    assert found == pytest.approx(expected, abs=0.026)  # here scaled before the folds: one image in 40 may differ
+    assert found == pytest.approx(
+        expected, abs=0.026
+    )  # here scaled before the folds: one image in 40 may differ
     assert distances.classifier_accuracy(one, one + 100, 3) == 1
 
 
@@ -202,8 +239,16 @@ class TestEstimatedAccuracy:
         # One of four is wrong: all but the least confident pass, from 0.7 on; 0.75 and 0.95 of the target do.
         assert shift_estimates.estimate_accuracy_atc(self.LOGITS, self.LABELS, self.TARGET) == 2 / 5
         assert shift_estimates.estimate_accuracy_atc(self.LOGITS, self.LABELS, self.LOGITS) == 3 / 4
-        assert shift_estimates.estimate_accuracy_atc(self.LOGITS, 1 - self.LOGITS.argmax(1), self.TARGET) == 0
-        assert shift_estimates.estimate_accuracy_atc(self.LOGITS, self.LOGITS.argmax(1), self.TARGET) == 3 / 5
+        assert (
+            shift_estimates.estimate_accuracy_atc(
+                self.LOGITS, 1 - self.LOGITS.argmax(1), self.TARGET
+            )
+            == 0
+        )
+        assert (
+            shift_estimates.estimate_accuracy_atc(self.LOGITS, self.LOGITS.argmax(1), self.TARGET)
+            == 3 / 5
+        )
 
 
 class TestMeasure:
@@ -226,13 +271,15 @@ class TestMeasure:
             margin = 2 * max(high - floor, rows["value"].std())
             assert abs(rows["value"].median() - floor) < margin, metric
             if metric not in ESTIMATES:
-                assert (rows["value"] > high).mean() <= 0.45, metric  # one sample of the reference is in all 20 rows
+                assert (rows["value"] > high).mean() <= 0.45, (
+                    metric
+                )  # one sample of the reference is in all 20 rows
 
     def test_a_clear_shift_is_far_above_it(self):
         targets = {"near": model_outputs(40, 1)[0], "far": model_outputs(40, 2, shift=1.5)[0]}
-        found = shift_estimates.measure(reference(), targets, seed=0, permutations=199, splits=39).set_index(
-            ["target", "metric"]
-        )
+        found = shift_estimates.measure(
+            reference(), targets, seed=0, permutations=199, splits=39
+        ).set_index(["target", "metric"])
         assert (found[["n_reference", "n_target"]] == 40).all(axis=None)
         far, near = found.loc["far"], found.loc["near"]
         for metric in ("kl_features", "wasserstein_gaussian", "wasserstein_sliced", "fid", "mmd"):
@@ -241,7 +288,14 @@ class TestMeasure:
             assert far.loc[metric, "value"] > 2 * near.loc[metric, "value"], metric
         assert far.loc[["mmd", "wasserstein_sliced"], "p"].tolist() == [1 / 200] * 2
         assert far.loc["classifier_accuracy", "p"] == 1 / 40
-        assert found["p"].isna().groupby("metric").all().loc[["kl_features", "fid", "wasserstein_gaussian", *ESTIMATES]].all()
+        assert (
+            found["p"]
+            .isna()
+            .groupby("metric")
+            .all()
+            .loc[["kl_features", "fid", "wasserstein_gaussian", *ESTIMATES]]
+            .all()
+        )
         assert (near["p"].dropna() > 0.01).all()
 
     def test_p_is_uniform_without_a_shift(self):
@@ -263,20 +317,35 @@ class TestMeasure:
     def test_depends_on_no_order(self):
         targets = {"a": model_outputs(40, 1)[0], "b": model_outputs(40, 2, shift=1.5)[0]}
         found = shift_estimates.measure(reference(), targets, seed=0, permutations=39, splits=9)
-        other = shift_estimates.measure(reference(), dict(reversed(targets.items())), seed=0, permutations=39, splits=9)
-        pd.testing.assert_frame_equal(other.sort_values("target", kind="stable", ignore_index=True), found)
-        shuffled = {name: target.take(np.random.default_rng(0).permutation(40)) for name, target in targets.items()}
+        other = shift_estimates.measure(
+            reference(), dict(reversed(targets.items())), seed=0, permutations=39, splits=9
+        )
+        pd.testing.assert_frame_equal(
+            other.sort_values("target", kind="stable", ignore_index=True), found
+        )
+        shuffled = {
+            name: target.take(np.random.default_rng(0).permutation(40))
+            for name, target in targets.items()
+        }
         mixed = shift_estimates.measure(reference(), shuffled, seed=0, permutations=39, splits=9)
         exact = found["metric"] != "classifier_accuracy"  # its folds hold other images now
-        assert mixed["value"][exact].to_numpy() == pytest.approx(found["value"][exact].to_numpy(), rel=1e-6, abs=1e-9)
+        assert mixed["value"][exact].to_numpy() == pytest.approx(
+            found["value"][exact].to_numpy(), rel=1e-6, abs=1e-9
+        )
         reseeded = shift_estimates.measure(reference(), targets, seed=1, permutations=39, splits=9)
         assert not reseeded["floor"].equals(found["floor"])
         sliced = found["metric"] == "wasserstein_sliced"
-        assert reseeded["value"][sliced].to_numpy() == pytest.approx(found["value"][sliced].to_numpy(), rel=0.15)
+        assert reseeded["value"][sliced].to_numpy() == pytest.approx(
+            found["value"][sliced].to_numpy(), rel=0.15
+        )
 
     def test_without_labels_there_is_no_estimate(self):
         found = shift_estimates.measure(
-            reference()._replace(labels=None), {"a": model_outputs(40, 1)[0]}, seed=0, permutations=9, splits=3
+            reference()._replace(labels=None),
+            {"a": model_outputs(40, 1)[0]},
+            seed=0,
+            permutations=9,
+            splits=3,
         )
         assert not set(found["metric"]) & set(ESTIMATES)
         assert len(found) == 8
@@ -285,9 +354,13 @@ class TestMeasure:
         whole, broken = model_outputs(40, 1)[0], model_outputs(40, 1)[0]
         broken.features[3, 2] = np.nan
         with pytest.raises(UserError, match=r"expected finite features.*fog-1"):
-            shift_estimates.measure(reference(), {"clean": whole, "fog-1": broken}, seed=0, permutations=9, splits=3)
+            shift_estimates.measure(
+                reference(), {"clean": whole, "fog-1": broken}, seed=0, permutations=9, splits=3
+            )
         with pytest.raises(UserError, match=r"expected finite features.*the reference"):
-            shift_estimates.measure(Reference(broken, np.arange(20)), {"clean": whole}, seed=0, permutations=9, splits=3)
+            shift_estimates.measure(
+                Reference(broken, np.arange(20)), {"clean": whole}, seed=0, permutations=9, splits=3
+            )
 
 
 class TestSampleSize:
@@ -296,9 +369,13 @@ class TestSampleSize:
         assert shift_estimates.sample_size(807, 100, 128, at_most=200) == 100
         assert shift_estimates.sample_size(807, 300, at_most=200) == 200
 
-    @pytest.mark.parametrize(("pool", "target", "limit"), [(19, 50, 200), (50, 9, 200), (50, 50, 5)])
+    @pytest.mark.parametrize(
+        ("pool", "target", "limit"), [(19, 50, 200), (50, 9, 200), (50, 50, 5)]
+    )
     def test_too_few_images(self, pool, target, limit):
-        with pytest.raises(UserError, match=rf"at least 20 reference images.* found {pool}, {target} and {limit}"):
+        with pytest.raises(
+            UserError, match=rf"at least 20 reference images.* found {pool}, {target} and {limit}"
+        ):
             shift_estimates.sample_size(pool, target, at_most=limit)
 
 
@@ -352,7 +429,12 @@ class TestStage:
             "n_reference",
             "n_target",
         ]
-        pairs = table[["reference", "target", "corruption", "severity"]].drop_duplicates().to_numpy().tolist()
+        pairs = (
+            table[["reference", "target", "corruption", "severity"]]
+            .drop_duplicates()
+            .to_numpy()
+            .tolist()
+        )
         shifts = [["clean", "none", 0], ["fog-1", "fog", 1], ["fog-5", "fog", 5]]
         assert pairs == [
             ["unlabeled", "labeled", "none", 0],
@@ -360,7 +442,10 @@ class TestStage:
             *(["labeled", *shift] for shift in shifts),
         ]
         assert len(table) == 2 * (4 * 8 + 3 * 10)
-        first, second = (table[table["seed"] == seed].drop(columns="seed").reset_index(drop=True) for seed in (0, 1))
+        first, second = (
+            table[table["seed"] == seed].drop(columns="seed").reset_index(drop=True)
+            for seed in (0, 1)
+        )
         pd.testing.assert_frame_equal(first, second)  # the same network twice
         assert (table[["n_reference", "n_target"]] == 18).all(axis=None)
         foggy = table[(table["target"] == "fog-5") & (table["metric"] == "mmd")]
@@ -368,14 +453,18 @@ class TestStage:
 
     def test_labels_of_the_test_images_change_nothing(self, root):
         expected = self.measured(root)
-        images = ImageSet.load(root / "data" / "test").take(range(18))  # the pixels off the disk, to write there
+        images = ImageSet.load(root / "data" / "test").take(
+            range(18)
+        )  # the pixels off the disk, to write there
         images.labels[:] = np.random.default_rng(0).permutation(images.labels)
         images.save(root / "data" / "test")
         pd.testing.assert_frame_equal(self.measured(root), expected)
 
     def test_an_unlabeled_test_set_will_do(self, root):
         expected = self.measured(root)
-        images = ImageSet.load(root / "data" / "test").take(range(18))  # the pixels off the disk, to write there
+        images = ImageSet.load(root / "data" / "test").take(
+            range(18)
+        )  # the pixels off the disk, to write there
         images.labels[:] = -1
         images.save(root / "data" / "test")
         found = self.measured(root)
@@ -386,11 +475,17 @@ class TestStage:
         shutil.rmtree(root / "data" / "shifted")
         photos = trainings.image_set(30, seed=7).take(range(14))
         bright = replace(
-            photos, pixels=np.maximum(photos.pixels, 200), image_ids=tuple(f"b/{name}" for name in photos.image_ids)
+            photos,
+            pixels=np.maximum(photos.pixels, 200),
+            image_ids=tuple(f"b/{name}" for name in photos.image_ids),
         )
-        write_sets(root / "data" / "shifted", {"photos/as they were": photos, "photos/bright": bright})
+        write_sets(
+            root / "data" / "shifted", {"photos/as they were": photos, "photos/bright": bright}
+        )
         table = self.measured(root)
-        home = table[(table["reference"] == "labeled") & (table["metric"] == "mmd") & (table["seed"] == 0)].set_index("target")
+        home = table[
+            (table["reference"] == "labeled") & (table["metric"] == "mmd") & (table["seed"] == 0)
+        ].set_index("target")
         assert home[["corruption", "severity"]].to_numpy().tolist() == [
             ["none", 0],
             ["fog", 1],
@@ -403,14 +498,22 @@ class TestStage:
         assert home.loc["photos/bright", "value"] > home.loc["photos/as they were", "value"]
 
     def test_test_images_that_are_themselves_shifted_take_the_place_of_clean_ones(self, root):
-        shifts = Shifts(clean="validation", corruptions=("fog",), severities=(5,), images=None, sets={})
+        shifts = Shifts(
+            clean="validation", corruptions=("fog",), severities=(5,), images=None, sets={}
+        )
         table = self.measured(root, shifts=shifts)
         assert table["target"].unique().tolist() == ["labeled", "test", "fog-5"]
         plain = self.measured(root).set_index(["seed", "reference", "target", "metric"])["value"]
         value = table.set_index(["seed", "reference", "target", "metric"])["value"]
-        assert value.xs("test", level="target").to_dict() == plain.xs("clean", level="target").to_dict()
+        assert (
+            value.xs("test", level="target").to_dict()
+            == plain.xs("clean", level="target").to_dict()
+        )
 
     def test_too_few_images_are_told_and_stop_nothing(self, root, capsys):
         table = self.measured(root, images=15)
         assert table.empty
-        assert "tiny: distances are left out: distance: expected at least 20 reference images" in capsys.readouterr().out
+        assert (
+            "tiny: distances are left out: distance: expected at least 20 reference images"
+            in capsys.readouterr().out
+        )

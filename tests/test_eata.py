@@ -30,7 +30,9 @@ def moved(network):
     """The network's normalisation parameters, a little off the source, to be trained; the rest frozen."""
     generator = torch.Generator().manual_seed(5)
     trained = {
-        name: (value + 0.1 * torch.randn(value.shape, generator=generator)).detach().requires_grad_()
+        name: (value + 0.1 * torch.randn(value.shape, generator=generator))
+        .detach()
+        .requires_grad_()
         for name, value in select_parameters(network, "norm").items()
     }
     return trained, Bound(network, trained)
@@ -57,12 +59,17 @@ def test_fisher_information_from_backward_passes_over_batches_of_64():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-15)
     assert not any(value.requires_grad for value in found.values())
     assert found["fisher.classifier.weight"].min() > 0
-    assert not any(value.any() for name, value in found.items() if name.startswith("fisher.head."))  # no part in the logits
+    assert not any(
+        value.any() for name, value in found.items() if name.startswith("fisher.head.")
+    )  # no part in the logits
 
 
 def test_the_penalty_pulls_every_trained_weight_by_its_fisher_information():
     """Its gradient is 2 β F (θ − θ_source)."""
-    network, statistics = networks.source_statistics("resnet")[0], fisher(networks.source_statistics("resnet")[0])
+    network, statistics = (
+        networks.source_statistics("resnet")[0],
+        fisher(networks.source_statistics("resnet")[0]),
+    )
     trained, net = moved(network)
 
     def slopes(beta):
@@ -78,13 +85,18 @@ def test_the_penalty_pulls_every_trained_weight_by_its_fisher_information():
 
 
 def test_a_stream_against_autograd_and_torchs_sgd():
-    network, statistics = networks.source_statistics("resnet")[0], fisher(networks.source_statistics("resnet")[0])
+    network, statistics = (
+        networks.source_statistics("resnet")[0],
+        fisher(networks.source_statistics("resnet")[0]),
+    )
     largest, epsilon, beta = 0.94 * math.log(networks.CLASSES), 0.995, 1e3
     loop = InnerLoop(steps=2, lr=0.05, momentum=0.9, trainable="norm")
 
     def run(beta):
         method = EATA(margin=0.94, epsilon=epsilon, beta=beta)
-        return adapt_stream(network, stream(), method, loop, batch_size=BATCH, statistics=statistics)
+        return adapt_stream(
+            network, stream(), method, loop, batch_size=BATCH, statistics=statistics
+        )
 
     found, slow = run(beta), copy.deepcopy(network).eval()
     chosen = select_parameters(slow, "norm")
@@ -99,13 +111,19 @@ def test_a_stream_against_autograd_and_torchs_sgd():
                 if entropy.item() >= largest:
                     continue
                 reliable += 1
-                if average is None or point @ average / np.linalg.norm(point) / np.linalg.norm(average) < epsilon:
+                if (
+                    average is None
+                    or point @ average / np.linalg.norm(point) / np.linalg.norm(average) < epsilon
+                ):
                     terms.append(math.exp(largest - entropy.item()) * entropy)
                     points.append(point)
             counts.append((reliable, len(points)))
             new = np.mean(points, axis=0)
             average = new if average is None else 0.9 * average + 0.1 * new
-            pull = sum((statistics[f"fisher.{name}"] * (value - source[name]) ** 2).sum() for name, value in chosen.items())
+            pull = sum(
+                (statistics[f"fisher.{name}"] * (value - source[name]) ** 2).sum()
+                for name, value in chosen.items()
+            )
             loss = sum(terms) / len(terms) + beta * pull
             own.zero_grad()
             loss.backward()
@@ -121,7 +139,11 @@ def test_a_stream_against_autograd_and_torchs_sgd():
 
 
 class TestFilters:
-    DOUBTFUL, FIRST, SECOND = [0.25, 0.25, 0.25, 0.25], [0.94, 0.02, 0.02, 0.02], [0.02, 0.94, 0.02, 0.02]
+    DOUBTFUL, FIRST, SECOND = (
+        [0.25, 0.25, 0.25, 0.25],
+        [0.94, 0.02, 0.02, 0.02],
+        [0.02, 0.94, 0.02, 0.02],
+    )
     ENTROPY = -(0.94 * math.log(0.94) + 0.06 * math.log(0.02))
     WEIGHT = math.exp(0.4 * math.log(4) - ENTROPY)
 
@@ -135,7 +157,9 @@ class TestFilters:
 
     def test_at_first_the_reliable_ones_count_and_make_the_average(self):
         loss, slope, average = self.look(self.DOUBTFUL, self.FIRST, self.SECOND)
-        assert loss == pytest.approx(self.WEIGHT * self.ENTROPY)  # mean over the two that are selected
+        assert loss == pytest.approx(
+            self.WEIGHT * self.ENTROPY
+        )  # mean over the two that are selected
         assert slope.any(1).tolist() == [False, True, True]
         assert average.tolist() == pytest.approx([0.48, 0.48, 0.02, 0.02])
 
@@ -144,13 +168,17 @@ class TestFilters:
         loss, slope, average = self.look(self.FIRST, self.SECOND, self.DOUBTFUL, state=self.FIRST)
         assert loss == pytest.approx(self.WEIGHT * self.ENTROPY)
         assert slope.any(1).tolist() == [False, True, False]
-        assert average.tolist() == pytest.approx([0.9 * 0.94 + 0.1 * 0.02, 0.9 * 0.02 + 0.1 * 0.94, 0.02, 0.02])
+        assert average.tolist() == pytest.approx(
+            [0.9 * 0.94 + 0.1 * 0.02, 0.9 * 0.02 + 0.1 * 0.94, 0.02, 0.02]
+        )
 
     def test_the_weight_has_no_slope(self):
         """d entropy / d logits is −p (log p + H)."""
         point = np.array(self.FIRST)
         _, slope, _ = self.look(self.FIRST)
-        assert slope[0].tolist() == pytest.approx(list(-self.WEIGHT * point * (np.log(point) + self.ENTROPY)))
+        assert slope[0].tolist() == pytest.approx(
+            list(-self.WEIGHT * point * (np.log(point) + self.ENTROPY))
+        )
 
     @pytest.mark.parametrize("rejected", [DOUBTFUL, FIRST])
     def test_the_average_stays_where_nothing_is_selected(self, rejected):
@@ -163,9 +191,17 @@ class TestFilters:
 
 def test_where_nothing_is_selected_nothing_moves_not_even_back_to_the_source():
     """An untrained network is never sure enough for the default margin."""
-    network, statistics = networks.source_statistics("resnet")[0], fisher(networks.source_statistics("resnet")[0])
+    network, statistics = (
+        networks.source_statistics("resnet")[0],
+        fisher(networks.source_statistics("resnet")[0]),
+    )
     found = adapt_stream(
-        network, stream(), EATA(), InnerLoop(steps=1, lr=1.0, trainable="norm"), batch_size=BATCH, statistics=statistics
+        network,
+        stream(),
+        EATA(),
+        InnerLoop(steps=1, lr=1.0, trainable="norm"),
+        batch_size=BATCH,
+        statistics=statistics,
     )
     torch.testing.assert_close(found.logits, found.source_logits)
     assert not found.losses.any()
@@ -176,8 +212,12 @@ def test_where_nothing_is_selected_nothing_moves_not_even_back_to_the_source():
     assert not any(part.any() for part in torch.autograd.grad(loss, list(trained.values())))
 
 
-@pytest.mark.parametrize(("classes", "epsilon", "novel"), [(10, 0.4, True), (1000, 0.05, True), (10, 0.05, False)])
-def test_sure_predictions_of_every_class_are_novel_under_the_published_epsilon(classes, epsilon, novel):
+@pytest.mark.parametrize(
+    ("classes", "epsilon", "novel"), [(10, 0.4, True), (1000, 0.05, True), (10, 0.05, False)]
+)
+def test_sure_predictions_of_every_class_are_novel_under_the_published_epsilon(
+    classes, epsilon, novel
+):
     """They have 1/√K with their average; ImageNet's figure would leave out all of ten classes."""
     found = is_novel(torch.eye(classes), torch.full((classes,), 1 / classes), epsilon)
     assert found.tolist() == [novel] * classes

@@ -38,7 +38,12 @@ def own(kind):
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [("resnet", TENT()), ("resnet", SimCLRTraining(num_views=3)), ("vit", MAETraining(num_views=2)), ("vit", ActMAD())],
+    [
+        ("resnet", TENT()),
+        ("resnet", SimCLRTraining(num_views=3)),
+        ("vit", MAETraining(num_views=2)),
+        ("vit", ActMAD()),
+    ],
     ids=repr,
 )
 def test_evaluation_is_the_adapter_and_leaves_the_network_as_it_was(kind, method):
@@ -50,7 +55,9 @@ def test_evaluation_is_the_adapter_and_leaves_the_network_as_it_was(kind, method
     expected = adapt(network, images(), method, LOOP, statistics=statistics, seed=4)
     torch.testing.assert_close(logits, expected.logits, atol=1e-9, rtol=1e-9)
     assert loss.shape == ()
-    assert loss.item() == pytest.approx(expected.losses[:, 1].mean().item(), rel=1e-9)  # before the second of two steps
+    assert loss.item() == pytest.approx(
+        expected.losses[:, 1].mean().item(), rel=1e-9
+    )  # before the second of two steps
     assert (logits - expected.source_logits).abs().max() > 1e-6  # it did adapt
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -80,7 +87,9 @@ def test_random_views_are_fresh_for_every_image_and_the_same_for_the_same_seed()
     first, second = engine(images())[0], engine(images())[0]
     assert not torch.equal(first, second)
     again = Engine(network, MEMO(num_views=2), LOOP, seed=1).eval()
-    parts = torch.cat([again(part)[0] for part in (*images().split(2), *images().split(2))])  # however they are divided
+    parts = torch.cat(
+        [again(part)[0] for part in (*images().split(2), *images().split(2))]
+    )  # however they are divided
     torch.testing.assert_close(parts, torch.cat([first, second]), atol=1e-9, rtol=1e-9)
     named = [engine(images(), image_ids=["a", "b", "c"])[0] for _ in range(2)]
     torch.testing.assert_close(*named, atol=0, rtol=0)
@@ -88,7 +97,9 @@ def test_random_views_are_fresh_for_every_image_and_the_same_for_the_same_seed()
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize(("kind", "method"), [("resnet", SimCLRTraining(num_views=3)), ("vit", MAETraining(num_views=2))])
+@pytest.mark.parametrize(
+    ("kind", "method"), [("resnet", SimCLRTraining(num_views=3)), ("vit", MAETraining(num_views=2))]
+)
 def test_training_gives_the_gradient_of_plain_autograd(kind, method):
     """Against a copy that is called image by image, for the sum of the supervised and the self-supervised loss."""
     network, statistics = own(kind)
@@ -102,8 +113,12 @@ def test_training_gives_the_gradient_of_plain_autograd(kind, method):
     losses = []
     for number, image in enumerate(images()):
         views = method.views(slow, image[None], [torch_generator(4, "training", str(number))])
-        one = {key: value[0] for key, value in views.items()} if isinstance(views, dict) else views[0]
-        losses.append(method.loss(Unbound(slow, dict(slow.named_parameters())), one, statistics, ())[0])
+        one = (
+            {key: value[0] for key, value in views.items()} if isinstance(views, dict) else views[0]
+        )
+        losses.append(
+            method.loss(Unbound(slow, dict(slow.named_parameters())), one, statistics, ())[0]
+        )
     (F.cross_entropy(expected, labels) + torch.stack(losses).mean()).backward()
 
     torch.testing.assert_close(logits, expected)
@@ -112,12 +127,17 @@ def test_training_gives_the_gradient_of_plain_autograd(kind, method):
         assert (parameter.grad is None) == (other.grad is None), name
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, other.grad, atol=1e-9, rtol=1e-6)
-    assert all(torch.equal(value, slow.state_dict()[key]) for key, value in network.state_dict().items())  # BatchNorm moved
+    assert all(
+        torch.equal(value, slow.state_dict()[key]) for key, value in network.state_dict().items()
+    )  # BatchNorm moved
 
 
 def test_joint_training_lowers_both_losses():
     network, statistics = own("vit")
-    engine, labels = Engine(network, MAETraining(num_views=4), statistics=statistics).train(), torch.tensor([0, 1, 3])
+    engine, labels = (
+        Engine(network, MAETraining(num_views=4), statistics=statistics).train(),
+        torch.tensor([0, 1, 3]),
+    )
     optimizer, curve = torch.optim.Adam(engine.parameters(), lr=1e-2), []
     for _ in range(40):
         logits, loss = engine(images())
@@ -133,7 +153,9 @@ def test_joint_training_lowers_both_losses():
 def test_the_state_is_the_networks_alone_however_often_it_adapted():
     """torch-ttt keeps the last optimiser on the engine, and copies it with the next image."""
     network, statistics = own("resnet")
-    engine = Engine(network, ActMAD(), InnerLoop(steps=2, optimizer="adam", lr=1e-3), statistics=statistics).eval()
+    engine = Engine(
+        network, ActMAD(), InnerLoop(steps=2, optimizer="adam", lr=1e-3), statistics=statistics
+    ).eval()
     kept = set(vars(engine))
     engine(images())
     assert set(engine.state_dict()) == {f"network.{name}" for name in network.state_dict()}
@@ -153,7 +175,9 @@ def test_source_statistics_are_measured_where_they_are_missing():
         with pytest.raises(UserError, match="needs source statistics"):
             engine(images())
         found = engine.measure(source, bank_size=32)(images(), image_ids="abc")
-        expected = Engine(network, method, loop, statistics=statistics).eval()(images(), image_ids="abc")
+        expected = Engine(network, method, loop, statistics=statistics).eval()(
+            images(), image_ids="abc"
+        )
         torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
     with pytest.raises(UserError, match=r"ActMAD.* of the kind layers; call engine\.measure"):
         Engine(network, ActMAD()).train()(images())
@@ -161,7 +185,10 @@ def test_source_statistics_are_measured_where_they_are_missing():
 
 def test_what_cannot_be_is_told():
     network, statistics = own("resnet")
-    with pytest.raises(UserError, match=r"is defined for online, found episodic; use tttlab\.adaptation\.online\.adapt_stream"):
+    with pytest.raises(
+        UserError,
+        match=r"is defined for online, found episodic; use tttlab\.adaptation\.online\.adapt_stream",
+    ):
         Engine(network, SAR(), statistics=statistics).eval()(images())
     with pytest.raises(UserError, match="has no loss to train with"):
         Engine(network, ViewAverage()).train()(images())

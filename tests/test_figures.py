@@ -5,7 +5,13 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from tttlab.reporting import pictures, plots
-from tttlab.reporting.figures.accuracy import accuracy_by_severity, gain_and_cost, gain_per_corruption, heat_map, pareto_front
+from tttlab.reporting.figures.accuracy import (
+    accuracy_by_severity,
+    gain_and_cost,
+    gain_per_corruption,
+    heat_map,
+    pareto_front,
+)
 from tttlab.reporting.figures.signals import estimated_accuracy, gain_along, reliability
 from tttlab.reporting.figures.steps import loss_along_steps, step_curves
 
@@ -36,13 +42,21 @@ class TestGain:
     def test_values_are_points_at_their_corruption(self):
         axes = self.FIGURE.axes[1]
         lines, dots = axes.collections
-        assert [label.get_text() for label in self.FIGURE.axes[0].get_yticklabels()] == ["fog", "glass blur", "all shifts"]
+        assert [label.get_text() for label in self.FIGURE.axes[0].get_yticklabels()] == [
+            "fog",
+            "glass blur",
+            "all shifts",
+        ]
         places = self.FIGURE.axes[0].get_yticks()
         assert np.allclose(dots.get_offsets(), np.column_stack([[4, 1, -3], places]))
-        assert np.allclose([segment[:, 0] for segment in lines.get_segments()], [[2, 6], [-1, 3], [-5, -1]])
+        assert np.allclose(
+            [segment[:, 0] for segment in lines.get_segments()], [[2, 6], [-1, 3], [-5, -1]]
+        )
 
     def test_filled_exactly_where_zero_lies_outside(self):
-        for axes, filled in zip(self.FIGURE.axes, [[True, True, False], [True, False, True]], strict=True):
+        for axes, filled in zip(
+            self.FIGURE.axes, [[True, True, False], [True, False, True]], strict=True
+        ):
             faces = [to_hex(face) for face in axes.collections[1].get_facecolors()]
             assert [face != "#ffffff" for face in faces] == filled
 
@@ -57,7 +71,9 @@ def test_many_runs_are_wrapped_into_rows_of_panels():
     figure = gain_per_corruption(table, plots.run_styles(runs), "gain")
     places = [axes.get_subplotspec() for axes in figure.axes]
     assert [axes.get_title(loc="left") for axes in figure.axes] == runs
-    assert [(place.rowspan.start, place.colspan.start) for place in places] == [divmod(i, 6) for i in range(8)]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [
+        divmod(i, 6) for i in range(8)
+    ]
 
 
 class TestSeverity:
@@ -90,20 +106,31 @@ class TestSeverity:
         assert axes.get_ylabel() == "accuracy, %"
         assert axes.get_xlabel() == "severity"
         assert axes.xaxis.get_major_formatter()(0) == "clean"
-        assert [text.get_text() for text in self.FIGURE.legends[0].get_texts()] == ["source, not adapted", "views", "actmad"]
+        assert [text.get_text() for text in self.FIGURE.legends[0].get_texts()] == [
+            "source, not adapted",
+            "views",
+            "actmad",
+        ]
 
 
 def test_same_colour_per_run_in_every_figure():
     losses = loss_along_steps({("actmad", "a"): [2.0, 1.0]}, STYLES, "loss")
     severity = {line.get_label(): line.get_color() for line in TestSeverity.FIGURE.axes[0].lines}
     gain = TestGain.FIGURE.axes[1].collections[0].get_edgecolor()[0]
-    assert losses.axes[0].lines[0].get_color() == severity["actmad"] == to_hex(gain) == STYLES["actmad"].color
+    assert (
+        losses.axes[0].lines[0].get_color()
+        == severity["actmad"]
+        == to_hex(gain)
+        == STYLES["actmad"].color
+    )
 
 
 def test_loss_has_a_panel_per_run_and_model():
     curves = {(f"run{number}", "a"): np.arange(number + 2.0) for number in range(5)}
     figure = loss_along_steps(curves, plots.run_styles([run for run, _ in curves]), "loss")
-    assert [axes.get_title(loc="left") for axes in figure.axes] == [f"run{number} · a" for number in range(5)]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        f"run{number} · a" for number in range(5)
+    ]
     for axes, losses in zip(figure.axes, curves.values(), strict=True):
         assert axes.lines[0].get_ydata().tolist() == losses.tolist()
         assert axes.lines[0].get_xdata().tolist() == list(range(len(losses)))
@@ -113,7 +140,8 @@ def test_examples_stand_at_their_corruption_and_severity():
     names = [f"corruption_{number}" for number in range(17)]  # more than fit into one block of 15
     rows = ["clean", "1", "5"]
     shown_images = {
-        name: [np.full((4, 4, 3), 10 * column + row, np.uint8) for row in range(3)] for column, name in enumerate(names)
+        name: [np.full((4, 4, 3), 10 * column + row, np.uint8) for row in range(3)]
+        for column, name in enumerate(names)
     }
     figure = pictures.draw_pictures(shown_images, rows, "examples")
     shown = {}
@@ -127,9 +155,14 @@ def test_examples_stand_at_their_corruption_and_severity():
 
 def test_a_set_of_few_images_leaves_its_column_empty_below():
     pixels = np.zeros((4, 4, 3), np.uint8)
-    figure = pictures.draw_pictures({"a/b_c": [pixels] * 3, "d": [pixels]}, ["", "", ""], "examples")
+    figure = pictures.draw_pictures(
+        {"a/b_c": [pixels] * 3, "d": [pixels]}, ["", "", ""], "examples"
+    )
     filled = [
-        (place.colspan.start, place.rowspan.start) for axes in figure.axes if axes.images for place in [axes.get_subplotspec()]
+        (place.colspan.start, place.rowspan.start)
+        for axes in figure.axes
+        if axes.images
+        for place in [axes.get_subplotspec()]
     ]
     assert sorted(filled) == [(0, 0), (0, 1), (0, 2), (1, 0)]
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a\nb_\nc", "d"]
@@ -141,8 +174,14 @@ class TestHeatMap:
     AXES = FIGURE.axes[0]
 
     def test_a_row_per_run_without_the_control_and_the_source_above(self):
-        assert [label.get_text() for label in self.AXES.get_yticklabels()] == ["source, %", "views", "actmad"]
-        assert [text.get_text() for text in self.AXES.texts if text.get_position()[1] < -1] == ["61.2"] * 3
+        assert [label.get_text() for label in self.AXES.get_yticklabels()] == [
+            "source, %",
+            "views",
+            "actmad",
+        ]
+        assert [text.get_text() for text in self.AXES.texts if text.get_position()[1] < -1] == [
+            "61.2"
+        ] * 3
 
     def test_numbers_stand_in_their_cells_bold_where_significant(self):
         texts = {text.get_position(): text for text in self.AXES.texts}
@@ -154,10 +193,16 @@ class TestHeatMap:
 
     def test_colour_is_the_sign_strength_the_size_and_a_loss_is_outlined(self):
         cells = [patch for patch in self.AXES.patches if isinstance(patch, Rectangle)]
-        filled = {(round(p.get_x() + 0.47, 2), round(p.get_y() + 0.44, 2)): p for p in cells if p.get_width() == 0.94}
+        filled = {
+            (round(p.get_x() + 0.47, 2), round(p.get_y() + 0.44, 2)): p
+            for p in cells
+            if p.get_width() == 0.94
+        }
         assert filled[0, 0].get_alpha() == 1
         assert filled[0, 1].get_alpha() == pytest.approx(np.sqrt(0.04 / 0.2))
-        losses = {place for place, patch in filled.items() if to_hex(patch.get_facecolor()) == plots.LOSS}
+        losses = {
+            place for place, patch in filled.items() if to_hex(patch.get_facecolor()) == plots.LOSS
+        }
         assert losses == {(1, 0), (2.5, 1)}
         assert len(cells) - len(filled) == len(losses)
 
@@ -172,14 +217,26 @@ class TestCost:
         assert pareto_front(costs, gains_) == [0, 1, 2, 4]
 
     def test_points_lie_at_cost_and_gain_hollow_with_the_gate(self):
-        rows = [("a", "views", False, 0.5, 0.01), ("a", "actmad", False, 5.0, 0.03), ("a", "actmad", True, 2.0, 0.02)]
+        rows = [
+            ("a", "views", False, 0.5, 0.01),
+            ("a", "actmad", False, 5.0, 0.03),
+            ("a", "actmad", True, 2.0, 0.02),
+        ]
         table = pd.DataFrame(rows, columns=["model", "run", "gated", "milliseconds", "gain"])
         table = table.assign(gain_low=table["gain"] - 0.01, gain_high=table["gain"] + 0.01)
         figure = gain_and_cost(table, STYLES, "cost")
         (axes,) = figure.axes
         dots = axes.collections[1::2]
-        assert [dot.get_offsets()[0].tolist() for dot in dots] == [[0.5, 1.0], [5.0, 3.0], [2.0, 2.0]]
-        assert [to_hex(dot.get_facecolor()[0]) == plots.PAPER for dot in dots] == [False, False, True]
+        assert [dot.get_offsets()[0].tolist() for dot in dots] == [
+            [0.5, 1.0],
+            [5.0, 3.0],
+            [2.0, 2.0],
+        ]
+        assert [to_hex(dot.get_facecolor()[0]) == plots.PAPER for dot in dots] == [
+            False,
+            False,
+            True,
+        ]
         assert axes.lines[0].get_xdata().tolist() == [0.5, 2.0, 5.0]
         names = [text.get_text() for text in figure.legends[0].get_texts()]
         assert names == ["views", "actmad", "actmad with gate", "no run is cheaper and better"]
@@ -212,12 +269,16 @@ class TestSteps:
         assert main[0].get_ydata() == pytest.approx([50, 60, 70])
         assert main[1].get_ydata() == pytest.approx([90] * 3)
         assert (main[2].get_xdata().tolist(), main[2].get_ydata().tolist()) == ([1], [60])
-        assert [line.get_ydata().tolist() for line in loss.lines if len(line.get_xdata()) == 3] == [[3, 2, 1]] * 3
+        assert [line.get_ydata().tolist() for line in loss.lines if len(line.get_xdata()) == 3] == [
+            [3, 2, 1]
+        ] * 3
         assert time.lines[-1].get_xdata().tolist() == [2]
         assert len(accuracy.lines) == 5
 
     def test_a_candidate_that_collapses_leaves_the_range_alone(self):
-        broken = self.ROWS.assign(accuracy=self.ROWS["accuracy"].where(self.ROWS["setting"] != "candidate-0", 0.0))
+        broken = self.ROWS.assign(
+            accuracy=self.ROWS["accuracy"].where(self.ROWS["setting"] != "candidate-0", 0.0)
+        )
         low, _ = step_curves(broken, STYLES, "steps").axes[0].get_ylim()
         assert low > 40
 
@@ -230,7 +291,9 @@ class TestSteps:
         runs = [f"run{number}" for number in range(5)]
         table = pd.concat([self.ROWS[self.ROWS["run"] == "views"].assign(run=run) for run in runs])
         figure = step_curves(table, plots.run_styles(runs), "steps")
-        assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")] == runs
+        assert [
+            axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")
+        ] == runs
         assert len(figure.axes) == 15
 
 
@@ -251,8 +314,13 @@ class TestSignals:
         (axes,) = figure.axes
         lines, dots = axes.collections
         assert np.allclose(dots.get_offsets(), [[0.1, 0], [0.4, 10]])
-        assert np.allclose([segment[:, 0] for segment in lines.get_segments()], [[0, 0.2], [0.3, 0.5]])
-        assert [to_hex(face) for face in dots.get_facecolors()] == [plots.PAPER, STYLES["actmad"].color]
+        assert np.allclose(
+            [segment[:, 0] for segment in lines.get_segments()], [[0, 0.2], [0.3, 0.5]]
+        )
+        assert [to_hex(face) for face in dots.get_facecolors()] == [
+            plots.PAPER,
+            STYLES["actmad"].color,
+        ]
         assert "Spearman +1.00" in [text.get_text() for text in axes.texts]
 
     def test_a_signal_of_several_magnitudes_has_a_logarithmic_axis_in_every_panel(self):
@@ -277,14 +345,23 @@ class TestSignals:
             }
         )
         (axes,) = estimated_accuracy(table, "t").axes
-        assert np.allclose([dots.get_offsets()[0] for dots in axes.collections], [[50, 55], [60, 58]])
+        assert np.allclose(
+            [dots.get_offsets()[0] for dots in axes.collections], [[50, 55], [60, 58]]
+        )
         assert axes.get_xlim() == axes.get_ylim()
 
     def test_reliability_shows_full_bins_and_their_sizes(self):
         bins = pd.DataFrame(
-            {"bin": [0, 7, 14], "confidence": [np.nan, 0.5, 0.95], "accuracy": [np.nan, 0.4, 0.9], "n": [0, 25, 75]}
+            {
+                "bin": [0, 7, 14],
+                "confidence": [np.nan, 0.5, 0.95],
+                "accuracy": [np.nan, 0.4, 0.9],
+                "n": [0, 25, 75],
+            }
         )
-        table = pd.concat([bins.assign(run="actmad", **{"with": who}) for who in ("source", "adapted")])
+        table = pd.concat(
+            [bins.assign(run="actmad", **{"with": who}) for who in ("source", "adapted")]
+        )
         (axes,) = reliability(table, STYLES, "t", {"actmad": ("8.1", "5.2")}).axes
         source, adapted = axes.collections[:2]
         assert np.allclose(adapted.get_offsets(), [[50, 40], [95, 90]])

@@ -16,7 +16,10 @@ from tttlab.adaptation.registry import load_method
 from tttlab.errors import UserError
 from tttlab.runtime.devices import choose_device
 
-FEW = {name: {"num_views": 4} for name in ("cotta", "memo", "rotation", "simclr", "simsiam", "views", "mae")}
+FEW = {
+    name: {"num_views": 4}
+    for name in ("cotta", "memo", "rotation", "simclr", "simsiam", "views", "mae")
+}
 
 
 def accepted():
@@ -27,7 +30,9 @@ def accepted():
             with contextlib.suppress(UserError):
                 load_method(name).check(networks.source_statistics(kind, torch.float32)[0])
                 found.append(kind)
-        yield from dict.fromkeys([(found[0], name), *((kind, name) for kind in found if kind.startswith("vit"))])
+        yield from dict.fromkeys(
+            [(found[0], name), *((kind, name) for kind in found if kind.startswith("vit"))]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +72,23 @@ def test_adapting_gives_the_same_numbers_as_on_the_cpu(device, kind, name, proto
         pytest.skip(f"{name} is not defined for {protocol}")
     network, statistics = contract.source(kind, method, torch.float32)
     images = networks.images(6, seed=9) ** 2
-    loop = InnerLoop(steps=2, lr=1e-3, trainable="norm", clip=1.0, normalisation=Normalisation(policy))
+    loop = InnerLoop(
+        steps=2, lr=1e-3, trainable="norm", clip=1.0, normalisation=Normalisation(policy)
+    )
     settings = {"statistics": statistics, "image_ids": [f"i{n}" for n in range(6)], "seed": 2}
 
     def run(where):
         if protocol == "online":
-            return adapt_stream(network.to(where), images.to(where), method, loop, batch_size=3, **settings)
+            return adapt_stream(
+                network.to(where), images.to(where), method, loop, batch_size=3, **settings
+            )
         return adapt(network.to(where), images.to(where), method, loop, **settings)
 
     on_cpu, on_gpu = run("cpu"), run(device)
     network.to("cpu")
     assert not on_gpu.fell_back.any()
     torch.testing.assert_close(on_gpu.logits.cpu(), on_cpu.logits, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(on_gpu.losses.cpu(), on_cpu.losses, rtol=1e-3, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(
+        on_gpu.losses.cpu(), on_cpu.losses, rtol=1e-3, atol=1e-4, equal_nan=True
+    )
     assert torch.equal(on_gpu.logits.argmax(-1).cpu(), on_cpu.logits.argmax(-1))

@@ -18,7 +18,9 @@ CPU = torch.device("cpu")
 class Clock:
     """Stands in for the module's clock, and for its view of what is free; the work makes tensors as large as it is told."""
 
-    def __init__(self, monkeypatch, seconds_per_image, bytes_per_image=0, free=10**12, busy=lambda _size: 1.0):
+    def __init__(
+        self, monkeypatch, seconds_per_image, bytes_per_image=0, free=10**12, busy=lambda _size: 1.0
+    ):
         self.now, self.busy = 0.0, busy
         self.seconds_per_image, self.bytes_per_image = seconds_per_image, bytes_per_image
         monkeypatch.setattr(group_size.time, "perf_counter", lambda: self.now)
@@ -38,7 +40,20 @@ class Clock:
 def test_it_doubles_while_an_image_becomes_cheaper_and_settles_on_the_cheapest(monkeypatch):
     cost = {8: 1.0, 16: 0.6, 32: 0.5, 64: 0.49, 128: 0.1}
     sizes = Clock(monkeypatch, cost.__getitem__).run(GroupSize("auto"), 12)
-    assert sizes == [8, 8, 16, 16, 32, 32, 64, 64, 64, 64, 64, 64]  # 64 saves too little to look any further
+    assert sizes == [
+        8,
+        8,
+        16,
+        16,
+        32,
+        32,
+        64,
+        64,
+        64,
+        64,
+        64,
+        64,
+    ]  # 64 saves too little to look any further
 
 
 def test_it_goes_back_when_more_is_slower(monkeypatch):
@@ -54,7 +69,9 @@ def test_a_disturbed_measurement_is_made_up_for_by_the_second(monkeypatch):
 
 def test_images_that_were_left_alone_do_not_make_their_groups_look_cheap(monkeypatch):
     cost = {8: 1.0, 16: 0.6, 32: 0.5, 64: 0.5}
-    sizes = Clock(monkeypatch, cost.__getitem__, busy=lambda size: 0.1 if size == 8 else 1.0).run(GroupSize("auto"), 9)
+    sizes = Clock(monkeypatch, cost.__getitem__, busy=lambda size: 0.1 if size == 8 else 1.0).run(
+        GroupSize("auto"), 9
+    )
     assert sizes == [8, 8, 16, 16, 32, 32, 64, 64, 32]
 
 
@@ -66,7 +83,9 @@ def test_it_does_not_grow_beyond_memory(monkeypatch):
 def test_processes_that_work_side_by_side_share_what_is_free(monkeypatch):
     """Two with 70 % each would be killed."""
     clock = Clock(monkeypatch, lambda size: 1 / size, bytes_per_image=100, free=5000)
-    assert max(clock.run(GroupSize("auto", processes=2), 20)) == 16  # 32 would need 3,200 of 1,750 bytes
+    assert (
+        max(clock.run(GroupSize("auto", processes=2), 20)) == 16
+    )  # 32 would need 3,200 of 1,750 bytes
     assert clock.run(GroupSize("auto", timed=False), 3) == [8, 35, 35]
     assert clock.run(GroupSize("auto", timed=False, processes=5), 3) == [8, 4, 4]  # of 700 bytes
 
@@ -85,13 +104,18 @@ def test_the_first_group_is_stopped_before_it_takes_too_much(monkeypatch):
         assert clock.run(GroupSize("auto", timed=timed), 6) == [8, 4, 2, 2, 2, 2]  # of 3,500 bytes
     assert clock.run(GroupSize("auto"), 1, left=1) == [1]
     clock.bytes_per_image = 6000
-    with pytest.raises(UserError, match=r"one image does not fit into the memory of cpu; .*, or lower machine\.workers"):
+    with pytest.raises(
+        UserError,
+        match=r"one image does not fit into the memory of cpu; .*, or lower machine\.workers",
+    ):
         clock.run(GroupSize("auto", processes=2), 4)
 
 
 def test_images_that_were_left_alone_do_not_make_others_look_small(monkeypatch):
     """Eight images, of which seven were done after the first of four steps: 800 bytes are no measure of those that move."""
-    clock = Clock(monkeypatch, lambda size: 1 / size, bytes_per_image=100, free=1500, busy=lambda size: 0.34)
+    clock = Clock(
+        monkeypatch, lambda size: 1 / size, bytes_per_image=100, free=1500, busy=lambda size: 0.34
+    )
     assert clock.run(GroupSize("auto"), 3) == [8, 3, 3]  # of 1,050 bytes, 294 for each
 
 
@@ -110,12 +134,19 @@ def test_the_rest_of_the_images_tells_nothing_of_speed(monkeypatch):
 
 
 def test_a_wish_is_followed(monkeypatch):
-    assert Clock(monkeypatch, lambda size: 1 / size, bytes_per_image=10**4, free=1).run(GroupSize(5), 4) == [5] * 4
+    assert (
+        Clock(monkeypatch, lambda size: 1 / size, bytes_per_image=10**4, free=1).run(
+            GroupSize(5), 4
+        )
+        == [5] * 4
+    )
 
 
 def test_every_kind_of_work_has_a_size_of_its_own_from_one_wish():
     groups = Groups(3, processes=2)
-    assert groups.of("adapt", "tent") is groups.of("adapt", "tent") is not groups.of("adapt", "memo")
+    assert (
+        groups.of("adapt", "tent") is groups.of("adapt", "tent") is not groups.of("adapt", "memo")
+    )
     assert groups.of("distance", largest=2).size == 3  # a wish is a wish
     assert Groups().of("distance", largest=2, timed=False).size == 2
 
@@ -153,13 +184,28 @@ class Greedy(ActMAD):
     error = torch.OutOfMemoryError("CUDA out of memory")
 
 
-@pytest.mark.parametrize("error", [Greedy.error, RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "error",
+    [Greedy.error, RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()],
+)
 @pytest.mark.parametrize("wish", ["auto", 7])
 def test_out_of_memory_halves_the_group_and_changes_no_result(wish, error):
     network, statistics = networks.source_statistics("resnet")
-    images, loop, done = networks.images(11, seed=50).double(), InnerLoop(steps=2, lr=1e-2, clip=1.0), []
+    images, loop, done = (
+        networks.images(11, seed=50).double(),
+        InnerLoop(steps=2, lr=1e-2, clip=1.0),
+        [],
+    )
     greedy = type("Greedy", (Greedy,), {"error": error})()
-    found = adapt(network, images, greedy, loop, statistics=statistics, images_per_step=wish, on_images=done.append)
+    found = adapt(
+        network,
+        images,
+        greedy,
+        loop,
+        statistics=statistics,
+        images_per_step=wish,
+        on_images=done.append,
+    )
     plain = adapt(network, images, ActMAD(), loop, statistics=statistics)
     torch.testing.assert_close(found.logits, plain.logits, atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(found.losses, plain.losses, atol=1e-10, rtol=1e-10)
@@ -170,7 +216,9 @@ def test_out_of_memory_halves_the_group_and_changes_no_result(wish, error):
 def test_one_image_that_does_not_fit_is_a_users_error():
     network, statistics = networks.source_statistics("resnet")
     never = type("Never", (Greedy,), {"most": 0})()
-    with pytest.raises(UserError, match="one image does not fit into the memory of cpu; lower num_views"):
+    with pytest.raises(
+        UserError, match="one image does not fit into the memory of cpu; lower num_views"
+    ):
         adapt(network, networks.images(4).double(), never, InnerLoop(), statistics=statistics)
 
 

@@ -33,14 +33,20 @@ print(torch._dynamo.utils.is_compile_supported("cpu"), sys.modules["torch._dynam
 
 
 def python(*words: str, cwd=ROOT) -> list[str]:
-    done = subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
 def imported(code: str, *names: str, cwd=ROOT) -> list[str]:
     """Which of these modules a fresh process has imported after some code."""
-    return python("-c", f"{code}\nimport sys\nprint(*[name for name in {names} if name in sys.modules])", cwd=cwd)[-1].split()
+    return python(
+        "-c",
+        f"{code}\nimport sys\nprint(*[name for name in {names} if name in sys.modules])",
+        cwd=cwd,
+    )[-1].split()
 
 
 def test_the_compiler_is_imported_when_something_is_compiled_and_not_before():
@@ -64,10 +70,19 @@ def run(stage: str, run: str) -> str:
     )
 
 
-@pytest.mark.parametrize(("stage", "name"), [("tune", "none"), ("tune", "views"), ("align", "none"), ("align", "shrink")])
-def test_a_stage_that_has_nothing_to_do_ends_before_anything_heavy_is_imported(stage, name, tmp_path):
-    assert imported(run(stage, name), "torch", "pandas", "mlflow", "timm", "scipy.stats", cwd=tmp_path) == []
-    assert len(list((tmp_path / "outputs").rglob("*"))) > 1  # and yet it has written what follows it reads
+@pytest.mark.parametrize(
+    ("stage", "name"), [("tune", "none"), ("tune", "views"), ("align", "none"), ("align", "shrink")]
+)
+def test_a_stage_that_has_nothing_to_do_ends_before_anything_heavy_is_imported(
+    stage, name, tmp_path
+):
+    assert (
+        imported(run(stage, name), "torch", "pandas", "mlflow", "timm", "scipy.stats", cwd=tmp_path)
+        == []
+    )
+    assert (
+        len(list((tmp_path / "outputs").rglob("*"))) > 1
+    )  # and yet it has written what follows it reads
 
 
 def test_adapting_imports_what_it_needs():
@@ -76,6 +91,14 @@ def test_adapting_imports_what_it_needs():
         "from tttlab.runtime.compiler import postpone_compiler\npostpone_compiler()\n"
         "from tttlab.workflow import curves, processes, sweeps\n"
     )
-    heavy = ("mlflow", "albumentations", "lightning_fabric", "pytorch_lightning", "scipy.stats", "sklearn", "sympy")
+    heavy = (
+        "mlflow",
+        "albumentations",
+        "lightning_fabric",
+        "pytorch_lightning",
+        "scipy.stats",
+        "sklearn",
+        "sympy",
+    )
     assert imported(start, *heavy) == []
     assert imported(start, "timm") == ["timm"]  # the check itself works

@@ -16,26 +16,37 @@ def one_group(differences) -> np.ndarray:
     differences = np.asarray(differences, float)
     differences = differences.reshape(*differences.shape, *[1] * (3 - differences.ndim))
     image, _, seed = np.indices(differences.shape).reshape(3, -1)
-    return gain_interval(differences.ravel(), image, seed, np.zeros(image.size, int), num_groups=1)[0]
+    return gain_interval(differences.ravel(), image, seed, np.zeros(image.size, int), num_groups=1)[
+        0
+    ]
 
 
 def bonett_price(helped, hurt, images):
     """The published adjusted Wald interval of one shift, with t in place of the normal quantile."""
     helped, hurt = (helped + 1) / (images + 2), (hurt + 1) / (images + 2)
-    half = stats.t.ppf(0.975, images - 1) * math.sqrt((helped + hurt - (helped - hurt) ** 2) / (images + 2))
+    half = stats.t.ppf(0.975, images - 1) * math.sqrt(
+        (helped + hurt - (helped - hurt) ** 2) / (images + 2)
+    )
     return helped - hurt - half, helped - hurt + half
 
 
 class TestOneSeed:
-    @pytest.mark.parametrize(("helped", "hurt", "images"), [(12, 5, 100), (0, 0, 50), (3, 0, 40), (1, 30, 60), (0, 10, 10)])
+    @pytest.mark.parametrize(
+        ("helped", "hurt", "images"),
+        [(12, 5, 100), (0, 0, 50), (3, 0, 40), (1, 30, 60), (0, 10, 10)],
+    )
     def test_one_shift_is_bonett_and_prices_interval(self, helped, hurt, images):
         differences = np.repeat([1, -1, 0], [helped, hurt, images - helped - hurt])
-        assert one_group(differences) == pytest.approx(np.clip(bonett_price(helped, hurt, images), -1, 1), abs=1e-12)
+        assert one_group(differences) == pytest.approx(
+            np.clip(bonett_price(helped, hurt, images), -1, 1), abs=1e-12
+        )
 
     def test_shifts_under_which_images_flip_alike_count_once(self):
         # The effective number of images is then n, whatever the number of shifts.
         differences = np.repeat([1, -1, 0], [8, 3, 69])
-        assert one_group(np.tile(differences[:, None], 20)) == pytest.approx(one_group(differences), abs=2e-3)
+        assert one_group(np.tile(differences[:, None], 20)) == pytest.approx(
+            one_group(differences), abs=2e-3
+        )
 
     def test_many_independent_flips_need_no_adjustment(self):
         means = np.random.default_rng(0).choice([-1, 0, 1], p=[0.1, 0.6, 0.3], size=(200, 40))
@@ -59,7 +70,11 @@ class TestSeveralSeeds:
     def test_against_the_two_way_layout_written_out(self):
         generator = np.random.default_rng(1)
         n, shifts, seeds = 300, 50, 3
-        chance = 0.2 + 0.05 * generator.standard_normal((n, 1, 1)) + 0.03 * generator.standard_normal((1, 1, seeds))
+        chance = (
+            0.2
+            + 0.05 * generator.standard_normal((n, 1, 1))
+            + 0.03 * generator.standard_normal((1, 1, seeds))
+        )
         differences = (generator.random((n, shifts, seeds)) < chance).astype(float)
         cells = differences.mean(axis=1)
         mean, by_image, by_seed = cells.mean(), cells.mean(axis=1), cells.mean(axis=0)
@@ -72,7 +87,9 @@ class TestSeveralSeeds:
         assert one_group(differences) == pytest.approx([mean - half, mean + half], abs=2e-4)
 
     def test_seeds_that_alone_differ_give_students_t_over_seeds(self):
-        gains = np.array([10, 14, 18]) / 50  # every image has this gain over 50 shifts under the three seeds
+        gains = (
+            np.array([10, 14, 18]) / 50
+        )  # every image has this gain over 50 shifts under the three seeds
         differences = np.zeros((2000, 50, 3))
         for seed, count in enumerate((10, 14, 18)):
             differences[:, :count, seed] = 1
@@ -80,7 +97,11 @@ class TestSeveralSeeds:
         assert one_group(differences) == pytest.approx(expected, abs=1e-3)
 
     def test_equal_networks_are_as_one(self):
-        one = np.random.default_rng(2).choice([-1, 0, 1], p=[0.05, 0.8, 0.15], size=(100, 1, 1)).repeat(6, axis=1)
+        one = (
+            np.random.default_rng(2)
+            .choice([-1, 0, 1], p=[0.05, 0.8, 0.15], size=(100, 1, 1))
+            .repeat(6, axis=1)
+        )
         assert one_group(np.repeat(one, 4, axis=2)) == pytest.approx(one_group(one), abs=1e-12)
 
     def test_never_without_width(self):
@@ -104,7 +125,13 @@ class TestGroups:
         together = gain_interval(differences, images, seeds, groups, num_groups=5)
         for group in range(4):
             part = groups == group
-            alone = gain_interval(differences[part], images[part], seeds[part], np.zeros(part.sum(), int), num_groups=1)
+            alone = gain_interval(
+                differences[part],
+                images[part],
+                seeds[part],
+                np.zeros(part.sum(), int),
+                num_groups=1,
+            )
             assert together[group] == pytest.approx(alone[0])
         assert np.isnan(together[4]).all()
 
@@ -114,20 +141,26 @@ class TestGroups:
         images, seeds, groups = np.arange(120) // 6, np.arange(120) % 2, np.arange(120) // 3 % 2
         names = np.array([f"image-{99 - i}" for i in images])
         first = gain_interval(differences, images, seeds, groups, num_groups=2)
-        again = gain_interval(differences[order], names[order], 7 - seeds[order], groups[order], num_groups=2)
+        again = gain_interval(
+            differences[order], names[order], 7 - seeds[order], groups[order], num_groups=2
+        )
         assert again == pytest.approx(first)
 
     def test_what_one_image_or_none_can_tell(self):
         assert np.isnan(one_group([1.0])).all()
         assert np.isnan(one_group(np.ones((1, 4, 3)))).all()
-        assert np.isnan(gain_interval(*np.zeros((2, 0)), *np.zeros((2, 0), int), num_groups=2)).all()
+        assert np.isnan(
+            gain_interval(*np.zeros((2, 0)), *np.zeros((2, 0), int), num_groups=2)
+        ).all()
         assert one_group([1.0, 1.0]) == pytest.approx([-1, 1])
 
     def test_cells_are_what_rows_add_up_to(self):
         generator = np.random.default_rng(6)
         differences = generator.choice([-1.0, 0, 1], size=(30, 5, 2))
         counts, flips = np.full((30, 2, 1), 5.0), np.abs(differences).sum(keepdims=True).ravel()
-        assert crossed_interval(differences.sum(axis=1)[..., None], counts, flips)[0] == pytest.approx(one_group(differences))
+        assert crossed_interval(differences.sum(axis=1)[..., None], counts, flips)[
+            0
+        ] == pytest.approx(one_group(differences))
 
 
 class TestCoverage:
@@ -152,7 +185,11 @@ class TestCoverage:
     def test_where_the_bootstrap_fails(self):
         rare = coverage.Case("rare flips", 100, 1)
         few = coverage.Case("typical", 100, 10, seeds=3, seed_effect=0.25)
-        found = {(case.seeds, row["method"]): row["coverage"] for case in (rare, few) for row in coverage.measure(case, 300)}
+        found = {
+            (case.seeds, row["method"]): row["coverage"]
+            for case in (rare, few)
+            for row in coverage.measure(case, 300)
+        }
         assert found[1, "percentile bootstrap"] < 0.5 < 0.95 < found[1, "reported"]
         assert found[3, "percentile, images and seeds"] < 0.9 < found[3, "reported"]
 
@@ -160,9 +197,14 @@ class TestCoverage:
         """Each image flips under all of 8 shifts or under none: 8 × 80 rows, and 80 independent observations."""
         generator, shifts, truth = np.random.default_rng(6), 8, 0.2
         flips = (generator.random((80, 600)) < truth).astype(float)
-        images = crossed_interval(shifts * flips[:, None], np.full((80, 1, 600), 8.0), shifts * flips.sum(axis=0))
+        images = crossed_interval(
+            shifts * flips[:, None], np.full((80, 1, 600), 8.0), shifts * flips.sum(axis=0)
+        )
         rows = np.repeat(flips, shifts, axis=0)
         rows = crossed_interval(rows[:, None], np.ones((640, 1, 600)), rows.sum(axis=0))
-        covered = {name: ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean() for name, ends in (("i", images), ("r", rows))}
+        covered = {
+            name: ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean()
+            for name, ends in (("i", images), ("r", rows))
+        }
         assert covered["i"] == pytest.approx(0.95, abs=0.03)
         assert covered["r"] < 0.7

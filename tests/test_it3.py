@@ -54,7 +54,9 @@ def in_numpy(p: np.ndarray, q: np.ndarray, kind: str) -> float:
 
 @pytest.mark.parametrize("kind", DISTANCES)
 def test_distances_equal_a_loop_over_classes(kind):
-    first, second = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    first, second = torch.randn(
+        2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     pairs = zip(softmax(first.numpy()), softmax(second.numpy()), strict=True)
     expected = np.mean([in_numpy(p, q, kind) for p, q in pairs])
     assert distance(first, second, kind).item() == pytest.approx(expected, rel=1e-12)
@@ -64,10 +66,14 @@ def test_distances_equal_a_loop_over_classes(kind):
 
 def test_the_released_codes_divergence_is_ag_and_torchs_kl_is_the_other_way_round():
     """It calls ``F.kl_div(log p, m)``, which is KL(m‖p), and means Jensen–Shannon."""
-    first, second = torch.randn(2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    first, second = torch.randn(
+        2, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     p, q = first.softmax(-1), second.softmax(-1)
     m = (p + q) / 2
-    released = sum(nn.functional.kl_div(torch.log(each), m, reduction="batchmean") for each in (p, q)) / 2
+    released = (
+        sum(nn.functional.kl_div(torch.log(each), m, reduction="batchmean") for each in (p, q)) / 2
+    )
     assert distance(first, second, "ag").item() == pytest.approx(released.item(), rel=1e-12)
 
 
@@ -89,13 +95,24 @@ class Plain(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: torch.Tensor, probabilities: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, images: torch.Tensor, probabilities: torch.Tensor | None = None
+    ) -> torch.Tensor:
         encoder = self.network.encoder
         x = encoder.layer2(
-            encoder.layer1(encoder.maxpool(encoder.act1(encoder.bn1(encoder.conv1(self.network.normalise(images))))))
+            encoder.layer1(
+                encoder.maxpool(
+                    encoder.act1(encoder.bn1(encoder.conv1(self.network.normalise(images))))
+                )
+            )
         )
         if probabilities is not None:
-            x = x + ((probabilities - 1 / networks.CLASSES) @ self.network.head.embedding.weight.T)[:, :, None, None]
+            x = (
+                x
+                + ((probabilities - 1 / networks.CLASSES) @ self.network.head.embedding.weight.T)[
+                    :, :, None, None
+                ]
+            )
         features = encoder.layer4(encoder.layer3(x)).mean((2, 3))
         return features @ self.network.classifier.weight.T + self.network.classifier.bias
 
@@ -110,7 +127,11 @@ def by_hand(
         p = own(image[None]).softmax(-1)
         q = (own if second == "adapted" else source)(image[None], p).softmax(-1)
         m = (p + q) / 2
-        terms = {"js": (p * (p / m).log() + q * (q / m).log()) / 2, "ag": m * (m / (p * q).sqrt()).log(), "l2": (p - q) ** 2}
+        terms = {
+            "js": (p * (p / m).log() + q * (q / m).log()) / 2,
+            "ag": m * (m / (p * q).sqrt()).log(),
+            "l2": (p - q) ** 2,
+        }
         losses.append(terms[kind].sum())
         for parameter, slope in zip(encoder, torch.autograd.grad(losses[-1], encoder), strict=True):
             parameter.data -= lr * slope
@@ -122,8 +143,12 @@ def by_hand(
 @pytest.mark.parametrize("second", ["source", "adapted"])
 def test_losses_and_predictions_are_those_of_a_network_spelt_out(second, kind):
     network, _ = networks.source_statistics("it3")
-    found = adapt(network, shifted(), IT3Training(second=second, distance=kind), InnerLoop(steps=3, lr=0.05))
-    for image, losses, logits, source in zip(shifted(), found.losses, found.logits, found.source_logits, strict=True):
+    found = adapt(
+        network, shifted(), IT3Training(second=second, distance=kind), InnerLoop(steps=3, lr=0.05)
+    )
+    for image, losses, logits, source in zip(
+        shifted(), found.losses, found.logits, found.source_logits, strict=True
+    ):
         expected, adapted = by_hand(network, image, second, kind, 3, 0.05)
         assert losses[:-1].tolist() == pytest.approx(expected, rel=1e-7)
         torch.testing.assert_close(logits, adapted, rtol=1e-7, atol=1e-9)
@@ -132,7 +157,10 @@ def test_losses_and_predictions_are_those_of_a_network_spelt_out(second, kind):
 
 def test_the_weights_of_the_second_application_decide_the_gradient():
     network, _ = networks.source_statistics("it3")
-    one, other = (adapt(network, shifted(), IT3Training(second=way), InnerLoop(lr=0.05)) for way in ("source", "adapted"))
+    one, other = (
+        adapt(network, shifted(), IT3Training(second=way), InnerLoop(lr=0.05))
+        for way in ("source", "adapted")
+    )
     torch.testing.assert_close(one.losses[:, 0], other.losses[:, 0])
     assert (one.logits - other.logits).abs().max() > 1e-4
 
@@ -140,9 +168,13 @@ def test_the_weights_of_the_second_application_decide_the_gradient():
 @KINDS
 def test_the_frozen_application_and_the_head_get_no_gradient_and_all_that_classifies_does(kind):
     network = copy.deepcopy(networks.source_statistics(kind)[0])
-    own = {name: value.detach().clone().requires_grad_() for name, value in network.named_parameters()}
+    own = {
+        name: value.detach().clone().requires_grad_() for name, value in network.named_parameters()
+    }
     IT3Training().loss(Bound(network, own), shifted(1), {}, ())[0].backward()
-    assert all(parameter.grad is None for parameter in network.parameters())  # the source network, that is F
+    assert all(
+        parameter.grad is None for parameter in network.parameters()
+    )  # the source network, that is F
     for name, value in own.items():
         if name.startswith("head."):  # the adapted network classifies without
             assert value.grad is None
@@ -155,7 +187,10 @@ def test_the_frozen_application_and_the_head_get_no_gradient_and_all_that_classi
 def test_the_gradient_reaches_the_network_through_what_is_given_too():
     """Held fixed there, the prediction would only follow the second one."""
     network = copy.deepcopy(networks.source_statistics("it3")[0])
-    source, weight = copy.deepcopy(network).requires_grad_(False), network.encoder.layer1[0].conv1.weight
+    source, weight = (
+        copy.deepcopy(network).requires_grad_(False),
+        network.encoder.layer1[0].conv1.weight,
+    )
 
     def slope(given):
         logits = network(shifted(1)).logits
@@ -164,18 +199,27 @@ def test_the_gradient_reaches_the_network_through_what_is_given_too():
 
     through = slope(lambda logits: logits.softmax(-1))
     (found,) = torch.autograd.grad(
-        IT3Training().loss(Bound(network, dict(network.named_parameters())), shifted(1), {}, ())[0], weight
+        IT3Training().loss(Bound(network, dict(network.named_parameters())), shifted(1), {}, ())[0],
+        weight,
     )
     torch.testing.assert_close(found, through)
-    assert (through - slope(lambda logits: logits.detach().softmax(-1))).norm() > 0.01 * through.norm()
+    assert (
+        through - slope(lambda logits: logits.detach().softmax(-1))
+    ).norm() > 0.01 * through.norm()
 
 
 @KINDS
 def test_a_single_image_has_a_gradient_at_the_first_step(kind):
     network = copy.deepcopy(networks.source_statistics(kind)[0])
     for way in DISTANCES:
-        loss, _ = IT3Training(distance=way).loss(Bound(network, dict(network.named_parameters())), shifted(1), {}, ())
-        first = next(network.encoder.parameters()) if kind == "it3" else network.encoder.patch_embed.proj.weight
+        loss, _ = IT3Training(distance=way).loss(
+            Bound(network, dict(network.named_parameters())), shifted(1), {}, ()
+        )
+        first = (
+            next(network.encoder.parameters())
+            if kind == "it3"
+            else network.encoder.patch_embed.proj.weight
+        )
         assert torch.autograd.grad(loss, first)[0].norm() > 1e-6
 
 
@@ -193,7 +237,9 @@ def test_the_neutral_label_is_no_label(kind):
     network, _ = networks.source_statistics(kind)
     with torch.no_grad():
         plain = network(shifted()).logits
-        torch.testing.assert_close(network(shifted(), given=torch.full((3, 4), 0.25).double()).logits, plain)
+        torch.testing.assert_close(
+            network(shifted(), given=torch.full((3, 4), 0.25).double()).logits, plain
+        )
         told = network(shifted(), given=torch.eye(3, 4).double()).logits
         assert (told - plain).abs().amax(1).min() > 1e-4
         assert torch.equal(network(shifted()).logits, plain)  # and nothing of it stays
@@ -222,10 +268,19 @@ def test_the_objective_is_the_cross_entropy_of_images_with_their_labels():
     images, labels = networks.images(4, seed=2).double(), torch.tensor([3, 0, 1, 3])
     loss = IT3().loss(network, images[:, None], torch.Generator(), labels=labels)
     rows = Plain(network)(images, torch.eye(4, dtype=torch.float64)[labels])
-    expected = np.mean([-math.log(softmax(row)[label]) for row, label in zip(rows.detach().numpy(), labels, strict=True)])
+    expected = np.mean(
+        [
+            -math.log(softmax(row)[label])
+            for row, label in zip(rows.detach().numpy(), labels, strict=True)
+        ]
+    )
     assert loss.item() == pytest.approx(expected, rel=1e-9)
     loss.backward()
-    assert all(value.grad.any() for name, value in network.named_parameters() if "head" in name or "classifier" in name)
+    assert all(
+        value.grad.any()
+        for name, value in network.named_parameters()
+        if "head" in name or "classifier" in name
+    )
 
 
 def test_joint_training_adds_both_and_leaves_batchnorm_the_statistics_of_images_without_labels():
@@ -236,12 +291,16 @@ def test_joint_training_adds_both_and_leaves_batchnorm_the_statistics_of_images_
     expected = nn.functional.cross_entropy(plain(as_images(pixels[:, 0])).logits, batch["labels"])
     terms = joint_loss(objective, 0.5)(network.train(), batch, torch.Generator())
     assert terms["classification_loss"].item() == pytest.approx(expected.item(), rel=1e-6)
-    assert terms["loss"].item() == pytest.approx((expected + 0.5 * terms["objective_loss"]).item(), rel=1e-6)
+    assert terms["loss"].item() == pytest.approx(
+        (expected + 0.5 * terms["objective_loss"]).item(), rel=1e-6
+    )
     assert not torch.equal(network.encoder.layer3[0].bn1.running_mean, torch.zeros(8))
     for name, buffer in plain.named_buffers():
         if "running" in name:
             torch.testing.assert_close(network.get_buffer(name), buffer, rtol=0, atol=0)
-    assert {module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)} == {0.1}
+    assert {
+        module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)
+    } == {0.1}
 
 
 def test_a_trained_network_agrees_with_its_label_and_trusts_it_more_than_a_shifted_image():
@@ -266,7 +325,9 @@ def test_a_trained_network_agrees_with_its_label_and_trusts_it_more_than_a_shift
     def gaps(images):
         logits = network(images).logits
         again = network(images, given=logits.softmax(-1)).logits
-        return torch.stack([distance(*pair, "js") for pair in zip(logits.split(1), again.split(1), strict=True)])
+        return torch.stack(
+            [distance(*pair, "js") for pair in zip(logits.split(1), again.split(1), strict=True)]
+        )
 
     with torch.no_grad():
         assert (network(images).logits.argmax(1) == labels).float().mean() > 0.9
@@ -296,18 +357,31 @@ def test_labels_come_in_at_every_place_behind_the_middle_of_any_backbone(family,
     head, middle = IT3().head(encoder, 4).double(), math.ceil(len(stage_places(encoder)) / 2)
     images, given = torch.rand(2, 3, size, size, dtype=torch.float64), torch.eye(2, 4)
     with torch.no_grad():
-        assert (head.features_given(encoder, images, given) - pooled_features(encoder, images)).abs().amax(1).min() > 1e-6
-        monkeypatch.setattr("tttlab.objectives.it3.pooled_features", lambda *known: stage_maps(*known, [middle])[0])
-        change = head.features_given(encoder, images, given) - stage_maps(encoder, images, [middle])[0]
+        assert (
+            head.features_given(encoder, images, given) - pooled_features(encoder, images)
+        ).abs().amax(1).min() > 1e-6
+        monkeypatch.setattr(
+            "tttlab.objectives.it3.pooled_features", lambda *known: stage_maps(*known, [middle])[0]
+        )
+        change = (
+            head.features_given(encoder, images, given) - stage_maps(encoder, images, [middle])[0]
+        )
         added = head.embedding(given.double() - 0.25)
     torch.testing.assert_close(change, added[:, :, None, None].expand_as(change))
 
 
 def test_labels_come_in_where_the_settings_say():
     encoder = networks.resnet().encoder
-    assert [IT3(stage).head(encoder, 4).stage for stage in (None, 1, 4)] == ["layer2", "layer1", "layer4"]
+    assert [IT3(stage).head(encoder, 4).stage for stage in (None, 1, 4)] == [
+        "layer2",
+        "layer1",
+        "layer4",
+    ]
     assert IT3(4).head(encoder, 7).embedding.weight.shape == (12, 7)
-    with pytest.raises(UserError, match=r"objective.stage: expected null or 1 to 4, the stages of this ResNet, found 5"):
+    with pytest.raises(
+        UserError,
+        match=r"objective.stage: expected null or 1 to 4, the stages of this ResNet, found 5",
+    ):
         IT3(stage=5).head(encoder, 4)
 
 
@@ -316,7 +390,9 @@ def test_a_stage_that_gives_no_single_activation_is_named():
     head = IT3().head(encoder, 4)
     encoder.layer2.register_forward_hook(lambda _module, _inputs, output: [output])
     encoder.layer3.register_forward_pre_hook(lambda _module, inputs: inputs[0][0])
-    with pytest.raises(UserError, match="expected one activation from layer2 of this ResNet, found none"):
+    with pytest.raises(
+        UserError, match="expected one activation from layer2 of this ResNet, found none"
+    ):
         head.features_given(encoder, networks.images(2), torch.eye(2, 4))
 
 

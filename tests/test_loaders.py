@@ -7,7 +7,15 @@ from albumentations import ColorJitter, Compose, RandomResizedCrop
 from tttlab.data.pixels import as_images
 from tttlab.data.views import Augmentation
 from tttlab.errors import UserError
-from tttlab.training.loaders import EpochBatches, Item, SeededView, Views, build_transform, open_loader, told_of_lost_workers
+from tttlab.training.loaders import (
+    EpochBatches,
+    Item,
+    SeededView,
+    Views,
+    build_transform,
+    open_loader,
+    told_of_lost_workers,
+)
 
 TWO = {"objective": Views(2, trainings.VIEWS), "classify": Views(1, trainings.VIEWS)}
 
@@ -20,12 +28,16 @@ def batches(epoch: int, workers: int = 0, seed: int = 5) -> list[dict]:
 
 def assert_same(left: list[dict], right: list[dict]) -> None:
     for one, other in zip(left, right, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in ("objective", "classify", "labels"))
+        assert all(
+            torch.equal(one[name], other[name]) for name in ("objective", "classify", "labels")
+        )
 
 
 def test_batches_do_not_depend_on_the_number_of_workers_and_every_epoch_has_its_own():
     images = trainings.image_set()
-    one, many = (open_loader(images, TWO, batch_size=8, seed=5, workers=workers) for workers in (0, 2))
+    one, many = (
+        open_loader(images, TWO, batch_size=8, seed=5, workers=workers) for workers in (0, 2)
+    )
     for epoch in (1, 2, 1):  # the workers persist: they must follow the epoch, forwards and back
         one.sampler.set_epoch(epoch)
         many.sampler.set_epoch(epoch)
@@ -54,7 +66,9 @@ def order(epoch: int) -> list[list[int]]:
     return [[index for _, index in batch] for batch in sampler]
 
 
-@pytest.mark.parametrize(("count", "size", "sizes"), [(22, 8, [8, 7, 7]), (9, 8, [5, 4]), (5, 8, [5]), (16, 8, [8, 8])])
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"), [(22, 8, [8, 7, 7]), (9, 8, [5, 4]), (5, 8, [5]), (16, 8, [8, 8])]
+)
 def test_every_image_once_per_epoch_in_batches_of_almost_one_size(count, size, sizes):
     sampler = EpochBatches(count, size, seed=0)
     found = list(sampler)
@@ -71,7 +85,10 @@ def test_ranks_share_an_epoch_out_in_equal_numbers_of_batches():
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_ranks_parts_make_up_the_batches_of_one_process(ranks):
-    whole, parts = EpochBatches(23, 8, seed=0), [EpochBatches(23, 8, 0, rank, ranks) for rank in range(ranks)]
+    whole, parts = (
+        EpochBatches(23, 8, seed=0),
+        [EpochBatches(23, 8, 0, rank, ranks) for rank in range(ranks)],
+    )
     for sampler in (whole, *parts):
         sampler.set_epoch(3)
     for batch, *pieces in zip(whole, *parts, strict=True):
@@ -81,7 +98,9 @@ def test_the_ranks_parts_make_up_the_batches_of_one_process(ranks):
 
 
 def test_a_batch_has_an_image_for_every_rank():
-    with pytest.raises(UserError, match="at least one image for each of 4 processes, found batches of 3"):
+    with pytest.raises(
+        UserError, match="at least one image for each of 4 processes, found batches of 3"
+    ):
         EpochBatches(9, 3, seed=0, rank=0, ranks=4)
 
 
@@ -89,7 +108,10 @@ def test_crop_and_jitter_are_drawn_independently():
     """With the library's own set_random_seed a large crop is a bright one: every step would start at the same seed."""
     view = SeededView(
         Compose(
-            [RandomResizedCrop((8, 8), scale=(0.2, 1), ratio=(1, 1)), ColorJitter((0.6, 1.4), (1, 1), (1, 1), (0, 0), p=1)]
+            [
+                RandomResizedCrop((8, 8), scale=(0.2, 1), ratio=(1, 1)),
+                ColorJitter((0.6, 1.4), (1, 1), (1, 1), (0, 0), p=1),
+            ]
         ),
         0,
         "objective",
@@ -97,7 +119,9 @@ def test_crop_and_jitter_are_drawn_independently():
     )
     ramp = np.zeros((64, 64, 3), np.uint8) + np.arange(50, 178, 2, dtype=np.uint8)[:, None]
     drawn = [view(Item(ramp, str(number), 1)).astype(float)[..., 0] for number in range(300)]
-    areas = [image.std() / image.mean() for image in drawn]  # of a ramp: grows with the crop, and no factor changes it
+    areas = [
+        image.std() / image.mean() for image in drawn
+    ]  # of a ramp: grows with the crop, and no factor changes it
     assert abs(np.corrcoef(areas, [image.mean() for image in drawn])[0, 1]) < 0.45
     assert np.std(areas) > 0.02
 
@@ -120,14 +144,19 @@ def test_pixels_become_images():
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), r"pid 7\) is killed by signal: Killed\."),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            r"pid 7\) is killed by signal: Killed\.",
+        ),
         (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
         (EOFError(), "EOFError"),
     ],
 )
 def test_a_lost_worker_is_told_whatever_its_loss_interrupts(error, told):
     with (
-        pytest.raises(UserError, match=rf"^a process that augments images was lost \(.*{told}\): memory"),
+        pytest.raises(
+            UserError, match=rf"^a process that augments images was lost \(.*{told}\): memory"
+        ),
         told_of_lost_workers(),
     ):
         raise error

@@ -26,7 +26,12 @@ from tttlab.methods.eata import EATA
 from tttlab.methods.memo import MEMO
 from tttlab.methods.tent import TENT
 from tttlab.methods.ttt_plus_plus import TTTPlusPlus
-from tttlab.networks.source_statistics import SourceImages, Spread, layer_statistics, projection_bank
+from tttlab.networks.source_statistics import (
+    SourceImages,
+    Spread,
+    layer_statistics,
+    projection_bank,
+)
 from tttlab.networks.taps import record
 from tttlab.runtime import group_size, memory
 from tttlab.runtime.group_size import GroupSize
@@ -41,7 +46,10 @@ from tttlab.workflow.source_images import source_batches
 CPU, GROUP, MANY = torch.device("cpu"), 8, 32
 IMAGES = networks.images(MANY, seed=41)
 NAMES = [f"img-{number}" for number in range(MANY)]
-LOOP, METHOD = InnerLoop(steps=1, lr=1e-3, normalisation=Normalisation("shrink"), trainable="norm"), MEMO(num_views=2)
+LOOP, METHOD = (
+    InnerLoop(steps=1, lr=1e-3, normalisation=Normalisation("shrink"), trainable="norm"),
+    MEMO(num_views=2),
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,7 +61,13 @@ def network():
 
 def image_set(count: int) -> ImageSet:
     pixels = (IMAGES.permute(0, 2, 3, 1) * 255).byte().numpy()
-    return ImageSet(pixels[:count], np.arange(count) % networks.CLASSES, tuple(NAMES[:count]), tuple("abcd"), source="made")
+    return ImageSet(
+        pixels[:count],
+        np.arange(count) % networks.CLASSES,
+        tuple(NAMES[:count]),
+        tuple("abcd"),
+        source="made",
+    )
 
 
 def source(count: int, batch_size: int = MANY) -> SourceImages:
@@ -129,12 +143,18 @@ def aligned(network, count, wish, _folder):
 
 
 def own_statistics(method):
-    return lambda network, count, wish, _folder: method.source_statistics(network, source(count, wish))
+    return lambda network, count, wish, _folder: method.source_statistics(
+        network, source(count, wish)
+    )
 
 
 PASSES = {
-    "layer statistics": lambda network, count, wish, _: layer_statistics(network, source(count, wish)),
-    "projection bank": lambda network, count, wish, _: projection_bank(network, source(count, wish), count),
+    "layer statistics": lambda network, count, wish, _: layer_statistics(
+        network, source(count, wish)
+    ),
+    "projection bank": lambda network, count, wish, _: projection_bank(
+        network, source(count, wish), count
+    ),
     "statistics of ttt_plus_plus": own_statistics(TTTPlusPlus()),
     "confidence": measured("confidence"),
     "distance": measured("distance"),
@@ -145,7 +165,10 @@ PASSES = {
     "encoding": lambda network, count, wish, _: encode(network, image_set(count), wish),
 }
 # These look at batches of a size that their results depend on, whatever the machine's setting says.
-BATCHED = {"statistics of eata": own_statistics(EATA()), "statistics of actmad_batch": own_statistics(BatchActMAD())}
+BATCHED = {
+    "statistics of eata": own_statistics(EATA()),
+    "statistics of actmad_batch": own_statistics(BatchActMAD()),
+}
 
 
 def peak(run, *arguments) -> int:
@@ -170,7 +193,9 @@ def test_a_group_takes_no_more_than_there_is(name, network, tmp_path, monkeypatc
     assert peak(run, network, MANY, wish, tmp_path / "part") < limit + KEPT
 
 
-KEPT = 4 * IMAGES.nbytes  # of all images, beside the work on a group: as bytes, as numbers in two precisions, their logits
+KEPT = (
+    4 * IMAGES.nbytes
+)  # of all images, beside the work on a group: as bytes, as numbers in two precisions, their logits
 
 
 @pytest.mark.parametrize(
@@ -192,8 +217,14 @@ def test_the_tally_is_what_pytorchs_allocator_gives_away(kind, method, loop):
     run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    events = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
+    held = max(
+        itertools.accumulate(
+            event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())
+        )
+    )
     assert 0.95 * held < peak(run) < 1.5 * held
 
 
@@ -216,7 +247,10 @@ def test_the_tally_counts_what_is_alive_and_what_an_operation_copies():
 
 def test_work_that_goes_beyond_the_limit_is_stopped_wherever_it_is():
     network, _ = networks.source_statistics("resnet", torch.float32)
-    with pytest.raises(OverLimit, match=r"\d+ bytes of tensors, where 100000 are allowed"), Tally(100_000):
+    with (
+        pytest.raises(OverLimit, match=r"\d+ bytes of tensors, where 100000 are allowed"),
+        Tally(100_000),
+    ):
         network(IMAGES).logits.sum().backward()
     weight = torch.ones(10, requires_grad=True)
     with Tally(4 * 10 * 6) as tally:
@@ -238,7 +272,12 @@ def test_a_containers_limits_are_those_of_its_groups_and_of_the_groups_around_th
     own, root = tmp_path / "cgroup", tmp_path / "sys" / mount
     own.write_text("0::/slurm/job_1/step_0\n")
     write(root / "slurm/job_1/step_0", max="max", current=10_000, stat="anon 1\ninactive_file 300")
-    write(root / "slurm/job_1", max=100_000, current=40_000, stat="anon 36000\ninactive_file 3000\nfile 4000")
+    write(
+        root / "slurm/job_1",
+        max=100_000,
+        current=40_000,
+        stat="anon 36000\ninactive_file 3000\nfile 4000",
+    )
     write(root / "slurm", max=10**9, current=10**8, stat="inactive_file 0")
     assert sorted(memory.granted(tmp_path / "sys", own)) == [63_000, 9 * 10**8]
     write(root / "slurm/job_1", current=200_000)
@@ -250,8 +289,15 @@ def test_a_container_that_sees_its_group_as_the_root_is_limited_too(tmp_path):
     own.write_text("0::/\n")
     write(tmp_path / "sys", max=5000, current=1000, stat="inactive_file 100")
     assert list(memory.granted(tmp_path / "sys", own)) == [4100]
-    own.write_text("11:cpuset:/\n5:memory,hugetlb:/docker/abc\n1:name=systemd:/docker/abc\n")  # version 1, told as seen outside
-    write(tmp_path / "sys/memory", limit_in_bytes=7000, usage_in_bytes=1000, stat="inactive_file 9\ntotal_inactive_file 50")
+    own.write_text(
+        "11:cpuset:/\n5:memory,hugetlb:/docker/abc\n1:name=systemd:/docker/abc\n"
+    )  # version 1, told as seen outside
+    write(
+        tmp_path / "sys/memory",
+        limit_in_bytes=7000,
+        usage_in_bytes=1000,
+        stat="inactive_file 9\ntotal_inactive_file 50",
+    )
     assert list(memory.granted(tmp_path / "sys", own)) == [6050]
 
 
@@ -271,7 +317,9 @@ def test_moments_that_come_bit_by_bit_are_those_of_all():
     expected = values.double()
     torch.testing.assert_close(whole.mean, expected.mean(0), rtol=1e-12, atol=0)
     torch.testing.assert_close(whole.variance(), expected.var(0), rtol=1e-9, atol=0)
-    torch.testing.assert_close(whole.variance(correction=0), expected.var(0, correction=0), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        whole.variance(correction=0), expected.var(0, correction=0), rtol=1e-9, atol=0
+    )
     assert Spread.of(values[:1]).variance().isnan().all()
 
 
@@ -372,11 +420,22 @@ def test_a_stream_is_looked_at_batch_by_batch(network, shifts, tmp_path):
 
 def test_workers_are_not_sent_the_images(network, tmp_path):
     own = image_set(6)
-    shifts = [Shift("photos/night", 0, replace(own, pixels=Watched(own.pixels))) for _ in range(1)] + list_shifts(["fog"], [3])
+    shifts = [
+        Shift("photos/night", 0, replace(own, pixels=Watched(own.pixels))) for _ in range(1)
+    ] + list_shifts(["fog"], [3])
     _, statistics = networks.source_statistics("resnet", torch.float32)
     with Work(tmp_path) as work:
         table, _ = adapt_to_shifts(
-            network, TENT(), LOOP, own, shifts, statistics=statistics, seed=0, work=work, prefix="model", workers=2
+            network,
+            TENT(),
+            LOOP,
+            own,
+            shifts,
+            statistics=statistics,
+            seed=0,
+            work=work,
+            prefix="model",
+            workers=2,
         )
     assert len(table) == 18
 
@@ -408,7 +467,9 @@ def test_choosing_images_copies_none(tmp_path):
     assert pixels.looks == [2, 1, 1]
 
 
-def test_source_images_of_the_pipeline_stay_on_disk_until_a_batch_is_looked_at(tmp_path, monkeypatch):
+def test_source_images_of_the_pipeline_stay_on_disk_until_a_batch_is_looked_at(
+    tmp_path, monkeypatch
+):
     own = image_set(MANY)
     own.save(tmp_path / "data/labeled_train")
     monkeypatch.setattr(places, "OUTPUTS", tmp_path)
@@ -416,17 +477,25 @@ def test_source_images_of_the_pipeline_stay_on_disk_until_a_batch_is_looked_at(t
     monkeypatch.setattr(ImageSet, "load", lambda folder: replace(load(folder), pixels=pixels))
 
     def opened(images, images_per_step):
-        wish = {"source_stats": SimpleNamespace(images=images), "machine": SimpleNamespace(images_per_step=images_per_step)}
+        wish = {
+            "source_stats": SimpleNamespace(images=images),
+            "machine": SimpleNamespace(images_per_step=images_per_step),
+        }
         return source_batches(SimpleNamespace(seed=0, **wish), CPU)
 
     batches = opened(20, 6)
     assert (batches.count, len(batches), pixels.looks) == (20, 4, [])
     few = torch.cat(list(batches))
     assert pixels.looks == [6, 6, 6, 2]
-    every = {tuple((255 * image).round().int().flatten().tolist()) for image in torch.cat(list(opened(None, "auto")))}
+    every = {
+        tuple((255 * image).round().int().flatten().tolist())
+        for image in torch.cat(list(opened(None, "auto")))
+    }
     assert len(every) == MANY
     assert {tuple((255 * image).round().int().flatten().tolist()) for image in few} < every
-    assert torch.equal(few, torch.cat(list(opened(20, "auto"))))  # a machine's setting changes nothing
+    assert torch.equal(
+        few, torch.cat(list(opened(20, "auto")))
+    )  # a machine's setting changes nothing
 
 
 def test_the_test_images_are_opened_once_for_all_networks(monkeypatch):
@@ -471,4 +540,6 @@ def test_every_stage_that_looks_at_images_hands_the_machines_setting_on(stage):
         "adapt": "src/tttlab/workflow/sweeps.py",
         "tune": "src/tttlab/workflow/tunings.py",
     }
-    assert "machine.images_per_step" in (ROOT / scripts.get(stage, f"pipeline/{stage}.py")).read_text()
+    assert (
+        "machine.images_per_step" in (ROOT / scripts.get(stage, f"pipeline/{stage}.py")).read_text()
+    )

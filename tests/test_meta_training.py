@@ -33,7 +33,10 @@ WEIGHT, LR = 0.3, 0.5
 PARTS = ("encoder", "classifier", "head")
 
 SETTINGS = {
-    "simsiam-groupnorm": (lambda: networks.resnet("groupnorm1"), SimSiam(hidden_dim=16, projection_dim=8, prediction_dim=4)),
+    "simsiam-groupnorm": (
+        lambda: networks.resnet("groupnorm1"),
+        SimSiam(hidden_dim=16, projection_dim=8, prediction_dim=4),
+    ),
     "rotation-batchnorm": (networks.resnet, Rotation()),
     "clust3-batchnorm": (networks.resnet, ClusT3(heads=2, clusters=3)),
     "mae-layernorm": (networks.vit, MAE(decoder_dim=16)),
@@ -50,8 +53,13 @@ def setting(kind: str) -> tuple[nn.Module, Objective, dict]:
     return networks.settle(network).double().train(), objective, batch_of(objective)
 
 
-def batch_of(objective: Objective, pairs: int = PAIRS, count: int = IMAGES, seed: int = 0) -> dict[str, Tensor]:
-    views = {"classify": Views(1, trainings.VIEWS), "objective": Views(pairs * objective.num_views, trainings.VIEWS)}
+def batch_of(
+    objective: Objective, pairs: int = PAIRS, count: int = IMAGES, seed: int = 0
+) -> dict[str, Tensor]:
+    views = {
+        "classify": Views(1, trainings.VIEWS),
+        "objective": Views(pairs * objective.num_views, trainings.VIEWS),
+    }
     return next(iter(open_loader(trainings.image_set(count, seed), views, count, seed=0)))
 
 
@@ -73,32 +81,53 @@ def with_parameters(network: nn.Module, parameters: dict[str, Tensor]) -> nn.Mod
 
 
 def one_by_one(
-    network: nn.Module, objective: Objective, batch: dict, steps: int = 1, clip: float | None = None, second_order: bool = True
+    network: nn.Module,
+    objective: Objective,
+    batch: dict,
+    steps: int = 1,
+    clip: float | None = None,
+    second_order: bool = True,
 ) -> tuple[Tensor, list[float]]:
     """The same loss image by image, with autograd alone; → (loss, norms of the inner gradients)."""
     network.eval()
     views = as_images(batch["objective"]).unflatten(1, (-1, objective.num_views))
     losses, norms = [], []
-    for number, (own, image, label) in enumerate(zip(views, as_images(batch["classify"]), batch["labels"], strict=True)):
+    for number, (own, image, label) in enumerate(
+        zip(views, as_images(batch["classify"]), batch["labels"], strict=True)
+    ):
         # The masks of all images are one draw, of which each has its share.
-        share = Share(views.shape[:2].numel(), number, len(views)) if isinstance(objective, MAE) else None
+        share = (
+            Share(views.shape[:2].numel(), number, len(views))
+            if isinstance(objective, MAE)
+            else None
+        )
         start = {name: value for name, value in network.named_parameters() if value.requires_grad}
         parameters = start
         for _ in range(steps):
-            loss = objective.loss(with_parameters(network, parameters), own, torch_generator(1), share)
-            found = torch.autograd.grad(loss, list(parameters.values()), create_graph=second_order, allow_unused=True)
-            parts = {name: part for name, part in zip(parameters, found, strict=True) if part is not None}
+            loss = objective.loss(
+                with_parameters(network, parameters), own, torch_generator(1), share
+            )
+            found = torch.autograd.grad(
+                loss, list(parameters.values()), create_graph=second_order, allow_unused=True
+            )
+            parts = {
+                name: part for name, part in zip(parameters, found, strict=True) if part is not None
+            }
             norm = sum(part.square().sum() for part in parts.values()).sqrt()
             norms.append(norm.item())
             factor = clip / norm if clip and norm > clip else 1.0
-            parameters = parameters | {name: parameters[name] - LR * factor * part for name, part in parts.items()}
+            parameters = parameters | {
+                name: parameters[name] - LR * factor * part for name, part in parts.items()
+            }
         adapted = with_parameters(network, parameters)
         supervised = F.cross_entropy(adapted(image).logits, label[None])
         losses.append(supervised + WEIGHT * objective.loss(adapted, own, torch_generator(1), share))
     return sum(losses) / len(losses), norms
 
 
-def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-8) -> None:
+def assert_same(
+    found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-8
+) -> None:
     assert found.keys() == wanted.keys()
     for name in wanted:
         error = (found[name] - wanted[name]).abs().max()
@@ -121,7 +150,9 @@ class Toy(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         features = self.encoder * images.double().mean((1, 2, 3))
-        return Outputs(torch.stack([0 * features, self.classifier * features], 1), features[:, None])
+        return Outputs(
+            torch.stack([0 * features, self.classifier * features], 1), features[:, None]
+        )
 
 
 @dataclass(frozen=True)
@@ -145,7 +176,9 @@ def test_gradient_is_the_closed_form(steps):
         w = w - LR * (w * m - 1) * m
     slope = -sign / (1 + np.exp(sign * v * w * m))  # of the cross-entropy, by the second logit
     by_w = (slope * v * m + WEIGHT * (w * m - 1) * m) * (1 - LR * m**2) ** steps
-    assert terms["classification_loss"].item() == pytest.approx(np.log1p(np.exp(-sign * v * w * m)).mean(), rel=1e-10)
+    assert terms["classification_loss"].item() == pytest.approx(
+        np.log1p(np.exp(-sign * v * w * m)).mean(), rel=1e-10
+    )
     assert terms["objective_loss"].item() == pytest.approx(((w * m - 1) ** 2).mean() / 2, rel=1e-10)
     terms["loss"].backward()
     assert toy.encoder.grad.item() == pytest.approx(by_w.mean(), rel=1e-10)
@@ -157,15 +190,24 @@ def test_gradient_is_the_closed_form(steps):
 def test_second_derivatives_are_those_of_every_image_on_its_own(kind, steps, clipped):
     network, objective, batch = setting(kind)
     with sdpa_kernel(SDPBackend.MATH):
-        clip = float(np.median(one_by_one(network, objective, batch, steps)[1])) if clipped else None
+        clip = (
+            float(np.median(one_by_one(network, objective, batch, steps)[1])) if clipped else None
+        )
         wanted, norms = one_by_one(network, objective, batch, steps, clip)
         first_order, _ = one_by_one(network, objective, batch, steps, clip, second_order=False)
-        wanted_gradients, first_order_gradients = gradients(wanted, network), gradients(first_order, network)
+        wanted_gradients, first_order_gradients = (
+            gradients(wanted, network),
+            gradients(first_order, network),
+        )
     assert not clipped or min(norms) < clip < max(norms)
-    terms = meta_loss(objective, WEIGHT, LR, steps, clip)(network.train(), batch, torch_generator(1))
+    terms = meta_loss(objective, WEIGHT, LR, steps, clip)(
+        network.train(), batch, torch_generator(1)
+    )
     assert terms["loss"].item() == pytest.approx(wanted.item(), rel=1e-10)
     assert_same(gradients(terms["loss"], network), wanted_gradients)
-    assert difference(first_order_gradients, wanted_gradients) > 1e-2  # or the comparison would not be about second derivatives
+    assert (
+        difference(first_order_gradients, wanted_gradients) > 1e-2
+    )  # or the comparison would not be about second derivatives
 
 
 def test_gradient_is_that_of_central_differences():
@@ -173,7 +215,10 @@ def test_gradient_is_that_of_central_differences():
     loss = meta_loss(objective, WEIGHT, LR, 2, clip=0.01)
     found = gradients(loss(network, batch, torch_generator(1))["loss"], network)
     parameters, generator = dict(network.named_parameters()), torch_generator(2)
-    directions = {name: torch.randn(part.shape, generator=generator, dtype=part.dtype) for name, part in found.items()}
+    directions = {
+        name: torch.randn(part.shape, generator=generator, dtype=part.dtype)
+        for name, part in found.items()
+    }
     slope = sum((part * directions[name]).sum() for name, part in found.items()).item()
 
     @torch.no_grad()
@@ -209,7 +254,10 @@ def test_training_moves_all_parts_but_no_statistics(kind):
     network, objective, _ = setting(kind)
     network.float()
     before = copy.deepcopy(network.state_dict())
-    views = {"classify": Views(1, trainings.VIEWS), "objective": Views(PAIRS * objective.num_views, trainings.VIEWS)}
+    views = {
+        "classify": Views(1, trainings.VIEWS),
+        "objective": Views(PAIRS * objective.num_views, trainings.VIEWS),
+    }
     modes = []
 
     def loss(model, batch, generator) -> dict[str, Tensor]:
@@ -220,12 +268,16 @@ def test_training_moves_all_parts_but_no_statistics(kind):
     task = Task("finetune", PARTS, loss, views, Recipe(epochs=1, batch_size=5, lr=1e-2))
     # In any precision the loss is computed in full, as test-time training is.
     rows = [
-        Trainer(open_fabric("cpu", precision), seed=5).fit(copy.deepcopy(network), trainings.image_set(10), task)
+        Trainer(open_fabric("cpu", precision), seed=5).fit(
+            copy.deepcopy(network), trainings.image_set(10), task
+        )
         for precision in ("bf16", "32")
     ]
     assert [{**row, "seconds": 0} for row in rows[0]] == [{**row, "seconds": 0} for row in rows[1]]
     Trainer(open_fabric("cpu", "32"), seed=5).fit(network, trainings.image_set(10), task)
-    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name for name, value in network.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert {name.partition(".")[0] for name in changed} == set(PARTS)
     assert not changed & {name for name, _ in network.named_buffers()}
     assert all(all(mode) for mode in modes)
@@ -253,7 +305,9 @@ def test_objectives_that_contrast_images_are_refused():
 def test_several_processes_are_refused():
     network, objective, batch = setting("simsiam-groupnorm")
     with pytest.raises(UserError, match="expected one process, found 2"):
-        meta_loss(objective, WEIGHT, LR)(network, batch | {"share": Share(6, 0, 2)}, torch_generator(1))
+        meta_loss(objective, WEIGHT, LR)(
+            network, batch | {"share": Share(6, 0, 2)}, torch_generator(1)
+        )
 
 
 def test_the_inner_step_learns_to_help():
@@ -265,11 +319,16 @@ def test_the_inner_step_learns_to_help():
         """Cross-entropy after an inner step as a share of that before, mean over three networks."""
         shares = []
         for seed in range(3):
-            network, objective = build_network(trainings.MAE, trainings.CLASSES, trainings.SIZE, seed)
+            network, objective = build_network(
+                trainings.MAE, trainings.CLASSES, trainings.SIZE, seed
+            )
             loss = meta_loss(objective, 0.1, LR, inner_steps_in_training)
             task = Task("finetune", PARTS, loss, views, Recipe(epochs=8, batch_size=8, lr=3e-3))
             trainings.trainer().fit(network, trainings.image_set(44), task)
-            terms = [meta_loss(objective, 0.1, LR, steps)(network, held_out, torch_generator(3)) for steps in (0, 1)]
+            terms = [
+                meta_loss(objective, 0.1, LR, steps)(network, held_out, torch_generator(3))
+                for steps in (0, 1)
+            ]
             before, after = (found["classification_loss"].item() for found in terms)
             shares.append(after / before)
         return sum(shares) / len(shares)

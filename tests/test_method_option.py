@@ -31,7 +31,8 @@ class Flip(Method):
 """
 RIGHT = METHOD.format(views="", mate="image")
 WRONG = METHOD.format(
-    views="def views(self, network, images, generators):\n        return images.mean(0).expand_as(images)", mate="views"
+    views="def views(self, network, images, generators):\n        return images.mean(0).expand_as(images)",
+    mate="views",
 )
 
 
@@ -40,7 +41,9 @@ def package(tmp_path, monkeypatch):
     (tmp_path / "users").mkdir()
     (tmp_path / "users" / "flip.py").write_text(RIGHT)
     (tmp_path / "users" / "mean.py").write_text(WRONG)
-    (tmp_path / "users" / "headed.py").write_text(RIGHT.replace("trains = False", 'trains = False\n    head = "none such"'))
+    (tmp_path / "users" / "headed.py").write_text(
+        RIGHT.replace("trains = False", 'trains = False\n    head = "none such"')
+    )
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
@@ -63,7 +66,12 @@ def test_it_runs_the_contract_of_that_method_alone(package):
         "users.mean",
     ]
     paths = os.pathsep.join([str(package), str(ROOT / "src"), str(ROOT)])
-    settings = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": paths}, "capture_output": True, "text": True}
+    settings = {
+        "cwd": ROOT,
+        "env": os.environ | {"PYTHONPATH": paths},
+        "capture_output": True,
+        "text": True,
+    }
     done = subprocess.run(command, **settings, timeout=300, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     found = {"PASSED": Counter(), "FAILED": Counter()}
@@ -88,7 +96,8 @@ def test_it_runs_the_contract_of_that_method_alone(package):
 
 def test_a_method_that_no_network_of_the_tests_fits_is_told(package):
     with pytest.raises(
-        UserError, match=r"method users\.headed: the tests have no network with the head of objective none such"
+        UserError,
+        match=r"method users\.headed: the tests have no network with the head of objective none such",
     ):
         contract.cases("users.headed")
     with pytest.raises(UserError, match="its module cannot be imported"):

@@ -23,7 +23,9 @@ BY_PROTOCOL = [(name, protocol) for name in method_names() for protocol in decla
 @pytest.mark.parametrize(("name", "protocol"), BY_PROTOCOL)
 def test_our_methods_pass_and_the_network_stays_as_it_was(name, protocol):
     method = contract.load(name)
-    network, statistics = contract.source(KINDS.get(method.head, method.head), method, torch.float32)
+    network, statistics = contract.source(
+        KINDS.get(method.head, method.head), method, torch.float32
+    )
     before = {key: value.clone() for key, value in network.state_dict().items()}
     try_method(network, method, InnerLoop(steps=4, lr=0.1), statistics, networks.SIZE, protocol)
     after = network.state_dict()
@@ -50,21 +52,81 @@ def with_hook(hook, function):
 
 NET, PLAIN = "a tensor of shape (1, 4)", "something of type int"
 MISTAKES = [
-    ("loss", lambda net, *_: net(_[0]).logits.mean(), "must return two things, loss, state, found a tensor of shape (); write"),
-    ("loss", lambda net, views, *_: (net(views).logits[:, 0], ()), "must return a tensor of one number, without dimensions"),
-    ("loss", lambda net, views, *_: (net(views).logits.argmax(), ()), "must return a tensor of one number"),
-    ("loss", lambda net, views, *_: (1.0, ()), "must return a tensor of one number, without dimensions, found something of"),
-    ("loss", lambda net, views, *_: (net(views).logits.mean(), None), "must give a state of tensors, in tuples, lists"),
-    ("views", lambda _network, images, _streams: images[:0], "must give tensors whose first dimension counts the images, here"),
-    ("views", lambda network, images, generators: (), "must give tensors whose first dimension counts the images"),
-    ("init_state", lambda: 1, f"must give a state of tensors, in tuples, lists and dicts, found {PLAIN}"),
-    ("predict", lambda net, image, *_: net(image[None]).logits, f"must return logits of shape (4,), found {NET}"),
-    ("predict", lambda net, image, *_: net(image[None]).logits[0, :3], "must return logits of shape (4,), found a tensor"),
-    ("predict_batch", lambda net, images, *_: net(images).logits, "must return two things, logits, state, found a tensor"),
-    ("predict_batch", lambda net, images, *_: (net(images).logits[:2], ()), "must return logits of shape (8, 4), found a"),
-    ("after_step", lambda parameters, *_: parameters, "must return two things, parameters, state, found something of"),
-    ("after_step", lambda parameters, *_: ({}, ()), "must return the 42 parameters that it is given"),
-    ("source_statistics", lambda network, batches: [1], "must give tensors by name, found something of type list"),
+    (
+        "loss",
+        lambda net, *_: net(_[0]).logits.mean(),
+        "must return two things, loss, state, found a tensor of shape (); write",
+    ),
+    (
+        "loss",
+        lambda net, views, *_: (net(views).logits[:, 0], ()),
+        "must return a tensor of one number, without dimensions",
+    ),
+    (
+        "loss",
+        lambda net, views, *_: (net(views).logits.argmax(), ()),
+        "must return a tensor of one number",
+    ),
+    (
+        "loss",
+        lambda net, views, *_: (1.0, ()),
+        "must return a tensor of one number, without dimensions, found something of",
+    ),
+    (
+        "loss",
+        lambda net, views, *_: (net(views).logits.mean(), None),
+        "must give a state of tensors, in tuples, lists",
+    ),
+    (
+        "views",
+        lambda _network, images, _streams: images[:0],
+        "must give tensors whose first dimension counts the images, here",
+    ),
+    (
+        "views",
+        lambda network, images, generators: (),
+        "must give tensors whose first dimension counts the images",
+    ),
+    (
+        "init_state",
+        lambda: 1,
+        f"must give a state of tensors, in tuples, lists and dicts, found {PLAIN}",
+    ),
+    (
+        "predict",
+        lambda net, image, *_: net(image[None]).logits,
+        f"must return logits of shape (4,), found {NET}",
+    ),
+    (
+        "predict",
+        lambda net, image, *_: net(image[None]).logits[0, :3],
+        "must return logits of shape (4,), found a tensor",
+    ),
+    (
+        "predict_batch",
+        lambda net, images, *_: net(images).logits,
+        "must return two things, logits, state, found a tensor",
+    ),
+    (
+        "predict_batch",
+        lambda net, images, *_: (net(images).logits[:2], ()),
+        "must return logits of shape (8, 4), found a",
+    ),
+    (
+        "after_step",
+        lambda parameters, *_: parameters,
+        "must return two things, parameters, state, found something of",
+    ),
+    (
+        "after_step",
+        lambda parameters, *_: ({}, ()),
+        "must return the 42 parameters that it is given",
+    ),
+    (
+        "source_statistics",
+        lambda network, batches: [1],
+        "must give tensors by name, found something of type list",
+    ),
 ]
 IN_WORDS = [
     (lambda value: value if value > 0 else -value, "branches on a value"),
@@ -74,8 +136,14 @@ IN_WORDS = [
     (lambda value: value[None][value[None] > 0].sum(), "selects a number of elements"),
     (lambda value: value + torch.randn_like(value), "draws random numbers; draw them in `views`"),
     (lambda value: value * torch.rand(()), "draws random numbers; draw them in `views`"),
-    (lambda value: torch.nn.functional.dropout(value, 0.5), "draws random numbers; draw them in `views`"),
-    (lambda value: torch.zeros(3).add_(value[None]).sum(), "changes a tensor in place that all images share"),
+    (
+        lambda value: torch.nn.functional.dropout(value, 0.5),
+        "draws random numbers; draw them in `views`",
+    ),
+    (
+        lambda value: torch.zeros(3).add_(value[None]).sum(),
+        "changes a tensor in place that all images share",
+    ),
     (lambda value: value.backward(), "differentiates by itself"),
     (lambda value: {}["key"], "fails with KeyError: 'key'"),
 ]
@@ -104,7 +172,10 @@ def test_what_a_hook_gives_and_must_not_is_told(hook, function, expected):
 @pytest.mark.parametrize("protocol", ["episodic", "online"])
 @pytest.mark.parametrize(("function", "expected"), IN_WORDS)
 def test_what_a_loss_of_one_image_cannot_do_is_told_with_what_to_do(function, expected, protocol):
-    method = with_hook("loss", lambda net, views, _statistics, state: (function(entropy(net(views).logits).mean()), state))
+    method = with_hook(
+        "loss",
+        lambda net, views, _statistics, state: (function(entropy(net(views).logits).mean()), state),
+    )
     found = told(method, protocol)
     assert found.startswith("loss (line ")
     assert found.partition(") ")[2].startswith(expected)
@@ -121,10 +192,14 @@ def test_a_whole_batch_may_branch_and_draw():
     try_method(network, method, InnerLoop(), statistics, networks.SIZE, "online")
 
 
-@pytest.mark.parametrize(("smallest", "batch_size", "expected"), [(1, 64, 8), (1, 4, 4), (20, 64, 20)])
+@pytest.mark.parametrize(
+    ("smallest", "batch_size", "expected"), [(1, 64, 8), (1, 4, 4), (20, 64, 20)]
+)
 def test_a_streams_batch_is_as_large_as_the_method_needs(smallest, batch_size, expected):
     seen = []
-    method = with_hook("views", lambda network, images, generators: seen.append(len(images)) or images.unsqueeze(1))
+    method = with_hook(
+        "views", lambda network, images, generators: seen.append(len(images)) or images.unsqueeze(1)
+    )
     type(method).smallest_batch = smallest
     network, statistics = networks.source_statistics("resnet", torch.float32)
     try_method(network, method, InnerLoop(steps=3), statistics, networks.SIZE, "online", batch_size)

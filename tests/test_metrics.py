@@ -13,22 +13,49 @@ from tttlab.evaluation.significance import mcnemar
 def predictions(label, source, adapted, *, shifts=("fog-1",), **columns) -> pd.DataFrame:
     """A table of predictions of one seed, no training, no gate: ``source`` and ``adapted`` are (shifts, images)."""
     blocks = []
-    for shift, before, after in zip(shifts, np.atleast_2d(source), np.atleast_2d(adapted), strict=True):
+    for shift, before, after in zip(
+        shifts, np.atleast_2d(source), np.atleast_2d(adapted), strict=True
+    ):
         corruption, _, severity = shift.rpartition("-") if shift != "clean" else ("none", "", "0")
         if not severity.isdigit():
             corruption, severity = shift, "0"
-        block = {"shift": shift, "corruption": corruption, "severity": int(severity), "seed": 0, "label": label}
-        block |= {"source_prediction": before, "adapted_prediction": after, "untrained_prediction": after}
-        block |= {"source_confidence": 0.5, "adapted_confidence": 0.5, "loss_first": math.nan, "loss_last": math.nan}
-        block |= {"distance": 1.0, "fell_back": False, "milliseconds": 1.0, "gate_open": True, "gate_milliseconds": 0.0}
-        blocks.append(pd.DataFrame({"image_id": [f"image-{i}" for i in range(len(label))], **block}))
+        block = {
+            "shift": shift,
+            "corruption": corruption,
+            "severity": int(severity),
+            "seed": 0,
+            "label": label,
+        }
+        block |= {
+            "source_prediction": before,
+            "adapted_prediction": after,
+            "untrained_prediction": after,
+        }
+        block |= {
+            "source_confidence": 0.5,
+            "adapted_confidence": 0.5,
+            "loss_first": math.nan,
+            "loss_last": math.nan,
+        }
+        block |= {
+            "distance": 1.0,
+            "fell_back": False,
+            "milliseconds": 1.0,
+            "gate_open": True,
+            "gate_milliseconds": 0.0,
+        }
+        blocks.append(
+            pd.DataFrame({"image_id": [f"image-{i}" for i in range(len(label))], **block})
+        )
     return pd.concat(blocks, ignore_index=True).assign(**columns)
 
 
 def binary(before, after, shifts=("fog-1",), **columns) -> pd.DataFrame:
     """Predictions from correctness: class 0 is right, class 1 is wrong."""
     before, after = np.atleast_2d(before), np.atleast_2d(after)
-    return predictions(np.zeros(before.shape[1], int), 1 - before, 1 - after, shifts=shifts, **columns)
+    return predictions(
+        np.zeros(before.shape[1], int), 1 - before, 1 - after, shifts=shifts, **columns
+    )
 
 
 TABLE = predictions(
@@ -103,7 +130,12 @@ class TestSummarise:
         }
         assert found == pytest.approx(expected)
         # Per image, over both shifts: -1, +1, +2, 0 of 2.
-        rows = (np.array([0.0, 0, 1, 0, -1, 1, 1, 0]), np.tile(np.arange(4), 2), np.zeros(8, int), np.zeros(8, int))
+        rows = (
+            np.array([0.0, 0, 1, 0, -1, 1, 1, 0]),
+            np.tile(np.arange(4), 2),
+            np.zeros(8, int),
+            np.zeros(8, int),
+        )
         assert [low, high] == pytest.approx(gain_interval(*rows, num_groups=1)[0])
         assert -1 <= low < 0.25 < high <= 1
 
@@ -132,7 +164,14 @@ class TestSummarise:
     def test_is_valid_json_whatever_is_unknown(self):
         one_image = TRAINED[TRAINED["image_id"] == "image-2"]
         only_clean = TRAINED[TRAINED["shift"] == "clean"]
-        for table in (TABLE, TRAINED, one_image, only_clean, only_clean.assign(label=-1), several_seeds(images=1)):
+        for table in (
+            TABLE,
+            TRAINED,
+            one_image,
+            only_clean,
+            only_clean.assign(label=-1),
+            several_seeds(images=1),
+        ):
             json.dumps(metrics.summarise(table), allow_nan=False)
         assert metrics.summarise(only_clean)["gain"] is None
         assert metrics.summarise(one_image)["gain"] == 1
@@ -141,9 +180,21 @@ class TestSummarise:
     def test_without_labels(self):
         found = metrics.summarise(TRAINED.assign(label=-1))
         gated = found.pop("gated")
-        known = {"changed", "images", "seeds", "fell_back", "milliseconds_p50", "milliseconds_p95", "milliseconds_mean"}
+        known = {
+            "changed",
+            "images",
+            "seeds",
+            "fell_back",
+            "milliseconds_p50",
+            "milliseconds_p95",
+            "milliseconds_mean",
+        }
         assert {name for name, value in found.items() if value is not None} == known
-        assert {name for name, value in gated.items() if value is not None} == {"open", "clean_open", "milliseconds"}
+        assert {name for name, value in gated.items() if value is not None} == {
+            "open",
+            "clean_open",
+            "milliseconds",
+        }
 
     def test_partly_labeled_counts_the_labeled(self):
         found = metrics.summarise(TABLE.assign(label=[0, 1, 2, -1] * 3))
@@ -168,11 +219,15 @@ class TestSummarise:
         before[[1, 4]] = 1
         after = 1 - before
         after[2, 6:], after[3] = 0, 0
-        found = metrics.summarise(binary(before, after, ["fog-1", "fog-2", "fog-3", "fog-4", "clean"]))
+        found = metrics.summarise(
+            binary(before, after, ["fog-1", "fog-2", "fog-3", "fog-4", "clean"])
+        )
         assert (found["shifts_helped"], found["shifts_hurt"]) == (1, 2)
 
     def test_flattened_for_a_table(self):
-        with_gate, without = (metrics.flatten(metrics.summarise(table)) for table in (TRAINED, TABLE))
+        with_gate, without = (
+            metrics.flatten(metrics.summarise(table)) for table in (TRAINED, TABLE)
+        )
         assert list(with_gate) == list(without)
         assert with_gate["gated_open"] == 1 / 2
         assert math.isnan(without["gated_gain"])
@@ -185,21 +240,31 @@ class TestSeveralSeeds:
         found = metrics.summarise(table)
         shifted = table[table["shift"] != "clean"]
         right = shifted[["source_prediction", "adapted_prediction"]].eq(shifted["label"], axis=0)
-        gains = (right["adapted_prediction"].astype(int) - right["source_prediction"]).groupby(shifted["seed"]).mean()
+        gains = (
+            (right["adapted_prediction"].astype(int) - right["source_prediction"])
+            .groupby(shifted["seed"])
+            .mean()
+        )
         assert (found["seeds"], found["images"]) == (3, 400)
         assert found["gain"] == pytest.approx(gains.mean())
         assert found["gain_seed_sd"] == pytest.approx(gains.std(ddof=1))
         # Networks this different leave the gain of a fourth open: about Student's t over the three gains.
-        assert found["gain_high"] - found["gain_low"] == pytest.approx(2 * 4.30 * gains.std() / math.sqrt(3), rel=0.1)
+        assert found["gain_high"] - found["gain_low"] == pytest.approx(
+            2 * 4.30 * gains.std() / math.sqrt(3), rel=0.1
+        )
         alone = metrics.summarise(table[table["seed"] == 1])
         assert alone["gain_high"] - alone["gain_low"] < (found["gain_high"] - found["gain_low"]) / 2
 
     def test_mcnemar_holds_in_every_seed(self):
         table = several_seeds()
         found = metrics.by_shift(table).set_index("shift")
-        one = [metrics.by_shift(table[table["seed"] == seed]).set_index("shift") for seed in range(3)]
+        one = [
+            metrics.by_shift(table[table["seed"] == seed]).set_index("shift") for seed in range(3)
+        ]
         for shift in found.index:
-            assert found.loc[shift, "mcnemar_p"] == pytest.approx(max(part.loc[shift, "mcnemar_p"] for part in one))
+            assert found.loc[shift, "mcnemar_p"] == pytest.approx(
+                max(part.loc[shift, "mcnemar_p"] for part in one)
+            )
             assert found.loc[shift, "n"] == 120
 
     def test_a_single_image_gives_no_interval(self):
@@ -231,7 +296,11 @@ class TestGroups:
         assert found["gain"].tolist() == [-1 / 4, 1 / 4, 1 / 4]
         assert found["wrong_to_right"].tolist() == [0, 1, 2]
         assert found["right_to_wrong"].tolist() == [1, 0, 1]
-        assert found["changed"].tolist() == [1, 1, 4]  # 9 → 8 is wrong both times, and still changed
+        assert found["changed"].tolist() == [
+            1,
+            1,
+            4,
+        ]  # 9 → 8 is wrong both times, and still changed
         assert found["mcnemar_p"].tolist() == [1, 1, 1]
         assert found["ece_source"].tolist() == [1 / 2, 0, 1 / 4]
         assert found["distance"].tolist() == [1, 2, 3]
@@ -251,7 +320,15 @@ class TestGroups:
 
     def test_without_labels_changes_still_count(self):
         found = metrics.by_shift(TABLE.assign(label=-1))
-        unknown = ["accuracy_source", "gain", "gain_low", "wrong_to_right", "mcnemar_p", "mcnemar_holm", "ece_source"]
+        unknown = [
+            "accuracy_source",
+            "gain",
+            "gain_low",
+            "wrong_to_right",
+            "mcnemar_p",
+            "mcnemar_holm",
+            "ece_source",
+        ]
         assert found[unknown].isna().all(axis=None)
         assert found["changed"].tolist() == [1, 1, 4]
 
@@ -275,11 +352,18 @@ class TestGroups:
         table = binary(before, after, ["clean", "fog-5", "photos/night", "test"])
         severity = metrics.by_severity(table).set_index("severity")
         assert severity.index.tolist() == [0, 5]
-        assert severity.loc[0, "accuracy_source"] == pytest.approx(before[0].mean())  # the clean images alone
+        assert severity.loc[0, "accuracy_source"] == pytest.approx(
+            before[0].mean()
+        )  # the clean images alone
         corruption = metrics.by_corruption(table).set_index("corruption")
         assert corruption.index.tolist() == ["fog", "photos/night", "test"]
         assert corruption.loc["photos/night", "accuracy_adapted"] == pytest.approx(after[2].mean())
-        assert metrics.by_shift(table)["shift"].tolist() == ["clean", "fog-5", "photos/night", "test"]
+        assert metrics.by_shift(table)["shift"].tolist() == [
+            "clean",
+            "fog-5",
+            "photos/night",
+            "test",
+        ]
         found = metrics.summarise(table)
         assert found["accuracy_source"] == pytest.approx(before[1:].mean())
         assert found["clean_adapted"] == pytest.approx(after[0].mean())
@@ -291,16 +375,25 @@ class TestGroups:
         found = metrics.by_shift(binary(before, after, ["clean", "fog-1"]))
         assert found["gain_low"].iloc[0] < 0 < found["gain_high"].iloc[0]
 
-    @pytest.mark.parametrize("table", [TRAINED.assign(label=-1), TRAINED[:4], TRAINED[TRAINED["image_id"] == "image-0"]])
+    @pytest.mark.parametrize(
+        "table", [TRAINED.assign(label=-1), TRAINED[:4], TRAINED[TRAINED["image_id"] == "image-0"]]
+    )
     def test_little_or_nothing_known_is_no_error(self, table):
-        for kind in (metrics.by_shift, metrics.by_corruption, metrics.by_severity, metrics.reliability):
+        for kind in (
+            metrics.by_shift,
+            metrics.by_corruption,
+            metrics.by_severity,
+            metrics.reliability,
+        ):
             kind(table).to_csv()
 
 
 class TestReliability:
     def test_counted_by_hand(self):
         confidence = np.array([0.99] * 4 + [0.9, 0.9, 0.1, 0.1] + [0.3] * 4)
-        found = metrics.reliability(TABLE.assign(source_confidence=confidence)).set_index(["with", "bin"])
+        found = metrics.reliability(TABLE.assign(source_confidence=confidence)).set_index(
+            ["with", "bin"]
+        )
         assert found.columns.tolist() == ["confidence", "accuracy", "n"]
         assert len(found) == 30
         # Clean rows (0.99) are left out; in fog-1 the sure ones are right, the others wrong; in fog-5 one of four is.

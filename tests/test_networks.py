@@ -17,7 +17,9 @@ SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}
 def test_the_stem_decides_the_resolution_of_the_first_stage(stem, side, deep):
     encoder = build_encoder("resnet18", 32, stem=stem, options=SMALL | deep).eval()
     shapes = {}
-    encoder.layer1.register_forward_hook(lambda _module, inputs, _output: shapes.update(side=inputs[0].shape[-1]))
+    encoder.layer1.register_forward_hook(
+        lambda _module, inputs, _output: shapes.update(side=inputs[0].shape[-1])
+    )
     with torch.no_grad():
         encoder(torch.zeros(1, 3, 32, 32))
     assert shapes["side"] == side
@@ -25,17 +27,25 @@ def test_the_stem_decides_the_resolution_of_the_first_stage(stem, side, deep):
 
 
 def test_small_vision_transformers_take_four_pixel_patches():
-    assert build_encoder("vit_tiny_patch16_224", 32, options={"depth": 1}).patch_embed.num_patches == 64
-    assert build_encoder("vit_tiny_patch16_224", 32, options={"depth": 1, "patch_size": 8}).patch_embed.num_patches == 16
+    assert (
+        build_encoder("vit_tiny_patch16_224", 32, options={"depth": 1}).patch_embed.num_patches
+        == 64
+    )
+    assert (
+        build_encoder(
+            "vit_tiny_patch16_224", 32, options={"depth": 1, "patch_size": 8}
+        ).patch_embed.num_patches
+        == 16
+    )
 
 
 def test_the_networks_own_mean_and_deviation_are_applied_inside():
     network, _ = networks.source_statistics("resnet", torch.float32)
     assert network.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
     images = networks.images(2)
-    normalised = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
-        3, 1, 1
-    )
+    normalised = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    ).view(3, 1, 1)
     with torch.no_grad():
         features = network.encoder(normalised)
         torch.testing.assert_close(network(images).features, features)
@@ -57,7 +67,10 @@ def test_bound_tells_what_is_trained_and_what_the_source_has():
     net = Bound(network, {"classifier.bias": source["classifier.bias"].detach() + 1})
     assert list(net.trained) == ["classifier.bias"]
     assert net.source.keys() == source.keys()
-    assert all(torch.equal(value, source[name]) and not value.requires_grad for name, value in net.source.items())
+    assert all(
+        torch.equal(value, source[name]) and not value.requires_grad
+        for name, value in net.source.items()
+    )
     teacher = net.rebound({name: 0 * value for name, value in net.trained.items()})
     assert not teacher.trained["classifier.bias"].any()
     assert torch.equal(net.trained["classifier.bias"], source["classifier.bias"] + 1)  # as it was
@@ -108,7 +121,11 @@ def test_evaluating_restores_every_modules_mode():
     ("backbone", "options", "message"),
     [
         ("resnet81", {}, r"backbone 'resnet81' is unknown to timm .*did you mean 'resnet"),
-        ("resnet18.a1_in2k", {}, r"timm .* has no weights 'resnet18.a1_in2k'; did you mean 'resnet18.a1_in1k'"),
+        (
+            "resnet18.a1_in2k",
+            {},
+            r"timm .* has no weights 'resnet18.a1_in2k'; did you mean 'resnet18.a1_in1k'",
+        ),
         ("test_vit.r160_in2k", {}, r"has no weights 'test_vit.r160_in2k'; "),
         ("resnet18", {"layrs": [1]}, r"timm cannot build backbone 'resnet18' with .*layrs"),
         (
@@ -132,10 +149,15 @@ def test_a_network_without_a_head_classifies():
 
 @pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny_patch16_224"])
 def test_a_pretrained_first_layer_is_not_thrown_away(backbone):
-    with pytest.raises(UserError, match=f"stem 'small' would replace the first layer of '{backbone}', whose weights are pre"):
+    with pytest.raises(
+        UserError,
+        match=f"stem 'small' would replace the first layer of '{backbone}', whose weights are pre",
+    ):
         build_encoder(backbone, 32, pretrained=True)
 
 
 def test_images_are_a_whole_number_of_patches():
-    with pytest.raises(UserError, match=r"data\.image_size: expected a multiple of the patches' 4 pixels, found 30"):
+    with pytest.raises(
+        UserError, match=r"data\.image_size: expected a multiple of the patches' 4 pixels, found 30"
+    ):
         build_encoder("vit_tiny_patch16_224", 30)

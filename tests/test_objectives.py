@@ -21,7 +21,10 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_bank_contrast_equals_a_double_loop():
     generator = torch.Generator().manual_seed(0)
-    views, bank = torch.randn(4, 6, generator=generator).double(), torch.randn(9, 6, generator=generator).double()
+    views, bank = (
+        torch.randn(4, 6, generator=generator).double(),
+        torch.randn(9, 6, generator=generator).double(),
+    )
     total, tau = 0.0, 0.3
     for i in range(4):
         negatives = sum(math.exp(cosine(views[i].numpy(), row.numpy()) / tau) for row in bank)
@@ -37,8 +40,13 @@ def test_two_views_against_the_rest_of_the_batch_are_lightlys_loss():
     generator = torch.Generator().manual_seed(1)
     first, second = torch.randn(2, 5, 8, dtype=torch.float64, generator=generator)
     both = torch.stack([first, second], dim=1)
-    own = [bank_contrast(both[i], both[[j for j in range(5) if j != i]].flatten(0, 1), 0.5) for i in range(5)]
-    torch.testing.assert_close(torch.stack(own).mean(), NTXentLoss(0.5, memory_bank_size=0)(first, second))
+    own = [
+        bank_contrast(both[i], both[[j for j in range(5) if j != i]].flatten(0, 1), 0.5)
+        for i in range(5)
+    ]
+    torch.testing.assert_close(
+        torch.stack(own).mean(), NTXentLoss(0.5, memory_bank_size=0)(first, second)
+    )
 
 
 def test_the_published_loss_has_no_gradient_on_one_image():
@@ -46,7 +54,9 @@ def test_the_published_loss_has_no_gradient_on_one_image():
     NTXentLoss(0.5, memory_bank_size=0)(views[0], views[1]).backward()
     assert not views.grad.any()
     own = views.detach()[:, 0].clone().requires_grad_()
-    bank_contrast(own, torch.randn(6, 8, generator=torch.Generator().manual_seed(3)), 0.5).backward()
+    bank_contrast(
+        own, torch.randn(6, 8, generator=torch.Generator().manual_seed(3)), 0.5
+    ).backward()
     assert own.grad.abs().max() > 1e-3
 
 
@@ -63,8 +73,12 @@ def test_masked_error_equals_a_loop_over_patches():
                 for x in range(4):
                     for c in range(3):
                         truth = images[n, c, 4 * row + y, 4 * column + x]
-                        errors.append(float(reconstruction[n, patch, (y * 4 + x) * 3 + c] - truth) ** 2)
-    assert masked_error(reconstruction, images, hidden, 4).item() == pytest.approx(np.mean(errors), rel=1e-5)
+                        errors.append(
+                            float(reconstruction[n, patch, (y * 4 + x) * 3 + c] - truth) ** 2
+                        )
+    assert masked_error(reconstruction, images, hidden, 4).item() == pytest.approx(
+        np.mean(errors), rel=1e-5
+    )
 
 
 def test_hidden_pixels_never_reach_the_encoder():
@@ -77,7 +91,9 @@ def test_hidden_pixels_never_reach_the_encoder():
             row, column = divmod(patch, 4)
             changed[n, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 0.123
     with torch.no_grad():
-        before, after = (network(pixels, keep=keep[0]).reconstruction for pixels in (images, changed))
+        before, after = (
+            network(pixels, keep=keep[0]).reconstruction for pixels in (images, changed)
+        )
     assert torch.equal(before, after)
 
 
@@ -89,7 +105,8 @@ def test_visible_tokens_only_is_the_whole_transformer_when_all_are_visible():
     everything = torch.arange(17).expand(2, 17)
     with torch.no_grad():
         torch.testing.assert_close(
-            encode_visible(network.encoder, images, everything), network.encoder.forward_features(images)
+            encode_visible(network.encoder, images, everything),
+            network.encoder.forward_features(images),
         )
 
 
@@ -110,5 +127,7 @@ def test_training_losses_follow_their_definitions():
     with torch.no_grad():
         found = MAE().loss(vit, views[:, :1], torch_generator(5))
         keep, hidden = random_masks([torch_generator(5)], 6, 16, 0.75)
-        expected = masked_error(vit(views[:, 0], keep=keep[0]).reconstruction, views[:, 0], hidden[0], 4)
+        expected = masked_error(
+            vit(views[:, 0], keep=keep[0]).reconstruction, views[:, 0], hidden[0], 4
+        )
     torch.testing.assert_close(found, expected)

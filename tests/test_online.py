@@ -53,12 +53,21 @@ def test_tent_is_entropy_minimisation_by_batch_statistics_along_the_stream(optim
     """Against torch's own BatchNorm in training mode, autograd and optimiser, whose moments flow on too."""
     network, statistics = networks.source_statistics("resnet")
     loop = InnerLoop(
-        steps=2, lr=1e-2, optimizer=optimizer, momentum=momentum, trainable="norm", normalisation=Normalisation("image")
+        steps=2,
+        lr=1e-2,
+        optimizer=optimizer,
+        momentum=momentum,
+        trainable="norm",
+        normalisation=Normalisation("image"),
     )
     found = adapt_stream(network, stream(), TENT(), loop, batch_size=BATCH, statistics=statistics)
     slow = by_batch_statistics(copy.deepcopy(network).eval())
     chosen = list(select_parameters(slow, "norm").values())
-    own = torch.optim.Adam(chosen, lr=1e-2) if optimizer == "adam" else torch.optim.SGD(chosen, lr=1e-2, momentum=0.9)
+    own = (
+        torch.optim.Adam(chosen, lr=1e-2)
+        if optimizer == "adam"
+        else torch.optim.SGD(chosen, lr=1e-2, momentum=0.9)
+    )
     logits, losses = [], []
     for part in BATCHES:
         for _ in range(2):
@@ -71,7 +80,9 @@ def test_tent_is_entropy_minimisation_by_batch_statistics_along_the_stream(optim
             logits.append(slow(stream()[part]).logits)
     torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
     assert found.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-6)
-    torch.testing.assert_close(found.source_logits, adapt(network, stream(), NoAdaptation()).logits, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(
+        found.source_logits, adapt(network, stream(), NoAdaptation()).logits, atol=1e-10, rtol=1e-10
+    )
     assert (found.logits - found.source_logits).abs().max() > 1e-3
 
 
@@ -79,7 +90,9 @@ def test_tent_without_a_step_is_batch_statistics():
     """At learning rate 0 what remains is "BN adapt": every image normalised by its batch."""
     network, statistics = networks.source_statistics("resnet")
     loop = InnerLoop(steps=1, lr=0.0, trainable="norm", normalisation=Normalisation("image"))
-    found = adapt_stream(network, stream(), TENT(), loop, batch_size=BATCH, statistics=statistics, record=(0, 1)).logits_at
+    found = adapt_stream(
+        network, stream(), TENT(), loop, batch_size=BATCH, statistics=statistics, record=(0, 1)
+    ).logits_at
     with torch.no_grad():
         slow = by_batch_statistics(copy.deepcopy(network).eval())
         expected = torch.cat([slow(stream()[part]).logits for part in BATCHES])
@@ -95,9 +108,15 @@ def test_a_method_for_one_image_takes_the_mean_of_a_batchs_losses(method):
     found = adapt_stream(network, stream(), method, loop, batch_size=BATCH, statistics=statistics)
     slow = copy.deepcopy(network).eval()
     chosen = list(select_parameters(slow, "encoder").values())
-    own, logits, names = torch.optim.SGD(chosen, lr=1e-2), [], [str(index) for index in range(COUNT)]
+    own, logits, names = (
+        torch.optim.SGD(chosen, lr=1e-2),
+        [],
+        [str(index) for index in range(COUNT)],
+    )
     for part in BATCHES:
-        views = method.views(slow, stream()[part], [torch_generator(0, "views", name, 0) for name in names[part]])
+        views = method.views(
+            slow, stream()[part], [torch_generator(0, "views", name, 0) for name in names[part]]
+        )
         losses = [method.loss(slow, each, statistics, ())[0] for each in views]
         own.zero_grad()
         torch.stack(losses).mean().backward()
@@ -105,7 +124,9 @@ def test_a_method_for_one_image_takes_the_mean_of_a_batchs_losses(method):
         own.step()
         with torch.no_grad():
             logits.append(slow(stream()[part]).logits)
-        assert found.losses[part, 0].tolist() == pytest.approx([loss.item() for loss in losses], rel=1e-6)
+        assert found.losses[part, 0].tolist() == pytest.approx(
+            [loss.item() for loss in losses], rel=1e-6
+        )
     torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
 
 
@@ -128,7 +149,9 @@ def test_state_flows_from_step_to_step_and_from_batch_to_batch():
     loop = InnerLoop(steps=2, lr=0.0)
     found = adapt_stream(network, stream(), Counting(), loop, batch_size=BATCH)
     with torch.no_grad():
-        own = torch.stack([network.eval()(stream()[part]).logits.square().mean() for part in BATCHES])
+        own = torch.stack(
+            [network.eval()(stream()[part]).logits.square().mean() for part in BATCHES]
+        )
     ratio = torch.stack([found.losses[part.start] for part in BATCHES]) / own[:, None]
     torch.testing.assert_close(ratio, torch.arange(1.0, 7).double().view(3, 2))
 
@@ -163,7 +186,9 @@ class Failing(Counting):
 
 def test_a_batch_that_fails_on_the_way_keeps_its_losses_in_shape():
     network, _ = networks.source_statistics("resnet")
-    found = adapt_stream(network, stream(3), Failing(), InnerLoop(steps=4, lr=1e-3), batch_size=BATCH)
+    found = adapt_stream(
+        network, stream(3), Failing(), InnerLoop(steps=4, lr=1e-3), batch_size=BATCH
+    )
     assert found.losses.shape == (3, 4)
     assert found.losses[:, 0].isfinite().all()
     assert found.losses[:, 1:].isinf().all()
@@ -180,8 +205,17 @@ def test_a_batch_that_cannot_be_learnt_from_gets_the_source_predictions_and_leav
     assert found.fell_back.tolist() == [False] * 3 + [True] * 2 + [False] * 2
     assert torch.equal(found.logits[4], found.source_logits[4])
     assert found.logits[5:].isfinite().all()
-    skipped = adapt_stream(network, stream()[[0, 1, 2, 5, 6, 6]], TENT(), loop, batch_size=BATCH, statistics=statistics)
-    whole = adapt_stream(network, images[[0, 1, 2, 3, 3, 3, 5, 6, 6]], TENT(), loop, batch_size=BATCH, statistics=statistics)
+    skipped = adapt_stream(
+        network, stream()[[0, 1, 2, 5, 6, 6]], TENT(), loop, batch_size=BATCH, statistics=statistics
+    )
+    whole = adapt_stream(
+        network,
+        images[[0, 1, 2, 3, 3, 3, 5, 6, 6]],
+        TENT(),
+        loop,
+        batch_size=BATCH,
+        statistics=statistics,
+    )
     torch.testing.assert_close(whole.logits[6:], skipped.logits[3:])  # as if it had not come
 
 
@@ -206,7 +240,9 @@ def test_weights_that_overflow_go_back_to_the_source_and_the_stream_goes_on():
     assert found.losses.isfinite().all()
     assert found.fell_back.tolist() == [False] * 3 + [True] * 2 + [False] * 2
     torch.testing.assert_close(found.logits[3:5], found.source_logits[3:5])
-    alone = adapt_stream(network, stream()[5:], Overflowing(), loop, batch_size=BATCH, image_ids=[5, 6])
+    alone = adapt_stream(
+        network, stream()[5:], Overflowing(), loop, batch_size=BATCH, image_ids=[5, 6]
+    )
     torch.testing.assert_close(found.logits[5:], alone.logits)
 
 
@@ -229,10 +265,13 @@ def test_no_images_are_refused():
 def test_what_cannot_be_looked_at_is_refused():
     network, _ = networks.source_statistics("resnet")
     with pytest.raises(
-        UserError, match=r"ActMAD.* is defined for episodic, found online; use tttlab\.adaptation\.adapter\.adapt"
+        UserError,
+        match=r"ActMAD.* is defined for episodic, found online; use tttlab\.adaptation\.adapter\.adapt",
     ):
         adapt_stream(network, stream(), ActMAD())
-    with pytest.raises(UserError, match=r"average: 2 views cannot replace the prediction that LAME"):
+    with pytest.raises(
+        UserError, match=r"average: 2 views cannot replace the prediction that LAME"
+    ):
         adapt_stream(network, stream(), LAME(), InnerLoop(average=2))
     with pytest.raises(UserError, match=r"after 0 and all 4 steps, found \[2\]"):
         adapt_stream(network, stream(), TENT(), InnerLoop(steps=4), record=(0, 2))
@@ -240,10 +279,16 @@ def test_what_cannot_be_looked_at_is_refused():
 
 def test_entropy_of_a_die_and_of_certainty():
     method, sure = TENT(), torch.tensor([[1e3, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    for logits, expected in ((0 * sure, np.log(4)), (sure, 0.0), (torch.cat([0 * sure, sure]), np.log(4) / 2)):
+    for logits, expected in (
+        (0 * sure, np.log(4)),
+        (sure, 0.0),
+        (torch.cat([0 * sure, sure]), np.log(4) / 2),
+    ):
         loss, _ = method.loss(lambda _views, logits=logits: networks_outputs(logits), None, {}, ())
         assert loss.item() == pytest.approx(expected, abs=1e-12)
-        assert loss.item() == pytest.approx(F.cross_entropy(logits, logits.softmax(-1)).item(), abs=1e-12)
+        assert loss.item() == pytest.approx(
+            F.cross_entropy(logits, logits.softmax(-1)).item(), abs=1e-12
+        )
 
 
 class TestSAR:
@@ -251,8 +296,12 @@ class TestSAR:
         """The filter chooses again at the upper point: its images are those reliable there."""
         network, statistics = networks.source_statistics("resnet")
         method = SAR(margin=0.957, reset_below=0.0)
-        loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", sharpness=0.05, normalisation=Normalisation("image"))
-        found = adapt_stream(network, stream(), method, loop, batch_size=BATCH, statistics=statistics)
+        loop = InnerLoop(
+            steps=1, lr=1e-2, trainable="norm", sharpness=0.05, normalisation=Normalisation("image")
+        )
+        found = adapt_stream(
+            network, stream(), method, loop, batch_size=BATCH, statistics=statistics
+        )
         slow = by_batch_statistics(copy.deepcopy(network).eval())
         chosen, logits, counts = list(select_parameters(slow, "norm").values()), [], []
 
@@ -278,23 +327,40 @@ class TestSAR:
         torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
 
     def test_unreliable_images_teach_nothing(self):
-        logits = torch.tensor([[0.0, 0, 0, 0], [9.0, 0, 0, 0]], dtype=torch.float64, requires_grad=True)
-        loss, state = SAR().loss(lambda _views: networks_outputs(logits), None, {}, SAR().init_state())
+        logits = torch.tensor(
+            [[0.0, 0, 0, 0], [9.0, 0, 0, 0]], dtype=torch.float64, requires_grad=True
+        )
+        loss, state = SAR().loss(
+            lambda _views: networks_outputs(logits), None, {}, SAR().init_state()
+        )
         assert loss.item() == state.item() == pytest.approx(entropy(logits[1]).item())
         (slope,) = torch.autograd.grad(loss, logits)
         assert not slope[0].any()
         assert slope[1].any()
-        none, kept = SAR().loss(lambda _views: networks_outputs(logits[:1]), None, {}, torch.tensor(0.7))
+        none, kept = SAR().loss(
+            lambda _views: networks_outputs(logits[:1]), None, {}, torch.tensor(0.7)
+        )
         assert (none.item(), kept.item()) == (0.0, pytest.approx(0.7))
 
     def test_the_source_weights_come_back_before_the_collapse(self):
         """With a threshold that no loss can reach, every batch starts from the source weights, and without momentum."""
         network, statistics = networks.source_statistics("resnet")
-        loop = InnerLoop(steps=1, lr=1e-2, momentum=0.9, trainable="norm", normalisation=Normalisation("image"))
+        loop = InnerLoop(
+            steps=1, lr=1e-2, momentum=0.9, trainable="norm", normalisation=Normalisation("image")
+        )
         method = SAR(margin=2.0, reset_below=100.0)
-        found = adapt_stream(network, stream(), method, loop, batch_size=BATCH, statistics=statistics, record=(0, 1))
+        found = adapt_stream(
+            network, stream(), method, loop, batch_size=BATCH, statistics=statistics, record=(0, 1)
+        )
         torch.testing.assert_close(found.logits, found.logits_at[:, 0])
-        free = adapt_stream(network, stream(), SAR(margin=2.0, reset_below=0.0), loop, batch_size=BATCH, statistics=statistics)
+        free = adapt_stream(
+            network,
+            stream(),
+            SAR(margin=2.0, reset_below=0.0),
+            loop,
+            batch_size=BATCH,
+            statistics=statistics,
+        )
         assert not torch.allclose(free.logits, found.logits)
 
 
@@ -312,13 +378,21 @@ class TestT3A:
             centroids = []
             for label in range(networks.CLASSES):
                 own = [
-                    (entropy(torch.tensor(scores)).item(), feature) for feature, scores in supports if scores.argmax() == label
+                    (entropy(torch.tensor(scores)).item(), feature)
+                    for feature, scores in supports
+                    if scores.argmax() == label
                 ]
-                kept = [feature / np.linalg.norm(feature) for _, feature in sorted(own, key=lambda pair: pair[0])[:2]]
+                kept = [
+                    feature / np.linalg.norm(feature)
+                    for _, feature in sorted(own, key=lambda pair: pair[0])[:2]
+                ]
                 centroid = np.sum(kept, axis=0) if kept else np.zeros(weights.shape[1])
                 centroids.append(centroid / max(np.linalg.norm(centroid), 1e-12))
             np.testing.assert_allclose(
-                found[3 * batch : 3 * batch + 3], features @ np.array(centroids).T, rtol=1e-8, atol=1e-10
+                found[3 * batch : 3 * batch + 3],
+                features @ np.array(centroids).T,
+                rtol=1e-8,
+                atol=1e-10,
             )
 
     def test_it_remembers_what_came_before(self):
@@ -331,7 +405,17 @@ class TestT3A:
 class TestLAME:
     ANGLES = torch.tensor([0.0, 0.2, 0.5, 0.9, 1.9, 2.3, 3.0], dtype=torch.float64)
     FEATURES = 2 * torch.stack([ANGLES.cos(), ANGLES.sin()], dim=1)
-    LOGITS = torch.tensor([[1.0, 0, 0], [0.2, 0.4, 0], [0, 0.6, 0.1], [0.5, 0, 0.4], [0, 0.1, 0.9], [0.3, 0, 0.2], [0, 0, 1.2]])
+    LOGITS = torch.tensor(
+        [
+            [1.0, 0, 0],
+            [0.2, 0.4, 0],
+            [0, 0.6, 0.1],
+            [0.5, 0, 0.4],
+            [0, 0.1, 0.9],
+            [0.3, 0, 0.2],
+            [0, 0, 1.2],
+        ]
+    )
 
     @pytest.mark.parametrize(
         ("symmetric", "expected"),
@@ -366,7 +450,9 @@ class TestLAME:
         """Their functions, run on these features and logits: two nearest neighbours, with and without forced symmetry."""
         log_q = self.LOGITS.double().log_softmax(-1)
         found = assign(log_q, neighbor_affinities(self.FEATURES, 2, symmetric), 100).exp()
-        torch.testing.assert_close(found[:, :2], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=2e-7)
+        torch.testing.assert_close(
+            found[:, :2], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=2e-7
+        )
         assert LAME().symmetric is False
 
     def test_affinities_join_nearest_neighbours_one_way_or_both(self):
@@ -397,7 +483,9 @@ class TestLAME:
         w = torch.ones(4, 4).fill_diagonal_(0)
         assert log_q.argmax(1).tolist() == [0, 0, 0, 1]
         assert assign(log_q, w, 100).argmax(1).tolist() == [0, 0, 0, 0]
-        torch.testing.assert_close(assign(log_q, 0 * w, 100), log_q)  # without neighbours nothing changes
+        torch.testing.assert_close(
+            assign(log_q, 0 * w, 100), log_q
+        )  # without neighbours nothing changes
 
 
 def networks_outputs(logits):

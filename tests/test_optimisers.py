@@ -11,13 +11,17 @@ def test_learning_rate_rises_linearly_and_falls_along_half_a_cosine():
     recipe = Recipe(epochs=10, lr=0.4, warmup_epochs=2)
     rates = [recipe.learning_rate(step, steps_per_epoch=5) for step in range(50)]
     assert rates[:10] == pytest.approx([0.4 * (step + 1) / 10 for step in range(10)])
-    assert rates[10:] == pytest.approx([0.2 * (1 + math.cos(math.pi * step / 40)) for step in range(40)])
+    assert rates[10:] == pytest.approx(
+        [0.2 * (1 + math.cos(math.pi * step / 40)) for step in range(40)]
+    )
     assert rates[-1] > 0
 
 
 def test_warm_up_may_last_the_whole_training():
     recipe = Recipe(epochs=2, lr=1.0, warmup_epochs=2)
-    assert [recipe.learning_rate(step, 2) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert [recipe.learning_rate(step, 2) for step in range(4)] == pytest.approx(
+        [0.25, 0.5, 0.75, 1.0]
+    )
 
 
 @pytest.mark.parametrize("settings", [trainings.SIMCLR, trainings.MAE], ids=["convnet", "vit"])
@@ -26,11 +30,15 @@ def test_only_weights_decay(settings):
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     groups = build_optimizer(network, Recipe(epochs=1, weight_decay=0.05)).param_groups
     decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
-    others = {names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]}
+    others = {
+        names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]
+    }
     assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
     assert decayed | others == {name for name, p in network.named_parameters() if p.requires_grad}
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
-    assert decayed == {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, kinds)}
+    assert decayed == {
+        f"{name}.weight" for name, module in network.named_modules() if isinstance(module, kinds)
+    }
 
 
 def test_frozen_parameters_get_no_optimiser_state():

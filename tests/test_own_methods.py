@@ -53,7 +53,9 @@ def package(tmp_path, monkeypatch):
     folder = tmp_path / name
     (folder / "methods").mkdir(parents=True)  # without __init__.py, a namespace
     (folder / "__init__.py").write_text(IMPORTED)
-    (folder / "tools.py").write_text("def scale(logits, temperature):\n    return logits / temperature\n")
+    (folder / "tools.py").write_text(
+        "def scale(logits, temperature):\n    return logits / temperature\n"
+    )
     (folder / "methods" / "sharp.py").write_text(METHOD)
     (folder / "methods" / "unrelated.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -67,7 +69,10 @@ def read(folder, alone=False, **run):
     """The project's own settings with one run more, ``own``; alone: beside the control, and for one model."""
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
     if alone:
-        values["adapt"]["runs"], values["models"] = {"none": {"method": "none"}}, {"mae_vit": values["models"]["mae_vit"]}
+        values["adapt"]["runs"], values["models"] = (
+            {"none": {"method": "none"}},
+            {"mae_vit": values["models"]["mae_vit"]},
+        )
     values["adapt"]["runs"]["own"] = run
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(values, file)
@@ -78,9 +83,14 @@ def test_its_settings_are_checked_without_importing_it(package, tmp_path):
     method = f"{package.name}.methods.sharp"
     found = read(tmp_path, method=method, temperature=2.0, steps=3).run_settings("own", "mae_vit")
     assert (found.method, found.settings, found.adapter.steps) == (method, {"temperature": 2.0}, 3)
-    with pytest.raises(UserError, match=r"^adapt\.runs\.own\.temperature: expected a number greater than 0, found -1"):
+    with pytest.raises(
+        UserError,
+        match=r"^adapt\.runs\.own\.temperature: expected a number greater than 0, found -1",
+    ):
         read(tmp_path, method=method, temperature=-1.0)
-    with pytest.raises(UserError, match=r"^adapt\.runs\.own\.temprature: unknown key; did you mean 'temperature'\?"):
+    with pytest.raises(
+        UserError, match=r"^adapt\.runs\.own\.temprature: unknown key; did you mean 'temperature'\?"
+    ):
         read(tmp_path, method=method, temprature=1.0)
     assert not [name for name in sys.modules if name.startswith(package.name)]
 
@@ -103,12 +113,18 @@ def test_it_is_loaded_like_any_other(package):
         ("{}x.methods.sharp", None, "no module"),
         (".methods.sharp", None, r"no module '\.methods\.sharp'"),
         ("sys.path", None, "no module"),
-        ("{}.methods.sharp", "x = 1\n", r"sharp\.py: expected one public class with @dataclass and the base Method, found 0"),
+        (
+            "{}.methods.sharp",
+            "x = 1\n",
+            r"sharp\.py: expected one public class with @dataclass and the base Method, found 0",
+        ),
         ("{}.methods.sharp", METHOD + METHOD, "found 2"),
         ("{}.methods.sharp", "\ndef f(:\n", r"sharp\.py, line 2: not valid Python"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place_in_the_file(package, tmp_path, module, text, expected):
+def test_what_is_wrong_is_told_with_its_place_in_the_file(
+    package, tmp_path, module, text, expected
+):
     if text is not None:
         (package / "methods" / "sharp.py").write_text(text)
     with pytest.raises(UserError, match=rf"^adapt\.runs\.own\.method: .*{expected}"):
@@ -116,14 +132,21 @@ def test_what_is_wrong_is_told_with_its_place_in_the_file(package, tmp_path, mod
 
 
 def test_a_protocol_that_it_does_not_know_is_told(package, tmp_path):
-    (package / "methods" / "sharp.py").write_text(METHOD.replace('("episodic", "online")', '("online",)'))
-    with pytest.raises(UserError, match=r"^adapt\.runs\.own\.method: own_.* is defined for online, found adapt\.protocol"):
+    (package / "methods" / "sharp.py").write_text(
+        METHOD.replace('("episodic", "online")', '("online",)')
+    )
+    with pytest.raises(
+        UserError,
+        match=r"^adapt\.runs\.own\.method: own_.* is defined for online, found adapt\.protocol",
+    ):
         read(tmp_path, method=f"{package.name}.methods.sharp")
 
 
 def test_what_it_lacks_when_it_is_imported_is_told(package):
     (package / "__init__.py").write_text("import no_such_thing\n")
-    with pytest.raises(UserError, match=r"its module cannot be imported \(No module named 'no_such_thing'\)"):
+    with pytest.raises(
+        UserError, match=r"its module cannot be imported \(No module named 'no_such_thing'\)"
+    ):
         load_method(f"{package.name}.methods.sharp")
 
 
@@ -140,8 +163,14 @@ def test_its_code_is_hashed_with_all_that_it_imports(package):
     module = f"{package.name}.methods.sharp"
     names = list(method_code(module))
     assert names[0] == module
-    assert {name for name in names if name.startswith("own_")} == {package.name, f"{package.name}.tools", module}
-    assert {"tttlab.adaptation.method", "tttlab.networks.network"} <= set(names)  # what these import too
+    assert {name for name in names if name.startswith("own_")} == {
+        package.name,
+        f"{package.name}.tools",
+        module,
+    }
+    assert {"tttlab.adaptation.method", "tttlab.networks.network"} <= set(
+        names
+    )  # what these import too
 
 
 @pytest.mark.parametrize("text", ["def f(:\n", "from ....beyond import x\n"])
@@ -154,11 +183,20 @@ def test_a_file_that_it_imports_and_that_cannot_be_imported_is_named(package, te
 @pytest.mark.parametrize(
     ("text", "same"),
     [
-        ("def scale(logits, temperature):\n    # a comment\n    return (logits /\n            temperature)\n", True),
-        ('"""Said."""\ndef scale(logits, temperature):\n    """Said."""\n    return logits / temperature\n', True),
+        (
+            "def scale(logits, temperature):\n    # a comment\n    return (logits /\n            temperature)\n",
+            True,
+        ),
+        (
+            '"""Said."""\ndef scale(logits, temperature):\n    """Said."""\n    return logits / temperature\n',
+            True,
+        ),
         ("def scale(logits, temperature):\n    return temperature / logits\n", False),
         ("def scale(logits, temperature=1):\n    return logits / temperature\n", False),
-        ("TEXT = 'Said.'\ndef scale(logits, temperature):\n    return logits / temperature\n", False),
+        (
+            "TEXT = 'Said.'\ndef scale(logits, temperature):\n    return logits / temperature\n",
+            False,
+        ),
     ],
 )
 def test_what_is_said_is_not_what_is_executed(package, text, same):
@@ -172,16 +210,28 @@ def test_what_is_said_is_not_what_is_executed(package, text, same):
 def test_a_docstring_that_is_read_is_executed(package):
     found = []
     for said in ("one", "two"):
-        (package / "tools.py").write_text(f'def scale(x, temperature):\n    "{said}"\n    return x * len(scale.__doc__)\n')
+        (package / "tools.py").write_text(
+            f'def scale(x, temperature):\n    "{said}"\n    return x * len(scale.__doc__)\n'
+        )
         read_module.cache_clear()
         found.append(method_code(f"{package.name}.methods.sharp")[f"{package.name}.tools"])
     assert found[0] != found[1]
 
 
 def test_what_has_changed_is_told_by_run():
-    tent, flip = {"tttlab.methods.tent": "a", "tttlab.adaptation.method": "b"}, {"my.flip": "c", "my.tools": "d"}
-    before = {"none": {"m": tent}, "own": {"m": flip}, "gone": {"m": tent}, "other": {"m": tent, "n": flip}}
-    assert tell_changes(before, {"none": {"m": tent}, "own": {"m": flip, "n": flip}}) == ["no method's code has changed"]
+    tent, flip = (
+        {"tttlab.methods.tent": "a", "tttlab.adaptation.method": "b"},
+        {"my.flip": "c", "my.tools": "d"},
+    )
+    before = {
+        "none": {"m": tent},
+        "own": {"m": flip},
+        "gone": {"m": tent},
+        "other": {"m": tent, "n": flip},
+    }
+    assert tell_changes(before, {"none": {"m": tent}, "own": {"m": flip, "n": flip}}) == [
+        "no method's code has changed"
+    ]
     after = {
         "none": {"m": tent | {"tttlab.adaptation.method": "x"}},
         "new": {"m": tent, "n": flip},
@@ -200,13 +250,22 @@ def outputs(tmp_path, monkeypatch):
     """A folder of results; → what the stage tries, in place of trying it."""
     monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
     tried = []
-    monkeypatch.setattr(untrained, "try_runs", lambda _params, model, names: tried.extend((model, name) for name in names))
+    monkeypatch.setattr(
+        untrained,
+        "try_runs",
+        lambda _params, model, names: tried.extend((model, name) for name in names),
+    )
     return tried
 
 
 @pytest.mark.parametrize(
     ("edited", "changed"),
-    [("methods/sharp.py", ["own"]), ("tools.py", ["own"]), ("__init__.py", ["own"]), ("methods/unrelated.py", [])],
+    [
+        ("methods/sharp.py", ["own"]),
+        ("tools.py", ["own"]),
+        ("__init__.py", ["own"]),
+        ("methods/unrelated.py", []),
+    ],
 )
 def test_an_edit_is_one_runs_alone(package, tmp_path, outputs, capsys, edited, changed):
     params = read(tmp_path, method=f"{package.name}.methods.sharp")
@@ -215,12 +274,17 @@ def test_an_edit_is_one_runs_alone(package, tmp_path, outputs, capsys, edited, c
         read_module.cache_clear()
         outputs.clear()
         stage.run(params)
-        return {path.stem: path.read_text() for path in (tmp_path / "outputs" / "methods").glob("*.json")}
+        return {
+            path.stem: path.read_text()
+            for path in (tmp_path / "outputs" / "methods").glob("*.json")
+        }
 
     before = note()
     assert set(before) == set(params.adapt.runs)
     assert set(outputs) == set(params.pairs)
-    assert next(iter(json.loads(before["ssl"])["mae_vit"])) == "tttlab.methods.mae"  # the alias is each model's objective
+    assert (
+        next(iter(json.loads(before["ssl"])["mae_vit"])) == "tttlab.methods.mae"
+    )  # the alias is each model's objective
     assert next(iter(json.loads(before["ssl"])["simclr_convnet"])) == "tttlab.methods.simclr"
     assert note() == before
     assert capsys.readouterr().out.splitlines()[-1] == "no method's code has changed"
@@ -230,8 +294,14 @@ def test_an_edit_is_one_runs_alone(package, tmp_path, outputs, capsys, edited, c
     after = note()
     assert [run for run in before if after[run] != before[run]] == changed
     assert sorted(outputs) == [(model, run) for model in sorted(params.models) for run in changed]
-    module = ".".join([package.name, *edited.removesuffix(".py").split("/")]).removesuffix(".__init__")
-    told = f"runs whose method's code has changed: 'own' ({module})" if changed else "no method's code has changed"
+    module = ".".join([package.name, *edited.removesuffix(".py").split("/")]).removesuffix(
+        ".__init__"
+    )
+    told = (
+        f"runs whose method's code has changed: 'own' ({module})"
+        if changed
+        else "no method's code has changed"
+    )
     assert capsys.readouterr().out.splitlines()[-1] == told
     (tmp_path / "outputs" / "methods" / "gone.json").write_text("{}")  # a run that was taken out
     assert set(note()) == set(before)
@@ -241,12 +311,23 @@ def test_other_settings_are_tried_anew_and_change_no_code(package, tmp_path, out
     method = f"{package.name}.methods.sharp"
     stage.run(read(tmp_path, method=method, temperature=1.0))
     outputs.clear()
-    stage.run(read(tmp_path, method=method, temperature=1.0, lr=0.5, steps=3, average=0))  # of no consequence
+    stage.run(
+        read(tmp_path, method=method, temperature=1.0, lr=0.5, steps=3, average=0)
+    )  # of no consequence
     assert not outputs
-    stage.run(read(tmp_path, method=method, temperature=2.0, per_model={"mae_vit": {"temperature": 1.0}}))
+    stage.run(
+        read(tmp_path, method=method, temperature=2.0, per_model={"mae_vit": {"temperature": 1.0}})
+    )
     assert outputs == [("simclr_convnet", "own")]
     outputs.clear()
-    stage.run(read(tmp_path, method=method, temperature=2.0, per_model={"mae_vit": {"temperature": 1.0, "trainable": "norm"}}))
+    stage.run(
+        read(
+            tmp_path,
+            method=method,
+            temperature=2.0,
+            per_model={"mae_vit": {"temperature": 1.0, "trainable": "norm"}},
+        )
+    )
     assert outputs == [("mae_vit", "own")]
     assert capsys.readouterr().out.splitlines()[-1] == "no method's code has changed"
 
@@ -259,8 +340,18 @@ def test_where_nothing_is_new_torch_is_not_imported(package, tmp_path, outputs):
         "print([name for name in ('torch', 'timm', 'numpy') if name in sys.modules])"
     )
     where = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{tmp_path}"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=where, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.splitlines()) == (0, ["no method's code has changed", "[]"]), done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=where,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.splitlines()) == (
+        0,
+        ["no method's code has changed", "[]"],
+    ), done.stderr
 
 
 LOSS = "return entropy(scale(net(views).logits, self.temperature)).mean(), state"
@@ -279,13 +370,22 @@ BROKEN = {
         "return entropy(net(views).logits), state",
         "loss must return a tensor of one number, without dimensions, found a tensor of shape (1,)",
     ),
-    "no state": (LOSS.removesuffix(", state"), "loss must return two things, loss, state, found a tensor of shape ()"),
+    "no state": (
+        LOSS.removesuffix(", state"),
+        "loss must return two things, loss, state, found a tensor of shape ()",
+    ),
     "an exception": (
         f"{VALUE}\n        return value * statistics['bank'].mean(), state",
         "loss (line 25) fails with KeyError: 'bank'",
     ),
-    "arguments": (f"{LOSS}\n\n    def views(self, images): return images", "views fails with TypeError: "),
-    "one view too few": (f"{LOSS}\n\n    {VIEWS} images[0]", "views must give tensors whose first dimension counts the images"),
+    "arguments": (
+        f"{LOSS}\n\n    def views(self, images): return images",
+        "views fails with TypeError: ",
+    ),
+    "one view too few": (
+        f"{LOSS}\n\n    {VIEWS} images[0]",
+        "views must give tensors whose first dimension counts the images",
+    ),
     "a rule": (
         f"{LOSS}\n\n    def predict(self, net, image, views, statistics): return net(image[None]).logits",
         "predict must return logits of shape (10,), found a tensor of shape (1, 10)",
@@ -294,7 +394,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_method_is_told_by_hook_and_line_before_any_training(package, tmp_path, monkeypatch, kind):
+def test_a_broken_method_is_told_by_hook_and_line_before_any_training(
+    package, tmp_path, monkeypatch, kind
+):
     text, expected = BROKEN[kind]
     (package / "__init__.py").write_text("")
     (package / "methods" / "sharp.py").write_text(
@@ -312,11 +414,21 @@ def test_a_broken_method_is_told_by_hook_and_line_before_any_training(package, t
 @pytest.mark.parametrize(
     ("file", "text", "expected"),
     [
-        ("__init__.py", "import no_such_thing\n", r"its module cannot be imported \(No module named 'no_such_thing'\)"),
-        ("tools.py", "scale = undefined\n", r"its module cannot be imported \(NameError: name 'undefined' is not defined\)"),
+        (
+            "__init__.py",
+            "import no_such_thing\n",
+            r"its module cannot be imported \(No module named 'no_such_thing'\)",
+        ),
+        (
+            "tools.py",
+            "scale = undefined\n",
+            r"its module cannot be imported \(NameError: name 'undefined' is not defined\)",
+        ),
     ],
 )
-def test_a_method_that_cannot_be_imported_is_told_before_any_training(package, tmp_path, monkeypatch, file, text, expected):
+def test_a_method_that_cannot_be_imported_is_told_before_any_training(
+    package, tmp_path, monkeypatch, file, text, expected
+):
     (package / "__init__.py").write_text("")
     (package / file).write_text(text)
     monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
@@ -329,12 +441,16 @@ def test_large_images_are_tried_small_and_only_as_they_are_refused(package, tmp_
     file, sizes = package / "methods" / "sharp.py", []
     monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
     build = untrained.build_untrained
-    monkeypatch.setattr(untrained, "build_untrained", lambda *found: (sizes.append(found[-1]), build(*found))[1])
+    monkeypatch.setattr(
+        untrained, "build_untrained", lambda *found: (sizes.append(found[-1]), build(*found))[1]
+    )
     params = read(tmp_path, alone=True, method=f"{package.name}.methods.sharp")
     params = params.model_copy(update={"data": params.data.model_copy(update={"image_size": 96})})
     stage.run(params)
     assert sizes == [64]
-    file.write_text(METHOD.replace(LOSS, f"if views.shape[-1] < 96: raise ValueError\n        {LOSS}"))
+    file.write_text(
+        METHOD.replace(LOSS, f"if views.shape[-1] < 96: raise ValueError\n        {LOSS}")
+    )
     sys.modules.pop(f"{package.name}.methods.sharp")
     read_module.cache_clear()
     stage.run(params)
@@ -346,29 +462,46 @@ def test_large_images_are_tried_small_and_only_as_they_are_refused(package, tmp_
         stage.run(params)
 
 
-def test_dvc_tries_methods_first_and_reruns_what_follows_a_changed_one_and_nothing_else(package, tmp_path):
+def test_dvc_tries_methods_first_and_reruns_what_follows_a_changed_one_and_nothing_else(
+    package, tmp_path
+):
     """The project's stage itself, before a stage per run that stands for all that follow."""
     read(tmp_path, alone=True, method=f"{package.name}.methods.sharp")
     (package / "__init__.py").write_text("")
     known = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-    own = known["methods"] | {"cmd": f"{sys.executable} -m pipeline.methods", "deps": ["pipeline/methods.py"]}
+    own = known["methods"] | {
+        "cmd": f"{sys.executable} -m pipeline.methods",
+        "deps": ["pipeline/methods.py"],
+    }
     waits = [path for path in known["prepare"]["deps"] if path.startswith("outputs/")]
     following = {"cmd": "echo ran ${key}", "deps": ["outputs/methods/${key}.json"]}
     stages = {"prepare": {"cmd": "echo ran prepare", "deps": waits}, "methods": own}
     with (tmp_path / "dvc.yaml").open("w") as file:
-        YAML().dump({"stages": stages | {"tune": {"foreach": "${adapt.runs}", "do": following}}}, file)
-    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+        YAML().dump(
+            {"stages": stages | {"tune": {"foreach": "${adapt.runs}", "do": following}}}, file
+        )
+    shutil.copytree(
+        ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__")
+    )
     (tmp_path / "src").symlink_to(ROOT / "src")
 
     def dvc(*words, fails=""):
         command = [sys.executable, "-m", "dvc", *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
         assert (done.returncode != 0) == bool(fails), done.stderr
         assert fails in done.stderr
-        return {line.removeprefix("ran ") for line in done.stdout.splitlines() if line.startswith("ran ")}
+        return {
+            line.removeprefix("ran ")
+            for line in done.stdout.splitlines()
+            if line.startswith("ran ")
+        }
 
     (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\nno_scm = true\nanalytics = false\ncheck_update = false\n")
+    (tmp_path / ".dvc" / "config").write_text(
+        "[core]\nno_scm = true\nanalytics = false\ncheck_update = false\n"
+    )
     tools = package / "tools.py"
     text = tools.read_text()
     tools.write_text("scale = None\n")

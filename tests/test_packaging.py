@@ -5,7 +5,11 @@ import tomllib
 from tools.stage_code import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PINS = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line and line[0] not in "#-"]
+PINS = [
+    line
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    if line and line[0] not in "#-"
+]
 
 
 def test_uv_and_pip_get_the_same_versions():

@@ -81,12 +81,22 @@ def test_items_and_what_is_done_with_them_are_inherited_and_need_no_pickling():
 @pytest.mark.parametrize(
     ("number", "ended", "cause"),
     [
-        (signal.SIGKILL, "SIGKILL", r"memory probably ran out; lower machine\.workers or machine\.images_per_step"),
-        (signal.SIGSEGV, "SIGSEGV", r"a library probably crashed; machine\.workers: 1 works without such processes"),
+        (
+            signal.SIGKILL,
+            "SIGKILL",
+            r"memory probably ran out; lower machine\.workers or machine\.images_per_step",
+        ),
+        (
+            signal.SIGSEGV,
+            "SIGSEGV",
+            r"a library probably crashed; machine\.workers: 1 works without such processes",
+        ),
         (signal.SIGTERM, "SIGTERM", "something else stopped it"),
     ],
 )
-def test_a_worker_that_the_system_ends_is_told_with_its_work_and_what_is_done_is_kept(tmp_path, number, ended, cause):
+def test_a_worker_that_the_system_ends_is_told_with_its_work_and_what_is_done_is_kept(
+    tmp_path, number, ended, cause
+):
     """The item that dies is the third of five; the fourth waits in the other worker until then."""
     work = Work(tmp_path)
 
@@ -107,8 +117,12 @@ def test_a_worker_that_the_system_ends_is_told_with_its_work_and_what_is_done_is
     with pytest.raises(UserError) as told:
         list(in_order(compute, range(5), 2, name=lambda item: f"shift-{item}"))
     assert time.monotonic() - began < 20
-    assert told.match(rf"^a worker process was ended by {ended}, at work on (shift-\d; )*shift-2\b[^:]*: {cause}; what is done")
-    assert ("shift-3" in str(told.value)) == (number == signal.SIGTERM)  # as the executor ends the others: either may be it
+    assert told.match(
+        rf"^a worker process was ended by {ended}, at work on (shift-\d; )*shift-2\b[^:]*: {cause}; what is done"
+    )
+    assert ("shift-3" in str(told.value)) == (
+        number == signal.SIGTERM
+    )  # as the executor ends the others: either may be it
     assert "\n" not in str(told.value)
     assert [item for item in range(5) if work.has(f"shift-{item}")] == [0, 1]
     work.save("restarted", {})

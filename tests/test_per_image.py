@@ -19,7 +19,12 @@ IMAGES, VIEWS = 4, 3
 
 class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = x.unflatten(1, (2, -1)).unflatten(-1, (2, -1)).transpose(2, 3)[:, 0].expand(3, -1, -1, -1, -1)
+        query, key, value = (
+            x.unflatten(1, (2, -1))
+            .unflatten(-1, (2, -1))
+            .transpose(2, 3)[:, 0]
+            .expand(3, -1, -1, -1, -1)
+        )
         return F.scaled_dot_product_attention(query, key, value)
 
 
@@ -69,7 +74,10 @@ LAYERS = {
     "attention": (Attention(), (10, 8)),
     "multi-head attention": (SelfAttention(need_weights=False), (5, 8)),
     "multi-head attention with weights": (SelfAttention(), (5, 8)),
-    "multi-head attention with a mask": (SelfAttention(attn_mask=torch.arange(5.0, dtype=torch.double).expand(5, 5)), (5, 8)),
+    "multi-head attention with a mask": (
+        SelfAttention(attn_mask=torch.arange(5.0, dtype=torch.double).expand(5, 5)),
+        (5, 8),
+    ),
     "in place": (Residual(), (8, 4, 4)),
 }
 
@@ -81,29 +89,41 @@ def prepared(name: str) -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(5)
     for key, buffer in layer.named_buffers():
         if buffer.is_floating_point():
-            buffer.copy_(torch.rand(buffer.shape, generator=generator, dtype=torch.float64) + 0.5 * key.endswith("var"))
+            buffer.copy_(
+                torch.rand(buffer.shape, generator=generator, dtype=torch.float64)
+                + 0.5 * key.endswith("var")
+            )
     x = torch.randn(IMAGES, VIEWS, *shape, generator=generator, dtype=torch.float64)
     own = {
-        key: value.detach() + 0.3 * torch.randn(IMAGES, *value.shape, generator=generator, dtype=torch.float64)
+        key: value.detach()
+        + 0.3 * torch.randn(IMAGES, *value.shape, generator=generator, dtype=torch.float64)
         for key, value in layer.named_parameters()
     }
     return layer, x, own
 
 
 def values_and_gradients(call, layer, x, parameters):
-    leaves = [x.clone().requires_grad_(), *(value.clone().requires_grad_() for value in parameters.values())]
+    leaves = [
+        x.clone().requires_grad_(),
+        *(value.clone().requires_grad_() for value in parameters.values()),
+    ]
     result = call(layer, leaves[0], dict(zip(parameters, leaves[1:], strict=True)))
     weights = torch.linspace(-1, 1, result.numel(), dtype=torch.float64).view(result.shape)
     return result, *torch.autograd.grad((result * weights).sum(), leaves)
 
 
 def one_by_one(layer, x, parameters):
-    rows = [functional_call(layer, {key: value[i] for key, value in parameters.items()}, (x[i],)) for i in range(len(x))]
+    rows = [
+        functional_call(layer, {key: value[i] for key, value in parameters.items()}, (x[i],))
+        for i in range(len(x))
+    ]
     return torch.stack(rows)
 
 
 def together(layer, x, parameters):
-    return over_images(lambda parameters, x: functional_call(layer, parameters, (x,)))(parameters, x)
+    return over_images(lambda parameters, x: functional_call(layer, parameters, (x,)))(
+        parameters, x
+    )
 
 
 @pytest.mark.parametrize("order", ["images first", "views first"])
@@ -122,15 +142,21 @@ def test_a_layer_equals_a_loop_over_images(name, own, order):
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", [name for name, (layer, _) in LAYERS.items() if any(True for _ in layer.parameters())])
+@pytest.mark.parametrize(
+    "name", [name for name, (layer, _) in LAYERS.items() if any(True for _ in layer.parameters())]
+)
 def test_weights_that_all_images_still_share_have_gradients_of_their_own(name):
     layer, x, _ = prepared(name)
     source = {key: value.detach() for key, value in layer.named_parameters()}
-    leaves = {key: value.expand(IMAGES, *value.shape).requires_grad_() for key, value in source.items()}
+    leaves = {
+        key: value.expand(IMAGES, *value.shape).requires_grad_() for key, value in source.items()
+    }
     found = torch.autograd.grad(together(layer, x, leaves).square().sum(), list(leaves.values()))
     for image in range(IMAGES):
         own = {key: value.clone().requires_grad_() for key, value in source.items()}
-        expected = torch.autograd.grad(functional_call(layer, own, (x[image],)).square().sum(), list(own.values()))
+        expected = torch.autograd.grad(
+            functional_call(layer, own, (x[image],)).square().sum(), list(own.values())
+        )
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one[image], other, atol=1e-10, rtol=1e-10)
 
@@ -138,8 +164,12 @@ def test_weights_that_all_images_still_share_have_gradients_of_their_own(name):
 @pytest.mark.parametrize(("outputs", "side"), [(6, 7), (64, 2)], ids=["grouped", "matrix product"])
 def test_the_gradient_of_a_convolution_against_finite_differences(outputs, side):
     generator = torch.Generator().manual_seed(8)
-    x = torch.randn(2, 3, 2, side, side, generator=generator, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(3, outputs, 2, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(
+        2, 3, 2, side, side, generator=generator, dtype=torch.float64, requires_grad=True
+    )
+    weight = torch.randn(
+        3, outputs, 2, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True
+    )
 
     def convolve(x, weight):
         return PerImageConv2d.apply(x, weight, (1, 1), (1, 1), (1, 1), 1)
@@ -150,7 +180,9 @@ def test_the_gradient_of_a_convolution_against_finite_differences(outputs, side)
 def test_only_some_parameters_of_a_layer_may_be_an_images_own():
     layer, x, parameters = prepared("conv")
     bias = {"bias": parameters["bias"]}
-    torch.testing.assert_close(together(layer, x, bias), one_by_one(layer, x, bias), atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(
+        together(layer, x, bias), one_by_one(layer, x, bias), atol=1e-10, rtol=1e-10
+    )
 
 
 def test_gradients_taken_inside_the_loss_and_maps_inside_the_map_are_left_to_torch():
@@ -163,7 +195,9 @@ def test_gradients_taken_inside_the_loss_and_maps_inside_the_map_are_left_to_tor
         return vmap(lambda view: functional_call(layer, parameters, (view[None],))[0])(x)
 
     torch.testing.assert_close(over_images(slope)(parameters, x), vmap(slope)(parameters, x))
-    torch.testing.assert_close(over_images(each_view)(parameters, x), one_by_one(layer, x, parameters))
+    torch.testing.assert_close(
+        over_images(each_view)(parameters, x), one_by_one(layer, x, parameters)
+    )
 
 
 def test_outside_of_vmap_nothing_changes():
@@ -180,7 +214,9 @@ def test_a_layer_that_fails_leaves_no_trace():
     torch.testing.assert_close(together(layer, x, parameters), one_by_one(layer, x, parameters))
 
 
-@pytest.mark.parametrize("name", ["average pool", "max pool", "batch norm without affine", "conv", "linear", "attention"])
+@pytest.mark.parametrize(
+    "name", ["average pool", "max pool", "batch norm without affine", "conv", "linear", "attention"]
+)
 def test_a_layer_without_parameters_of_an_images_own_goes_beneath_vmap_too(name, monkeypatch):
     layer, x, _ = prepared(name)
     beneath, calls = per_image._beneath, []

@@ -57,7 +57,9 @@ def tiny_params(folder):
     """The project's own settings, with everything that takes time made small, and a set that comes shifted."""
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     limits = {"unlabeled": 60, "labeled": 120, "test": 60}
-    values["data"] |= {name: values["data"][name] | {"limit": limit} for name, limit in limits.items()}
+    values["data"] |= {
+        name: values["data"][name] | {"limit": limit} for name, limit in limits.items()
+    }
     for model in values["models"].values():
         model["pretrain"] |= {"epochs": 1, "warmup_epochs": 0, "batch_size": 30}
         model["finetune"] |= {"epochs": 2, "warmup_epochs": 0, "batch_size": 24}
@@ -70,7 +72,11 @@ def tiny_params(folder):
     values["adapt"]["curve"] |= {"images": 6, "severities": [5], "candidates": 1}
     values["distance"] = {"images": 20, "permutations": 19}
     values["alignment"] = {"images": 6}
-    values["machine"] |= {"workers": 0, "device": "cpu", "images_per_step": 10}  # not by the clock: every time the same groups
+    values["machine"] |= {
+        "workers": 0,
+        "device": "cpu",
+        "images_per_step": 10,
+    }  # not by the clock: every time the same groups
     path = folder / "params.yaml"
     with path.open("w") as file:
         YAML().dump(values, file)
@@ -79,7 +85,9 @@ def tiny_params(folder):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    root = tmp_path_factory.mktemp("project") / "it's 100%20 a#b?"  # what means something in an address or in a filter
+    root = (
+        tmp_path_factory.mktemp("project") / "it's 100%20 a#b?"
+    )  # what means something in an address or in a filter
     root.mkdir()
     params = tiny_params(root)
     with pytest.MonkeyPatch.context() as patch:
@@ -125,7 +133,9 @@ def test_metrics_have_the_promised_shape(project):
     root, params = project
     metrics = json.loads((root / "outputs" / "metrics.json").read_text())
     assert set(metrics) == {"runs"}
-    assert set(metrics["runs"]) == {f"{model}/{run}" for model in params.models for run in params.adapt.runs}
+    assert set(metrics["runs"]) == {
+        f"{model}/{run}" for model in params.models for run in params.adapt.runs
+    }
     keys = {
         "accuracy_source",
         "accuracy_adapted",
@@ -164,7 +174,10 @@ def test_metrics_have_the_promised_shape(project):
 def test_every_run_is_judged_on_the_same_images_and_checkpoint(project):
     root, params = project
     for model in params.models:
-        tables = [pd.read_parquet(root / "outputs" / "predictions" / model / f"{run}.parquet") for run in params.adapt.runs]
+        tables = [
+            pd.read_parquet(root / "outputs" / "predictions" / model / f"{run}.parquet")
+            for run in params.adapt.runs
+        ]
         same = ["image_id", "seed", "shift", "label", "source_prediction"]
         for table in tables[1:]:
             pd.testing.assert_frame_equal(table[same], tables[0][same])
@@ -208,7 +221,11 @@ def test_mlflow_holds_one_run_per_execution_linked_to_where_it_came_from(project
     tunings = {run.info.run_id: run.data.tags for run in by_stage["tune"]}
     searched = {tags["run"]: {} for tags in tunings.values()}
     for run in by_stage["tune"]:  # what this run searches, not what those that train do
-        found = {name.removeprefix("search."): value for name, value in run.data.params.items() if name.startswith("search.")}
+        found = {
+            name.removeprefix("search."): value
+            for name, value in run.data.params.items()
+            if name.startswith("search.")
+        }
         searched[run.data.tags["run"]][run.data.tags["model"]] = found
     assert searched["shrink"]["mae_vit"] == {"threshold": "[0.5, 1.0, 2.0, 4.0, 8.0]"}
     assert searched["ssl"]["mae_vit"]["lr"] == "[3e-05, 0.0001, 0.0003, 0.001]"
@@ -222,9 +239,14 @@ def test_statistics_of_another_checkpoint_are_refused(project):
     from tttlab.networks import source_statistics
 
     root, _ = project
-    with pytest.raises(UserError, match=r"expected statistics of checkpoint 000000000000, found those of"):
+    with pytest.raises(
+        UserError, match=r"expected statistics of checkpoint 000000000000, found those of"
+    ):
         source_statistics.load(root / "outputs" / "source_stats" / "mae_vit" / "5", "0" * 64)
-    with pytest.raises(UserError, match=r"expected source statistics, found none that can be read; run the stage source_stats"):
+    with pytest.raises(
+        UserError,
+        match=r"expected source statistics, found none that can be read; run the stage source_stats",
+    ):
         source_statistics.load(root / "outputs" / "nowhere", "0" * 64)
 
 
@@ -237,11 +259,21 @@ def copied(project, tmp_path):
     values["machine"]["devices"] = 2
     with (copy / "params.yaml").open("w") as file:
         YAML().dump(values, file)
-    environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"} | {"PYTHONPATH": str(ROOT)}
+    environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"} | {
+        "PYTHONPATH": str(ROOT)
+    }
 
     def run(*words: str) -> None:
         command = [sys.executable, "-m", *words]
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            command,
+            cwd=copy,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
 
     return copy, run
@@ -249,7 +281,9 @@ def copied(project, tmp_path):
 
 def count_runs(root: Path) -> int:
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
-        return database.execute("SELECT count(*) FROM runs WHERE name LIKE 'adapt%' OR name LIKE 'pretrain%'").fetchone()[0]
+        return database.execute(
+            "SELECT count(*) FROM runs WHERE name LIKE 'adapt%' OR name LIKE 'pretrain%'"
+        ).fetchone()[0]
 
 
 def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, copied):
@@ -259,17 +293,34 @@ def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, cop
     run("pipeline.adapt", "actmad")
     timed = ["milliseconds", "gate_milliseconds"]
     for model in params.models:
-        one, two = (pd.read_parquet(place / "outputs" / "adapted" / "actmad" / f"{model}.parquet") for place in (root, copy))
-        pd.testing.assert_frame_equal(one.drop(columns=timed), two.drop(columns=timed), check_exact=True)
-    assert count_runs(copy) == before + len(params.models) * len(params.seeds)  # the first process's alone
+        one, two = (
+            pd.read_parquet(place / "outputs" / "adapted" / "actmad" / f"{model}.parquet")
+            for place in (root, copy)
+        )
+        pd.testing.assert_frame_equal(
+            one.drop(columns=timed), two.drop(columns=timed), check_exact=True
+        )
+    assert count_runs(copy) == before + len(params.models) * len(
+        params.seeds
+    )  # the first process's alone
     assert not [path for path in (copy / ".resume").iterdir() if path.is_dir()]
 
 
 @pytest.mark.parametrize(
     ("stage", "item", "computes", "outputs"),
     [
-        ("pretrain", ("mae_vit", 5), "tttlab.training.trainer.Trainer._run_epoch", "pretrained/mae_vit/5"),
-        ("finetune", ("mae_vit", 5), "tttlab.training.trainer.Trainer._run_epoch", "finetuned/mae_vit/5"),
+        (
+            "pretrain",
+            ("mae_vit", 5),
+            "tttlab.training.trainer.Trainer._run_epoch",
+            "pretrained/mae_vit/5",
+        ),
+        (
+            "finetune",
+            ("mae_vit", 5),
+            "tttlab.training.trainer.Trainer._run_epoch",
+            "finetuned/mae_vit/5",
+        ),
         ("tune", ("shrink",), "tttlab.experiments.tuning.adapt_to_job", "tuned/shrink.json"),
         ("adapt", ("shrink",), "tttlab.experiments.sweep.adapt_to_job", "adapted/shrink"),
     ],
@@ -282,17 +333,23 @@ def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     monkeypatch.setattr(places, "ROOT", copy)
     monkeypatch.setattr(places, "OUTPUTS", copy / "outputs")
-    monkeypatch.setattr("tttlab.workflow.leftovers.find_driver", lambda _: Identity(os.getpid(), drivers.pop(0)))
+    monkeypatch.setattr(
+        "tttlab.workflow.leftovers.find_driver", lambda _: Identity(os.getpid(), drivers.pop(0))
+    )
     drivers, run = [100.0, 200.0, 200.0], importlib.import_module(f"pipeline.{stage}").run
 
     def written() -> dict[str, bytes]:
         made = copy / "outputs" / outputs
-        files = [made] if made.is_file() else sorted(path for path in made.rglob("*") if path.is_file())
+        files = (
+            [made] if made.is_file() else sorted(path for path in made.rglob("*") if path.is_file())
+        )
         return {path.relative_to(copy).as_posix(): path.read_bytes() for path in files}
 
     def runs() -> list[tuple]:
         with closing(sqlite3.connect(copy / "mlflow.db")) as database:
-            return database.execute("SELECT run_uuid, status FROM runs WHERE lifecycle_stage = 'active'").fetchall()
+            return database.execute(
+                "SELECT run_uuid, status FROM runs WHERE lifecycle_stage = 'active'"
+            ).fetchall()
 
     run(params, *item)
     before, known = written(), runs()
@@ -313,9 +370,23 @@ def test_two_processes_started_by_torchrun_pretrain_as_one_does(project, copied)
     root, _ = project
     copy, run = copied
     before = count_runs(copy)
-    run("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline.pretrain", "mae_vit", "5")
-    one, two = (pd.read_csv(place / "outputs" / "pretrained" / "mae_vit" / "5" / "curve.csv") for place in (root, copy))
-    pd.testing.assert_frame_equal(one.drop(columns="knn_accuracy"), two.drop(columns="knn_accuracy"), rtol=1e-4)
+    run(
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "pipeline.pretrain",
+        "mae_vit",
+        "5",
+    )
+    one, two = (
+        pd.read_csv(place / "outputs" / "pretrained" / "mae_vit" / "5" / "curve.csv")
+        for place in (root, copy)
+    )
+    pd.testing.assert_frame_equal(
+        one.drop(columns="knn_accuracy"), two.drop(columns="knn_accuracy"), rtol=1e-4
+    )
     assert count_runs(copy) == before + 1
 
 
@@ -330,7 +401,9 @@ def test_what_was_tuned_is_what_adapt_used(project):
             assert {key: used[key] for key in chosen if key in used} == {
                 key: value for key, value in chosen.items() if key in used
             }
-    assert {"lr", "steps", "trainable", "normalisation", "tolerance"} == set(tuned["mae_vit"]["settings"])
+    assert {"lr", "steps", "trainable", "normalisation", "tolerance"} == set(
+        tuned["mae_vit"]["settings"]
+    )
 
 
 def test_fixed_values_are_used_where_tuning_is_switched_off(elsewhere):
@@ -351,7 +424,9 @@ def test_a_tuned_file_that_cannot_be_read_is_told_in_one_line(project, monkeypat
     (tmp_path / "tuned").mkdir()
     for text in ('{"mae_vit": {"tuned"', "{}", '{"mae_vit": {"tuned": true}}', "[]"):
         (tmp_path / "tuned" / "ssl.json").write_text(text)
-        with pytest.raises(UserError, match=r"found nothing that can be read; run python -m pipeline\.tune ssl$"):
+        with pytest.raises(
+            UserError, match=r"found nothing that can be read; run python -m pipeline\.tune ssl$"
+        ):
             load_tuned("ssl", "mae_vit")
 
 
@@ -376,12 +451,20 @@ def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
     with (copy / "params.yaml").open("w") as file:
         YAML().dump(values, file)
     run("spy", "ssl")
-    before, after = (json.loads((place / "outputs" / "tuned" / "ssl.json").read_text()) for place in (root, copy))
+    before, after = (
+        json.loads((place / "outputs" / "tuned" / "ssl.json").read_text()) for place in (root, copy)
+    )
     for model in params.models:
         gates = [found[model].pop("gate") for found in (before, after)]
         assert before[model] == after[model]
-        assert None in gates or gates[0] == gates[1]  # whether a gate saves time is a matter of the clock
-    opened = {Path(line).name: line for line in (copy / "opened.txt").read_text().splitlines() if "outputs/" in line}
+        assert (
+            None in gates or gates[0] == gates[1]
+        )  # whether a gate saves time is a matter of the clock
+    opened = {
+        Path(line).name: line
+        for line in (copy / "opened.txt").read_text().splitlines()
+        if "outputs/" in line
+    }
     assert "weights.safetensors" in opened  # the list works
     assert {line.split("outputs/")[1].split("/")[0] for line in opened.values()} <= {
         "data",
@@ -390,7 +473,11 @@ def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
         "source_stats",
         "tuned",
     }
-    assert not [line for line in opened.values() if "data/test" in line or "data/shifted" in line or "photos" in line]
+    assert not [
+        line
+        for line in opened.values()
+        if "data/test" in line or "data/shifted" in line or "photos" in line
+    ]
 
 
 def test_too_few_images_for_distances_stop_nothing_else(elsewhere):
@@ -411,7 +498,9 @@ def test_tables_hold_every_part_of_the_answer(project):
         assert set(tables[name]["run"]) == set(params.adapt.runs)
     assert set(tables["alignment"]["run"]) == {"ssl", "actmad"}
     assert set(tables["tuning"]["choice"]) == {"none", "default", "tuned", "oracle"}
-    oracle = tables["tuning"].pivot_table(index=["model", "run"], columns="choice", values="accuracy")
+    oracle = tables["tuning"].pivot_table(
+        index=["model", "run"], columns="choice", values="accuracy"
+    )
     assert (oracle["oracle"] >= oracle[["default", "tuned"]].max(axis=1)).all()
     used = tables["steps"][tables["steps"]["used"]]
     assert len(used[used["setting"] == "tuned"]) == 2 * 4
@@ -423,18 +512,24 @@ def test_images_that_come_shifted_go_all_the_way_with_and_without_labels(project
     root, _ = project
     tables = {path.stem: pd.read_csv(path) for path in (root / "outputs" / "tables").glob("*.csv")}
     shifts = tables["by_shift"].set_index(["model", "run", "shift"])
-    known, unknown = (shifts.xs(f"photos/{domain}", level="shift") for domain in ("inverted", "turned"))
+    known, unknown = (
+        shifts.xs(f"photos/{domain}", level="shift") for domain in ("inverted", "turned")
+    )
     assert set(known["n"]) == set(unknown["n"]) == {20}  # under two training seeds
     assert known["accuracy_source"].notna().all()
     assert unknown[["accuracy_source", "gain", "mcnemar_p"]].isna().all(axis=None)
     assert unknown["changed"].notna().all()
     assert {"photos/inverted", "photos/turned"} <= set(tables["by_corruption"]["corruption"])
     assert set(tables["by_severity"]["severity"]) == {0, 2, 5}
-    assert set(tables["alignment"]["shift"]) == set(shifts.index.unique("shift")) - {"photos/turned"}
+    assert set(tables["alignment"]["shift"]) == set(shifts.index.unique("shift")) - {
+        "photos/turned"
+    }
     assert {"photos/inverted", "photos/turned"} <= set(tables["distances"]["target"])
     predictions = pd.read_parquet(root / "outputs" / "predictions" / "mae_vit" / "actmad.parquet")
     own = predictions[predictions["shift"] == "photos/inverted"].drop_duplicates("image_id")
-    assert [int(name.split("/")[1]) for name in own["image_id"]] == own["label"].tolist()  # inverted/<digit>/<number>.png
+    assert [int(name.split("/")[1]) for name in own["image_id"]] == own[
+        "label"
+    ].tolist()  # inverted/<digit>/<number>.png
     assert sorted(own["label"]) == list(range(10))
     assert (root / "outputs" / "figures" / "examples_of_sets.png").stat().st_size > 5_000
     assert "photos/inverted" in (root / "outputs" / "report.html").read_text()
@@ -445,18 +540,34 @@ def test_streams_go_all_the_way(elsewhere):
     copy, values, run = elsewhere
     for name in ("tuned", "adapted", "adapt", "aligned", "tables", "figures", "predictions"):
         shutil.rmtree(copy / "outputs" / name)
-    values["adapt"] |= {"protocol": "online", "online": {"batch_size": 4, "order": "by_class", "shifts": "separate"}}
+    values["adapt"] |= {
+        "protocol": "online",
+        "online": {"batch_size": 4, "order": "by_class", "shifts": "separate"},
+    }
     values["adapt"]["runs"] = {
         "none": {"method": "none"},
         "bn": {"method": "none", "normalisation": "image"},
-        "tent": {"method": "tent", "lr": 0.1, "trainable": "norm", "normalisation": "image", "search": {"lr": [0.01, 0.1]}},
+        "tent": {
+            "method": "tent",
+            "lr": 0.1,
+            "trainable": "norm",
+            "normalisation": "image",
+            "search": {"lr": [0.01, 0.1]},
+        },
         "lame": {"method": "lame"},
-        "deyo": {"method": "deyo", "steps": 2, "trainable": "norm", "search": {"steps": None, "lr": [0.01, 0.1]}},
+        "deyo": {
+            "method": "deyo",
+            "steps": 2,
+            "trainable": "norm",
+            "search": {"steps": None, "lr": [0.01, 0.1]},
+        },
     }
     values["tune"]["search"] = {"steps": [1, 2]}
     shifted = copy / "outputs" / "data" / "shifted" / "shifts.json"
     entries = json.loads(shifted.read_text())
-    shifted.write_text(json.dumps([entry for entry in entries if entry["corruption"] != "photos/turned"]))  # without labels
+    shifted.write_text(
+        json.dumps([entry for entry in entries if entry["corruption"] != "photos/turned"])
+    )  # without labels
     params = run("tune", "adapt", "align", "evaluate", "report")
     tuned = json.loads((copy / "outputs" / "tuned" / "tent.json").read_text())
     for found in tuned.values():
@@ -468,10 +579,13 @@ def test_streams_go_all_the_way(elsewhere):
         assert told["settings"]["steps"] == 2  # where they are not searched the run's own hold
         assert not len(pd.read_parquet(copy / "outputs" / "aligned" / "deyo" / f"{model}.parquet"))
     metrics = json.loads((copy / "outputs" / "metrics.json").read_text())["runs"]
-    assert set(metrics) == {f"{model}/{run}" for model in params.models for run in params.adapt.runs}
+    assert set(metrics) == {
+        f"{model}/{run}" for model in params.models for run in params.adapt.runs
+    }
     for model in params.models:
         tables = {
-            run: pd.read_parquet(copy / "outputs" / "predictions" / model / f"{run}.parquet") for run in params.adapt.runs
+            run: pd.read_parquet(copy / "outputs" / "predictions" / model / f"{run}.parquet")
+            for run in params.adapt.runs
         }
         for table in tables.values():
             pd.testing.assert_series_equal(table["image_id"], tables["none"]["image_id"])
@@ -494,7 +608,10 @@ def test_a_head_gets_the_views_that_it_was_trained_on(project, monkeypatch, meth
     params.adapt.runs["own"] = {"method": method, "protocol": "online"}
     model = next(name for name, objective in params.objectives.items() if objective == "simclr")
     found = build_run(params, "own", model, load_source(params, model, params.seeds[0]), {}).method
-    trained, given = params.models[model].pretrain.augment.model_dump(), params.adapt.augment.model_dump()
+    trained, given = (
+        params.models[model].pretrain.augment.model_dump(),
+        params.adapt.augment.model_dump(),
+    )
     assert trained != given
     assert asdict(found.augmentation) == (trained if own else given)
 
@@ -512,7 +629,9 @@ class Broken(Method):
 """
 
 
-def test_a_stage_started_by_hand_tells_what_is_wrong_with_a_method_before_it_works(project, monkeypatch, tmp_path):
+def test_a_stage_started_by_hand_tells_what_is_wrong_with_a_method_before_it_works(
+    project, monkeypatch, tmp_path
+):
     from pipeline import tune
 
     root, _ = project
@@ -525,7 +644,8 @@ def test_a_stage_started_by_hand_tells_what_is_wrong_with_a_method_before_it_wor
     params = read_params(root / "params.yaml")
     params.adapt.runs["own"] = {"method": "package.broken", "search": {"lr": [0.1, 0.2]}}
     with pytest.raises(
-        UserError, match=r"^adapt\.runs\.own, method package\.broken on .*: loss \(line 10\) branches on a value"
+        UserError,
+        match=r"^adapt\.runs\.own, method package\.broken on .*: loss \(line 10\) branches on a value",
     ):
         tune.run(params, "own")
     assert not (tmp_path / "mlflow.db").exists()

@@ -58,7 +58,9 @@ from tttlab.shifts.streams import Stream
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 
-PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {  # number in the list that was published → what, the tests
+PITFALLS: dict[
+    int, tuple[str, tuple[str, ...]]
+] = {  # number in the list that was published → what, the tests
     1: (
         "NT-Xent on one image has no gradient",
         (
@@ -338,7 +340,12 @@ def declared_in(file: str) -> frozenset[str]:
     tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
     inside = [(f"{node.name}::", node.body) for node in tree.body if isinstance(node, ast.ClassDef)]
     parts = [("", tree.body), *inside]
-    return frozenset(prefix + node.name for prefix, body in parts for node in body if isinstance(node, ast.FunctionDef))
+    return frozenset(
+        prefix + node.name
+        for prefix, body in parts
+        for node in body
+        if isinstance(node, ast.FunctionDef)
+    )
 
 
 def test_every_pitfall_has_its_tests_and_they_exist():
@@ -366,12 +373,17 @@ class TestOnePosition:
         layer = OneLayer().eval()
         with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
             OneLayer().train()(pixel)
-        torch.testing.assert_close(apply(layer, pixel, Normalisation("image")).flatten(), layer.encoder.norm.bias.detach())
+        torch.testing.assert_close(
+            apply(layer, pixel, Normalisation("image")).flatten(), layer.encoder.norm.bias.detach()
+        )
 
     def test_mixed_statistics_are_mostly_the_sources(self, pixel):
         layer = OneLayer().eval()
         norm = layer.encoder.norm
-        mean, variance = 0.9 * norm.running_mean + 0.1 * pixel.flatten(), 0.9 * (norm.running_var + 1e-5) + 0.1 * 1e-5
+        mean, variance = (
+            0.9 * norm.running_mean + 0.1 * pixel.flatten(),
+            0.9 * (norm.running_var + 1e-5) + 0.1 * 1e-5,
+        )
         found = apply(layer, pixel, Normalisation("mixed", prior=0.1))
         torch.testing.assert_close(found, batch_norm(pixel, mean, variance, norm))
 
@@ -386,9 +398,13 @@ class TestMode:
         drop = {"drop_rate": 0.4, "drop_path_rate": 0.4}
         if request.param == "vit":
             drop |= {"proj_drop_rate": 0.4, "attn_drop_rate": 0.4}
-            encoder = build_encoder("vit_tiny_patch16_224", networks.SIZE, options=networks.VIT | drop)
+            encoder = build_encoder(
+                "vit_tiny_patch16_224", networks.SIZE, options=networks.VIT | drop
+            )
         else:
-            encoder = build_encoder("resnet18", networks.SIZE, stem="small", options=networks.RESNET | drop)
+            encoder = build_encoder(
+                "resnet18", networks.SIZE, stem="small", options=networks.RESNET | drop
+            )
         random = Network(encoder, networks.CLASSES, copy.deepcopy(plain.head)).double()
         random.load_state_dict(plain.state_dict())
         with torch.no_grad():
@@ -399,12 +415,21 @@ class TestMode:
     @pytest.mark.parametrize("run", [adapt, adapt_stream])
     def test_nothing_is_dropped_while_adapting_and_the_mode_comes_back(self, pair, run):
         plain, random, statistics = pair
-        method = SimCLRTraining(num_views=2) if hasattr(plain.head, "project") else MAETraining(num_views=2)
-        loop, before = InnerLoop(steps=2, lr=1e-2, clip=1.0, average=2), copy.deepcopy(random.state_dict())
+        method = (
+            SimCLRTraining(num_views=2)
+            if hasattr(plain.head, "project")
+            else MAETraining(num_views=2)
+        )
+        loop, before = (
+            InnerLoop(steps=2, lr=1e-2, clip=1.0, average=2),
+            copy.deepcopy(random.state_dict()),
+        )
         expected = run(plain, shifted(), method, loop, statistics=statistics)
         found = run(random, shifted(), method, loop, statistics=statistics)
         for name in ("logits", "source_logits", "losses"):
-            torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-9, rtol=1e-9)
+            torch.testing.assert_close(
+                getattr(found, name), getattr(expected, name), atol=1e-9, rtol=1e-9
+            )
         assert all(module.training for module in random.modules())
         assert all(torch.equal(value, before[key]) for key, value in random.state_dict().items())
 
@@ -418,9 +443,13 @@ class TestMode:
             pytest.skip(f"{name} does not run on this network")
 
         def measure(network):
-            measured = method.source_statistics(network, batches) | source_statistics.layer_statistics(network, batches)
+            measured = method.source_statistics(
+                network, batches
+            ) | source_statistics.layer_statistics(network, batches)
             bank = hasattr(network.head, "project")
-            return measured | (source_statistics.projection_bank(network, batches, 8) if bank else {})
+            return measured | (
+                source_statistics.projection_bank(network, batches, 8) if bank else {}
+            )
 
         expected, found = measure(plain), measure(random)
         assert set(found) == set(expected)
@@ -485,7 +514,9 @@ class Transfers(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
             *_, source = (value for value in args if isinstance(value, Tensor))
-            self.bytes += source.nbytes if (source.device.type, result.device.type) == ("cpu", "meta") else 0
+            self.bytes += (
+                source.nbytes if (source.device.type, result.device.type) == ("cpu", "meta") else 0
+            )
         return result
 
 
@@ -504,7 +535,9 @@ def test_views_are_made_where_the_image_lies(name):
             continue
     images = networks.images(3).to("meta")
     with Transfers() as sent:
-        views = method.views(network, images, [torch_generator(0, "views", number) for number in range(3)])
+        views = method.views(
+            network, images, [torch_generator(0, "views", number) for number in range(3)]
+        )
     assert {leaf.device.type for leaf in tree_leaves(views)} == {"meta"}
     copies = getattr(method, "num_views", 1)
     assert sent.bytes < 0.1 * copies * images.nbytes
@@ -524,7 +557,10 @@ def test_a_prediction_that_is_no_number_is_the_source_networks_though_all_losses
             return loss + torch.where(state > 0, 0.0, broken), state + 1
 
     network, statistics = networks.source_statistics("resnet")
-    images, loop = shifted(), InnerLoop(steps=1, lr=1e-4, trainable=("encoder.layer1", "classifier"))
+    images, loop = (
+        shifted(),
+        InnerLoop(steps=1, lr=1e-4, trainable=("encoder.layer1", "classifier")),
+    )
     images[2] = 1.0
     found = adapt(network, images, Breaking(), loop, statistics=statistics, record=(1,))
     assert found.losses.isfinite().all()
@@ -556,7 +592,13 @@ def runs_of(params: Params):
     for name in params.adapt.runs:
         for model in params.models_of(name):
             run = params.run_settings(name, model)
-            yield name, run, load_method(run.method, run.settings, objective=params.models[model].objective.model_dump())
+            yield (
+                name,
+                run,
+                load_method(
+                    run.method, run.settings, objective=params.models[model].objective.model_dump()
+                ),
+            )
 
 
 def test_every_run_that_trains_has_its_learning_rate_chosen(params):
@@ -569,8 +611,15 @@ def test_every_run_that_trains_has_its_learning_rate_chosen(params):
 
 def test_every_file_compares_with_not_training(params):
     """Pitfall 21: what the source network, other statistics and averaged views give image by image."""
-    untrained = [(run.adapter, run.method) for _, run, _ in runs_of(params) if not run.trains and run.protocol == "episodic"]
-    assert any(method == "none" and not own.average and own.normalisation == "source" for own, method in untrained)
+    untrained = [
+        (run.adapter, run.method)
+        for _, run, _ in runs_of(params)
+        if not run.trains and run.protocol == "episodic"
+    ]
+    assert any(
+        method == "none" and not own.average and own.normalisation == "source"
+        for own, method in untrained
+    )
     assert any(own.normalisation in ("mixed", "image") for own, _ in untrained)
     assert any(own.average or method == "views" for own, method in untrained)
 
@@ -590,21 +639,34 @@ def test_statistics_of_weights_that_have_changed_since_are_refused(tmp_path):
     before = checkpoints.save(network, tmp_path / "network", **about)["sha256"]
     measured = {"layer.mean_center": torch.arange(3.0)}
     source_statistics.save(measured, tmp_path / "statistics", checkpoint=before, images=20)
-    found = source_statistics.load(tmp_path / "statistics", checkpoints.load(tmp_path / "network")[1]["sha256"])
+    found = source_statistics.load(
+        tmp_path / "statistics", checkpoints.load(tmp_path / "network")[1]["sha256"]
+    )
     assert torch.equal(found["layer.mean_center"], measured["layer.mean_center"])
     with torch.no_grad():
         next(network.parameters()).view(-1)[0] += 1e-6
     after = checkpoints.save(network, tmp_path / "network", **about)["sha256"]
-    with pytest.raises(UserError, match=f"expected statistics of checkpoint {after[:12]}, found those of {before[:12]}"):
+    with pytest.raises(
+        UserError,
+        match=f"expected statistics of checkpoint {after[:12]}, found those of {before[:12]}",
+    ):
         source_statistics.load(tmp_path / "statistics", after)
 
 
 def test_a_network_says_which_versions_trained_it(tmp_path):
     """Pitfall 17: numbers are those of a code, a library and a weights file."""
     network, _ = trainings.build(trainings.SIMCLR)
-    checkpoints.save(network, tmp_path, settings=trainings.SIMCLR, classes=("a", "b", "c"), image_size=trainings.SIZE)
+    checkpoints.save(
+        network,
+        tmp_path,
+        settings=trainings.SIMCLR,
+        classes=("a", "b", "c"),
+        image_size=trainings.SIZE,
+    )
     _, about = checkpoints.load(tmp_path)
-    assert about["versions"] == {name: version(name) for name in ("torch", "timm", "lightly")} | {"tttlab": version("ttt-lab")}
+    assert about["versions"] == {name: version(name) for name in ("torch", "timm", "lightly")} | {
+        "tttlab": version("ttt-lab")
+    }
 
 
 def test_the_hash_that_is_recorded_is_of_every_pixel():
@@ -625,8 +687,13 @@ class TestLabels:
         network, statistics = networks.source_statistics("resnet", torch.float32)
         pixels = (networks.images(6, seed=40).permute(0, 2, 3, 1) * 255).byte().numpy()
         loop, tables = InnerLoop(steps=1, lr=1e-2, clip=1.0, trainable="norm"), []
-        for labels in (np.arange(6) % networks.CLASSES, np.random.default_rng(0).integers(networks.CLASSES, size=6)):
-            images = ImageSet(pixels, labels, tuple(f"img-{i}" for i in range(6)), tuple("abcd"), source="made")
+        for labels in (
+            np.arange(6) % networks.CLASSES,
+            np.random.default_rng(0).integers(networks.CLASSES, size=6),
+        ):
+            images = ImageSet(
+                pixels, labels, tuple(f"img-{i}" for i in range(6)), tuple("abcd"), source="made"
+            )
             with Work(tmp_path / str(len(tables))) as work:
                 table, _ = sweep.adapt_to_shifts(
                     network,
@@ -642,16 +709,30 @@ class TestLabels:
                     gate=Gate("distance", 1.0),
                 )
             tables.append(table)
-        same = [name for name in tables[0].columns if name not in ("label", "milliseconds", "gate_milliseconds")]
+        same = [
+            name
+            for name in tables[0].columns
+            if name not in ("label", "milliseconds", "gate_milliseconds")
+        ]
         pd.testing.assert_frame_equal(tables[0][same], tables[1][same])
         assert (tables[0]["label"] != tables[1]["label"]).any()
 
     def test_nothing_that_adapts_takes_any(self):
         hooks = [value for value in vars(Method).values() if inspect.isfunction(value)]
-        functions = [adapt, adapt_stream, adapter.adapt_together, online.learning, Learner.__init__, Learner.adapt, *hooks]
+        functions = [
+            adapt,
+            adapt_stream,
+            adapter.adapt_together,
+            online.learning,
+            Learner.__init__,
+            Learner.adapt,
+            *hooks,
+        ]
         for function in functions:
             words = " ".join(inspect.signature(function).parameters)
-            assert not any(word in words for word in ("label", "target", "truth", "class")), function
+            assert not any(word in words for word in ("label", "target", "truth", "class")), (
+                function
+            )
 
 
 class TestCost:
@@ -669,9 +750,18 @@ class TestCost:
         monkeypatch.setattr(adapter, "wait_for", lambda _device: events.append("wait"))
         for run in (adapt, adapt_stream):
             events.clear()
-            run(network, shifted(), TENT(), InnerLoop(steps=1, trainable="norm"), statistics=statistics, record=(0, 1))
+            run(
+                network,
+                shifted(),
+                TENT(),
+                InnerLoop(steps=1, trainable="norm"),
+                statistics=statistics,
+                record=(0, 1),
+            )
             assert events[:2] == ["wait", "read"]
-            assert all(events[place - 1] == "wait" for place, event in enumerate(events) if event == "read")
+            assert all(
+                events[place - 1] == "wait" for place, event in enumerate(events) if event == "read"
+            )
 
     def test_waiting_is_for_what_a_gpu_was_given(self, monkeypatch):
         waited = []
@@ -681,7 +771,9 @@ class TestCost:
         assert waited == [torch.device("cuda", 0)]
 
     @pytest.mark.parametrize("run", [adapt, adapt_stream])
-    def test_the_views_of_an_average_are_on_the_clock_whoever_shares_the_weights(self, run, monkeypatch):
+    def test_the_views_of_an_average_are_on_the_clock_whoever_shares_the_weights(
+        self, run, monkeypatch
+    ):
         """Drawing them (2 s) and predicting with them (3 s, once more where the source weights are only looked at)."""
         network, statistics = networks.source_statistics("resnet")
         now, draw, average = [0.0], predicting.random_views, log_mean_probabilities
@@ -722,12 +814,18 @@ class TestCost:
     def test_the_peak_is_that_of_the_largest_group(self, monkeypatch):
         device, peak = torch.device("cuda"), [0]
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 0)
-        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _device: peak.__setitem__(0, 0))
+        monkeypatch.setattr(
+            torch.cuda, "reset_peak_memory_stats", lambda _device: peak.__setitem__(0, 0)
+        )
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: peak[0])
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 0)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**30))
         devices.forget_peak(device)
-        for groups in (GroupSize(8), GroupSize("auto"), GroupSize("auto", timed=False)):  # `auto` counts every size anew
+        for groups in (
+            GroupSize(8),
+            GroupSize("auto"),
+            GroupSize("auto", timed=False),
+        ):  # `auto` counts every size anew
             for size in (8, 8, 1):
                 with groups.open(size, device):
                     peak[0] = max(peak[0], (size if groups.growing else 3 * size) * 2**20)

@@ -70,8 +70,14 @@ def expected(zoo):
 
 def collect(root, size=SIZE, pack_below=0, **options) -> ImageSet:
     kind = "folder" if root.is_dir() else "tar"
-    spec = TargetSpec(source=kind, root=str(root), **{key: options.pop(key) for key in ("limit",) if key in options})
-    return gather(open_source(spec, "test", root), spec, "test", size, 0, pack_below=pack_below, **options)
+    spec = TargetSpec(
+        source=kind,
+        root=str(root),
+        **{key: options.pop(key) for key in ("limit",) if key in options},
+    )
+    return gather(
+        open_source(spec, "test", root), spec, "test", size, 0, pack_below=pack_below, **options
+    )
 
 
 def noises(root, count, side=24) -> ImageSet:
@@ -92,7 +98,9 @@ def test_every_kind_of_file_is_what_decoding_it_gives(zoo, tar, expected, kind):
     images = collect(zoo if kind == "folder" else tar, workers=2)
     assert isinstance(images.pixels, InPlace)
     assert images.pixels.shape == expected.shape == (22, SIZE, SIZE, 3)
-    assert images.image_ids == tuple(path.relative_to(zoo).as_posix() for path in sorted(zoo.glob("*/*")))
+    assert images.image_ids == tuple(
+        path.relative_to(zoo).as_posix() for path in sorted(zoo.glob("*/*"))
+    )
     found = np.asarray(images.pixels)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
@@ -157,26 +165,38 @@ def test_training_on_them_sees_what_it_sees_of_packed_ones(tmp_path):
     lazy = noises(tmp_path, 21)
     packed = collect(tmp_path, 24, pack_below=1)
     assert (lazy.packed, packed.packed) == (False, True)
-    loaders = [open_loader(images, views, 8, seed=5, workers=workers) for images, workers in ((lazy, 2), (packed, 0))]
+    loaders = [
+        open_loader(images, views, 8, seed=5, workers=workers)
+        for images, workers in ((lazy, 2), (packed, 0))
+    ]
     for epoch in (1, 2):
         for loader in loaders:
             loader.sampler.set_epoch(epoch)
         for one, other in zip(*loaders, strict=True):
-            assert all(torch.equal(one[name], other[name]) for name in ("objective", "classify", "labels"))
+            assert all(
+                torch.equal(one[name], other[name]) for name in ("objective", "classify", "labels")
+            )
 
 
 # --- what has changed --------------------------------------------------------------------------------------------
 
 
 def looks(images):
-    return (lambda: images.pixels[1], lambda: images.pixels[:], lambda: list(images.pixels), lambda: np.asarray(images.pixels))
+    return (
+        lambda: images.pixels[1],
+        lambda: images.pixels[:],
+        lambda: list(images.pixels),
+        lambda: np.asarray(images.pixels),
+    )
 
 
 @pytest.mark.parametrize("look", range(4))
 def test_an_image_that_is_another_now_is_named(tmp_path, look):
     images = noises(tmp_path, 4)
     noise(np.random.default_rng(9), "RGB", 24, 24).save(tmp_path / "a" / "002.png")
-    with pytest.raises(UserError, match=r"^.*/a/002\.png: expected the image that was there .*, found another; ") as caught:
+    with pytest.raises(
+        UserError, match=r"^.*/a/002\.png: expected the image that was there .*, found another; "
+    ) as caught:
         looks(images)[look]()
     assert str(caught.value).endswith("bring it back, or run dvc repro -f prepare")
     assert "\n" not in str(caught.value)
@@ -188,10 +208,14 @@ def test_an_image_that_is_another_now_is_named(tmp_path, look):
 def test_an_image_that_cannot_be_read_any_more_is_named(tmp_path, how, look):
     images, file = noises(tmp_path, 4), tmp_path / "a" / "002.png"
     whole = file.read_bytes()
-    file.write_bytes({"emptied": b"", "cut": whole[: len(whole) // 2], "no image": b"some words"}.get(how, whole))
+    file.write_bytes(
+        {"emptied": b"", "cut": whole[: len(whole) // 2], "no image": b"some words"}.get(how, whole)
+    )
     if how == "vanished":
         file.unlink()
-    with pytest.raises(UserError, match=r"^.*/a/002\.png: expected the image that was .* none that can be read \(") as caught:
+    with pytest.raises(
+        UserError, match=r"^.*/a/002\.png: expected the image that was .* none that can be read \("
+    ) as caught:
         looks(images)[look]()
     assert "\n" not in str(caught.value)
 
@@ -221,7 +245,10 @@ def test_another_file_with_the_same_pixels_is_the_same_image(tmp_path):
     np.testing.assert_array_equal(images.pixels[0], before)
 
 
-@pytest.mark.parametrize(("change", "found"), [("order", "found another"), ("cut", r"can be read"), ("gone", r"can be read")])
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [("order", "found another"), ("cut", r"can be read"), ("gone", r"can be read")],
+)
 def test_a_tar_file_that_changed_is_named_with_its_member(tmp_path, change, found):
     noises(tmp_path / "tree", 4)
     files, archive = sorted((tmp_path / "tree").glob("*/*")), tmp_path / "images.tar"
@@ -231,7 +258,9 @@ def test_a_tar_file_that_changed_is_named_with_its_member(tmp_path, change, foun
             for file in order:
                 opened.add(file, file.relative_to(tmp_path / "tree").as_posix())
 
-    for file in files:  # of one length, so that another order puts another image into the same bytes
+    for (
+        file
+    ) in files:  # of one length, so that another order puts another image into the same bytes
         Image.open(file).save(file.with_suffix(".bmp"))
         file.unlink()
     files = sorted((tmp_path / "tree").glob("*/*"))
@@ -243,7 +272,9 @@ def test_a_tar_file_that_changed_is_named_with_its_member(tmp_path, change, foun
         archive.write_bytes(archive.read_bytes()[:700])
     else:
         archive.unlink()
-    with pytest.raises(UserError, match=rf"^.*images\.tar:a/000\.bmp: expected the image that was there .*{found}"):
+    with pytest.raises(
+        UserError, match=rf"^.*images\.tar:a/000\.bmp: expected the image that was there .*{found}"
+    ):
         images.pixels[0]
 
 
@@ -260,7 +291,10 @@ def test_packed_or_in_place_a_set_holds_the_same(tmp_path, kind):
         with tarfile.open(tmp_path / "images.tar", "w") as archive:
             archive.add(root, "tree")
         root = tmp_path / "images.tar"
-    lazy, packed = (collect(root, 32, pack_below, unreadable="skip", limit=9, workers=3) for pack_below in (0, 10**6))
+    lazy, packed = (
+        collect(root, 32, pack_below, unreadable="skip", limit=9, workers=3)
+        for pack_below in (0, 10**6)
+    )
     assert (lazy.packed, packed.packed) == (False, True)
     np.testing.assert_array_equal(lazy.pixels[:], packed.pixels)
     np.testing.assert_array_equal(lazy.labels, packed.labels)
@@ -285,7 +319,10 @@ def test_the_same_reason_is_given_at_every_gathering_of_a_tar_file(tmp_path):
 def test_what_cannot_be_read_is_named_as_of_a_packed_set(tmp_path):
     noises(tmp_path, 4)
     (tmp_path / "a/002.png").write_text("no image")
-    with pytest.raises(UserError, match=r"^data\.test: 1 of 4 files cannot be read as images, the first is .*a/002\.png"):
+    with pytest.raises(
+        UserError,
+        match=r"^data\.test: 1 of 4 files cannot be read as images, the first is .*a/002\.png",
+    ):
         collect(tmp_path, 24)
 
 
@@ -304,7 +341,10 @@ def test_images_that_lie_in_no_files_are_packed_however_small_the_bound():
 def test_a_set_read_in_place_survives_saving_without_a_copy(tmp_path, zoo, tar, kind):
     images = collect(zoo if kind == "folder" else tar, 32)
     images.save(tmp_path / "set")
-    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["index.parquet", "meta.json"]
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [
+        "index.parquet",
+        "meta.json",
+    ]
     loaded = ImageSet.load(tmp_path / "set")
     assert not loaded.packed
     np.testing.assert_array_equal(loaded.pixels[:], images.pixels[:])
@@ -340,5 +380,8 @@ def test_gathering_and_choosing_never_hold_all_pixels(tmp_path):
     assert most(lambda: collect(tmp_path, pack_below=10**6)) > whole  # what packing takes is seen
     assert most(lambda: collect(tmp_path)) < whole / 4
     assert most(lambda: images.take(range(39, -1, -1)).save(tmp_path / "set")) < whole / 4
-    assert most(lambda: [pixels.sum() for pixels in ImageSet.load(tmp_path / "set").pixels]) < whole / 4
+    assert (
+        most(lambda: [pixels.sum() for pixels in ImageSet.load(tmp_path / "set").pixels])
+        < whole / 4
+    )
     assert most(lambda: images.pixels[:8]) < whole / 2

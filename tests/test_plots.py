@@ -65,7 +65,9 @@ class TestColours:
         points = [self.lab(color, self.SEEN[seen]) for color in palette]
         assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(points, 2)) >= 15
 
-    @pytest.mark.parametrize(("palette", "paper"), [(plots.LIGHT, "#ffffff"), (plots.DARK, "#15161a")])
+    @pytest.mark.parametrize(
+        ("palette", "paper"), [(plots.LIGHT, "#ffffff"), (plots.DARK, "#15161a")]
+    )
     def test_contrast_with_the_page(self, palette, paper):
         light = [self.XYZ[1] @ linear(color) for color in (*palette, paper)]
         *colors, page = light
@@ -73,7 +75,8 @@ class TestColours:
         assert min(ratios) >= 3  # WCAG 2.2, success criterion 1.4.11
 
     @pytest.mark.parametrize(
-        ("ends", "ink"), [((plots.GAIN, plots.LOSS), plots.INK), ((plots.DARK_GAIN, plots.DARK_LOSS), "#e6e6ea")]
+        ("ends", "ink"),
+        [((plots.GAIN, plots.LOSS), plots.INK), ((plots.DARK_GAIN, plots.DARK_LOSS), "#e6e6ea")],
     )
     def test_numbers_are_readable_on_the_heat_map(self, ends, ink):
         text = self.XYZ[1] @ linear(ink)
@@ -110,9 +113,20 @@ class TestFiles:
         assert root.get("aria-label") == 'gain & "more"'
         assert root.get("width") is None
         assert root.get("viewBox")
-        colors = {plots.INK, plots.MUTED, plots.GRID, *plots.LIGHT, plots.GAIN, plots.LOSS, "#ffffff", "#000000"}
+        colors = {
+            plots.INK,
+            plots.MUTED,
+            plots.GRID,
+            *plots.LIGHT,
+            plots.GAIN,
+            plots.LOSS,
+            "#ffffff",
+            "#000000",
+        }
         assert not colors & set(re.findall(r"#[0-9a-f]{6}", text))
-        names = {f"var(--{name})" for name in ("run-0", "run-1", "muted", "grid", "paper", "gain")} | {"currentColor"}
+        names = {
+            f"var(--{name})" for name in ("run-0", "run-1", "muted", "grid", "paper", "gain")
+        } | {"currentColor"}
         assert names <= set(re.findall(r"var\(--[\w-]+\)|currentColor", text))
 
     def test_svg_leaves_the_title_to_the_page(self, tmp_path):

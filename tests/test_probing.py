@@ -10,15 +10,23 @@ from tttlab.training.probing import Encoded, classification, encode, knn_accurac
 def encoded(count: int, seed: int) -> Encoded:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
-    features = (torch.randn(count, 5, generator=generator) + 1.2 * torch.eye(5)[labels]).double()  # no two alike by rounding
+    features = (
+        torch.randn(count, 5, generator=generator) + 1.2 * torch.eye(5)[labels]
+    ).double()  # no two alike by rounding
     return Encoded(features, torch.randn(count, 3, generator=generator), labels)
 
 
 def slow_knn(train: Encoded, test: Encoded, neighbours: int, temperature: float) -> float:
     correct = 0
     for feature, label in zip(test.features.numpy(), test.labels.numpy(), strict=True):
-        norms = [math.sqrt(np.dot(feature, feature) * np.dot(other, other)) for other in train.features.numpy()]
-        similarities = [np.dot(feature, other) / norm for other, norm in zip(train.features.numpy(), norms, strict=True)]
+        norms = [
+            math.sqrt(np.dot(feature, feature) * np.dot(other, other))
+            for other in train.features.numpy()
+        ]
+        similarities = [
+            np.dot(feature, other) / norm
+            for other, norm in zip(train.features.numpy(), norms, strict=True)
+        ]
         votes = np.zeros(3)
         for index in np.argsort(similarities)[::-1][:neighbours]:
             votes[train.labels[index]] += math.exp(similarities[index] / temperature)

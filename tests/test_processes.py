@@ -17,12 +17,26 @@ from tttlab.workflow.processes import started
     ("environment", "expected"),
     [
         ({}, None),
-        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, None),  # Fabric's own launcher: machine.devices says how many
+        (
+            {"LOCAL_RANK": "1", "WORLD_SIZE": "2"},
+            None,
+        ),  # Fabric's own launcher: machine.devices says how many
         ({"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, (4, 2)),
         ({"SLURM_NTASKS": "6", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "3"}, (2, 3)),
         ({"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}, (1, 1)),
-        ({"SLURM_NTASKS": "6", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "interactive"}, None),
-        ({"TORCHELASTIC_RUN_ID": "7", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2", "SLURM_NTASKS": "1"}, (2, 1)),
+        (
+            {"SLURM_NTASKS": "6", "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "interactive"},
+            None,
+        ),
+        (
+            {
+                "TORCHELASTIC_RUN_ID": "7",
+                "LOCAL_WORLD_SIZE": "2",
+                "WORLD_SIZE": "2",
+                "SLURM_NTASKS": "1",
+            },
+            (2, 1),
+        ),
     ],
 )
 def test_processes_per_machine_and_machines(environment, expected):
@@ -39,7 +53,9 @@ def experiment(tmp_path):
     project, copy = tmp_path / "project", tmp_path / "project" / ".dvc" / "tmp" / "exps" / "copy"
     for folder in (project, copy):
         for part in ("pipeline", "src"):
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__")
+            )
     (project / "own").mkdir()
     for file in ("src/tttlab/methods/mine.py", "src/flat.py", "own/flip.py"):
         shutil.copy(ROOT / "src" / "tttlab" / "methods" / "none.py", project / file)
@@ -65,14 +81,18 @@ def experiment(tmp_path):
     return project, copy, run
 
 
-@pytest.mark.parametrize(("method", "file"), [("mine", "src/tttlab/methods/mine.py"), ("own.flip", "own/flip.py")])
+@pytest.mark.parametrize(
+    ("method", "file"), [("mine", "src/tttlab/methods/mine.py"), ("own.flip", "own/flip.py")]
+)
 def test_a_queued_experiment_says_which_file_git_does_not_know(experiment, method, file):
     project, copy, run = experiment
     told = run(method, copy, {"DVC_ROOT": str(project)})
     assert told.startswith(
         f"error: adapt.runs.added.method: {'unknown method' if method == 'mine' else 'no module'} '{method}'"
     )
-    assert told.endswith(f"; {file} is not in the copy that an experiment gets, for git does not know it: git add {file}")
+    assert told.endswith(
+        f"; {file} is not in the copy that an experiment gets, for git does not know it: git add {file}"
+    )
     assert "\n" not in told
 
 

@@ -25,14 +25,20 @@ from tttlab.training.optimisers import Recipe
 from tttlab.training.recipes import finetune, pretrain
 from tttlab.training.trainer import synchronise_batchnorm
 
-RECIPE = Recipe(epochs=2, batch_size=9, optimizer="sgd", lr=0.05, weight_decay=0.01)  # 22 images: batches of 8, 7 and 7
+RECIPE = Recipe(
+    epochs=2, batch_size=9, optimizer="sgd", lr=0.05, weight_decay=0.01
+)  # 22 images: batches of 8, 7 and 7
 GROUPNORM = trainings.SIMCLR | {
-    "backbone_options": trainings.SIMCLR["backbone_options"] | {"channels": [8, 8, 8, 8], "norm_layer": "groupnorm1"}
+    "backbone_options": trainings.SIMCLR["backbone_options"]
+    | {"channels": [8, 8, 8, 8], "norm_layer": "groupnorm1"}
 }
-ROTATION, CLUST3 = (GROUPNORM | {"objective": each["objective"]} for each in (trainings.ROTATION, trainings.CLUST3))
+ROTATION, CLUST3 = (
+    GROUPNORM | {"objective": each["objective"]} for each in (trainings.ROTATION, trainings.CLUST3)
+)
 # Without dropout, whose noise is each rank's own; with a norm that only the classifier's features pass.
 VIT = trainings.MAE | {
-    "backbone_options": trainings.MAE["backbone_options"] | {"proj_drop_rate": 0.0, "fc_norm": True, "global_pool": "avg"}
+    "backbone_options": trainings.MAE["backbone_options"]
+    | {"proj_drop_rate": 0.0, "fc_norm": True, "global_pool": "avg"}
 }
 
 
@@ -68,7 +74,9 @@ def strip(network: nn.Module) -> None:
     """Take BatchNorm, which would see half a batch, out of the projection head."""
     if hasattr(network.head, "project"):
         layers = network.head.layers.layers
-        network.head.layers.layers = nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.BatchNorm1d)))
+        network.head.layers.layers = nn.Sequential(
+            *(layer for layer in layers if not isinstance(layer, nn.BatchNorm1d))
+        )
 
 
 @pytest.mark.parametrize("kind", ["groupnorm", "vit", "clust3_vit"])
@@ -77,11 +85,19 @@ def test_loss_and_gradient_of_two_ranks_are_those_of_one_process(kind, tmp_path)
     network, _ = networks.source_statistics(kind)
     network = copy.deepcopy(network)
     strip(network)
-    objective = {"groupnorm": SimCLR(temperature=0.3), "vit": MAE(mask_ratio=0.5), "clust3_vit": ClusT3()}[kind]
+    objective = {
+        "groupnorm": SimCLR(temperature=0.3),
+        "vit": MAE(mask_ratio=0.5),
+        "clust3_vit": ClusT3(),
+    }[kind]
     views = networks.images(14, seed=3).double().view(7, 2, 3, 16, 16)[:, : objective.num_views]
     expected = objective.loss(network, views, torch_generator(5))
     expected.backward()
-    wanted = {name: parameter.grad.clone() for name, parameter in network.named_parameters() if parameter.grad is not None}
+    wanted = {
+        name: parameter.grad.clone()
+        for name, parameter in network.named_parameters()
+        if parameter.grad is not None
+    }
     network.zero_grad()
     assert any(gradient.abs().max() > 1e-4 for gradient in wanted.values())
     for loss, gradients in on_ranks(gradients_of_share, tmp_path, objective, network, views):
@@ -104,7 +120,9 @@ def train(fabric, settings, recipe=RECIPE, folder=None, die_in=None):
     fabric.barrier()
     teacher = replace(trainings.trainer(work), fabric=fabric, report=watch)
     images, others = trainings.image_set(), trainings.image_set(9, seed=1)
-    curves = [pretrain(teacher, network, objective, images, (images, others), trainings.VIEWS, recipe)]
+    curves = [
+        pretrain(teacher, network, objective, images, (images, others), trainings.VIEWS, recipe)
+    ]
     for mode in ("joint", "full"):
         teacher = replace(teacher, work=None)  # one name, two tasks
         curves += finetune(
@@ -127,18 +145,30 @@ def assert_close(left: tuple, right: tuple) -> None:
         for row, other in zip(rows, others, strict=True):
             assert row.keys() == other.keys()
             for key in row.keys() - {"seconds"}:
-                assert row[key] == pytest.approx(other[key], rel=1e-6 if key == "validation_loss" else 1e-9), key
+                assert row[key] == pytest.approx(
+                    other[key], rel=1e-6 if key == "validation_loss" else 1e-9
+                ), key
     for name, value in right[1].items():
         torch.testing.assert_close(left[1][name], value, rtol=1e-8, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("settings", [GROUPNORM, VIT, ROTATION, CLUST3], ids=["simclr", "mae", "rotation", "clust3"])
-def test_all_trainings_of_two_ranks_end_as_one_process_ends(settings, double, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "settings", [GROUPNORM, VIT, ROTATION, CLUST3], ids=["simclr", "mae", "rotation", "clust3"]
+)
+def test_all_trainings_of_two_ranks_end_as_one_process_ends(
+    settings, double, monkeypatch, tmp_path
+):
     """Pretraining, joint and full fine-tuning, and the head's refit: three steps of each, whose rounding does not grow."""
     monkeypatch.setattr("tttlab.training.recipes.REFIT_EPOCHS", 1)
     recipe = replace(RECIPE, epochs=1)
     alone = train(open_fabric("cpu", "32"), settings, recipe)
-    assert [len(rows) for rows in alone[0]] == [2, 2, 0, 2, 2]  # pretrained, tuned jointly without a refit and in full with one
+    assert [len(rows) for rows in alone[0]] == [
+        2,
+        2,
+        0,
+        2,
+        2,
+    ]  # pretrained, tuned jointly without a refit and in full with one
     first, second = on_ranks(train, tmp_path, settings, recipe)
     assert_close(first, alone)
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
@@ -158,7 +188,14 @@ def train_apart(fabric, folder):
     work, images = Work(folder / str(fabric.global_rank), owner=False), trainings.image_set()
     work.folder.mkdir()
     if fabric.global_rank:
-        work.save("pretrain", {"network": network.state_dict(), "optimizer": {}, "rows": [{"epoch": 0}, {"epoch": 1}]})
+        work.save(
+            "pretrain",
+            {
+                "network": network.state_dict(),
+                "optimizer": {},
+                "rows": [{"epoch": 0}, {"epoch": 1}],
+            },
+        )
     teacher = replace(trainings.trainer(work), fabric=fabric)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.Optimizer, "load_state_dict", lambda optimizer, state: None)
@@ -176,7 +213,9 @@ def test_ranks_that_find_different_work_all_refuse_to_start(tmp_path):
 def test_batchnorm_on_cpus_is_warned_of_once_for_each_task(tmp_path):
     (first, second) = on_ranks(train_with_batchnorm, tmp_path)
     assert [len(messages) for messages, _ in (first, second)] == [3, 0]
-    assert first[0][0].startswith("pretrain: on CPUs each of the 2 processes normalises (BatchNorm) with its own images")
+    assert first[0][0].startswith(
+        "pretrain: on CPUs each of the 2 processes normalises (BatchNorm) with its own images"
+    )
     assert second[1].keys() == first[1].keys()
     parameters = [name for name in first[1] if "running" not in name and "tracked" not in name]
     assert all(torch.equal(first[1][name], second[1][name]) for name in parameters)
@@ -185,15 +224,23 @@ def test_batchnorm_on_cpus_is_warned_of_once_for_each_task(tmp_path):
 def train_with_batchnorm(fabric):
     messages = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tttlab.training.trainer.logger.warning", lambda text, *parts: messages.append(text % parts))
+        patch.setattr(
+            "tttlab.training.trainer.logger.warning",
+            lambda text, *parts: messages.append(text % parts),
+        )
         _, weights = train(fabric, trainings.SIMCLR)
     return messages, weights
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0"])  # plain BatchNorm, and timm's with an activation
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", "efficientnet_lite0"]
+)  # plain BatchNorm, and timm's with an activation
 def test_synchronised_batchnorm_keeps_names_and_predictions(backbone):
     network = timm.create_model(backbone, num_classes=3).eval()
-    images, before = networks.images(2), {name: value.clone() for name, value in network.state_dict().items()}
+    images, before = (
+        networks.images(2),
+        {name: value.clone() for name, value in network.state_dict().items()},
+    )
     expected = network(images)
     for _ in range(2):  # once for every task
         synchronise_batchnorm(network)
@@ -214,5 +261,8 @@ def test_more_gpus_than_there_are_is_a_mistake(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match=r"machine\.devices: expected at most 2 processes.*found 3"):
         open_fabric("cuda", devices=3)
-    with pytest.raises(UserError, match=r"expected at most 1 processes, one for each GPU of machine\.device 'cuda:1', found 2"):
+    with pytest.raises(
+        UserError,
+        match=r"expected at most 1 processes, one for each GPU of machine\.device 'cuda:1', found 2",
+    ):
         open_fabric("cuda:1", devices=2)

@@ -17,7 +17,15 @@ from tttlab.config.runs import resolve_run
 from tttlab.errors import UserError
 from tttlab.evaluation.results import Results, read_table
 from tttlab.reporting import report
-from tttlab.reporting.words import amount, interval, percent, points, probability, setting, significant
+from tttlab.reporting.words import (
+    amount,
+    interval,
+    percent,
+    points,
+    probability,
+    setting,
+    significant,
+)
 from tttlab.tracking.executions import Execution
 from tttlab.tracking.records import TAG_LIMIT
 from tttlab.tracking.runs import pipeline_run
@@ -43,14 +51,18 @@ def run_stages(root, **options) -> str:
         shutil.move(path, target)
         aligned = outputs / "aligned" / path.stem / f"{path.parent.name}.parquet"
         aligned.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(columns=align.COLUMNS).to_parquet(aligned)  # as where there was nothing to compare
+        pd.DataFrame(columns=align.COLUMNS).to_parquet(
+            aligned
+        )  # as where there was nothing to compare
     (outputs / "distances").mkdir()
     for model, table in read_table(outputs / "tables" / "distances.csv").groupby("model"):
         table.to_csv(outputs / "distances" / f"{model}.csv", index=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(places, "OUTPUTS", outputs)
         patch.setattr(places, "ROOT", root)
-        patch.setattr("tttlab.workflow.execution.execution", lambda _: Execution("repro", os.getpid()))
+        patch.setattr(
+            "tttlab.workflow.execution.execution", lambda _: Execution("repro", os.getpid())
+        )
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
         evaluate.run(params)
         report_stage.run(params)
@@ -81,9 +93,15 @@ def unlabeled(tmp_path_factory):
 class TestStage:
     def test_prints_the_comparison_and_where_to_look(self, outputs):
         printed = (outputs.parent / "printed").read_text(encoding="utf-8")
-        entry = json.loads((outputs / "metrics.json").read_text(encoding="utf-8"))["runs"]["vit/actmad"]
-        ((line, gated),) = re.findall(r"^(vit +actmad .*)\n +(with gate .*)$", printed, re.MULTILINE)
-        assert f"{100 * entry['accuracy_source']:.1f} → {100 * entry['accuracy_adapted']:.1f}" in line
+        entry = json.loads((outputs / "metrics.json").read_text(encoding="utf-8"))["runs"][
+            "vit/actmad"
+        ]
+        ((line, gated),) = re.findall(
+            r"^(vit +actmad .*)\n +(with gate .*)$", printed, re.MULTILINE
+        )
+        assert (
+            f"{100 * entry['accuracy_source']:.1f} → {100 * entry['accuracy_adapted']:.1f}" in line
+        )
         assert f"+{100 * entry['gain']:.1f}  [+" in line
         assert f" {points(entry['training_gain'])} " in line
         assert "clean 0.0" in line
@@ -98,8 +116,16 @@ class TestStage:
         for key, entry in entries.items():
             assert run.data.metrics[f"gain/{key}"] == pytest.approx(entry["gain"], abs=5.1e-5)
         assert "| vit | actmad |" in run.data.tags["mlflow.note.content"]
-        kept = {path.name for path in (root / "mlruns" / run.info.run_id).rglob("*") if path.is_file()}
-        assert {"report.html", "comparison.json", "gain_vit.png", "examples.png", "cost.png"} <= kept
+        kept = {
+            path.name for path in (root / "mlruns" / run.info.run_id).rglob("*") if path.is_file()
+        }
+        assert {
+            "report.html",
+            "comparison.json",
+            "gain_vit.png",
+            "examples.png",
+            "cost.png",
+        } <= kept
 
     def test_the_page_shows_flips_of_the_runs_that_train(self, outputs):
         text = (outputs / "report.html").read_text(encoding="utf-8")
@@ -109,10 +135,25 @@ class TestStage:
 
     def test_flips_are_those_of_the_first_training_seed_that_params_yaml_lists(self, tmp_path):
         """The first one is not the smallest one."""
-        run_stages(tmp_path, models=MODELS, runs=("none", "actmad"), images=24, corruptions=("fog",), seeds=(3, 0))
-        table = pd.read_parquet(tmp_path / "outputs" / "predictions" / "vit" / "actmad.parquet").query("shift != 'clean'")
-        before, after = (table[f"{who}_prediction"] == table["label"] for who in ("source", "adapted"))
-        flips = [(turned & (table["seed"] == seed)).sum() for seed in (3, 0) for turned in (~before & after, before & ~after)]
+        run_stages(
+            tmp_path,
+            models=MODELS,
+            runs=("none", "actmad"),
+            images=24,
+            corruptions=("fog",),
+            seeds=(3, 0),
+        )
+        table = pd.read_parquet(
+            tmp_path / "outputs" / "predictions" / "vit" / "actmad.parquet"
+        ).query("shift != 'clean'")
+        before, after = (
+            table[f"{who}_prediction"] == table["label"] for who in ("source", "adapted")
+        )
+        flips = [
+            (turned & (table["seed"] == seed)).sum()
+            for seed in (3, 0)
+            for turned in (~before & after, before & ~after)
+        ]
         text = (tmp_path / "outputs" / "report.html").read_text(encoding="utf-8")
         found = re.findall(r"<h4>(?:wrong → right|right → wrong): (?:\d+ of (\d+)|none)</h4>", text)
         assert [int(count or 0) for count in found] == flips[:2] != flips[2:]
@@ -130,8 +171,17 @@ class TestNames:
         with pytest.MonkeyPatch.context() as patch:
             for run in cls.RUNS[1:]:
                 patch.setitem(evaluated.RUNS, run, evaluated.RUNS["actmad"])
-            sets = {f"photos/{name}": evaluated.blobs(9, name, seed=number) for number, name in enumerate(("nan", "None"))}
-            options = {"models": cls.MODELS, "runs": cls.RUNS, "images": 9, "corruptions": ("fog",), "severities": (5,)}
+            sets = {
+                f"photos/{name}": evaluated.blobs(9, name, seed=number)
+                for number, name in enumerate(("nan", "None"))
+            }
+            options = {
+                "models": cls.MODELS,
+                "runs": cls.RUNS,
+                "images": 9,
+                "corruptions": ("fog",),
+                "severities": (5,),
+            }
             printed = run_stages(root, **options, sets=sets, gated=("1e5",))
         return root / "outputs", printed
 
@@ -148,14 +198,26 @@ class TestNames:
             table = results.rows(name)
             assert set(table["model"]) == set(self.MODELS), name
             assert set(table.get("run", ())) == set(runs), name
-        assert set(results.rows("by_shift")["shift"]) == {"clean", "fog-5", "photos/nan", "photos/None"}
-        assert set(results.rows("distances")["corruption"]) == {"none", "fog", "photos/nan", "photos/None"}
+        assert set(results.rows("by_shift")["shift"]) == {
+            "clean",
+            "fog-5",
+            "photos/nan",
+            "photos/None",
+        }
+        assert set(results.rows("distances")["corruption"]) == {
+            "none",
+            "fog",
+            "photos/nan",
+            "photos/None",
+        }
         assert results.changed("50", "true") > 0
 
     def test_terminal_page_and_mlflow_show_them(self, named):
         outputs, printed = named
         page = (outputs / "report.html").read_text(encoding="utf-8")
-        run = open_store(outputs.parent)[0].get_run(pipeline_run(outputs.parent, Execution("repro", os.getpid())))
+        run = open_store(outputs.parent)[0].get_run(
+            pipeline_run(outputs.parent, Execution("repro", os.getpid()))
+        )
         for model, name in product(self.MODELS, self.RUNS):
             assert re.search(rf"^{model} +{name} ", printed, re.MULTILINE)
             assert f'data-row="{model}/{name}"' in page
@@ -190,15 +252,31 @@ class TestRead:
     def test_names_that_look_like_missing_values_are_names(self, tmp_path):
         evaluated.write_project(tmp_path, models=("vit",), runs=("none",), images=4)
         for path in (tmp_path / "tables").glob("*.csv"):
-            path.write_text(path.read_text(encoding="utf-8").replace("vit,none,", "null,none,"), encoding="utf-8")
+            path.write_text(
+                path.read_text(encoding="utf-8").replace("vit,none,", "null,none,"),
+                encoding="utf-8",
+            )
         metrics = (tmp_path / "metrics.json").read_text(encoding="utf-8")
-        (tmp_path / "metrics.json").write_text(metrics.replace("vit/none", "null/none"), encoding="utf-8")
+        (tmp_path / "metrics.json").write_text(
+            metrics.replace("vit/none", "null/none"), encoding="utf-8"
+        )
         sidecar = tmp_path / "adapt" / "none.json"
-        sidecar.write_text(sidecar.read_text(encoding="utf-8").replace('"vit"', '"null"'), encoding="utf-8")
-        assert len(Results.read(tmp_path, list(product(("null",), ("none",)))).rows("by_shift", model="null")) > 0
+        sidecar.write_text(
+            sidecar.read_text(encoding="utf-8").replace('"vit"', '"null"'), encoding="utf-8"
+        )
+        assert (
+            len(
+                Results.read(tmp_path, list(product(("null",), ("none",)))).rows(
+                    "by_shift", model="null"
+                )
+            )
+            > 0
+        )
 
     def test_changes_are_those_of_the_predictions(self, outputs, results):
-        table = pd.read_parquet(outputs / "predictions" / "vit" / "actmad.parquet").query("shift != 'clean'")
+        table = pd.read_parquet(outputs / "predictions" / "vit" / "actmad.parquet").query(
+            "shift != 'clean'"
+        )
         expected = (table["source_prediction"] != table["adapted_prediction"]).mean()
         assert results.changed("vit", "actmad") == pytest.approx(expected)
         assert results.changed("vit", "none") == 0
@@ -264,7 +342,8 @@ def told(extra=(), streamed=(), adapted=(), **gains) -> str:
     for run, more in dict(extra).items():
         entries["m", run] |= more
     adapted = {
-        ("m", run): {"settings": {"protocol": "online" if run in streamed else "episodic"}} | dict(adapted).get(run, {})
+        ("m", run): {"settings": {"protocol": "online" if run in streamed else "episodic"}}
+        | dict(adapted).get(run, {})
         for run in gains
     }
     return report.sentence(Results(("m",), tuple(gains), entries, adapted=adapted), "m")
@@ -273,11 +352,18 @@ def told(extra=(), streamed=(), adapted=(), **gains) -> str:
 class TestSentence:
     def test_the_best_comes_first_with_its_numbers(self):
         text = told(a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0))
-        assert text.startswith("b helped most, 50.0 % → 55.0 % (+5.0 points, 95 % interval +2.0 to +8.0); a helped too.")
+        assert text.startswith(
+            "b helped most, 50.0 % → 55.0 % (+5.0 points, 95 % interval +2.0 to +8.0); a helped too."
+        )
         assert text.endswith("No run lost more than one point on clean images.")
 
     def test_streams_are_not_compared_with_single_images(self):
-        text = told(a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0), c=(-0.03, -0.02, -0.01, 0), streamed=("b", "c"))
+        text = told(
+            a=(0.01, 0.02, 0.03, 0),
+            b=(0.02, 0.05, 0.08, 0),
+            c=(-0.03, -0.02, -0.01, 0),
+            streamed=("b", "c"),
+        )
         alone, along = text.removeprefix("Image by image: ").split(" On streams: ")
         assert alone.startswith("a helped most, 50.0 % → 52.0 %")
         assert along.startswith("b helped most, 50.0 % → 55.0 %")
@@ -285,7 +371,12 @@ class TestSentence:
         assert told(b=(0.02, 0.05, 0.08, 0), streamed=("b",)).startswith("b helped most")
 
     def test_nothing_helped_some_hurt_some_are_undecided(self):
-        text = told(a=(-0.03, -0.02, -0.01, 0), b=(-0.01, 0.01, 0.03, 0), c=(-0.02, 0.0, 0.02, 0), d=(0, 0, 0, 0))
+        text = told(
+            a=(-0.03, -0.02, -0.01, 0),
+            b=(-0.01, 0.01, 0.03, 0),
+            c=(-0.02, 0.0, 0.02, 0),
+            d=(0, 0, 0, 0),
+        )
         assert text == (
             "No run helped: no interval lies above zero. a hurt: the interval lies below zero. "
             "b and c: undecided, the interval includes zero. d made no difference to the accuracy. "
@@ -294,10 +385,15 @@ class TestSentence:
 
     def test_too_few_images_for_an_interval_are_told_and_not_called_a_failure(self):
         text = told(a=(None, 0.02, None, 0))
-        assert text == "a: unknown, too few images for an interval. No run lost more than one point on clean images."
+        assert (
+            text
+            == "a: unknown, too few images for an interval. No run lost more than one point on clean images."
+        )
 
     def test_a_loss_on_clean_images_is_told(self):
-        text = told(a=(0.01, 0.02, 0.03, -0.03), b=(0.01, 0.02, 0.03, -0.06), c=(0.01, 0.02, 0.03, -0.005))
+        text = told(
+            a=(0.01, 0.02, 0.03, -0.03), b=(0.01, 0.02, 0.03, -0.06), c=(0.01, 0.02, 0.03, -0.005)
+        )
         assert text.endswith("On clean images b lost 6.0 points and a lost 3.0 points.")
 
     def test_the_control_is_left_out(self):
@@ -306,17 +402,33 @@ class TestSentence:
     def test_training_is_told_apart_from_the_rest_of_the_gain(self):
         trained = {"training_gain": 0.01, "training_gain_low": 0.005, "training_gain_high": 0.02}
         unclear = {"training_gain": -0.002, "training_gain_low": -0.01, "training_gain_high": 0.01}
-        text = told({"a": trained, "b": unclear}, a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0), c=(0.01, 0.02, 0.03, 0))
+        text = told(
+            {"a": trained, "b": unclear},
+            a=(0.01, 0.02, 0.03, 0),
+            b=(0.02, 0.05, 0.08, 0),
+            c=(0.01, 0.02, 0.03, 0),
+        )
         assert "Points by training alone: a +1.0, b −0.2 (undecided)." in text
 
     def test_a_setting_that_had_no_influence_is_told(self):
         tuning = {"tuned": True, "without_influence": ["prior"]}
-        text = told(adapted={"a": {"tuning": tuning}}, a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0))
+        text = told(
+            adapted={"a": {"tuning": tuning}}, a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0)
+        )
         assert text.endswith("Tuning: prior of a had no influence, all values tie.")
         two = {"tuned": True, "without_influence": ["lr", "clip"]}
-        text = told(adapted={"a": {"tuning": tuning}, "b": {"tuning": two}}, a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0))
-        assert text.endswith("Tuning: prior of a and lr, clip of b had no influence, all values tie.")
-        assert "Tuning" not in told(adapted={"a": {"tuning": {"tuned": True, "without_influence": []}}}, a=(0.1, 0.2, 0.3, 0))
+        text = told(
+            adapted={"a": {"tuning": tuning}, "b": {"tuning": two}},
+            a=(0.01, 0.02, 0.03, 0),
+            b=(0.02, 0.05, 0.08, 0),
+        )
+        assert text.endswith(
+            "Tuning: prior of a and lr, clip of b had no influence, all values tie."
+        )
+        assert "Tuning" not in told(
+            adapted={"a": {"tuning": {"tuned": True, "without_influence": []}}},
+            a=(0.1, 0.2, 0.3, 0),
+        )
 
     def test_the_gate_is_told_with_its_price(self):
         gated = {
@@ -347,7 +459,10 @@ class TestSettingsInUse:
             ({"method": "none", "normalisation": "mixed", "prior": 0.2}, {"prior"}),
             ({"method": "views", "normalisation": "shrink", "lr": 0.1}, {"threshold"}),
             ({"method": "actmad", "steps": 3}, TRAINING),
-            ({"method": "actmad", "optimizer": "adam", "normalisation": "shrink"}, TRAINING - {"momentum"} | {"threshold"}),
+            (
+                {"method": "actmad", "optimizer": "adam", "normalisation": "shrink"},
+                TRAINING - {"momentum"} | {"threshold"},
+            ),
             ({"method": "actmad", "trainable": "none"}, {"steps", "trainable"}),
             ({"method": "actmad", "steps": 0}, {"steps", "trainable"}),
         ],
@@ -375,7 +490,9 @@ class TestMarkdown:
             if "| vit |" in line
         }
         assert number(lines["actmad"][6]) == pytest.approx(100 * entry["training_gain"], abs=0.0501)
-        assert number(lines["actmad with gate"][3]) == pytest.approx(100 * entry["gated"]["accuracy_adapted"], abs=0.0501)
+        assert number(lines["actmad with gate"][3]) == pytest.approx(
+            100 * entry["gated"]["accuracy_adapted"], abs=0.0501
+        )
         assert lines["shrink"][6] == ""
 
     def test_searched_settings_are_listed_with_the_chosen_values_bold(self, results):
@@ -406,7 +523,9 @@ class TestMarkdown:
         lines = [line for line in text.splitlines() if line.startswith("- ")]
         assert 1 < len(lines) < 30
         assert all(line.endswith("steps 1, **5**") for line in lines[:-1])
-        assert text.endswith("- and more in `report.html`\n\nFigures and the page `report.html` are among the artifacts.")
+        assert text.endswith(
+            "- and more in `report.html`\n\nFigures and the page `report.html` are among the artifacts."
+        )
 
 
 class TestWithoutLabels:
@@ -418,12 +537,18 @@ class TestWithoutLabels:
         assert not re.search(r"\bnan\b|\bNone\b|–|gate", plain + markdown)
 
     def test_the_price_on_clean_images_is_shown_where_these_have_labels(self, tmp_path):
-        evaluated.write_project(tmp_path, models=("vit",), labeled="clean", images=24, corruptions=("fog",))
+        evaluated.write_project(
+            tmp_path, models=("vit",), labeled="clean", images=24, corruptions=("fog",)
+        )
         results = Results.read(tmp_path, list(product(("vit",), RUNS)))
         entry = results.summary["vit", "actmad"]
         price = points(entry["clean_adapted"] - entry["clean_source"])
         share = percent(results.changed("vit", "actmad"))
-        assert re.search(rf"^vit +actmad +{share} +clean {re.escape(price)} ", report.plain_table(results), re.MULTILINE)
+        assert re.search(
+            rf"^vit +actmad +{share} +clean {re.escape(price)} ",
+            report.plain_table(results),
+            re.MULTILINE,
+        )
         assert f"| vit | actmad | {share} | {price} |" in report.markdown(results, {})
         assert entry["gain"] is None
 
@@ -440,8 +565,14 @@ class TestAbout:
     def about(self, results, models=("a", "b"), runs=RUNS, seeds=1, streamed=(), **shifts):
         """Tell of the 32 images under each of five shifts."""
         entry = results.summary["vit", "none"] | {"seeds": seeds}
-        told = {(model, run): {"settings": {"protocol": "online"}} for model in models for run in streamed}
-        some = Results(models, runs, dict.fromkeys(product(models, runs), entry), results.tables, told)
+        told = {
+            (model, run): {"settings": {"protocol": "online"}}
+            for model in models
+            for run in streamed
+        }
+        some = Results(
+            models, runs, dict.fromkeys(product(models, runs), entry), results.tables, told
+        )
         return report.about(some, "digits", evaluated.settings(**shifts), STREAM)
 
     @pytest.fixture
@@ -459,32 +590,46 @@ class TestAbout:
 
     def test_says_how_many_training_seeds(self, results):
         by_shift = results.tables["by_shift"]
-        tripled = Results(("a",), ("none",), results.summary, {"by_shift": by_shift.assign(n=3 * by_shift["n"])})
-        text = self.about(tripled, ("a",), ("none",), seeds=3, corruptions=("fog",), severities=(5,))
+        tripled = Results(
+            ("a",), ("none",), results.summary, {"by_shift": by_shift.assign(n=3 * by_shift["n"])}
+        )
+        text = self.about(
+            tripled, ("a",), ("none",), seeds=3, corruptions=("fog",), severities=(5,)
+        )
         assert text.startswith("1 model, trained with 3 seeds; 1 run; 32 test images from digits, ")
         assert "1 synthetic corruption at 1 severity and clean, each adapted to on its own" in text
 
     def test_says_which_runs_are_on_streams(self, results):
         stream = "the shifts of a severity mixed in one stream (batches of 64, one class after another), without labels."
         some, every = (
-            self.about(results, ("a",), ("none", "bn", "tent"), streamed=streamed, corruptions=("fog",))
+            self.about(
+                results, ("a",), ("none", "bn", "tent"), streamed=streamed, corruptions=("fog",)
+            )
             for streamed in (("tent",), ("bn", "tent"))
         )
-        assert some.endswith(f"and clean, each adapted to on its own, from the source weights; tent: {stream}")
+        assert some.endswith(
+            f"and clean, each adapted to on its own, from the source weights; tent: {stream}"
+        )
         assert every.endswith(f"and clean, {stream}")
 
     def test_says_how_many_runs_there_are_for_each_model(self, results):
         entry = results.summary["vit", "none"]
         pairs = [("a", "none"), ("a", "tent"), ("b", "none")]
         some = Results(("a", "b"), ("none", "tent"), dict.fromkeys(pairs, entry), results.tables)
-        assert "; 1 to 2 runs each; " in report.about(some, "digits", evaluated.settings(corruptions=("fog",)), STREAM)
+        assert "; 1 to 2 runs each; " in report.about(
+            some, "digits", evaluated.settings(corruptions=("fog",)), STREAM
+        )
 
     def test_says_which_sets_came_shifted(self, results):
         text = self.about(
-            results, corruptions=("fog",), severities=(5,), sets=("cifar10_c/fog", "cifar10_c/snow", "photos/night")
+            results,
+            corruptions=("fog",),
+            severities=(5,),
+            sets=("cifar10_c/fog", "cifar10_c/snow", "photos/night"),
         )
         assert (
-            "digits, under 1 synthetic corruption at 1 severity, clean and those of cifar10_c and photos, each adapted" in text
+            "digits, under 1 synthetic corruption at 1 severity, clean and those of cifar10_c and photos, each adapted"
+            in text
         )
         alone = self.about(results, corruptions=(), sets=("photos/night",))
         assert f"32 test images from digits, clean and those of photos, {self.ALONE}" in alone
@@ -495,14 +640,21 @@ class TestAbout:
             shift="photos/night", corruption="photos/night", severity=0, n=500
         )
         more = Results(("vit",), RUNS, results.summary, {"by_shift": pd.concat([by_shift, larger])})
-        assert "32 test images from digits" in self.about(more, corruptions=("fog",), sets=("photos/night",))
+        assert "32 test images from digits" in self.about(
+            more, corruptions=("fog",), sets=("photos/night",)
+        )
 
     def test_says_where_the_test_images_are_themselves_shifted(self, results):
         text = self.about(results, corruptions=(), clean="validation")
-        assert f"32 test images from digits, as they are (clean: the validation images), {self.ALONE}" in text
+        assert (
+            f"32 test images from digits, as they are (clean: the validation images), {self.ALONE}"
+            in text
+        )
 
 
 def test_the_number_of_images_is_that_of_each_shift_and_not_of_all_together(results):
-    by_shift = results.rows("by_shift").assign(n=lambda table: table["n"].where(table["shift"] != "fog-5", 20))
+    by_shift = results.rows("by_shift").assign(
+        n=lambda table: table["n"].where(table["shift"] != "fog-5", 20)
+    )
     assert results.images == (32, 32)
     assert Results(MODELS, RUNS, results.summary, {"by_shift": by_shift}).images == (20, 32)

@@ -32,18 +32,27 @@ def other():
 
 def hold(folder: Path, pid: int, created: float) -> None:
     folder.mkdir(parents=True)
-    (folder / "process.json").write_text(json.dumps({"pid": pid, "created": created}), encoding="utf-8")
+    (folder / "process.json").write_text(
+        json.dumps({"pid": pid, "created": created}), encoding="utf-8"
+    )
 
 
 def test_work_of_a_living_process_is_refused_and_that_of_a_dead_one_taken_over(tmp_path, other):
     hold(tmp_path / "work", other.pid, psutil.Process(other.pid).create_time())
-    with pytest.raises(UserError, match=f"running as process {other.pid}; wait for it to end or stop it"):
+    with pytest.raises(
+        UserError, match=f"running as process {other.pid}; wait for it to end or stop it"
+    ):
         Work(tmp_path / "work").__enter__()
     other.kill()
-    while psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE:  # dead, but nobody has asked for its exit status
+    while (
+        psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE
+    ):  # dead, but nobody has asked for its exit status
         time.sleep(0.01)
     with Work(tmp_path / "work"):
-        assert json.loads((tmp_path / "work" / "process.json").read_text())["pid"] == psutil.Process().pid
+        assert (
+            json.loads((tmp_path / "work" / "process.json").read_text())["pid"]
+            == psutil.Process().pid
+        )
     other.wait()
 
 
@@ -149,8 +158,12 @@ def test_content_hash_sees_only_the_files_asked_for(tmp_path):
 
 def test_key_follows_the_version_of_every_library_that_computes(tmp_path, monkeypatch):
     """All that the stages with unfinished work import, but for what handles files, settings, processes and tables."""
-    stages = [FOLDERS["pipeline"] / f"{name}.py" for name in ("pretrain", "finetune", "tune", "adapt")]
-    names = {name.partition(".")[0] for path in closure(*stages) for name in imported(path)} - sys.stdlib_module_names
+    stages = [
+        FOLDERS["pipeline"] / f"{name}.py" for name in ("pretrain", "finetune", "tune", "adapt")
+    ]
+    names = {
+        name.partition(".")[0] for path in closure(*stages) for name in imported(path)
+    } - sys.stdlib_module_names
     handling = {
         "alembic",
         "annotated_types",
@@ -170,12 +183,18 @@ def test_key_follows_the_version_of_every_library_that_computes(tmp_path, monkey
         "tttlab",
     }
     known = packages_distributions()
-    assert {name for name in names - handling if not set(known.get(name, ())) & set(resuming.LIBRARIES)} == set()
+    assert {
+        name for name in names - handling if not set(known.get(name, ())) & set(resuming.LIBRARIES)
+    } == set()
     assert {"torch", "cv2", "numpy"} <= names
     assert "albucore" in resuming.LIBRARIES  # does the work of albumentations
     first = work_key("tune", {}, [], [])
     for library in resuming.LIBRARIES:
-        monkeypatch.setattr(resuming, "version", lambda name, library=library: "0" if name == library else version(name))
+        monkeypatch.setattr(
+            resuming,
+            "version",
+            lambda name, library=library: "0" if name == library else version(name),
+        )
         assert work_key("tune", {}, [], []) != first
 
 
@@ -242,8 +261,12 @@ def test_dvc_killed_between_a_stages_last_line_and_its_record_costs_no_work(tmp_
     (tmp_path / "stage.py").write_text(STAGE)
     (tmp_path / "fatal").touch()
     (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text("[core]\nno_scm = true\nanalytics = false\ncheck_update = false\n")
-    environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | {"PYTHONPATH": str(ROOT / "src")}
+    (tmp_path / ".dvc" / "config").write_text(
+        "[core]\nno_scm = true\nanalytics = false\ncheck_update = false\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | {
+        "PYTHONPATH": str(ROOT / "src")
+    }
 
     def repro() -> tuple[int, list[str]]:
         done = subprocess.run(
@@ -255,7 +278,9 @@ def test_dvc_killed_between_a_stages_last_line_and_its_record_costs_no_work(tmp_
             timeout=120,
             check=False,
         )
-        return done.returncode, [line for line in done.stdout.splitlines() if re.match("(one|two):", line)]
+        return done.returncode, [
+            line for line in done.stdout.splitlines() if re.match("(one|two):", line)
+        ]
 
     def kept() -> list[str]:
         return sorted(path.name for path in (tmp_path / ".resume").iterdir() if path.is_dir())
@@ -264,7 +289,9 @@ def test_dvc_killed_between_a_stages_last_line_and_its_record_costs_no_work(tmp_
     assert kept() == ["one"]
     assert not (tmp_path / "dvc.lock").exists()
     assert repro() == (0, ["one: taken up", "two: computed"])
-    assert kept() == ["two"]  # the last one; the next stage of any kind, such as evaluate, would have thrown it away
+    assert kept() == [
+        "two"
+    ]  # the last one; the next stage of any kind, such as evaluate, would have thrown it away
 
 
 class TestAbandoned:
@@ -285,11 +312,20 @@ class TestAbandoned:
         assert forget_abandoned(tmp_path, tmp_path / "wanted") == []
         assert all(folder.exists() for folder in left)
 
-    def test_what_is_old_goes_with_a_line_but_never_what_is_wanted_or_in_hand(self, tmp_path, other):
+    def test_what_is_old_goes_with_a_line_but_never_what_is_wanted_or_in_hand(
+        self, tmp_path, other
+    ):
         process = psutil.Process(other.pid)
         self.leave(tmp_path, "old", 14.1, size=3 * 2**20)
         self.leave(tmp_path, "dead", 15, pid=other.pid, created=process.create_time() - 3600)
-        self.leave(tmp_path, "elsewhere", 15, pid=other.pid, created=process.create_time(), host="elsewhere")
+        self.leave(
+            tmp_path,
+            "elsewhere",
+            15,
+            pid=other.pid,
+            created=process.create_time(),
+            host="elsewhere",
+        )
         self.leave(tmp_path, "wanted", 30)
         self.leave(tmp_path, "living", 30, pid=other.pid, created=process.create_time())
         driver = {"pid": other.pid, "created": process.create_time()}
@@ -299,9 +335,16 @@ class TestAbandoned:
             for path in (mark, mark.parent):
                 os.utime(path, 2 * (time.time() - 30 * 86_400,))
         lines = forget_abandoned(tmp_path, tmp_path / "wanted")
-        assert lines[0] == f"threw away what tune old left in {tmp_path.name} (3 MiB): last used more than 14 days ago"
+        assert (
+            lines[0]
+            == f"threw away what tune old left in {tmp_path.name} (3 MiB): last used more than 14 days ago"
+        )
         assert len(lines) == 4
-        assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["living", "unrecorded", "wanted"]
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
+            "living",
+            "unrecorded",
+            "wanted",
+        ]
 
     def test_of_much_the_newest_stays_and_then_what_fits(self, tmp_path, monkeypatch, other):
         monkeypatch.setattr(resuming, "KEPT_BYTES", 5 * 2**20)
@@ -314,7 +357,9 @@ class TestAbandoned:
         assert [line.split()[4] for line in lines] == ["large"]
         assert "last used 2 days ago, and 0 GiB of newer work are kept" in lines[0]
         (tmp_path / "newest" / "block.pt").write_bytes(b"0" * 6 * 2**20)
-        assert [line.split()[4] for line in forget_abandoned(tmp_path, tmp_path / "wanted")] == ["fits"]
+        assert [line.split()[4] for line in forget_abandoned(tmp_path, tmp_path / "wanted")] == [
+            "fits"
+        ]
         assert (tmp_path / "newest").exists()
 
     def test_a_store_that_does_not_exist_yet_holds_nothing(self, tmp_path):

@@ -23,7 +23,10 @@ from tttlab.training.recipes import pretrain
 
 
 def test_images_are_turned_as_numpy_turns_them():
-    images, labels = networks.images(8, seed=1).view(2, 4, 3, 16, 16), torch.tensor([[0, 1, 2, 3], [3, 3, 1, 0]])
+    images, labels = (
+        networks.images(8, seed=1).view(2, 4, 3, 16, 16),
+        torch.tensor([[0, 1, 2, 3], [3, 3, 1, 0]]),
+    )
     turned = rotate(images, labels)
     for place in np.ndindex(2, 4):
         expected = np.rot90(images[place].permute(1, 2, 0).numpy(), labels[place])
@@ -37,7 +40,9 @@ def test_every_view_is_turned_once_by_its_images_own_stream():
     alone = method.views(nn.Identity(), images[1:], [torch_generator(0, "b")])
     assert torch.equal(found["images"][1], alone["images"][0])
     assert torch.equal(found["labels"][1], alone["labels"][0])
-    upright = random_views(images, [torch_generator(0, "a"), torch_generator(0, "b")], 40, method.augmentation)
+    upright = random_views(
+        images, [torch_generator(0, "a"), torch_generator(0, "b")], 40, method.augmentation
+    )
     assert torch.equal(rotate(found["images"], -found["labels"] % 4), upright)
     counts = found["labels"].flatten().bincount(minlength=4)
     assert counts.sum() == 80
@@ -47,7 +52,9 @@ def test_every_view_is_turned_once_by_its_images_own_stream():
 def by_hand(network, images):
     """Logits of the branch in a four-stage ResNet that shares two of them."""
     encoder, head = network.encoder, network.head
-    x = encoder.maxpool(encoder.act1(encoder.bn1(encoder.conv1((images - network.mean) / network.std))))
+    x = encoder.maxpool(
+        encoder.act1(encoder.bn1(encoder.conv1((images - network.mean) / network.std)))
+    )
     x = head.branch.stages(encoder.layer2(encoder.layer1(x)))
     return x.mean((2, 3)) @ head.classifier.weight.T + head.classifier.bias
 
@@ -65,21 +72,32 @@ def test_the_losses_equal_a_loop_over_single_turned_images():
         found = Rotation().loss(network, images[:, None], torch.Generator())
         assert found.item() == pytest.approx(np.mean(expected), rel=1e-12)
         for labels, chosen in (([0, 1], [0, 1]), ([3, 3], [3, 3])):  # of the first image's turns
-            views = {"images": rotate(images[:1].expand(2, -1, -1, -1), torch.tensor(labels)), "labels": torch.tensor(labels)}
+            views = {
+                "images": rotate(images[:1].expand(2, -1, -1, -1), torch.tensor(labels)),
+                "labels": torch.tensor(labels),
+            }
             found, _ = RotationTraining().loss(network, views, {}, ())
-            assert found.item() == pytest.approx(np.mean([expected[turns] for turns in chosen]), rel=1e-12)
+            assert found.item() == pytest.approx(
+                np.mean([expected[turns] for turns in chosen]), rel=1e-12
+            )
 
 
 @pytest.mark.parametrize(
     ("kind", "shared", "own"),
     [
         ("rotation", ("conv1", "bn1", "layer1", "layer2"), ("layer3", "layer4")),
-        ("rotation_vit", ("cls_token", "pos_embed", "patch_embed", "blocks.0"), ("blocks.1", "norm")),
+        (
+            "rotation_vit",
+            ("cls_token", "pos_embed", "patch_embed", "blocks.0"),
+            ("blocks.1", "norm"),
+        ),
     ],
 )
 def test_shared_stages_and_branch_learn_and_nothing_else(kind, shared, own):
     network = copy.deepcopy(networks.source_statistics(kind)[0])
-    Rotation().loss(network, networks.images(4, seed=4).double()[:, None], torch.Generator()).backward()
+    Rotation().loss(
+        network, networks.images(4, seed=4).double()[:, None], torch.Generator()
+    ).backward()
     for name, parameter in network.named_parameters():
         reached = parameter.grad is not None and bool(parameter.grad.any())
         inside = name.removeprefix("encoder.")
@@ -101,7 +119,9 @@ def test_one_image_has_a_gradient_and_its_prediction_moves_through_the_shared_st
 def upright(count: int, seed: int) -> ImageSet:
     """Pictures that are bright above and dark below."""
     generator = np.random.default_rng(seed)
-    light = np.linspace(220, 40, 16)[None, :, None, None] + generator.normal(0, 12, (count, 16, 16, 3))
+    light = np.linspace(220, 40, 16)[None, :, None, None] + generator.normal(
+        0, 12, (count, 16, 16, 3)
+    )
     names = tuple(f"{seed}-{number}" for number in range(count))
     return ImageSet(light.clip(0, 255).astype(np.uint8), np.arange(count) % 3, names, tuple("abc"))
 
@@ -120,7 +140,15 @@ def test_training_learns_how_upright_images_were_turned():
     images, others = upright(48, 0), upright(24, 1)
     assert rotation_accuracy(network, others) < 0.6
     recipe = Recipe(epochs=12, batch_size=12, lr=1e-2)
-    pretrain(trainings.trainer(), network, objective, images, (images, others), Augmentation(0.8, True, 0.2), recipe)
+    pretrain(
+        trainings.trainer(),
+        network,
+        objective,
+        images,
+        (images, others),
+        Augmentation(0.8, True, 0.2),
+        recipe,
+    )
     assert rotation_accuracy(network, others) > 0.95
 
 
@@ -129,7 +157,9 @@ def test_half_of_the_stages_are_shared_unless_a_number_says_otherwise():
     assert [Rotation(shared).head(resnet).shared for shared in (None, 1, 4)] == [2, 1, 4]
     assert Rotation().head(vit).shared == 1
     for wrong in (0, 5):
-        with pytest.raises(UserError, match=rf"shared_stages: expected null or 1 to 4, .* ResNet, found {wrong}"):
+        with pytest.raises(
+            UserError, match=rf"shared_stages: expected null or 1 to 4, .* ResNet, found {wrong}"
+        ):
             Rotation(wrong).head(resnet)
 
 

@@ -43,7 +43,10 @@ def noise(*shape, seed=0):
 def cifar(tmp_path):
     """Write fog.npy, brightness.npy and labels.npy as Hendrycks and Dietterich do; give their pixels and labels."""
     labels = np.array([3, 8, 8, 0, 6, 6, 1, 6, 3, 1, 0, 9])
-    files = {name: noise(5 * COUNT, 32, 32, 3, seed=seed) for seed, name in enumerate(("fog", "brightness"))}
+    files = {
+        name: noise(5 * COUNT, 32, 32, 3, seed=seed)
+        for seed, name in enumerate(("fog", "brightness"))
+    }
     for name, pixels in files.items():
         np.save(tmp_path / f"{name}.npy", pixels)
     np.save(tmp_path / "labels.npy", np.tile(labels, 5).astype(np.uint8))
@@ -57,18 +60,24 @@ def test_cifar_c_gives_every_corruption_at_every_severity_as_it_is(cifar):
         (name, severity) for name in ("brightness", "fog") for severity in (1, 2, 3, 4, 5)
     ]
     for name, severity, source in found:
-        np.testing.assert_array_equal(seen(source), files[name][(severity - 1) * COUNT : severity * COUNT])
+        np.testing.assert_array_equal(
+            seen(source), files[name][(severity - 1) * COUNT : severity * COUNT]
+        )
         np.testing.assert_array_equal(source.groups, labels)
         assert source.groups.dtype == np.int64
         assert (source.classes, source.labeled) == (CIFAR10, True)
 
 
-def test_an_image_has_one_name_under_every_corruption_and_in_torchvisions_test_set(cifar, monkeypatch, tmp_path):
+def test_an_image_has_one_name_under_every_corruption_and_in_torchvisions_test_set(
+    cifar, monkeypatch, tmp_path
+):
     class TorchvisionLike(list):
         targets, classes = cifar[2].tolist(), list(CIFAR10)
 
     timm = types.ModuleType("timm.data")
-    timm.create_dataset = lambda *_, **__: TorchvisionLike((Image.new("RGB", (32, 32)), None) for _ in range(COUNT))
+    timm.create_dataset = lambda *_, **__: TorchvisionLike(
+        (Image.new("RGB", (32, 32)), None) for _ in range(COUNT)
+    )
     monkeypatch.setitem(sys.modules, "timm", types.ModuleType("timm"))
     monkeypatch.setitem(sys.modules, "timm.data", timm)
     clean = open_source(ImageSpec(source="torch/cifar10", split="test"), "labeled", tmp_path)
@@ -85,7 +94,12 @@ def test_only_what_is_wanted_of_cifar_c_is_opened_in_the_order_wanted(cifar):
     (found,) = opened(root, "cifar10_c", only=("fog",), severities=(4,))
     np.testing.assert_array_equal(seen(found.source), files["fog"][3 * COUNT : 4 * COUNT])
     some = opened(root, "cifar10_c", only=("fog", "brightness"), severities=(5, 2))
-    assert [each[:2] for each in some] == [("fog", 5), ("fog", 2), ("brightness", 5), ("brightness", 2)]
+    assert [each[:2] for each in some] == [
+        ("fog", 5),
+        ("fog", 2),
+        ("brightness", 5),
+        ("brightness", 2),
+    ]
 
 
 def test_cifar_100_c_has_a_hundred_classes_and_names_of_its_own(tmp_path):
@@ -102,10 +116,17 @@ def test_classes_that_are_not_those_of_the_labels_are_refused(cifar, tmp_path):
     root = cifar[0]
     shuffled = (*CIFAR10[1:], CIFAR10[0])
     named = r": expected the classes of CIFAR-10 \(airplane, .*, truck\) in data\.labeled, for the labels are numbers, found "
-    refused(named + r"automobile, .*, airplane; rename the class folders$", root, "cifar10_c", shuffled)
+    refused(
+        named + r"automobile, .*, airplane; rename the class folders$", root, "cifar10_c", shuffled
+    )
     refused(named + r"0, 1; rename", root, "cifar10_c", ("0", "1"))
     refused(named + r"class 00, .*class 09, …; rename", root, "cifar10_c", CIFAR100)
-    refused(": expected the 100 classes of CIFAR-100 in data.labeled, .* found airplane, ", root, "cifar100_c", CIFAR10)
+    refused(
+        ": expected the 100 classes of CIFAR-100 in data.labeled, .* found airplane, ",
+        root,
+        "cifar100_c",
+        CIFAR10,
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +145,9 @@ def test_pixels_of_another_shape_or_type_are_refused(cifar, pixels, found):
     refused(told + found + "; restore the file", cifar[0], "cifar10_c")
 
 
-def test_what_is_wrong_with_a_file_shows_before_later_ones_are_opened_and_not_where_it_is_not_wanted(cifar):
+def test_what_is_wrong_with_a_file_shows_before_later_ones_are_opened_and_not_where_it_is_not_wanted(
+    cifar,
+):
     np.save(cifar[0] / "fog.npy", noise(3, 32, 32, 3))
     shifts = open_shift_set("mine", ShiftSet(format="cifar10_c", root=str(cifar[0])), CIFAR10)
     assert [next(shifts).name for _ in range(5)] == ["brightness"] * 5
@@ -134,7 +157,8 @@ def test_what_is_wrong_with_a_file_shows_before_later_ones_are_opened_and_not_wh
 
 
 @pytest.mark.parametrize(
-    "labels", [np.arange(60) // 5 % 10, np.r_[np.tile(np.arange(10), 5), np.arange(9)], np.r_[:48, :12] % 10]
+    "labels",
+    [np.arange(60) // 5 % 10, np.r_[np.tile(np.arange(10), 5), np.arange(9)], np.r_[:48, :12] % 10],
 )
 def test_labels_that_are_not_the_same_five_times_are_refused(cifar, labels):
     """Those of one image after the other; a few too many; the last severity's shifted against the first's."""
@@ -146,10 +170,22 @@ def test_labels_that_are_not_the_same_five_times_are_refused(cifar, labels):
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
-        (np.zeros((60, 1), int), r"expected whole numbers of shape \(N,\) in .*labels\.npy, found int64 of shape \(60, 1\)"),
-        (np.zeros(60), r"expected whole numbers of shape \(N,\) in .*labels\.npy, found float64 of shape \(60,\)"),
-        (np.tile(np.arange(12), 5), r"expected labels from 0 to 9 in .*labels\.npy, found 0 to 11; restore the file"),
-        (np.tile(np.arange(12) % 10 - 1, 5), r"expected labels from 0 to 9 in .*labels\.npy, found -1 to 8; restore"),
+        (
+            np.zeros((60, 1), int),
+            r"expected whole numbers of shape \(N,\) in .*labels\.npy, found int64 of shape \(60, 1\)",
+        ),
+        (
+            np.zeros(60),
+            r"expected whole numbers of shape \(N,\) in .*labels\.npy, found float64 of shape \(60,\)",
+        ),
+        (
+            np.tile(np.arange(12), 5),
+            r"expected labels from 0 to 9 in .*labels\.npy, found 0 to 11; restore the file",
+        ),
+        (
+            np.tile(np.arange(12) % 10 - 1, 5),
+            r"expected labels from 0 to 9 in .*labels\.npy, found -1 to 8; restore",
+        ),
         (np.zeros(0, int), r"expected labels from 0 to 9 in .*labels\.npy, found none; restore"),
     ],
 )
@@ -162,12 +198,24 @@ def test_files_that_are_missing_or_no_numpy_files_are_named(cifar):
     root = cifar[0]
     for damage in (b"", b"<html>404</html>", (root / "fog.npy").read_bytes()[:5000]):
         (root / "fog.npy").write_bytes(damage)
-        refused(r"\.root: expected a NumPy file, found none that can be read at .*fog\.npy; restore it", root, "cifar10_c")
+        refused(
+            r"\.root: expected a NumPy file, found none that can be read at .*fog\.npy; restore it",
+            root,
+            "cifar10_c",
+        )
     (root / "fog.npy").unlink()
     (root / "brightness.npy").unlink()
-    refused(r"\.root: expected <corruption>\.npy in .*, found none; check root and format", root, "cifar10_c")
+    refused(
+        r"\.root: expected <corruption>\.npy in .*, found none; check root and format",
+        root,
+        "cifar10_c",
+    )
     (root / "labels.npy").unlink()
-    refused(r"\.root: expected a NumPy file, found none that can be read at .*labels\.npy", root, "cifar10_c")
+    refused(
+        r"\.root: expected a NumPy file, found none that can be read at .*labels\.npy",
+        root,
+        "cifar10_c",
+    )
 
 
 def test_a_corruption_that_is_not_there_is_named_with_those_that_are(cifar):
@@ -185,7 +233,9 @@ def test_hidden_files_are_no_corruptions(cifar):
 
 
 @pytest.mark.parametrize(("format", "classes"), [("cifar10_c", CIFAR10), ("cifar100_c", CIFAR100)])
-def test_the_whole_archive_is_the_15_corruptions_of_the_benchmark_and_not_the_four_of_tuning(tmp_path, format, classes):
+def test_the_whole_archive_is_the_15_corruptions_of_the_benchmark_and_not_the_four_of_tuning(
+    tmp_path, format, classes
+):
     for name in (*CORRUPTIONS, *HELD_OUT, "my_own"):
         np.save(tmp_path / f"{name}.npy", noise(5, 32, 32, 3))
     np.save(tmp_path / "labels.npy", np.zeros(5, int))
@@ -199,32 +249,56 @@ def test_the_whole_archive_is_the_15_corruptions_of_the_benchmark_and_not_the_fo
     ]
     (own,) = opened(tmp_path, format, classes, severities=(5,), only=("my_own",))
     assert own.name == "my_own"
-    assert left_out("shifts.sets.c", ShiftSet(format=format, root=str(tmp_path), only=("my_own", "fog"))) == []
+    assert (
+        left_out(
+            "shifts.sets.c", ShiftSet(format=format, root=str(tmp_path), only=("my_own", "fog"))
+        )
+        == []
+    )
 
 
 def test_an_archive_of_nothing_but_what_settings_are_tuned_under_is_refused(tmp_path):
     np.save(tmp_path / "spatter.npy", noise(5, 32, 32, 3))
     np.save(tmp_path / "labels.npy", np.zeros(5, int))
-    refused(r"\.root: expected one of the 15 corruptions in .*, found only spatter; add some", tmp_path, "cifar10_c")
+    refused(
+        r"\.root: expected one of the 15 corruptions in .*, found only spatter; add some",
+        tmp_path,
+        "cifar10_c",
+    )
     write(tmp_path / "f", "spatter/1/ape/0.png")
-    told = r"\.root: expected a shift that is not kept for tuning in .*, found only spatter; add some"
+    told = (
+        r"\.root: expected a shift that is not kept for tuning in .*, found only spatter; add some"
+    )
     refused(told, tmp_path / "f", "corruption_folders")
 
 
-@pytest.mark.parametrize("name", ["speckle_noise", "Gaussian Blur", "spatter-3", "saturate_5", "SPATTER", "speckle-noise"])
-@pytest.mark.parametrize(("format", "below"), [("corruption_folders", "2/ape/0.png"), ("domain_folders", "ape/0.png")])
-def test_folders_named_like_what_settings_are_tuned_under_are_left_out_and_told(tmp_path, format, below, name):
+@pytest.mark.parametrize(
+    "name",
+    ["speckle_noise", "Gaussian Blur", "spatter-3", "saturate_5", "SPATTER", "speckle-noise"],
+)
+@pytest.mark.parametrize(
+    ("format", "below"), [("corruption_folders", "2/ape/0.png"), ("domain_folders", "ape/0.png")]
+)
+def test_folders_named_like_what_settings_are_tuned_under_are_left_out_and_told(
+    tmp_path, format, below, name
+):
     write(tmp_path, f"{name}/{below}", f"fog/{below}", f"my own/{below}", f"blur/{below}")
     assert [each.name for each in opened(tmp_path, format)] == ["blur", "fog", "my own"]
     (told,) = left_out("shifts.sets.c", ShiftSet(format=format, root=str(tmp_path)))
-    assert told == f"shifts.sets.c: left out {name}: settings are tuned under corruptions of these names"
+    assert (
+        told
+        == f"shifts.sets.c: left out {name}: settings are tuned under corruptions of these names"
+    )
     assert [each.name for each in opened(tmp_path, format, only=("my own",))] == ["my own"]
 
 
 def test_nothing_is_told_where_nothing_is_left_out(cifar, tmp_path):
     assert left_out("shifts.sets.c", ShiftSet(format="cifar10_c", root=str(cifar[0]))) == []
     write(tmp_path / "domains", "night/ape/0.png")
-    assert left_out("shifts.sets.c", ShiftSet(format="domain_folders", root=str(tmp_path / "domains"))) == []
+    assert (
+        left_out("shifts.sets.c", ShiftSet(format="domain_folders", root=str(tmp_path / "domains")))
+        == []
+    )
 
 
 # --- CIFAR-10.1 --------------------------------------------------------------------------------------------------
@@ -253,14 +327,24 @@ def test_mistakes_in_cifar_10_1_are_named(cifar10_1):
     refused(r"\.only: 'v5' is not in .* allowed: v4, v6", cifar10_1, "cifar10_1", only=("v5",))
     refused(": expected the classes of CIFAR-10 ", cifar10_1, "cifar10_1", CIFAR100)
     np.save(cifar10_1 / "cifar10.1_v6_labels.npy", np.arange(5) + 6)
-    refused(r"\.root: expected labels from 0 to 9 in .*v6_labels\.npy, found 6 to 10", cifar10_1, "cifar10_1")
+    refused(
+        r"\.root: expected labels from 0 to 9 in .*v6_labels\.npy, found 6 to 10",
+        cifar10_1,
+        "cifar10_1",
+    )
     np.save(cifar10_1 / "cifar10.1_v6_labels.npy", np.arange(4))
-    refused(r"\.root: expected uint8 of shape \(4, 32, 32, 3\), as many as there are labels", cifar10_1, "cifar10_1")
+    refused(
+        r"\.root: expected uint8 of shape \(4, 32, 32, 3\), as many as there are labels",
+        cifar10_1,
+        "cifar10_1",
+    )
     (cifar10_1 / "cifar10.1_v6_labels.npy").unlink()
     refused(r"\.root: expected a NumPy file, found none .*v6_labels\.npy", cifar10_1, "cifar10_1")
     for file in cifar10_1.glob("*_data.npy"):
         file.unlink()
-    refused(r"\.root: expected cifar10\.1_<version>_data\.npy in .*, found none", cifar10_1, "cifar10_1")
+    refused(
+        r"\.root: expected cifar10\.1_<version>_data\.npy in .*, found none", cifar10_1, "cifar10_1"
+    )
 
 
 # --- folders -----------------------------------------------------------------------------------------------------
@@ -278,28 +362,46 @@ def write(root, *names):
 
 def contents(source):
     """Read every image of a source, by its name."""
-    return {name: np.asarray(Image.open(source.read(row).open())) for row, name in enumerate(source.image_ids)}
+    return {
+        name: np.asarray(Image.open(source.read(row).open()))
+        for row, name in enumerate(source.image_ids)
+    }
 
 
 def test_a_folder_per_corruption_and_severity(tmp_path):
     images = ("bee/2.png", "ape/1.png", "ape/0.png")
-    pixels = write(tmp_path, *(f"{shift}/{image}" for shift in ("snow/3", "fog/5", "fog/1") for image in images))
+    pixels = write(
+        tmp_path,
+        *(f"{shift}/{image}" for shift in ("snow/3", "fog/5", "fog/1") for image in images),
+    )
     write(tmp_path, ".cache/1/ape/0.png")
     found = opened(tmp_path, "corruption_folders")
     assert [each[:2] for each in found] == [("fog", 1), ("fog", 5), ("snow", 3)]
     for name, severity, source in found:
         assert source.image_ids == tuple(sorted(images))  # the same under every corruption
         assert source.paths[0] == str(tmp_path / name / str(severity) / "ape/0.png")
-        assert (source.classes, source.groups.tolist(), source.labeled) == (("ape", "bee"), [0, 0, 1], True)
+        assert (source.classes, source.groups.tolist(), source.labeled) == (
+            ("ape", "bee"),
+            [0, 0, 1],
+            True,
+        )
         for image, own in contents(source).items():
             np.testing.assert_array_equal(own, pixels[f"{name}/{severity}/{image}"])
 
 
 def test_only_what_is_wanted_of_the_folders(tmp_path):
-    write(tmp_path, *(f"{name}/{severity}/ape/0.png" for name in ("fog", "snow") for severity in (1, 2, 3)))
+    write(
+        tmp_path,
+        *(f"{name}/{severity}/ape/0.png" for name in ("fog", "snow") for severity in (1, 2, 3)),
+    )
     found = opened(tmp_path, "corruption_folders", only=("snow",), severities=(3, 1))
     assert [each[:2] for each in found] == [("snow", 3), ("snow", 1)]
-    refused(r"\.only: 'snwo' is not in .*; did you mean 'snow'\?", tmp_path, "corruption_folders", only=("snwo",))
+    refused(
+        r"\.only: 'snwo' is not in .*; did you mean 'snow'\?",
+        tmp_path,
+        "corruption_folders",
+        only=("snwo",),
+    )
     told = r"\.severities: expected a folder .*/fog/4, found none; leave 4 out"
     refused(told, tmp_path, "corruption_folders", severities=(1, 4))
 
@@ -309,7 +411,12 @@ def test_a_folder_that_is_no_severity_is_named(tmp_path):
     told = r"\.root: expected folders 1 to 5 in .*/fog, found 'mild'; for a folder per domain set format: domain_folders"
     refused(told, tmp_path, "corruption_folders")
     write(tmp_path, "snow/6/ape/0.png")
-    refused(r"\.root: expected folders 1 to 5 in .*/snow, found '6'", tmp_path, "corruption_folders", only=("snow",))
+    refused(
+        r"\.root: expected folders 1 to 5 in .*/snow, found '6'",
+        tmp_path,
+        "corruption_folders",
+        only=("snow",),
+    )
 
 
 def test_what_systems_leave_behind_is_no_shift_and_no_severity(tmp_path):
@@ -336,18 +443,30 @@ def test_shifts_and_classes_are_the_same_however_their_accents_are_encoded(tmp_p
         assert len(contents(found.source)) == 1
     write(tmp_path, f"{composed}/{composed}/1.png")
     if len(list(tmp_path.iterdir())) == 2:
-        refused(r"\.root: expected every name once, found '\u00e9t\u00e9' twice in ", tmp_path, "domain_folders")
+        refused(
+            r"\.root: expected every name once, found '\u00e9t\u00e9' twice in ",
+            tmp_path,
+            "domain_folders",
+        )
 
 
-@pytest.mark.parametrize(("format", "below"), [("corruption_folders", "2/ape/0.png"), ("domain_folders", "ape/0.png")])
+@pytest.mark.parametrize(
+    ("format", "below"), [("corruption_folders", "2/ape/0.png"), ("domain_folders", "ape/0.png")]
+)
 def test_names_that_are_not_utf_8_are_refused(tmp_path, format, below):
     write(tmp_path, f"fog/{below}")
     os.rename(tmp_path / "fog", os.fsencode(tmp_path) + b"/caf\xe9")
-    refused(r"\.root: expected names in UTF-8, found 'caf\\udce9' in .*; rename it$", tmp_path, format)
+    refused(
+        r"\.root: expected names in UTF-8, found 'caf\\udce9' in .*; rename it$", tmp_path, format
+    )
     os.rename(os.fsencode(tmp_path) + b"/caf\xe9", tmp_path / "fog")
     image = tmp_path / "fog" / below
     os.rename(image, os.fsencode(image.parent) + b"/caf\xe9.png")
-    refused(r"\.root: expected file names in UTF-8, found '.*caf\\udce9\.png'; rename it$", tmp_path, format)
+    refused(
+        r"\.root: expected file names in UTF-8, found '.*caf\\udce9\.png'; rename it$",
+        tmp_path,
+        format,
+    )
 
 
 @pytest.mark.parametrize("name", ["fog/0.png", "fog/.hidden/0.png"])
@@ -359,14 +478,25 @@ def test_a_corruption_without_severities_is_named(tmp_path, name):
 @pytest.mark.parametrize("format", ["corruption_folders", "domain_folders"])
 def test_a_root_without_folders_is_named(tmp_path, format):
     write(tmp_path, "loose.png", ".hidden/1/ape/0.png")
-    forms = {"corruption_folders": "<corruption>/<severity>/<class>/<image>", "domain_folders": "<domain>/<class>/<image>"}
-    refused(rf"\.root: expected {forms[format]} in .*, found none; check root and format", tmp_path, format)
+    forms = {
+        "corruption_folders": "<corruption>/<severity>/<class>/<image>",
+        "domain_folders": "<domain>/<class>/<image>",
+    }
+    refused(
+        rf"\.root: expected {forms[format]} in .*, found none; check root and format",
+        tmp_path,
+        format,
+    )
 
 
-@pytest.mark.parametrize(("format", "top"), [("corruption_folders", "fog/2"), ("domain_folders", "night")])
+@pytest.mark.parametrize(
+    ("format", "top"), [("corruption_folders", "fog/2"), ("domain_folders", "night")]
+)
 def test_mistakes_inside_a_shift_are_those_of_any_folder_of_classes(tmp_path, format, top):
     write(tmp_path, f"{top}/ape/0.png", f"{top}/loose.png")
-    told = rf"\.root: expected <class>/<image> in .*/{top}, found loose\.png outside any class folder"
+    told = (
+        rf"\.root: expected <class>/<image> in .*/{top}, found loose\.png outside any class folder"
+    )
     refused(told, tmp_path, format)
     (tmp_path / top / "loose.png").unlink()
     (tmp_path / top / "bee").mkdir()
@@ -386,8 +516,15 @@ def test_a_folder_per_domain_whose_images_are_not_those_of_another(tmp_path):
     for each in (art, night):
         for name, own in contents(each.source).items():
             np.testing.assert_array_equal(own, pixels[name])
-    assert [each.name for each in opened(tmp_path, "domain_folders", only=("night", "art by hand"))] == ["night", "art by hand"]
-    refused(r"\.only: 'nihgt' is not in .*; did you mean 'night'\?", tmp_path, "domain_folders", only=("nihgt",))
+    assert [
+        each.name for each in opened(tmp_path, "domain_folders", only=("night", "art by hand"))
+    ] == ["night", "art by hand"]
+    refused(
+        r"\.only: 'nihgt' is not in .*; did you mean 'night'\?",
+        tmp_path,
+        "domain_folders",
+        only=("nihgt",),
+    )
 
 
 def test_domains_without_class_folders_have_no_labels_each_for_itself(tmp_path):
@@ -397,7 +534,9 @@ def test_domains_without_class_folders_have_no_labels_each_for_itself(tmp_path):
     assert night.source.image_ids == ("night/0.png", "night/1.png")
 
 
-@pytest.mark.parametrize(("format", "top"), [("corruption_folders", "fog/2"), ("domain_folders", "night")])
+@pytest.mark.parametrize(
+    ("format", "top"), [("corruption_folders", "fog/2"), ("domain_folders", "night")]
+)
 def test_folders_that_are_said_to_be_no_classes_are_none(tmp_path, format, top):
     write(tmp_path, f"{top}/camera 1/0.png", f"{top}/camera 2/july/0.png", f"{top}/loose.png")
     (found,) = opened(tmp_path, format, labels="none")

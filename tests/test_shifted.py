@@ -20,7 +20,9 @@ from tttlab.workflow.shifted import open_test
 def image_set(count, prefix, seed=0, labels=None):
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
     labels = np.arange(count) % 3 if labels is None else labels
-    return ImageSet(pixels, labels, tuple(f"{prefix}/{number:03d}" for number in range(count)), ("a", "b", "c"))
+    return ImageSet(
+        pixels, labels, tuple(f"{prefix}/{number:03d}" for number in range(count)), ("a", "b", "c")
+    )
 
 
 SETS = {
@@ -39,12 +41,19 @@ def opened(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "OUTPUTS", tmp_path)
     for name in ("test", "labeled_validation"):
         SETS[name].save(tmp_path / "data" / name)
-    own = [Shift("z/fog", 3, SETS["c"]), Shift("a b/by night", 0, SETS["photos"]), Shift("a b/unknown", 0, SETS["unknown"])]
+    own = [
+        Shift("z/fog", 3, SETS["c"]),
+        Shift("a b/by night", 0, SETS["photos"]),
+        Shift("a b/unknown", 0, SETS["unknown"]),
+    ]
     write_shifted(own, tmp_path / "data" / "shifted")
 
     def opened(count=None, seed=0, **wish):
         wish = {"corruptions": ("snow", "fog"), "severities": (5, 1)} | wish
-        return open_test(types.SimpleNamespace(seed=seed, shifts=Shifts(**{"images": None, "sets": {}} | wish)), count)
+        return open_test(
+            types.SimpleNamespace(seed=seed, shifts=Shifts(**{"images": None, "sets": {}} | wish)),
+            count,
+        )
 
     return opened
 
@@ -104,7 +113,9 @@ def test_fewer_images_are_among_the_more_under_every_shift(opened, clean):
     for name in every:
         assert [len(found[name]) for found in (few, more, most)] == [6, 15, 30]
         assert set(few[name]) < set(more[name]) < set(most[name]) < set(every[name])
-    assert {len(found) for found in every.values()} == {60, 36, 40, 45} - ({45} if clean == "test" else set())
+    assert {len(found) for found in every.values()} == {60, 36, 40, 45} - (
+        {45} if clean == "test" else set()
+    )
 
 
 def test_a_count_alone_is_a_limit_too(opened):
@@ -131,7 +142,9 @@ def test_images_read_in_place_are_chosen_without_a_look(opened, tmp_path):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     places = [Place(str(tmp_path / f"{number}.png")) for number in range(len(images))]
     lazy = InPlace(places, [*map(pixel_hash, images.pixels)], 16)
-    ImageSet(lazy, images.labels, images.image_ids, images.classes).save(tmp_path / "data/shifted/a b%2Fby night")
+    ImageSet(lazy, images.labels, images.image_ids, images.classes).save(
+        tmp_path / "data/shifted/a b%2Fby night"
+    )
     (tmp_path / "0.png").unlink()  # a look at all would fail
     test, shifts = opened(9)
     chosen = shifts[-2].of(test)
@@ -145,5 +158,8 @@ def test_images_read_in_place_are_chosen_without_a_look(opened, tmp_path):
 def test_sets_that_were_not_prepared_are_named(opened, tmp_path, text):
     listed = tmp_path / "data/shifted/shifts.json"
     listed.unlink() if text is None else listed.write_text(text)
-    with pytest.raises(UserError, match=r"data/shifted: expected the list of shifted sets, found none; run the stage prepare"):
+    with pytest.raises(
+        UserError,
+        match=r"data/shifted: expected the list of shifted sets, found none; run the stage prepare",
+    ):
         opened()

@@ -25,7 +25,10 @@ class TestMcNemar:
 
     def test_against_statsmodels(self):
         helped, hurt = np.random.default_rng(0).integers(40, size=(2, 200))
-        expected = [by_statsmodels([[0, a], [b, 0]], exact=True).pvalue for a, b in zip(helped, hurt, strict=True)]
+        expected = [
+            by_statsmodels([[0, a], [b, 0]], exact=True).pvalue
+            for a, b in zip(helped, hurt, strict=True)
+        ]
         assert mcnemar(helped[:, None], hurt[:, None]) == pytest.approx(expected, rel=1e-9)
 
     def test_several_seeds_take_the_weakest(self):
@@ -40,7 +43,9 @@ class TestMcNemar:
         generator = np.random.default_rng(1)
         flips = generator.integers(5, 60, size=(20_000, 1))
         helped = generator.binomial(flips, 0.5)
-        assert (mcnemar(helped, flips - helped) <= 0.05).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 20_000)
+        assert (mcnemar(helped, flips - helped) <= 0.05).mean() <= 0.05 + 3 * np.sqrt(
+            0.05 * 0.95 / 20_000
+        )
 
     def test_seventy_six_shifts_of_twenty_runs_take_no_time(self):
         helped, hurt = np.random.default_rng(2).integers(40, size=(2, 20, 76, 3))

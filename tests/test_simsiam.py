@@ -29,9 +29,13 @@ def test_perfect_orthogonal_and_opposite_predictions():
     assert disagreement(3 * same, same).item() == pytest.approx(-1)  # length does not count
     assert disagreement(-same, same).item() == pytest.approx(1)
     one, other = torch.eye(2, 6).double()
-    assert disagreement(torch.stack([one, one]), torch.stack([other, other])).item() == pytest.approx(0)
+    assert disagreement(
+        torch.stack([one, one]), torch.stack([other, other])
+    ).item() == pytest.approx(0)
     # A view is not compared with itself: here each predicts its own projection, and the other's is orthogonal.
-    assert disagreement(torch.stack([one, other]), torch.stack([one, other])).item() == pytest.approx(0)
+    assert disagreement(
+        torch.stack([one, other]), torch.stack([one, other])
+    ).item() == pytest.approx(0)
 
 
 def test_every_ordered_pair_counts_once():
@@ -47,10 +51,16 @@ def test_every_ordered_pair_counts_once():
 
 def test_two_views_are_lightlys_symmetrised_loss():
     network, _ = networks.source_statistics("simsiam")
-    views, cosine = networks.images(10, seed=3).double().view(5, 2, 3, 16, 16), NegativeCosineSimilarity()
+    views, cosine = (
+        networks.images(10, seed=3).double().view(5, 2, 3, 16, 16),
+        NegativeCosineSimilarity(),
+    )
     with torch.no_grad():
         first, second = (network(views[:, place]) for place in range(2))
-        expected = (cosine(first.predictions, second.projections) + cosine(second.predictions, first.projections)) / 2
+        expected = (
+            cosine(first.predictions, second.projections)
+            + cosine(second.predictions, first.projections)
+        ) / 2
         torch.testing.assert_close(SimSiam().loss(network, views, torch.Generator()), expected)
 
 
@@ -64,13 +74,20 @@ def test_the_gradient_stops_at_the_projections():
 def test_the_gradient_is_that_with_the_projections_as_constants():
     network = copy.deepcopy(networks.source_statistics("simsiam")[0])
     views = networks.images(3, seed=4).double()
-    parameters = [value for name, value in network.named_parameters() if not name.startswith("classifier.")]
+    parameters = [
+        value for name, value in network.named_parameters() if not name.startswith("classifier.")
+    ]
     loss, _ = SimSiamTraining().loss(network, views, {}, ())
     found = torch.autograd.grad(loss, parameters)
-    constants = [torch.tensor(row.tolist(), dtype=torch.float64) for row in network(views).projections]
+    constants = [
+        torch.tensor(row.tolist(), dtype=torch.float64) for row in network(views).projections
+    ]
     predictions = network(views).predictions
     terms = [
-        torch.nn.functional.cosine_similarity(predictions[i], constants[j], dim=0) for i in range(3) for j in range(3) if i != j
+        torch.nn.functional.cosine_similarity(predictions[i], constants[j], dim=0)
+        for i in range(3)
+        for j in range(3)
+        if i != j
     ]
     for one, other in zip(found, torch.autograd.grad(-sum(terms) / 6, parameters), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
@@ -122,12 +139,16 @@ def test_training_keeps_the_projections_apart():
     """The collapse that the stop-gradient prevents is one point for all images."""
     network, objective = trainings.build(trainings.SIMSIAM)
     images, recipe = trainings.image_set(48), Recipe(epochs=20, batch_size=12, lr=1e-2)
-    rows = pretrain(trainings.trainer(), network, objective, images, (images, images), trainings.VIEWS, recipe)
+    rows = pretrain(
+        trainings.trainer(), network, objective, images, (images, images), trainings.VIEWS, recipe
+    )
     with torch.no_grad():
         projections = network(as_images(torch.from_numpy(images.pixels))).projections
     spread = torch.nn.functional.normalize(projections, dim=-1).std(0).mean().item()
     assert rows[-1]["loss"] < rows[1]["loss"] - 0.2
-    assert spread > 0.8 / math.sqrt(8)  # 1/√P for points all over the sphere; 0.56 of that without the stop-gradient
+    assert spread > 0.8 / math.sqrt(
+        8
+    )  # 1/√P for points all over the sphere; 0.56 of that without the stop-gradient
 
 
 def test_a_network_without_the_heads_is_refused():

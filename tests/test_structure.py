@@ -6,7 +6,17 @@ from graphlib import TopologicalSorter
 
 import pytest
 
-from tools.stage_code import BY_NAME, FOLDERS, ROOT, SOURCES, closure, expected, imported, module_name, stages
+from tools.stage_code import (
+    BY_NAME,
+    FOLDERS,
+    ROOT,
+    SOURCES,
+    closure,
+    expected,
+    imported,
+    module_name,
+    stages,
+)
 from tttlab.adaptation.method_code import method_code
 from tttlab.config.method_settings import method_names
 
@@ -35,9 +45,14 @@ def test_every_stage_that_loads_a_method_depends_on_its_text():
     loads = {
         name
         for name in stages()
-        if FOLDERS["tttlab"] / "adaptation" / "registry.py" in closure(FOLDERS["pipeline"] / f"{name}.py")
+        if FOLDERS["tttlab"] / "adaptation" / "registry.py"
+        in closure(FOLDERS["pipeline"] / f"{name}.py")
     }
-    watches = {name for name, stage in stages().items() if "outputs/methods/${key}.json" in stage.get("do", stage)["deps"]}
+    watches = {
+        name
+        for name, stage in stages().items()
+        if "outputs/methods/${key}.json" in stage.get("do", stage)["deps"]
+    }
     assert loads - {"methods"} == watches == {"tune", "adapt", "align"}
     assert stages()["methods"]["always_changed"]  # a method may lie where DVC does not look
 
@@ -50,23 +65,35 @@ def test_the_text_of_a_method_is_all_that_it_imports(method):
 
 def test_methods_are_tried_before_anything_else():
     """What `prepare` waits for is always the same, so that nothing reruns for it."""
-    first = {name for name, stage in stages().items() if "outputs/methods/usable" in stage.get("do", stage)["deps"]}
+    first = {
+        name
+        for name, stage in stages().items()
+        if "outputs/methods/usable" in stage.get("do", stage)["deps"]
+    }
     before_all = {
-        name for name, stage in stages().items() if not any("outputs/" in path for path in stage.get("do", stage)["deps"])
+        name
+        for name, stage in stages().items()
+        if not any("outputs/" in path for path in stage.get("do", stage)["deps"])
     }
     assert (first, before_all) == ({"prepare"}, {"methods"})
 
 
 def test_every_stage_that_computes_depends_on_the_libraries_versions():
     """After `make pins` nothing is up to date."""
-    assert {name for name, stage in stages().items() if "requirements.txt" not in stage.get("do", stage)["deps"]} == {"methods"}
+    assert {
+        name
+        for name, stage in stages().items()
+        if "requirements.txt" not in stage.get("do", stage)["deps"]
+    } == {"methods"}
 
 
 def test_stages_say_what_they_do_and_watch_parameters():
     for name, stage in stages().items():
         body = stage.get("do", stage)
         assert body.get("desc"), name
-        assert "machine" not in str(body.get("params", "")), f"{name}: machine settings change no result"
+        assert "machine" not in str(body.get("params", "")), (
+            f"{name}: machine settings change no result"
+        )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
@@ -120,17 +147,24 @@ def test_imports_go_one_way(room):
 @pytest.mark.parametrize("room", ROOMS)
 def test_no_modules_of_a_room_import_each_other_in_a_circle(room):
     own = {name: path for name, path in BY_NAME.items() if name.split(".")[:2] == ["tttlab", room]}
-    graph = {name: {other for other in imported(path) & own.keys() if not name.startswith(other)} for name, path in own.items()}
+    graph = {
+        name: {other for other in imported(path) & own.keys() if not name.startswith(other)}
+        for name, path in own.items()
+    }
     order = TopologicalSorter(graph)
     assert len(list(order.static_order())) == len(own)
 
 
 def test_package_files_are_empty_but_for_corruptions():
-    full = {module_name(path) for path in SOURCES if path.name == "__init__.py" and path.stat().st_size}
+    full = {
+        module_name(path) for path in SOURCES if path.name == "__init__.py" and path.stat().st_size
+    }
     assert full == {"pipeline", "tttlab.shifts.corruptions"}
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if module_name(path).startswith("pipeline")], ids=module_name)
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if module_name(path).startswith("pipeline")], ids=module_name
+)
 def test_scripts_are_thin_and_hide_no_standard_module(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
     assert path.stem not in sys.stdlib_module_names or path.stem == "__init__"

@@ -39,12 +39,21 @@ SHIFTS = list_shifts(["fog", "contrast"], [2, 5])
 @pytest.fixture
 def images():
     pixels = (networks.images(6, seed=40).permute(0, 2, 3, 1) * 255).byte().numpy()
-    return ImageSet(pixels, np.arange(6) % networks.CLASSES, tuple(f"img-{i}" for i in range(6)), tuple("abcd"), source="made")
+    return ImageSet(
+        pixels,
+        np.arange(6) % networks.CLASSES,
+        tuple(f"img-{i}" for i in range(6)),
+        tuple("abcd"),
+        source="made",
+    )
 
 
 # On streams the convolutions' weights stay: oneDNN 3.12 writes where it must not when it differentiates those of strided 1×1
 # convolutions of fewer than 16 channels, colours innermost (uxlfoundation/oneDNN issue 6035), as this network has them.
-LOOP, STREAM_LOOP = InnerLoop(steps=2, lr=1e-2, clip=1.0), InnerLoop(steps=2, lr=1e-2, clip=1.0, trainable="norm")
+LOOP, STREAM_LOOP = (
+    InnerLoop(steps=2, lr=1e-2, clip=1.0),
+    InnerLoop(steps=2, lr=1e-2, clip=1.0, trainable="norm"),
+)
 
 
 def run(images, folder, method=None, shifts=SHIFTS, **settings):
@@ -65,7 +74,13 @@ def run(images, folder, method=None, shifts=SHIFTS, **settings):
 
 
 def test_shifts_are_clean_first_then_every_pair():
-    assert [shift.name for shift in SHIFTS] == ["clean", "fog-2", "fog-5", "contrast-2", "contrast-5"]
+    assert [shift.name for shift in SHIFTS] == [
+        "clean",
+        "fog-2",
+        "fog-5",
+        "contrast-2",
+        "contrast-5",
+    ]
     assert Shift().severity == 0
 
 
@@ -95,12 +110,20 @@ def test_rows_are_those_of_the_adapter_on_the_corrupted_images(images, tmp_path)
     pixels = corrupt_all(images.pixels, images.image_ids, "contrast", 5, 3)
     loop = InnerLoop(steps=2, lr=1e-2, clip=1.0)
     own = adapt(
-        network, as_images(torch.from_numpy(pixels)), ActMAD(), loop, statistics=statistics, image_ids=images.image_ids, seed=3
+        network,
+        as_images(torch.from_numpy(pixels)),
+        ActMAD(),
+        loop,
+        statistics=statistics,
+        image_ids=images.image_ids,
+        seed=3,
     )
     part = table[table["shift"] == "contrast-5"]
     assert part["image_id"].tolist() == list(images.image_ids)
     np.testing.assert_array_equal(part["adapted_prediction"], own.logits.argmax(1))
-    np.testing.assert_allclose(part["source_confidence"], own.source_logits.softmax(1).amax(1), rtol=1e-5)
+    np.testing.assert_allclose(
+        part["source_confidence"], own.source_logits.softmax(1).amax(1), rtol=1e-5
+    )
     np.testing.assert_allclose(part["loss_first"], own.losses[:, 0], rtol=1e-4)
     assert losses.shape == (3,)
 
@@ -123,12 +146,18 @@ def test_a_sweep_along_the_steps_has_a_row_per_image_and_step(images, tmp_path):
     assert len(steps) == 3 * len(whole)
     last = steps[steps["step"] == 2]
     np.testing.assert_array_equal(last["prediction"], whole["adapted_prediction"])
-    np.testing.assert_array_equal(steps[steps["step"] == 0]["prediction"], whole["untrained_prediction"])
-    np.testing.assert_allclose(steps[steps["shift"] != "clean"].groupby("step")["loss"].mean(), losses, rtol=1e-4)
+    np.testing.assert_array_equal(
+        steps[steps["step"] == 0]["prediction"], whole["untrained_prediction"]
+    )
+    np.testing.assert_allclose(
+        steps[steps["shift"] != "clean"].groupby("step")["loss"].mean(), losses, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("order", ["shuffled", "by_class"])
-def test_every_shift_is_a_stream_of_its_own_told_in_the_order_of_the_images(images, tmp_path, order):
+def test_every_shift_is_a_stream_of_its_own_told_in_the_order_of_the_images(
+    images, tmp_path, order
+):
     stream = Stream(2, order)
     table, losses = run(images, tmp_path / order, TENT(), stream=stream)
     network, statistics = networks.source_statistics("resnet", torch.float32)
@@ -164,7 +193,9 @@ def test_a_stream_through_several_shifts_is_one_stream(images, tmp_path, shifts)
     (route,) = (route for route in stream.routes(severe) if not route[0].shifts[0].clean)
     pixels, keys = [], []
     for visit in route:
-        for number, place in np.concatenate(stream.batches(visit, [images.labels] * len(visit.shifts), 3)):
+        for number, place in np.concatenate(
+            stream.batches(visit, [images.labels] * len(visit.shifts), 3)
+        ):
             own = visit.shifts[number]
             pixels.append(own.apply(images.take([place]), 3)[0])
             keys.append((own.name, images.image_ids[place]))
@@ -192,22 +223,35 @@ def test_a_stream_through_several_shifts_is_one_stream(images, tmp_path, shifts)
 def test_an_order_by_classes_that_are_unknown_is_refused_before_any_work(images, tmp_path):
     unknown = replace(images, labels=np.full(6, -1))
     with pytest.raises(UserError, match="by_class needs the labels of all images"):
-        run(images, tmp_path, TENT(), [Shift(), Shift("photos/turned", 0, unknown)], stream=Stream(2, "by_class"))
+        run(
+            images,
+            tmp_path,
+            TENT(),
+            [Shift(), Shift("photos/turned", 0, unknown)],
+            stream=Stream(2, "by_class"),
+        )
     assert not list(tmp_path.glob("model*"))
 
 
 def test_a_batch_that_will_be_too_small_is_refused_before_any_work(images, tmp_path):
     """Half of three images, on the way to the worst of a corruption, are one or two."""
     swelling, three = [Shift(), Shift("fog", 1), Shift("fog", 5)], images.take(range(3))
-    with pytest.raises(UserError, match=r"BatchActMAD.* needs batches of 2 images or more, found one of 1"):
+    with pytest.raises(
+        UserError, match=r"BatchActMAD.* needs batches of 2 images or more, found one of 1"
+    ):
         run(three, tmp_path, BatchActMAD(), swelling, stream=Stream(4, shifts="gradual"))
     assert not list(tmp_path.glob("model*"))
 
 
 def test_a_streams_blocks_are_whole_shifts_whatever_their_length():
-    many = ImageSet(np.zeros((600, 1, 1, 3), np.uint8), np.zeros(600, int), tuple(map(str, range(600))), ("a",))
+    many = ImageSet(
+        np.zeros((600, 1, 1, 3), np.uint8), np.zeros(600, int), tuple(map(str, range(600))), ("a",)
+    )
     blocks = list_blocks([Shift(), Shift("fog", 5)], many, Stream())
-    assert [(block.name, block.images) for block in blocks] == [("clean-0", range(600)), ("fog-5-0", range(600))]
+    assert [(block.name, block.images) for block in blocks] == [
+        ("clean-0", range(600)),
+        ("fog-5-0", range(600)),
+    ]
 
 
 def test_labels_change_no_prediction(images, tmp_path):
@@ -215,7 +259,9 @@ def test_labels_change_no_prediction(images, tmp_path):
     random = np.random.default_rng(0).integers(networks.CLASSES, size=6)
     relabelled = ImageSet(images.pixels, random, images.image_ids, images.classes, source="made")
     other, _ = run(relabelled, tmp_path / "b")
-    same = [name for name in table.columns if name not in ("label", "milliseconds", "gate_milliseconds")]
+    same = [
+        name for name in table.columns if name not in ("label", "milliseconds", "gate_milliseconds")
+    ]
     pd.testing.assert_frame_equal(table[same], other[same])
     assert (table["label"] != other["label"]).any()
 
@@ -254,7 +300,9 @@ def test_workers_change_nothing(images, tmp_path):
 
 
 @pytest.mark.timeout(120)
-def test_a_worker_that_the_system_kills_is_told_by_its_shift_and_loses_only_that(images, tmp_path, monkeypatch):
+def test_a_worker_that_the_system_kills_is_told_by_its_shift_and_loses_only_that(
+    images, tmp_path, monkeypatch
+):
     alone, losses = run(images, tmp_path / "alone", workers=2)
     compute = adapt_to_block
 
@@ -267,7 +315,8 @@ def test_a_worker_that_the_system_kills_is_told_by_its_shift_and_loses_only_that
 
     monkeypatch.setattr(jobs, "adapt_to_block", killed)
     with pytest.raises(
-        UserError, match=r"SIGKILL, at work on model, contrast-5, images 0 to 5: memory probably ran out; lower"
+        UserError,
+        match=r"SIGKILL, at work on model, contrast-5, images 0 to 5: memory probably ran out; lower",
     ):
         run(images, tmp_path / "killed", workers=2)
     monkeypatch.undo()
@@ -324,7 +373,9 @@ def test_ranks_and_a_kill_change_no_bit(images, tmp_path):
         (tmp_path / name).mkdir()
     alone, blocks = share(open_fabric("cpu", "32"), images, tmp_path / "alone")
     assert blocks == 10
-    (two, first), (nothing, second) = on_ranks(share, tmp_path / "a", images, tmp_path / "two", None, 2)
+    (two, first), (nothing, second) = on_ranks(
+        share, tmp_path / "a", images, tmp_path / "two", None, 2
+    )
     assert (nothing, first, second) == (None, 0, 0)  # all in the ranks' own workers
     assert_same(two, alone)
 
@@ -339,7 +390,10 @@ def test_ranks_and_a_kill_change_no_bit(images, tmp_path):
 
 
 def test_a_block_that_no_rank_left_is_missed(images, tmp_path):
-    with pytest.raises(UserError, match=r"expected the results of model-clean-0 in .*, found none.*that all machines share"):
+    with pytest.raises(
+        UserError,
+        match=r"expected the results of model-clean-0 in .*, found none.*that all machines share",
+    ):
         sweep.collect(Work(tmp_path), "model", list_blocks(SHIFTS, images), images, predictions)
 
 
@@ -363,7 +417,11 @@ def test_blocks_hold_every_image_of_every_shift_once():
 
 
 def test_blocks_of_a_shift_with_its_own_images_hold_these_and_their_names_are_fit_for_files():
-    own = [Shift("photos/by night", 0, plain(257)), Shift("c/fog", 3, plain(2)), Shift("c/été", 0, plain(1))]
+    own = [
+        Shift("photos/by night", 0, plain(257)),
+        Shift("c/fog", 3, plain(2)),
+        Shift("c/été", 0, plain(1)),
+    ]
     blocks = list_blocks([Shift(), *own], plain(3))
     assert [(block.name, len(block.images)) for block in blocks] == [
         ("clean-0", 3),
@@ -384,9 +442,13 @@ def test_long_names_of_folders_name_files_all_the_same_and_no_two_the_same_one(t
         assert len(list(work.folder.glob("*.pt"))) == 3
 
 
-def test_a_shift_with_its_own_images_is_adapted_to_as_it_is_with_its_own_names_and_labels(images, tmp_path):
+def test_a_shift_with_its_own_images_is_adapted_to_as_it_is_with_its_own_names_and_labels(
+    images, tmp_path
+):
     pixels = (networks.images(4, seed=41).permute(0, 2, 3, 1) * 255).byte().numpy()
-    own = ImageSet(pixels, np.array([2, -1, 0, 1]), tuple(f"photos/{i}" for i in range(4)), tuple("abcd"))
+    own = ImageSet(
+        pixels, np.array([2, -1, 0, 1]), tuple(f"photos/{i}" for i in range(4)), tuple("abcd")
+    )
     shifts = [Shift(), Shift("photos/night", 0, own)]
     table, losses = run(images, tmp_path / "work", shifts=shifts)
     part = table[table["shift"] == "photos/night"]
@@ -396,16 +458,26 @@ def test_a_shift_with_its_own_images_is_adapted_to_as_it_is_with_its_own_names_a
     network, statistics = networks.source_statistics("resnet", torch.float32)
     loop = InnerLoop(steps=2, lr=1e-2, clip=1.0)
     alone = adapt(
-        network, as_images(torch.from_numpy(pixels)), ActMAD(), loop, statistics=statistics, image_ids=own.image_ids, seed=3
+        network,
+        as_images(torch.from_numpy(pixels)),
+        ActMAD(),
+        loop,
+        statistics=statistics,
+        image_ids=own.image_ids,
+        seed=3,
     )
     np.testing.assert_array_equal(part["adapted_prediction"], alone.logits.argmax(1))
     np.testing.assert_allclose(part["loss_last"], alone.losses[:, -1], rtol=1e-4)
-    np.testing.assert_allclose(losses, alone.losses.mean(0), rtol=1e-4)  # without degrees, and shifted all the same
+    np.testing.assert_allclose(
+        losses, alone.losses.mean(0), rtol=1e-4
+    )  # without degrees, and shifted all the same
 
 
 def test_clean_images_of_another_set_count_as_clean(images, tmp_path):
     validation = images.take([4, 2])
-    table, losses = run(images, tmp_path / "work", shifts=[Shift(images=validation), Shift("test", 0, images)])
+    table, losses = run(
+        images, tmp_path / "work", shifts=[Shift(images=validation), Shift("test", 0, images)]
+    )
     assert table.loc[table["shift"] == "clean", "image_id"].tolist() == ["img-4", "img-2"]
     shifted = table[table["shift"] == "test"]
     assert len(shifted) == 6
@@ -420,9 +492,17 @@ def test_clean_images_alone_have_no_losses_of_shifted_ones(images, tmp_path):
 def test_settings_of_params_yaml_become_the_inner_loop():
     from tttlab.config.adapter_settings import AdapterSettings
 
-    settings = AdapterSettings(steps=3, lr=0.5, normalisation="shrink", threshold=2.0, clip=1.0, average=4)
+    settings = AdapterSettings(
+        steps=3, lr=0.5, normalisation="shrink", threshold=2.0, clip=1.0, average=4
+    )
     loop = sweep.inner_loop(settings.model_dump(), Augmentation(0.5))
-    assert (loop.steps, loop.lr, loop.clip, loop.average, loop.augmentation) == (3, 0.5, 1.0, 4, Augmentation(0.5))
+    assert (loop.steps, loop.lr, loop.clip, loop.average, loop.augmentation) == (
+        3,
+        0.5,
+        1.0,
+        4,
+        Augmentation(0.5),
+    )
     assert (loop.normalisation.policy, loop.normalisation.threshold) == ("shrink", 2.0)
 
 

@@ -29,9 +29,15 @@ def streams(count, step=0):
 
 def by_numpy(image, geometry, permutations):
     """All views of ``image (3, H, W)``, in some order."""
-    turned = [np.rot90(image, turns, axes=(1, 2)) for turns in range(4 if geometry == "dihedral" else 1)]
+    turned = [
+        np.rot90(image, turns, axes=(1, 2)) for turns in range(4 if geometry == "dihedral" else 1)
+    ]
     mirrored = [view[:, :, ::-1] for view in turned]
-    return [np.stack([view[channel] for channel in order]) for view in turned + mirrored for order in ORDERS[permutations]]
+    return [
+        np.stack([view[channel] for channel in order])
+        for view in turned + mirrored
+        for order in ORDERS[permutations]
+    ]
 
 
 def as_set(views):
@@ -82,7 +88,9 @@ class TestViews:
         assert torch.equal(alone[0], drawn[0][2])  # whoever else is in the group
 
     def test_what_does_not_fit_is_refused(self):
-        with pytest.raises(UserError, match="geometry 'flips' and permutations 2 make 4 views, found num_views 5"):
+        with pytest.raises(
+            UserError, match="geometry 'flips' and permutations 2 make 4 views, found num_views 5"
+        ):
             adapt(networks.resnet(), networks.images(2), Symmetries("flips", 2, num_views=5))
         wide = torch.rand(1, 3, 4, 6)
         with pytest.raises(UserError, match="needs square images, found 4×6; set flips"):
@@ -98,7 +106,12 @@ class TestViews:
 class TestLoss:
     def test_agreement_costs_nothing_however_unsure(self):
         """Nothing and no gradient: MEMO, at the same predictions, drives towards certainty."""
-        logits = torch.tensor([[0.4, 0.1, -0.3]], dtype=torch.float64).expand(4, -1).clone().requires_grad_()
+        logits = (
+            torch.tensor([[0.4, 0.1, -0.3]], dtype=torch.float64)
+            .expand(4, -1)
+            .clone()
+            .requires_grad_()
+        )
         slopes = {}
         for method in (Symmetries(), MEMO()):
             loss, _ = method.loss(same_logits(logits), None, {}, ())
@@ -108,8 +121,12 @@ class TestLoss:
         assert slopes[MEMO()].abs().max() > 1e-2
 
     @pytest.mark.parametrize("count", [2, 5])
-    def test_views_that_are_sure_of_different_classes_cost_the_logarithm_of_their_number(self, count):
-        assert loss_of(1e3 * torch.eye(count, dtype=torch.float64)).item() == pytest.approx(np.log(count))
+    def test_views_that_are_sure_of_different_classes_cost_the_logarithm_of_their_number(
+        self, count
+    ):
+        assert loss_of(1e3 * torch.eye(count, dtype=torch.float64)).item() == pytest.approx(
+            np.log(count)
+        )
 
     def test_a_coin_against_certainty(self):
         """p̄ = (3/4, 1/4): H(p̄) − log(2)/2."""
@@ -121,14 +138,18 @@ class TestLoss:
     def test_on_a_network_it_is_the_entropy_of_the_mean_less_the_mean_entropy(self, kind):
         network, _ = networks.source_statistics(kind)
         images = networks.images(3, seed=50).double()
-        found = adapt(network, images, Symmetries("dihedral", 3), InnerLoop(steps=1, lr=0.0)).losses[:, 0]
+        found = adapt(
+            network, images, Symmetries("dihedral", 3), InnerLoop(steps=1, lr=0.0)
+        ).losses[:, 0]
         for image, loss in zip(images.numpy(), found.tolist(), strict=True):
             probabilities = []
             for view in by_numpy(image, "dihedral", 3):
                 with torch.no_grad():
                     logits = network(torch.tensor(view)[None]).logits[0].numpy()
                 probabilities.append(np.exp(logits) / np.exp(logits).sum())
-            entropies = [-(p * np.log(p)).sum() for p in (np.mean(probabilities, 0), *probabilities)]
+            entropies = [
+                -(p * np.log(p)).sum() for p in (np.mean(probabilities, 0), *probabilities)
+            ]
             assert loss == pytest.approx(entropies[0] - np.mean(entropies[1:]), rel=1e-8, abs=1e-12)
             assert loss > 1e-6
 
@@ -139,14 +160,19 @@ class TestLoss:
 
         def averaged(geometry, permutations):
             def net(views):
-                own = [torch.tensor(np.stack(by_numpy(view, geometry, permutations))) for view in views.numpy()]
+                own = [
+                    torch.tensor(np.stack(by_numpy(view, geometry, permutations)))
+                    for view in views.numpy()
+                ]
                 return Outputs(torch.stack([network(part).logits.mean(0) for part in own]), None)
 
             return net
 
         def loss(method, net):
             with torch.no_grad():
-                return method.loss(net, method.views(network, image, streams(1))[0], {}, ())[0].item()
+                return method.loss(net, method.views(network, image, streams(1))[0], {}, ())[
+                    0
+                ].item()
 
         whole, some = Symmetries("dihedral", 6), Symmetries("dihedral", 6, num_views=7)
         assert loss(whole, averaged("dihedral", 6)) == pytest.approx(0, abs=1e-12)

@@ -47,9 +47,15 @@ with start_run(Path(sys.argv[1]), stage="pretrain", name=sys.argv[2], params={"l
 
 
 def child(script, *arguments) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def record(root, run_id):
@@ -112,7 +118,9 @@ def start(root, parent):
 
 def test_import_is_cheap():
     code = "import sys, tttlab.tracking.comparison; print([m for m in ('mlflow', 'torch', 'pandas') if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src", check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src", check=True
+    )
     assert found.stdout.strip() == "[]"
 
 
@@ -133,7 +141,9 @@ class TestConcurrentFirstUse:
         (parent,) = {out for out, _, _ in results}
         client, experiment = open_store(root)
         runs = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.strip()}'")
-        assert sorted(run.info.run_name for run in runs) == [f"adapt {number}" for number in range(4)]
+        assert sorted(run.info.run_name for run in runs) == [
+            f"adapt {number}" for number in range(4)
+        ]
         assert len(client.search_runs([experiment], "tags.role = 'pipeline'")) == 1
         assert all(curve(root, run.info.run_id, "loss") == [(0, 3), (1, 2), (2, 1)] for run in runs)
 
@@ -144,7 +154,11 @@ class TestPipelineRun:
         assert record(root, parent).info.status == "RUNNING"
 
     def test_other_process_other_name_other_run(self, root, parent):
-        others = [Execution("repro", os.getppid()), Execution("fast-newt", os.getpid()), Execution("by hand 1f", None)]
+        others = [
+            Execution("repro", os.getppid()),
+            Execution("fast-newt", os.getpid()),
+            Execution("by hand 1f", None),
+        ]
         assert len({parent, *(pipeline_run(root, other) for other in others)}) == 4
 
     def test_a_later_process_with_the_same_number_is_another_execution(self, root, parent):
@@ -172,7 +186,10 @@ class TestFindExecution:
     def test_nearest_dvc_drives(self, tmp_path):
         inner = "import time; print('up', flush=True); time.sleep(60)"
         program = tmp_path / "dvc"
-        program.write_text(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])", encoding="utf-8")
+        program.write_text(
+            f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])",
+            encoding="utf-8",
+        )
         shell = f"exec {sys.executable} {program} repro"
         with subprocess.Popen(["sh", "-c", shell], stdout=subprocess.PIPE) as dvc:
             dvc.stdout.readline()
@@ -189,12 +206,19 @@ class TestFindExecution:
 
 class TestStartRun:
     def test_what_is_logged_can_be_read_back(self, root, parent, start, tmp_path):
-        params = {"steps": 5, "views": {"flip": False, "scale": [0.4, 1.0]}, "odd [name]": "x", "nothing": {}}
+        params = {
+            "steps": 5,
+            "views": {"flip": False, "scale": [0.4, 1.0]},
+            "odd [name]": "x",
+            "nothing": {},
+        }
         note = tmp_path / "note.txt"
         note.write_text("kept", encoding="utf-8")
         with start(params=params, tags={"model": "tiny", "method": "actmad"}) as run:
             assert record(root, run.id).info.status == "RUNNING"
-            run.log_metrics({"cost/peak_memory_mb": 12.5, "unknown": None, "not known": float("nan")})
+            run.log_metrics(
+                {"cost/peak_memory_mb": 12.5, "unknown": None, "not known": float("nan")}
+            )
             run.log_series("loss", np.linspace(1, 0, 2500))
             run.log_series("knn", [0.5, 0.75], steps=[5, 10])
             run.log_artifact(note, "notes")
@@ -213,23 +237,38 @@ class TestStartRun:
         assert found.data.metrics.keys() == {"cost/peak_memory_mb", "loss", "knn"}
         assert len(curve(root, run.id, "loss")) == 2500
         assert curve(root, run.id, "knn") == [(5, 0.5), (10, 0.75)]
-        expected = {"stage": "adapt", "model": "tiny", "method": "actmad", "mlflow.parentRunId": parent}
+        expected = {
+            "stage": "adapt",
+            "model": "tiny",
+            "method": "actmad",
+            "mlflow.parentRunId": parent,
+        }
         assert expected.items() <= found.data.tags.items()
         folder = root / "mlruns" / run.id / "artifacts"
         assert (folder / "notes" / "note.txt").read_text(encoding="utf-8") == "kept"
-        assert json.loads((folder / "tables" / "gain.json").read_text()) == {"columns": ["gain"], "data": [[0.25]]}
+        assert json.loads((folder / "tables" / "gain.json").read_text()) == {
+            "columns": ["gain"],
+            "data": [[0.25]],
+        }
         (dataset,) = found.inputs.dataset_inputs
-        assert (dataset.dataset.name, len(dataset.dataset.digest), dataset.tags[0].value) == ("test", 36, "test")
+        assert (dataset.dataset.name, len(dataset.dataset.digest), dataset.tags[0].value) == (
+            "test",
+            36,
+            "test",
+        )
         assert json.loads(dataset.dataset.profile) == {"num_rows": 360}
 
     @pytest.mark.parametrize(
-        ("error", "status"), [(ValueError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(1), "KILLED")]
+        ("error", "status"),
+        [(ValueError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(1), "KILLED")],
     )
     def test_status_tells_how_it_ended(self, root, start, error, status):
         with pytest.raises(type(error)), start() as run:
             raise error
         assert record(root, run.id).info.status == status
-        assert record(root, run.id).data.tags.get("error") == ("ValueError: no" if status == "FAILED" else None)
+        assert record(root, run.id).data.tags.get("error") == (
+            "ValueError: no" if status == "FAILED" else None
+        )
 
     def test_sigterm_is_as_before_afterwards(self, start):
         before = signal.getsignal(signal.SIGTERM)
@@ -255,10 +294,16 @@ class TestStartRun:
         assert curve(root, first.id, "loss") == [(0, 3), (1, 2), (2, 1)]
         assert record(root, first.id).info.status == "FINISHED"
 
-    def test_a_run_goes_on_as_long_as_its_work_is_kept_finished_or_not_and_no_other_does(self, root, start):
+    def test_a_run_goes_on_as_long_as_its_work_is_kept_finished_or_not_and_no_other_does(
+        self, root, start
+    ):
         with start(params={"lr": 0.1}, resume_key="k1") as first:
             first.log_series("loss", [3.0])
-        with start(params={"lr": 0.2}, resume_key="k1") as again, start(resume_key="k2") as other, start() as without:
+        with (
+            start(params={"lr": 0.2}, resume_key="k1") as again,
+            start(resume_key="k2") as other,
+            start() as without,
+        ):
             assert record(root, again.id).info.status == "RUNNING"
         assert (again.id, again.resumed) == (first.id, True)
         assert len({first.id, other.id, without.id}) == 3
@@ -331,7 +376,10 @@ def test_a_moved_project_finds_its_files(root, start, tmp_path_factory):
     shutil.rmtree(root / "mlruns")
     client, experiment = open_store(moved)
     assert [file.path for file in client.list_artifacts(run.id)] == ["gain.json"]
-    assert Path(client.get_experiment(experiment).artifact_location.removeprefix("file://")) == moved / "mlruns"
+    assert (
+        Path(client.get_experiment(experiment).artifact_location.removeprefix("file://"))
+        == moved / "mlruns"
+    )
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -348,8 +396,13 @@ def test_a_project_folder_may_be_called_anything(name, empty_store, tmp_path, st
     client, _ = open_store(folder)
     assert Path(client.download_artifacts(run.id, "note.txt", str(tmp_path))).read_text() == "kept"
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-        assert {run_id for (run_id,) in database.execute("SELECT run_uuid FROM runs")} == {run.id, parent}
-    assert os.listdir(tmp_path / "outer") == [name]  # and nothing under a name that was read in another way
+        assert {run_id for (run_id,) in database.execute("SELECT run_uuid FROM runs")} == {
+            run.id,
+            parent,
+        }
+    assert os.listdir(tmp_path / "outer") == [
+        name
+    ]  # and nothing under a name that was read in another way
     command = ui_command(folder, 5001)
     assert command[command.index("--backend-store-uri") + 1] == database_uri(folder)
     assert command[command.index("--default-artifact-root") + 1] == files_uri(folder)
@@ -386,8 +439,14 @@ def previous(revision: str) -> str:
             previous,
             "found those of an older version; copy it and run .* -m mlflow db upgrade sqlite.*/mlflow.db, or move it away",
         ),
-        (lambda _: "f" * 12, "found those of a newer version; install that, or move it away and a new one is made"),
-        (None, r"expected a database of MLflow, found none that can be read \(file is not a database\); move it away"),
+        (
+            lambda _: "f" * 12,
+            "found those of a newer version; install that, or move it away and a new one is made",
+        ),
+        (
+            None,
+            r"expected a database of MLflow, found none that can be read \(file is not a database\); move it away",
+        ),
     ],
 )
 def test_a_database_of_another_version_is_told_in_one_line(root, found, expected):
@@ -423,7 +482,9 @@ def test_more_runs_than_one_page_holds_are_found(root, parent, start):
 
 def test_a_deleted_experiment_comes_back(root):
     with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
-        changed = database.execute("UPDATE experiments SET lifecycle_stage='deleted' WHERE name='ttt-lab'").rowcount
+        changed = database.execute(
+            "UPDATE experiments SET lifecycle_stage='deleted' WHERE name='ttt-lab'"
+        ).rowcount
     assert changed == 1
     client, experiment = open_store(root)
     assert client.get_experiment(experiment).lifecycle_stage == "active"
@@ -433,18 +494,33 @@ class TestLogPredictions:
     @staticmethod
     def predictions() -> pd.DataFrame:
         generator = np.random.default_rng(0)
-        shifts = [("clean", "none", 0), *((f"{c}-{s}", c, s) for c in ("fog", "snow") for s in (1, 3, 5))]
+        shifts = [
+            ("clean", "none", 0),
+            *((f"{c}-{s}", c, s) for c in ("fog", "snow") for s in (1, 3, 5)),
+        ]
         columns = ["shift", "corruption", "severity"]
         blocks = [
-            pd.DataFrame({"image_id": [f"{i}" for i in range(20)]}).assign(**dict(zip(columns, shift, strict=True)))
+            pd.DataFrame({"image_id": [f"{i}" for i in range(20)]}).assign(
+                **dict(zip(columns, shift, strict=True))
+            )
             for shift in shifts
         ]
         table = pd.concat(blocks, ignore_index=True)
         classes = generator.integers(3, size=(3, len(table)))
         names = ["label", "source_prediction", "adapted_prediction"]
-        table = table.assign(**dict(zip(names, classes, strict=True)), fell_back=generator.random(len(table)) < 0.1)
-        table = table.assign(untrained_prediction=table["source_prediction"], seed=0, loss_first=float("nan"))
-        table = table.assign(source_confidence=0.5, adapted_confidence=0.5, distance=1.0, gate_open=True, gate_milliseconds=0.0)
+        table = table.assign(
+            **dict(zip(names, classes, strict=True)), fell_back=generator.random(len(table)) < 0.1
+        )
+        table = table.assign(
+            untrained_prediction=table["source_prediction"], seed=0, loss_first=float("nan")
+        )
+        table = table.assign(
+            source_confidence=0.5,
+            adapted_confidence=0.5,
+            distance=1.0,
+            gate_open=True,
+            gate_milliseconds=0.0,
+        )
         return table.assign(milliseconds=generator.random(len(table)))
 
     def test_agrees_with_the_evaluation(self, root, start):
@@ -452,11 +528,16 @@ class TestLogPredictions:
         with start() as run:
             log_predictions(run, score(table))
         shifts, summary = metrics.by_shift(table), metrics.summarise(table)
-        for name, column in {"accuracy": "accuracy_adapted", "accuracy_source": "accuracy_source"}.items():
+        for name, column in {
+            "accuracy": "accuracy_adapted",
+            "accuracy_source": "accuracy_source",
+        }.items():
             for corruption in ("fog", "snow"):
                 rows = shifts[shifts["corruption"] == corruption]
                 expected = dict(zip(rows["severity"], rows[column], strict=True))
-                assert dict(curve(root, run.id, f"{name}/{corruption}")) == pytest.approx(expected, abs=5e-5)
+                assert dict(curve(root, run.id, f"{name}/{corruption}")) == pytest.approx(
+                    expected, abs=5e-5
+                )
         logged = record(root, run.id).data.metrics
         pairs = {
             "gain/mean": "gain",
@@ -471,12 +552,17 @@ class TestLogPredictions:
         expected = {name: summary[key] for name, key in pairs.items()}
         assert {name: logged[name] for name in pairs} == pytest.approx(expected, abs=5e-5)
 
-    @pytest.mark.parametrize("long", ["", "x" * 246])  # MLflow takes names of at most 250 characters
+    @pytest.mark.parametrize(
+        "long", ["", "x" * 246]
+    )  # MLflow takes names of at most 250 characters
     def test_every_shift_is_a_metric_of_its_own_whatever_its_name(self, root, start, long):
         own = ("a b", "a_b", "a,b", "a;b", "é", "e\u0301", "ê", "100%", "100_", "A b", "$x$", '"')
         names = [f"photos/{long}{name}" for name in own]
         table = pd.concat(
-            [self.predictions().query("corruption == 'fog'").assign(corruption=name, severity=0) for name in names]
+            [
+                self.predictions().query("corruption == 'fog'").assign(corruption=name, severity=0)
+                for name in names
+            ]
         )
         accuracies = np.arange(len(names)) / 60
         right = np.concatenate([np.arange(60) < round(60 * accuracy) for accuracy in accuracies])
@@ -487,7 +573,12 @@ class TestLogPredictions:
         own = {name: value for name, value in logged.items() if name.startswith("accuracy/photos/")}
         assert sorted(own.values()) == pytest.approx(accuracies, abs=5e-5)
         if not long:
-            assert {"accuracy/photos/a b", "accuracy/photos/a_b", "accuracy/photos/é", "accuracy/photos/A b"} <= set(own)
+            assert {
+                "accuracy/photos/a b",
+                "accuracy/photos/a_b",
+                "accuracy/photos/é",
+                "accuracy/photos/A b",
+            } <= set(own)
 
     def test_without_labels_only_changes_and_cost(self, root, start):
         table = self.predictions().assign(label=-1)
@@ -559,8 +650,13 @@ def test_trials_lie_below_their_tuning_with_settings_and_a_curve_over_the_rounds
     with start() as run:
         log_trials(run, trials, {"model": "vit", "run": "ssl"})
     client, experiment = open_store(root)
-    found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["metrics.rank"])
-    assert [trial.data.params for trial in found] == [{"lr": "0.1", "steps": "2"}, {"lr": "0.2", "steps": "1"}]
+    found = client.search_runs(
+        [experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["metrics.rank"]
+    )
+    assert [trial.data.params for trial in found] == [
+        {"lr": "0.1", "steps": "2"},
+        {"lr": "0.2", "steps": "1"},
+    ]
     assert dict(curve(root, found[0].info.run_id, "score")) == {10: 0.5, 40: 0.6}
     assert found[0].info.run_name == "trial 1 · lr 0.1, steps 2"
     assert [trial.data.metrics["rank"] for trial in found] == [1, 2]
@@ -574,7 +670,9 @@ def test_a_tuning_that_logs_its_trials_again_has_them_once(root, start):
         with start(resume_key="k1") as run:
             log_trials(run, trials, {"model": "vit", "run": "ssl"})
     client, experiment = open_store(root)
-    found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["metrics.rank"])
+    found = client.search_runs(
+        [experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["metrics.rank"]
+    )
     assert [trial.data.params for trial in found] == [{"lr": "0.1"}, {"lr": "0.2"}]
 
 
@@ -614,11 +712,18 @@ def test_experiment_explains_itself_and_leads_to_the_comparison(root):
 
 
 def test_flatten():
-    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
+        "a.b": 1,
+        "a.c.d": [2],
+        "e": None,
+    }
 
 
 def test_server_listens_on_this_machine_only(tmp_path):
     command = ui_command(tmp_path, 5001)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--workers") + 1] == "1"
-    assert command[command.index("--backend-store-uri") + 1] == f"sqlite+pysqlite:///{tmp_path}/mlflow.db"
+    assert (
+        command[command.index("--backend-store-uri") + 1]
+        == f"sqlite+pysqlite:///{tmp_path}/mlflow.db"
+    )

@@ -24,7 +24,10 @@ def assert_same_weights(left: torch.nn.Module, right: torch.nn.Module) -> None:
 
 
 def without_seconds(curves: list) -> list:
-    return [[{key: value for key, value in row.items() if key != "seconds"} for row in rows] for rows in curves]
+    return [
+        [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+        for rows in curves
+    ]
 
 
 def in_a_process(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess:
@@ -35,7 +38,9 @@ def in_a_process(*arguments: object, timeout: float = 300) -> subprocess.Complet
     return subprocess.run(command, check=False, timeout=timeout, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("kind", "task", "epoch"), [("mae", "pretrain", 2), ("simclr", "finetune", 3)])
+@pytest.mark.parametrize(
+    ("kind", "task", "epoch"), [("mae", "pretrain", 2), ("simclr", "finetune", 3)]
+)
 def test_a_killed_training_goes_on_and_ends_with_the_same_numbers(kind, task, epoch, tmp_path):
     """The killed one is a process of its own, stopped by SIGKILL after an epoch's steps, before they are kept."""
     settings, folder = {"simclr": trainings.SIMCLR, "mae": trainings.MAE}[kind], tmp_path / "work"
@@ -43,7 +48,9 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_numbers(kind, task, ep
     assert (folder / "process.json").exists()
 
     with Work(folder) as work:
-        assert len(work.load(task)["rows"]) == epoch  # with the row of epoch 0: the killed epoch is not among them
+        assert (
+            len(work.load(task)["rows"]) == epoch
+        )  # with the row of epoch 0: the killed epoch is not among them
         resumed, curves = trainings.train(settings, work)
     whole, expected = trainings.train(settings)
     assert_same_weights(resumed, whole)
@@ -53,7 +60,13 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_numbers(kind, task, ep
 def test_workers_change_no_weight():
     network, objective = trainings.build(trainings.SIMCLR)
     other, _ = trainings.build(trainings.SIMCLR)
-    task = Task("a", ("encoder", "head"), objective_loss(objective), ssl_views(objective, trainings.VIEWS), RECIPE)
+    task = Task(
+        "a",
+        ("encoder", "head"),
+        objective_loss(objective),
+        ssl_views(objective, trainings.VIEWS),
+        RECIPE,
+    )
     for each, workers in ((network, 0), (other, 2)):
         trainings.trainer(workers=workers).fit(each, trainings.image_set(), task)
     assert_same_weights(network, other)
@@ -98,7 +111,14 @@ def test_the_curve_holds_the_means_of_all_steps_and_their_learning_rate():
 def test_no_epochs_leave_the_network_as_it_is():
     network, objective = trainings.build(trainings.MAE)
     fresh, _ = trainings.build(trainings.MAE)
-    task = Task("t", ("encoder",), objective_loss(objective), {}, Recipe(epochs=0), measure=lambda epoch: {"a": 1.0})
+    task = Task(
+        "t",
+        ("encoder",),
+        objective_loss(objective),
+        {},
+        Recipe(epochs=0),
+        measure=lambda epoch: {"a": 1.0},
+    )
     assert trainings.trainer().fit(network, trainings.image_set(), task) == [{"epoch": 0, "a": 1.0}]
     assert_same_weights(network, fresh)
 
@@ -111,7 +131,10 @@ def test_a_loss_that_explodes_ends_the_training_with_advice():
 
     views = {"classify": Views(1, trainings.VIEWS)}
     task = Task("finetune", ("classifier",), loss, views, RECIPE)
-    with pytest.raises(UserError, match=r"finetune: expected a finite loss, found nan in epoch 1; lower lr \(0.01\)"):
+    with pytest.raises(
+        UserError,
+        match=r"finetune: expected a finite loss, found nan in epoch 1; lower lr \(0.01\)",
+    ):
         trainings.trainer().fit(network, trainings.image_set(), task)
 
 
@@ -120,6 +143,13 @@ def test_freezing_ends_with_the_block_and_never_thaws_what_was_frozen():
     fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     assert fixed == {"head.blocks.pos_embed"}
     with training_only(network, ("head",)):
-        trainable = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-        assert trainable == {name for name, _ in network.named_parameters() if name.startswith("head.")} - fixed
-    assert {name for name, parameter in network.named_parameters() if not parameter.requires_grad} == fixed
+        trainable = {
+            name for name, parameter in network.named_parameters() if parameter.requires_grad
+        }
+        assert (
+            trainable
+            == {name for name, _ in network.named_parameters() if name.startswith("head.")} - fixed
+        )
+    assert {
+        name for name, parameter in network.named_parameters() if not parameter.requires_grad
+    } == fixed

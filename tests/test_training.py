@@ -12,7 +12,15 @@ from tttlab.networks.network import Network, add_probe
 from tttlab.seeding import torch_generator
 from tttlab.training.loaders import Views, open_loader
 from tttlab.training.optimisers import Recipe
-from tttlab.training.recipes import betas, finetune, joint_loss, last_values, pretrain, refit_head, ssl_views
+from tttlab.training.recipes import (
+    betas,
+    finetune,
+    joint_loss,
+    last_values,
+    pretrain,
+    refit_head,
+    ssl_views,
+)
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2)
 GENTLE = Augmentation(min_scale=0.8, flip=False, jitter=0.1)
@@ -47,7 +55,9 @@ def test_meta_learned_fine_tuning_takes_the_inner_step_and_trains_every_part():
         before, inner = copy.deepcopy(network), {"lr": lr, "steps": 1, "pairs": 2}
         (_, row, _), refit = tune(network, objective, "meta", inner=inner, objective_weight=0.1)
         assert changed(network, before) == {"encoder", "classifier", "head"}
-        assert row["loss"] == pytest.approx(row["classification_loss"] + 0.1 * row["objective_loss"])
+        assert row["loss"] == pytest.approx(
+            row["classification_loss"] + 0.1 * row["objective_loss"]
+        )
         assert not refit
         first[lr] = row["objective_loss"]
     assert first[0.5] < first[0.0] - 0.01  # after a step on the same views
@@ -87,26 +97,41 @@ def test_joint_gradient_is_the_sum_of_both(settings):
             return network(images.double(), **options)
 
     def gradients(loss: Tensor) -> dict[str, Tensor]:
-        named = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+        named = [
+            (name, parameter)
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        ]
         found = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
         return {name: gradient for (name, _), gradient in zip(named, found, strict=True)}
 
     logits = network(as_images(batch["classify"][:, 0]).double()).logits
-    wanted = [(torch.logsumexp(row, 0) - row[label]) for row, label in zip(logits, batch["labels"], strict=True)]
+    wanted = [
+        (torch.logsumexp(row, 0) - row[label])
+        for row, label in zip(logits, batch["labels"], strict=True)
+    ]
     supervised = gradients(sum(wanted) / len(wanted))
     known = {"labels": batch["labels"]} if objective.labels else {}
-    ours = gradients(objective.loss(Doubling(), as_images(batch["objective"]), torch_generator(1), **known))
+    ours = gradients(
+        objective.loss(Doubling(), as_images(batch["objective"]), torch_generator(1), **known)
+    )
     terms = joint_loss(objective, 0.3)(Doubling(), batch, torch_generator(1))
     for name, gradient in gradients(terms["loss"]).items():
         parts = [part for part in (supervised[name], ours[name]) if part is not None]
         assert parts, name
         zero = torch.zeros_like(gradient)
-        expected = (zero if supervised[name] is None else supervised[name]) + 0.3 * (zero if ours[name] is None else ours[name])
+        expected = (zero if supervised[name] is None else supervised[name]) + 0.3 * (
+            zero if ours[name] is None else ours[name]
+        )
         torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-8)
     encoder = [name for name in supervised if name.startswith("encoder.")]
-    assert any(supervised[name] is not None and supervised[name].abs().max() > 0 for name in encoder)
+    assert any(
+        supervised[name] is not None and supervised[name].abs().max() > 0 for name in encoder
+    )
     assert any(ours[name] is not None and ours[name].abs().max() > 0 for name in encoder)
-    assert terms["loss"].item() == pytest.approx((terms["classification_loss"] + 0.3 * terms["objective_loss"]).item())
+    assert terms["loss"].item() == pytest.approx(
+        (terms["classification_loss"] + 0.3 * terms["objective_loss"]).item()
+    )
 
 
 @EACH
@@ -129,18 +154,24 @@ def test_each_mode_changes_its_own_parts_only(settings):
 def test_refitting_trains_the_head_alone(settings):
     network, objective = trainings.build(settings)
     before = copy.deepcopy(network)
-    rows = refit_head(trainings.trainer(), network, objective, trainings.image_set(), GENTLE, RECIPE)
+    rows = refit_head(
+        trainings.trainer(), network, objective, trainings.image_set(), GENTLE, RECIPE
+    )
     assert changed(network, before) == {"head"}
     assert min(row["loss"] for row in rows[2:]) < rows[1]["loss"]
 
 
-@pytest.mark.parametrize("name", [name for name in trainings.OF_EACH if name != "it3"])  # that one learns from labels
+@pytest.mark.parametrize(
+    "name", [name for name in trainings.OF_EACH if name != "it3"]
+)  # that one learns from labels
 def test_pretraining_trains_all_but_the_classifier_and_lowers_its_loss(name):
     network, objective = trainings.build(trainings.OF_EACH[name])
     before = copy.deepcopy(network)
     images = trainings.image_set()
     recipe = Recipe(epochs=14, batch_size=8, lr=1e-2)
-    rows = pretrain(trainings.trainer(), network, objective, images, (images, images), GENTLE, recipe)
+    rows = pretrain(
+        trainings.trainer(), network, objective, images, (images, images), GENTLE, recipe
+    )
     assert changed(network, before) == {"encoder", "head"}
     first, last = (sum(row["loss"] for row in part) for part in (rows[1:4], rows[-3:]))
     # Random squares stand on no side: how they were turned can only be learnt by heart.
@@ -157,7 +188,15 @@ def test_classes_that_colour_tells_are_learned():
 def test_a_network_without_objective_is_fine_tuned_and_has_no_head_to_refit():
     network, objective = trainings.build(trainings.SIMCLR | {"objective": {"name": "none"}})
     images = trainings.image_set()
-    probe = pretrain(trainings.trainer(), network, objective, images, (images, images), trainings.VIEWS, Recipe(epochs=0))
+    probe = pretrain(
+        trainings.trainer(),
+        network,
+        objective,
+        images,
+        (images, images),
+        trainings.VIEWS,
+        Recipe(epochs=0),
+    )
     assert [row["epoch"] for row in probe] == [0]
     rows, refit = tune(network, objective, "full")
     assert (len(rows), refit) == (3, [])
@@ -165,7 +204,10 @@ def test_a_network_without_objective_is_fine_tuned_and_has_no_head_to_refit():
 
 def test_mae_views_are_not_jittered_and_its_second_average_forgets_faster():
     (_, simclr), (_, mae) = trainings.build(trainings.SIMCLR), trainings.build(trainings.MAE)
-    (_, rotation), (_, simsiam) = trainings.build(trainings.ROTATION), trainings.build(trainings.SIMSIAM)
+    (_, rotation), (_, simsiam) = (
+        trainings.build(trainings.ROTATION),
+        trainings.build(trainings.SIMSIAM),
+    )
     assert ssl_views(mae, trainings.VIEWS)["objective"].augmentation.jitter == 0
     assert ssl_views(simclr, trainings.VIEWS)["objective"] == Views(2, trainings.VIEWS)
     assert ssl_views(simsiam, trainings.VIEWS)["objective"] == Views(2, trainings.VIEWS)
@@ -174,5 +216,9 @@ def test_mae_views_are_not_jittered_and_its_second_average_forgets_faster():
 
 
 def test_last_values_take_the_latest_of_each():
-    rows = [{"epoch": 0, "knn": 0.1}, {"epoch": 1, "loss": 3.0, "knn": 0.2, "seconds": 2.0}, {"epoch": 2, "seconds": 3.0}]
+    rows = [
+        {"epoch": 0, "knn": 0.1},
+        {"epoch": 1, "loss": 3.0, "knn": 0.2, "seconds": 2.0},
+        {"epoch": 2, "seconds": 3.0},
+    ]
     assert last_values(rows) == {"epoch": 2, "knn": 0.2, "loss": 3.0, "seconds": 5.0}

@@ -27,7 +27,9 @@ from tttlab.shifts.streams import Stream
 
 def outcome(*accuracies: float, count: int = 100, clean_loss: float = 0.0) -> Outcome:
     """Per number of steps an accuracy on images under each of two corruptions; the clean ones are all right but for a share."""
-    shifted = np.stack([np.arange(count) < round(count * accuracy) for accuracy in accuracies], 1).astype(float)
+    shifted = np.stack(
+        [np.arange(count) < round(count * accuracy) for accuracy in accuracies], 1
+    ).astype(float)
     clean = np.ones((count, len(accuracies)))
     clean[: round(count * clean_loss)] = 0
     return Outcome(
@@ -57,19 +59,29 @@ def test_candidates_are_the_default_and_then_the_grid_in_order():
         {"lr": 0.1, "trainable": "all"},
         {"lr": 0.2, "trainable": "all"},
     ]
-    assert list_candidates({"prior": (0.1, 0.2)}, {"prior": 0.1}, 10, 0) == ([{"prior": 0.1}, {"prior": 0.2}], (0,), 0)
+    assert list_candidates({"prior": (0.1, 0.2)}, {"prior": 0.1}, 10, 0) == (
+        [{"prior": 0.1}, {"prior": 0.2}],
+        (0,),
+        0,
+    )
 
 
 def test_where_one_pass_shows_one_number_of_steps_they_are_part_of_the_grid():
     search = {"steps": (1, 4), "lr": (0.1, 0.2)}
     found, steps, own = list_candidates(search, {"steps": 3, "lr": 0.2}, 10, 0, in_one_pass=False)
     assert (steps, own) == ((0,), 0)
-    assert found == [{"steps": 3, "lr": 0.2}, *({"steps": s, "lr": lr} for s in (1, 4) for lr in (0.1, 0.2))]
+    assert found == [
+        {"steps": 3, "lr": 0.2},
+        *({"steps": s, "lr": lr} for s in (1, 4) for lr in (0.1, 0.2)),
+    ]
 
 
 def test_of_a_large_grid_a_part_is_drawn_that_depends_on_seed_and_run_alone():
     search = {"lr": tuple(range(10)), "clip": tuple(range(10))}
-    draws = [list_candidates(search, {"lr": 3, "clip": 3}, 12, *key)[0] for key in ((0, "a"), (0, "a"), (1, "a"), (0, "b"))]
+    draws = [
+        list_candidates(search, {"lr": 3, "clip": 3}, 12, *key)[0]
+        for key in ((0, "a"), (0, "a"), (1, "a"), (0, "b"))
+    ]
     assert draws[0] == draws[1]
     assert draws[0] not in draws[2:]
     assert all(len(drawn) == 12 and drawn[0] == {"lr": 3, "clip": 3} for drawn in draws)
@@ -91,7 +103,9 @@ def test_halving_keeps_the_best_and_the_default_and_asks_for_more_images_only_fo
 
 
 def test_of_equal_candidates_the_earlier_and_of_equal_steps_the_fewer_win():
-    trials = successive_halving(lambda _turn, numbers: {n: outcome(0.3, 0.7, 0.7) for n in numbers}, 4, 2, 0.5, 1.0)
+    trials = successive_halving(
+        lambda _turn, numbers: {n: outcome(0.3, 0.7, 0.7) for n in numbers}, 4, 2, 0.5, 1.0
+    )
     assert trials[0].number == 0
     assert trials[0].best(1.0) == (1, 0.7)
 
@@ -105,19 +119,26 @@ def test_a_setting_that_costs_clean_accuracy_loses_to_one_that_does_not():
 
 def test_a_round_that_judges_better_corrects_the_one_before():
     def judge(turn, numbers):
-        return {number: outcome([0.9, 0.8][number] if turn == 0 else [0.6, 0.7][number]) for number in numbers}
+        return {
+            number: outcome([0.9, 0.8][number] if turn == 0 else [0.6, 0.7][number])
+            for number in numbers
+        }
 
     assert successive_halving(judge, 2, 2, 1.0, 1.0)[0].number == 1
 
 
-def random_outcome(seed: int, count: int = 30, kinds: int = 4, gain: float = 0.0, clean_loss: float = 0.0) -> Outcome:
+def random_outcome(
+    seed: int, count: int = 30, kinds: int = 4, gain: float = 0.0, clean_loss: float = 0.0
+) -> Outcome:
     """Images under several corruptions at two severities each; one number of steps, right at random."""
     rng = np.random.default_rng(seed)
     image = np.concatenate([rng.permutation(count) for _ in range(2 * kinds + 1)])
     corruption = np.repeat([*range(kinds), *range(kinds), -1], count)
     right = rng.random(len(image)) < np.where(corruption < 0, 1 - clean_loss, 0.6 + gain)
     source = np.where(corruption < 0, True, rng.random(len(image)) < 0.6)
-    return Outcome(image, corruption, source.astype(float), right[:, None].astype(float), {}, np.ones(1))
+    return Outcome(
+        image, corruption, source.astype(float), right[:, None].astype(float), {}, np.ones(1)
+    )
 
 
 @pytest.mark.parametrize("clean_loss", [0.0, 0.2])
@@ -150,7 +171,9 @@ def test_the_standard_error_of_a_crossed_mean_is_that_of_its_law():
         variances.append(crossed_standard_error(cells) ** 2)
     truth = 1 / 12 + 0.25 / 6 + 4 / 72
     assert np.var(means) == pytest.approx(truth, rel=0.08)
-    assert np.mean(variances) == pytest.approx(truth, rel=0.08)  # hardly above it, for a part of it is never taken for negative
+    assert np.mean(variances) == pytest.approx(
+        truth, rel=0.08
+    )  # hardly above it, for a part of it is never taken for negative
 
 
 def test_the_standard_error_of_one_row_or_column_is_the_ordinary_one():
@@ -222,17 +245,33 @@ def test_what_is_chosen_is_told_with_scores_the_grid_and_a_gate():
     asked = []
     found = search.choose(lambda values, gate: not asked.append((values, gate)))
     assert found["settings"] == {"lr": 0.2, "steps": 5}
-    assert [told["settings"] for told in found["candidates"]] == [{"lr": 0.2, "steps": 5}, {"lr": 0.1, "steps": 2}]
-    expected = {"score": 0.9, "images": 100, "above_default": 0.2, "standard_error": np.sqrt(0.2 * 0.8 / 99)}
+    assert [told["settings"] for told in found["candidates"]] == [
+        {"lr": 0.2, "steps": 5},
+        {"lr": 0.1, "steps": 2},
+    ]
+    expected = {
+        "score": 0.9,
+        "images": 100,
+        "above_default": 0.2,
+        "standard_error": np.sqrt(0.2 * 0.8 / 99),
+    }
     assert {key: found["candidates"][0][key] for key in expected} == pytest.approx(expected)
     assert [found["candidates"][1][key] for key in ("above_default", "standard_error")] == [0, 0]
     assert found["search"] == {"lr": [0.1, 0.2], "steps": [2, 5]}
     assert found["without_influence"] == []
-    assert Gate(**found["gate"]) == Gate("confidence", 0.0)  # opens for the second half of the shifted images alone
+    assert Gate(**found["gate"]) == Gate(
+        "confidence", 0.0
+    )  # opens for the second half of the shifted images alone
     assert asked == [({"lr": 0.2, "steps": 5}, Gate("confidence", 0.0))]
     told = search.describe()
     assert [values for values, _ in told] == [{"lr": 0.2, "steps": 5}, {"lr": 0.1, "steps": 2}]
-    expected = {"score": 0.9, "accuracy": 0.9, "gain": 0.4, "clean_change": 0.0, "milliseconds": 1.0}
+    expected = {
+        "score": 0.9,
+        "accuracy": 0.9,
+        "gain": 0.4,
+        "clean_change": 0.0,
+        "milliseconds": 1.0,
+    }
     assert told[0][1] == {300: pytest.approx(expected)}
     assert search.chosen() == pytest.approx(expected)
 
@@ -266,7 +305,9 @@ def searched_among(trials, candidates, steps=(0,), trains=False) -> Search:
 def tied(accuracy, candidates, rounds=1, steps=(0,), trains=False) -> list[str]:
     """Name the settings without influence where a candidate's accuracy, per step, is a function of its values."""
     trials = [
-        Trial(number, (outcome(*np.atleast_1d(accuracy(**values))),) * (rounds if number == 0 else 1))
+        Trial(
+            number, (outcome(*np.atleast_1d(accuracy(**values))),) * (rounds if number == 0 else 1)
+        )
         for number, values in enumerate(candidates)
     ]
     return searched_among(trials, candidates, steps, trains).without_influence()
@@ -278,7 +319,9 @@ class TestWithoutInfluence:
     def test_a_setting_whose_values_all_tie_whatever_the_others_are(self):
         assert tied(lambda lr, filter: 0.5 + lr, self.GRID) == ["filter"]
         assert tied(lambda lr, filter: 0.5, self.GRID) == ["lr", "filter"]
-        assert tied(lambda lr, filter: 0.5 + 0.01 * filter * (lr > 0.1), self.GRID) == []  # acts beside one learning rate
+        assert (
+            tied(lambda lr, filter: 0.5 + 0.01 * filter * (lr > 0.1), self.GRID) == []
+        )  # acts beside one learning rate
 
     def test_only_rounds_that_both_took_part_in_are_compared(self):
         later = {0.5: outcome(0.5), 0.6: outcome(0.6)}
@@ -291,7 +334,9 @@ class TestWithoutInfluence:
         assert tied(lambda lr, filter: 0.5, self.GRID[:1]) == []
         diagonal = [{"lr": 0.1, "filter": 1}, {"lr": 0.2, "filter": 5}]
         assert tied(lambda lr, filter: 0.5, diagonal) == []
-        assert tied(lambda lr, filter: 0.5, [*self.GRID[:2], self.GRID[5]]) == []  # filter 20 beside lr 0.2 alone
+        assert (
+            tied(lambda lr, filter: 0.5, [*self.GRID[:2], self.GRID[5]]) == []
+        )  # filter 20 beside lr 0.2 alone
 
     def test_numbers_of_steps_are_values_too(self):
         candidates = [{"lr": 0.1}, {"lr": 0.2}]
@@ -300,26 +345,42 @@ class TestWithoutInfluence:
 
     def test_is_told_with_what_was_chosen(self):
         trials = [Trial(number, (outcome(0.7),)) for number in (0, 1)]
-        assert searched_among(trials, [{"lr": 0.1}, {"lr": 0.2}]).choose(None)["without_influence"] == ["lr"]
+        assert searched_among(trials, [{"lr": 0.1}, {"lr": 0.2}]).choose(None)[
+            "without_influence"
+        ] == ["lr"]
 
 
 @pytest.fixture
 def images():
     pixels = (networks.images(8, seed=41).permute(0, 2, 3, 1) * 255).byte().numpy()
-    return ImageSet(pixels, np.arange(8) % networks.CLASSES, tuple(f"img-{i}" for i in range(8)), tuple("abcd"), source="made")
+    return ImageSet(
+        pixels,
+        np.arange(8) % networks.CLASSES,
+        tuple(f"img-{i}" for i in range(8)),
+        tuple("abcd"),
+        source="made",
+    )
 
 
 CANDIDATES = [{"lr": 1e-3}, {"lr": 1e-2}]
 
 
-def judged(images, folder, counts=(4, None), method=None, steps=(1, 2), trainable="encoder", **settings):
+def judged(
+    images, folder, counts=(4, None), method=None, steps=(1, 2), trainable="encoder", **settings
+):
     network, statistics = networks.source_statistics("resnet", torch.float32)
 
     def build(values):
-        return method or ActMAD(), InnerLoop(steps=2, clip=1.0, trainable=trainable, **values), statistics
+        return (
+            method or ActMAD(),
+            InnerLoop(steps=2, clip=1.0, trainable=trainable, **values),
+            statistics,
+        )
 
     with Work(folder) as work:
-        judge = Judge(network, images, counts, [3], CANDIDATES, steps, build, 0, work, "run", **settings)
+        judge = Judge(
+            network, images, counts, [3], CANDIDATES, steps, build, 0, work, "run", **settings
+        )
         return [judge(turn, [0, 1]) for turn in range(len(counts))]
 
 
@@ -336,12 +397,26 @@ def test_an_outcome_is_what_the_adapter_gives_on_the_held_out_corruptions(images
     for place, shift in enumerate(tuning.held_out_shifts([3])):
         pixels = torch.from_numpy(shift.apply(images, 0)).permute(0, 3, 1, 2).float() / 255
         loop = InnerLoop(steps=2, clip=1.0, lr=1e-2)
-        own = adapt(network, pixels, ActMAD(), loop, statistics=statistics, image_ids=images.image_ids, record=(1, 2))
+        own = adapt(
+            network,
+            pixels,
+            ActMAD(),
+            loop,
+            statistics=statistics,
+            image_ids=images.image_ids,
+            record=(1, 2),
+        )
         part = slice(8 * place, 8 * place + 8)
         labels = torch.from_numpy(images.labels)
-        np.testing.assert_array_equal(found.adapted[part], (own.logits_at.argmax(-1) == labels[:, None]).numpy())
-        np.testing.assert_array_equal(found.source[part], (own.source_logits.argmax(-1) == labels).numpy())
-        np.testing.assert_array_equal(found.corruption[part], HELD_OUT.index(shift.corruption) if shift.severity else -1)
+        np.testing.assert_array_equal(
+            found.adapted[part], (own.logits_at.argmax(-1) == labels[:, None]).numpy()
+        )
+        np.testing.assert_array_equal(
+            found.source[part], (own.source_logits.argmax(-1) == labels).numpy()
+        )
+        np.testing.assert_array_equal(
+            found.corruption[part], HELD_OUT.index(shift.corruption) if shift.severity else -1
+        )
     np.testing.assert_allclose(found.signals["loss"][-8:], own.losses[:, 0], rtol=1e-4)
 
 
@@ -366,17 +441,40 @@ def test_later_rounds_add_images_and_repeat_none(images, tmp_path, monkeypatch):
 @pytest.mark.parametrize("shifts", ["separate", "continual"])
 def test_on_streams_every_round_begins_anew_with_all_its_images(images, tmp_path, shifts):
     """The last round is what it would be alone: one stream over all images, which says more than several short ones."""
-    stream = {"stream": Stream(2, shifts=shifts), "method": TENT(), "steps": (0,), "trainable": "norm"}
-    rounds, alone = (judged(images, tmp_path / str(len(counts)), counts, **stream)[-1] for counts in ((4, None), (None,)))
+    stream = {
+        "stream": Stream(2, shifts=shifts),
+        "method": TENT(),
+        "steps": (0,),
+        "trainable": "norm",
+    }
+    rounds, alone = (
+        judged(images, tmp_path / str(len(counts)), counts, **stream)[-1]
+        for counts in ((4, None), (None,))
+    )
     for number in (0, 1):
         assert_same(rounds[number], alone[number])
         assert len(rounds[number].clean) == 8 * 5
     network, statistics = networks.source_statistics("resnet", torch.float32)
-    held_out = Job(tuple(Block(shift, 0, range(8)) for shift in tuning.held_out_shifts([3])[1:]), None)
-    (job,) = [job for job in list_jobs(held_out.blocks, stream["stream"]) if job.blocks[-1].shift.corruption == HELD_OUT[-1]]
+    held_out = Job(
+        tuple(Block(shift, 0, range(8)) for shift in tuning.held_out_shifts([3])[1:]), None
+    )
+    (job,) = [
+        job
+        for job in list_jobs(held_out.blocks, stream["stream"])
+        if job.blocks[-1].shift.corruption == HELD_OUT[-1]
+    ]
     loop = InnerLoop(steps=2, clip=1.0, trainable="norm", **CANDIDATES[1])
     own = adapt_to_job(
-        network, TENT(), loop, images, job, stream["stream"], Groups(), statistics=statistics, seed=0, record=(2,)
+        network,
+        TENT(),
+        loop,
+        images,
+        job,
+        stream["stream"],
+        Groups(),
+        statistics=statistics,
+        seed=0,
+        record=(2,),
     )
     assert len(own) == (4 if shifts == "continual" else 1)
     right = own[job.blocks[-1].shift]["adapted_prediction"].numpy() == images.labels
@@ -406,12 +504,20 @@ def test_a_killed_tuning_goes_on_where_it_was(images, tmp_path, monkeypatch):
 
 
 def test_workers_change_nothing(images, tmp_path):
-    for one, other in zip(judged(images, tmp_path / "a"), judged(images, tmp_path / "b", workers=2), strict=True):
+    for one, other in zip(
+        judged(images, tmp_path / "a"), judged(images, tmp_path / "b", workers=2), strict=True
+    ):
         for number in (0, 1):
             assert_same(one[number], other[number])
 
 
 def test_the_work_ahead_is_counted():
-    assert tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25) == (8 * 10 + 3 * 30 + 2 * 60) * 9
+    assert (
+        tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25)
+        == (8 * 10 + 3 * 30 + 2 * 60) * 9
+    )
     assert tuning.pairs_to_judge(8, 20, (10, 40), (3,), 0.5) == (8 * 10 + 5 * 10) * 5
-    assert tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25, anew=True) == (8 * 10 + 3 * 40 + 2 * 100) * 9
+    assert (
+        tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25, anew=True)
+        == (8 * 10 + 3 * 40 + 2 * 100) * 9
+    )

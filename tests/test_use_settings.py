@@ -29,7 +29,9 @@ tool, scm = load("use_settings"), load("without_git")
 
 
 def git(*words, folder="."):
-    subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *words], cwd=folder, check=True)
+    subprocess.run(
+        ["git", "-c", "user.name=n", "-c", "user.email=e", *words], cwd=folder, check=True
+    )
 
 
 @pytest.fixture
@@ -37,7 +39,9 @@ def project(tmp_path, monkeypatch):
     """A git repository with params.yaml committed and two files of settings."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "settings").mkdir()
-    (tmp_path / "settings/a.yaml").write_text("data: {test: {source: torch/cifar10, root: null, split: test}}  # why\n")
+    (tmp_path / "settings/a.yaml").write_text(
+        "data: {test: {source: torch/cifar10, root: null, split: test}}  # why\n"
+    )
     (tmp_path / "settings/b.yaml").write_text("b: 2\n")
     (tmp_path / "params.yaml").write_text("own: 1\n")
     for command in ("init -q", "add .", "commit -qm first"):
@@ -79,17 +83,25 @@ def test_an_image_folder_takes_the_place_of_a_download(project):
     assert "source: folder, root: pictures, split: test" in text
     assert "# why" in text
     assert tool.use(Path("settings/b.yaml"))  # what the script wrote itself is not lost
-    with pytest.raises(ValueError, match=r"DATA: expected a folder with test/<class>/<image> inside, found none at nowhere"):
+    with pytest.raises(
+        ValueError,
+        match=r"DATA: expected a folder with test/<class>/<image> inside, found none at nowhere",
+    ):
         tool.use(Path("settings/a.yaml"), Path("nowhere"))
 
 
 def test_a_name_that_does_not_exist_is_answered_with_those_that_do(project):
-    with pytest.raises(ValueError, match=r"found none at settings/c\.yaml; there are settings/a\.yaml, settings/b\.yaml"):
+    with pytest.raises(
+        ValueError,
+        match=r"found none at settings/c\.yaml; there are settings/a\.yaml, settings/b\.yaml",
+    ):
         tool.use(Path("settings/c.yaml"))
 
 
 @pytest.mark.parametrize("what", ["no repository", "no commit", "no git", "not in it"])
-def test_where_no_commit_holds_params_yaml_it_is_copied_and_can_be_brought_back(project, monkeypatch, capsys, what):
+def test_where_no_commit_holds_params_yaml_it_is_copied_and_can_be_brought_back(
+    project, monkeypatch, capsys, what
+):
     if what == "no git":
         monkeypatch.setenv("PATH", str(project / "empty"))
     else:
@@ -108,7 +120,10 @@ def test_where_no_commit_holds_params_yaml_it_is_copied_and_can_be_brought_back(
     assert Path("params.yaml").read_text() == "own: 1\n"
     Path("params.yaml").write_text("own: 3\n")
     assert tool.use(Path("settings/a.yaml"))
-    assert sorted(file.read_text() for file in Path("settings").glob("before_*.yaml")) == ["own: 1\n", "own: 3\n"]
+    assert sorted(file.read_text() for file in Path("settings").glob("before_*.yaml")) == [
+        "own: 1\n",
+        "own: 3\n",
+    ]
 
 
 def test_a_checkout_with_the_line_ends_of_windows_is_unchanged(project):
@@ -159,14 +174,34 @@ def test_make_hands_over_files_and_folders_of_any_name(tmp_path, data):
         "PARAMS=my settings.yaml",
         *([f"DATA={data}"] if data else []),
     ]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]})
-    expected = ["run", "--quiet", "python", "tools/use_settings.py", "my settings.yaml", *(["--data", data] if data else [])]
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": os.environ["PATH"]},
+    )
+    expected = [
+        "run",
+        "--quiet",
+        "python",
+        "tools/use_settings.py",
+        "my settings.yaml",
+        *(["--data", data] if data else []),
+    ]
     assert done.stdout.splitlines()[1] == str(expected)
 
 
 @pytest.mark.parametrize(
     ("inner", "outer", "expected"),
-    [(True, None, True), (False, None, False), (False, "", True), (False, "*", False), (True, "*", True)],
+    [
+        (True, None, True),
+        (False, None, False),
+        (False, "", True),
+        (False, "*", False),
+        (True, "*", True),
+    ],
 )
 def test_whether_git_holds_the_project(tmp_path, inner, outer, expected):
     root = tmp_path / "outer" / "project"
@@ -185,12 +220,20 @@ def test_dvc_runs_the_pipeline_without_git_and_with_it_again(tmp_path):
     """As unpacked from a ZIP file; later there is a repository, first without a commit."""
     (tmp_path / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", tmp_path / ".dvc")
-    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"one": {"cmd": "echo x > out.txt", "outs": ["out.txt"]}}}))
+    (tmp_path / "dvc.yaml").write_text(
+        json.dumps({"stages": {"one": {"cmd": "echo x > out.txt", "outs": ["out.txt"]}}})
+    )
     environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
 
     def run(*words) -> str:
         done = subprocess.run(
-            [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=True
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
         )
         return done.stdout
 

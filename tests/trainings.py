@@ -22,20 +22,42 @@ from tttlab.training.trainer import Task, Trainer
 
 SIMCLR = {
     "backbone": "resnet18",
-    "backbone_options": {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8], "stem_type": "deep", "stem_width": 4},
+    "backbone_options": {
+        "layers": [1, 1, 1, 1],
+        "channels": [4, 4, 8, 8],
+        "stem_type": "deep",
+        "stem_width": 4,
+    },
     "stem": "stride2",
     "objective": {"name": "simclr", "temperature": 0.5, "hidden_dim": 8, "projection_dim": 4},
 }
 MAE = {
     "backbone": "vit_tiny_patch16_224",
-    "backbone_options": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 4, "proj_drop_rate": 0.2},
-    "objective": {"name": "mae", "mask_ratio": 0.5, "decoder_dim": 8, "decoder_depth": 1, "decoder_heads": 2},
+    "backbone_options": {
+        "embed_dim": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "patch_size": 4,
+        "proj_drop_rate": 0.2,
+    },
+    "objective": {
+        "name": "mae",
+        "mask_ratio": 0.5,
+        "decoder_dim": 8,
+        "decoder_depth": 1,
+        "decoder_heads": 2,
+    },
 }
 ROTATION = SIMCLR | {"objective": {"name": "rotation", "shared_stages": 2}}
-SIMSIAM = SIMCLR | {"objective": {"name": "simsiam", "hidden_dim": 8, "projection_dim": 8, "prediction_dim": 4}}
+SIMSIAM = SIMCLR | {
+    "objective": {"name": "simsiam", "hidden_dim": 8, "projection_dim": 8, "prediction_dim": 4}
+}
 CLUST3 = SIMCLR | {"objective": {"name": "clust3", "stages": [1, 2], "heads": 2, "clusters": 3}}
 IT3 = SIMCLR | {"objective": {"name": "it3", "stage": 2}}
-OF_EACH = {settings["objective"]["name"]: settings for settings in (SIMCLR, MAE, ROTATION, SIMSIAM, CLUST3, IT3)}
+OF_EACH = {
+    settings["objective"]["name"]: settings
+    for settings in (SIMCLR, MAE, ROTATION, SIMSIAM, CLUST3, IT3)
+}
 VIEWS = Augmentation(min_scale=0.5, flip=True, jitter=0.5)
 SIZE, CLASSES = 16, 3
 
@@ -59,7 +81,9 @@ def trainer(work: Work | None = None, workers: int = 0, **options) -> Trainer:
     return Trainer(open_fabric("cpu", "32"), seed=5, workers=workers, work=work, **options)
 
 
-def train(settings: dict, work: Work | None = None, die_in: tuple[str, int] | None = None) -> tuple[Network, list]:
+def train(
+    settings: dict, work: Work | None = None, die_in: tuple[str, int] | None = None
+) -> tuple[Network, list]:
     """Pretrain for three epochs, fine-tune for three, refit the head; die during a task's epoch if told so."""
 
     def report(task: str, row: dict) -> None:
@@ -68,11 +92,22 @@ def train(settings: dict, work: Work | None = None, die_in: tuple[str, int] | No
 
     torch.set_num_threads(1)
     network, objective = build(settings)
-    teacher, recipe = trainer(work, report=report), Recipe(epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1)
+    teacher, recipe = (
+        trainer(work, report=report),
+        Recipe(epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1),
+    )
     images, others = image_set(), image_set(9, seed=1)
     first = pretrain(teacher, network, objective, images, (images, others), VIEWS, recipe)
     curves = finetune(
-        teacher, network, objective, images, others, recipe, mode="full", augmentation=VIEWS, objective_augmentation=VIEWS
+        teacher,
+        network,
+        objective,
+        images,
+        others,
+        recipe,
+        mode="full",
+        augmentation=VIEWS,
+        objective_augmentation=VIEWS,
     )
     return network, [first, *curves]
 
@@ -86,7 +121,13 @@ def lose_a_worker() -> None:
         return classification_loss(model, batch, generator)
 
     network, _ = build(SIMCLR)
-    task = Task("t", ("classifier",), loss, {"classify": Views(1, VIEWS)}, Recipe(epochs=9, batch_size=8, lr=1e-2))
+    task = Task(
+        "t",
+        ("classifier",),
+        loss,
+        {"classify": Views(1, VIEWS)},
+        Recipe(epochs=9, batch_size=8, lr=1e-2),
+    )
     trainer(workers=1).fit(network, image_set(), task)
 
 

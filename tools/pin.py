@@ -9,13 +9,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def read_pins(text: str) -> list[str]:
     """Take the requirements out of a compiled requirements file."""
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "-"))]
+    return [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip() and not line.lstrip().startswith(("#", "-"))
+    ]
 
 
 def main() -> None:
     """Replace the list of constraints."""
     pins = read_pins((ROOT / "requirements.txt").read_text(encoding="utf-8"))
-    block = "constraint-dependencies = [\n" + "".join(f"    {json.dumps(pin)},\n" for pin in pins) + "]\n"
+    block = (
+        "constraint-dependencies = [\n"
+        + "".join(f"    {json.dumps(pin)},\n" for pin in pins)
+        + "]\n"
+    )
     path = ROOT / "pyproject.toml"
     pattern = re.compile(r"constraint-dependencies = \[.*?\n\]\n", flags=re.DOTALL)
     text, count = pattern.subn(lambda _: block, path.read_text(encoding="utf-8"))

@@ -31,7 +31,11 @@ def imported(path: Path) -> frozenset[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2))
+    return frozenset(
+        ".".join(name.split(".")[:depth])
+        for name in names
+        for depth in range(1, name.count(".") + 2)
+    )
 
 
 def closure(*start: Path) -> set[Path]:
@@ -69,9 +73,13 @@ def expected(name: str) -> list[str]:
         room = ROOT / Path(file).parent
         parts = [path for path in room.rglob("*.py") if path.stat().st_size]
         share = sum(path.relative_to(ROOT).as_posix() in files for path in parts) / len(parts)
-        whole = room.is_relative_to(FOLDERS["tttlab"]) and room != FOLDERS["tttlab"] and share >= 0.5
+        whole = (
+            room.is_relative_to(FOLDERS["tttlab"]) and room != FOLDERS["tttlab"] and share >= 0.5
+        )
         listed.add(room.relative_to(ROOT).as_posix() if whole else file)
-    return sorted(path for path in listed if not any(path.startswith(f"{other}/") for other in listed))
+    return sorted(
+        path for path in listed if not any(path.startswith(f"{other}/") for other in listed)
+    )
 
 
 def main() -> None:
@@ -83,7 +91,9 @@ def main() -> None:
         code = re.fullmatch(r"( +- )(src/tttlab|pipeline)/.*", line)
         if not code:
             written.append(line)
-        elif not re.fullmatch(r" +- (src/tttlab|pipeline)/.*", written[-1]):  # the first of them stands for all
+        elif not re.fullmatch(
+            r" +- (src/tttlab|pipeline)/.*", written[-1]
+        ):  # the first of them stands for all
             written += [code[1] + dependency for dependency in expected(stage)]
     path.write_text("\n".join(written) + "\n", encoding="utf-8")
 

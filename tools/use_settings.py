@@ -19,13 +19,17 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("settings", type=Path, help="a file like params.yaml")
-    parser.add_argument("--data", type=Path, help="a folder with train/ and test/ inside, in place of a download")
+    parser.add_argument(
+        "--data", type=Path, help="a folder with train/ and test/ inside, in place of a download"
+    )
     arguments = parser.parse_args()
     try:
         changed = use(arguments.settings, arguments.data)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(f"params.yaml {'now holds' if changed else 'already held'} the settings of {arguments.settings}")
+    print(
+        f"params.yaml {'now holds' if changed else 'already held'} the settings of {arguments.settings}"
+    )
 
 
 def use(settings: Path, data: Path | None = None) -> bool:
@@ -65,7 +69,9 @@ def from_folder(settings: Path, data: Path) -> bytes:
     for spec in values["data"].values():
         if isinstance(spec, dict) and str(spec.get("source", "")).startswith(("torch/", "hfds/")):
             if not (data / spec["split"]).is_dir():
-                raise ValueError(f"DATA: expected a folder with {spec['split']}/<class>/<image> inside, found none at {data}")
+                raise ValueError(
+                    f"DATA: expected a folder with {spec['split']}/<class>/<image> inside, found none at {data}"
+                )
             spec["source"], spec["root"] = "folder", str(data)
     yaml.dump(values, text)
     return text.getvalue()
@@ -86,7 +92,9 @@ def is_kept(text: bytes) -> bool:
 def committed() -> bytes | None:
     """Read params.yaml as the last commit has it; None: there is no git, no repository, or no commit with it."""
     try:
-        shown = subprocess.run(["git", "show", f"HEAD:./{TARGET}"], capture_output=True, check=False)
+        shown = subprocess.run(
+            ["git", "show", f"HEAD:./{TARGET}"], capture_output=True, check=False
+        )
     except FileNotFoundError:
         return None
     return shown.stdout if shown.returncode == 0 else None
@@ -99,7 +107,9 @@ def keep(text: bytes) -> None:
         ValueError: a commit can.
     """
     if committed() is not None:
-        raise ValueError("params.yaml has changes that would be lost; commit them or copy them to a file of your own first")
+        raise ValueError(
+            "params.yaml has changes that would be lost; commit them or copy them to a file of your own first"
+        )
     copy = Path("settings") / f"before_{hashlib.sha256(text).hexdigest()[:8]}.yaml"
     copy.parent.mkdir(exist_ok=True)
     copy.write_bytes(text)

@@ -14,7 +14,10 @@ SETTINGS = Path(".dvc/config.local")  # of this copy of the project alone
 def main() -> None:
     """Tell DVC, if it has not been told."""
     text = SETTINGS.read_text(encoding="utf-8") if SETTINGS.is_file() else ""
-    told = re.search(r"^\s*no_scm\s*=\s*true\s*$", text, flags=re.MULTILINE | re.IGNORECASE) is not None
+    told = (
+        re.search(r"^\s*no_scm\s*=\s*true\s*$", text, flags=re.MULTILINE | re.IGNORECASE)
+        is not None
+    )
     if told == in_git(Path.cwd()):
         change = ["--unset", "core.no_scm"] if told else ["core.no_scm", "true"]
         subprocess.run([sys.executable, "-m", "dvc", "config", "--local", *change], check=True)
@@ -27,7 +30,12 @@ def in_git(root: Path) -> bool:
     if not any((folder / ".git").exists() for folder in root.resolve().parents):
         return False
     try:  # DVC refuses files that git ignores
-        return subprocess.run(["git", "check-ignore", "--quiet", "dvc.yaml"], cwd=root, check=False).returncode != 0
+        return (
+            subprocess.run(
+                ["git", "check-ignore", "--quiet", "dvc.yaml"], cwd=root, check=False
+            ).returncode
+            != 0
+        )
     except FileNotFoundError:  # there is a repository, but no git to ask
         return True
 

@@ -84,7 +84,9 @@ def adapt(
     """
     network = as_network(network)
     statistics = {name: value.to(images.device) for name, value in (statistics or {}).items()}
-    sizes = images_per_step if isinstance(images_per_step, GroupSize) else GroupSize(images_per_step)
+    sizes = (
+        images_per_step if isinstance(images_per_step, GroupSize) else GroupSize(images_per_step)
+    )
     names = [str(name) for name in (range(len(images)) if image_ids is None else image_ids)]
     if not names:
         raise UserError("expected images, found none")
@@ -94,7 +96,9 @@ def adapt(
         while (done := sum(len(part.logits) for part in parts)) < len(images):
             with sizes.open(len(images) - done, images.device) as group:
                 part = slice(done, done + group.size)
-                result, group.work = adapt_together(network, images[part], method, loop, statistics, names[part], seed, record)
+                result, group.work = adapt_together(
+                    network, images[part], method, loop, statistics, names[part], seed, record
+                )
                 parts.append(result)
                 if on_images:
                     on_images(group.size)
@@ -117,26 +121,46 @@ def adapt_together(
         return unadapted(net, images, record), len(images)
     source_logits = predict_by_source(net, images)
     curve = Curve(record, images.device)
-    streams = [[torch_generator(seed, "views", name, step) for name in names] for step in range(max(loop.steps, 1))]
+    streams = [
+        [torch_generator(seed, "views", name, step) for name in names]
+        for step in range(max(loop.steps, 1))
+    ]
     looks = draw_looks(images, loop, [torch_generator(seed, "average", name) for name in names])
     with normalised(network, loop.normalisation, statistics):
         if net.trained and loop.steps:
-            logits, losses, usable, work = train_and_predict(net, images, looks, method, loop, statistics, streams, curve)
+            logits, losses, usable, work = train_and_predict(
+                net, images, looks, method, loop, statistics, streams, curve
+            )
         else:
             views = method.views(network, images, streams[0])
             logits = predict(net, {}, looks, views, method, statistics)
             losses = images.new_full((len(images), 1), float("nan"))  # nothing was measured
-            usable, work = torch.ones(len(images), dtype=torch.bool, device=images.device), len(images)
+            usable, work = (
+                torch.ones(len(images), dtype=torch.bool, device=images.device),
+                len(images),
+            )
     usable &= logits.isfinite().all(-1)
     logits = torch.where(usable[:, None], logits, source_logits)
     cost = torch.full((len(images),), curve.spent() / len(images))
     logits_at, milliseconds_at = curve.collect(logits, source_logits, losses)
-    return Adaptation(logits.cpu(), source_logits.cpu(), losses.cpu(), ~usable.cpu(), cost, logits_at, milliseconds_at), work
+    return Adaptation(
+        logits.cpu(),
+        source_logits.cpu(),
+        losses.cpu(),
+        ~usable.cpu(),
+        cost,
+        logits_at,
+        milliseconds_at,
+    ), work
 
 
 def leaves_alone(net: Bound, method: Method, loop: InnerLoop) -> bool:
     """Tell whether predictions are the source network's: nothing is trained, normalised otherwise, averaged or corrected."""
-    plain = type(method).predict is Method.predict and loop.normalisation.policy == "source" and not loop.average
+    plain = (
+        type(method).predict is Method.predict
+        and loop.normalisation.policy == "source"
+        and not loop.average
+    )
     return plain and not (net.trained and loop.steps)
 
 
@@ -147,7 +171,9 @@ def unadapted(net: Bound, images: Tensor, record: Sequence[int]) -> Adaptation:
     cost = torch.full((len(images),), curve.spent() / len(images))
     losses = images.new_full((len(images), 1), float("nan"))  # nothing was measured
     at = curve.collect(logits, logits, losses)
-    return Adaptation(logits.cpu(), logits.cpu(), losses.cpu(), ~logits.isfinite().all(-1).cpu(), cost, *at)
+    return Adaptation(
+        logits.cpu(), logits.cpu(), losses.cpu(), ~logits.isfinite().all(-1).cpu(), cost, *at
+    )
 
 
 class Curve:
@@ -216,19 +242,29 @@ def train_and_predict(
     def classify(moved: Tensor, parameters: Parameters, views: Any) -> Tensor:
         if len(moved) == len(images):
             return predict(net, parameters, looks, views, method, statistics)
-        logits = predict(net, {}, looks, images.unsqueeze(1), method, statistics)  # then these are the views
+        logits = predict(
+            net, {}, looks, images.unsqueeze(1), method, statistics
+        )  # then these are the views
         if not len(moved):
             return logits
-        return logits.index_copy(0, moved, predict(net, parameters, looks[moved], views, method, statistics))
+        return logits.index_copy(
+            0, moved, predict(net, parameters, looks[moved], views, method, statistics)
+        )
 
     def observe(step: int, *trained: Any) -> None:
         curve.note(step, lambda: classify(*trained))
 
-    moved, parameters, views, losses = train(net, images, method, loop, statistics, streams, observe)
+    moved, parameters, views, losses = train(
+        net, images, method, loop, statistics, streams, observe
+    )
     usable = ~diverged(losses)
     logits = classify(moved, parameters, views)
     if len(moved):
-        finite = torch.stack([rows(value.detach()).sum(1) for value in parameters.values()]).isfinite().all(0)
+        finite = (
+            torch.stack([rows(value.detach()).sum(1) for value in parameters.values()])
+            .isfinite()
+            .all(0)
+        )
         usable[moved] &= finite
     work = len(moved) + (len(images) - len(moved)) / losses.shape[1]
     return logits, losses, usable, work

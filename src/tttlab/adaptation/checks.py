@@ -28,18 +28,30 @@ def check(
     if protocol not in method.protocols:
         other = "online.adapt_stream" if protocol == "episodic" else "adapter.adapt"
         defined = " and ".join(method.protocols)
-        raise UserError(f"{method} is defined for {defined}, found {protocol}; use tttlab.adaptation.{other}")
-    check_precision(network, images, bind(network, method, loop) if loop.steps else Bound(network, {}))
+        raise UserError(
+            f"{method} is defined for {defined}, found {protocol}; use tttlab.adaptation.{other}"
+        )
+    check_precision(
+        network, images, bind(network, method, loop) if loop.steps else Bound(network, {})
+    )
     method.check(network)
     own = type(method)
-    if loop.average and (own.predict is not Method.predict or own.predict_batch is not Method.predict_batch):
-        raise UserError(f"average: {loop.average} views cannot replace the prediction that {method} makes itself; set it to 0")
+    if loop.average and (
+        own.predict is not Method.predict or own.predict_batch is not Method.predict_batch
+    ):
+        raise UserError(
+            f"average: {loop.average} views cannot replace the prediction that {method} makes itself; set it to 0"
+        )
     if missing := set(method.needs) - kinds(statistics):
         raise UserError(
             f"{method} needs source statistics of the kind {', '.join(sorted(missing))}; measure them with "
             "its source_statistics or with tttlab.networks.source_statistics"
         )
-    unknown = [layer for layer in loop.normalisation.layers(network) if f"{layer}.mean_center" not in statistics]
+    unknown = [
+        layer
+        for layer in loop.normalisation.layers(network)
+        if f"{layer}.mean_center" not in statistics
+    ]
     if unknown:
         raise UserError(
             f"normalisation {loop.normalisation.policy!r} needs source statistics of {len(unknown)} layers that "
@@ -57,7 +69,9 @@ def check(
 
 def check_precision(network: nn.Module, images: Tensor, net: Bound) -> None:
     """Refuse images of another dtype than the network's, and training in one so coarse that small steps are rounded away."""
-    coarse = sorted({str(value.dtype) for value in net.trained.values()} & {"torch.float16", "torch.bfloat16"})
+    coarse = sorted(
+        {str(value.dtype) for value in net.trained.values()} & {"torch.float16", "torch.bfloat16"}
+    )
     if coarse:
         raise UserError(
             f"the parameters to be trained are {coarse[0]}, in which small steps are rounded away; make it "
@@ -73,7 +87,9 @@ def check_precision(network: nn.Module, images: Tensor, net: Bound) -> None:
 
 
 @torch.no_grad()
-def check_forward(network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, protocol: str) -> None:
+def check_forward(
+    network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, protocol: str
+) -> None:
     """Refuse networks that do not do with one or two images what the method and the adapter ask of them."""
     kind = type(network.encoder).__name__
     if method.features and network(images[:1]).features is None:
@@ -81,7 +97,9 @@ def check_forward(network: nn.Module, images: Tensor, method: Method, loop: Inne
             f"{method} looks at features (N, D), and none are known of this {kind}; name the layer that gives "
             "them: tttlab.networks.classifiers.Classifier(model, features='name')"
         )
-    if len(images) == 2 and not torch.allclose(network(images).logits[:1], network(images[:1]).logits, atol=1e-3, rtol=1e-3):
+    if len(images) == 2 and not torch.allclose(
+        network(images).logits[:1], network(images[:1]).logits, atol=1e-3, rtol=1e-3
+    ):
         raise UserError(
             f"the predictions of this {kind} depend on the other images of a batch; per-image adaptation needs a "
             "backbone without batch-dependent layers"

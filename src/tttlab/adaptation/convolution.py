@@ -21,7 +21,13 @@ class PerImageConv2d(Function):
 
     @staticmethod
     def forward(  # with its context, for a separate `setup_context` costs a quarter of a millisecond per call
-        ctx: Any, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
     ) -> Tensor:
         """Convolve.
 
@@ -44,9 +50,13 @@ class PerImageConv2d(Function):
         ctx.options = stride, padding, dilation, groups
         weight = _as(weight, x.dtype)
         if _shared(weight):
-            return F.conv2d(x.flatten(0, 1), weight[0], None, stride, padding, dilation, groups).unflatten(0, x.shape[:2])
+            return F.conv2d(
+                x.flatten(0, 1), weight[0], None, stride, padding, dilation, groups
+            ).unflatten(0, x.shape[:2])
         size = len(weight)
-        result = F.conv2d(x.flatten(1, 2), weight.flatten(0, 1), None, stride, padding, dilation, groups * size)
+        result = F.conv2d(
+            x.flatten(1, 2), weight.flatten(0, 1), None, stride, padding, dilation, groups * size
+        )
         return result.unflatten(1, (size, -1))
 
     @staticmethod
@@ -54,8 +64,16 @@ class PerImageConv2d(Function):
         """Differentiate by the activation and by the weights, as far as they are asked for."""
         x, weight = ctx.saved_tensors
         gradient, weight = gradient.to(x.dtype), _as(weight, x.dtype)
-        by_x = _gradient_by_input(x, weight, gradient, *ctx.options).to(ctx.kinds[0]) if ctx.needs_input_grad[0] else None
-        by_weight = _gradient_by_weight(x, weight, gradient, *ctx.options).to(ctx.kinds[1]) if ctx.needs_input_grad[1] else None
+        by_x = (
+            _gradient_by_input(x, weight, gradient, *ctx.options).to(ctx.kinds[0])
+            if ctx.needs_input_grad[0]
+            else None
+        )
+        by_weight = (
+            _gradient_by_weight(x, weight, gradient, *ctx.options).to(ctx.kinds[1])
+            if ctx.needs_input_grad[1]
+            else None
+        )
         return by_x, by_weight, None, None, None, None
 
 
@@ -71,7 +89,9 @@ def _gradient_by_weight(x, weight, gradient, stride, padding, dilation, groups):
     size, outputs, _, *kernel = weight.shape
     positions = gradient[:, 0, 0].numel()
     if groups == 1 and 2 * positions <= outputs:
-        columns = F.unfold(x.transpose(0, 1).flatten(0, 1), kernel, dilation, padding, stride).unflatten(0, (size, -1))
+        columns = F.unfold(
+            x.transpose(0, 1).flatten(0, 1), kernel, dilation, padding, stride
+        ).unflatten(0, (size, -1))
         columns = columns.transpose(2, 3).flatten(1, 2)  # (B, V·P, C·kh·kw)
         rows = gradient.permute(1, 2, 0, 3, 4).flatten(2)  # (B, O, V·P)
         return torch.bmm(rows, columns).view(weight.shape)

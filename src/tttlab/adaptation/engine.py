@@ -71,7 +71,9 @@ class Engine(nn.Module):
             self.statistics |= self.method.source_statistics(network, batches)
         return self
 
-    def forward(self, images: Tensor, image_ids: Sequence[str | int] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, image_ids: Sequence[str | int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Classify images, and tell the method's loss.
 
         Args:
@@ -83,7 +85,12 @@ class Engine(nn.Module):
             its weights, both differentiable; in evaluation mode the logits after adaptation and the loss before the last step,
             not a number if no step is taken.
         """
-        names = [str(name) for name in (range(self._seen, self._seen + len(images)) if image_ids is None else image_ids)]
+        names = [
+            str(name)
+            for name in (
+                range(self._seen, self._seen + len(images)) if image_ids is None else image_ids
+            )
+        ]
         self._seen += len(images) if image_ids is None else 0
         if missing := set(self.method.needs) - kinds(self.statistics):
             raise UserError(
@@ -92,7 +99,10 @@ class Engine(nn.Module):
             )
         if self.training:  # in this order: the first pass moves BatchNorm's running statistics, the second keeps them for later
             return as_network(self.network)(images).logits, self._loss(images, names)
-        with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in, steps need gradients
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):  # whatever mode the caller is in, steps need gradients
             found = adapt(
                 self.network,
                 images.clone(),
@@ -114,8 +124,12 @@ class Engine(nn.Module):
         statistics = {name: value.to(images.device) for name, value in self.statistics.items()}
         with evaluating(network), normalised(network, self.loop.normalisation, statistics):
             check(network, images[:0], method, self.loop, statistics)
-            views = method.views(network, images, [torch_generator(self.seed, "training", name) for name in names])
-            state = tree_map(lambda value: value.expand(len(images), *value.shape), method.init_state())
+            views = method.views(
+                network, images, [torch_generator(self.seed, "training", name) for name in names]
+            )
+            state = tree_map(
+                lambda value: value.expand(len(images), *value.shape), method.init_state()
+            )
             net = Bound(network, dict(network.named_parameters()))
             loss = over_images(lambda views, state: method.loss(net, views, statistics, state)[0])
             return loss(views, state).mean()

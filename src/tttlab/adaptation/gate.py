@@ -23,7 +23,11 @@ from tttlab.networks.network import evaluating
 from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime.group_size import Groups, Wish
 
-ABOVE: dict[Signal, bool] = {"distance": True, "loss": True, "confidence": False}  # the side on which an image looks shifted
+ABOVE: dict[Signal, bool] = {
+    "distance": True,
+    "loss": True,
+    "confidence": False,
+}  # the side on which an image looks shifted
 QUANTILES = np.linspace(0, 0.95, 20)
 
 
@@ -96,8 +100,14 @@ def adapt_gated(
         looked = (time.perf_counter() - began) * 1e3 / max(len(images), 1)
     count, source = len(images), source.cpu()
     if not opened.any():
-        nothing = torch.full((count, 1), float("nan")), torch.zeros(count, dtype=torch.bool), torch.full((count,), looked)
-        return Adaptation(source, source, *nothing, source[:, None][:, :0], torch.zeros(count, 0)), opened
+        nothing = (
+            torch.full((count, 1), float("nan")),
+            torch.zeros(count, dtype=torch.bool),
+            torch.full((count,), looked),
+        )
+        return Adaptation(
+            source, source, *nothing, source[:, None][:, :0], torch.zeros(count, 0)
+        ), opened
     inner = adapt(
         network,
         images[opened],
@@ -156,15 +166,28 @@ def choose_gate(
 
 
 def good_gates(
-    signals: Mapping[Signal, np.ndarray], source: np.ndarray, adapted: np.ndarray, corruption: np.ndarray, clean_penalty: float
+    signals: Mapping[Signal, np.ndarray],
+    source: np.ndarray,
+    adapted: np.ndarray,
+    corruption: np.ndarray,
+    clean_penalty: float,
 ) -> Iterator[Gate]:
     """Yield the gates that lose nothing, in the order of preference; arguments as for `choose_gate`."""
     clean = corruption < 0
-    usable = {signal: signals[signal] for signal in ABOVE if signal in signals and np.isfinite(signals[signal]).all()}
+    usable = {
+        signal: signals[signal]
+        for signal in ABOVE
+        if signal in signals and np.isfinite(signals[signal]).all()
+    }
     if len(set(corruption[~clean].tolist())) < 2 or (source == adapted).all():
         return
-    judged = {signal: left_out(signal, values, source, adapted, corruption, clean_penalty) for signal, values in usable.items()}
-    scores = {signal: value for signal, (value, _) in judged.items()} | {None: score(source, adapted, clean, clean_penalty)}
+    judged = {
+        signal: left_out(signal, values, source, adapted, corruption, clean_penalty)
+        for signal, values in usable.items()
+    }
+    scores = {signal: value for signal, (value, _) in judged.items()} | {
+        None: score(source, adapted, clean, clean_penalty)
+    }
     best = max(scores, key=scores.__getitem__)
     right = adapted[~clean] if best is None else judged[best][1]
     for signal, (value, own) in judged.items():
@@ -191,8 +214,12 @@ def saves_time(
     only make it slower. Arguments as for `adapt_gated`.
     """
     ways = (
-        lambda: adapt_gated(network, images, method, loop, gate, images_per_step=groups, **settings),
-        lambda: adapt(network, images, method, loop, images_per_step=groups.of("adapt"), **settings),
+        lambda: adapt_gated(
+            network, images, method, loop, gate, images_per_step=groups, **settings
+        ),
+        lambda: adapt(
+            network, images, method, loop, images_per_step=groups.of("adapt"), **settings
+        ),
     )
     gated, free = np.array([[_seconds(way) for way in ways] for _ in range(repeats)]).min(0)
     return bool(gated < free)
@@ -221,7 +248,9 @@ def left_out(
     clean, scores, right = corruption < 0, [], np.zeros(len(values))
     for kind in sorted(set(corruption[~clean].tolist())):
         inside, rest = clean | (corruption == kind), clean | (corruption != kind)
-        gate = fit_threshold(signal, values[rest], source[rest], adapted[rest], clean[rest], clean_penalty)
+        gate = fit_threshold(
+            signal, values[rest], source[rest], adapted[rest], clean[rest], clean_penalty
+        )
         gated = np.where(gate.opens(values), adapted, source)
         scores.append(score(source[inside], gated[inside], clean[inside], clean_penalty))
         right[corruption == kind] = gated[corruption == kind]
@@ -229,7 +258,12 @@ def left_out(
 
 
 def fit_threshold(
-    signal: Signal, values: np.ndarray, source: np.ndarray, adapted: np.ndarray, clean: np.ndarray, clean_penalty: float
+    signal: Signal,
+    values: np.ndarray,
+    source: np.ndarray,
+    adapted: np.ndarray,
+    clean: np.ndarray,
+    clean_penalty: float,
 ) -> Gate:
     """Find the threshold of the highest score among quantiles of the signal; of equals the one that adapts least."""
     shares = QUANTILES if ABOVE[signal] else 1 - QUANTILES
@@ -237,12 +271,16 @@ def fit_threshold(
 
     def key(gate: Gate) -> tuple[float, float]:
         opened = np.asarray(gate.opens(values))
-        return score(source, np.where(opened, adapted, source), clean, clean_penalty), -float(opened.mean())
+        return score(source, np.where(opened, adapted, source), clean, clean_penalty), -float(
+            opened.mean()
+        )
 
     return max(gates, key=key)
 
 
-def score(source: np.ndarray, adapted: np.ndarray, clean: np.ndarray, clean_penalty: float) -> float:
+def score(
+    source: np.ndarray, adapted: np.ndarray, clean: np.ndarray, clean_penalty: float
+) -> float:
     """Accuracy on shifted images, less the penalty for what is lost on the ``clean (N,)`` ones; others as for `choose_gate`."""
     lost = source[clean].mean() - adapted[clean].mean() if clean.any() else 0.0
     return float(adapted[~clean].mean() - clean_penalty * max(lost, 0.0))

@@ -116,11 +116,18 @@ def train(
     moved = torch.arange(len(images), device=images.device)
     views = method.views(net.module, images, streams[0])
     observe(0, moved, {}, views)
-    losses, gradients, state = loss_and_gradients(losses_of, stacked.values, views, state, method, loop.sharpness)
+    losses, gradients, state = loss_and_gradients(
+        losses_of, stacked.values, views, state, method, loop.sharpness
+    )
     if same_views and stateless and not tree_leaves(state):
         # The loss is a function of the image and its weights alone, and a step along no gradient leaves these where they are:
         # whoever has none now never will.
-        moved = torch.stack([rows(part).any(1) for part in gradients.values()]).any(0).nonzero().flatten()
+        moved = (
+            torch.stack([rows(part).any(1) for part in gradients.values()])
+            .any(0)
+            .nonzero()
+            .flatten()
+        )
         views, gradients = views[moved], {name: part[moved] for name, part in gradients.items()}
         stacked = Stacked(net.trained, len(moved), loop)
     curve = [losses.detach()]
@@ -130,14 +137,18 @@ def train(
     for step, generators in enumerate(streams[1:] if len(moved) else [], start=2):
         if not same_views:
             views = method.views(net.module, images, generators)
-        losses, gradients, state = loss_and_gradients(losses_of, stacked.values, views, state, method, loop.sharpness)
+        losses, gradients, state = loss_and_gradients(
+            losses_of, stacked.values, views, state, method, loop.sharpness
+        )
         curve.append(curve[0].index_copy(0, moved, losses.detach()))
         stacked.step(gradients)
         observe(step, moved, stacked.own, views)
     if len(moved):
         with torch.no_grad():
             curve.append(curve[0].index_copy(0, moved, losses_of(stacked.values, views, state)[0]))
-    return Trained(moved, stacked.own, views, torch.stack(curve, dim=1).expand(-1, len(streams) + 1))
+    return Trained(
+        moved, stacked.own, views, torch.stack(curve, dim=1).expand(-1, len(streams) + 1)
+    )
 
 
 class Stacked:
@@ -149,7 +160,9 @@ class Stacked:
     """
 
     def __init__(self, source: Mapping[str, Tensor], count: int, loop: InnerLoop) -> None:
-        self.values: Parameters = {name: part.expand(count, *part.shape).requires_grad_() for name, part in source.items()}
+        self.values: Parameters = {
+            name: part.expand(count, *part.shape).requires_grad_() for name, part in source.items()
+        }
         self.own: Parameters = {}
         self._loop, self._optimizer = loop, None
 
@@ -157,7 +170,9 @@ class Stacked:
         """Take a step; some of the parameters may have no gradient, in this step or ever."""
         fresh = {name: part for name, part in gradients.items() if name not in self.own}
         for name, gradient in fresh.items():
-            self.own[name] = torch.empty_like(gradient).copy_(self.values[name].detach()).requires_grad_()
+            self.own[name] = (
+                torch.empty_like(gradient).copy_(self.values[name].detach()).requires_grad_()
+            )
         self.values |= self.own
         leaves = [self.own[name] for name in fresh]
         if self._optimizer is None:
@@ -202,9 +217,14 @@ def loss_and_gradients(
         up = climb(parameters, gradients, sharpness)
         above, after = losses_of(up, views, state)
         gradients = gradients_of(above, up, method)
-    written = {value.untyped_storage().data_ptr() for value in parameters.values()}  # to which the optimiser will write
+    written = {
+        value.untyped_storage().data_ptr() for value in parameters.values()
+    }  # to which the optimiser will write
     kept = tree_map(
-        lambda part: part.detach().clone() if part.untyped_storage().data_ptr() in written else part.detach(), after
+        lambda part: (
+            part.detach().clone() if part.untyped_storage().data_ptr() in written else part.detach()
+        ),
+        after,
     )
     return losses, gradients, kept
 
@@ -213,7 +233,10 @@ def loss_and_gradients(
 def climb(parameters: Parameters, gradients: Parameters, radius: float) -> Parameters:
     """Move every image's parameters ``(B, *shape)`` up its own gradient, by ``radius`` in all."""
     up = scale(gradients, radius / norms(gradients.values()).clamp_min(1e-12))
-    return {name: (value + up[name] if name in up else value.detach()).requires_grad_() for name, value in parameters.items()}
+    return {
+        name: (value + up[name] if name in up else value.detach()).requires_grad_()
+        for name, value in parameters.items()
+    }
 
 
 def gradients_of(losses: Tensor, parameters: Parameters, method: Method) -> Parameters:
@@ -221,14 +244,23 @@ def gradients_of(losses: Tensor, parameters: Parameters, method: Method) -> Para
     found = (None,)
     if losses.requires_grad:
         found = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True)
-    gradients = {name: value for name, value in zip(parameters, found, strict=False) if value is not None}
+    gradients = {
+        name: value for name, value in zip(parameters, found, strict=False) if value is not None
+    }
     if not gradients:
-        raise UserError(f"none of the {len(parameters)} trainable parameters influences the loss of {method}; widen trainable")
+        raise UserError(
+            f"none of the {len(parameters)} trainable parameters influences the loss of {method}; widen trainable"
+        )
     return gradients
 
 
 @torch.no_grad()
-def update(optimizer: torch.optim.Optimizer, parameters: Parameters, gradients: Parameters, clip: float | None) -> None:
+def update(
+    optimizer: torch.optim.Optimizer,
+    parameters: Parameters,
+    gradients: Parameters,
+    clip: float | None,
+) -> None:
     """Take one step with every image's gradient, clipped on its own."""
     if clip is not None:
         gradients = clip_gradients(gradients, clip)
@@ -251,7 +283,9 @@ def make_optimizer(leaves: list[Tensor], loop: InnerLoop) -> torch.optim.Optimiz
     return torch.optim.SGD(leaves, lr=loop.lr, momentum=loop.momentum, fused=True)
 
 
-def select_parameters(network: nn.Module, trainable: str | Sequence[str]) -> dict[str, nn.Parameter]:
+def select_parameters(
+    network: nn.Module, trainable: str | Sequence[str]
+) -> dict[str, nn.Parameter]:
     """Choose the parameters that are adapted; see `InnerLoop.trainable`.
 
     Frozen ones are left out: they are constants of the network, such as a fixed position embedding.
@@ -263,22 +297,35 @@ def select_parameters(network: nn.Module, trainable: str | Sequence[str]) -> dic
         return {}
     parameters = dict(network.named_parameters())
     if trainable in ("all", "norm"):
-        norm = [name for name in normalisation_parameters(network) if name.startswith("encoder.") and name in parameters]
+        norm = [
+            name
+            for name in normalisation_parameters(network)
+            if name.startswith("encoder.") and name in parameters
+        ]
         found = {trainable: list(parameters) if trainable == "all" else norm}
     else:
         wanted = (trainable,) if isinstance(trainable, str) else tuple(trainable)
-        found = {part: [name for name in parameters if f"{name}.".startswith(f"{part.rstrip('.')}.")] for part in wanted}
+        found = {
+            part: [name for name in parameters if f"{name}.".startswith(f"{part.rstrip('.')}.")]
+            for part in wanted
+        }
     for part, names in found.items():
         if not names:
             begin = ", ".join(sorted({".".join(name.split(".")[:2]) for name in parameters}))
-            raise UserError(f"trainable: {part!r} matches no parameter; names begin with, for example, {begin}")
+            raise UserError(
+                f"trainable: {part!r} matches no parameter; names begin with, for example, {begin}"
+            )
         if not any(parameters[name].requires_grad for name in names):
             raise UserError(
                 f"trainable: {part!r} matches frozen parameters alone (requires_grad=False), such as {names[0]}; "
                 "call requires_grad_(True) on them: what moves are copies, the network stays as it is"
             )
     chosen = set().union(*found.values())
-    return {name: parameter for name, parameter in parameters.items() if name in chosen and parameter.requires_grad}
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if name in chosen and parameter.requires_grad
+    }
 
 
 def normalisation_parameters(network: nn.Module) -> list[str]:

@@ -57,7 +57,9 @@ class Method:
         """Measure on source images ``(N, 3, H, W)`` what the method needs; asked when the standard statistics lack it."""
         return {}
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Any:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> Any:
         """Draw what the loss looks at; called before every step, outside the differentiated code.
 
         Args:
@@ -74,7 +76,9 @@ class Method:
         """Give the state that `loss` passes on from step to step."""
         return ()
 
-    def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: Any, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Compute one image's loss.
 
         Args:
@@ -91,7 +95,11 @@ class Method:
         raise NotImplementedError
 
     def after_step(
-        self, parameters: dict[str, Tensor], source: dict[str, Tensor], state: State, generator: torch.Generator
+        self,
+        parameters: dict[str, Tensor],
+        source: dict[str, Tensor],
+        state: State,
+        generator: torch.Generator,
     ) -> tuple[dict[str, Tensor], State]:
         """Change the weights of a stream after a step.
 
@@ -110,6 +118,8 @@ class Method:
         """Classify the image after adaptation: ``image (3, H, W)`` → logits ``(K,)``."""
         return net(image.unsqueeze(0)).logits[0]
 
-    def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def predict_batch(
+        self, net: Bound, images: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Classify a batch of a stream after adaptation: ``images (N, 3, H, W)`` → logits ``(N, K)`` and the next state."""
         return net(images).logits, state

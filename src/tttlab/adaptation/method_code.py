@@ -38,7 +38,9 @@ def method_code(method: str) -> Code:
         if name in seen or name.partition(".")[0] not in packages:
             continue
         seen.add(name)
-        if (file := find_source(name)) is not None:  # else a class, a function, or a package without a file
+        if (
+            file := find_source(name)
+        ) is not None:  # else a class, a function, or a package without a file
             found[name], imported = read_module(name, file)
             waiting += imported
     return {start: found.pop(start), **dict(sorted(found.items()))}
@@ -57,7 +59,14 @@ def read_module(name: str, file: Path) -> Module:
     if b"__doc__" not in text:  # else what is said may be executed
         _remove_docstrings(tree)
     code = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
-    return Module(code, frozenset(".".join(one.split(".")[:depth]) for one in names for depth in range(1, one.count(".") + 2)))
+    return Module(
+        code,
+        frozenset(
+            ".".join(one.split(".")[:depth])
+            for one in names
+            for depth in range(1, one.count(".") + 2)
+        ),
+    )
 
 
 def _imported(tree: ast.Module, package: str) -> Iterator[str]:
@@ -73,11 +82,17 @@ def _remove_docstrings(tree: ast.Module) -> None:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 del node.body[0]
 
 
-def tell_changes(before: Mapping[str, Mapping[str, Code]], after: Mapping[str, Mapping[str, Code]]) -> list[str]:
+def tell_changes(
+    before: Mapping[str, Mapping[str, Code]], after: Mapping[str, Mapping[str, Code]]
+) -> list[str]:
     """Say which runs are new, which have another method, and whose method executes other code than before.
 
     Args:
@@ -93,15 +108,26 @@ def tell_changes(before: Mapping[str, Mapping[str, Code]], after: Mapping[str, M
             other.append(f"{run!r} ({methods} instead of {_methods(old)})")
         elif modules := _changed_modules(old, codes):
             changed.append(f"{run!r} ({', '.join(sorted(modules))})")
-    told = {"new runs": new, "runs with another method": other, "runs whose method's code has changed": changed}
-    return [f"{what}: {', '.join(runs)}" for what, runs in told.items() if runs] or ["no method's code has changed"]
+    told = {
+        "new runs": new,
+        "runs with another method": other,
+        "runs whose method's code has changed": changed,
+    }
+    return [f"{what}: {', '.join(runs)}" for what, runs in told.items() if runs] or [
+        "no method's code has changed"
+    ]
 
 
 def _methods(codes: Mapping[str, Code]) -> str:
     """Name the methods of a run's models, each once."""
-    return ", ".join(dict.fromkeys(next(iter(code)).removeprefix("tttlab.methods.") for code in codes.values()))
+    return ", ".join(
+        dict.fromkeys(next(iter(code)).removeprefix("tttlab.methods.") for code in codes.values())
+    )
 
 
 def _changed_modules(old: Mapping[str, Code], new: Mapping[str, Code]) -> set[str]:
-    pairs = ({*old.get(model, {}).items()} ^ {*new.get(model, {}).items()} for model in old.keys() & new.keys())
+    pairs = (
+        {*old.get(model, {}).items()} ^ {*new.get(model, {}).items()}
+        for model in old.keys() & new.keys()
+    )
     return {module for pair in pairs for module, _ in pair}

@@ -60,7 +60,9 @@ def try_method(
     """
     device = next(network.parameters()).device
     count = IMAGES if protocol == "episodic" else min(batch_size, max(BATCH, method.smallest_batch))
-    images = torch.rand(count, 3, image_size, image_size, generator=torch_generator(0, "trial")).to(device)
+    images = torch.rand(count, 3, image_size, image_size, generator=torch_generator(0, "trial")).to(
+        device
+    )
     tried, loop = watched(method), replace(loop, steps=int(method.trains))
     if protocol == "online":
         adapt_stream(network, images, tried, loop, batch_size=count, statistics=statistics)
@@ -77,7 +79,9 @@ def watched(method: Method) -> Method:
         if getattr(kind, hook) is not getattr(Method, hook):
             setattr(watching, hook, _watched(hook, watching))
     copied = copy.copy(method)
-    object.__setattr__(copied, "__class__", watching)  # without slots of its own it can take the other's place
+    object.__setattr__(
+        copied, "__class__", watching
+    )  # without slots of its own it can take the other's place
     return copied
 
 
@@ -99,7 +103,11 @@ def _watched(hook: str, watching: type[Method]) -> Callable[..., Any]:
 def _line(error: Exception, kind: type[Method]) -> str:
     """Name the line of the method's own file that an error comes from; nothing where it comes from its call."""
     file = getattr(sys.modules[kind.__module__], "__file__", None)
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file
+    ]
     return f" (line {lines[-1]})" if lines else ""
 
 
@@ -117,14 +125,18 @@ def _no_mistake(_found: Any, _arguments: tuple) -> None:
 
 
 def _statistics_mistake(found: Any, _arguments: tuple) -> str | None:
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(value, Tensor) for value in found.values()
+    ):
         return f"must give tensors by name, found {_show(found)}"
     return None
 
 
 def _views_mistake(found: Any, arguments: tuple) -> str | None:
     leaves, count = tree_leaves(found), len(arguments[1])
-    if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count for leaf in leaves):
+    if not leaves or not all(
+        isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count for leaf in leaves
+    ):
         return f"must give tensors whose first dimension counts the images, here {count}, found {_show(found)}"
     return None
 
@@ -169,7 +181,9 @@ def _predict_mistake(found: Any, arguments: tuple) -> str | None:
 
 def _predict_batch_mistake(found: Any, arguments: tuple) -> str | None:
     net, images = arguments[:2]
-    return _pair_mistake(found, "logits, state") or _logits_mistake(found[0], net(images).logits.shape)
+    return _pair_mistake(found, "logits, state") or _logits_mistake(
+        found[0], net(images).logits.shape
+    )
 
 
 def _logits_mistake(found: Any, shape: torch.Size) -> str | None:

@@ -71,7 +71,12 @@ class Normalisation:
         if self.policy == "mixed":
             variance = torch.lerp(source.log_variance.exp(), own.log_variance.exp(), self.prior)
             return Moments(torch.lerp(source.mean, own.mean, self.prior), variance.log())
-        return Moments(*(s + self.shrinkage(o - c, w) * (o - c) for o, s, c, w in zip(own, source, center, scale, strict=True)))
+        return Moments(
+            *(
+                s + self.shrinkage(o - c, w) * (o - c)
+                for o, s, c, w in zip(own, source, center, scale, strict=True)
+            )
+        )
 
     def shrinkage(self, deviation: Tensor, scale: Tensor) -> Tensor:
         """James–Stein's positive-part factor in [0, 1] for a deviation ``(C,)`` with natural variation ``scale (C,)``."""
@@ -80,7 +85,9 @@ class Normalisation:
 
 
 @contextmanager
-def normalised(network: nn.Module, normalisation: Normalisation, statistics: Statistics) -> Iterator[None]:
+def normalised(
+    network: nn.Module, normalisation: Normalisation, statistics: Statistics
+) -> Iterator[None]:
     """Apply a policy to every forward pass inside the context; the network's own buffers stay untouched.
 
     Each forward pass must hold the views of *one* image (as under ``vmap`` over images). BatchNorm layers are treated by
@@ -89,13 +96,17 @@ def normalised(network: nn.Module, normalisation: Normalisation, statistics: Sta
     handles = []
     if normalisation.policy != "source":
         norm = {name: network.get_submodule(name) for name in batch_norm_layers(network)}
-        stages = {name: network.get_submodule(name) for name in ([] if norm else token_layers(network))}
+        stages = {
+            name: network.get_submodule(name) for name in ([] if norm else token_layers(network))
+        }
         handles += [
-            layer.register_forward_pre_hook(batch_norm_hook(normalisation, statistics, name)) for name, layer in norm.items()
+            layer.register_forward_pre_hook(batch_norm_hook(normalisation, statistics, name))
+            for name, layer in norm.items()
         ]
         last = channels_last(network)
         handles += [
-            layer.register_forward_hook(stage_hook(normalisation, statistics, name, last)) for name, layer in stages.items()
+            layer.register_forward_hook(stage_hook(normalisation, statistics, name, last))
+            for name, layer in stages.items()
         ]
     try:
         yield
@@ -126,7 +137,9 @@ def stage_hook(normalisation: Normalisation, statistics: Statistics, name: str, 
     return hook
 
 
-def natural_variation(statistics: Statistics, name: str, default: Moments | None) -> tuple[Moments, Moments]:
+def natural_variation(
+    statistics: Statistics, name: str, default: Moments | None
+) -> tuple[Moments, Moments]:
     """Read a layer's centre and scale; the default serves policies that do not look at them."""
     if f"{name}.mean_center" not in statistics and default is not None:
         return default, default

@@ -19,7 +19,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tttlab.adaptation.adapter import Adaptation, Curve
 from tttlab.adaptation.checks import check
-from tttlab.adaptation.inner_loop import InnerLoop, Parameters, bind, loss_and_gradients, make_optimizer, over_images, update
+from tttlab.adaptation.inner_loop import (
+    InnerLoop,
+    Parameters,
+    bind,
+    loss_and_gradients,
+    make_optimizer,
+    over_images,
+    update,
+)
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.predicting import draw_looks
@@ -139,14 +147,24 @@ class Learner:
         seed: int,
         record: Sequence[int] = (),
     ) -> None:
-        self.network, self.method, self.loop, self.statistics, self.seed = network, method, loop, statistics, seed
+        self.network, self.method, self.loop, self.statistics, self.seed = (
+            network,
+            method,
+            loop,
+            statistics,
+            seed,
+        )
         self.record = record
         self.state = self.first_state()
         if tree_leaves(self.state) and not method.whole_batch:
-            raise UserError(f"{method} keeps a state for every image, which cannot flow along a stream; use protocol episodic")
+            raise UserError(
+                f"{method} keeps a state for every image, which cannot flow along a stream; use protocol episodic"
+            )
         self.net = bind(network, method, loop)
         moving = self.net.trained if loop.steps else {}
-        self.parameters: Parameters = {name: value.unsqueeze(0).clone().requires_grad_() for name, value in moving.items()}
+        self.parameters: Parameters = {
+            name: value.unsqueeze(0).clone().requires_grad_() for name, value in moving.items()
+        }
         self.optimizer = make_optimizer(list(self.parameters.values()), loop) if moving else None
         self.taken = 0  # steps
 
@@ -161,7 +179,9 @@ class Learner:
         with torch.no_grad():
             source = self.network(images).logits
         curve = Curve(self.record, images.device)
-        looks = draw_looks(images, self.loop, [torch_generator(self.seed, "average", name) for name in names])
+        looks = draw_looks(
+            images, self.loop, [torch_generator(self.seed, "average", name) for name in names]
+        )
         with normalised(self.network, self.loop.normalisation, self.statistics):
             curve.note(0, lambda: self.predict({}, looks, names))
             losses, usable = self.train(images, names)
@@ -170,9 +190,23 @@ class Learner:
         usable = usable & logits.isfinite().all(-1)
         logits = torch.where(usable[:, None], logits, source)
         at = curve.logits | {self.loop.steps: logits}
-        logits_at = torch.stack([at[step] for step in self.record], dim=1) if self.record else logits[:, None][:, :0]
-        cost = torch.tensor([spent[step] for step in (self.loop.steps, *self.record)]).expand(len(images), -1) / len(images)
-        return Adaptation(logits.cpu(), source.cpu(), losses.cpu(), ~usable.cpu(), cost[:, 0], logits_at.cpu(), cost[:, 1:])
+        logits_at = (
+            torch.stack([at[step] for step in self.record], dim=1)
+            if self.record
+            else logits[:, None][:, :0]
+        )
+        cost = torch.tensor([spent[step] for step in (self.loop.steps, *self.record)]).expand(
+            len(images), -1
+        ) / len(images)
+        return Adaptation(
+            logits.cpu(),
+            source.cpu(),
+            losses.cpu(),
+            ~usable.cpu(),
+            cost[:, 0],
+            logits_at.cpu(),
+            cost[:, 1:],
+        )
 
     def train(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Take the steps on one batch; → losses ``(N, steps)`` before each, and whether they could be taken ``(N,)``."""
@@ -190,7 +224,9 @@ class Learner:
             if not all(part.isfinite().all() for part in (losses, *gradients.values())):
                 usable[:] = False
                 break
-            if any(part.any() for part in gradients.values()):  # where nothing is to be learnt, momentum must not roll on
+            if any(
+                part.any() for part in gradients.values()
+            ):  # where nothing is to be learnt, momentum must not roll on
                 update(self.optimizer, self.parameters, gradients, self.loop.clip)
             if not all(value.isfinite().all() for value in self.parameters.values()):
                 usable[:] = False
@@ -220,7 +256,9 @@ class Learner:
         for name, value in self.parameters.items():
             value[0].copy_(found[name])
         if all(found[name] is source[name] for name in own):
-            self.optimizer = make_optimizer(list(self.parameters.values()), self.loop)  # with no momentum of what is undone
+            self.optimizer = make_optimizer(
+                list(self.parameters.values()), self.loop
+            )  # with no momentum of what is undone
 
     def losses(self, parameters: Parameters, views: Any, state: Any) -> tuple[Tensor, Any]:
         """Compute every image's share ``(N,)`` of the loss to minimise, which is their sum, and the next state."""
@@ -241,7 +279,9 @@ class Learner:
         if type(self.method).predict_batch is Method.predict_batch:
             return self.predict(self.parameters, looks, names)
         net = self.bound(self.parameters)
-        logits, self.state = self.method.predict_batch(net, looks[:, 0], self.statistics, self.state)
+        logits, self.state = self.method.predict_batch(
+            net, looks[:, 0], self.statistics, self.state
+        )
         return logits
 
     @torch.no_grad()
@@ -249,7 +289,10 @@ class Learner:
         """Classify a batch ``looks (N, 1 + A, 3, H, W)``, all its images together: ``(N, K)``."""
         if type(self.method).predict is not Method.predict:
             streams = [torch_generator(self.seed, "views", name, 0) for name in names]
-            views, own = self.method.views(self.network, looks[:, 0], streams), self.shared(parameters, len(looks))
+            views, own = (
+                self.method.views(self.network, looks[:, 0], streams),
+                self.shared(parameters, len(looks)),
+            )
             return predict_each(self.net, own, looks, views, self.method, self.statistics)
         logits = self.bound(parameters)(looks.flatten(0, 1)).logits.unflatten(0, looks.shape[:2])
         return vmap(log_mean_probabilities)(logits) if looks.shape[1] > 1 else logits[:, 0]

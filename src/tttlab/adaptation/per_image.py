@@ -18,7 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, _add_batch_dim, _unwrap_batched, peek_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    _add_batch_dim,
+    _unwrap_batched,
+    peek_interpreter_stack,
+)
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import Function
 from torch.nn import functional as F
@@ -28,7 +33,9 @@ from torch.overrides import TorchFunctionMode
 from tttlab.adaptation.convolution import PerImageConv2d
 
 IMAGES = 1  # the level of the outermost ``vmap``
-Rule = Callable[..., tuple[Tensor, int]]  # (B, where B lies in each tensor, tensors) → (result, where B lies in it)
+Rule = Callable[
+    ..., tuple[Tensor, int]
+]  # (B, where B lies in each tensor, tensors) → (result, where B lies in it)
 
 
 class PerImageLayers(TorchFunctionMode):
@@ -71,7 +78,9 @@ def _add_in_place(x: Tensor, other: Tensor, **options: Any) -> Tensor:
         return x.add_(other, **options)
     try:
         torch.utils.swap_tensors(x, torch.add(x, other, **options))
-    except RuntimeError:  # somebody, such as PyTorch's profiler, holds a weak reference to the object
+    except (
+        RuntimeError
+    ):  # somebody, such as PyTorch's profiler, holds a weak reference to the object
         x.add_(other, **options)
     return x
 
@@ -81,7 +90,9 @@ def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     def own(_size, dims, x, weight, bias=None):
-        result = PerImageConv2d.apply(x.movedim(dims[0], 1), weight, pair(stride), pair(padding), pair(dilation), groups)
+        result = PerImageConv2d.apply(
+            x.movedim(dims[0], 1), weight, pair(stride), pair(padding), pair(dilation), groups
+        )
         return result if bias is None else result + bias.to(result.dtype)[..., None, None], 1
 
     if isinstance(padding, str):
@@ -89,13 +100,17 @@ def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return _choose(plain, own, x, weight, bias, views=4)
 
 
-def _batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+def _batch_norm(
+    x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+):
     def plain(x, weight, bias, running_mean=running_mean, running_var=running_var):
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
 
     def own(size, dims, x, weight, bias=None):
         source = running_mean.repeat(size), running_var.repeat(size)
-        return _over_channels(lambda x: plain(x, _flat(weight), _flat(bias), *source), size, dims[0], x)
+        return _over_channels(
+            lambda x: plain(x, _flat(weight), _flat(bias), *source), size, dims[0], x
+        )
 
     if training or running_mean is None:
         return plain(x, weight, bias)
@@ -107,7 +122,9 @@ def _group_norm(x, num_groups, weight=None, bias=None, eps=1e-5):
         return F.group_norm(x, num_groups, weight, bias, eps)
 
     def own(size, dims, x, weight, bias=None):
-        return _over_channels(lambda x: plain(x, _flat(weight), _flat(bias), size * num_groups), size, dims[0], x)
+        return _over_channels(
+            lambda x: plain(x, _flat(weight), _flat(bias), size * num_groups), size, dims[0], x
+        )
 
     return _choose(plain, own, x, weight, bias, views=4)
 
@@ -131,10 +148,18 @@ class PerImageLayerNorm(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gain: Tensor, shift: Tensor | None, normalized_shape: tuple[int, ...], eps: float
+        ctx: Any,
+        x: Tensor,
+        gain: Tensor,
+        shift: Tensor | None,
+        normalized_shape: tuple[int, ...],
+        eps: float,
     ) -> Tensor:
         """Normalise ``x (B, …, *normalized_shape)`` with ``gain`` and ``shift (B, 1, …, *normalized_shape)``."""
-        kind, x = x.dtype, x.to(gain.dtype)  # bf16 does not do for sums, nor for autocast's own layer norm
+        kind, x = (
+            x.dtype,
+            x.to(gain.dtype),
+        )  # bf16 does not do for sums, nor for autocast's own layer norm
         normalised, mean, reciprocal = torch.native_layer_norm(x, normalized_shape, None, None, eps)
         ctx.save_for_backward(x, gain, shift, mean, reciprocal)
         ctx.normalized_shape, ctx.kind = normalized_shape, kind
@@ -146,7 +171,11 @@ class PerImageLayerNorm(Function):
         x, gain, shift, mean, reciprocal = ctx.saved_tensors
         options = ctx.normalized_shape, mean, reciprocal, None, None, [True, False, False]
         gradient = gradient.to(x.dtype)
-        by_x = torch.ops.aten.native_layer_norm_backward(gradient * gain, x, *options)[0] if ctx.needs_input_grad[0] else None
+        by_x = (
+            torch.ops.aten.native_layer_norm_backward(gradient * gain, x, *options)[0]
+            if ctx.needs_input_grad[0]
+            else None
+        )
         by_gain = ((x - mean).mul_(reciprocal).mul_(gradient)).sum_to_size(gain.shape)
         by_shift = None if shift is None else gradient.sum_to_size(shift.shape)
         return None if by_x is None else by_x.to(ctx.kind), by_gain, by_shift, None, None
@@ -156,7 +185,12 @@ def _weight_norm(v, g, dim=0):
     """Scale a weight ``v`` to length ``g`` along all axes but one (−1: all); as one operation it has no rule for ``vmap``."""
     if not (_per_image(v) or _per_image(g)):
         return torch._weight_norm(v, g, dim)
-    return v * (g / torch.linalg.vector_norm(v, dim=[axis for axis in range(v.ndim) if axis != dim], keepdim=True))
+    return v * (
+        g
+        / torch.linalg.vector_norm(
+            v, dim=[axis for axis in range(v.ndim) if axis != dim], keepdim=True
+        )
+    )
 
 
 def _linear(x, weight, bias=None):
@@ -164,23 +198,33 @@ def _linear(x, weight, bias=None):
         x = x.movedim(dims[0], 0)
         rows = x.flatten(1, -2)
         weight = weight.transpose(1, 2)
-        result = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
+        result = (
+            torch.bmm(rows, weight)
+            if bias is None
+            else torch.baddbmm(bias.unsqueeze(1), rows, weight)
+        )
         return result.unflatten(1, x.shape[1:-1]), 0
 
     return _choose(F.linear, own, x, weight, bias, views=2)
 
 
 def _adaptive_avg_pool2d(x, output_size):
-    return _choose(lambda x: F.adaptive_avg_pool2d(x, output_size), None, x, views=4, over=_over_channels)
+    return _choose(
+        lambda x: F.adaptive_avg_pool2d(x, output_size), None, x, views=4, over=_over_channels
+    )
 
 
 def _max_pool2d(x, *args, **kwargs):
-    return _choose(lambda x: F.max_pool2d(x, *args, **kwargs), None, x, views=4, over=_over_channels)
+    return _choose(
+        lambda x: F.max_pool2d(x, *args, **kwargs), None, x, views=4, over=_over_channels
+    )
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **options):
     def plain(query, key, value, mask=attn_mask):
-        return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, **options)
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p, is_causal, **options
+        )
 
     def folded(_size, dims, *tensors):
         tensors = [tensor.movedim(dim, 0) for tensor, dim in zip(tensors, dims, strict=True)]
@@ -191,10 +235,16 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
     tensors = (query, key, value)
     if not all(map(_per_image, tensors)) or query.ndim != 4:
         return plain(*tensors)
-    if attn_mask is None or (not _per_image(attn_mask) and (attn_mask.ndim < 4 or len(attn_mask) == 1)):
+    if attn_mask is None or (
+        not _per_image(attn_mask) and (attn_mask.ndim < 4 or len(attn_mask) == 1)
+    ):
         return folded, *tensors
     # Each image's own mask, as from a trained table of relative positions.
-    return (folded, *tensors, attn_mask) if _per_image(attn_mask) and attn_mask.ndim == 4 else plain(*tensors)
+    return (
+        (folded, *tensors, attn_mask)
+        if _per_image(attn_mask) and attn_mask.ndim == 4
+        else plain(*tensors)
+    )
 
 
 def _self_attention(
@@ -216,17 +266,37 @@ def _self_attention(
     **options,
 ):
     """Attend by the parts of `torch.nn.MultiheadAttention`, to a sequence ``(L, V, D)`` by itself; None: more is asked for."""
-    more = (bias_k, bias_v, *map(options.get, ("key_padding_mask", "attn_mask", "q_proj_weight", "static_k", "static_v")))
-    if add_zero_attn or need_weights or (training and dropout_p) or any(one is not None for one in more):
+    more = (
+        bias_k,
+        bias_v,
+        *map(
+            options.get, ("key_padding_mask", "attn_mask", "q_proj_weight", "static_k", "static_v")
+        ),
+    )
+    if (
+        add_zero_attn
+        or need_weights
+        or (training and dropout_p)
+        or any(one is not None for one in more)
+    ):
         return None
     if not (query is key is value) or query.ndim != 3:
         return None
     split = F.linear(query, in_proj_weight, in_proj_bias).unflatten(-1, (3, num_heads, -1))
-    mixed = F.scaled_dot_product_attention(*split.permute(2, 1, 3, 0, 4))  # (V, heads, L, D / heads)
+    mixed = F.scaled_dot_product_attention(
+        *split.permute(2, 1, 3, 0, 4)
+    )  # (V, heads, L, D / heads)
     return F.linear(mixed.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias), None
 
 
-def _choose(plain: Callable[..., Tensor], own: Rule | None, x: Tensor, *parameters: Tensor | None, views: int, over=None):
+def _choose(
+    plain: Callable[..., Tensor],
+    own: Rule | None,
+    x: Tensor,
+    *parameters: Tensor | None,
+    views: int,
+    over=None,
+):
     """Find the way for one call: a rule and the tensors it is about, or else the result itself.
 
     Args:
@@ -247,7 +317,9 @@ def _choose(plain: Callable[..., Tensor], own: Rule | None, x: Tensor, *paramete
     return lambda size, dims, x: over(lambda x: plain(x, *parameters), size, dims[0], x), x
 
 
-def _over_batch(layer: Callable[[Tensor], Tensor], _size: int, dim: int, x: Tensor) -> tuple[Tensor, int]:
+def _over_batch(
+    layer: Callable[[Tensor], Tensor], _size: int, dim: int, x: Tensor
+) -> tuple[Tensor, int]:
     """Apply a layer to ``(B·V, …)`` or ``(V·B, …)``, whichever is how ``x`` lies in memory."""
     x, dim = (x, dim) if dim <= 1 else (x.movedim(dim, 0), 0)
     if x.stride(0) < x.stride(1):
@@ -255,7 +327,9 @@ def _over_batch(layer: Callable[[Tensor], Tensor], _size: int, dim: int, x: Tens
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2]), dim
 
 
-def _over_channels(layer: Callable[[Tensor], Tensor], size: int, dim: int, x: Tensor) -> tuple[Tensor, int]:
+def _over_channels(
+    layer: Callable[[Tensor], Tensor], size: int, dim: int, x: Tensor
+) -> tuple[Tensor, int]:
     """Apply a layer to ``(V, B·C, H, W)``."""
     return layer(x.movedim(dim, 1).flatten(1, 2)).unflatten(1, (size, -1)), 1
 

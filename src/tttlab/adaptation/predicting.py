@@ -48,7 +48,9 @@ def draw_looks(images: Tensor, loop: InnerLoop, generators: Sequence[torch.Gener
     looks = images.unsqueeze(1)
     if not loop.average:
         return looks
-    return torch.cat([looks, random_views(images, generators, loop.average, loop.augmentation)], dim=1)
+    return torch.cat(
+        [looks, random_views(images, generators, loop.average, loop.augmentation)], dim=1
+    )
 
 
 def predict_by_source(net: Bound, images: Tensor) -> Tensor:

@@ -45,7 +45,9 @@ def load_method(
         and not value.__name__.startswith("_")
     ]
     if len(found) != 1:
-        raise UserError(f"{module.__file__}: expected one subclass of tttlab.adaptation.method.Method, found {len(found)}")
+        raise UserError(
+            f"{module.__file__}: expected one subclass of tttlab.adaptation.method.Method, found {len(found)}"
+        )
     if found[0].trains and found[0].loss is Method.loss:
         raise UserError(f"{module.__file__}: class {found[0].__name__} {NO_LOSS}")
     known = {field.name for field in fields(found[0])}

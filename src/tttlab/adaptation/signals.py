@@ -14,7 +14,14 @@ from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
 from tttlab.errors import UserError
 from tttlab.networks.source_statistics import Statistics
-from tttlab.networks.taps import Moments, batch_moments, batch_norm_layers, record, token_layers, variance_floor
+from tttlab.networks.taps import (
+    Moments,
+    batch_moments,
+    batch_norm_layers,
+    record,
+    token_layers,
+    variance_floor,
+)
 from tttlab.runtime.group_size import GroupSize, Wish, as_sizes, in_groups
 from tttlab.seeding import torch_generator
 
@@ -24,7 +31,9 @@ LARGEST = 256  # images in one forward pass
 
 
 @torch.no_grad()
-def confidence_and_distance(network: nn.Module, images: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
+def confidence_and_distance(
+    network: nn.Module, images: Tensor, statistics: Statistics
+) -> tuple[Tensor, Tensor]:
     """Classify images with the source network and measure how strange they are to it, in one forward pass.
 
     Args:
@@ -68,7 +77,11 @@ def squared_deviation(moment: Tensor, statistics: Statistics, name: str) -> Tens
     """
     center, scale = statistics[f"{name}_center"], statistics[f"{name}_scale"]
     varies = scale > 1e-6
-    return ((moment - center) / scale)[:, varies].square().mean(1) if varies.any() else moment.new_ones(len(moment))
+    return (
+        ((moment - center) / scale)[:, varies].square().mean(1)
+        if varies.any()
+        else moment.new_ones(len(moment))
+    )
 
 
 @torch.no_grad()

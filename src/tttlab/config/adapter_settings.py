@@ -11,10 +11,16 @@ from tttlab.errors import choices
 def _check_trainable(value: Any) -> Any:
     groups = ("all", "norm", "encoder", "none")
     if isinstance(value, str) and value not in groups:
-        raise fault(f"unknown group {value!r}; {choices(value, groups)}, or a list of parameter-name prefixes")
+        raise fault(
+            f"unknown group {value!r}; {choices(value, groups)}, or a list of parameter-name prefixes"
+        )
     prefixes = value if isinstance(value, list | tuple) else []
-    if not isinstance(value, str) and not (prefixes and all(isinstance(prefix, str) and prefix for prefix in prefixes)):
-        raise fault(f"expected {', '.join(groups)} or a list of parameter-name prefixes, found {show(value)}")
+    if not isinstance(value, str) and not (
+        prefixes and all(isinstance(prefix, str) and prefix for prefix in prefixes)
+    ):
+        raise fault(
+            f"expected {', '.join(groups)} or a list of parameter-name prefixes, found {show(value)}"
+        )
     return value
 
 

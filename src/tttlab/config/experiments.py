@@ -71,7 +71,9 @@ class Machine(Strict):
     """Where and how fast; changes no result but for rounding, and BatchNorm over several processes without GPUs."""
 
     device: DeviceName = "auto"
-    precision: Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda value: "32" if value == 32 else value)] = "auto"
+    precision: Annotated[
+        Literal["auto", "32", "bf16"], BeforeValidator(lambda value: "32" if value == 32 else value)
+    ] = "auto"
     devices: Count | Literal["auto"] = "auto"
     workers: Natural = 2
     images_per_step: Count | Literal["auto"] = "auto"

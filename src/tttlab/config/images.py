@@ -43,11 +43,19 @@ class ImageSpec(Strict):
         elif kind == "sklearn":
             given = next((key for key in ("root", "split") if getattr(self, key) is not None), None)
             if given:
-                raise fault(f"expected null: {self.source} is built in, found {str(getattr(self, given))!r}", given)
+                raise fault(
+                    f"expected null: {self.source} is built in, found {str(getattr(self, given))!r}",
+                    given,
+                )
         elif self.split is None:
-            raise fault(f"missing; {self.source} comes in splits, name one (for example train or test)", "split")
+            raise fault(
+                f"missing; {self.source} comes in splits, name one (for example train or test)",
+                "split",
+            )
         elif re.match("torch/.*(cifar|mnist)", self.source) and self.split not in ("train", "test"):
-            raise fault(f"unknown split {self.split!r} of {self.source}; allowed: test, train", "split")
+            raise fault(
+                f"unknown split {self.split!r} of {self.source}; allowed: test, train", "split"
+            )
         return self
 
     def _check_root(self, kind: str) -> None:
@@ -57,7 +65,9 @@ class ImageSpec(Strict):
         if not self.root.exists() or (kind == "folder" and not self.root.is_dir()):
             raise fault(f"expected {what}, found nothing of the kind at {self.root}", "root")
         if self.split is not None and not (self.root / self.split).exists():
-            raise fault(f"expected the name of something inside {self.root}, found {self.split!r}", "split")
+            raise fault(
+                f"expected the name of something inside {self.root}, found {self.split!r}", "split"
+            )
 
     def overlaps(self, other: "ImageSpec") -> bool:
         """Tell whether both specs can take the same image of the same source."""
@@ -123,12 +133,18 @@ class ShiftSet(Strict):
     @model_validator(mode="after")
     def _makes_sense(self) -> "ShiftSet":
         if not self.root.is_dir():
-            raise fault(f"expected the folder of a data set in the format {self.format}, found none at {self.root}", "root")
+            raise fault(
+                f"expected the folder of a data set in the format {self.format}, found none at {self.root}",
+                "root",
+            )
         for key, names in (("only", self.only or ()), ("root", (self.root.name,))):
             if held_out := next(filter(is_held_out, names), None):
                 raise fault(tell_held_out(held_out), key)
         if self.severities and self.format in ("cifar10_1", "domain_folders"):
-            raise fault(f"expected null: {self.format} has no severities, found {list(self.severities)}", "severities")
+            raise fault(
+                f"expected null: {self.format} has no severities, found {list(self.severities)}",
+                "severities",
+            )
         if self.labels == "none" and self.format.startswith("cifar"):
             raise fault(f"expected auto: {self.format} comes with labels, found 'none'", "labels")
         return self

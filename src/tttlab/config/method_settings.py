@@ -32,7 +32,16 @@ NO_LOSS = (
     "has no loss to train with; write loss(self, net, views, statistics, state), or trains = False for a method that "
     "only predicts"
 )
-HOOKS = ("check", "source_statistics", "views", "init_state", "loss", "after_step", "predict", "predict_batch")
+HOOKS = (
+    "check",
+    "source_statistics",
+    "views",
+    "init_state",
+    "loss",
+    "after_step",
+    "predict",
+    "predict_batch",
+)
 
 _MARKERS = ("Gt", "Ge", "Lt", "Le", "Interval", "MultipleOf", "Len")
 _PLAIN_TYPES = {
@@ -63,9 +72,9 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
 class Attributes(Strict):
     """What a method's class says of itself beside its settings, as `tttlab.adaptation.method.Method` has it."""
 
-    protocols: Annotated[tuple[Literal["episodic", "online"], ...], Field(min_length=1), BeforeValidator(_several)] = (
-        "episodic",
-    )
+    protocols: Annotated[
+        tuple[Literal["episodic", "online"], ...], Field(min_length=1), BeforeValidator(_several)
+    ] = ("episodic",)
     whole_batch: StrictBool = False
     smallest_batch: Count = 1
     trains: StrictBool = True
@@ -99,7 +108,13 @@ class Declared:
 
 def method_names(methods: Path = METHODS) -> tuple[str, ...]:
     """List the method files of a folder by name."""
-    return tuple(sorted(file.stem for file in methods.glob("*.py") if not file.stem.startswith("_") and file.stem != ALIAS))
+    return tuple(
+        sorted(
+            file.stem
+            for file in methods.glob("*.py")
+            if not file.stem.startswith("_") and file.stem != ALIAS
+        )
+    )
 
 
 def find_source(module: str) -> Path | None:
@@ -150,7 +165,9 @@ def declared(method: str, methods: Path = METHODS) -> Declared:
         raise UserError(f"{file}, line {error.lineno}: not valid Python ({error.msg})") from error
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and _is_method(node)]
     if len(classes) != 1:
-        raise UserError(f"{file}: expected one public class with @dataclass and the base Method, found {len(classes)}")
+        raise UserError(
+            f"{file}: expected one public class with @dataclass and the base Method, found {len(classes)}"
+        )
     try:
         return _declared(classes[0], method)
     except _Mistake as mistake:
@@ -182,9 +199,16 @@ def _declared(node: ast.ClassDef, method: str) -> Declared:
 
 
 def _is_method(node: ast.ClassDef) -> bool:
-    calls = [decorator.func if isinstance(decorator, ast.Call) else decorator for decorator in node.decorator_list]
+    calls = [
+        decorator.func if isinstance(decorator, ast.Call) else decorator
+        for decorator in node.decorator_list
+    ]
     named = any(ast.unparse(base).rpartition(".")[2] == "Method" for base in node.bases)
-    return named and not node.name.startswith("_") and any(ast.unparse(call).endswith("dataclass") for call in calls)
+    return (
+        named
+        and not node.name.startswith("_")
+        and any(ast.unparse(call).endswith("dataclass") for call in calls)
+    )
 
 
 def _bound(node: ast.ClassDef) -> set[str]:
@@ -194,7 +218,11 @@ def _bound(node: ast.ClassDef) -> set[str]:
 
 
 def _assigned(statement: ast.stmt) -> list[str]:
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    targets = (
+        statement.targets
+        if isinstance(statement, ast.Assign)
+        else [getattr(statement, "target", None)]
+    )
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
@@ -233,7 +261,11 @@ def _field(node: ast.stmt) -> _Field | None:
     """Read the statement if it declares a field of the class."""
     if isinstance(node, ast.Assign):
         _refuse_untyped(node)
-    if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.target.id.startswith("_"):
+    if (
+        not isinstance(node, ast.AnnAssign)
+        or not isinstance(node.target, ast.Name)
+        or node.target.id.startswith("_")
+    ):
         return None
     name, kind, default = node.target.id, ast.unparse(node.annotation).strip("'\""), node.value
     if re.match(r"(\w+\.)?ClassVar\b", kind):
@@ -244,7 +276,9 @@ def _field(node: ast.stmt) -> _Field | None:
             return None
         default = options.get("default", options.get("default_factory"))
     if default is None:
-        raise _Mistake(node.lineno, f"setting {name} has no default; write {name}: {kind} = <value>")
+        raise _Mistake(
+            node.lineno, f"setting {name} has no default; write {name}: {kind} = <value>"
+        )
     try:
         return _Field(name, _plain_type(node.annotation), _literal(default))
     except Exception:  # whatever fails, it is not built from plain types
@@ -258,7 +292,11 @@ def _refuse_untyped(node: ast.Assign) -> None:
     except ValueError:
         return
     for name in _assigned(node):
-        if name.islower() and not name.startswith("_") and name not in {*Attributes.model_fields, *HOOKS}:
+        if (
+            name.islower()
+            and not name.startswith("_")
+            and name not in {*Attributes.model_fields, *HOOKS}
+        ):
             raise _Mistake(
                 node.lineno,
                 f"{name} has no type, so that it is no setting; write {name}: {type(value).__name__} = "
@@ -268,7 +306,9 @@ def _refuse_untyped(node: ast.Assign) -> None:
 
 def _plain_type(node: ast.expr) -> Any:
     """Evaluate an annotation in a namespace that holds plain types only."""
-    annotation = eval(compile(ast.Expression(node), "<annotation>", "eval"), {"__builtins__": {}}, _PLAIN_TYPES)
+    annotation = eval(
+        compile(ast.Expression(node), "<annotation>", "eval"), {"__builtins__": {}}, _PLAIN_TYPES
+    )
     if isinstance(annotation, str):
         annotation = eval(annotation, {"__builtins__": {}}, _PLAIN_TYPES)
     TypeAdapter(annotation)

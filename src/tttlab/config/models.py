@@ -46,7 +46,10 @@ class MAE(Strict):
     @model_validator(mode="after")
     def _heads_fit(self) -> "MAE":
         if self.decoder_dim % self.decoder_heads:
-            raise fault(f"expected a multiple of decoder_heads {self.decoder_heads}, found {self.decoder_dim}", "decoder_dim")
+            raise fault(
+                f"expected a multiple of decoder_heads {self.decoder_heads}, found {self.decoder_dim}",
+                "decoder_dim",
+            )
         return self
 
 
@@ -102,7 +105,10 @@ class Training(Strict):
     @model_validator(mode="after")
     def _warmup_fits(self) -> "Training":
         if self.warmup_epochs > self.epochs:
-            raise fault(f"expected at most epochs ({self.epochs}), found {self.warmup_epochs}", "warmup_epochs")
+            raise fault(
+                f"expected at most epochs ({self.epochs}), found {self.warmup_epochs}",
+                "warmup_epochs",
+            )
         return self
 
 
@@ -137,9 +143,15 @@ class Finetune(Training):
                 "probe",
             )
         if self.mode == "meta" and self.inner is None:
-            raise fault("missing; mode meta needs its inner step, for example {lr: 0.1, steps: 1, pairs: 4}", "inner")
+            raise fault(
+                "missing; mode meta needs its inner step, for example {lr: 0.1, steps: 1, pairs: 4}",
+                "inner",
+            )
         if self.mode != "meta" and self.inner is not None:
-            raise fault(f"expected nothing: only mode meta takes an inner step, found mode {self.mode}; remove it", "inner")
+            raise fault(
+                f"expected nothing: only mode meta takes an inner step, found mode {self.mode}; remove it",
+                "inner",
+            )
         return self
 
 
@@ -150,7 +162,9 @@ class Model(Strict):
     backbone_options: dict[str, Any]
     stem: Literal["small", "stride2", "original"]
     weights: str | None
-    objective: Annotated[SimCLR | MAE | Rotation | SimSiam | ClusT3 | IT3 | NoObjective, Field(discriminator="name")]
+    objective: Annotated[
+        SimCLR | MAE | Rotation | SimSiam | ClusT3 | IT3 | NoObjective, Field(discriminator="name")
+    ]
     pretrain: Training
     finetune: Finetune
 
@@ -185,7 +199,10 @@ class Model(Strict):
                 "finetune.mode",
             )
         if self.objective.name == "it3" and self.finetune.mode == "meta":
-            raise fault("meta takes a step without labels, of which it3 makes its loss; set joint", "finetune.mode")
+            raise fault(
+                "meta takes a step without labels, of which it3 makes its loss; set joint",
+                "finetune.mode",
+            )
         if self.finetune.probe and not architecture.startswith(PLAIN_TRANSFORMERS):
             raise fault(
                 "a probe reads patch tokens and needs a plain vision transformer (vit_*, deit_*), found "
@@ -193,7 +210,11 @@ class Model(Strict):
                 "finetune.probe",
             )
         if self.objective.name == "none" and self.pretrain.epochs:
-            raise fault("there is nothing to pretrain with objective.name: none; set 0", "pretrain.epochs")
+            raise fault(
+                "there is nothing to pretrain with objective.name: none; set 0", "pretrain.epochs"
+            )
         if self.objective.name == "it3" and self.pretrain.epochs:
-            raise fault("it3 learns from labels, which pretraining has none of; set 0", "pretrain.epochs")
+            raise fault(
+                "it3 learns from labels, which pretraining has none of; set 0", "pretrain.epochs"
+            )
         return self

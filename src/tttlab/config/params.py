@@ -53,7 +53,15 @@ class Params(Strict):
             if name not in known:
                 raise UserError(f"unknown {what} {name!r} in params.yaml; {choices(name, known)}")
         try:
-            return resolve_run(self.adapt.runs, self.objectives, run, model, self.adapt.protocol, methods, self.tune.search)
+            return resolve_run(
+                self.adapt.runs,
+                self.objectives,
+                run,
+                model,
+                self.adapt.protocol,
+                methods,
+                self.tune.search,
+            )
         except RunError as error:
             raise UserError(error.args[0]) from error
 
@@ -64,7 +72,12 @@ class Params(Strict):
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """List every (model, run) that is computed, model after model."""
-        return [(model, run) for model in self.models for run in self.adapt.runs if model in self.models_of(run)]
+        return [
+            (model, run)
+            for model in self.models
+            for run in self.adapt.runs
+            if model in self.models_of(run)
+        ]
 
     @property
     def objectives(self) -> dict[str, str]:
@@ -79,10 +92,14 @@ def _read_yaml(path: Path) -> Any:
     try:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: expected the file of settings, found none that can be read") from error
+        raise UserError(
+            f"{path}: expected the file of settings, found none that can be read"
+        ) from error
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{path}, line {line}: not valid YAML ({error.problem or error.context})") from error
+        raise UserError(
+            f"{path}, line {line}: not valid YAML ({error.problem or error.context})"
+        ) from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
@@ -109,7 +126,12 @@ def read_params(path: Path, base: Path | None = None, methods: Path = METHODS) -
     else:
         adapt = params.adapt
         found = run_mistakes(
-            adapt.runs, params.objectives, adapt.protocol, adapt.online.batch_size, methods, params.tune.search
+            adapt.runs,
+            params.objectives,
+            adapt.protocol,
+            adapt.online.batch_size,
+            methods,
+            params.tune.search,
         )
         mistakes = list(dict.fromkeys(found))
     if mistakes:

@@ -45,14 +45,23 @@ class RunSettings:
     def in_use(self) -> dict[str, Any]:
         """Give the adapter's settings that act on this run: no learning rate where nothing is learnt, for instance."""
         learns = self.trains and self.adapter.steps and self.adapter.trainable != "none"
-        idle = set() if learns else {*OF_TRAINING} - ({"steps", "trainable"} if self.trains else set())
-        idle |= {key for key, (other, value) in _ACTS_WITH.items() if getattr(self.adapter, other) != value}
+        idle = (
+            set() if learns else {*OF_TRAINING} - ({"steps", "trainable"} if self.trains else set())
+        )
+        idle |= {
+            key
+            for key, (other, value) in _ACTS_WITH.items()
+            if getattr(self.adapter, other) != value
+        }
         return {key: value for key, value in self.adapter.model_dump().items() if key not in idle}
 
     def values(self) -> dict[str, Any]:
         """Give the settings that are tuned, or would be, with the values that they have."""
         flat = self.adapter.model_dump() | self.settings
-        keys = [*self.search, *(["steps"] if self.trains and self.search and "steps" not in self.search else [])]
+        keys = [
+            *self.search,
+            *(["steps"] if self.trains and self.search and "steps" not in self.search else []),
+        ]
         return {key: plain(flat[key]) for key in keys if key in flat}
 
 

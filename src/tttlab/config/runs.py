@@ -8,12 +8,25 @@ from typing import Any
 from pydantic import ValidationError
 
 from tttlab.config.adapter_settings import AdapterSettings
-from tttlab.config.method_settings import ALIAS, METHODS, PROTOCOLS, Declared, declared, method_file, method_names
+from tttlab.config.method_settings import (
+    ALIAS,
+    METHODS,
+    PROTOCOLS,
+    Declared,
+    declared,
+    method_file,
+    method_names,
+)
 from tttlab.config.run_settings import OF_TRAINING, RunSettings, plain
 from tttlab.config.settings import Strict, show, tell
 from tttlab.errors import UserError, choices
 
-_OF_RUNS = ("method", "protocol", "models", "per_model")  # keys of a run that are no settings of its method or the adapter
+_OF_RUNS = (
+    "method",
+    "protocol",
+    "models",
+    "per_model",
+)  # keys of a run that are no settings of its method or the adapter
 
 
 class RunError(Exception):
@@ -56,9 +69,13 @@ def resolve_run(
     values.pop("search", None)
     _check_keys(entry, values, places, objectives, model, method, methods)
     adapter, settings = _validate((AdapterSettings, own.settings), values, places, path)
-    place, protocol = ("protocol", entry["protocol"]) if "protocol" in entry else ("adapt.protocol", protocol)
+    place, protocol = (
+        ("protocol", entry["protocol"]) if "protocol" in entry else ("adapt.protocol", protocol)
+    )
     if protocol not in PROTOCOLS:
-        raise RunError(f"{path}.protocol: unknown protocol {protocol!r}; {choices(str(protocol), PROTOCOLS)}")
+        raise RunError(
+            f"{path}.protocol: unknown protocol {protocol!r}; {choices(str(protocol), PROTOCOLS)}"
+        )
     if protocol not in own.protocols:
         raise RunError(
             f"{path}.method: {method} is defined for {' and '.join(own.protocols)}, "
@@ -66,18 +83,26 @@ def resolve_run(
         )
     if not own.trains:
         if values.get("steps"):
-            raise RunError(f"{places['steps']}.steps: {method} does not train, expected 0, found {adapter.steps}")
+            raise RunError(
+                f"{places['steps']}.steps: {method} does not train, expected 0, found {adapter.steps}"
+            )
         adapter = adapter.model_copy(update={"steps": 0})
     if own.predicts and adapter.average:
-        raise RunError(f"{places['average']}.average: {method} has its own prediction, expected 0, found {adapter.average}")
+        raise RunError(
+            f"{places['average']}.average: {method} has its own prediction, expected 0, found {adapter.average}"
+        )
     settings = settings.model_dump(exclude_unset=True)
     mine = {*(entry.get("search") or {}), *(override.get("search") or {})}
-    origins = {key: f"{places['search']}.search" if key in mine else "tune.search" for key in wished}
+    origins = {
+        key: f"{places['search']}.search" if key in mine else "tune.search" for key in wished
+    }
     choice = _check_search(wished, own, origins)
     return RunSettings(method, adapter, settings, own.trains, choice, protocol)
 
 
-def models_of(entry: Mapping[str, Any], models: Iterable[str], path: str = "adapt.runs") -> tuple[str, ...]:
+def models_of(
+    entry: Mapping[str, Any], models: Iterable[str], path: str = "adapt.runs"
+) -> tuple[str, ...]:
     """List the models that a run is for: those that it names, or all of them.
 
     Raises:
@@ -87,7 +112,9 @@ def models_of(entry: Mapping[str, Any], models: Iterable[str], path: str = "adap
         return tuple(models)
     wished, known = entry["models"], tuple(models)
     if not isinstance(wished, list | tuple) or not wished:
-        raise RunError(f"{path}.models: expected a list of models, found {show(wished)}; remove it for all of them")
+        raise RunError(
+            f"{path}.models: expected a list of models, found {show(wished)}; remove it for all of them"
+        )
     for name in wished:
         if name not in known:
             raise RunError(f"{path}.models: unknown model {name!r}; {choices(str(name), known)}")
@@ -126,14 +153,20 @@ def run_mistakes(
             if run == "none" and resolved.search:
                 yield "adapt.runs.none.search: the control has nothing to tune; remove it"
             adapter = resolved.adapter
-            plain = resolved.method == "none" and adapter.normalisation == "source" and not adapter.average
+            plain = (
+                resolved.method == "none"
+                and adapter.normalisation == "source"
+                and not adapter.average
+            )
             if run == "none" and not (plain and models == tuple(objectives)):
                 yield "adapt.runs.none: the control leaves every network as it is; expected {method: none} alone"
     if "none" not in runs:
         yield "adapt.runs.none: missing; every comparison needs its control, add none: {method: none}"
 
 
-def _method(entry: dict[str, Any], path: str, objectives: Mapping[str, str], model: str, methods: Path) -> str:
+def _method(
+    entry: dict[str, Any], path: str, objectives: Mapping[str, str], model: str, methods: Path
+) -> str:
     """Name the method, the alias resolved, and see that its file can be read."""
     method = entry.get("method")
     known = method_names(methods)
@@ -163,47 +196,80 @@ def _method(entry: dict[str, Any], path: str, objectives: Mapping[str, str], mod
     return method
 
 
-def _override(entry: dict[str, Any], path: str, objectives: Mapping[str, str], model: str) -> dict[str, Any]:
+def _override(
+    entry: dict[str, Any], path: str, objectives: Mapping[str, str], model: str
+) -> dict[str, Any]:
     """Take the model's own settings out of ``per_model``."""
     per_model = entry.get("per_model", {})
     if not isinstance(per_model, dict):
-        raise RunError(f"{path}.per_model: expected a model's name and its settings, found {show(per_model)}")
+        raise RunError(
+            f"{path}.per_model: expected a model's name and its settings, found {show(per_model)}"
+        )
     for name in per_model:
         if name not in objectives:
-            raise RunError(f"{path}.per_model.{name}: unknown model; {choices(str(name), objectives)}")
+            raise RunError(
+                f"{path}.per_model.{name}: unknown model; {choices(str(name), objectives)}"
+            )
     override = per_model.get(model, {})
     if not isinstance(override, dict):
-        raise RunError(f"{path}.per_model.{model}: expected settings with their values, found {show(override)}")
+        raise RunError(
+            f"{path}.per_model.{model}: expected settings with their values, found {show(override)}"
+        )
     return override
 
 
-def _search(values: dict[str, Any], places: dict[str, str], shared: dict[str, Any]) -> dict[str, Any]:
+def _search(
+    values: dict[str, Any], places: dict[str, str], shared: dict[str, Any]
+) -> dict[str, Any]:
     """Put together what one run tunes: what all that train do, and its own wishes."""
     if "search" not in values:
         return shared
     own = values["search"]
     if own is not None and not isinstance(own, dict):
-        raise RunError(f"{places['search']}.search: expected settings with lists of values, or null, found {show(own)}")
-    return {} if own is None else {key: found for key, found in (shared | own).items() if found is not None}
+        raise RunError(
+            f"{places['search']}.search: expected settings with lists of values, or null, found {show(own)}"
+        )
+    return (
+        {}
+        if own is None
+        else {key: found for key, found in (shared | own).items() if found is not None}
+    )
 
 
-def _check_search(wished: dict[str, Any], own: Declared, origins: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
+def _check_search(
+    wished: dict[str, Any], own: Declared, origins: Mapping[str, str]
+) -> dict[str, tuple[Any, ...]]:
     """Check every value that tuning may choose as if it were set."""
     sections = (AdapterSettings, own.settings)
-    allowed = [key for section in sections for key in section.model_fields if own.trains or key not in OF_TRAINING]
+    allowed = [
+        key
+        for section in sections
+        for key in section.model_fields
+        if own.trains or key not in OF_TRAINING
+    ]
     for key, found in wished.items():
         place = origins[key]
         if key in OF_TRAINING and not own.trains:
-            raise RunError(f"{place}.{key}: the method takes no steps, so there is nothing to tune in it; remove it")
+            raise RunError(
+                f"{place}.{key}: the method takes no steps, so there is nothing to tune in it; remove it"
+            )
         if key not in allowed:
-            raise RunError(f"{place}.{key}: there is no such setting to tune; {choices(str(key), allowed)}")
+            raise RunError(
+                f"{place}.{key}: there is no such setting to tune; {choices(str(key), allowed)}"
+            )
         if not isinstance(found, list | tuple) or not found:
-            raise RunError(f"{place}.{key}: expected a list of values to choose from, found {show(found)}")
+            raise RunError(
+                f"{place}.{key}: expected a list of values to choose from, found {show(found)}"
+            )
         if key == "steps" and any(value == 0 for value in found):
-            raise RunError(f"{place}.steps: expected at least 1, found 0; without a step nothing is trained")
+            raise RunError(
+                f"{place}.steps: expected at least 1, found 0; without a step nothing is trained"
+            )
         for number, value in enumerate(found):
             _validate(sections, {key: value}, {key: place}, place, f"[{number}]")
-    return {key: tuple(dict.fromkeys(plain(value) for value in found)) for key, found in wished.items()}
+    return {
+        key: tuple(dict.fromkeys(plain(value) for value in found)) for key, found in wished.items()
+    }
 
 
 def _check_keys(
@@ -219,7 +285,9 @@ def _check_keys(
     own = about.settings.model_fields
     taken = [key for key in own if key in {*AdapterSettings.model_fields, *_OF_RUNS, "search"}]
     if taken:
-        raise RunError(f"{method_file(method, methods)}: the adapter already has a setting {taken[0]!r}; rename this one")
+        raise RunError(
+            f"{method_file(method, methods)}: the adapter already has a setting {taken[0]!r}; rename this one"
+        )
     allowed = {*AdapterSettings.model_fields, *own}
     mistakes = []
     for key in values:
@@ -231,8 +299,12 @@ def _check_keys(
         elif key not in allowed:
             legal = allowed | ({"search"} if "per_model" in places[key] else {*_OF_RUNS, "search"})
             owner = _owner(key, objectives, methods) if entry["method"] == ALIAS else None
-            hint = f"no setting of {method} (the objective of {model}); move it to per_model.{owner}"
-            mistakes.append(f"{places[key]}.{key}: {hint if owner else f'unknown key; {choices(str(key), legal)}'}")
+            hint = (
+                f"no setting of {method} (the objective of {model}); move it to per_model.{owner}"
+            )
+            mistakes.append(
+                f"{places[key]}.{key}: {hint if owner else f'unknown key; {choices(str(key), legal)}'}"
+            )
     if mistakes:
         raise RunError(*mistakes)
 
@@ -249,7 +321,11 @@ def _owner(key: str, objectives: Mapping[str, str], methods: Path) -> str | None
 
 
 def _validate(
-    sections: tuple[type[Strict], ...], values: dict[str, Any], places: dict[str, str], path: str, item: str = ""
+    sections: tuple[type[Strict], ...],
+    values: dict[str, Any],
+    places: dict[str, str],
+    path: str,
+    item: str = "",
 ) -> list[Strict]:
     parts, mistakes = [], []
     for section in sections:
@@ -258,7 +334,9 @@ def _validate(
             parts.append(section.model_validate(own))
         except ValidationError as error:
             for key, text in tell(error, own):
-                place = next((place for name, place in places.items() if re.match(rf"{name}\b", key)), path)
+                place = next(
+                    (place for name, place in places.items() if re.match(rf"{name}\b", key)), path
+                )
                 mistakes.append(f"{place}.{key}{item}: {text}")
     if mistakes:
         raise RunError(*mistakes)

@@ -4,7 +4,15 @@ import json
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from tttlab.errors import choices
@@ -24,14 +32,24 @@ def fault(message: str, key: str = "", more: int = 0) -> PydanticCustomError:
 class Strict(BaseModel):
     """A section of the file: no unknown keys, no silent conversions, never changed once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, values: Any) -> Any:
-        unknown = [str(key) for key in values if key not in cls.model_fields] if isinstance(values, dict) else []
+        unknown = (
+            [str(key) for key in values if key not in cls.model_fields]
+            if isinstance(values, dict)
+            else []
+        )
         if unknown:
-            raise fault(f"unknown key; {choices(unknown[0], cls.model_fields)}", unknown[0], len(unknown) - 1)
+            raise fault(
+                f"unknown key; {choices(unknown[0], cls.model_fields)}",
+                unknown[0],
+                len(unknown) - 1,
+            )
         return values
 
 
@@ -53,7 +71,9 @@ def _path(error: ErrorDetails, values: Any) -> str:
         elif known or (error["type"] == "missing" and step == last):
             text += f".{step}"
         values = values[step] if known else values
-    extra = error.get("ctx", {}).get("key") or error.get("ctx", {}).get("discriminator", "").strip("'")
+    extra = error.get("ctx", {}).get("key") or error.get("ctx", {}).get("discriminator", "").strip(
+        "'"
+    )
     return f"{text}.{extra}".strip(".") if extra else text.strip(".")
 
 
@@ -63,7 +83,11 @@ def _expected(error: ErrorDetails) -> str:
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         return "keys with values"
     if kind == "too_short":
-        return f"at least {context['min_length']} entries" if context["min_length"] > 1 else "at least one entry"
+        return (
+            f"at least {context['min_length']} entries"
+            if context["min_length"] > 1
+            else "at least one entry"
+        )
     text = error["msg"].removeprefix("Input should be ").removeprefix("Input should ")
     text = text.replace("a valid tuple", "a list")
     bound = re.match(r"(greater|less) than", text)
@@ -75,7 +99,12 @@ def tell(error: ValidationError, values: Any) -> list[tuple[str, str]]:
     told: dict[str, str] = {}
     expected: dict[str, list[str]] = {}
     for detail in error.errors(include_url=False):
-        path, kind, context, found = _path(detail, values), detail["type"], detail.get("ctx", {}), detail["input"]
+        path, kind, context, found = (
+            _path(detail, values),
+            detail["type"],
+            detail.get("ctx", {}),
+            detail["input"],
+        )
         if kind == "told":
             told[path] = context["message"]
             told |= {f"{path} {number}": "" for number in range(context["more"])}  # only counted

@@ -28,17 +28,32 @@ CORRUPTIONS = (
 )
 HELD_OUT = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 TORCH_SOURCES = (
-    *("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist"),  # these have the splits train and test
+    *(
+        "cifar10",
+        "cifar100",
+        "mnist",
+        "kmnist",
+        "fashion_mnist",
+        "qmnist",
+    ),  # these have the splits train and test
     *("places365", "inaturalist", "imagenet"),
 )
-_SOURCES = ("sklearn/digits", "folder", "tar", "hfds/<name>", *(f"torch/{name}" for name in TORCH_SOURCES))
+_SOURCES = (
+    "sklearn/digits",
+    "folder",
+    "tar",
+    "hfds/<name>",
+    *(f"torch/{name}" for name in TORCH_SOURCES),
+)
 _FOREIGN_BACKBONES = ("hf-hub:", "hf_hub:", "local-dir:")
 PLAIN_TRANSFORMERS = ("vit_", "deit")
 
 
 def _check_name(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise fault(f"expected a name of a-z, 0-9 and _ only (it names files and stages), found {name!r}")
+        raise fault(
+            f"expected a name of a-z, 0-9 and _ only (it names files and stages), found {name!r}"
+        )
     return name
 
 
@@ -52,7 +67,9 @@ def backbone_names() -> frozenset[str]:
     for file in (Path(spec.submodule_search_locations[0]) / "models").glob("*.py"):
         text = file.read_text(encoding="utf-8")
         names.update(re.findall(r"^@register_model\s+def (\w+)", text, re.MULTILINE))
-        for block in re.findall(r"^register_model_deprecations\(__name__, \{(.*?)\}\)", text, re.DOTALL | re.MULTILINE):
+        for block in re.findall(
+            r"^register_model_deprecations\(__name__, \{(.*?)\}\)", text, re.DOTALL | re.MULTILINE
+        ):
             names.update(re.findall(r"""^\s*['"](\w+)['"]:""", block, re.MULTILINE))
     return frozenset(names)
 
@@ -62,7 +79,9 @@ def _check_backbone(name: str) -> str:
     if known and not name.startswith(_FOREIGN_BACKBONES) and name.partition(".")[0] not in known:
         close = difflib.get_close_matches(name.partition(".")[0], known, n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise fault(f"unknown backbone {name!r}; {hint}allowed: the names that timm.list_models() prints")
+        raise fault(
+            f"unknown backbone {name!r}; {hint}allowed: the names that timm.list_models() prints"
+        )
     return name
 
 
@@ -78,7 +97,9 @@ def tell_held_out(name: str) -> str:
 
 def _check_corruption(name: str) -> str:
     if name in HELD_OUT:
-        raise fault(f"{name!r} is kept for tuning and never tested on; allowed: {', '.join(CORRUPTIONS)}")
+        raise fault(
+            f"{name!r} is kept for tuning and never tested on; allowed: {', '.join(CORRUPTIONS)}"
+        )
     if name not in CORRUPTIONS:
         raise fault(f"unknown corruption {name!r}; {choices(name, CORRUPTIONS)}")
     return name
@@ -113,7 +134,9 @@ def _check_part(part: tuple[float, float]) -> tuple[float, float]:
 
 def _check_device(device: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise fault(f"unknown device {device!r}; {choices(device, ['auto', 'cpu', 'cuda', 'cuda:<number>'])}")
+        raise fault(
+            f"unknown device {device!r}; {choices(device, ['auto', 'cpu', 'cuda', 'cuda:<number>'])}"
+        )
     return device
 
 
@@ -128,10 +151,14 @@ def resolve(path: Path | None, info: ValidationInfo) -> Path | None:
 DISTINCT = AfterValidator(_check_distinct)  # of several values: none is there twice
 Name = Annotated[str, AfterValidator(_check_name)]
 ShiftName = Annotated[str, AfterValidator(nfc)]
-Severities = Annotated[tuple[Annotated[StrictInt, Field(ge=1, le=5)], ...], Field(min_length=1), DISTINCT]
+Severities = Annotated[
+    tuple[Annotated[StrictInt, Field(ge=1, le=5)], ...], Field(min_length=1), DISTINCT
+]
 BackboneName = Annotated[str, AfterValidator(_check_backbone)]
 CorruptionName = Annotated[str, AfterValidator(_check_corruption)]
 SourceName = Annotated[str, AfterValidator(_check_source)]
 DeviceName = Annotated[str, AfterValidator(_check_device)]
 Part = Annotated[tuple[StrictFloat, StrictFloat], AfterValidator(_check_part)]
-GrowingCounts = Annotated[tuple[Count | None, ...], Field(min_length=1), AfterValidator(_check_growing)]
+GrowingCounts = Annotated[
+    tuple[Count | None, ...], Field(min_length=1), AfterValidator(_check_growing)
+]

@@ -14,7 +14,10 @@ _WAY_OUT = "remove one of each or set data.duplicates:"
 
 
 def settle(
-    trained: Mapping[str, ImageSet], tested: Mapping[str, ImageSet], uncorrupted: Collection[str], policy: Policy
+    trained: Mapping[str, ImageSet],
+    tested: Mapping[str, ImageSet],
+    uncorrupted: Collection[str],
+    policy: Policy,
 ) -> tuple[dict[str, ImageSet], dict[str, ImageSet]]:
     """Refuse copies that must not be, or leave them out.
 
@@ -34,9 +37,16 @@ def settle(
     """
     labeled = trained["data.labeled"]
     if policy == "skip":
-        tested = {key: _one_label(key, images) if key in uncorrupted else images for key, images in tested.items()}
-        labeled = without("data.labeled", _once("data.labeled", _one_label("data.labeled", labeled)), tested)
-        unlabeled = without("data.unlabeled", trained["data.unlabeled"], {**tested, "data.labeled": labeled})
+        tested = {
+            key: _one_label(key, images) if key in uncorrupted else images
+            for key, images in tested.items()
+        }
+        labeled = without(
+            "data.labeled", _once("data.labeled", _one_label("data.labeled", labeled)), tested
+        )
+        unlabeled = without(
+            "data.unlabeled", trained["data.unlabeled"], {**tested, "data.labeled": labeled}
+        )
         return {"data.unlabeled": unlabeled, "data.labeled": labeled}, tested
     for key in ("data.labeled", *uncorrupted):
         check_labels(key, labeled if key == "data.labeled" else tested[key])
@@ -62,8 +72,13 @@ def check_labels(key: str, images: ImageSet) -> None:
     wrong = _contradicting(images)
     if len(wrong):
         pair = wrong[0], images.firsts[wrong[0]]
-        one, other = (f"{images.names[index]} of class {images.classes[images.labels[index]]!r}" for index in pair)
-        raise UserError(f"{key}: {one} has the same pixels as {other} ({len(wrong)} such images in all); {_WAY_OUT} skip")
+        one, other = (
+            f"{images.names[index]} of class {images.classes[images.labels[index]]!r}"
+            for index in pair
+        )
+        raise UserError(
+            f"{key}: {one} has the same pixels as {other} ({len(wrong)} such images in all); {_WAY_OUT} skip"
+        )
 
 
 def check_once(key: str, images: ImageSet) -> None:
@@ -91,7 +106,9 @@ def check_duplicates(trained: Mapping[str, ImageSet], tested: Mapping[str, Image
     pairs: list[tuple[str, str, str, str]] = []
     for key, images in (trained | tested).items():
         for name, pixels in zip(images.names, images.hashes, strict=True):
-            owner, other = (owners.setdefault if key in trained else owners.get)(pixels, (key, name))
+            owner, other = (owners.setdefault if key in trained else owners.get)(
+                pixels, (key, name)
+            )
             if owner != key:
                 pairs.append((owner, other, key, name))
     if pairs:
@@ -120,7 +137,11 @@ def without(key: str, images: ImageSet, others: Mapping[str, ImageSet]) -> Image
     return _leave_out(
         key,
         images,
-        {index: f"has the same pixels as {owners[pixels]}" for index, pixels in enumerate(images.hashes) if pixels in owners},
+        {
+            index: f"has the same pixels as {owners[pixels]}"
+            for index, pixels in enumerate(images.hashes)
+            if pixels in owners
+        },
     )
 
 
@@ -132,7 +153,11 @@ def _contradicting(images: ImageSet) -> np.ndarray:
 def _one_label(key: str, images: ImageSet) -> ImageSet:
     """Leave out all images of which there is a copy with another label."""
     wrong = np.isin(images.firsts, images.firsts[_contradicting(images)])
-    return _leave_out(key, images, dict.fromkeys(np.flatnonzero(wrong).tolist(), "there are copies of it under two labels"))
+    return _leave_out(
+        key,
+        images,
+        dict.fromkeys(np.flatnonzero(wrong).tolist(), "there are copies of it under two labels"),
+    )
 
 
 def _once(key: str, images: ImageSet) -> ImageSet:
@@ -156,5 +181,7 @@ def _leave_out(key: str, images: ImageSet, reasons: Mapping[int, str]) -> ImageS
     names = images.names
     told = tuple(f"{names[index]}: {reason}" for index, reason in reasons.items())
     if not kept.size:
-        raise UserError(f"{key}: expected images that are nowhere else, found only copies, the first is {told[0]}; add others")
+        raise UserError(
+            f"{key}: expected images that are nowhere else, found only copies, the first is {told[0]}; add others"
+        )
     return replace(images.take(kept), skipped=images.skipped + told)

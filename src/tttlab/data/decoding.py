@@ -13,7 +13,9 @@ _WHITE = (255, 255, 255, 255)
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
-def to_square(picture: Image.Image | Path | BinaryIO, size: int, depth: int | None = None) -> np.ndarray:
+def to_square(
+    picture: Image.Image | Path | BinaryIO, size: int, depth: int | None = None
+) -> np.ndarray:
     """Decode, turn upright, convert to RGB, resize the shorter side to ``size`` and crop the centre.
 
     Bicubic with antialiasing. Transparent pixels are laid on white. Grey of more than eight bits keeps the upper eight of
@@ -40,7 +42,9 @@ def to_square(picture: Image.Image | Path | BinaryIO, size: int, depth: int | No
     side = min(upright.size)
     left, top = (upright.width - side) / 2, (upright.height - side) / 2
     box = (left, top, left + side, top + side)
-    return np.asarray(upright.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+    return np.asarray(
+        upright.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    )
 
 
 def why_unreadable(error: Exception) -> str:
@@ -59,5 +63,7 @@ def _to_rgb(image: Image.Image, samples: Samples, depth: int | None) -> Image.Im
     samples.check_colours(image, depth)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         colours = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", colours.size, _WHITE), colours).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", colours.size, _WHITE), colours).convert(
+            "RGB"
+        )
     return image.convert("RGB")

@@ -85,7 +85,9 @@ class Samples(NamedTuple):
         """
         if self.bits <= 8 or 16 in (declared, self.recorded, self.significant):
             return
-        largest = max(image.getchannel(band).getextrema()[1] for band in image.getbands() if band not in "AaX")
+        largest = max(
+            image.getchannel(band).getextrema()[1] for band in image.getbands() if band not in "AaX"
+        )
         if largest < 128:
             raise UnknownScale(
                 "16-bit colours of which none reaches the upper half of the range, so that they may have been "
@@ -97,7 +99,12 @@ def read_samples(image: Image.Image) -> Samples:
     """Read what a file says of its values, before it is decoded."""
     tile = next(iter(getattr(image, "tile", ())), (None,) * 4)
     arguments = (tile[3],) if isinstance(tile[3], str) else tuple(tile[3] or ())
-    bits = 16 if image.mode.startswith("I;16") or any(";16" in str(argument) for argument in arguments[:1]) else 8
+    bits = (
+        16
+        if image.mode.startswith("I;16")
+        or any(";16" in str(argument) for argument in arguments[:1])
+        else 8
+    )
     if image.format == "PNG" and bits == 16 and image.fp:
         return Samples(bits, significant=_significant_bits(image.fp))
     if image.format == "TIFF":
@@ -141,5 +148,8 @@ def _significant_bits(file: BinaryIO) -> int | None:
 def _may_be_scaled(grey: np.ndarray, bits: int) -> bool:
     """Whether values may have been scaled from so many bits to 16: by zeros below them, or to the nearest."""
     original = grey >> (16 - bits)
-    zeros, nearest = original << (16 - bits), np.round(original * (65535 / (2**bits - 1))).astype(np.int64)
+    zeros, nearest = (
+        original << (16 - bits),
+        np.round(original * (65535 / (2**bits - 1))).astype(np.int64),
+    )
     return bool(((grey == zeros) | (grey == nearest)).all())

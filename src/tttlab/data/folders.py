@@ -11,7 +11,19 @@ from tttlab.config.names import is_own, nfc
 from tttlab.data.pixels import Place
 from tttlab.errors import UserError
 
-SUFFIXES = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 
 
 class Found(NamedTuple):
@@ -55,7 +67,9 @@ def list_folder(root: Path, apart: bool) -> Found:
     return Found(names, {top.name for top in tops}, places, tuple(sorted(ignored)))
 
 
-def _below(root: Path, tops: Sequence[Path], above: set[tuple[int, int]], apart: bool) -> Iterator[str]:
+def _below(
+    root: Path, tops: Sequence[Path], above: set[tuple[int, int]], apart: bool
+) -> Iterator[str]:
     """Yield the names below the root of all files in some first-level folders, each for itself or all as one."""
     for starts in [[top] for top in tops] if apart else [tops]:
         for folder, files in _walk(starts, set(above)):

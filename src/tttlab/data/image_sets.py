@@ -48,7 +48,10 @@ class ImageSet:
     @property
     def names(self) -> list[str]:
         """What a person can find each image by: its path, else its id."""
-        return [path or image_id for path, image_id in zip(self.paths or self.image_ids, self.image_ids, strict=True)]
+        return [
+            path or image_id
+            for path, image_id in zip(self.paths or self.image_ids, self.image_ids, strict=True)
+        ]
 
     @cached_property
     def hashes(self) -> tuple[str, ...]:
@@ -59,7 +62,10 @@ class ImageSet:
     def firsts(self) -> np.ndarray:
         """``(N,)`` int64: the index of the first image with the same pixels, as a rule the image itself."""
         places: dict[str, int] = {}
-        return np.array([places.setdefault(pixels, index) for index, pixels in enumerate(self.hashes)], dtype=np.int64)
+        return np.array(
+            [places.setdefault(pixels, index) for index, pixels in enumerate(self.hashes)],
+            dtype=np.int64,
+        )
 
     @property
     def packed(self) -> bool:
@@ -69,7 +75,12 @@ class ImageSet:
     def take(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
         """Choose some images, in the given order; pixels that are read in place stay where they are, others are copied."""
         indices = np.asarray(indices, dtype=np.int64)
-        return self._choose(indices, np.ascontiguousarray(self.pixels[indices]) if self.packed else self.pixels.take(indices))
+        return self._choose(
+            indices,
+            np.ascontiguousarray(self.pixels[indices])
+            if self.packed
+            else self.pixels.take(indices),
+        )
 
     def view(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
         """Choose some images, in the given order, without a copy: whatever their pixels are, they stay where they are."""
@@ -110,13 +121,17 @@ class ImageSet:
         else:
             np.save(folder / "pixels.npy", self.pixels)
         pq.write_table(pa.table(columns), folder / "index.parquet")
-        (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "meta.json").write_text(
+            json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "ImageSet":
         """Open what `save` wrote; the pixels stay where they are until they are used."""
         if not (folder / "meta.json").exists():
-            raise UserError(f"{folder}: expected an image set, found none; run the stage prepare first")
+            raise UserError(
+                f"{folder}: expected an image set, found none; run the stage prepare first"
+            )
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         index = pq.read_table(folder / "index.parquet").to_pydict()
         if size := meta.get("read_in_place"):
@@ -162,7 +177,9 @@ def check_classes(found: Sequence[str], classes: Sequence[str], key: str) -> Non
 
 def align_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:
     """Renumber the labels so that they count along ``classes``, matching by name; what has no labels stays without."""
-    places = np.array([*map(classes.index, images.classes), -1], dtype=np.int64)  # a label of -1 reads the last
+    places = np.array(
+        [*map(classes.index, images.classes), -1], dtype=np.int64
+    )  # a label of -1 reads the last
     return replace(images, labels=places[images.labels], classes=tuple(classes))
 
 

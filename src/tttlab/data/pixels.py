@@ -48,7 +48,9 @@ class Lazy:
         look: makes the pixels ``(n, S, S, 3)`` of the images with some numbers ``(n,)``.
     """
 
-    def __init__(self, shape: tuple[int, int, int, int], look: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int, int], look: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
         self.shape, self._look = shape, look
 
     def __len__(self) -> int:
@@ -78,7 +80,9 @@ class InPlace:
         depth: bits that were recorded of a pixel, of images with more than eight; None: what each file says.
     """
 
-    def __init__(self, places: Sequence[Place], hashes: Sequence[str], size: int, depth: int | None = None) -> None:
+    def __init__(
+        self, places: Sequence[Place], hashes: Sequence[str], size: int, depth: int | None = None
+    ) -> None:
         self.places, self.hashes = tuple(places), tuple(hashes)
         self.shape, self.depth = (len(self.places), size, size, 3), depth
 
@@ -93,7 +97,9 @@ class InPlace:
             pixels[place] = self._decode(int(wanted.flat[place]))
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, told when the sets were prepared
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow's remarks on odd metadata, told when the sets were prepared
             if wanted.size == 1:
                 fill(0)
             else:
@@ -109,7 +115,9 @@ class InPlace:
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "InPlace":
         """Choose some images, in the given order, without looking at them."""
-        places, hashes = ([known[index] for index in indices] for known in (self.places, self.hashes))
+        places, hashes = (
+            [known[index] for index in indices] for known in (self.places, self.hashes)
+        )
         return InPlace(places, hashes, self.shape[1], self.depth)
 
     def _decode(self, index: int) -> np.ndarray:

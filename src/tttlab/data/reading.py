@@ -21,7 +21,9 @@ from tttlab.errors import UserError
 PACK_BELOW = 1024  # MiB
 
 
-def gather(source: Source, spec: ImageSpec, which: str, image_size: int, seed: int, **settings: Any) -> ImageSet:
+def gather(
+    source: Source, spec: ImageSpec, which: str, image_size: int, seed: int, **settings: Any
+) -> ImageSet:
     """Collect one image set from its source.
 
     Args:
@@ -36,14 +38,26 @@ def gather(source: Source, spec: ImageSpec, which: str, image_size: int, seed: i
         UserError: there are no images, or a file is unreadable and must not be.
     """
     chosen = take_part(source, spec.part, seed, f"{spec.source}/{spec.split}")
-    groups = source.groups[chosen] if source.labeled and which != "unlabeled" else np.zeros(len(chosen), dtype=np.int64)
+    groups = (
+        source.groups[chosen]
+        if source.labeled and which != "unlabeled"
+        else np.zeros(len(chosen), dtype=np.int64)
+    )
     names = [source.image_ids[index] for index in chosen]
     chosen = chosen[balanced_subset(names, groups, spec.limit, seed, "limit")]
     if not len(chosen):
-        raise UserError(f"data.{which}.part: {list(spec.part)} of {len(source.image_ids)} images is none; widen it")
-    origin = " ".join(str(part) for part in (spec.source, spec.root, spec.split) if part is not None)
+        raise UserError(
+            f"data.{which}.part: {list(spec.part)} of {len(source.image_ids)} images is none; widen it"
+        )
+    origin = " ".join(
+        str(part) for part in (spec.source, spec.root, spec.split) if part is not None
+    )
     images = read_images(source, chosen, f"data.{which}", image_size, origin, **settings)
-    return images if which != "unlabeled" else replace(images, labels=np.full(len(images), -1, np.int64), classes=())
+    return (
+        images
+        if which != "unlabeled"
+        else replace(images, labels=np.full(len(images), -1, np.int64), classes=())
+    )
 
 
 def read_images(
@@ -75,7 +89,9 @@ def read_images(
         UserError: a file is unreadable and must not be, or all are, or nothing says which of its values is white.
     """
     mebibytes = len(chosen) * image_size * image_size * 3 / 2**20
-    in_place = mebibytes >= pack_below and len(chosen) and isinstance(source.read(int(chosen[0])), Place)
+    in_place = (
+        mebibytes >= pack_below and len(chosen) and isinstance(source.read(int(chosen[0])), Place)
+    )
     decoded = _decode(source, chosen, image_size, depth, workers, key, keep=not in_place)
     good = np.array([reason is None for reason in decoded.reasons], dtype=bool)
     skipped = tuple(
@@ -84,15 +100,24 @@ def read_images(
         if reason is not None
     )
     _check_readable(skipped, len(chosen), key, unreadable)
-    skipped += tuple(f"{name}: its name does not end like an image's that can be read" for name in source.ignored)
+    skipped += tuple(
+        f"{name}: its name does not end like an image's that can be read" for name in source.ignored
+    )
     chosen = chosen[good]
     if in_place:
-        pixels = InPlace([source.read(int(index)) for index in chosen], [h for h in decoded.hashes if h], image_size, depth)
+        pixels = InPlace(
+            [source.read(int(index)) for index in chosen],
+            [h for h in decoded.hashes if h],
+            image_size,
+            depth,
+        )
     else:
         pixels = decoded.pixels if good.all() else decoded.pixels[good]
     return ImageSet(
         pixels=pixels,
-        labels=source.groups[chosen] if source.labeled else np.full(len(chosen), -1, dtype=np.int64),
+        labels=source.groups[chosen]
+        if source.labeled
+        else np.full(len(chosen), -1, dtype=np.int64),
         image_ids=tuple(source.image_ids[index] for index in chosen),
         classes=source.classes if source.labeled else (),
         paths=tuple(source.paths[index] for index in chosen),
@@ -109,7 +134,15 @@ class _Decoded(NamedTuple):
     reasons: list[str | None]
 
 
-def _decode(source: Source, chosen: np.ndarray, size: int, depth: int | None, workers: int, key: str, keep: bool) -> _Decoded:
+def _decode(
+    source: Source,
+    chosen: np.ndarray,
+    size: int,
+    depth: int | None,
+    workers: int,
+    key: str,
+    keep: bool,
+) -> _Decoded:
     """Decode in threads (Pillow works outside the interpreter's lock)."""
     pixels = np.zeros((len(chosen) if keep else 0, size, size, 3), dtype=np.uint8)
     hashes = [""] * len(chosen)
@@ -120,7 +153,9 @@ def _decode(source: Source, chosen: np.ndarray, size: int, depth: int | None, wo
             square = to_square(found.open() if isinstance(found, Place) else found, size, depth)
         except UnknownScale as error:  # readable, so never skipped
             index = int(chosen[place])
-            raise UserError(f"{key}: {source.paths[index] or source.image_ids[index]}: {error}") from error
+            raise UserError(
+                f"{key}: {source.paths[index] or source.image_ids[index]}: {error}"
+            ) from error
         except Exception as error:  # damaged files fail in every way there is
             return why_unreadable(error)
         if keep:
@@ -131,7 +166,13 @@ def _decode(source: Source, chosen: np.ndarray, size: int, depth: int | None, wo
 
     with warnings.catch_warnings(), ThreadPoolExecutor(max(workers, 1)) as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-        places = tqdm(pool.map(decode, range(len(chosen))), f"decode {key}", len(chosen), disable=None, unit="image")
+        places = tqdm(
+            pool.map(decode, range(len(chosen))),
+            f"decode {key}",
+            len(chosen),
+            disable=None,
+            unit="image",
+        )
         return _Decoded(pixels, hashes, list(places))
 
 

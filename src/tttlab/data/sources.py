@@ -57,7 +57,9 @@ def open_source(spec: ImageSpec, which: str, downloads: Path) -> Source:
     kind = spec.source.partition("/")[0]
     if kind in ("sklearn", "torch", "hfds"):
         source = _digits() if kind == "sklearn" else _named(spec, which, downloads)
-        return source if getattr(spec, "labels", "auto") == "auto" else replace(source, labeled=False)
+        return (
+            source if getattr(spec, "labels", "auto") == "auto" else replace(source, labeled=False)
+        )
     root = spec.root / spec.split if spec.split else spec.root
     labels = {"unlabeled": "none", "labeled": "folders"}.get(which) or spec.labels
     found = list_folder(root, apart=labels != "none") if kind == "folder" else _tar(root, which)
@@ -78,8 +80,14 @@ def by_class(found: Found, key: str, root: Path, labels: str) -> Source:
         UserError: there is no image, a name is not UTF-8, an image lies outside the class folders, or one of these is empty.
     """
     if not found.names:
-        others = f"; what is there, such as {found.ignored[0]}, is of another kind" if found.ignored else ""
-        raise UserError(f"{key}: expected images ({', '.join(SUFFIXES)}), found none in {root}{others}")
+        others = (
+            f"; what is there, such as {found.ignored[0]}, is of another kind"
+            if found.ignored
+            else ""
+        )
+        raise UserError(
+            f"{key}: expected images ({', '.join(SUFFIXES)}), found none in {root}{others}"
+        )
     _check_encoding(found, key)
     normal = [nfc(name) for name in found.names]
     tops = [name.partition("/")[0] if "/" in name else "" for name in normal]
@@ -90,9 +98,13 @@ def by_class(found: Found, key: str, root: Path, labels: str) -> Source:
     numbers = {name: index for index, name in enumerate(classes)}
     groups = np.array([numbers[top] for top in tops], dtype=np.int64)
     times = Counter(normal)
-    image_ids = tuple(own if times[name] > 1 else name for own, name in zip(found.names, normal, strict=True))
+    image_ids = tuple(
+        own if times[name] > 1 else name for own, name in zip(found.names, normal, strict=True)
+    )
     paths = tuple(map(str, found.places))
-    return Source(image_ids, paths, groups, classes, found.places.__getitem__, labeled, found.ignored)
+    return Source(
+        image_ids, paths, groups, classes, found.places.__getitem__, labeled, found.ignored
+    )
 
 
 def _check_encoding(found: Found, key: str) -> None:
@@ -105,11 +117,15 @@ def _check_encoding(found: Found, key: str) -> None:
 def _check_classes(tops: list[str], found: Found, key: str, root: Path) -> None:
     if "" in tops:
         loose = found.names[tops.index("")]
-        raise UserError(f"{key}: expected <class>/<image> in {root}, found {loose} outside any class folder")
+        raise UserError(
+            f"{key}: expected <class>/<image> in {root}, found {loose} outside any class folder"
+        )
     empty = sorted(set(map(nfc, found.folders)) - set(tops))
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-        raise UserError(f"{key}: the class {empty[0]!r} in {root} holds no image{more}; fill or remove it")
+        raise UserError(
+            f"{key}: the class {empty[0]!r} in {root} holds no image{more}; fill or remove it"
+        )
 
 
 def _tar(root: Path, which: str) -> Found:
@@ -118,9 +134,15 @@ def _tar(root: Path, which: str) -> Found:
     A folder that wraps everything in a file is passed over. In a folder of files, an image that lies in no folder
     belongs to the class named like its file.
     """
-    archives = [root] if root.is_file() else sorted(file for file in root.glob("*.tar") if is_own(file.name))
+    archives = (
+        [root]
+        if root.is_file()
+        else sorted(file for file in root.glob("*.tar") if is_own(file.name))
+    )
     if not archives:
-        raise UserError(f"data.{which}.root: expected a tar file or a folder of them, found no .tar in {root}")
+        raise UserError(
+            f"data.{which}.root: expected a tar file or a folder of them, found no .tar in {root}"
+        )
     entries: dict[str, tuple[Path, tarfile.TarInfo]] = {}
     tops: set[str] = set()
     for archive in archives:
@@ -131,7 +153,10 @@ def _tar(root: Path, which: str) -> Found:
             shard = f"{top}/{archive.stem}/{rest}" if slash else f"{archive.stem}/{name}"
             entries[name if root.is_file() else shard] = archive, member
     names = sorted(entries, key=lambda name: (nfc(name), name))
-    places = [Place(str(archive), member.name, member.offset_data, member.size) for archive, member in map(entries.get, names)]
+    places = [
+        Place(str(archive), member.name, member.offset_data, member.size)
+        for archive, member in map(entries.get, names)
+    ]
     return Found(names, tops, places)
 
 
@@ -139,13 +164,25 @@ def _members(archive: Path, which: str) -> tuple[dict[str, tarfile.TarInfo], set
     """Read a tar file's table: name → image, and the first-level folders, both below a folder that wraps everything."""
     try:
         with tarfile.open(archive, "r:") as file:
-            members = {PurePosixPath(member.name).as_posix(): member for member in file.getmembers()}
+            members = {
+                PurePosixPath(member.name).as_posix(): member for member in file.getmembers()
+            }
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"data.{which}.root: expected an uncompressed tar file, found {archive} ({error})") from error
-    members = {name: member for name, member in members.items() if all(is_own(part) for part in PurePosixPath(name).parts)}
-    images = {name: member for name, member in members.items() if member.isfile() and is_image(name)}
+        raise UserError(
+            f"data.{which}.root: expected an uncompressed tar file, found {archive} ({error})"
+        ) from error
+    members = {
+        name: member
+        for name, member in members.items()
+        if all(is_own(part) for part in PurePosixPath(name).parts)
+    }
+    images = {
+        name: member for name, member in members.items() if member.isfile() and is_image(name)
+    }
     folders = {name for name, member in members.items() if member.isdir()}
-    while len({name.partition("/")[0] for name in images}) == 1 and all(name.count("/") > 1 for name in images):
+    while len({name.partition("/")[0] for name in images}) == 1 and all(
+        name.count("/") > 1 for name in images
+    ):
         images = {name.partition("/")[2]: member for name, member in images.items()}
         folders = {name.partition("/")[2] for name in folders}
     return images, {name.partition("/")[0] for name in folders if name not in ("", ".")}
@@ -157,7 +194,9 @@ def _digits() -> Source:
     scaled = np.round(pixels * (255 / 16)).astype(np.uint8)
     names = tuple(f"digits/{index:05d}" for index in range(len(labels)))
     classes = tuple(str(digit) for digit in range(10))
-    return Source(names, ("",) * len(names), labels, classes, lambda index: Image.fromarray(scaled[index]))
+    return Source(
+        names, ("",) * len(names), labels, classes, lambda index: Image.fromarray(scaled[index])
+    )
 
 
 def _digits_table() -> tuple[np.ndarray, np.ndarray]:
@@ -181,24 +220,38 @@ def _named(spec: ImageSpec, which: str, downloads: Path) -> Source:
     root = spec.root or downloads
     root.mkdir(parents=True, exist_ok=True)
     try:
-        dataset = create_dataset(spec.source, root=str(root), split=spec.split, search_split=False, download=True)
+        dataset = create_dataset(
+            spec.source, root=str(root), split=spec.split, search_split=False, download=True
+        )
         reader = getattr(dataset, "reader", None)
         labels, classes = _targets(dataset, reader)
-    except Exception as error:  # each library fails in its own way when there is no network, or no such split
+    except (
+        Exception
+    ) as error:  # each library fails in its own way when there is no network, or no such split
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"data.{which}.source: {spec.source} (split {spec.split}) is not in {root} and cannot be fetched: {reason}"
         ) from error
     if not (labeled := labels.min(initial=0) >= 0):
         if which == "labeled":
-            raise UserError(f"data.{which}.split: {spec.source} has no labels in its split {spec.split!r}; choose another")
+            raise UserError(
+                f"data.{which}.split: {spec.source} has no labels in its split {spec.split!r}; choose another"
+            )
         labels, classes = np.zeros_like(labels), [""]
-    names = tuple(f"{spec.source.partition('/')[2]}/{spec.split}/{index:07d}" for index in range(len(labels)))
+    names = tuple(
+        f"{spec.source.partition('/')[2]}/{spec.split}/{index:07d}" for index in range(len(labels))
+    )
     # timm's ImageDataset puts another image in the place of an unreadable one; its reader does not.
-    read = (lambda index: reader[index][0]) if reader is not None else (lambda index: dataset[index][0])
+    read = (
+        (lambda index: reader[index][0])
+        if reader is not None
+        else (lambda index: dataset[index][0])
+    )
     order = sorted(range(len(classes)), key=classes.__getitem__)
     groups = np.argsort(order)[labels]
-    return Source(names, ("",) * len(names), groups, tuple(classes[index] for index in order), read, labeled)
+    return Source(
+        names, ("",) * len(names), groups, tuple(classes[index] for index in order), read, labeled
+    )
 
 
 def _targets(dataset: Any, reader: Any) -> tuple[np.ndarray, list[str]]:
@@ -208,13 +261,19 @@ def _targets(dataset: Any, reader: Any) -> tuple[np.ndarray, list[str]]:
         names = {index: name for name, index in reader.class_to_idx.items()}
     else:
         targets = getattr(dataset, "targets", None)
-        labels = np.asarray([dataset[index][1] for index in range(len(dataset))] if targets is None else targets)
-        labels = (labels[:, 0] if labels.ndim == 2 else labels).astype(np.int64)  # QMNIST: the class comes first
+        labels = np.asarray(
+            [dataset[index][1] for index in range(len(dataset))] if targets is None else targets
+        )
+        labels = (labels[:, 0] if labels.ndim == 2 else labels).astype(
+            np.int64
+        )  # QMNIST: the class comes first
         names = dict(enumerate(getattr(dataset, "classes", ())))
     count = max(labels.max(initial=-1) + 1, len(names))
     plain = [_plain(names.get(index, index)) for index in range(count)]
     twice = [name for name, times in Counter(plain).items() if times > 1]
-    return labels, [f"{name} {index}" if name in twice else name for index, name in enumerate(plain)]
+    return labels, [
+        f"{name} {index}" if name in twice else name for index, name in enumerate(plain)
+    ]
 
 
 def _plain(name: str | int | Sequence[str]) -> str:

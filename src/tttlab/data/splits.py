@@ -35,12 +35,16 @@ def take_part(source: Source, part: tuple[float, float], seed: int, name: str) -
     ranks = _ranks(source.image_ids, source.groups, seed, "part", name)
     sizes = np.bincount(source.groups, minlength=len(source.classes))
     # A random offset per class: else many classes of one image would all fall into the same part.
-    offsets = np.array([numpy_generator(seed, "offset", name, each).random() for each in source.classes])
+    offsets = np.array(
+        [numpy_generator(seed, "offset", name, each).random() for each in source.classes]
+    )
     places = (ranks + offsets[source.groups]) / sizes[source.groups]
     return np.flatnonzero((part[0] <= places) & (places < part[1]))
 
 
-def balanced_subset(names: Sequence[str], groups: np.ndarray, count: int | None, seed: int, *key: str) -> np.ndarray:
+def balanced_subset(
+    names: Sequence[str], groups: np.ndarray, count: int | None, seed: int, *key: str
+) -> np.ndarray:
     """Choose ``count`` images (None: all), of every group the same number where it has that many, to within one.
 
     A smaller subset is contained in a larger one.
@@ -70,7 +74,9 @@ def split_validation(images: ImageSet, fraction: float, seed: int) -> tuple[Imag
     labels = images.labels[unique]
     sizes = np.bincount(labels, minlength=len(images.classes))
     if len(images.classes) < 2:
-        raise UserError(f"data.labeled: expected at least two classes, found {', '.join(images.classes) or 'none'}")
+        raise UserError(
+            f"data.labeled: expected at least two classes, found {', '.join(images.classes) or 'none'}"
+        )
     if sizes.min() < 2:
         name = images.classes[int(sizes.argmin())]
         raise UserError(

@@ -24,7 +24,9 @@ class Augmentation:
     jitter: float = 0.2
 
 
-def random_views(images: Tensor, generators: Sequence[torch.Generator], count: int, augmentation: Augmentation) -> Tensor:
+def random_views(
+    images: Tensor, generators: Sequence[torch.Generator], count: int, augmentation: Augmentation
+) -> Tensor:
     """Draw ``count`` views of every image.
 
     Args:
@@ -36,13 +38,19 @@ def random_views(images: Tensor, generators: Sequence[torch.Generator], count: i
     Returns:
         ``(B, V, C, H, W)``, bilinear, on the images' device.
     """
-    draws = torch.stack([torch.rand(count, 6, generator=generator) for generator in generators]).to(images)
+    draws = torch.stack([torch.rand(count, 6, generator=generator) for generator in generators]).to(
+        images
+    )
     batch, channels, height, width = images.shape
     grid = F.affine_grid(
-        crop_transforms(draws[..., :4].flatten(0, 1), augmentation), [batch * count, channels, height, width], False
+        crop_transforms(draws[..., :4].flatten(0, 1), augmentation),
+        [batch * count, channels, height, width],
+        False,
     )
     repeated = images.unsqueeze(1).expand(-1, count, -1, -1, -1).flatten(0, 1)
-    views = F.grid_sample(repeated, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    views = F.grid_sample(
+        repeated, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
     views = jitter(views, draws[..., 4:].flatten(0, 1), augmentation.jitter)
     return views.unflatten(0, (batch, count))
 
@@ -58,7 +66,9 @@ def crop_transforms(draws: Tensor, augmentation: Augmentation) -> Tensor:
     A crop of area share ``s`` is a zoom by ``√s`` about a centre that keeps the crop inside the image.
     """
     side = (augmentation.min_scale + (1 - augmentation.min_scale) * draws[:, 0]).sqrt()
-    mirror = torch.where(draws[:, 3] < 0.5, -1.0, 1.0) if augmentation.flip else torch.ones_like(side)
+    mirror = (
+        torch.where(draws[:, 3] < 0.5, -1.0, 1.0) if augmentation.flip else torch.ones_like(side)
+    )
     transforms = torch.zeros(len(draws), 2, 3, dtype=draws.dtype, device=draws.device)
     transforms[:, 0, 0] = side * mirror
     transforms[:, 1, 1] = side
@@ -76,7 +86,9 @@ def jitter(views: Tensor, draws: Tensor, strength: float) -> Tensor:
     return ((views - mean) * contrast + mean) * brightness
 
 
-def random_masks(generators: Sequence[torch.Generator], count: int, patches: int, ratio: float) -> tuple[Tensor, Tensor]:
+def random_masks(
+    generators: Sequence[torch.Generator], count: int, patches: int, ratio: float
+) -> tuple[Tensor, Tensor]:
     """Draw ``count`` random masks per image, as MAE does: a permutation of the patches, the first part kept.
 
     Args:
@@ -89,5 +101,7 @@ def random_masks(generators: Sequence[torch.Generator], count: int, patches: int
         kept ``(B, V, L_keep)`` and hidden ``(B, V, L − L_keep)`` patch numbers in ``[0, L)``.
     """
     kept = min(max(int(patches * (1 - ratio)), 1), patches - 1)
-    order = torch.stack([torch.rand(count, patches, generator=generator) for generator in generators]).argsort(-1)
+    order = torch.stack(
+        [torch.rand(count, patches, generator=generator) for generator in generators]
+    ).argsort(-1)
     return order[..., :kept], order[..., kept:]

@@ -15,7 +15,9 @@ class Reliability(NamedTuple):
     count: np.ndarray
 
 
-def reliability(confidences: np.ndarray, correct: np.ndarray, groups: np.ndarray, num_groups: int) -> Reliability:
+def reliability(
+    confidences: np.ndarray, correct: np.ndarray, groups: np.ndarray, num_groups: int
+) -> Reliability:
     """Gather the rows of every group in bins of the confidence, ``(m/15, (m+1)/15]``.
 
     Args:
@@ -31,7 +33,8 @@ def reliability(confidences: np.ndarray, correct: np.ndarray, groups: np.ndarray
     cell = groups * NUM_BINS + np.digitize(confidences, inner_edges, right=True)
     size = num_groups * NUM_BINS
     count, confidence, right = (
-        np.bincount(cell, weights, size).reshape(num_groups, NUM_BINS) for weights in (None, confidences, correct)
+        np.bincount(cell, weights, size).reshape(num_groups, NUM_BINS)
+        for weights in (None, confidences, correct)
     )
     with np.errstate(invalid="ignore"):
         return Reliability(confidence / count, right / count, count)

@@ -14,10 +14,16 @@ from tttlab.seeding import numpy_generator
 
 TABLES = ("steps", "tuning", "alignment", "correlations")
 RESAMPLES = 999
-LABEL_FREE = ("loss_first", "source_confidence", "distance")  # known before adapting, and without a label
+LABEL_FREE = (
+    "loss_first",
+    "source_confidence",
+    "distance",
+)  # known before adapting, and without a label
 
 
-def read(predictions: pd.DataFrame, steps: Path, aligned: Path, seed: int) -> dict[str, pd.DataFrame]:
+def read(
+    predictions: pd.DataFrame, steps: Path, aligned: Path, seed: int
+) -> dict[str, pd.DataFrame]:
     """Make those of `TABLES` for which one run left what they need.
 
     Args:
@@ -32,7 +38,10 @@ def read(predictions: pd.DataFrame, steps: Path, aligned: Path, seed: int) -> di
         found |= {"steps": along_steps(table), "tuning": choices(table)}
     if len(gradients := pd.read_parquet(aligned)):
         joined = join_alignment(predictions, gradients)
-        found |= {"alignment": alignment_by_shift(joined), "correlations": correlations(joined, seed)}
+        found |= {
+            "alignment": alignment_by_shift(joined),
+            "correlations": correlations(joined, seed),
+        }
     return found
 
 
@@ -76,20 +85,33 @@ def choices(steps: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     first = labeled.groupby(["image_id", "shift"], sort=False).first().reset_index()
     right = (first["source_prediction"] == first["label"]).groupby(first["shift"] == "clean").mean()
-    none = {"choice": "none", "settings": "", "step": 0, "accuracy": right[False], "clean_accuracy": right.get(True, np.nan)}
+    none = {
+        "choice": "none",
+        "settings": "",
+        "step": 0,
+        "accuracy": right[False],
+        "clean_accuracy": right.get(True, np.nan),
+    }
     curves = along_steps(labeled)
     used = curves[curves["used"]].set_index("setting")
     rows = [none]
     for choice in ("default", "tuned") if "tuned" in used.index else ("default",):
         name = choice if choice in used.index else "tuned"  # the default was what tuning chose
         if name in used.index:
-            rows.append({"choice": choice, **used.loc[name, ["settings", "step", "accuracy", "clean_accuracy"]]})
+            rows.append(
+                {
+                    "choice": choice,
+                    **used.loc[name, ["settings", "step", "accuracy", "clean_accuracy"]],
+                }
+            )
     best = curves.loc[curves["accuracy"].idxmax()]
     rows.append({"choice": "oracle", **best[["settings", "step", "accuracy", "clean_accuracy"]]})
     table = pd.DataFrame(rows)
     table["gain"] = table["accuracy"] - none["accuracy"]
     table["clean_change"] = table["clean_accuracy"] - none["clean_accuracy"]
-    return table.drop(columns="clean_accuracy").assign(n=labeled.loc[labeled["shift"] != "clean", "image_id"].nunique())
+    return table.drop(columns="clean_accuracy").assign(
+        n=labeled.loc[labeled["shift"] != "clean", "image_id"].nunique()
+    )
 
 
 def join_alignment(predictions: pd.DataFrame, aligned: pd.DataFrame) -> pd.DataFrame:
@@ -113,7 +135,9 @@ def alignment_by_shift(joined: pd.DataFrame) -> pd.DataFrame:
     table = groups[columns].mean().assign(n=groups.size())
     count, spread = groups["cosine"].count(), groups["cosine"].sem()
     reach = spread * stats.t.ppf(0.975, (count - 1).clip(lower=1))
-    return table.assign(cosine_low=table["cosine"] - reach, cosine_high=table["cosine"] + reach).reset_index()
+    return table.assign(
+        cosine_low=table["cosine"] - reach, cosine_high=table["cosine"] + reach
+    ).reset_index()
 
 
 def correlations(joined: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -128,7 +152,14 @@ def correlations(joined: pd.DataFrame, seed: int) -> pd.DataFrame:
         seed: of the resampling.
     """
     shifted = joined[joined["shift"] != "clean"]
-    signals = ["cosine", "loss_first", "loss_change", "source_confidence", "confidence_change", "distance"]
+    signals = [
+        "cosine",
+        "loss_first",
+        "loss_change",
+        "source_confidence",
+        "confidence_change",
+        "distance",
+    ]
     rows = []
     for signal in signals:
         finite = shifted[np.isfinite(shifted[signal])]
@@ -141,7 +172,16 @@ def correlations(joined: pd.DataFrame, seed: int) -> pd.DataFrame:
             else:
                 rho, p = clustered_spearman(known[signal], known["gain"], known["image_id"], seed)
             label_free = signal in LABEL_FREE
-            rows.append({"level": level, "signal": signal, "label_free": label_free, "spearman": rho, "p": p, "n": len(known)})
+            rows.append(
+                {
+                    "level": level,
+                    "signal": signal,
+                    "label_free": label_free,
+                    "spearman": rho,
+                    "p": p,
+                    "n": len(known),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -150,10 +190,14 @@ def permuted_spearman(one: pd.Series, other: pd.Series, seed: int) -> tuple[floa
     x, y = (stats.zscore(stats.rankdata(values)) for values in (one, other))
     drawn = numpy_generator(seed, "permutation").permuted(np.tile(y, (RESAMPLES, 1)), axis=1)
     rho = float((x * y).mean())
-    return rho, float((1 + (np.abs(drawn @ x) / len(x) >= abs(rho) - 1e-12).sum()) / (1 + RESAMPLES))
+    return rho, float(
+        (1 + (np.abs(drawn @ x) / len(x) >= abs(rho) - 1e-12).sum()) / (1 + RESAMPLES)
+    )
 
 
-def clustered_spearman(one: pd.Series, other: pd.Series, clusters: pd.Series, seed: int) -> tuple[float, float]:
+def clustered_spearman(
+    one: pd.Series, other: pd.Series, clusters: pd.Series, seed: int
+) -> tuple[float, float]:
     """Spearman's rank correlation of rows that come in clusters, with a p-value that resamples whole clusters.
 
     Returns:
@@ -171,7 +215,9 @@ def clustered_spearman(one: pd.Series, other: pd.Series, clusters: pd.Series, se
     rho = float(pearson(sums.sum(0, keepdims=True))[0])
     if len(names) < 2:
         return rho, float("nan")
-    weights = numpy_generator(seed, "correlation").multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
+    weights = numpy_generator(seed, "correlation").multinomial(
+        len(names), np.full(len(names), 1 / len(names)), RESAMPLES
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = np.nanstd(pearson(weights @ sums))
     return rho, float(2 * stats.norm.sf(abs(rho) / spread)) if spread > 0 else 1.0

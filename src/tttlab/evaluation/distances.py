@@ -28,7 +28,9 @@ class Gaussian(NamedTuple):
 # --- divisions of a pooled sample ----------------------------------------------------------------------------------
 
 
-def divisions(reference: int, target: int, permutations: int = 0, generator: np.random.Generator | None = None) -> np.ndarray:
+def divisions(
+    reference: int, target: int, permutations: int = 0, generator: np.random.Generator | None = None
+) -> np.ndarray:
     """Say who belongs to the reference, in the samples as they are and after permuting who is who.
 
     Args:
@@ -101,8 +103,13 @@ def kl_gaussians(target: Gaussian, reference: Gaussian) -> float:
     """Compute KL(target ‖ reference), nats: how surprising the target is to who expects the reference."""
     difference = target.mean - reference.mean
     ratio = np.linalg.solve(reference.covariance, np.column_stack([target.covariance, difference]))
-    logarithms = np.linalg.slogdet(reference.covariance)[1] - np.linalg.slogdet(target.covariance)[1]
-    return float(np.trace(ratio[:, :-1]) + difference @ ratio[:, -1] - len(difference) + logarithms) / 2
+    logarithms = (
+        np.linalg.slogdet(reference.covariance)[1] - np.linalg.slogdet(target.covariance)[1]
+    )
+    return (
+        float(np.trace(ratio[:, :-1]) + difference @ ratio[:, -1] - len(difference) + logarithms)
+        / 2
+    )
 
 
 def wasserstein_gaussians(first: Gaussian, second: Gaussian) -> float:
@@ -116,7 +123,11 @@ def wasserstein_gaussians(first: Gaussian, second: Gaussian) -> float:
     values, vectors = np.linalg.eigh(first.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     common = np.linalg.eigvalsh(root @ second.covariance @ root)
-    spread = np.trace(first.covariance) + np.trace(second.covariance) - 2 * np.sqrt(np.maximum(common, 0)).sum()
+    spread = (
+        np.trace(first.covariance)
+        + np.trace(second.covariance)
+        - 2 * np.sqrt(np.maximum(common, 0)).sum()
+    )
     return float(np.sqrt(max(np.sum((first.mean - second.mean) ** 2) + spread, 0)))
 
 
@@ -168,7 +179,9 @@ def draw_directions(dimension: int, count: int, generator: np.random.Generator) 
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def sliced_wasserstein(features: np.ndarray, members: np.ndarray, directions: np.ndarray) -> np.ndarray:
+def sliced_wasserstein(
+    features: np.ndarray, members: np.ndarray, directions: np.ndarray
+) -> np.ndarray:
     """Average the 1-Wasserstein distance of the samples' projections over directions, in feature units.
 
     On a line that distance is ∫ |F − G|, so that one sorting per direction serves all divisions.
@@ -185,7 +198,9 @@ def sliced_wasserstein(features: np.ndarray, members: np.ndarray, directions: np
         Bonneel et al., Journal of Mathematical Imaging and Vision 2015 (for the 2-Wasserstein distance).
     """
     sizes = members.sum(axis=1, keepdims=True)
-    weights = np.where(members, 1 / sizes, -1 / (members.shape[1] - sizes)).astype(np.float32).T.copy()
+    weights = (
+        np.where(members, 1 / sizes, -1 / (members.shape[1] - sizes)).astype(np.float32).T.copy()
+    )
     total = np.zeros(len(members))
     for projection in directions @ features.T:
         order = np.argsort(projection, kind="stable")
@@ -210,14 +225,18 @@ def mmd(features: np.ndarray, members: np.ndarray) -> np.ndarray:
         Gretton et al., JMLR 2012, equation 3 and section 8 (the median).
     """
     lengths = pdist(features)
-    kernel = squareform(np.exp(-((lengths / (np.median(lengths) or 1.0)) ** 2) / 2))  # zero diagonal: no image meets itself
+    kernel = squareform(
+        np.exp(-((lengths / (np.median(lengths) or 1.0)) ** 2) / 2)
+    )  # zero diagonal: no image meets itself
     inside = members.astype(float)
     met = inside @ kernel
     size, other = inside.sum(axis=1), (1 - inside).sum(axis=1)
     within, total = np.sum(met * inside, axis=1), kernel.sum()
     between = met.sum(axis=1) - within
     beyond = total - within - 2 * between
-    return within / (size * (size - 1)) + beyond / (other * (other - 1)) - 2 * between / (size * other)
+    return (
+        within / (size * (size - 1)) + beyond / (other * (other - 1)) - 2 * between / (size * other)
+    )
 
 
 def confidence_drop(confidences: np.ndarray, members: np.ndarray) -> np.ndarray:

@@ -12,7 +12,9 @@ from scipy.special import stdtrit  # and not scipy.stats, whose import takes hal
 
 CONFIDENCE = 0.95
 NARROWEST = 0.5  # of the width with the networks held fixed: a difference of mean squares can come out as nothing by chance
-PSEUDO_IMAGES = 2  # one helped and one hurt: without them an interval from no flips at all has no width
+PSEUDO_IMAGES = (
+    2  # one helped and one hurt: without them an interval from no flips at all has no width
+)
 
 
 def gain_interval(
@@ -42,12 +44,16 @@ def gain_interval(
     (image, names), (network, trained) = pd.factorize(images), pd.factorize(seeds)
     shape = (len(names), len(trained), num_groups)
     cell = np.ravel_multi_index((image, network, groups), shape)
-    sums, counts = (np.bincount(cell, weights, np.prod(shape)).reshape(shape) for weights in (differences, None))
+    sums, counts = (
+        np.bincount(cell, weights, np.prod(shape)).reshape(shape) for weights in (differences, None)
+    )
     flips = np.bincount(groups, np.abs(differences), num_groups)
     return crossed_interval(sums, counts.astype(float), flips, confidence)
 
 
-def crossed_interval(sums: np.ndarray, counts: np.ndarray, flips: np.ndarray, confidence: float = CONFIDENCE) -> np.ndarray:
+def crossed_interval(
+    sums: np.ndarray, counts: np.ndarray, flips: np.ndarray, confidence: float = CONFIDENCE
+) -> np.ndarray:
     """Find the interval from cells of images × seeds, all groups at once.
 
     With n images, S seeds and mean squares M of the two-way layout, the variance of the mean is
@@ -71,7 +77,9 @@ def crossed_interval(sums: np.ndarray, counts: np.ndarray, flips: np.ndarray, co
         Survey Methodology 24 (1998): the effective number of observations.
     """
     num_images, num_seeds = (counts.any(axis=axis).sum(axis=0).astype(float) for axis in (1, 0))
-    with np.errstate(invalid="ignore", divide="ignore"):  # groups with one image, one seed or nothing, settled below
+    with np.errstate(
+        invalid="ignore", divide="ignore"
+    ):  # groups with one image, one seed or nothing, settled below
         rows = counts.sum(axis=(0, 1))
         mean, flipped = sums.sum(axis=(0, 1)) / rows, flips / rows
         image, seed, error = _variances(sums - mean * counts, rows, num_images, num_seeds)
@@ -83,9 +91,13 @@ def crossed_interval(sums: np.ndarray, counts: np.ndarray, flips: np.ndarray, co
         fixed = ((flipped * effective + PSEUDO_IMAGES) / padded - centre**2) / padded
         image = np.maximum(fixed - error, 0)
         tail = (1 + confidence) / 2
-        image_quantile, seed_quantile = (stdtrit(count - 1, tail) for count in (num_images, num_seeds))
+        image_quantile, seed_quantile = (
+            stdtrit(count - 1, tail) for count in (num_images, num_seeds)
+        )
         weighted = image * image_quantile + np.where(num_seeds > 1, seed * seed_quantile, 0)
-        half = np.fmax(weighted / np.sqrt(image + seed), NARROWEST * image_quantile * np.sqrt(fixed))
+        half = np.fmax(
+            weighted / np.sqrt(image + seed), NARROWEST * image_quantile * np.sqrt(fixed)
+        )
     interval = np.clip([centre - half, centre + half], -1, 1).T
     interval[num_images < 2] = np.nan
     return interval
@@ -100,7 +112,9 @@ def crossed_standard_error(cells: np.ndarray) -> float:
     sizes = np.array([float(rows)]), np.array([float(columns)])
     if min(rows, columns) < 2:
         return float(cells.std(ddof=1) / np.sqrt(cells.size)) if cells.size > 1 else 0.0
-    row, column, error = _variances((cells - mean)[..., None], np.array([float(cells.size)]), *sizes)
+    row, column, error = _variances(
+        (cells - mean)[..., None], np.array([float(cells.size)]), *sizes
+    )
     return float(np.sqrt(max(row[0] - error[0], 0) + column[0]))
 
 

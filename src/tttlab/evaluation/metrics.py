@@ -45,16 +45,31 @@ def summarise(predictions: pd.DataFrame) -> dict[str, Any]:
         predictions: One row per (image, shift, seed); label -1 means unknown.
     """
     part = np.where(predictions["shift"] == "clean", "clean", "shifted")
-    parts = compare(predictions.assign(part=part), ["part"]).set_index("part").reindex(["clean", "shifted"])
+    parts = (
+        compare(predictions.assign(part=part), ["part"])
+        .set_index("part")
+        .reindex(["clean", "shifted"])
+    )
     shifted, tests = predictions[part == "shifted"], shift_tests(predictions)
     significant = tests["mcnemar_holm"] < significance.LEVEL
     names = [f"{name}{end}" for name in ("gain", "training_gain") for end in ("", "_low", "_high")]
-    entry = {name: parts.at["shifted", name] for name in ("accuracy_source", "accuracy_adapted", *names)}
-    entry |= {f"clean_{name}": parts.at["clean", f"accuracy_{name}"] for name in ("source", "adapted")}
-    entry |= {name: parts.at["shifted", name] for name in ("ece_source", "ece_adapted", "wrong_to_right", "right_to_wrong")}
+    entry = {
+        name: parts.at["shifted", name] for name in ("accuracy_source", "accuracy_adapted", *names)
+    }
+    entry |= {
+        f"clean_{name}": parts.at["clean", f"accuracy_{name}"] for name in ("source", "adapted")
+    }
+    entry |= {
+        name: parts.at["shifted", name]
+        for name in ("ece_source", "ece_adapted", "wrong_to_right", "right_to_wrong")
+    }
     entry["changed"] = (shifted["source_prediction"] != shifted["adapted_prediction"]).sum()
     for name, sign in (("shifts_helped", 1), ("shifts_hurt", -1)):
-        entry[name] = (significant & (tests["direction"] == sign)).sum() if tests["mcnemar_p"].notna().any() else None
+        entry[name] = (
+            (significant & (tests["direction"] == sign)).sum()
+            if tests["mcnemar_p"].notna().any()
+            else None
+        )
     entry |= {
         "images": (shifted if len(shifted) else predictions)["image_id"].nunique(),
         "seeds": predictions["seed"].nunique(),
@@ -72,7 +87,9 @@ def summarise(predictions: pd.DataFrame) -> dict[str, Any]:
 def flatten(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Turn an entry of metrics.json into a row of summary.csv: the gate's values as ``gated_<name>``, None as NaN."""
     gated = entry["gated"] or dict.fromkeys(GATED)
-    row = {k: v for k, v in entry.items() if k != "gated"} | {f"gated_{name}": value for name, value in gated.items()}
+    row = {k: v for k, v in entry.items() if k != "gated"} | {
+        f"gated_{name}": value for name, value in gated.items()
+    }
     return {name: np.nan if value is None else value for name, value in row.items()}
 
 
@@ -82,8 +99,21 @@ def by_shift(predictions: pd.DataFrame) -> pd.DataFrame:
     table = compare(predictions, keys).merge(shift_tests(predictions).reset_index(), on="shift")
     place = {name: rank for rank, name in enumerate(table["corruption"].unique())}
     rank = table["corruption"].map(place).where(table["shift"] != "clean", -1)
-    table = table.assign(rank=rank).sort_values(["rank", "severity"], kind="stable", ignore_index=True)
-    return table[[*keys, *TABLE, "mcnemar_p", "mcnemar_holm", "ece_source", "ece_adapted", "distance", "gated_gain"]]
+    table = table.assign(rank=rank).sort_values(
+        ["rank", "severity"], kind="stable", ignore_index=True
+    )
+    return table[
+        [
+            *keys,
+            *TABLE,
+            "mcnemar_p",
+            "mcnemar_holm",
+            "ece_source",
+            "ece_adapted",
+            "distance",
+            "gated_gain",
+        ]
+    ]
 
 
 def by_corruption(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -104,8 +134,16 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
     known = predictions[(predictions["shift"] != "clean") & (predictions["label"] >= 0)]
     parts = []
     for side in ("source", "adapted"):
-        (confidence,), (accuracy,), (count,) = _reliability(known, side, np.zeros(len(known), int), 1)
-        columns = {"with": side, "bin": np.arange(len(count)), "confidence": confidence, "accuracy": accuracy, "n": count}
+        (confidence,), (accuracy,), (count,) = _reliability(
+            known, side, np.zeros(len(known), int), 1
+        )
+        columns = {
+            "with": side,
+            "bin": np.arange(len(count)),
+            "confidence": confidence,
+            "accuracy": accuracy,
+            "n": count,
+        }
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
@@ -117,12 +155,19 @@ def shift_tests(predictions: pd.DataFrame) -> pd.DataFrame:
         Per shift (the index) ``mcnemar_p``, ``mcnemar_holm`` (NaN without labels) and ``direction``, 1 if more images were
         helped than hurt, -1 if fewer, else 0.
     """
-    flips = score(predictions).groupby(["shift", "seed"], sort=False)[FLIPS[:2]].sum(min_count=1).unstack("seed")
+    flips = (
+        score(predictions)
+        .groupby(["shift", "seed"], sort=False)[FLIPS[:2]]
+        .sum(min_count=1)
+        .unstack("seed")
+    )
     helped, hurt = (flips[name].fillna(0).to_numpy() for name in FLIPS[:2])
     known = flips.notna().any(axis=1)
     p_values = np.where(known, significance.mcnemar(helped, hurt), np.nan)
     tests = {"mcnemar_p": p_values, "mcnemar_holm": significance.holm(p_values)}
-    return pd.DataFrame(tests | {"direction": np.sign((helped - hurt).sum(axis=1))}, index=flips.index)
+    return pd.DataFrame(
+        tests | {"direction": np.sign((helped - hurt).sum(axis=1))}, index=flips.index
+    )
 
 
 def compare(predictions: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -170,18 +215,27 @@ def verdict(low: float | None, high: float | None) -> Verdict:
     return "hurt" if high < 0 else "undecided"
 
 
-def _interval(table: pd.DataFrame, name: str, after: str, before: str, codes: pd.Series, num_groups: int) -> np.ndarray:
+def _interval(
+    table: pd.DataFrame, name: str, after: str, before: str, codes: pd.Series, num_groups: int
+) -> np.ndarray:
     """Find the (G, 2) intervals of a gain; without width where not one prediction of the whole table differs."""
     known = table[name].notna()
-    columns = (column[known].to_numpy() for column in (table[name], table["image_id"], table["seed"], codes))
+    columns = (
+        column[known].to_numpy()
+        for column in (table[name], table["image_id"], table["seed"], codes)
+    )
     interval = gain_interval(*columns, num_groups=num_groups)
     identical = (table[f"{after}_prediction"] == table[f"{before}_prediction"]).all()
     return np.where(np.isnan(interval), np.nan, 0) if identical else interval
 
 
-def _reliability(known: pd.DataFrame, side: str, codes: np.ndarray, num_groups: int) -> calibration.Reliability:
+def _reliability(
+    known: pd.DataFrame, side: str, codes: np.ndarray, num_groups: int
+) -> calibration.Reliability:
     correct = (known[f"{side}_prediction"] == known["label"]).to_numpy(float)
-    return calibration.reliability(known[f"{side}_confidence"].to_numpy(float), correct, codes, num_groups)
+    return calibration.reliability(
+        known[f"{side}_confidence"].to_numpy(float), correct, codes, num_groups
+    )
 
 
 def _plain(value: Any) -> float | int | None:

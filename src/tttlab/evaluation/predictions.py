@@ -40,7 +40,9 @@ def read_predictions(path: Path) -> pd.DataFrame:
         UserError: The file is missing, lacks columns, or holds an image twice under one shift and seed.
     """
     if not path.is_file():
-        raise UserError(f"{path}: expected the predictions of a run that params.yaml lists, found no file; run `adapt`")
+        raise UserError(
+            f"{path}: expected the predictions of a run that params.yaml lists, found no file; run `adapt`"
+        )
     predictions = pd.read_parquet(path)
     if missing := [column for column in COLUMNS if column not in predictions.columns]:
         raise UserError(
@@ -61,18 +63,30 @@ def score(predictions: pd.DataFrame) -> pd.DataFrame:
     label, known = predictions["label"], predictions["label"] >= 0
     adapted, source = predictions["adapted_prediction"], predictions["source_prediction"]
     table = predictions.assign(gated_prediction=adapted.where(predictions["gate_open"], source))
-    told = {"source": known, "adapted": known, "untrained": known & predictions["loss_first"].notna().any()}
+    told = {
+        "source": known,
+        "adapted": known,
+        "untrained": known & predictions["loss_first"].notna().any(),
+    }
     told["gated"] = known & has_gate(predictions)
     for side, where in told.items():
-        table[f"accuracy_{side}"] = (table[f"{side}_prediction"] == label).astype(float).where(where)
+        table[f"accuracy_{side}"] = (
+            (table[f"{side}_prediction"] == label).astype(float).where(where)
+        )
     for name, (after, before) in GAINS.items():
         table[name] = table[f"accuracy_{after}"] - table[f"accuracy_{before}"]
     for prefix, name in (("", "gain"), ("gated_", "gated_gain")):
         unknown = table[name].isna()
         table[f"{prefix}wrong_to_right"] = (table[name] > 0).astype(float).mask(unknown)
         table[f"{prefix}right_to_wrong"] = (table[name] < 0).astype(float).mask(unknown)
-    gate_time = predictions["gate_milliseconds"] + predictions["gate_open"] * predictions["milliseconds"]
-    return table.assign(changed=source != adapted, open=predictions["gate_open"].astype(float), gated_milliseconds=gate_time)
+    gate_time = (
+        predictions["gate_milliseconds"] + predictions["gate_open"] * predictions["milliseconds"]
+    )
+    return table.assign(
+        changed=source != adapted,
+        open=predictions["gate_open"].astype(float),
+        gated_milliseconds=gate_time,
+    )
 
 
 def has_gate(predictions: pd.DataFrame) -> bool:

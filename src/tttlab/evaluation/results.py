@@ -66,12 +66,18 @@ class Results:
         summary, adapted = {}, {}
         for model, run in pairs:
             if f"{model}/{run}" not in metrics:
-                raise UserError(f"{outputs / 'metrics.json'}: expected an entry {model}/{run}, found none; run `evaluate`")
+                raise UserError(
+                    f"{outputs / 'metrics.json'}: expected an entry {model}/{run}, found none; run `evaluate`"
+                )
             if model not in sidecars[run]:
-                raise UserError(f"{outputs / 'adapt' / run}.json: expected an entry {model}, found none; run `adapt`")
+                raise UserError(
+                    f"{outputs / 'adapt' / run}.json: expected an entry {model}, found none; run `adapt`"
+                )
             summary[model, run] = metrics[f"{model}/{run}"]
             adapted[model, run] = sidecars[run][model]
-        tables = {name: _read_table(outputs / "tables" / f"{name}.csv") for name in (*REQUIRED, *OPTIONAL)}
+        tables = {
+            name: _read_table(outputs / "tables" / f"{name}.csv") for name in (*REQUIRED, *OPTIONAL)
+        }
         return cls(models, runs, summary, tables, adapted)
 
     @property
@@ -133,7 +139,11 @@ class Results:
         """
         table = self.tables.get(name, pd.DataFrame())
         if not table.empty:
-            where = {"model": list(self.models), **({"run": list(self.runs)} if "run" in table else {}), **where}
+            where = {
+                "model": list(self.models),
+                **({"run": list(self.runs)} if "run" in table else {}),
+                **where,
+            }
         for column, value in where.items() if len(table) else ():
             table = table[table[column].isin(value if isinstance(value, list) else [value])]
         return table
@@ -169,7 +179,9 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def _read_json(path: Path, stage: str) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path}: expected what the stage `{stage}` writes, found no file; run `{stage}`")
+        raise UserError(
+            f"{path}: expected what the stage `{stage}` writes, found no file; run `{stage}`"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -177,5 +189,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     if path.is_file():
         return read_table(path)
     if path.stem in REQUIRED:
-        raise UserError(f"{path}: expected a table that the stage `evaluate` writes, found no file; run `evaluate`")
+        raise UserError(
+            f"{path}: expected a table that the stage `evaluate` writes, found no file; run `evaluate`"
+        )
     return pd.DataFrame()

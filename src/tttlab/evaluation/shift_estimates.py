@@ -70,7 +70,12 @@ def sample_size(reference: int, *targets: int, at_most: int) -> int:
 
 
 def measure(
-    reference: Reference, targets: Mapping[str, Sample], *, seed: int, permutations: int, splits: int = SPLITS
+    reference: Reference,
+    targets: Mapping[str, Sample],
+    *,
+    seed: int,
+    permutations: int,
+    splits: int = SPLITS,
 ) -> pd.DataFrame:
     """Measure all distances from a reference to targets.
 
@@ -133,7 +138,12 @@ def _measure(
 
 
 def compare(
-    reference: Sample, target: Sample, labels: np.ndarray | None = None, *, seed: int, permutations: int = 0
+    reference: Sample,
+    target: Sample,
+    labels: np.ndarray | None = None,
+    *,
+    seed: int,
+    permutations: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Measure all distances between two samples of equal size.
 
@@ -149,17 +159,25 @@ def compare(
     """
     drawn = numpy_generator(seed, "distance", "permutations")
     members = distances.divisions(len(reference.logits), len(target.logits), permutations, drawn)
-    features, logits = (np.concatenate(pair).astype(float) for pair in zip(reference, target, strict=True))
+    features, logits = (
+        np.concatenate(pair).astype(float) for pair in zip(reference, target, strict=True)
+    )
     probabilities = softmax(logits, axis=1)
     fitted = _fitted(*np.split(features, [len(reference.logits)]), seed)
     result = {name: (value, float("nan")) for name, value in fitted.items()}
 
     # What is permuted is scaled by the spread of all: that of the reference would know which images these are.
     pooled = features / distances.feature_scale(features)
-    directions = distances.draw_directions(features.shape[1], DIRECTIONS, numpy_generator(seed, "distance", "directions"))
+    directions = distances.draw_directions(
+        features.shape[1], DIRECTIONS, numpy_generator(seed, "distance", "directions")
+    )
     scaled = features / distances.feature_scale(reference.features.astype(float))
     apart = float(distances.sliced_wasserstein(scaled, members[:1], directions)[0])
-    p = distances.permutation_p(distances.sliced_wasserstein(pooled, members, directions)) if permutations else float("nan")
+    p = (
+        distances.permutation_p(distances.sliced_wasserstein(pooled, members, directions))
+        if permutations
+        else float("nan")
+    )
     result["wasserstein_sliced"] = apart, p
     for name, values in {
         "mmd": distances.mmd(pooled, members),
@@ -168,7 +186,9 @@ def compare(
     }.items():
         result[name] = float(values[0]), distances.permutation_p(values)
     if labels is not None:
-        for name, estimate in zip(ESTIMATES, (estimate_accuracy, estimate_accuracy_atc), strict=True):
+        for name, estimate in zip(
+            ESTIMATES, (estimate_accuracy, estimate_accuracy_atc), strict=True
+        ):
             result[name] = estimate(reference.logits, labels, target.logits), float("nan")
     return result
 
@@ -181,7 +201,9 @@ def _fitted(reference: np.ndarray, target: np.ndarray, seed: int) -> dict[str, f
         "kl_features": distances.kl_gaussians(shifted, source),
         "wasserstein_gaussian": distances.wasserstein_gaussians(source, shifted),
         "fid": distances.fid(reference, target),
-        "classifier_accuracy": distances.classifier_accuracy(reference, target, stream_seed(seed, "distance", "folds")),
+        "classifier_accuracy": distances.classifier_accuracy(
+            reference, target, stream_seed(seed, "distance", "folds")
+        ),
     }
 
 
@@ -223,7 +245,9 @@ def split(reference: Reference, generator: np.random.Generator) -> tuple[np.ndar
 # --- what accuracy to expect -----------------------------------------------------------------------------------------
 
 
-def estimate_accuracy(reference_logits: np.ndarray, labels: np.ndarray, target_logits: np.ndarray) -> float:
+def estimate_accuracy(
+    reference_logits: np.ndarray, labels: np.ndarray, target_logits: np.ndarray
+) -> float:
     """Estimate the target's accuracy: the reference's less the drop of mean confidence, within [0, 1].
 
     Args:
@@ -235,11 +259,15 @@ def estimate_accuracy(reference_logits: np.ndarray, labels: np.ndarray, target_l
         Guillory et al., ICCV 2021, arXiv 2107.03315, section 3.
     """
     right = np.mean(reference_logits.argmax(axis=1) == labels)
-    reference, target = (softmax(logits, axis=1).max(axis=1).mean() for logits in (reference_logits, target_logits))
+    reference, target = (
+        softmax(logits, axis=1).max(axis=1).mean() for logits in (reference_logits, target_logits)
+    )
     return float(np.clip(right - (reference - target), 0, 1))
 
 
-def estimate_accuracy_atc(reference_logits: np.ndarray, labels: np.ndarray, target_logits: np.ndarray) -> float:
+def estimate_accuracy_atc(
+    reference_logits: np.ndarray, labels: np.ndarray, target_logits: np.ndarray
+) -> float:
     """Estimate the target's accuracy: the share of images above the confidence that as many reference images pass as are right.
 
     Args:
@@ -250,7 +278,9 @@ def estimate_accuracy_atc(reference_logits: np.ndarray, labels: np.ndarray, targ
     Reference:
         Garg et al., ICLR 2022, arXiv 2201.04234, section 4, with the largest class probability as score.
     """
-    reference, target = (np.sort(softmax(logits, axis=1).max(axis=1)) for logits in (reference_logits, target_logits))
+    reference, target = (
+        np.sort(softmax(logits, axis=1).max(axis=1)) for logits in (reference_logits, target_logits)
+    )
     wrong = int(np.sum(reference_logits.argmax(axis=1) != labels))
     threshold = reference[wrong] if wrong < len(reference) else np.inf
     return float(np.mean(target >= threshold))

@@ -25,7 +25,10 @@ def mcnemar(wrong_to_right: np.ndarray, right_to_wrong: np.ndarray) -> np.ndarra
         McNemar, Psychometrika 12 (1947). Berger, Technometrics 24 (1982): intersection–union tests.
     """
     flips = np.add(wrong_to_right, right_to_wrong)
-    helped, hurt = (stats.binom.sf(np.subtract(more, 1), flips, 0.5).max(axis=-1) for more in (wrong_to_right, right_to_wrong))
+    helped, hurt = (
+        stats.binom.sf(np.subtract(more, 1), flips, 0.5).max(axis=-1)
+        for more in (wrong_to_right, right_to_wrong)
+    )
     return np.minimum(2 * np.minimum(helped, hurt), 1)
 
 
@@ -40,5 +43,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     """
     adjusted = np.array(p_values, dtype=float)
     order = np.argsort(adjusted)[: np.isfinite(adjusted).sum()]  # NaN sort last
-    adjusted[order] = np.minimum(np.maximum.accumulate(adjusted[order] * np.arange(len(order), 0, -1)), 1)
+    adjusted[order] = np.minimum(
+        np.maximum.accumulate(adjusted[order] * np.arange(len(order), 0, -1)), 1
+    )
     return adjusted

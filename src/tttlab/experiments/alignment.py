@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.adaptation.inner_loop import InnerLoop, Parameters, gradients_of, over_images, select_parameters
+from tttlab.adaptation.inner_loop import (
+    InnerLoop,
+    Parameters,
+    gradients_of,
+    over_images,
+    select_parameters,
+)
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
 from tttlab.networks.classifiers import as_network
@@ -76,14 +82,22 @@ def gradient_alignment(
 
     def compare(part: slice) -> Alignment:
         streams = [torch_generator(seed, "views", name, 0) for name in image_ids[part]]
-        own = {name: value.detach().expand(len(streams), *value.shape).requires_grad_() for name, value in shared.items()}
+        own = {
+            name: value.detach().expand(len(streams), *value.shape).requires_grad_()
+            for name, value in shared.items()
+        }
         views = method.views(network, images[part], streams)
         first = gradients_of(over_images(test_time)(own, views), own, method)
         losses = over_images(supervised)(own, images[part], labels[part].to(images.device))
         second = gradients_of(losses, own, method)
-        inner = sum(((first[name] * second[name]).flatten(1).sum(1) for name in first if name in second), 0 * losses.detach())
+        inner = sum(
+            ((first[name] * second[name]).flatten(1).sum(1) for name in first if name in second),
+            0 * losses.detach(),
+        )
         lengths = norms(first.values()) * norms(second.values())
-        return Alignment(torch.where(lengths > 0, inner / lengths, torch.nan), inner, losses.detach())
+        return Alignment(
+            torch.where(lengths > 0, inner / lengths, torch.nan), inner, losses.detach()
+        )
 
     sizes = as_sizes(images_per_step, largest=LARGEST, timed=False)
     with evaluating(network), normalised(network, loop.normalisation, statistics):

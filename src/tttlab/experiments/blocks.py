@@ -29,7 +29,9 @@ class Block(NamedTuple):
         return f"{name}-{self.number}"
 
 
-def list_blocks(shifts: Sequence[Shift], test: ImageSet, stream: Stream | None = None) -> list[Block]:
+def list_blocks(
+    shifts: Sequence[Shift], test: ImageSet, stream: Stream | None = None
+) -> list[Block]:
     """Divide the images of every shift, by default the test images, into blocks, shift after shift; on streams one each."""
     counts = [len(shift.of(test)) for shift in shifts]
     return [
@@ -66,6 +68,12 @@ def list_jobs(blocks: Sequence[Block], stream: Stream | None) -> list[Job]:
         return [Job((block,), None) for block in blocks]
     own = {block.shift: block for block in blocks}
     return [
-        Job(tuple(own[shift] for shift in dict.fromkeys(shift for visit in route for shift in visit.shifts)), route)
+        Job(
+            tuple(
+                own[shift]
+                for shift in dict.fromkeys(shift for visit in route for shift in visit.shifts)
+            ),
+            route,
+        )
         for route in stream.routes(list(own))
     ]

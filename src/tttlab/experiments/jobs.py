@@ -37,7 +37,9 @@ def adapt_to_job(
 ) -> dict[Shift, dict[str, Tensor]]:
     """Compute what belongs together; see `adapt_to_block` and `adapt_along`."""
     if job.route:
-        return adapt_along(network, method, loop, images, job.route, stream, groups=groups, **settings)
+        return adapt_along(
+            network, method, loop, images, job.route, stream, groups=groups, **settings
+        )
     (block,) = job.blocks
     result = adapt_to_block(network, method, loop, images, block, groups=groups, **settings)
     return {block.shift: result}
@@ -91,7 +93,17 @@ def adapt_to_block(
         record=record,
         images_per_step=groups.of("adapt", *kind(method, loop)),
     )
-    judged = judge(gate, network, pixels, method, loop, groups, statistics=statistics, image_ids=own.image_ids, seed=seed)
+    judged = judge(
+        gate,
+        network,
+        pixels,
+        method,
+        loop,
+        groups,
+        statistics=statistics,
+        image_ids=own.image_ids,
+        seed=seed,
+    )
     return summary(result) | judged
 
 
@@ -143,14 +155,30 @@ def adapt_along(
                 batch = as_images(torch.from_numpy(look(sets, places))).to(device)
                 names = [sets[number].image_ids[place] for number, place in places]
                 if learner is None:
-                    learner = stack.enter_context(learning(network, batch, method, loop, statistics, seed, record))
+                    learner = stack.enter_context(
+                        learning(network, batch, method, loop, statistics, seed, record)
+                    )
                 found = learner.adapt(batch, names)
-                judged = judge(gate, network, batch, method, loop, groups, statistics=statistics, image_ids=names, seed=seed)
+                judged = judge(
+                    gate,
+                    network,
+                    batch,
+                    method,
+                    loop,
+                    groups,
+                    statistics=statistics,
+                    image_ids=names,
+                    seed=seed,
+                )
                 for number in np.unique(places[:, 0]):
                     mine = places[:, 0] == number
                     own = Adaptation(*(values[mine] for values in found))
                     parts[visit.shifts[number]].append(
-                        Arrived(places[mine, 1], own, {name: value[mine] for name, value in judged.items()})
+                        Arrived(
+                            places[mine, 1],
+                            own,
+                            {name: value[mine] for name, value in judged.items()},
+                        )
                     )
     return {shift: in_order_of_images(own) for shift, own in parts.items()}
 
@@ -176,7 +204,9 @@ def in_order_of_images(parts: Sequence[Arrived]) -> dict[str, Tensor]:
     """Put what came batch by batch into the order of the images, as `adapt_to_block` gives it."""
     back = np.argsort(np.concatenate([part.places for part in parts]))
     found = Adaptation(*(values[back] for values in joined([part.adaptation for part in parts])))
-    judged = {name: torch.cat([part.judged[name] for part in parts])[back] for name in parts[0].judged}
+    judged = {
+        name: torch.cat([part.judged[name] for part in parts])[back] for name in parts[0].judged
+    }
     return summary(found, stream=True) | judged
 
 
@@ -200,14 +230,27 @@ def summary(result: Adaptation, stream: bool = False) -> dict[str, Tensor]:
 
 
 def judge(
-    gate: Gate | None, network: nn.Module, images: Tensor, method: Method, loop: InnerLoop, groups: Groups, **settings: Any
+    gate: Gate | None,
+    network: nn.Module,
+    images: Tensor,
+    method: Method,
+    loop: InnerLoop,
+    groups: Groups,
+    **settings: Any,
 ) -> dict[str, Tensor]:
     """Measure every image's distance to the source and ask the gate, on the clock; arguments as for `signals.measure`."""
 
     def ask(signal: signals.Signal) -> tuple[Tensor, float]:
-        sizes = groups.of(signal, *(kind(method, loop) if signal == "loss" else ()), largest=signals.LARGEST, timed=False)
+        sizes = groups.of(
+            signal,
+            *(kind(method, loop) if signal == "loss" else ()),
+            largest=signals.LARGEST,
+            timed=False,
+        )
         began = time.perf_counter()
-        values = signals.measure(signal, network, images, method, loop, images_per_step=sizes, **settings)[1].cpu()
+        values = signals.measure(
+            signal, network, images, method, loop, images_per_step=sizes, **settings
+        )[1].cpu()
         return values, (time.perf_counter() - began) * 1e3 / len(images)
 
     distance, spent = ask("distance")
@@ -218,7 +261,11 @@ def judge(
             "gate_milliseconds": torch.zeros(len(images)),
         }
     values, spent = (distance, spent) if gate.signal == "distance" else ask(gate.signal)
-    return {"distance": distance, "gate_open": gate.opens(values), "gate_milliseconds": torch.full((len(images),), spent)}
+    return {
+        "distance": distance,
+        "gate_open": gate.opens(values),
+        "gate_milliseconds": torch.full((len(images),), spent),
+    }
 
 
 def confidence(logits: Tensor) -> tuple[Tensor, Tensor]:

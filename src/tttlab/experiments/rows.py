@@ -17,15 +17,23 @@ def predictions(result: Mapping[str, Tensor], block: Block, images: ImageSet) ->
         **identity(block, images),
         "source_prediction": result["source_prediction"].numpy(),
         "untrained_prediction": result["predictions_at"][:, 0].numpy(),
-        **{name: result[name].numpy() for name in ("adapted_prediction", "source_confidence", "adapted_confidence")},
+        **{
+            name: result[name].numpy()
+            for name in ("adapted_prediction", "source_confidence", "adapted_confidence")
+        },
         "loss_first": result["losses"][:, 0].numpy(),
         "loss_last": result["loss_last"].numpy(),
-        **{name: result[name].numpy() for name in ("distance", "gate_open", "fell_back", "milliseconds", "gate_milliseconds")},
+        **{
+            name: result[name].numpy()
+            for name in ("distance", "gate_open", "fell_back", "milliseconds", "gate_milliseconds")
+        },
     }
     return pd.DataFrame(columns)
 
 
-def steps_rows(steps: Sequence[int]) -> Callable[[Mapping[str, Tensor], Block, ImageSet], pd.DataFrame]:
+def steps_rows(
+    steps: Sequence[int],
+) -> Callable[[Mapping[str, Tensor], Block, ImageSet], pd.DataFrame]:
     """Make a table of one block's results along the recorded steps: one row per (image, step)."""
 
     def rows(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> pd.DataFrame:

@@ -85,7 +85,9 @@ def adapt_to_shifts(
             check_batch(method, len(batch))
     # Its own whatever is done already: ranks that divided what is left might see different things left.
     own = list_jobs(blocks, stream)[rank::ranks]
-    missing = [job for job in own if not all(work.has(f"{prefix}-{block.name}") for block in job.blocks)]
+    missing = [
+        job for job in own if not all(work.has(f"{prefix}-{block.name}") for block in job.blocks)
+    ]
     on_images(sum(job.size for job in own) - sum(job.size for job in missing))
 
     groups = Groups(images_per_step, max(workers, 1) * neighbours)
@@ -125,7 +127,10 @@ def collect(
 
 
 def complete(
-    statistics: Statistics, method: Method, network: nn.Module, batches: Callable[[], Iterable[torch.Tensor]]
+    statistics: Statistics,
+    method: Method,
+    network: nn.Module,
+    batches: Callable[[], Iterable[torch.Tensor]],
 ) -> Statistics:
     """Add what a method needs and must measure itself.
 
@@ -142,5 +147,7 @@ def complete(
 def inner_loop(settings: Mapping[str, Any], augmentation: Augmentation) -> InnerLoop:
     """Build the inner loop from the adapter's settings as params.yaml has them, flat, and the views to average over."""
     policy = Normalisation(settings["normalisation"], settings["prior"], settings["threshold"])
-    own = {field.name: settings[field.name] for field in fields(InnerLoop) if field.name in settings}
+    own = {
+        field.name: settings[field.name] for field in fields(InnerLoop) if field.name in settings
+    }
     return InnerLoop(**own | {"normalisation": policy, "augmentation": augmentation})

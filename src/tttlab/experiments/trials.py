@@ -59,7 +59,9 @@ class Outcome:
 
     def scores(self, clean_penalty: float) -> np.ndarray:
         """Judge every number of steps ``(R,)``."""
-        return np.array([score(self.source, right, self.clean, clean_penalty) for right in self.adapted.T])
+        return np.array(
+            [score(self.source, right, self.clean, clean_penalty) for right in self.adapted.T]
+        )
 
     def cells(self, place: int, clean_penalty: float) -> np.ndarray:
         """Divide the score of a number of steps among the images and the C corruption types: ``(n, C)``, its mean the score.
@@ -68,7 +70,8 @@ class Outcome:
         """
         right, clean = self.adapted[:, place], self.clean
         (image, names), (kind, kinds) = (
-            np.unique(own[~clean], return_inverse=True)[::-1] for own in (self.image, self.corruption)
+            np.unique(own[~clean], return_inverse=True)[::-1]
+            for own in (self.image, self.corruption)
         )
         counts, sums = np.zeros((2, len(names), len(kinds)))
         np.add.at(sums, (image, kind), right[~clean])
@@ -110,7 +113,9 @@ class Trial:
     def gate(self, place: int, clean_penalty: float, saves: Callable[[Gate], bool]) -> Gate | None:
         """Choose a gate for this candidate at one number of steps; None: adapting to every image is best."""
         last = self.outcomes[-1]
-        return choose_gate(last.signals, last.source, last.adapted[:, place], last.corruption, clean_penalty, saves)
+        return choose_gate(
+            last.signals, last.source, last.adapted[:, place], last.corruption, clean_penalty, saves
+        )
 
 
 class Choice(NamedTuple):
@@ -120,7 +125,9 @@ class Choice(NamedTuple):
     place: int
 
 
-def compare(trial: Trial, place: int, default: Trial, own: int, clean_penalty: float) -> tuple[float, float]:
+def compare(
+    trial: Trial, place: int, default: Trial, own: int, clean_penalty: float
+) -> tuple[float, float]:
     """Give by how much a candidate's score exceeds the default's, on the same images, and the standard error of that.
 
     Images and corruption types are both taken for drawn at random: a setting must hold under types that it has not seen.
@@ -133,7 +140,9 @@ def compare(trial: Trial, place: int, default: Trial, own: int, clean_penalty: f
         clean_penalty: see `tttlab.adaptation.gate.score`.
     """
     turn = len(trial.outcomes) - 1  # the default took part in every round
-    cells = trial.outcomes[turn].cells(place, clean_penalty) - default.outcomes[turn].cells(own, clean_penalty)
+    cells = trial.outcomes[turn].cells(place, clean_penalty) - default.outcomes[turn].cells(
+        own, clean_penalty
+    )
     return float(cells.mean()), crossed_standard_error(cells)
 
 
@@ -171,7 +180,9 @@ class Search:
     def values(self, rank: int, place: int) -> Values:
         """Give a trial's settings with a number of steps, where it takes some and does not name them."""
         values = self.grid.candidates[self.trials[rank].number]
-        return values | ({"steps": self.grid.steps[place]} if self.trains and "steps" not in values else {})
+        return values | (
+            {"steps": self.grid.steps[place]} if self.trains and "steps" not in values else {}
+        )
 
     def choose(self, saves: Callable[[Values, Gate], bool] | None) -> dict[str, Any]:
         """Say what was chosen, as JSON holds it and `adapt` reads it: settings, the gate, the best candidates in order.
@@ -186,7 +197,9 @@ class Search:
         values = self.values(rank, place)
         gate = None
         if saves and self.trains:
-            gate = self.trials[rank].gate(place, self.clean_penalty, lambda gate: saves(values, gate))
+            gate = self.trials[rank].gate(
+                place, self.clean_penalty, lambda gate: saves(values, gate)
+            )
         return {
             "tuned": True,
             "settings": values,
@@ -203,7 +216,11 @@ class Search:
         default = next(trial for trial in self.trials if trial.number == DEFAULT)
         place, score = trial.best(self.clean_penalty)
         difference, error = compare(trial, place, default, self.grid.own, self.clean_penalty)
-        about = {"settings": self.values(rank, place), "score": score, "images": len(np.unique(trial.outcomes[-1].image))}
+        about = {
+            "settings": self.values(rank, place),
+            "score": score,
+            "images": len(np.unique(trial.outcomes[-1].image)),
+        }
         return about | {"above_default": difference, "standard_error": error}
 
     def searched(self) -> dict[str, list[Any]]:
@@ -212,7 +229,9 @@ class Search:
         for values, _, _ in self._judged():
             for name, value in values.items():
                 tried.setdefault(name, set()).add(value)
-        return {name: sorted(values, key=_order) for name, values in tried.items() if len(values) > 1}
+        return {
+            name: sorted(values, key=_order) for name, values in tried.items() if len(values) > 1
+        }
 
     def without_influence(self) -> list[str]:
         """Name the settings that made no difference: whatever the others were, all of their values scored the same.
@@ -237,7 +256,10 @@ class Search:
         found = []
         for rank, trial in enumerate(self.trials):
             place, _ = trial.best(self.clean_penalty)
-            results = {len(outcome.clean): outcome.summary(place, self.clean_penalty) for outcome in trial.outcomes}
+            results = {
+                len(outcome.clean): outcome.summary(place, self.clean_penalty)
+                for outcome in trial.outcomes
+            }
             found.append((self.values(rank, place), results))
         return found
 
@@ -257,7 +279,15 @@ def _all_tie(judged: Sequence[tuple[Values, Trial, int]], name: str, clean_penal
     compared = [group for group in groups.values() if len(group) > 1]
     for group in compared:
         last = min(len(trial.outcomes) for trial, _ in group.values()) - 1
-        if len({trial.outcomes[last].scores(clean_penalty)[place] for trial, place in group.values()}) > 1:
+        if (
+            len(
+                {
+                    trial.outcomes[last].scores(clean_penalty)[place]
+                    for trial, place in group.values()
+                }
+            )
+            > 1
+        ):
             return False
     return bool(compared) and {*itertools.chain(*compared)} == {*itertools.chain(*groups.values())}
 

@@ -38,11 +38,19 @@ TIMED = 6  # images under every shift that a gate's time is measured on
 
 def held_out_shifts(severities: Sequence[int]) -> list[Shift]:
     """List the shifts that settings are judged under: the clean images, and the corruption types that no test uses."""
-    return [Shift(), *(Shift(corruption, severity) for corruption in HELD_OUT for severity in severities)]
+    return [
+        Shift(),
+        *(Shift(corruption, severity) for corruption in HELD_OUT for severity in severities),
+    ]
 
 
 def list_candidates(
-    search: Mapping[str, Sequence[Any]], default: Values, count: int, seed: int, *key: str, in_one_pass: bool = True
+    search: Mapping[str, Sequence[Any]],
+    default: Values,
+    count: int,
+    seed: int,
+    *key: str,
+    in_one_pass: bool = True,
 ) -> Grid:
     """List the settings to compare.
 
@@ -62,14 +70,21 @@ def list_candidates(
     return Grid(_grid(others, default, count, seed, *key), steps, steps.index(own))
 
 
-def _grid(search: Mapping[str, Sequence[Any]], default: Values, count: int, seed: int, *key: str) -> list[Values]:
+def _grid(
+    search: Mapping[str, Sequence[Any]], default: Values, count: int, seed: int, *key: str
+) -> list[Values]:
     """Combine all values, the default first, and take a random part of what is too much."""
     names = list(search)
     first = {name: default[name] for name in names if name in default}
-    grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*(search[name] for name in names))]
+    grid = [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(*(search[name] for name in names))
+    ]
     others = [values for values in grid if values != first]
     if len(others) > count - 1:
-        chosen = numpy_generator(seed, "candidates", *key).choice(len(others), count - 1, replace=False)
+        chosen = numpy_generator(seed, "candidates", *key).choice(
+            len(others), count - 1, replace=False
+        )
         others = [others[place] for place in sorted(chosen)]
     return [first, *others]
 
@@ -148,28 +163,54 @@ class Judge:
 
     def __post_init__(self) -> None:
         labels = self.images.labels
-        subsets = [balanced_subset(self.images.image_ids, labels, count, self.seed, "tune") for count in self.counts]
+        subsets = [
+            balanced_subset(self.images.image_ids, labels, count, self.seed, "tune")
+            for count in self.counts
+        ]
         # A round computes what the rounds before have not; on streams all of its images.
         before = itertools.chain([[]], itertools.repeat([]) if self.stream else subsets)
-        self._fresh = [np.setdiff1d(own, known) for own, known in zip(subsets, before, strict=False)]
+        self._fresh = [
+            np.setdiff1d(own, known) for own, known in zip(subsets, before, strict=False)
+        ]
         self._groups = Groups(self.images_per_step, max(self.workers, 1))
 
     def __call__(self, turn: int, numbers: Sequence[int]) -> dict[int, Outcome]:
         """Judge some candidates on the images of a round and of all before."""
-        items = [(number, turn, job) for number in numbers for job in list_jobs(self._blocks(turn), self.stream)]
-        missing = [item for item in items if not all(self.work.has(self._name(*item[:2], block)) for block in item[2].blocks)]
-        self.on_images(sum(job.size for _, _, job in items) - sum(job.size for _, _, job in missing))
-        for done in in_order(self._adapt, missing, self.workers, lambda item: f"candidate {item[0] + 1}, {item[2].title}"):
+        items = [
+            (number, turn, job)
+            for number in numbers
+            for job in list_jobs(self._blocks(turn), self.stream)
+        ]
+        missing = [
+            item
+            for item in items
+            if not all(self.work.has(self._name(*item[:2], block)) for block in item[2].blocks)
+        ]
+        self.on_images(
+            sum(job.size for _, _, job in items) - sum(job.size for _, _, job in missing)
+        )
+        for done in in_order(
+            self._adapt,
+            missing,
+            self.workers,
+            lambda item: f"candidate {item[0] + 1}, {item[2].title}",
+        ):
             self.on_images(done)
         turns = [turn] if self.stream else range(turn + 1)
         return {
-            number: join(self.work.load(self._name(number, turn, block)) for turn in turns for block in self._blocks(turn))
+            number: join(
+                self.work.load(self._name(number, turn, block))
+                for turn in turns
+                for block in self._blocks(turn)
+            )
             for number in numbers
         }
 
     def _blocks(self, turn: int) -> list[Block]:
         """List the blocks of the images that are new in a round."""
-        return list_blocks(held_out_shifts(self.severities), self.images.view(self._fresh[turn]), self.stream)
+        return list_blocks(
+            held_out_shifts(self.severities), self.images.view(self._fresh[turn]), self.stream
+        )
 
     def _name(self, number: int, turn: int, block: Block) -> str:
         return f"{self.prefix}-{number}-{turn}-{block.name}"
@@ -203,7 +244,9 @@ class Judge:
         method, loop, statistics = self.build(values)
         loop = replace(loop, steps=values.get("steps", loop.steps))
         shifts = held_out_shifts(self.severities)
-        own = self.images.take(balanced_subset(self.images.image_ids, self.images.labels, TIMED, self.seed, "tune"))
+        own = self.images.take(
+            balanced_subset(self.images.image_ids, self.images.labels, TIMED, self.seed, "tune")
+        )
         pixels = torch.from_numpy(np.concatenate([shift.apply(own, self.seed) for shift in shifts]))
         names = [name for _ in shifts for name in own.image_ids]
         return saves_time(
@@ -223,7 +266,9 @@ def marked(result: Mapping[str, Tensor], labels: np.ndarray, shift: Shift) -> di
     """Compare what a block was predicted as with its labels ``(n,)``; whether it is right is all that is kept of them."""
     known = torch.from_numpy(np.array(labels))
     return {
-        "corruption": torch.full((len(known),), HELD_OUT.index(shift.corruption) if shift.severity else -1),
+        "corruption": torch.full(
+            (len(known),), HELD_OUT.index(shift.corruption) if shift.severity else -1
+        ),
         "source": (result["source_prediction"] == known).double(),
         "adapted": (result["predictions_at"] == known[:, None]).double(),
         "confidence": result["source_confidence"],
@@ -242,7 +287,12 @@ def join(parts: Iterable[Mapping[str, Tensor]]) -> Outcome:
 
 
 def pairs_to_judge(
-    candidates: int, images: int, counts: Sequence[int | None], severities: Sequence[int], keep: float, anew: bool = False
+    candidates: int,
+    images: int,
+    counts: Sequence[int | None],
+    severities: Sequence[int],
+    keep: float,
+    anew: bool = False,
 ) -> int:
     """Count the (image, shift) pairs that a search adapts to; ``anew``: every round takes all its images, as on streams."""
     total, before = 0, 0

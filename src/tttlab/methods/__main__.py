@@ -36,15 +36,29 @@ def rows() -> list[dict[str, str]]:
                 "backbones": BACKBONES[own.head],
             }
         )
-    mt3 = {"trains": "yes", "protocols": "episodic, online", "backbones": "any, with the head of an objective but simclr"}
-    return [*table, {"method": "MT3 (finetune.mode: meta)", **summary(METHODS.parent / "training" / "meta_training.py"), **mt3}]
+    mt3 = {
+        "trains": "yes",
+        "protocols": "episodic, online",
+        "backbones": "any, with the head of an objective but simclr",
+    }
+    return [
+        *table,
+        {
+            "method": "MT3 (finetune.mode: meta)",
+            **summary(METHODS.parent / "training" / "meta_training.py"),
+            **mt3,
+        },
+    ]
 
 
 def summary(file: Path) -> dict[str, str]:
     """Read what a file's docstring says it does, and its paper."""
     told = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
     papers = re.findall(r"(?:[A-Z]\w+ \d{4}|arXiv \d{4}\.\d{5})", " ".join(told.split()))
-    return {"what it does": told.partition("\n")[0].rstrip("."), "paper": ", ".join(papers[:2]) or "–"}
+    return {
+        "what it does": told.partition("\n")[0].rstrip("."),
+        "paper": ", ".join(papers[:2]) or "–",
+    }
 
 
 if __name__ == "__main__":

@@ -25,7 +25,14 @@ from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics, layer_statistics
-from tttlab.networks.taps import Moments, batch_norm_layers, image_moments, record, stage_layers, token_layers
+from tttlab.networks.taps import (
+    Moments,
+    batch_norm_layers,
+    image_moments,
+    record,
+    stage_layers,
+    token_layers,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,9 @@ class ActMAD(Method):
     def check(self, network: nn.Module) -> None:
         """Refuse a network that is not known to have such layers."""
         if self.layers == "norm" and not batch_norm_layers(network):
-            raise UserError("method actmad: layers 'norm' needs BatchNorm in the backbone and found none; set layers: stages")
+            raise UserError(
+                "method actmad: layers 'norm' needs BatchNorm in the backbone and found none; set layers: stages"
+            )
         self.matched_layers(network)
 
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
@@ -61,7 +70,9 @@ class ActMAD(Method):
             return stage_layers(network)
         return token_layers(network) if self.layers == "tokens" or not norm else norm
 
-    def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Sum the discrepancies of ``views (V, 3, H, W)`` over the matched layers, divided by their number."""
         layers = self.matched_layers(net.module)
         with record(net.module, layers) as activations:
@@ -70,11 +81,16 @@ class ActMAD(Method):
         if self.form == "l1":
             terms = [l1_discrepancy(moments[layer], statistics, layer) for layer in layers]
         else:
-            terms = [natural_discrepancy(moments[layer], statistics, layer, self.tolerance) for layer in layers]
+            terms = [
+                natural_discrepancy(moments[layer], statistics, layer, self.tolerance)
+                for layer in layers
+            ]
         return torch.stack(terms).mean(), state
 
 
-def natural_discrepancy(moments: Moments, statistics: Statistics, layer: str, tolerance: float = 1.0) -> Tensor:
+def natural_discrepancy(
+    moments: Moments, statistics: Statistics, layer: str, tolerance: float = 1.0
+) -> Tensor:
     """Squared distance from the typical source image in units of natural variation, beyond what is tolerated; both moments."""
     total = 0.0
     for name, value in zip(("mean", "log_variance"), moments, strict=True):

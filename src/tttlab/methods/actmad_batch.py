@@ -48,10 +48,15 @@ class BatchActMAD(Method):
         """Average the maps of moments over batches of source images: ``maps.<layer>.mean`` and ``.variance``."""
         network = as_network(network)
         layers, (count, look) = matched_layers(network), looked_up(batches)
-        parts = random_parts(torch.arange(count), math.ceil(count / SOURCE_BATCH))  # nearly equal: none of one image
+        parts = random_parts(
+            torch.arange(count), math.ceil(count / SOURCE_BATCH)
+        )  # nearly equal: none of one image
         total: Statistics = {}
         sizes = GroupSize(largest=SOURCE_BATCH, timed=False)
-        with evaluating(network), record(network, layers, lambda _layer, own: Spread.of(own)) as spreads:
+        with (
+            evaluating(network),
+            record(network, layers, lambda _layer, own: Spread.of(own)) as spreads,
+        ):
 
             def run(images: Tensor) -> dict[str, Spread]:
                 network(images)
@@ -59,17 +64,23 @@ class BatchActMAD(Method):
 
             for part in parts:
                 for layer, whole in together(through(run, [look(part)], sizes)).items():
-                    for name, value in zip(names(layer), (whole.mean, whole.variance()), strict=True):
+                    for name, value in zip(
+                        names(layer), (whole.mean, whole.variance()), strict=True
+                    ):
                         total[name] = total.get(name, 0) + value / len(parts)
         kind = next(network.parameters()).dtype
         return {name: value.to(kind) for name, value in total.items()}
 
-    def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: Any, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Half the sum, over layers, of the distances of the maps of ``views (N, 3, H, W)``."""
         layers = matched_layers(net.module)
         with record(net.module, layers) as activations:
             net(views)
-        return 0.5 * torch.stack([discrepancy(activations[layer], statistics, layer) for layer in layers]).sum(), state
+        return 0.5 * torch.stack(
+            [discrepancy(activations[layer], statistics, layer) for layer in layers]
+        ).sum(), state
 
 
 def matched_layers(network: nn.Module) -> list[str]:

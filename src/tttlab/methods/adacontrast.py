@@ -88,13 +88,19 @@ class AdaContrast(Method):
                 f"found {self.warm_up}"
             )
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, ...]:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, ...]:
         """Draw a weak view, a query and a key of every image, ``(B, 1, 3, H, W)`` each."""
-        weak = replace(self.augmentation, min_scale=max(WEAK_SCALE, self.augmentation.min_scale), jitter=0.0)
+        weak = replace(
+            self.augmentation, min_scale=max(WEAK_SCALE, self.augmentation.min_scale), jitter=0.0
+        )
         strengths = (weak, self.augmentation, self.augmentation)
         return tuple(random_views(images, generators, 1, strength) for strength in strengths)
 
-    def loss(self, net: Bound, views: tuple[Tensor, ...], statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: tuple[Tensor, ...], statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Sum the three terms over the batch's weak views, queries and keys, ``(N, 3, H, W)`` each."""
         weak, query, key = views
         with torch.no_grad():
@@ -104,12 +110,16 @@ class AdaContrast(Method):
             labels = self.pseudo_labels(own, memory.queue)
         outputs = net(query)
         loss = F.cross_entropy(outputs.logits, labels)
-        loss = loss + self.contrast * class_aware_contrast(outputs.features, keys, labels, memory.queue, self.temperature)
+        loss = loss + self.contrast * class_aware_contrast(
+            outputs.features, keys, labels, memory.queue, self.temperature
+        )
         loss = loss + self.diversity * negative_marginal_entropy(outputs.logits)
         fresh = Queue(F.normalize(slow.features), slow.logits.softmax(-1), keys, labels)
         return loss, memory._replace(batch=fresh)
 
-    def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def predict_batch(
+        self, net: Bound, images: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Classify the batch, which has taken its steps, and let it join the queue."""
         if state:
             queue = enqueue(state.queue, state.batch, self.queue_size)
@@ -120,14 +130,23 @@ class AdaContrast(Method):
         """Classify images by their neighbours once there are enough, before by their own logits: ``(N,)``."""
         if len(queue.features) < self.warm_up:
             return own.logits.argmax(-1)
-        return neighbor_vote(own.features, queue.features, queue.probabilities, self.num_neighbors).argmax(-1)
+        return neighbor_vote(
+            own.features, queue.features, queue.probabilities, self.num_neighbors
+        ).argmax(-1)
 
     def after_step(
-        self, parameters: dict[str, Tensor], source: dict[str, Tensor], state: State, generator: torch.Generator
+        self,
+        parameters: dict[str, Tensor],
+        source: dict[str, Tensor],
+        state: State,
+        generator: torch.Generator,
     ) -> tuple[dict[str, Tensor], State]:
         """Move the momentum model towards the weights."""
         old = state.teacher or source
-        teacher = {name: torch.lerp(value, parameters[name], 1 - self.teacher_momentum) for name, value in old.items()}
+        teacher = {
+            name: torch.lerp(value, parameters[name], 1 - self.teacher_momentum)
+            for name, value in old.items()
+        }
         return parameters, state._replace(teacher=teacher)
 
 
@@ -147,7 +166,9 @@ def neighbor_vote(features: Tensor, past: Tensor, probabilities: Tensor, count: 
     return probabilities[nearest].mean(1)
 
 
-def class_aware_contrast(features: Tensor, keys: Tensor, labels: Tensor, queue: Queue, temperature: float) -> Tensor:
+def class_aware_contrast(
+    features: Tensor, keys: Tensor, labels: Tensor, queue: Queue, temperature: float
+) -> Tensor:
     """InfoNCE of queries with their keys against the queue's keys of other pseudo labels, mean over images.
 
     Args:
@@ -159,7 +180,9 @@ def class_aware_contrast(features: Tensor, keys: Tensor, labels: Tensor, queue: 
     """
     queries = F.normalize(features)
     positive = (queries * keys).sum(-1, keepdim=True) / temperature
-    negatives = (queries @ queue.keys.T / temperature).masked_fill(labels[:, None] == queue.labels, -torch.inf)
+    negatives = (queries @ queue.keys.T / temperature).masked_fill(
+        labels[:, None] == queue.labels, -torch.inf
+    )
     return (torch.cat([positive, negatives], dim=1).logsumexp(1) - positive[:, 0]).mean()
 
 

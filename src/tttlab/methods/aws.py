@@ -64,11 +64,18 @@ class AWS(Method):
     temperature: Annotated[float, Gt(0)] = 0.5
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
         """Give the ``images (B, 1, 3, H, W)`` themselves and draw fresh ``pairs (B, 2, 3, H, W)`` of views."""
-        return {"images": images.unsqueeze(1), "pairs": random_views(images, generators, 2, self.augmentation)}
+        return {
+            "images": images.unsqueeze(1),
+            "pairs": random_views(images, generators, 2, self.augmentation),
+        }
 
-    def loss(self, net: Bound, views: dict[str, Tensor], statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: dict[str, Tensor], statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Weigh the terms for ``images (N, 3, H, W)`` and ``pairs (2N, 3, H, W)``, each image's two one after the other."""
         # Two passes: under batch statistics the images must be normalised as the source network's are, without the views.
         adapted, pairs = net(views["images"]), net(views["pairs"])

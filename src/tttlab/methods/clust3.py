@@ -40,13 +40,17 @@ class ClusT3Training(Method):
     num_views: Annotated[int, Ge(0)] = 0
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Give every image and, beside it, fresh views: ``(B, 1 + V, 3, H, W)``."""
         if not self.num_views:
             return images.unsqueeze(1)
         drawn = random_views(images, generators, self.num_views, self.augmentation)
         return torch.cat([images.unsqueeze(1), drawn], dim=1)
 
-    def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Lost information over the places of ``views (N, 3, H, W)``, of one image or of a batch."""
         return lost_information(net(views, branch=True).branch), state

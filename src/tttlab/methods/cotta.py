@@ -46,11 +46,17 @@ class CoTTA(Method):
     teacher_momentum: Annotated[float, Ge(0), Lt(1)] = 0.999
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
         """Give the images ``(B, 1, 3, H, W)`` and fresh views of them ``(B, V, 3, H, W)``."""
-        return images.unsqueeze(1), random_views(images, generators, self.num_views, self.augmentation)
+        return images.unsqueeze(1), random_views(
+            images, generators, self.num_views, self.augmentation
+        )
 
-    def loss(self, net: Bound, views: tuple[Tensor, Tensor], statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: tuple[Tensor, Tensor], statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Cross-entropy of the student against the teacher, mean over images ``(N, 3, H, W)`` with views ``(N·V, 3, H, W)``."""
         images, augmented = views
         with torch.no_grad():
@@ -64,15 +70,22 @@ class CoTTA(Method):
         return -(target.softmax(-1) * net(images).logits.log_softmax(-1)).sum(-1).mean(), state
 
     def after_step(
-        self, parameters: dict[str, Tensor], source: dict[str, Tensor], state: State, generator: torch.Generator
+        self,
+        parameters: dict[str, Tensor],
+        source: dict[str, Tensor],
+        state: State,
+        generator: torch.Generator,
     ) -> tuple[dict[str, Tensor], State]:
         """Move the teacher towards the student, then restore a random share of the student's weights."""
         teacher = {
-            name: torch.lerp(value, parameters[name], 1 - self.teacher_momentum) for name, value in (state or source).items()
+            name: torch.lerp(value, parameters[name], 1 - self.teacher_momentum)
+            for name, value in (state or source).items()
         }
         return restored(parameters, source, self.restore, generator), teacher
 
-    def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def predict_batch(
+        self, net: Bound, images: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Classify with the teacher."""
         return teacher_of(net, state)(images).logits, state
 
@@ -88,8 +101,17 @@ def mean_confidence(logits: Tensor) -> Tensor:
 
 
 def restored(
-    parameters: dict[str, Tensor], source: dict[str, Tensor], probability: float, generator: torch.Generator
+    parameters: dict[str, Tensor],
+    source: dict[str, Tensor],
+    probability: float,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """Set every number of the parameters to its source value with a probability, each on its own."""
-    masks = {name: torch.rand(value.shape, generator=generator) < probability for name, value in source.items()}
-    return {name: torch.where(mask.to(source[name].device), source[name], parameters[name]) for name, mask in masks.items()}
+    masks = {
+        name: torch.rand(value.shape, generator=generator) < probability
+        for name, value in source.items()
+    }
+    return {
+        name: torch.where(mask.to(source[name].device), source[name], parameters[name])
+        for name, mask in masks.items()
+    }

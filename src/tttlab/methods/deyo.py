@@ -45,12 +45,20 @@ class DeYO(Method):
     plpd_threshold: Annotated[float, Ge(-1), Lt(1)] = 0.2
     grid: Annotated[int, Ge(2)] = 4
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
         """Give the images and, with freshly shuffled patches, the same again, both ``(B, 1, 3, H, W)``."""
-        orders = torch.stack([torch.randperm(self.grid**2, generator=generator) for generator in generators])
-        return images.unsqueeze(1), shuffle_patches(images, orders.to(images.device), self.grid).unsqueeze(1)
+        orders = torch.stack(
+            [torch.randperm(self.grid**2, generator=generator) for generator in generators]
+        )
+        return images.unsqueeze(1), shuffle_patches(
+            images, orders.to(images.device), self.grid
+        ).unsqueeze(1)
 
-    def loss(self, net: Bound, views: tuple[Tensor, Tensor], statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: tuple[Tensor, Tensor], statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Weighted entropy, in nats, mean over the selected ones of the images ``(N, 3, H, W)``; 0 if there is none."""
         images, shuffled = views
         logits = net(images).logits
@@ -59,10 +67,14 @@ class DeYO(Method):
         if not reliable.any():
             return 0 * entropies.sum(), state
         logits, entropies = logits[reliable], entropies[reliable]
-        with torch.no_grad():  # of the reliable ones alone: a batch's moments are theirs, as published
+        with (
+            torch.no_grad()
+        ):  # of the reliable ones alone: a batch's moments are theirs, as published
             difference = label_difference(logits, net(shuffled[reliable]).logits)
             selected = difference > self.plpd_threshold
-            weights = ((self.weight_margin * largest - entropies).exp() + difference.exp()) * selected
+            weights = (
+                (self.weight_margin * largest - entropies).exp() + difference.exp()
+            ) * selected
         return (weights * entropies).sum() / selected.sum().clamp_min(1), state
 
 
@@ -80,12 +92,22 @@ def shuffle_patches(images: Tensor, orders: Tensor, grid: int) -> Tensor:
     """
     size = images.shape[-2:]
     cut = resize(images, [max(side // grid, 1) * grid for side in size])
-    patches = cut.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    patches = (
+        cut.unflatten(3, (grid, -1))
+        .unflatten(2, (grid, -1))
+        .permute(0, 2, 4, 1, 3, 5)
+        .flatten(1, 2)
+    )
     shuffled = patches[torch.arange(len(images), device=images.device)[:, None], orders]
-    return resize(shuffled.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3), size)
+    return resize(
+        shuffled.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3),
+        size,
+    )
 
 
 def resize(images: Tensor, size: Sequence[int]) -> Tensor:
     """Resample ``images (B, C, H, W)`` where they are of another size."""
     same = tuple(images.shape[-2:]) == tuple(size)
-    return images if same else F.interpolate(images, size=tuple(size), mode="bilinear", antialias=True)
+    return (
+        images if same else F.interpolate(images, size=tuple(size), mode="bilinear", antialias=True)
+    )

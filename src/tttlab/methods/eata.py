@@ -65,7 +65,9 @@ class EATA(Method):
         """Give the average probabilities; zero before the first ones, to which nothing is similar."""
         return torch.zeros(1)
 
-    def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: Any, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Weighted entropy, in nats, mean over the selected ones of ``views (N, 3, H, W)``, and the penalty; 0 if none is."""
         logits = net(views).logits
         entropies, probabilities = entropy(logits), logits.detach().softmax(-1)
@@ -80,10 +82,15 @@ class EATA(Method):
 
 def is_novel(probabilities: Tensor, average: Tensor, epsilon: float) -> Tensor:
     """Tell which of the probabilities ``(N, K)`` point elsewhere than their average ``(K,)`` so far: ``(N,)``."""
-    return F.cosine_similarity(probabilities, average.expand(probabilities.shape[-1]), dim=-1).abs() < epsilon
+    return (
+        F.cosine_similarity(probabilities, average.expand(probabilities.shape[-1]), dim=-1).abs()
+        < epsilon
+    )
 
 
-def moving_average(average: Tensor, probabilities: Tensor, selected: Tensor, memory: float) -> Tensor:
+def moving_average(
+    average: Tensor, probabilities: Tensor, selected: Tensor, memory: float
+) -> Tensor:
     """Update the average ``(K,)``, or all zeros, by the selected ``(N,)`` of the probabilities ``(N, K)``."""
     own = (probabilities * selected[:, None]).sum(0) / selected.sum().clamp_min(1)
     updated = torch.where(average.any(), memory * average + (1 - memory) * own, own)
@@ -93,7 +100,8 @@ def moving_average(average: Tensor, probabilities: Tensor, selected: Tensor, mem
 def fisher_penalty(net: Bound, statistics: Statistics) -> Tensor:
     """Squared distance of the weights from the source's, each times its Fisher information, summed."""
     return sum(
-        (statistics[f"fisher.{name}"] * (value - net.source[name]).square()).sum() for name, value in net.trained.items()
+        (statistics[f"fisher.{name}"] * (value - net.source[name]).square()).sum()
+        for name, value in net.trained.items()
     )
 
 
@@ -107,11 +115,16 @@ def fisher_information(network: nn.Module, batches: Iterable[Tensor]) -> dict[st
     sizes = GroupSize(largest=FISHER_BATCH, timed=False)
     for images in batches:
         slopes = mean_gradient(network, list(parameters.values()), images, sizes)
-        total, count = [known + slope.square() for known, slope in zip(total, slopes, strict=True)], count + 1
+        total, count = (
+            [known + slope.square() for known, slope in zip(total, slopes, strict=True)],
+            count + 1,
+        )
     return {name: (value / count).detach() for name, value in zip(parameters, total, strict=True)}
 
 
-def mean_gradient(network: nn.Module, parameters: list[nn.Parameter], images: Tensor, sizes: GroupSize) -> list[Tensor]:
+def mean_gradient(
+    network: nn.Module, parameters: list[nn.Parameter], images: Tensor, sizes: GroupSize
+) -> list[Tensor]:
     """Differentiate the mean loss of a batch ``(N, 3, H, W)``, group by group."""
 
     def share(part: slice) -> tuple[Tensor, ...]:

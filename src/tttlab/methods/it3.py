@@ -44,7 +44,9 @@ class IT3Training(Method):
     second: Literal["source", "adapted"] = "source"
     distance: Literal["js", "ag", "l2"] = "js"
 
-    def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Distance between the prediction for ``views (1, 3, H, W)`` and that of the network which is told it."""
         logits = net(views).logits
         second = net.rebound(net.source) if self.second == "source" else net

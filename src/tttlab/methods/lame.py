@@ -43,7 +43,9 @@ class LAME(Method):
     iterations: Annotated[int, Ge(1)] = 100
     symmetric: bool = False
 
-    def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def predict_batch(
+        self, net: Bound, images: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Assign a batch: log-probabilities ``(N, K)``."""
         outputs = net(images)
         affinities = neighbor_affinities(outputs.features, self.num_neighbors, self.symmetric)
@@ -69,7 +71,9 @@ def neighbor_affinities(features: Tensor, count: int, symmetric: bool = False) -
     return (nearest + nearest.T) / 2 if symmetric else nearest
 
 
-def assign(log_probabilities: Tensor, affinities: Tensor, iterations: int, tolerance: float = 1e-8) -> Tensor:
+def assign(
+    log_probabilities: Tensor, affinities: Tensor, iterations: int, tolerance: float = 1e-8
+) -> Tensor:
     """Iterate until the energy Σ_i KL(z_i ‖ q_i) − Σ_ij w_ij z_iᵀ z_j stands still: log-assignments ``(N, K)``."""
     found, before = log_probabilities, torch.inf
     for _ in range(iterations):

@@ -34,14 +34,24 @@ class MAETraining(Method):
     num_views: Annotated[int, Ge(1)] = 8
     mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
         """Draw fresh masks: ``image (B, 1, 3, H, W)``, ``keep (B, V, L_keep)``, ``hidden (B, V, L − L_keep)``."""
         patches = network.head.num_patches
         keep, hidden = random_masks(generators, self.num_views, patches, self.mask_ratio)
-        return {"image": images.unsqueeze(1), "keep": keep.to(images.device), "hidden": hidden.to(images.device)}
+        return {
+            "image": images.unsqueeze(1),
+            "keep": keep.to(images.device),
+            "hidden": hidden.to(images.device),
+        }
 
-    def loss(self, net: Bound, views: dict[str, Tensor], statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: dict[str, Tensor], statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Mean squared error on the hidden patches, mean over the masks."""
         images = views["image"].expand(len(views["keep"]), -1, -1, -1)
         reconstruction = net(images, keep=views["keep"]).reconstruction
-        return masked_error(reconstruction, images, views["hidden"], net.module.head.patch_size), state
+        return masked_error(
+            reconstruction, images, views["hidden"], net.module.head.patch_size
+        ), state

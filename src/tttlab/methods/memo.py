@@ -32,11 +32,15 @@ class MEMO(Method):
     num_views: Annotated[int, Ge(2)] = 8
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Draw ``(B, V, 3, H, W)`` fresh views."""
         return random_views(images, generators, self.num_views, self.augmentation)
 
-    def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Entropy, in nats, of the mean class probabilities of ``views (V, 3, H, W)``."""
         log_marginal = log_mean_probabilities(net(views).logits)
         return -(log_marginal.exp() * log_marginal).sum(), state

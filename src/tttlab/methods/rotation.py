@@ -40,13 +40,22 @@ class RotationTraining(Method):
     num_views: Annotated[int, Ge(1)] = 32
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> dict[str, Tensor]:
         """Draw fresh views and their turns: ``images (B, V, 3, S, S)``, turned by 90° · ``labels (B, V)``."""
         views = random_views(images, generators, self.num_views, self.augmentation)
-        labels = torch.stack([torch.randint(TURNS, (self.num_views,), generator=generator) for generator in generators])
+        labels = torch.stack(
+            [
+                torch.randint(TURNS, (self.num_views,), generator=generator)
+                for generator in generators
+            ]
+        )
         labels = labels.to(images.device)
         return {"images": rotate(views, labels), "labels": labels}
 
-    def loss(self, net: Bound, views: dict[str, Tensor], statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: dict[str, Tensor], statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Cross-entropy of the turns, mean over ``images (V, 3, S, S)`` with ``labels (V,)``."""
         return F.cross_entropy(net(views["images"], branch=True).branch, views["labels"]), state

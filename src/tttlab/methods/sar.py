@@ -43,17 +43,25 @@ class SAR(Method):
         """Give the moving average of the loss; not a number before the first one."""
         return torch.tensor(torch.nan)
 
-    def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: Any, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Entropy, in nats, mean over the reliable ones of ``views (N, 3, H, W)``; 0 if there is none."""
         logits = net(views).logits
         entropies = entropy(logits)
         reliable = (entropies < self.margin * math.log(logits.shape[-1])).to(entropies)
         loss = (entropies * reliable).sum() / reliable.sum().clamp_min(1)
-        average = torch.where(state.isnan(), loss.detach(), self.memory * state + (1 - self.memory) * loss.detach())
+        average = torch.where(
+            state.isnan(), loss.detach(), self.memory * state + (1 - self.memory) * loss.detach()
+        )
         return loss, torch.where(reliable.any(), average, state)
 
     def after_step(
-        self, parameters: dict[str, Tensor], source: dict[str, Tensor], state: State, generator: torch.Generator
+        self,
+        parameters: dict[str, Tensor],
+        source: dict[str, Tensor],
+        state: State,
+        generator: torch.Generator,
     ) -> tuple[dict[str, Tensor], State]:
         """Go back to the source weights where the network has become too sure."""
         return (source, self.init_state()) if state < self.reset_below else (parameters, state)

@@ -35,10 +35,14 @@ class SimCLRTraining(Method):
     temperature: Annotated[float, Gt(0)] = 0.5
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Draw ``(B, V, 3, H, W)`` fresh views."""
         return random_views(images, generators, self.num_views, self.augmentation)
 
-    def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """NT-Xent of ``views (V, 3, H, W)`` against the bank."""
         return bank_contrast(net(views).projections, statistics["bank"], self.temperature), state

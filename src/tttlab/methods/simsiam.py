@@ -42,11 +42,15 @@ class SimSiamTraining(Method):
     target: Literal["self", "source"] = "self"
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Draw ``(B, V, 3, H, W)`` fresh views."""
         return random_views(images, generators, self.num_views, self.augmentation)
 
-    def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Negative cosine similarity over the ordered pairs of ``views (V, 3, H, W)``."""
         found = net(views)
         if self.target == "self":

@@ -61,19 +61,28 @@ class Symmetries(Method):
                 f"views, found num_views {self.num_views}; lower it, or set null for all"
             )
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Transform ``images (B, 3, H, W)``: ``(B, V, 3, H, W)``; where all views are taken, the image itself is the first."""
         pixels = pixel_orders(*images.shape[-2:], self.geometry).to(images.device)
         channels = torch.tensor(CHANNEL_ORDERS[: self.permutations], device=images.device)
         there = len(pixels) * len(channels)
         if self.num_views:
-            chosen = torch.stack([torch.randperm(there, generator=generator)[: self.num_views] for generator in generators])
+            chosen = torch.stack(
+                [
+                    torch.randperm(there, generator=generator)[: self.num_views]
+                    for generator in generators
+                ]
+            )
         else:
             chosen = torch.arange(there).expand(len(images), -1)
         chosen = chosen.to(images.device)
         return reordered(images, channels[chosen // len(pixels)], pixels[chosen % len(pixels)])
 
-    def loss(self, net: Bound, views: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Jensen–Shannon divergence, in nats, of the class probabilities of ``views (V, 3, H, W)``."""
         return disagreement(net(views).logits), state
 
@@ -81,7 +90,11 @@ class Symmetries(Method):
 def disagreement(logits: Tensor) -> Tensor:
     """Mean Kullback–Leibler divergence of the views' class probabilities, logits ``(V, K)``, from their mean."""
     log_probabilities = logits.log_softmax(-1)
-    return (log_probabilities.exp() * (log_probabilities - log_mean_probabilities(logits))).sum(-1).mean()
+    return (
+        (log_probabilities.exp() * (log_probabilities - log_mean_probabilities(logits)))
+        .sum(-1)
+        .mean()
+    )
 
 
 def pixel_orders(height: int, width: int, geometry: str) -> Tensor:
@@ -91,7 +104,9 @@ def pixel_orders(height: int, width: int, geometry: str) -> Tensor:
         UserError: a turn would change the shape of the images.
     """
     if geometry == "dihedral" and height != width:
-        raise UserError(f"method symmetries: geometry 'dihedral' needs square images, found {height}×{width}; set flips")
+        raise UserError(
+            f"method symmetries: geometry 'dihedral' needs square images, found {height}×{width}; set flips"
+        )
     places = torch.arange(height * width).view(height, width)
     turned = [places.rot90(turns) for turns in range(4 if geometry == "dihedral" else 1)]
     return torch.stack([view.flatten() for turn in turned for view in (turn, turn.flip(-1))])
@@ -109,4 +124,6 @@ def reordered(images: Tensor, channels: Tensor, pixels: Tensor) -> Tensor:
         ``(B, V, C, H, W)``.
     """
     rows = torch.arange(len(images), device=images.device)[:, None, None, None]
-    return images.flatten(2)[rows, channels[..., None], pixels[..., None, :]].unflatten(-1, images.shape[-2:])
+    return images.flatten(2)[rows, channels[..., None], pixels[..., None, :]].unflatten(
+        -1, images.shape[-2:]
+    )

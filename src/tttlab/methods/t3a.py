@@ -45,12 +45,16 @@ class T3A(Method):
         super().check(network)
         linear_classifier(network)
 
-    def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def predict_batch(
+        self, net: Bound, images: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Add the batch to the supports, and compare its features with their centroids."""
         outputs, classifier = net(images), linear_classifier(net.module)
         known = state or supports_of(classifier.weight, classifier(classifier.weight))
         fresh = supports_of(outputs.features, outputs.logits)
-        state = most_confident(Supports(*map(torch.cat, zip(known, fresh, strict=True))), self.filter_size)
+        state = most_confident(
+            Supports(*map(torch.cat, zip(known, fresh, strict=True))), self.filter_size
+        )
         members = F.one_hot(state.classes, outputs.logits.shape[1]).to(state.features)
         return outputs.features @ F.normalize(state.features.T @ members, dim=0), state
 
@@ -64,5 +68,7 @@ def most_confident(supports: Supports, count: int) -> Supports:
     """Keep the ``count`` supports of the lowest entropy of every class."""
     order = supports.entropies.argsort(stable=True)
     classes = supports.classes[order]
-    rank = F.one_hot(classes).cumsum(0).gather(1, classes[:, None])[:, 0]  # within its class, from 1
+    rank = (
+        F.one_hot(classes).cumsum(0).gather(1, classes[:, None])[:, 0]
+    )  # within its class, from 1
     return Supports(*(part[order[rank <= count]] for part in supports))

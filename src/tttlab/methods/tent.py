@@ -23,6 +23,8 @@ class TENT(Method):
     protocols = ("episodic", "online")
     whole_batch = True
 
-    def loss(self, net: Bound, views: Any, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: Any, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Entropy, in nats, of the class probabilities, mean over ``views (N, 3, H, W)``."""
         return entropy(net(views).logits).mean(), state

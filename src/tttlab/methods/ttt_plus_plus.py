@@ -91,14 +91,20 @@ class TTTPlusPlus(Method):
         statistics: Statistics = {}
         for place, parts in zip(PLACES, zip(*rows, strict=True), strict=True):
             found = summarise(torch.cat(parts), self.queue_size)
-            statistics |= {f"alignment.{place}.{name}": value for name, value in zip(NAMES, found, strict=True)}
+            statistics |= {
+                f"alignment.{place}.{name}": value for name, value in zip(NAMES, found, strict=True)
+            }
         return statistics
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
         """Give the images themselves ``(B, 1, 3, H, W)``, and two fresh views of each ``(B, 2, 3, H, W)``."""
         return images.unsqueeze(1), random_views(images, generators, 2, self.augmentation)
 
-    def loss(self, net: Bound, views: tuple[Tensor, Tensor], statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def loss(
+        self, net: Bound, views: tuple[Tensor, Tensor], statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Contrast of views ``(2·N, 3, H, W)`` plus alignment of images ``(N, 3, H, W)`` and of those seen before."""
         images, pairs = views
         outputs = net(images)
@@ -113,7 +119,9 @@ class TTTPlusPlus(Method):
                 loss = loss + scale * misalignment(part, place, statistics)
         return loss, Seen(queue, rows.detach())
 
-    def predict_batch(self, net: Bound, images: Tensor, statistics: Statistics, state: State) -> tuple[Tensor, State]:
+    def predict_batch(
+        self, net: Bound, images: Tensor, statistics: Statistics, state: State
+    ) -> tuple[Tensor, State]:
         """Classify the batch, which has taken its steps, and let it join the queue."""
         if state:
             state = Seen(torch.cat(state)[-self.queue_size :], state.batch[:0])
@@ -122,7 +130,9 @@ class TTTPlusPlus(Method):
 
 def misalignment(rows: Tensor, place: str, statistics: Statistics) -> Tensor:
     """Distance of the moments of ``rows (N, D)`` to the source domain's, in units of source noise."""
-    *source, noise_mean, noise_covariance = (statistics[f"alignment.{place}.{name}"] for name in NAMES)
+    *source, noise_mean, noise_covariance = (
+        statistics[f"alignment.{place}.{name}"] for name in NAMES
+    )
     mean, covariance = distances(rows, *source)
     return covariance / noise_covariance + 0.5 * mean / noise_mean
 
@@ -145,7 +155,9 @@ def summarise(rows: Tensor, size: int) -> tuple[Tensor, ...]:
         UserError: there are too few images for two mini-batches with a covariance.
     """
     if len(rows) < 4:
-        raise UserError(f"method ttt_plus_plus: expected 4 source images or more, found {len(rows)}; raise source_stats.images")
+        raise UserError(
+            f"method ttt_plus_plus: expected 4 source images or more, found {len(rows)}; raise source_stats.images"
+        )
     own = moments(rows)
     parts = random_parts(rows, max(2, len(rows) // size))
     return *own, *torch.stack([torch.stack(distances(part, *own)) for part in parts]).mean(0)

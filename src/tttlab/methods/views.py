@@ -30,7 +30,9 @@ class ViewAverage(Method):
     num_views: Annotated[int, Ge(1)] = 8
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
-    def views(self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def views(
+        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Draw the views, the image itself first: ``(B, 1 + V, 3, H, W)``."""
         drawn = random_views(images, generators, self.num_views, self.augmentation)
         return torch.cat([images.unsqueeze(1), drawn], dim=1)

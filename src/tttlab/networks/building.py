@@ -33,7 +33,9 @@ def build_encoder(
         UserError: timm does not know the backbone, or refuses the options.
     """
     options = dict(options or {})
-    if not backbone.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(backbone.split(".")[0]):
+    if not backbone.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(
+        backbone.split(".")[0]
+    ):
         raise UserError(
             f"models: backbone {backbone!r} is unknown to timm {timm.__version__}; "
             f"{choices(backbone, timm.list_models())[:300]}"
@@ -60,7 +62,9 @@ def build_encoder(
     try:
         encoder = timm.create_model(backbone, pretrained=pretrained, num_classes=0, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"models: timm cannot build backbone {backbone!r} with {options}: {error}") from error
+        raise UserError(
+            f"models: timm cannot build backbone {backbone!r} with {options}: {error}"
+        ) from error
     if stem != "original" and not made_of_patches:
         shrink_stem(encoder, stride=1 if stem == "small" else 2)
     return encoder
@@ -76,7 +80,9 @@ def pretrained_config(backbone: str) -> PretrainedCfg | None:
         return timm.get_pretrained_cfg(backbone)
     except RuntimeError as error:
         name = backbone.partition(".")[0]
-        tags = [known for known in timm.list_pretrained(f"{name}.*") if known.partition(".")[0] == name]
+        tags = [
+            known for known in timm.list_pretrained(f"{name}.*") if known.partition(".")[0] == name
+        ]
         raise UserError(
             f"models: timm {timm.__version__} has no weights {backbone!r}; "
             f"{choices(backbone, tags) if tags else f'it has none for {name}'}"
@@ -91,10 +97,14 @@ def native_size(backbone: str) -> int:
     """
     config = pretrained_config(backbone) if timm.is_model(backbone.split(".")[0]) else None
     if config is None or not config.input_size:
-        raise UserError(f"data.image_size: auto knows the models that timm lists, found {backbone!r}; set a number of pixels")
+        raise UserError(
+            f"data.image_size: auto knows the models that timm lists, found {backbone!r}; set a number of pixels"
+        )
     height, width = config.input_size[-2:]
     if height != width:
-        raise UserError(f"data.image_size: auto knows square inputs, found {height}×{width} of {backbone!r}; set a number")
+        raise UserError(
+            f"data.image_size: auto knows square inputs, found {height}×{width} of {backbone!r}; set a number"
+        )
     return height
 
 
@@ -109,7 +119,9 @@ def shrink_stem(encoder: nn.Module, stride: int) -> None:
             f"models: stem 'small' knows ResNet-like and patch networks, found {type(encoder).__name__}; set stem: original"
         )
     first = encoder.conv1[0] if isinstance(encoder.conv1, nn.Sequential) else encoder.conv1
-    small = nn.Conv2d(first.in_channels, first.out_channels, 3, stride, padding=1, bias=first.bias is not None)
+    small = nn.Conv2d(
+        first.in_channels, first.out_channels, 3, stride, padding=1, bias=first.bias is not None
+    )
     nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
     if isinstance(encoder.conv1, nn.Sequential):
         encoder.conv1[0] = small

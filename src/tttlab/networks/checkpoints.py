@@ -21,8 +21,16 @@ from tttlab.networks.network import Network, add_probe
 from tttlab.networks.objective import Objective
 from tttlab.seeding import stream_seed
 
-OBJECTIVES = tuple(sorted(file.stem for file in (Path(__file__).parents[1] / "objectives").glob("[!_]*.py")))
-SETTINGS = ("backbone", "backbone_options", "stem", "objective", "probe")  # what rebuilds a network, but for its weights
+OBJECTIVES = tuple(
+    sorted(file.stem for file in (Path(__file__).parents[1] / "objectives").glob("[!_]*.py"))
+)
+SETTINGS = (
+    "backbone",
+    "backbone_options",
+    "stem",
+    "objective",
+    "probe",
+)  # what rebuilds a network, but for its weights
 _WEIGHTS, _SIDECAR = "weights.safetensors", "network.json"
 
 
@@ -40,12 +48,16 @@ def build_objective(settings: Mapping[str, Any]) -> Objective | None:
     if name == "none":
         return None
     if name not in OBJECTIVES:
-        raise UserError(f"objective.name: unknown objective {name!r}; {choices(name, [*OBJECTIVES, 'none'])}")
+        raise UserError(
+            f"objective.name: unknown objective {name!r}; {choices(name, [*OBJECTIVES, 'none'])}"
+        )
     module = import_module(f"tttlab.objectives.{name}")
     (own,) = (
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__
+        if isinstance(value, type)
+        and issubclass(value, Objective)
+        and value.__module__ == module.__name__
     )
     return own(**values)
 
@@ -85,7 +97,9 @@ def build_network(
 def _build_encoder(settings: Mapping[str, Any], image_size: int, pretrained: bool) -> nn.Module:
     stem, options = settings.get("stem", "small"), settings.get("backbone_options")
     try:
-        return build_encoder(settings["backbone"], image_size, stem=stem, options=options, pretrained=pretrained)
+        return build_encoder(
+            settings["backbone"], image_size, stem=stem, options=options, pretrained=pretrained
+        )
     except OSError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
@@ -124,7 +138,9 @@ def save(
         what was written to ``network.json``; its ``sha256`` names these weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
     save_file(state, folder / _WEIGHTS)
     about = {
         **{name: settings[name] for name in SETTINGS if name in settings},
@@ -132,10 +148,15 @@ def save(
         "classes": list(classes),
         "image_size": image_size,
         "sha256": file_hash(folder / _WEIGHTS),
-        "versions": {"tttlab": _own_version(), **{name: version(name) for name in ("torch", "timm", "lightly")}},
+        "versions": {
+            "tttlab": _own_version(),
+            **{name: version(name) for name in ("torch", "timm", "lightly")},
+        },
         **(extra or {}),
     }
-    (folder / _SIDECAR).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / _SIDECAR).write_text(
+        json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return about
 
 
@@ -154,7 +175,10 @@ def load(folder: Path, device: str | torch.device = "cpu") -> tuple[Network, dic
         )
     # The seed is never seen: every weight is replaced.
     network, _ = build_network(
-        {name: about[name] for name in SETTINGS if name in about}, len(about["classes"]), about["image_size"], seed=0
+        {name: about[name] for name in SETTINGS if name in about},
+        len(about["classes"]),
+        about["image_size"],
+        seed=0,
     )
     _fill(network, state, folder / _WEIGHTS)
     return network.to(device), about
@@ -198,20 +222,32 @@ def load_weights(network: Network, path: Path) -> None:
     if not path.is_dir():
         own = network.encoder.default_cfg.get("classifier", ())
         own = (own,) if isinstance(own, str) else own or ()
-        state = {name: tensor for name, tensor in _read_weights(path).items() if name.rpartition(".")[0] not in own}
+        state = {
+            name: tensor
+            for name, tensor in _read_weights(path).items()
+            if name.rpartition(".")[0] not in own
+        }
         _fill(network.encoder, state, path)
         return
     read_sidecar(path)
     state = _read_weights(path / _WEIGHTS)
     for part, module in network.named_children():
-        own = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(f"{part}.")}
+        own = {
+            name.removeprefix(f"{part}."): tensor
+            for name, tensor in state.items()
+            if name.startswith(f"{part}.")
+        }
         if part == "encoder" or _misfit(module, own) is None:
             _fill(module, own, path / _WEIGHTS)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path) if path.suffix == ".safetensors" else dict(load_state_dict(str(path), weights_only=True))
+        return (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else dict(load_state_dict(str(path), weights_only=True))
+        )
     except (
         OSError,
         RuntimeError,

@@ -58,14 +58,28 @@ class Classifier(nn.Module):
         self.guessed = last_linear(model) if classifier == "auto" and not of_timm(model) else None
         named = self.guessed if classifier == "auto" else classifier
         # Before the encoder, which it is a part of: what has two names goes by the first.
-        self.classifier = layer(model, named) if named else classifier_of_timm(model) if classifier == "auto" else None
+        self.classifier = (
+            layer(model, named)
+            if named
+            else classifier_of_timm(model)
+            if classifier == "auto"
+            else None
+        )
         self.encoder = model
         self.training = model.training
         for name in (*stages, *([features.removesuffix(".input")] if features else [])):
             layer(model, name)
-        single = isinstance(self.classifier, nn.Module) and not isinstance(self.classifier, nn.ModuleList)
-        self.features = f"encoder.{features}" if features else "classifier.input" if single else None
-        listed = [stage["module"] for stage in getattr(model, "feature_info", ())] if of_timm(model) else []
+        single = isinstance(self.classifier, nn.Module) and not isinstance(
+            self.classifier, nn.ModuleList
+        )
+        self.features = (
+            f"encoder.{features}" if features else "classifier.input" if single else None
+        )
+        listed = (
+            [stage["module"] for stage in getattr(model, "feature_info", ())]
+            if of_timm(model)
+            else []
+        )
         self.stages = tuple(stages or listed)
         self.embedding = not stages and of_timm(model) and hasattr(model, "patch_embed")
         self.channels_last = channels_last or getattr(model, "output_fmt", "NCHW") == "NHWC"
@@ -76,7 +90,10 @@ class Classifier(nn.Module):
         Raises:
             UserError: it gives no logits, or they are not those of the layer that was taken for the last.
         """
-        kind, looked_at = type(self.encoder).__name__, (self.features, "classifier" if self.guessed else None)
+        kind, looked_at = (
+            type(self.encoder).__name__,
+            (self.features, "classifier" if self.guessed else None),
+        )
         with record(self, [layer for layer in looked_at if layer]) as found:
             logits = self.encoder(images)
         logits = getattr(logits, "logits", logits)
@@ -102,7 +119,9 @@ def as_network(model: nn.Module) -> Network | Classifier:
     Raises:
         UserError: it is no module, or one that cannot be called with other parameters.
     """
-    while isinstance(model, nn.DataParallel | DistributedDataParallel) or "_orig_mod" in getattr(model, "_modules", ()):
+    while isinstance(model, nn.DataParallel | DistributedDataParallel) or "_orig_mod" in getattr(
+        model, "_modules", ()
+    ):
         model = model.module if hasattr(model, "module") else model._orig_mod
     if isinstance(model, Network | Classifier):
         return model
@@ -154,7 +173,11 @@ def classifier_of_timm(model: nn.Module) -> nn.Module | None:
 
 def last_linear(model: nn.Module) -> str | None:
     """Name the last layer with parameters, in order of definition, if it is linear."""
-    with_parameters = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
+    with_parameters = [
+        name
+        for name, part in model.named_modules()
+        if any(True for _ in part.parameters(recurse=False))
+    ]
     last = with_parameters[-1].partition(".parametrizations.")[0] if with_parameters else ""
     return last if last and isinstance(model.get_submodule(last), nn.Linear) else None
 
@@ -175,6 +198,11 @@ def layer(model: nn.Module, name: str) -> nn.Module:
 
 def as_features(activation: Tensor | None, count: int) -> Tensor | None:
     """Read ``(N, D)`` or ``(N, D, 1, 1)`` as ``count`` images' features ``(N, D)``; None: they are none."""
-    if activation is None or activation.ndim < 2 or len(activation) != count or activation.shape[2:].numel() != 1:
+    if (
+        activation is None
+        or activation.ndim < 2
+        or len(activation) != count
+        or activation.shape[2:].numel() != 1
+    ):
         return None
     return activation.flatten(1)

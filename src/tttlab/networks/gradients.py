@@ -8,7 +8,9 @@ from torch import Tensor
 
 def norms(gradients: Iterable[Tensor]) -> Tensor:
     """Norm ``(B,)`` of every image's gradient over all its parts ``(B, *shape)``."""
-    return torch.stack([torch.linalg.vector_norm(rows(part), dim=1) for part in gradients]).norm(dim=0)
+    return torch.stack([torch.linalg.vector_norm(rows(part), dim=1) for part in gradients]).norm(
+        dim=0
+    )
 
 
 def rows(part: Tensor) -> Tensor:
@@ -21,7 +23,9 @@ def scale(gradients: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]
 
     Not in place: autograd may give one tensor as the gradient of two parameters.
     """
-    return {name: part * factors.view(-1, *[1] * (part.ndim - 1)) for name, part in gradients.items()}
+    return {
+        name: part * factors.view(-1, *[1] * (part.ndim - 1)) for name, part in gradients.items()
+    }
 
 
 def clip_gradients(gradients: Mapping[str, Tensor], largest: float) -> dict[str, Tensor]:

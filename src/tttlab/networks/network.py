@@ -64,7 +64,9 @@ class Network(nn.Module):
         self.head = head
         self.probe: Probe | None = None
         config = resolve_data_config({}, model=encoder)
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(config["mean"]).view(1, -1, 1, 1), persistent=False
+        )
         self.register_buffer("std", torch.tensor(config["std"]).view(1, -1, 1, 1), persistent=False)
 
     @property
@@ -86,7 +88,13 @@ class Network(nn.Module):
         """Map RGB in [0, 1] ``(N, 3, H, W)`` to what the encoder was made for."""
         return (images - self.mean) / self.std
 
-    def forward(self, images: Tensor, keep: Tensor | None = None, branch: bool = False, given: Tensor | None = None) -> Outputs:
+    def forward(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        branch: bool = False,
+        given: Tensor | None = None,
+    ) -> Outputs:
         """Run the network.
 
         Args:
@@ -98,7 +106,9 @@ class Network(nn.Module):
         """
         images = self.normalise(images)
         if keep is not None:
-            return Outputs(None, None, reconstruction=self.head.reconstruct(self.encoder, images, keep))
+            return Outputs(
+                None, None, reconstruction=self.head.reconstruct(self.encoder, images, keep)
+            )
         if branch:
             return Outputs(None, None, branch=self.head.branch_off(self.encoder, images))
         if given is not None:
@@ -111,7 +121,9 @@ class Network(nn.Module):
         if hasattr(self.head, "project_and_predict"):
             projections, predictions = self.head.project_and_predict(features)
             return Outputs(logits, features, projections, predictions=predictions)
-        return Outputs(logits, features, self.head.project(features) if hasattr(self.head, "project") else None)
+        return Outputs(
+            logits, features, self.head.project(features) if hasattr(self.head, "project") else None
+        )
 
 
 def add_probe(network: Network, depth: int, heads: int, seed: int) -> None:
@@ -142,7 +154,9 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     Parts that were given to ``torch.compile`` run as they were written: they were compiled for ordinary calls.
     """
     modes = [(module, module.training) for module in network.modules()]
-    compiled = any("_orig_mod" in module._modules or module._compiled_call_impl for module, _ in modes)
+    compiled = any(
+        "_orig_mod" in module._modules or module._compiled_call_impl for module, _ in modes
+    )
     network.eval()
     try:
         with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
@@ -177,7 +191,9 @@ class Bound:
 
     def __init__(self, module: nn.Module, trained: Mapping[str, Tensor]) -> None:
         self.module = module
-        self.source = MappingProxyType({name: value.detach() for name, value in module.named_parameters()})
+        self.source = MappingProxyType(
+            {name: value.detach() for name, value in module.named_parameters()}
+        )
         self.trained = MappingProxyType(dict(trained))
         # Frozen parameters are constants too: attached, they would gather gradients that nobody reads.
         self._values = {**self.source, **trained}
@@ -191,7 +207,9 @@ class Bound:
     def rebound(self, parameters: Mapping[str, Tensor]) -> "Bound":
         """Bind the same network to other values of some parameters, as of a teacher; the rest stays the image's."""
         other = copy.copy(self)
-        other.trained = MappingProxyType({name: parameters.get(name, value) for name, value in self.trained.items()})
+        other.trained = MappingProxyType(
+            {name: parameters.get(name, value) for name, value in self.trained.items()}
+        )
         other._values = {**self._values, **parameters}
         return other
 

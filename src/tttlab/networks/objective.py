@@ -38,7 +38,13 @@ class Objective:
     def initialise(self, encoder: nn.Module) -> None:
         """Draw the weights of a fresh encoder as the objective wants them, in place; by default they are as timm drew them."""
 
-    def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+    def loss(
+        self,
+        network: Network,
+        views: Tensor,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Tensor:
         """Compute the loss of a batch.
 
         Args:

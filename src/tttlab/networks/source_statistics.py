@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import evaluating
-from tttlab.networks.taps import Moments, batch_moments, batch_norm_layers, record, token_layers, variance_floor
+from tttlab.networks.taps import (
+    Moments,
+    batch_moments,
+    batch_norm_layers,
+    record,
+    token_layers,
+    variance_floor,
+)
 from tttlab.runtime.group_size import GroupSize, through
 from tttlab.seeding import torch_generator
 
@@ -79,11 +86,17 @@ class Spread:
 
     def variance(self, correction: int = 1) -> Tensor:
         """Give the unbiased variance, or with ``correction`` 0 that of a population; of too few samples not a number."""
-        return self.squares / (self.count - correction) if self.count > correction else self.squares * torch.nan
+        return (
+            self.squares / (self.count - correction)
+            if self.count > correction
+            else self.squares * torch.nan
+        )
 
 
 @torch.no_grad()
-def layer_statistics(network: nn.Module, batches: Iterable[Tensor], layers: Sequence[str] | None = None) -> Statistics:
+def layer_statistics(
+    network: nn.Module, batches: Iterable[Tensor], layers: Sequence[str] | None = None
+) -> Statistics:
     """Measure the per-image channel moments of named layers over the source domain.
 
     Args:
@@ -98,13 +111,20 @@ def layer_statistics(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
     """
     network = as_network(network)
     layers = list(layers or standard_layers(network))
-    widths = {f"encoder.{stage['module']}": stage["num_chs"] for stage in getattr(network.encoder, "feature_info", ())}
+    widths = {
+        f"encoder.{stage['module']}": stage["num_chs"]
+        for stage in getattr(network.encoder, "feature_info", ())
+    }
     found = {layer: LayerMoments() for layer in layers}
     sizes = GroupSize(largest=LARGEST, timed=False)
     floors, count = {layer: variance_floor(network, layer) for layer in layers}, 0
     with (
         evaluating(network),
-        record(network, layers, lambda layer, activation: batch_moments(activation, floors[layer], count)) as moments,
+        record(
+            network,
+            layers,
+            lambda layer, activation: batch_moments(activation, floors[layer], count),
+        ) as moments,
     ):
 
         def look(images: Tensor) -> dict[str, Moments]:
@@ -117,7 +137,11 @@ def layer_statistics(network: nn.Module, batches: Iterable[Tensor], layers: Sequ
             for layer in layers:
                 check_width(network, layer, widths.get(layer), own[layer].mean.shape[1])
                 found[layer].add(own[layer])
-    return {f"{layer}.{name}": value for layer, own in found.items() for name, value in own.summary().items()}
+    return {
+        f"{layer}.{name}": value
+        for layer, own in found.items()
+        for name, value in own.summary().items()
+    }
 
 
 def check_width(network: nn.Module, layer: str, expected: int | None, found: int) -> None:
@@ -159,7 +183,9 @@ class LayerMoments:
 def kinds(statistics: Statistics) -> set[str]:
     """Tell what a method can find here: ``layers`` (moments of layers), and what names begin with: ``bank``, ``fisher.<…>``."""
     known = {name.partition(".")[0] for name in statistics}
-    return known | ({"layers"} if any(name.endswith(".mean_center") for name in statistics) else set())
+    return known | (
+        {"layers"} if any(name.endswith(".mean_center") for name in statistics) else set()
+    )
 
 
 def standard_layers(network: nn.Module) -> list[str]:
@@ -191,7 +217,11 @@ def projection_bank(network: nn.Module, batches: Iterable[Tensor], size: int) ->
     """Keep the projections of the first ``size`` source images: ``{"bank": (size, P)}``."""
     rows: list[Tensor] = []
     with evaluating(network):
-        for own in through(lambda images: network(images).projections, batches, GroupSize(largest=LARGEST, timed=False)):
+        for own in through(
+            lambda images: network(images).projections,
+            batches,
+            GroupSize(largest=LARGEST, timed=False),
+        ):
             rows.append(own)
             if sum(map(len, rows)) >= size:
                 break

@@ -15,7 +15,12 @@ from tttlab.errors import UserError
 
 STEMS = ("act1", "bn1", "norm0", "stem")
 # Families that are a chain of stages; what follows the last of them before the pooling.
-CHAINS = {ConvNeXt: ("norm_pre",), RegNet: ("final_conv",), ResNet: (), VisionTransformer: ("norm",)}
+CHAINS = {
+    ConvNeXt: ("norm_pre",),
+    RegNet: ("final_conv",),
+    ResNet: (),
+    VisionTransformer: ("norm",),
+}
 
 
 def stage_places(encoder: nn.Module) -> list[int]:
@@ -42,7 +47,9 @@ def stage_maps(encoder: nn.Module, images: Tensor, stages: Sequence[int]) -> lis
     """
     places = stage_places(encoder)
     wanted = [places[stage - 1] for stage in stages]
-    return encoder.forward_intermediates(images, indices=wanted, stop_early=True, intermediates_only=True)
+    return encoder.forward_intermediates(
+        images, indices=wanted, stop_early=True, intermediates_only=True
+    )
 
 
 def shared_part(encoder: nn.Module, images: Tensor, stage: int) -> Tensor:
@@ -59,9 +66,16 @@ def shared_part(encoder: nn.Module, images: Tensor, stage: int) -> Tensor:
     if not isinstance(encoder, VisionTransformer):
         return stage_maps(encoder, images, [stage])[0]
     (found,) = encoder.forward_intermediates(
-        images, [stage - 1], return_prefix_tokens=True, output_fmt="NLC", stop_early=True, intermediates_only=True
+        images,
+        [stage - 1],
+        return_prefix_tokens=True,
+        output_fmt="NLC",
+        stop_early=True,
+        intermediates_only=True,
     )
-    return found if isinstance(found, Tensor) else torch.cat(found[::-1], dim=1)  # (patches, prefix), or no prefix
+    return (
+        found if isinstance(found, Tensor) else torch.cat(found[::-1], dim=1)
+    )  # (patches, prefix), or no prefix
 
 
 class Remainder(nn.Module):
@@ -82,13 +96,17 @@ class Remainder(nn.Module):
             )
         copied = copy.deepcopy(encoder)
         stages = [encoder.feature_info[place]["module"] for place in stage_places(encoder)]
-        self.stages = nn.Sequential(*(copied.get_submodule(name) for name in [*stages[stage:], *CHAINS[kind]]))
+        self.stages = nn.Sequential(
+            *(copied.get_submodule(name) for name in [*stages[stage:], *CHAINS[kind]])
+        )
         last = [*stages, *CHAINS[kind]][-1].partition(".")[0]
         for name in [*dict(copied.named_children())]:
             setattr(copied, name, nn.Identity())
             if name == last:
                 break
-        for name in [*dict(copied.named_parameters(recurse=False))]:  # class token, position embedding
+        for name in [
+            *dict(copied.named_parameters(recurse=False))
+        ]:  # class token, position embedding
             copied.register_parameter(name, None)
         self.pooling = copied  # of which nothing is left but what pools
 

@@ -22,7 +22,11 @@ class Moments(NamedTuple):
 
 def batch_norm_layers(network: nn.Module) -> list[str]:
     """Name the encoder's BatchNorm layers, in order of definition."""
-    return [name for name, module in network.named_modules() if name.startswith("encoder") and isinstance(module, _BatchNorm)]
+    return [
+        name
+        for name, module in network.named_modules()
+        if name.startswith("encoder") and isinstance(module, _BatchNorm)
+    ]
 
 
 def stage_layers(network: nn.Module) -> list[str]:
@@ -63,7 +67,9 @@ def copied(_layer: str, activation: Tensor) -> Tensor:
 
 
 @contextmanager
-def record(network: nn.Module, layers: Sequence[str], keep: Callable[[str, Tensor], Any] = copied) -> Iterator[dict[str, Any]]:
+def record(
+    network: nn.Module, layers: Sequence[str], keep: Callable[[str, Tensor], Any] = copied
+) -> Iterator[dict[str, Any]]:
     """Collect the outputs of named layers while the context is open; works under ``torch.func`` transforms.
 
     Args:
@@ -76,7 +82,10 @@ def record(network: nn.Module, layers: Sequence[str], keep: Callable[[str, Tenso
         the name as given → what was kept of the latest activation.
     """
     kept = Activations()
-    handles = [tap(network, name, lambda own, name=name: kept.__setitem__(name, keep(name, own))) for name in layers]
+    handles = [
+        tap(network, name, lambda own, name=name: kept.__setitem__(name, keep(name, own)))
+        for name in layers
+    ]
     try:
         yield kept
     finally:
@@ -94,13 +103,17 @@ def tap(network: nn.Module, name: str, give: Callable[[Tensor], None]) -> Remova
 
     def note(activation: Any) -> None:
         if not isinstance(activation, Tensor):
-            raise UserError(f"layer {name}: expected one activation, found {type(activation).__name__}; name another layer")
+            raise UserError(
+                f"layer {name}: expected one activation, found {type(activation).__name__}; name another layer"
+            )
         give(channels_second(activation, last))
 
     if name.endswith(".input"):
         layer = network.get_submodule(name.removesuffix(".input"))
         return layer.register_forward_pre_hook(lambda _layer, inputs: give(inputs[0]))
-    return network.get_submodule(name).register_forward_hook(lambda _layer, _inputs, output: note(output))
+    return network.get_submodule(name).register_forward_hook(
+        lambda _layer, _inputs, output: note(output)
+    )
 
 
 def channels_last(network: nn.Module) -> bool:
@@ -128,7 +141,9 @@ def variance_floor(network: nn.Module, layer: str) -> float:
     At the input of a BatchNorm layer it is that layer's own epsilon, so that an image's variance takes the place of the running
     one in the layer's formula; everywhere else it only keeps the logarithm finite.
     """
-    module = network.get_submodule(layer.removesuffix(".input")) if layer.endswith(".input") else None
+    module = (
+        network.get_submodule(layer.removesuffix(".input")) if layer.endswith(".input") else None
+    )
     return module.eps if isinstance(module, _BatchNorm) else VARIANCE_FLOOR
 
 
@@ -146,7 +161,9 @@ def image_moments(activation: Tensor, floor: float = VARIANCE_FLOOR) -> Moments:
     return moments_over(activation, (0, *positions), floor)
 
 
-def batch_moments(activation: Tensor, floor: float = VARIANCE_FLOOR, count: int | None = None) -> Moments:
+def batch_moments(
+    activation: Tensor, floor: float = VARIANCE_FLOOR, count: int | None = None
+) -> Moments:
     """Take the channel moments of each of ``N`` single images.
 
     Args:

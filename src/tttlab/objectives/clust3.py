@@ -25,7 +25,9 @@ class ClusterHeads(nn.Module):
 
     objective = "clust3"
 
-    def __init__(self, stages: Sequence[int], widths: Sequence[int], heads: int, clusters: int) -> None:
+    def __init__(
+        self, stages: Sequence[int], widths: Sequence[int], heads: int, clusters: int
+    ) -> None:
         super().__init__()
         self.stages, self.shape = tuple(stages), (heads, clusters)
         self.layers = nn.ModuleList(nn.Linear(width, heads * clusters) for width in widths)
@@ -34,7 +36,10 @@ class ClusterHeads(nn.Module):
         """Sort the places of ``images (N, 3, H, W)``, as the encoder wants them: per stage logits ``(N, L, M, K)``."""
         maps = stage_maps(encoder, images, self.stages)
         places = (activation.flatten(2).transpose(1, 2) for activation in maps)
-        return tuple(layer(own).unflatten(-1, self.shape) for layer, own in zip(self.layers, places, strict=True))
+        return tuple(
+            layer(own).unflatten(-1, self.shape)
+            for layer, own in zip(self.layers, places, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,17 @@ class ClusT3(Objective):
                 f"objective.stages: expected numbers from 1 to {len(widths)}, the stages of this "
                 f"{type(encoder).__name__}, found {list(self.stages)}"
             )
-        return ClusterHeads(stages, [widths[stage - 1] for stage in stages], self.heads, self.clusters)
+        return ClusterHeads(
+            stages, [widths[stage - 1] for stage in stages], self.heads, self.clusters
+        )
 
-    def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+    def loss(
+        self,
+        network: Network,
+        views: Tensor,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Tensor:
         """Lost information over the places of all images of a batch.
 
         Args:

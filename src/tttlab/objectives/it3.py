@@ -66,7 +66,9 @@ class LabelInjection(nn.Module):
             reached.append(self.stage)
             last = output.ndim == 3 or getattr(encoder, "output_fmt", "NCHW") == "NHWC"
             places = [1] * (output.ndim - 2)
-            return output + (added.view(len(added), *places, -1) if last else added.view(*added.shape, *places))
+            return output + (
+                added.view(len(added), *places, -1) if last else added.view(*added.shape, *places)
+            )
 
         handle = encoder.get_submodule(self.stage).register_forward_hook(add)
         try:
@@ -85,7 +87,11 @@ class LabelInjection(nn.Module):
 @contextmanager
 def statistics_kept(encoder: nn.Module) -> Iterator[None]:
     """Let BatchNorm normalise with the batch's statistics, in training, and leave its running ones as they are."""
-    layers = {layer: layer.momentum for layer in encoder.modules() if isinstance(layer, _BatchNorm) and layer.training}
+    layers = {
+        layer: layer.momentum
+        for layer in encoder.modules()
+        if isinstance(layer, _BatchNorm) and layer.training
+    }
     try:
         for layer in layers:
             layer.momentum = 0.0
@@ -122,7 +128,13 @@ class IT3(Objective):
         return LabelInjection(encoder, num_classes, stage)
 
     def loss(
-        self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None, *, labels: Tensor
+        self,
+        network: Network,
+        views: Tensor,
+        generator: torch.Generator,
+        share: Share | None = None,
+        *,
+        labels: Tensor,
     ) -> Tensor:
         """Cross-entropy of images that come with their labels.
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from lightly.models.modules import MaskedVisionTransformerTIMM
-from lightly.models.modules.masked_vision_transformer_decoder_timm import MaskedVisionTransformerDecoderTIMM
+from lightly.models.modules.masked_vision_transformer_decoder_timm import (
+    MaskedVisionTransformerDecoderTIMM,
+)
 from lightly.models.utils import get_at_index, patchify, set_at_index
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -31,7 +33,11 @@ class Decoder(nn.Module):
         self.num_patches = vit.patch_embed.num_patches
         self.embed = nn.Linear(vit.embed_dim, dim)
         self.blocks = MaskedVisionTransformerDecoderTIMM(
-            num_patches=self.num_patches, embed_dim=dim, depth=depth, num_heads=heads, num_prefix_tokens=1
+            num_patches=self.num_patches,
+            embed_dim=dim,
+            depth=depth,
+            num_heads=heads,
+            num_prefix_tokens=1,
         )
         self.predict = nn.Linear(dim, 3 * self.patch_size**2)
         for layer in (self.embed, self.predict):
@@ -49,7 +55,9 @@ class Decoder(nn.Module):
         Returns:
             ``(N, L, 3·p²)`` predicted pixels, RGB in [0, 1] like the network's input.
         """
-        tokens = torch.cat([torch.zeros_like(keep[:, :1]), keep + 1], dim=1)  # the class token is always seen
+        tokens = torch.cat(
+            [torch.zeros_like(keep[:, :1]), keep + 1], dim=1
+        )  # the class token is always seen
         encoded = self.embed(encode_visible(vit, images, tokens))
         hidden = self.blocks.mask_token.expand(images.shape[0], self.num_patches + 1, -1)
         decoded = self.blocks(set_at_index(hidden, tokens, encoded.to(hidden)))
@@ -88,7 +96,11 @@ class MAE(Objective):
         Raises:
             UserError: the encoder is no plain vision transformer with one class token.
         """
-        if not isinstance(encoder, VisionTransformer) or encoder.num_prefix_tokens != 1 or not encoder.has_class_token:
+        if (
+            not isinstance(encoder, VisionTransformer)
+            or encoder.num_prefix_tokens != 1
+            or not encoder.has_class_token
+        ):
             raise UserError(
                 "objective mae needs a plain timm vision transformer with one class token (vit_*, deit_*), found "
                 f"{type(encoder).__name__}; choose such a backbone or objective simclr"
@@ -97,10 +109,18 @@ class MAE(Objective):
 
     def initialise(self, encoder: VisionTransformer) -> None:
         """Draw the weights as MAE does: Xavier, and sine-cosine position embeddings, here learnable."""
-        MaskedVisionTransformerTIMM(encoder, weight_initialization="", pos_embed_initialization="sincos")
+        MaskedVisionTransformerTIMM(
+            encoder, weight_initialization="", pos_embed_initialization="sincos"
+        )
         encoder.pos_embed.requires_grad_(True)
 
-    def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+    def loss(
+        self,
+        network: Network,
+        views: Tensor,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Tensor:
         """Mean squared error on the hidden patches of a batch.
 
         Args:
@@ -115,7 +135,9 @@ class MAE(Objective):
         images, share = views[:, 0], share or Share(len(views))
         masks = random_masks([generator], share.whole, network.head.num_patches, self.mask_ratio)
         keep, hidden = (mask[0, share.own].to(images.device) for mask in masks)
-        return masked_error(network(images, keep=keep).reconstruction, images, hidden, network.head.patch_size)
+        return masked_error(
+            network(images, keep=keep).reconstruction, images, hidden, network.head.patch_size
+        )
 
 
 def masked_error(reconstruction: Tensor, images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:

@@ -63,7 +63,13 @@ class Rotation(Objective):
             )
         return RotationHead(encoder, shared)
 
-    def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+    def loss(
+        self,
+        network: Network,
+        views: Tensor,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Tensor:
         """Cross-entropy over all four turns of every image.
 
         Args:
@@ -77,7 +83,9 @@ class Rotation(Objective):
         """
         del generator, share
         labels = torch.arange(TURNS, device=views.device).expand(len(views), -1)
-        turned = torch.stack([torch.rot90(views[:, 0], turns, (-2, -1)) for turns in range(TURNS)], dim=1)
+        turned = torch.stack(
+            [torch.rot90(views[:, 0], turns, (-2, -1)) for turns in range(TURNS)], dim=1
+        )
         return F.cross_entropy(network(turned.flatten(0, 1), branch=True).branch, labels.flatten())
 
 
@@ -85,5 +93,7 @@ def rotate(images: Tensor, labels: Tensor) -> Tensor:
     """Turn every one of ``images (…, 3, S, S)`` by 90° · ``labels (…)``, in 0 to 3, against the clock."""
     turned = images
     for turns in range(1, TURNS):
-        turned = torch.where((labels == turns)[..., None, None, None], torch.rot90(images, turns, (-2, -1)), turned)
+        turned = torch.where(
+            (labels == turns)[..., None, None, None], torch.rot90(images, turns, (-2, -1)), turned
+        )
     return turned

@@ -51,7 +51,13 @@ class SimCLR(Objective):
         """Build the projection head for an encoder."""
         return Projector(feature_width(encoder), self.hidden_dim, self.projection_dim)
 
-    def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+    def loss(
+        self,
+        network: Network,
+        views: Tensor,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Tensor:
         """NT-Xent over a batch.
 
         Args:

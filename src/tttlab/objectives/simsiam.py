@@ -21,7 +21,9 @@ class SimSiamHead(nn.Module):
 
     objective = "simsiam"
 
-    def __init__(self, input_dim: int, hidden_dim: int, projection_dim: int, prediction_dim: int) -> None:
+    def __init__(
+        self, input_dim: int, hidden_dim: int, projection_dim: int, prediction_dim: int
+    ) -> None:
         super().__init__()
         self.projection = SimSiamProjectionHead(input_dim, hidden_dim, projection_dim)
         self.prediction = SimSiamPredictionHead(projection_dim, prediction_dim, projection_dim)
@@ -49,9 +51,17 @@ class SimSiam(Objective):
 
     def head(self, encoder: nn.Module) -> SimSiamHead:
         """Build both heads for an encoder."""
-        return SimSiamHead(feature_width(encoder), self.hidden_dim, self.projection_dim, self.prediction_dim)
+        return SimSiamHead(
+            feature_width(encoder), self.hidden_dim, self.projection_dim, self.prediction_dim
+        )
 
-    def loss(self, network: Network, views: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
+    def loss(
+        self,
+        network: Network,
+        views: Tensor,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> Tensor:
         """Negative cosine similarity, symmetrised.
 
         Args:
@@ -65,7 +75,9 @@ class SimSiam(Objective):
         """
         del generator, share
         found = network(views.flatten(0, 1))
-        predictions, projections = (part.unflatten(0, views.shape[:2]) for part in (found.predictions, found.projections))
+        predictions, projections = (
+            part.unflatten(0, views.shape[:2]) for part in (found.predictions, found.projections)
+        )
         return disagreement(predictions, projections)
 
 

@@ -10,7 +10,12 @@ from matplotlib.figure import Figure
 
 from tttlab.evaluation.results import CONTROL, Results, known
 from tttlab.reporting import pictures, plots
-from tttlab.reporting.figures.accuracy import accuracy_by_severity, gain_and_cost, gain_per_corruption, heat_map
+from tttlab.reporting.figures.accuracy import (
+    accuracy_by_severity,
+    gain_and_cost,
+    gain_per_corruption,
+    heat_map,
+)
 from tttlab.reporting.figures.signals import estimated_accuracy, gain_along, reliability
 from tttlab.reporting.figures.steps import loss_along_steps, step_curves
 from tttlab.reporting.words import percent, probability
@@ -63,18 +68,27 @@ def draw(
 
 
 def _examples(
-    shown: Mapping[str, Sequence[np.ndarray]], sets: Mapping[str, Sequence[np.ndarray]], severities: Sequence[int]
+    shown: Mapping[str, Sequence[np.ndarray]],
+    sets: Mapping[str, Sequence[np.ndarray]],
+    severities: Sequence[int],
 ) -> Named:
     if shown:
-        figure = pictures.draw_pictures(shown, ["clean", *map(str, severities)], "Test images under each corruption")
+        figure = pictures.draw_pictures(
+            shown, ["clean", *map(str, severities)], "Test images under each corruption"
+        )
         caption = (
             "One test image per corruption, clean and at every severity. These are synthetic corruptions made here; they "
             "are not the files of CIFAR-10-C."
         )
         yield "examples", Drawing(figure, "examples", caption)
     if sets:
-        figure = pictures.draw_pictures(sets, [""] * max(map(len, sets.values())), "Images that came shifted")
-        yield "examples_of_sets", Drawing(figure, "examples", "The first images of each, as they were adapted to.")
+        figure = pictures.draw_pictures(
+            sets, [""] * max(map(len, sets.values())), "Images that came shifted"
+        )
+        yield (
+            "examples_of_sets",
+            Drawing(figure, "examples", "The first images of each, as they were adapted to."),
+        )
 
 
 def _under_one_caption(section: str, figures: Mapping[str, Figure], caption: str) -> Named:
@@ -92,10 +106,15 @@ def _tested(results: Results) -> str:
 
 def _gains(results: Results) -> Named:
     styles = plots.run_styles(results.runs)
-    tables = {model: _with_mean(results, model) for model in results.models if results.acting_on(model)}
+    tables = {
+        model: _with_mean(results, model) for model in results.models if results.acting_on(model)
+    }
     largest = max(table["gain"].abs().max() for table in tables.values())
     title = f"gain, percentage points, {_tested(results)} under every shift"
-    maps = {f"gain_{model}": heat_map(table, styles, f"{model}: {title}", largest) for model, table in tables.items()}
+    maps = {
+        f"gain_{model}": heat_map(table, styles, f"{model}: {title}", largest)
+        for model, table in tables.items()
+    }
     caption = (
         f"Accuracy with minus without adaptation over all severities; above, the accuracy without. Blue: gain. Orange and "
         f"outlined: loss. Colour grows with the square root of the size, alike on all maps. Bold: McNemar's test of a "
@@ -107,7 +126,10 @@ def _gains(results: Results) -> Named:
         title = f"{model}: gain per corruption, {_tested(results)} under every shift"
         caption = "Lines are 95 % intervals; they are not widened for looking at many corruptions at once."
         figure = gain_per_corruption(table, styles, title)
-        yield f"intervals_{model}", Drawing(figure, "gain", caption, folded=f"{model} with intervals")
+        yield (
+            f"intervals_{model}",
+            Drawing(figure, "gain", caption, folded=f"{model} with intervals"),
+        )
 
 
 def _with_mean(results: Results, model: str) -> pd.DataFrame:
@@ -116,10 +138,15 @@ def _with_mean(results: Results, model: str) -> pd.DataFrame:
     shifts = results.rows("by_shift", model=model)
     clear = shifts[shifts["mcnemar_holm"] < ALPHA] if "mcnemar_holm" in shifts else shifts[:0]
     clear = set(zip(clear["run"], clear["corruption"], strict=True))
-    rows = rows.assign(significant=[pair in clear for pair in zip(rows["run"], rows["corruption"], strict=True)])
+    rows = rows.assign(
+        significant=[pair in clear for pair in zip(rows["run"], rows["corruption"], strict=True)]
+    )
     keys = ("accuracy_source", "gain", "gain_low", "gain_high")
     entries = {run: results.summary[model, run] for run in results.runs_of(model)}
-    means = [{"run": run, "corruption": ALL, **{key: entry[key] for key in keys}} for run, entry in entries.items()]
+    means = [
+        {"run": run, "corruption": ALL, **{key: entry[key] for key in keys}}
+        for run, entry in entries.items()
+    ]
     means = pd.DataFrame(means).astype(dict.fromkeys(keys, float))
     means["significant"] = (means["gain_low"] > 0) | (means["gain_high"] < 0)
     return pd.concat([rows[means.columns], means], ignore_index=True)
@@ -131,8 +158,17 @@ def _severity(results: Results) -> Named:
     shifts = results.rows("by_shift")
     corruptions = shifts[shifts["severity"] > 0]["corruption"].nunique()
     title = f"Accuracy by severity, mean of {corruptions} corruptions, {_tested(results)}"
-    figure = accuracy_by_severity(results.rows("by_severity"), plots.run_styles(results.runs), title)
-    yield "severity", Drawing(figure, "severity", "The dashed line is the same network on the same images without adaptation.")
+    figure = accuracy_by_severity(
+        results.rows("by_severity"), plots.run_styles(results.runs), title
+    )
+    yield (
+        "severity",
+        Drawing(
+            figure,
+            "severity",
+            "The dashed line is the same network on the same images without adaptation.",
+        ),
+    )
 
 
 def _steps(results: Results) -> Named:
@@ -141,7 +177,9 @@ def _steps(results: Results) -> Named:
         rows = curves[curves["model"] == model]
         taken = rows.groupby("run")["step"].transform("max") > 0
         if taken.any():
-            title = f"{model}: along the steps, n = {rows['n'].max()} images, the same for all settings"
+            title = (
+                f"{model}: along the steps, n = {rows['n'].max()} images, the same for all settings"
+            )
             figures[f"steps_{model}"] = step_curves(rows[taken], styles, title)
     caption = (
         "Shifted images: those of adapt.curve in params.yaml. Step 0 is the run's normalisation alone. The circle is "
@@ -158,7 +196,9 @@ def _steps(results: Results) -> Named:
     losses = {key: values for key, values in losses.items() if len(values) > 1}
     if losses and not len(curves):
         title = f"Mean loss, {_tested(results)}, each under every shift"
-        caption = "Before each step and after the last. Losses of different methods have different units."
+        caption = (
+            "Before each step and after the last. Losses of different methods have different units."
+        )
         yield "loss", Drawing(loss_along_steps(losses, styles, title), "steps", caption)
 
 
@@ -168,7 +208,12 @@ def _distance(results: Results) -> Named:
         "from the source, in units of their variation from one source image to the next, mean over the images."
     )
     yield from _along(
-        results, results.rows("by_shift"), "distance", "distance", "distance to the source (1: source images)", caption
+        results,
+        results.rows("by_shift"),
+        "distance",
+        "distance",
+        "distance to the source (1: source images)",
+        caption,
     )
 
 
@@ -176,7 +221,9 @@ def _alignment(results: Results) -> Named:
     table = results.rows("alignment")
     if len(table):
         severities = results.rows("by_shift")[["model", "run", "shift", "severity"]]
-        table = table.merge(severities, on=["model", "run", "shift"], how="left").fillna({"severity": 0})
+        table = table.merge(severities, on=["model", "run", "shift"], how="left").fillna(
+            {"severity": 0}
+        )
     caption = (
         "A point per shift, larger at higher severity; hollow: clean; lines are 95 % intervals. Alignment: cosine between the "
         "gradient of the run's own loss and that of the supervised loss, mean over the images. It needs labels: it explains a "
@@ -185,13 +232,19 @@ def _alignment(results: Results) -> Named:
     yield from _along(results, table, "cosine", "alignment", "gradient alignment (cosine)", caption)
 
 
-def _along(results: Results, table: pd.DataFrame, signal: str, section: str, label: str, caption: str) -> Named:
+def _along(
+    results: Results, table: pd.DataFrame, signal: str, section: str, label: str, caption: str
+) -> Named:
     """Draw the gain per shift along a signal, a figure per model, with the rank correlations that were computed."""
     styles, figures = plots.run_styles(results.runs), {}
     if signal not in table or not table[signal].notna().any():
         return
     for model in results.models:
-        rows = table[(table["model"] == model) & table["run"].isin(_changing(results, model)) & table[signal].notna()]
+        rows = table[
+            (table["model"] == model)
+            & table["run"].isin(_changing(results, model))
+            & table[signal].notna()
+        ]
         if len(rows):
             correlations = results.rows("correlations", model=model, level="shift", signal=signal)
             notes = {
@@ -214,9 +267,15 @@ def _estimates(results: Results) -> Named:
     if not len(distances):
         return
     estimates = distances[distances["metric"].str.startswith("estimated_accuracy")]
-    estimates = estimates.groupby(["model", "metric", "target"], sort=False)["value"].mean().reset_index()
+    estimates = (
+        estimates.groupby(["model", "metric", "target"], sort=False)["value"].mean().reset_index()
+    )
     truth = results.rows("by_shift", run=CONTROL).rename(columns={"accuracy_source": "accuracy"})
-    table = estimates.merge(truth[["model", "shift", "accuracy"]], left_on=["model", "target"], right_on=["model", "shift"])
+    table = estimates.merge(
+        truth[["model", "shift", "accuracy"]],
+        left_on=["model", "target"],
+        right_on=["model", "shift"],
+    )
     table = table.dropna(subset=["value", "accuracy"])
     if len(table):
         title = "Estimated accuracy of the source network, from its confidences alone"
@@ -235,8 +294,12 @@ def _cost(results: Results) -> Named:
             sides.append((True, gated, gated["milliseconds"]))
         for with_gate, side, cost in sides:
             values = {key: side[key] for key in ("gain", "gain_low", "gain_high")}
-            rows.append({"model": model, "run": run, "gated": with_gate, "milliseconds": cost, **values})
-    table = pd.DataFrame(rows).astype(dict.fromkeys(("milliseconds", "gain", "gain_low", "gain_high"), float))
+            rows.append(
+                {"model": model, "run": run, "gated": with_gate, "milliseconds": cost, **values}
+            )
+    table = pd.DataFrame(rows).astype(
+        dict.fromkeys(("milliseconds", "gain", "gain_low", "gain_high"), float)
+    )
     table = table[(table["milliseconds"] > 0) & table["gain"].notna()]
     if len(table):
         gated = " Hollow: with the gate, its own time included." if table["gated"].any() else ""
@@ -252,9 +315,14 @@ def _reliability(results: Results) -> Named:
         rows = results.rows("reliability", model=model, run=list(results.acting))
         if len(rows) and rows["accuracy"].notna().any():
             keys = [(run, results.summary[model, run]) for run in results.acting_on(model)]
-            errors = {run: (percent(entry.get("ece_source")), percent(entry.get("ece_adapted"))) for run, entry in keys}
+            errors = {
+                run: (percent(entry.get("ece_source")), percent(entry.get("ece_adapted")))
+                for run, entry in keys
+            }
             title = f"{model}: accuracy by confidence, all shifts, {_tested(results)}"
-            figures[f"reliability_{model}"] = reliability(rows, plots.run_styles(results.runs), title, errors)
+            figures[f"reliability_{model}"] = reliability(
+                rows, plots.run_styles(results.runs), title, errors
+            )
     caption = (
         "Shifted predictions in 15 bins of confidence, larger points for fuller bins; hollow: source, filled: adapted. "
         "Below the diagonal: too sure. ECE: expected calibration error, the mean distance from the diagonal."

@@ -50,7 +50,11 @@ class Section:
 
 
 def render(
-    results: Results, drawings: Mapping[str, Drawing], settings: Mapping[str, Any], note: str, flips: Sequence[Flips] = ()
+    results: Results,
+    drawings: Mapping[str, Drawing],
+    settings: Mapping[str, Any],
+    note: str,
+    flips: Sequence[Flips] = (),
 ) -> str:
     """Write the whole page.
 
@@ -66,9 +70,15 @@ def render(
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    environment.filters["svg"] = lambda named: Markup(plots.to_svg(named[1].figure, *_names(*named)))
+    environment.filters["svg"] = lambda named: Markup(
+        plots.to_svg(named[1].figure, *_names(*named))
+    )
     table = _with_bars(results)
     used, common = _settings_used(results)
     return environment.get_template("report.html").render(
@@ -95,19 +105,40 @@ def _names(name: str, drawing: Drawing) -> tuple[str, str]:
 
 def _themes() -> dict[str, dict[str, str]]:
     """Give the colours of the light and the dark page by name."""
-    light = {"paper": plots.PAPER, "ink": plots.INK, "muted": "#5f5f69", "grid": plots.GRID, "wash": "#f6f6f8"}
-    dark = {"paper": "#15161a", "ink": "#e6e6ea", "muted": "#9b9ba6", "grid": "#34353d", "wash": "#1e1f25"}
-    light |= {"gain": plots.GAIN, "loss": plots.LOSS} | {f"run-{number}": color for number, color in enumerate(plots.LIGHT)}
+    light = {
+        "paper": plots.PAPER,
+        "ink": plots.INK,
+        "muted": "#5f5f69",
+        "grid": plots.GRID,
+        "wash": "#f6f6f8",
+    }
+    dark = {
+        "paper": "#15161a",
+        "ink": "#e6e6ea",
+        "muted": "#9b9ba6",
+        "grid": "#34353d",
+        "wash": "#1e1f25",
+    }
+    light |= {"gain": plots.GAIN, "loss": plots.LOSS} | {
+        f"run-{number}": color for number, color in enumerate(plots.LIGHT)
+    }
     dark |= {"gain": plots.DARK_GAIN, "loss": plots.DARK_LOSS}
-    return {"light": light, "dark": dark | {f"run-{number}": color for number, color in enumerate(plots.DARK)}}
+    return {
+        "light": light,
+        "dark": dark | {f"run-{number}": color for number, color in enumerate(plots.DARK)},
+    }
 
 
-def _sections(results: Results, drawings: Mapping[str, Drawing], flips: Sequence[Flips]) -> list[Section]:
+def _sections(
+    results: Results, drawings: Mapping[str, Drawing], flips: Sequence[Flips]
+) -> list[Section]:
     """Put figures and tables into sections; one with nothing in it is left out."""
     tables = [table for make in _TABLES for table in make(results) if table.lines]
     sections = []
     for name, title in SECTIONS.items():
-        figures = tuple((key, drawing) for key, drawing in drawings.items() if drawing.section == name)
+        figures = tuple(
+            (key, drawing) for key, drawing in drawings.items() if drawing.section == name
+        )
         own = tuple(table for table in tables if table.section == name)
         if figures or own or (name == "flips" and flips):
             sections.append(Section(name, title, figures, own))
@@ -125,7 +156,11 @@ def _with_bars(results: Results) -> list[dict[str, Any]]:
         return round(4 + 92 * (value - low) / (high - low), 1)
 
     def bar(side: Mapping[str, Any]) -> dict[str, float] | None:
-        return {key: place(side[key]) for key in ("gain_low", "gain", "gain_high")} if known(side["gain_low"]) else None
+        return (
+            {key: place(side[key]) for key in ("gain_low", "gain", "gain_high")}
+            if known(side["gain_low"])
+            else None
+        )
 
     table = rows(results)
     for row, entry in zip(table, entries, strict=True):
@@ -139,12 +174,23 @@ def _settings_used(results: Results) -> tuple[list[tuple[str, str, str]], str]:
     """List (model, run, settings) as `adapt` used them, and apart from them the settings that all have in common."""
     used = {key: results.adapted.get(key, {}).get("settings") or {} for key in results.summary}
     first = next(iter(used.values()))
-    common = {name: value for name, value in first.items() if all(other.get(name, _NONE) == value for other in used.values())}
+    common = {
+        name: value
+        for name, value in first.items()
+        if all(other.get(name, _NONE) == value for other in used.values())
+    }
 
     def told(settings: Mapping[str, Any]) -> str:
-        return ", ".join(f"{name.replace('_', ' ')} {setting(value)}" for name, value in settings.items() if value is not None)
+        return ", ".join(
+            f"{name.replace('_', ' ')} {setting(value)}"
+            for name, value in settings.items()
+            if value is not None
+        )
 
-    own = [{name: value for name, value in settings.items() if name not in common} for settings in used.values()]
+    own = [
+        {name: value for name, value in settings.items() if name not in common}
+        for settings in used.values()
+    ]
     return [(*key, told(settings)) for key, settings in zip(used, own, strict=True)], told(common)
 
 

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 FLIPS = 6  # examples of each direction
 EXAMPLES = 4  # images of a set that comes shifted
-_THUMBNAIL = 64  # pixels; larger pictures would make a heavy page and look no different at their size
-_LOSSLESS = 32  # pixels; up to this side every pixel is seen, beyond it a JPEG is a fifth of the size
+_THUMBNAIL = (
+    64  # pixels; larger pictures would make a heavy page and look no different at their size
+)
+_LOSSLESS = (
+    32  # pixels; up to this side every pixel is seen, beyond it a JPEG is a fifth of the size
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ def read_flips(
     if not path.is_file():
         return None
     table = pd.read_parquet(path)
-    table = table[(table["shift"] != "clean") & (table["label"] >= 0) & (table["seed"] == training_seed)]
+    table = table[
+        (table["shift"] != "clean") & (table["label"] >= 0) & (table["seed"] == training_seed)
+    ]
     if table.empty:
         return None
     before, after = (table[f"{who}_prediction"] == table["label"] for who in ("source", "adapted"))
@@ -98,7 +104,11 @@ def read_flips(
     for name, chosen in (("wrong to right", ~before & after), ("right to wrong", before & ~after)):
         rows = table[chosen].sort_values(["image_id", "shift"])
         order = numpy_generator(seed, "flips", model, run, name).permutation(len(rows))[:at_most]
-        drawn.append(tuple(_flip(row, by_name[row.shift], test, seed) for row in rows.iloc[order].itertuples()))
+        drawn.append(
+            tuple(
+                _flip(row, by_name[row.shift], test, seed) for row in rows.iloc[order].itertuples()
+            )
+        )
         counts.append(len(rows))
     return Flips(model, run, *drawn, counts=tuple(counts))
 
@@ -112,9 +122,17 @@ def _flip(row: tuple, shift: "Shift", test: "ImageSet", seed: int) -> Flip:
         return images.classes[label] if 0 <= label < len(images.classes) else str(label)
 
     before, after = (
-        (name(getattr(row, f"{who}_prediction")), getattr(row, f"{who}_confidence")) for who in ("source", "adapted")
+        (name(getattr(row, f"{who}_prediction")), getattr(row, f"{who}_confidence"))
+        for who in ("source", "adapted")
     )
-    return Flip(data_address(thumbnail(pixels)), title, name(row.label), before, after, bool(getattr(row, "gate_open", True)))
+    return Flip(
+        data_address(thumbnail(pixels)),
+        title,
+        name(row.label),
+        before,
+        after,
+        bool(getattr(row, "gate_open", True)),
+    )
 
 
 def shift_pictures(
@@ -141,12 +159,19 @@ def shift_pictures(
 
 def set_pictures(shifts: Sequence["Shift"], at_most: int = EXAMPLES) -> dict[str, list[np.ndarray]]:
     """Show a few images of every shift that comes with its own."""
-    own = {shift.name: shift.images for shift in shifts if shift.images is not None and not shift.clean}
-    return {name: [thumbnail(pixels) for pixels in images.pixels[:at_most]] for name, images in own.items()}
+    own = {
+        shift.name: shift.images for shift in shifts if shift.images is not None and not shift.clean
+    }
+    return {
+        name: [thumbnail(pixels) for pixels in images.pixels[:at_most]]
+        for name, images in own.items()
+    }
 
 
 @styled
-def draw_pictures(pictures: Mapping[str, Sequence[np.ndarray]], rows: Sequence[str], title: str) -> Figure:
+def draw_pictures(
+    pictures: Mapping[str, Sequence[np.ndarray]], rows: Sequence[str], title: str
+) -> Figure:
     """Draw shifted images: a column per corruption, a row per severity.
 
     Args:
@@ -165,10 +190,14 @@ def draw_pictures(pictures: Mapping[str, Sequence[np.ndarray]], rows: Sequence[s
         block, column = divmod(number, columns)
         panels = grid[block * len(rows) : (block + 1) * len(rows), column]
         panels[0].set_title(_wrapped(name), loc="center", fontsize=7)
-        for axes, image, row in zip(panels, images, rows, strict=False):  # a small set has fewer images than rows
+        for axes, image, row in zip(
+            panels, images, rows, strict=False
+        ):  # a small set has fewer images than rows
             axes.imshow(image, interpolation="none")
             if column == 0:
-                axes.text(-0.12, 0.5, row, ha="right", va="center", transform=axes.transAxes, color=MUTED)
+                axes.text(
+                    -0.12, 0.5, row, ha="right", va="center", transform=axes.transAxes, color=MUTED
+                )
     return figure
 
 
@@ -194,5 +223,7 @@ def data_address(image: np.ndarray) -> str:
 
     kind = "png" if max(image.shape[:2]) <= _LOSSLESS else "jpeg"
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format=kind, **({"quality": 85} if kind == "jpeg" else {}))
+    Image.fromarray(np.ascontiguousarray(image)).save(
+        buffer, format=kind, **({"quality": 85} if kind == "jpeg" else {})
+    )
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -83,7 +83,10 @@ def run_styles(runs: Sequence[str]) -> dict[str, Style]:
     """Give every run its colour and marker, by its place in params.yaml; no two runs of up to 36 get the same pair."""
     others = [run for run in runs if run != CONTROL]
     size = len(LIGHT)
-    styles = {run: Style(i % size, MARKERS[(i + i // size) % len(MARKERS)]) for i, run in enumerate(others)}
+    styles = {
+        run: Style(i % size, MARKERS[(i + i // size) % len(MARKERS)])
+        for i, run in enumerate(others)
+    }
     return {run: styles.get(run, Style(None, "")) for run in runs}
 
 
@@ -104,7 +107,13 @@ def blank(width: float, height: float, title: str) -> Figure:
 
 
 def panels(
-    count: int, title: str, *, columns: int = 5, height: float = 1.7, extra: float = 0.8, **options: Any
+    count: int,
+    title: str,
+    *,
+    columns: int = 5,
+    height: float = 1.7,
+    extra: float = 0.8,
+    **options: Any,
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure of equal panels, at most ``columns`` beside each other and nine inches wide.
 
@@ -141,7 +150,16 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Non
 def markers(axes: Axes, x: Any, y: Any, style: Style, filled: Any = True, size: Any = 17.0) -> None:
     """Draw markers of a run, filled or hollow: ``filled`` and ``size`` are one for all or one for each."""
     faces = np.where(np.broadcast_to(filled, np.shape(x)), style.color, PAPER)
-    axes.scatter(x, y, s=size, marker=style.marker or "o", c=faces, edgecolors=style.color, linewidths=1.0, zorder=3)
+    axes.scatter(
+        x,
+        y,
+        s=size,
+        marker=style.marker or "o",
+        c=faces,
+        edgecolors=style.color,
+        linewidths=1.0,
+        zorder=3,
+    )
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -173,7 +191,9 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([\w-]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
-    text = re.sub("<svg[^>]*>", lambda match: re.sub(r' (width|height)="[^"]*"', "", match[0]), text, count=1)
+    text = re.sub(
+        "<svg[^>]*>", lambda match: re.sub(r' (width|height)="[^"]*"', "", match[0]), text, count=1
+    )
     # A hundredth of a point is finer than any screen; only in attributes, or it would cut the numbers at the axes too.
     text = re.sub('="[^"]*"', lambda match: re.sub(r"(\d\.\d\d)\d+", r"\1", match[0]), text)
     text = re.sub(r"\n\s*", "\n", text)
@@ -182,4 +202,6 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     page |= {color: f"var(--run-{number})" for number, color in enumerate(LIGHT)}
     text = re.sub("|".join(page), lambda match: page[match[0]], text)
     width = f"--width:{72 * figure.get_figwidth():.0f}"
-    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}" style="{width}"', 1).strip()
+    return text.replace(
+        "<svg", f'<svg role="img" aria-label="{html.escape(label)}" style="{width}"', 1
+    ).strip()

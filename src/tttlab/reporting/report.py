@@ -35,8 +35,12 @@ def rows(results: Results) -> list[dict[str, Any]]:
                 "source": percent(entry["accuracy_source"]),
                 **_outcome(entry, entry["clean_source"]),
                 "training": points(entry.get("training_gain")),
-                "training_interval": interval(entry.get("training_gain_low"), entry.get("training_gain_high")),
-                "training_verdict": verdict(entry.get("training_gain_low"), entry.get("training_gain_high")),
+                "training_interval": interval(
+                    entry.get("training_gain_low"), entry.get("training_gain_high")
+                ),
+                "training_verdict": verdict(
+                    entry.get("training_gain_low"), entry.get("training_gain_high")
+                ),
                 "seed_sd": percent(entry.get("gain_seed_sd")),
                 "changed": percent(results.changed(model, run)),
                 "milliseconds_p50": amount(entry["milliseconds_p50"]),
@@ -66,7 +70,11 @@ def _gated(entry: Mapping[str, Any]) -> dict[str, str] | None:
     if not gated:
         return None
     shares = {"open": percent(gated["open"]), "clean_open": percent(gated["clean_open"])}
-    return {**_outcome(gated, entry["clean_source"]), **shares, "milliseconds": amount(gated["milliseconds"])}
+    return {
+        **_outcome(gated, entry["clean_source"]),
+        **shares,
+        "milliseconds": amount(gated["milliseconds"]),
+    }
 
 
 def plain_table(results: Results) -> str:
@@ -85,11 +93,29 @@ def plain_table(results: Results) -> str:
             lines.append((row["model"], row["run"], row["changed"], *clean, *cost))
             continue
         own = (f"{row['source']} → {row['adapted']}", row["gain"], row["interval"])
-        by_training = (row["training"] if results.trains(row["model"], row["run"]) else "",) if trained else ()
+        by_training = (
+            (row["training"] if results.trains(row["model"], row["run"]) else "",)
+            if trained
+            else ()
+        )
         lines.append((row["model"], row["run"], *own, *by_training, f"clean {row['clean']}", *cost))
         if gated := row["gated"]:
-            own = (f"→ {gated['adapted']}", gated["gain"], gated["interval"], *(("",) if trained else ()))
-            lines.append(("", "with gate", *own, f"clean {gated['clean']}", f"mean {gated['milliseconds']}", ""))
+            own = (
+                f"→ {gated['adapted']}",
+                gated["gain"],
+                gated["interval"],
+                *(("",) if trained else ()),
+            )
+            lines.append(
+                (
+                    "",
+                    "with gate",
+                    *own,
+                    f"clean {gated['clean']}",
+                    f"mean {gated['milliseconds']}",
+                    "",
+                )
+            )
     columns = [("model", "left"), ("run", "left")]
     if results.labeled:
         columns += [("accuracy, %", "right"), ("gain", "right"), ("95 % interval", "left")]
@@ -114,7 +140,10 @@ def markdown(results: Results, links: Mapping[tuple[str, str], str | None]) -> s
         keys = ("source", "adapted", "gain", "interval", "training", "clean", "milliseconds_p50")
     else:
         clean = (" | clean", ("clean",)) if results.clean else ("", ())
-        heads, keys = f"predictions changed, %{clean[0]}", ("changed", *clean[1], "milliseconds_p50")
+        heads, keys = (
+            f"predictions changed, %{clean[0]}",
+            ("changed", *clean[1], "milliseconds_p50"),
+        )
     text = "\n\n".join([*told, f"| model | run | {heads} | ms per image |"])
     text += f"\n|---|---|{'--:|' * len(keys)}"
     for row in rows(results):
@@ -122,7 +151,12 @@ def markdown(results: Results, links: Mapping[tuple[str, str], str | None]) -> s
         name = f"[{row['run']}]({link})" if link else row["run"]
         lines = [_markdown_line(row["model"], name, row, keys)]
         if row["gated"] and results.labeled:
-            gated = {**row["gated"], "source": row["source"], "training": "", "milliseconds_p50": row["gated"]["milliseconds"]}
+            gated = {
+                **row["gated"],
+                "source": row["source"],
+                "training": "",
+                "milliseconds_p50": row["gated"]["milliseconds"],
+            }
             lines.append(_markdown_line(row["model"], f"{row['run']} with gate", gated, keys))
         if len(text) + sum(map(len, lines)) > _MARKDOWN_LIMIT:
             return f"{text}\n\nMore rows are in the artifact `comparison.json`."
@@ -133,7 +167,9 @@ def markdown(results: Results, links: Mapping[tuple[str, str], str | None]) -> s
 
 def _markdown_line(model: str, name: str, row: Mapping[str, Any], keys: Sequence[str]) -> str:
     bold = row["verdict"] in ("helped", "hurt")
-    cells = (f"**{row[key]}**" if key == "gain" and bold else row[key].replace("–", "") for key in keys)
+    cells = (
+        f"**{row[key]}**" if key == "gain" and bold else row[key].replace("–", "") for key in keys
+    )
     return f"\n| {' | '.join((model, name, *cells))} |"
 
 
@@ -142,7 +178,9 @@ def _searches_in_markdown(results: Results, room: int) -> str:
     text = ""
     for model, run in results.summary:
         tuning = results.tuning(model, run)
-        if line := "; ".join(_search_in_markdown(tuning, name) for name in tuning.get("search", ())):
+        if line := "; ".join(
+            _search_in_markdown(tuning, name) for name in tuning.get("search", ())
+        ):
             text = text or "\n\nCompared by tuning, chosen in bold:\n"
             line = f"\n- {model} · {run}: {line}"
             if len(text) + len(line) > room:
@@ -153,8 +191,13 @@ def _searches_in_markdown(results: Results, room: int) -> str:
 
 def _search_in_markdown(tuning: Mapping[str, Any], name: str) -> str:
     chosen = tuning["settings"].get(name)
-    values = ", ".join(f"**{setting(value)}**" if value == chosen else setting(value) for value in tuning["search"][name])
-    return f"{name} {values}" + (" (no influence: all values tie)" if name in tuning["without_influence"] else "")
+    values = ", ".join(
+        f"**{setting(value)}**" if value == chosen else setting(value)
+        for value in tuning["search"][name]
+    )
+    return f"{name} {values}" + (
+        " (no influence: all values tie)" if name in tuning["without_influence"] else ""
+    )
 
 
 def sentence(results: Results, model: str) -> str:
@@ -177,8 +220,12 @@ def _about_runs(results: Results, model: str) -> str:
 
 
 def _compare(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    runs: dict[str, list[str]] = {word: [] for word in ("helped", "hurt", "undecided", "unchanged", "unknown")}
-    for run in sorted(entries, key=lambda run: -(entries[run]["gain"] if known(entries[run]["gain"]) else 0)):
+    runs: dict[str, list[str]] = {
+        word: [] for word in ("helped", "hurt", "undecided", "unchanged", "unknown")
+    }
+    for run in sorted(
+        entries, key=lambda run: -(entries[run]["gain"] if known(entries[run]["gain"]) else 0)
+    ):
         runs[verdict(entries[run]["gain_low"], entries[run]["gain_high"])].append(run)
     told = [_about_helpers(entries, runs["helped"])] if len(runs["unknown"]) < len(entries) else []
     if runs["hurt"]:
@@ -224,7 +271,9 @@ def about(results: Results, source: str, shifts: "Shifts", stream: "Online") -> 
         (table["shift"] != "clean") | (shifts.clean == "test")
     )  # a set's name has a slash
     tested = int(table[own]["n"].max()) // results.seeds
-    trained = f"trained with {results.seeds} seeds{each}" if results.seeds > 1 else f"trained once{each}"
+    trained = (
+        f"trained with {results.seeds} seeds{each}" if results.seeds > 1 else f"trained once{each}"
+    )
     return (
         f"{_count(len(results.models), 'model')}, {trained}; {_runs(results)}{each}; "
         f"{_count(tested, 'test image')} from {source}, {_seen_under(shifts)}, {alone}, without labels."
@@ -235,7 +284,9 @@ def _seen_under(shifts: "Shifts") -> str:
     told = []
     if shifts.corruptions:
         severities = _count(len(shifts.severities), "severity", "severities")
-        told.append(f"under {_count(len(shifts.corruptions), 'synthetic corruption')} at {severities}")
+        told.append(
+            f"under {_count(len(shifts.corruptions), 'synthetic corruption')} at {severities}"
+        )
     told.append("clean" if shifts.clean == "test" else "as they are (clean: the validation images)")
     if shifts.sets:
         told.append(f"those of {enumerate_words(list(shifts.sets))}")
@@ -260,15 +311,25 @@ def _about_training(entries: Mapping[str, Mapping[str, Any]]) -> str:
     told = []
     for run, entry in entries.items():
         if known(entry.get("training_gain")):
-            unclear = verdict(entry["training_gain_low"], entry["training_gain_high"]) in ("undecided", "unknown")
-            told.append(f"{run} {points(entry['training_gain'])}{' (undecided)' if unclear else ''}")
+            unclear = verdict(entry["training_gain_low"], entry["training_gain_high"]) in (
+                "undecided",
+                "unknown",
+            )
+            told.append(
+                f"{run} {points(entry['training_gain'])}{' (undecided)' if unclear else ''}"
+            )
     return f"Points by training alone: {', '.join(told)}." if told else ""
 
 
 def _about_clean(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    losses = {run: difference(entry["clean_source"], entry["clean_adapted"]) for run, entry in entries.items()}
+    losses = {
+        run: difference(entry["clean_source"], entry["clean_adapted"])
+        for run, entry in entries.items()
+    }
     losses = {run: loss for run, loss in losses.items() if known(loss)}
-    worst = sorted((run for run in losses if losses[run] > _CLEAN_LOSS), key=lambda run: -losses[run])
+    worst = sorted(
+        (run for run in losses if losses[run] > _CLEAN_LOSS), key=lambda run: -losses[run]
+    )
     if not worst:
         return "No run lost more than one point on clean images." if losses else ""
     return f"On clean images {enumerate_words([f'{run} lost {percent(losses[run])} points' for run in worst])}."
@@ -281,6 +342,8 @@ def _about_gates(entries: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _about_ties(results: Results, model: str) -> str:
-    idle = {run: results.tuning(model, run).get("without_influence") for run in results.acting_on(model)}
+    idle = {
+        run: results.tuning(model, run).get("without_influence") for run in results.acting_on(model)
+    }
     told = [f"{', '.join(names)} of {run}" for run, names in idle.items() if names]
     return f"Tuning: {enumerate_words(told)} had no influence, all values tie." if told else ""

@@ -18,7 +18,9 @@ class _Postponed(ModuleType):
     """Stands for a module until anything is wanted of it that it cannot give; then the module is imported, and asked."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and not (name == "__path__" and self.__name__ == _PACKAGE):  # what any import looks for
+        if name.startswith("__") and not (
+            name == "__path__" and self.__name__ == _PACKAGE
+        ):  # what any import looks for
             raise AttributeError(name)
         return getattr(_load(self.__name__), name)
 

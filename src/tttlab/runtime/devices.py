@@ -4,7 +4,9 @@ import torch
 
 from tttlab.errors import UserError
 
-_peaks: dict[int, int] = {}  # of every GPU, in bytes, of the time before somebody began to count anew
+_peaks: dict[
+    int, int
+] = {}  # of every GPU, in bytes, of the time before somebody began to count anew
 
 
 def choose_device(wish: str, precision: str = "auto") -> torch.device:
@@ -25,7 +27,9 @@ def choose_device(wish: str, precision: str = "auto") -> torch.device:
         return torch.device("cuda" if count else "cpu")
     device = torch.device(wish)
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise UserError(f"machine.device: expected a GPU for {wish!r}, found {count}; set auto or cpu")
+        raise UserError(
+            f"machine.device: expected a GPU for {wish!r}, found {count}; set auto or cpu"
+        )
     return device
 
 

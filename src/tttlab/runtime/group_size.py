@@ -53,7 +53,9 @@ class GroupSize:
         growing: whether larger sizes are still to be tried.
     """
 
-    def __init__(self, wish: Wish = "auto", *, processes: int = 1, largest: int = LARGEST, timed: bool = True) -> None:
+    def __init__(
+        self, wish: Wish = "auto", *, processes: int = 1, largest: int = LARGEST, timed: bool = True
+    ) -> None:
         self.size = min(FIRST, largest) if wish == "auto" else wish
         self.growing = self._automatic = wish == "auto"
         self._processes, self._largest, self._timed = processes, largest, timed
@@ -98,7 +100,9 @@ class GroupSize:
             self._bytes_per_image = max(tally.peak, 1) / group.work
             self._fit(device)
         elif trial and device.type == "cuda":
-            self._bytes_per_image = max(self._bytes_per_image, (torch.cuda.max_memory_allocated(device) - before) / size)
+            self._bytes_per_image = max(
+                self._bytes_per_image, (torch.cuda.max_memory_allocated(device) - before) / size
+            )
         if trial and self.growing:
             self._learn(spent / group.work, device)
 
@@ -132,7 +136,11 @@ class GroupSize:
             return
         best = {size: min(times) for size, times in self._seconds.items()}
         fits = 2 * self.size * self._bytes_per_image < self._limit(device)
-        if best[self.size] <= WORTH * best.get(self.size // 2, float("inf")) and fits and 2 * self.size <= self._largest:
+        if (
+            best[self.size] <= WORTH * best.get(self.size // 2, float("inf"))
+            and fits
+            and 2 * self.size <= self._largest
+        ):
             self.size *= 2
         else:
             self.size, self.growing = min(best, key=best.__getitem__), False
@@ -153,7 +161,9 @@ class Groups:
     def of(self, *kind: Hashable, largest: int = LARGEST, timed: bool = True) -> GroupSize:
         """Give the size for one kind of work."""
         if kind not in self._sizes:
-            self._sizes[kind] = GroupSize(self._wish, processes=self._processes, largest=largest, timed=timed)
+            self._sizes[kind] = GroupSize(
+                self._wish, processes=self._processes, largest=largest, timed=timed
+            )
         return self._sizes[kind]
 
 
@@ -162,7 +172,9 @@ def as_sizes(wish: Wish | GroupSize, **kind: Any) -> GroupSize:
     return wish if isinstance(wish, GroupSize) else GroupSize(wish, **kind)
 
 
-def in_groups(work: Callable[[slice], T], count: int, device: torch.device, sizes: GroupSize) -> Iterator[T]:
+def in_groups(
+    work: Callable[[slice], T], count: int, device: torch.device, sizes: GroupSize
+) -> Iterator[T]:
     """Yield what ``work`` makes of images, group by group.
 
     Args:
@@ -181,7 +193,9 @@ def in_groups(work: Callable[[slice], T], count: int, device: torch.device, size
             yield found.pop()
 
 
-def through(work: Callable[[Tensor], T], batches: Iterable[Tensor], sizes: GroupSize) -> Iterator[T]:
+def through(
+    work: Callable[[Tensor], T], batches: Iterable[Tensor], sizes: GroupSize
+) -> Iterator[T]:
     """Yield what ``work`` makes of the images of every batch ``(N, …)``, group by group."""
     for images in batches:
         yield from in_groups(lambda part: work(images[part]), len(images), images.device, sizes)  # noqa: B023
@@ -190,4 +204,6 @@ def through(work: Callable[[Tensor], T], batches: Iterable[Tensor], sizes: Group
 def _out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out; PyTorch's CPU allocator and some GPU libraries only say so in words."""
     words = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        word in str(error) for word in words
+    )

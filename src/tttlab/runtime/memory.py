@@ -19,7 +19,9 @@ def free_bytes(device: torch.device) -> int:
     return min([psutil.virtual_memory().available, *granted()])
 
 
-def granted(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+def granted(
+    mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> Iterator[int]:
     """Tell what Linux's control groups, this process's and those around it, leave of their limits, in bytes.
 
     Pages of files that nobody has looked at for a while count as free: the kernel gives them back before it kills.
@@ -34,9 +36,15 @@ def granted(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/c
         return
     for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
         if not controllers:  # version 2, alone or beside version 1
-            folders, names = [mount, mount / "unified"], ("memory.max", "memory.current", "inactive_file")
+            folders, names = (
+                [mount, mount / "unified"],
+                ("memory.max", "memory.current", "inactive_file"),
+            )
         elif "memory" in controllers.split(","):
-            folders, names = [mount / "memory"], ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            folders, names = (
+                [mount / "memory"],
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+            )
         else:
             continue
         parts = [part for part in path.split("/") if part]
@@ -51,8 +59,16 @@ def _room(group: Path, limit: str, used: str, inactive: str) -> int | None:
     """Bytes that one control group leaves; None: it has no limit, or is not to be seen."""
     try:
         most = int((group / limit).read_text(encoding="utf-8"))  # "max" is no number
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
-        return max(most - int((group / used).read_text(encoding="utf-8")) + int(statistics.get(inactive, 0)), 0)
+        statistics = dict(
+            line.split()
+            for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+        )
+        return max(
+            most
+            - int((group / used).read_text(encoding="utf-8"))
+            + int(statistics.get(inactive, 0)),
+            0,
+        )
     except (OSError, ValueError):
         return None
 
@@ -81,15 +97,25 @@ class Tally(TorchDispatchMode):
         self._alive = 0
         self._known: dict[int, weakref.ref] = {}  # by address
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Run an operation and count what is new of its result."""
         result = func(*args, **(kwargs or {}))
-        made = [tensor for tensor in _tensors((result,)) if tensor.untyped_storage().data_ptr() not in self._known]
+        made = [
+            tensor
+            for tensor in _tensors((result,))
+            if tensor.untyped_storage().data_ptr() not in self._known
+        ]
         if made:  # of most operations the result is a view
             read = list(_tensors(args))
             there = {tensor.untyped_storage().data_ptr() for tensor in read}
             size = sum(self._keep(tensor.untyped_storage(), there) for tensor in made)
-            again = size + sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in read) if size and read else 0
+            again = (
+                size + sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in read)
+                if size and read
+                else 0
+            )
             self.peak = max(self.peak, self._alive + again)
             if self.limit is not None and self.peak > self.limit:
                 raise OverLimit(f"{self.peak} bytes of tensors, where {self.limit:.0f} are allowed")

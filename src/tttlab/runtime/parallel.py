@@ -23,7 +23,9 @@ _items: Sequence[Any] = ()
 _owners: MutableSequence[int] = []
 
 
-def in_order(job: Callable[[Any], Any], items: Sequence[Any], workers: int, name: Callable[[Any], str] = str) -> Iterator[Any]:
+def in_order(
+    job: Callable[[Any], Any], items: Sequence[Any], workers: int, name: Callable[[Any], str] = str
+) -> Iterator[Any]:
     """Yield ``job(item)`` for every item, in order.
 
     Args:
@@ -39,7 +41,9 @@ def in_order(job: Callable[[Any], Any], items: Sequence[Any], workers: int, name
         yield from map(job, items)
         return
     context, others = multiprocessing.get_context("fork"), set(multiprocessing.active_children())
-    owners = context.RawArray("q", len(items))  # the number of the process that has the item in hand, else 0
+    owners = context.RawArray(
+        "q", len(items)
+    )  # the number of the process that has the item in hand, else 0
     executor = ProcessPoolExecutor(min(workers, len(items)), context, _start, (job, items, owners))
     processes: set[BaseProcess] = set()
     try:
@@ -48,7 +52,9 @@ def in_order(job: Callable[[Any], Any], items: Sequence[Any], workers: int, name
         for future in futures:
             yield future.result()
     except BrokenProcessPool as error:
-        if error.__cause__ is not None:  # not a process that ended, but a result that cannot be read here
+        if (
+            error.__cause__ is not None
+        ):  # not a process that ended, but a result that cannot be read here
             raise
         executor.shutdown()  # from here on it is known how each of them ended
         raise UserError(_tell(processes, zip(map(name, items), owners, strict=True))) from error
@@ -68,15 +74,23 @@ def _tell(processes: Iterable[BaseProcess], owners: Iterable[tuple[str, int]]) -
         owners: every item's name, and the number of the process that had it in hand, else 0.
     """
     # The executor ends those that are left by SIGTERM; if there are no others, somebody else did the same to one of them.
-    ended = {process.pid: process.exitcode for process in processes if process.exitcode not in (0, -signal.SIGTERM)}
+    ended = {
+        process.pid: process.exitcode
+        for process in processes
+        if process.exitcode not in (0, -signal.SIGTERM)
+    }
     codes = sorted(set(ended.values())) or [-signal.SIGTERM]
-    how = " and ".join(signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes)
+    how = " and ".join(
+        signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes
+    )
     in_hand = [name for name, owner in owners if owner and (owner in ended or not ended)]
     advice = {
         -signal.SIGKILL: "memory probably ran out; lower machine.workers or machine.images_per_step",
         -signal.SIGTERM: "something else stopped it",
     }
-    cause = advice.get(codes[0], "a library probably crashed; machine.workers: 1 works without such processes")
+    cause = advice.get(
+        codes[0], "a library probably crashed; machine.workers: 1 works without such processes"
+    )
     where = f"at work on {'; '.join(in_hand)}" if in_hand else "before its first piece of work"
     return f"a worker process was ended by {how}, {where}: {cause}; what is done is kept, and the same command goes on"
 
@@ -88,9 +102,13 @@ def _start(job: Callable[[Any], Any], items: Sequence[Any], owners: MutableSeque
     # Workers are ended by this signal. What the parent does with it (an exception that closes its run in MLflow) was
     # inherited, and raised in the wrong moment leaves a worker that never ends.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the parent ends these
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")  # a system short of memory takes a worker, and the parent tells
+        Path("/proc/self/oom_score_adj").write_text(
+            "500"
+        )  # a system short of memory takes a worker, and the parent tells
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

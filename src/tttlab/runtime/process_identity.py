@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import psutil
 
-CLOCK_SECONDS = 2.0  # the same process start, read twice, can differ by this much after the clock was set
+CLOCK_SECONDS = (
+    2.0  # the same process start, read twice, can differ by this much after the clock was set
+)
 
 
 class Identity(NamedTuple):

@@ -43,7 +43,10 @@ class Share:
     @property
     def sizes(self) -> list[int]:
         """Images on every rank."""
-        return [self.whole // self.ranks + (rank < self.whole % self.ranks) for rank in range(self.ranks)]
+        return [
+            self.whole // self.ranks + (rank < self.whole % self.ranks)
+            for rank in range(self.ranks)
+        ]
 
     @property
     def own(self) -> slice:
@@ -79,7 +82,10 @@ class Alone:
 
 
 def open_processes(
-    device: str = "auto", precision: str = "auto", devices: int | Literal["auto"] = "auto", nodes: int = 1
+    device: str = "auto",
+    precision: str = "auto",
+    devices: int | Literal["auto"] = "auto",
+    nodes: int = 1,
 ) -> "Alone | Fabric":
     """Start or meet the processes that share work without training, in which there is nothing to synchronise.
 
@@ -90,11 +96,18 @@ def open_processes(
         nodes: machines.
     """
     chosen = choose_device(device, precision)
-    return Alone(chosen) if _count(chosen, devices) * nodes == 1 else open_fabric(device, precision, devices, nodes)
+    return (
+        Alone(chosen)
+        if _count(chosen, devices) * nodes == 1
+        else open_fabric(device, precision, devices, nodes)
+    )
 
 
 def open_fabric(
-    device: str = "auto", precision: str = "auto", devices: int | Literal["auto"] = "auto", nodes: int = 1
+    device: str = "auto",
+    precision: str = "auto",
+    devices: int | Literal["auto"] = "auto",
+    nodes: int = 1,
 ) -> "Fabric":
     """Choose where and how precisely to compute, and start the other processes or meet them.
 
@@ -107,12 +120,16 @@ def open_fabric(
     Raises:
         UserError: the devices are not there.
     """
-    from lightning_fabric import Fabric  # here, for its import takes a second that not every user of this module needs
+    from lightning_fabric import (
+        Fabric,
+    )  # here, for its import takes a second that not every user of this module needs
     from lightning_fabric.plugins.environments import LightningEnvironment
 
     chosen = choose_device(device, precision)
     here = _count(chosen, devices)
-    mixed = precision == "bf16" or (precision == "auto" and chosen.type == "cuda" and torch.cuda.is_bf16_supported())
+    mixed = precision == "bf16" or (
+        precision == "auto" and chosen.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on devices that were not asked for
@@ -126,7 +143,9 @@ def open_fabric(
         fabric.launch()
     if fabric.local_rank and isinstance(fabric.strategy.cluster_environment, LightningEnvironment):
         # Fabric's launcher watches the processes that it starts, but they do not watch it.
-        threading.Thread(target=_end_with, args=(psutil.Process(os.getppid()),), daemon=True).start()
+        threading.Thread(
+            target=_end_with, args=(psutil.Process(os.getppid()),), daemon=True
+        ).start()
     return fabric
 
 
@@ -146,7 +165,9 @@ def _replicas() -> Any:
             Nothing reads BatchNorm's buffers in training, and between the two passes of joint training they are not to be
             written: autograd may have kept them.
             """
-            warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1×1 kernels, for which both are the same
+            warnings.filterwarnings(
+                "ignore", "Grad strides do not match"
+            )  # of 1×1 kernels, for which both are the same
             wrapped = super().setup_module(module)
             wrapped.broadcast_buffers = False
             return wrapped

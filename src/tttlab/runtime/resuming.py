@@ -42,7 +42,10 @@ LIBRARIES = (
     "torch",
     "torchvision",
 )
-KEPT_DAYS, KEPT_BYTES = 14, 5 * 2**30  # of abandoned work, all pieces together; the newest piece may be larger
+KEPT_DAYS, KEPT_BYTES = (
+    14,
+    5 * 2**30,
+)  # of abandoned work, all pieces together; the newest piece may be larger
 _LOCK, _ABOUT, _FINISHED = "process.json", "about.json", "finished.json"  # in a piece's folder
 _DAY = 86_400  # seconds
 
@@ -68,7 +71,9 @@ def work_key(stage: str, settings: Any, inputs: Iterable[Path], code: Iterable[P
 
 def content_hash(path: Path, pattern: str = "*") -> str:
     """Hash a file, or the names and contents of a folder's files at any depth."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob(pattern) if file.is_file())
+    files = (
+        [path] if path.is_file() else sorted(file for file in path.rglob(pattern) if file.is_file())
+    )
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -90,7 +95,9 @@ class Work:
         id: what tells this work from other work that had the same folder; known to the owner, inside the block.
     """
 
-    def __init__(self, folder: Path, stage: str = "", owner: bool = True, driver: Identity | None = None) -> None:
+    def __init__(
+        self, folder: Path, stage: str = "", owner: bool = True, driver: Identity | None = None
+    ) -> None:
         self.folder, self.stage, self.owner, self.driver = folder, stage, owner, driver
         self.id: str | None = None
 
@@ -108,13 +115,21 @@ class Work:
                 raise UserError(
                     f"this work is already running as process {owner}; wait for it to end or stop it (kill {owner})"
                 )
-            _write(self.folder / _LOCK, Identity.of(psutil.Process())._asdict() | {"host": socket.gethostname()})
+            _write(
+                self.folder / _LOCK,
+                Identity.of(psutil.Process())._asdict() | {"host": socket.gethostname()},
+            )
             (self.folder / _FINISHED).unlink(missing_ok=True)
             self.id = _read(self.folder / _ABOUT).get("id") or uuid.uuid4().hex
             _write(self.folder / _ABOUT, {"id": self.id, "stage": self.stage})
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Unlock the folder, and throw it away after success if nobody can want it again."""
         if not self.owner:
             return
@@ -186,7 +201,11 @@ def forget_abandoned(store: Path, wanted: Path) -> list[str]:
     store.mkdir(parents=True, exist_ok=True)
     lines, total = [], 0
     with FileLock(store / "lock"):
-        folders = [path for path in store.iterdir() if path.is_dir() and path != wanted and not _in_use(path)]
+        folders = [
+            path
+            for path in store.iterdir()
+            if path.is_dir() and path != wanted and not _in_use(path)
+        ]
         for number, left in enumerate(sorted(map(_look, folders), key=lambda left: left.days)):
             if left.days > KEPT_DAYS:
                 why = f"more than {KEPT_DAYS} days ago"
@@ -196,7 +215,9 @@ def forget_abandoned(store: Path, wanted: Path) -> list[str]:
                 total += left.size
                 continue
             stage = _read(left.folder / _ABOUT).get("stage") or "a stage"
-            lines.append(f"threw away what {stage} left in {store.name} ({left.size / 2**20:,.0f} MiB): last used {why}")
+            lines.append(
+                f"threw away what {stage} left in {store.name} ({left.size / 2**20:,.0f} MiB): last used {why}"
+            )
             shutil.rmtree(left.folder, ignore_errors=True)
     return lines
 
@@ -205,7 +226,9 @@ def _look(folder: Path) -> Left:
     found = [file.stat() for file in (folder, *folder.rglob("*"))]
     elsewhere = _host(folder) != socket.gethostname()
     newest = max(stat.st_mtime for stat in found)
-    return Left(folder, (time.time() - newest) / _DAY, sum(stat.st_size for stat in found), elsewhere)
+    return Left(
+        folder, (time.time() - newest) / _DAY, sum(stat.st_size for stat in found), elsewhere
+    )
 
 
 def _in_use(folder: Path) -> bool:

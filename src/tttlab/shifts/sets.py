@@ -68,7 +68,11 @@ def open_shift_set(name: str, spec: ShiftSet, classes: Sequence[str]) -> Iterato
     Raises:
         UserError: files are missing, or their shapes, types, order or classes are not those of the format.
     """
-    readers = {"cifar10_1": _cifar10_1, "corruption_folders": _corruption_folders, "domain_folders": _domain_folders}
+    readers = {
+        "cifar10_1": _cifar10_1,
+        "corruption_folders": _corruption_folders,
+        "domain_folders": _domain_folders,
+    }
     return readers.get(spec.format, _cifar_c)(f"shifts.sets.{name}", spec, classes)
 
 
@@ -84,18 +88,30 @@ def choose_shifts(key: str, spec: ShiftSet) -> Chosen:
     """
     found = _list_shifts(key, spec)
     if not found:
-        raise UserError(f"{key}.root: expected {_FORMS[spec.format]} in {spec.root}, found none; check root and format")
+        raise UserError(
+            f"{key}.root: expected {_FORMS[spec.format]} in {spec.root}, found none; check root and format"
+        )
     for name in spec.only or ():
         if name not in found:
             raise UserError(f"{key}.only: {name!r} is not in {spec.root}; {choices(name, found)}")
     if spec.only:
         return Chosen({name: found[name] for name in spec.only})
     held_out = tuple(filter(is_held_out, found))
-    others = tuple(name for name in found if spec.format in _BENCHMARKS and name not in (*CORRUPTIONS, *held_out))
+    others = tuple(
+        name
+        for name in found
+        if spec.format in _BENCHMARKS and name not in (*CORRUPTIONS, *held_out)
+    )
     tested = {name: place for name, place in found.items() if name not in held_out + others}
     if not tested:
-        kind = "one of the 15 corruptions" if spec.format in _BENCHMARKS else "a shift that is not kept for tuning"
-        raise UserError(f"{key}.root: expected {kind} in {spec.root}, found only {', '.join(found)}; add some")
+        kind = (
+            "one of the 15 corruptions"
+            if spec.format in _BENCHMARKS
+            else "a shift that is not kept for tuning"
+        )
+        raise UserError(
+            f"{key}.root: expected {kind} in {spec.root}, found only {', '.join(found)}; add some"
+        )
     return Chosen(tested, held_out, others)
 
 
@@ -116,19 +132,26 @@ def _list_shifts(key: str, spec: ShiftSet) -> dict[str, Path]:
         return {version: file for version, file in files.items() if file.is_file()}
     if spec.format not in _BENCHMARKS:
         return _folders(key, spec.root)
-    files = [file for file in spec.root.glob("*.npy") if file.stem != "labels" and is_own(file.name)]
+    files = [
+        file for file in spec.root.glob("*.npy") if file.stem != "labels" and is_own(file.name)
+    ]
     return _by_name(key, {file: file.stem for file in files})
 
 
 def _folders(key: str, root: Path) -> dict[str, Path]:
-    return _by_name(key, {entry: entry.name for entry in root.iterdir() if entry.is_dir() and is_own(entry.name)})
+    return _by_name(
+        key,
+        {entry: entry.name for entry in root.iterdir() if entry.is_dir() and is_own(entry.name)},
+    )
 
 
 def _by_name(key: str, names: dict[Path, str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for place, name in sorted(names.items()):
         if not is_utf8(name):
-            raise UserError(f"{key}.root: expected names in UTF-8, found {name!r} in {place.parent}; rename it")
+            raise UserError(
+                f"{key}.root: expected names in UTF-8, found {name!r} in {place.parent}; rename it"
+            )
         if nfc(name) in found:
             raise UserError(
                 f"{key}.root: expected every name once, found {nfc(name)!r} twice in {place.parent}, its accents "
@@ -156,7 +179,11 @@ def _cifar_c(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shift
         pixels = _pixels(key, file, len(labels))
         for severity in spec.severities or SEVERITIES:
             start = (severity - 1) * count
-            yield Shifted(name, severity, _rows(pixels[start : start + count], image_ids, labels[:count], classes))
+            yield Shifted(
+                name,
+                severity,
+                _rows(pixels[start : start + count], image_ids, labels[:count], classes),
+            )
 
 
 def _cifar10_1(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shifted]:
@@ -167,8 +194,16 @@ def _cifar10_1(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shi
         yield Shifted(version, 0, _rows(pixels, image_ids, labels, classes))
 
 
-def _rows(pixels: np.ndarray, image_ids: tuple[str, ...], labels: np.ndarray, classes: Sequence[str]) -> Source:
-    return Source(image_ids, ("",) * len(image_ids), labels, tuple(classes), lambda row: Image.fromarray(pixels[row]))
+def _rows(
+    pixels: np.ndarray, image_ids: tuple[str, ...], labels: np.ndarray, classes: Sequence[str]
+) -> Source:
+    return Source(
+        image_ids,
+        ("",) * len(image_ids),
+        labels,
+        tuple(classes),
+        lambda row: Image.fromarray(pixels[row]),
+    )
 
 
 def _pixels(key: str, file: Path, count: int) -> np.ndarray:
@@ -190,7 +225,11 @@ def _labels(key: str, file: Path, classes: Sequence[str], data_set: str) -> np.n
         )
     count = 100 if data_set == "cifar100" else 10
     if len(classes) != count or (data_set == "cifar10" and tuple(classes) != CIFAR10):
-        expected = f"the classes of CIFAR-10 ({', '.join(CIFAR10)})" if count == 10 else "the 100 classes of CIFAR-100"
+        expected = (
+            f"the classes of CIFAR-10 ({', '.join(CIFAR10)})"
+            if count == 10
+            else "the 100 classes of CIFAR-100"
+        )
         raise UserError(
             f"{key}: expected {expected} in data.labeled, for the labels are numbers, found "
             f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}; rename the class folders"
@@ -207,7 +246,9 @@ def _load(key: str, file: Path) -> np.ndarray:
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{key}.root: expected a NumPy file, found none that can be read at {file}; restore it") from error
+        raise UserError(
+            f"{key}.root: expected a NumPy file, found none that can be read at {file}; restore it"
+        ) from error
 
 
 # --- folders -----------------------------------------------------------------------------------------------------
@@ -227,7 +268,9 @@ def _corruption_folders(key: str, spec: ShiftSet, _: Sequence[str]) -> Iterator[
         for severity in spec.severities or map(int, found):
             root = folder / str(severity)
             if not root.is_dir():
-                raise UserError(f"{key}.severities: expected a folder {root}, found none; leave {severity} out")
+                raise UserError(
+                    f"{key}.severities: expected a folder {root}, found none; leave {severity} out"
+                )
             yield Shifted(name, severity, _images(key, root, spec))
 
 
@@ -235,8 +278,12 @@ def _domain_folders(key: str, spec: ShiftSet, _: Sequence[str]) -> Iterator[Shif
     for name, folder in choose_shifts(key, spec).tested.items():
         source = _images(key, folder, spec)
         # Unlike under a corruption, files of one name in two domains are not the same image.
-        yield Shifted(name, 0, replace(source, image_ids=tuple(f"{name}/{own}" for own in source.image_ids)))
+        yield Shifted(
+            name, 0, replace(source, image_ids=tuple(f"{name}/{own}" for own in source.image_ids))
+        )
 
 
 def _images(key: str, root: Path, spec: ShiftSet) -> Source:
-    return by_class(list_folder(root, apart=spec.labels != "none"), f"{key}.root", root, spec.labels)
+    return by_class(
+        list_folder(root, apart=spec.labels != "none"), f"{key}.root", root, spec.labels
+    )

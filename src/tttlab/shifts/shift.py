@@ -32,7 +32,13 @@ class Shift:
     @property
     def name(self) -> str:
         """``clean``, or for example ``fog-3``, ``cifar10_c/fog-3`` or ``photos/night``."""
-        return "clean" if self.clean else f"{self.corruption}-{self.severity}" if self.severity else self.corruption
+        return (
+            "clean"
+            if self.clean
+            else f"{self.corruption}-{self.severity}"
+            if self.severity
+            else self.corruption
+        )
 
     def of(self, test: ImageSet) -> ImageSet:
         """Find whose version this shift is: its own images as they are, or the test images, still to be corrupted."""
@@ -47,9 +53,14 @@ class Shift:
     def seen(self, test: ImageSet, seed: int) -> ImageSet:
         """Give the images of this shift, each corrupted when it is looked at: a whole set need not fit into memory."""
         own = self.of(test)
-        return replace(own, pixels=Lazy(own.pixels.shape, lambda numbers: self.apply(own.take(numbers), seed)))
+        return replace(
+            own, pixels=Lazy(own.pixels.shape, lambda numbers: self.apply(own.take(numbers), seed))
+        )
 
 
 def list_shifts(corruptions: Sequence[str], severities: Sequence[int]) -> list[Shift]:
     """List the clean images first, then every corruption at every severity."""
-    return [Shift(), *(Shift(corruption, severity) for corruption in corruptions for severity in severities)]
+    return [
+        Shift(),
+        *(Shift(corruption, severity) for corruption in corruptions for severity in severities),
+    ]

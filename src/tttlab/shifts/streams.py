@@ -27,7 +27,11 @@ class Visit(NamedTuple):
     def name(self) -> str:
         """Name the order; one shift's is the same in every stream."""
         first = self.shifts[0]
-        return f"{quote(first.name, safe=' ')}-0" if len(self.shifts) == 1 else f"mixed-{first.severity}"
+        return (
+            f"{quote(first.name, safe=' ')}-0"
+            if len(self.shifts) == 1
+            else f"mixed-{first.severity}"
+        )
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ class Stream:
         alone = [(Visit((shift,)),) for shift in shifts if shift.clean or self.shifts == "separate"]
         others = [shift for shift in shifts if not shift.clean and self.shifts != "separate"]
         swelling = [shift for shift in others if shift.severity] if self.shifts == "gradual" else []
-        rest = sorted((shift for shift in others if shift not in swelling), key=lambda shift: shift.severity)
+        rest = sorted(
+            (shift for shift in others if shift not in swelling), key=lambda shift: shift.severity
+        )
         together = [tuple(group) for _, group in groupby(rest, key=lambda shift: shift.severity)]
         if self.shifts == "mixed":
             return alone + [(Visit(group),) for group in together]
@@ -74,11 +80,20 @@ class Stream:
         Returns:
             arrays ``(n, 2)``: number of the shift within the visit, and place in its set.
         """
-        known = [np.stack([np.full(len(own), number), np.arange(len(own))], axis=1) for number, own in enumerate(labels)]
+        known = [
+            np.stack([np.full(len(own), number), np.arange(len(own))], axis=1)
+            for number, own in enumerate(labels)
+        ]
         order = self.arrange(np.concatenate(labels), seed, visit.name, visit.half)
-        return np.array_split(np.concatenate(known)[order], math.ceil(len(order) / self.batch_size)) if len(order) else []
+        return (
+            np.array_split(np.concatenate(known)[order], math.ceil(len(order) / self.batch_size))
+            if len(order)
+            else []
+        )
 
-    def arrange(self, labels: np.ndarray, seed: int, name: str, half: int | None = None) -> np.ndarray:
+    def arrange(
+        self, labels: np.ndarray, seed: int, name: str, half: int | None = None
+    ) -> np.ndarray:
         """Order images: their places among ``labels (N,)``, in their order of arrival.
 
         Args:
@@ -91,10 +106,14 @@ class Stream:
             UserError: the order needs labels that are not known.
         """
         if self.order == "by_class" and (labels < 0).any():
-            raise UserError("adapt.online.order: by_class needs the labels of all images, found images without; set shuffled")
+            raise UserError(
+                "adapt.online.order: by_class needs the labels of all images, found images without; set shuffled"
+            )
         order = numpy_generator(seed, "stream", name).permutation(len(labels))
         order = order if half is None else np.array_split(order, 2)[half]
-        return order if self.order == "shuffled" else order[np.argsort(labels[order], kind="stable")]
+        return (
+            order if self.order == "shuffled" else order[np.argsort(labels[order], kind="stable")]
+        )
 
 
 def swell(shifts: Sequence[Shift]) -> tuple[Visit, ...]:
@@ -102,6 +121,12 @@ def swell(shifts: Sequence[Shift]) -> tuple[Visit, ...]:
     corruptions = dict.fromkeys(shift.corruption for shift in shifts)
     visits: list[Visit] = []
     for corruption in corruptions:
-        *lower, top = sorted((s for s in shifts if s.corruption == corruption), key=lambda shift: shift.severity)
-        visits += [Visit((shift,), 0) for shift in lower] + [Visit((top,))] + [Visit((shift,), 1) for shift in reversed(lower)]
+        *lower, top = sorted(
+            (s for s in shifts if s.corruption == corruption), key=lambda shift: shift.severity
+        )
+        visits += (
+            [Visit((shift,), 0) for shift in lower]
+            + [Visit((top,))]
+            + [Visit((shift,), 1) for shift in reversed(lower)]
+        )
     return tuple(visits)

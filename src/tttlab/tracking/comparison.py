@@ -19,13 +19,18 @@ def log_predictions(run: Run, scored: "pd.DataFrame") -> None:
         run: The adapt stage's run.
         scored: From `tttlab.evaluation.predictions.score`; what is unknown there is left out.
     """
-    clean, shifted = scored[scored["shift"] == "clean"].mean(numeric_only=True), scored[scored["shift"] != "clean"]
+    clean, shifted = (
+        scored[scored["shift"] == "clean"].mean(numeric_only=True),
+        scored[scored["shift"] != "clean"],
+    )
     curves = {"accuracy": "accuracy_adapted", "accuracy_source": "accuracy_source"}
     if shifted["accuracy_source"].isna().all():
         curves = {"changed": "changed"}
     means = shifted.groupby(["corruption", "severity"])[[*curves.values()]].mean()
     points = [
-        (f"{name}/{key[0]}", row[column], int(key[1])) for key, row in means.iterrows() for name, column in curves.items()
+        (f"{name}/{key[0]}", row[column], int(key[1]))
+        for key, row in means.iterrows()
+        for name, column in curves.items()
     ]
     overall, milliseconds = shifted.mean(numeric_only=True), shifted["milliseconds"]
     totals = {
@@ -49,7 +54,9 @@ def log_predictions(run: Run, scored: "pd.DataFrame") -> None:
 
 
 def log_trials(
-    parent: Run, trials: Sequence[tuple[Mapping[str, Any], Mapping[int, Mapping[str, float]]]], tags: Mapping[str, Any]
+    parent: Run,
+    trials: Sequence[tuple[Mapping[str, Any], Mapping[int, Mapping[str, float]]]],
+    tags: Mapping[str, Any],
 ) -> None:
     """Log every trial of a tuning as a run below it, which MLflow can then draw side by side.
 
@@ -60,13 +67,21 @@ def log_trials(
     """
     client = parent._client
     experiment = client.get_run(parent.id).info.experiment_id
-    for trial in find_runs(client, experiment, {"mlflow.parentRunId": parent.id}):  # of a tuning that was killed after them
+    for trial in find_runs(
+        client, experiment, {"mlflow.parentRunId": parent.id}
+    ):  # of a tuning that was killed after them
         client.delete_run(trial.info.run_id)
     for rank, (values, results) in enumerate(trials, 1):
         name = f"trial {rank} · {', '.join(f'{key} {value}' for key, value in values.items())}"
-        run = create_run(client, experiment, name, {"stage": "trial", **tags, "mlflow.parentRunId": parent.id})
+        run = create_run(
+            client, experiment, name, {"stage": "trial", **tags, "mlflow.parentRunId": parent.id}
+        )
         log_params(client, run, values)
-        points = [(key, round(value, 4), step) for step, found in results.items() for key, value in found.items()]
+        points = [
+            (key, round(value, 4), step)
+            for step, found in results.items()
+            for key, value in found.items()
+        ]
         log_points(client, run, [("rank", rank, 0), *points])
         client.set_terminated(run)
 
@@ -102,8 +117,18 @@ def log_comparison(
     run.log_artifact(page)
     run.log_metrics({name: round(value, 4) for name, value in metrics.items() if value is not None})
     logged = client.get_run(parent).data.params
-    log_params(client, parent, {name: value for name, value in flatten(settings).items() if legal_name(name) not in logged})
+    log_params(
+        client,
+        parent,
+        {
+            name: value
+            for name, value in flatten(settings).items()
+            if legal_name(name) not in logged
+        },
+    )
     run.set_tags({"mlflow.note.content": description})
     gains = [legal_name(name) for name in metrics if name.startswith("gain/")]
-    client.set_experiment_tag(experiment, "mlflow.sharedViewState.executions", json.dumps(table_view("pipeline", gains)))
+    client.set_experiment_tag(
+        experiment, "mlflow.sharedViewState.executions", json.dumps(table_view("pipeline", gains))
+    )
     client.set_terminated(parent, "FINISHED")

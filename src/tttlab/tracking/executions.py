@@ -38,7 +38,9 @@ def find_execution(process: psutil.Process, experiment: str | None, settings: st
         settings: What tells executions by hand apart, such as a digest of the settings.
     """
     driver = find_driver(process)
-    return Execution(experiment or ("repro" if driver else f"by hand {settings}"), driver.pid if driver else None)
+    return Execution(
+        experiment or ("repro" if driver else f"by hand {settings}"), driver.pid if driver else None
+    )
 
 
 def owner_tags(pid: int) -> dict[str, str]:
@@ -60,7 +62,9 @@ def close_left_open(root: Path) -> list[str]:
     client, experiment = open_store(root)
     here = find_runs(client, experiment, {"host": socket.gethostname()}, status="RUNNING")
     left = [run for run in here if not owner_lives(run.data.tags)]
-    left.sort(key=lambda run: run.data.tags.get("role") == "pipeline")  # stages first: their parents look at them
+    left.sort(
+        key=lambda run: run.data.tags.get("role") == "pipeline"
+    )  # stages first: their parents look at them
     closed = []
     for run in left:
         # Its process is gone, so nothing but this can change the run any more: ended properly just now, or never.
@@ -73,6 +77,8 @@ def close_left_open(root: Path) -> list[str]:
 
 
 def _worst_child(client: "MlflowClient", parent: "Record") -> str:
-    children = find_runs(client, parent.info.experiment_id, {"mlflow.parentRunId": parent.info.run_id})
+    children = find_runs(
+        client, parent.info.experiment_id, {"mlflow.parentRunId": parent.info.run_id}
+    )
     found = {run.info.status for run in children}
     return next((status for status in ("FAILED", "KILLED") if status in found), "FINISHED")

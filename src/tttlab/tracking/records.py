@@ -24,12 +24,18 @@ def create_run(client: "MlflowClient", experiment: str, name: str, tags: Mapping
     return client.create_run(experiment, run_name=name, tags=tags).info.run_id
 
 
-def log_points(client: "MlflowClient", run_id: str, points: Sequence[tuple[str, float | None, int]]) -> None:
+def log_points(
+    client: "MlflowClient", run_id: str, points: Sequence[tuple[str, float | None, int]]
+) -> None:
     """Log (name, value, step) points; None and NaN, which mean unknown, are left out."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    known = [(name, float(value), step) for name, value, step in points if value is not None and value == value]
+    known = [
+        (name, float(value), step)
+        for name, value, step in points
+        if value is not None and value == value
+    ]
     metrics = [Metric(legal_name(name), value, now, step) for name, value, step in known]
     for start in range(0, len(metrics), 1_000):  # MLflow's limit for one call
         client.log_batch(run_id, metrics=metrics[start : start + 1_000])
@@ -39,7 +45,9 @@ def log_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, Any]) -> No
     """Set tags; values become text."""
     from mlflow.entities import RunTag
 
-    client.log_batch(run_id, tags=[RunTag(name, str(value)[:TAG_LIMIT]) for name, value in tags.items()])
+    client.log_batch(
+        run_id, tags=[RunTag(name, str(value)[:TAG_LIMIT]) for name, value in tags.items()]
+    )
 
 
 def log_params(client: "MlflowClient", run_id: str, params: Mapping[str, Any]) -> None:
@@ -56,7 +64,9 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in nested.items():
         path = f"{prefix}{name}"
-        flat |= flatten(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+        flat |= (
+            flatten(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+        )
     return flat
 
 

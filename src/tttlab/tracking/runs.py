@@ -42,7 +42,9 @@ class Run:
         """Log one value per name; None and NaN, which mean unknown, are left out."""
         log_points(self._client, self.id, [(name, value, step) for name, value in values.items()])
 
-    def log_series(self, name: str, values: Sequence[float], steps: Sequence[int] | None = None) -> None:
+    def log_series(
+        self, name: str, values: Sequence[float], steps: Sequence[int] | None = None
+    ) -> None:
         """Log a whole curve; the steps count from 0 unless they are given."""
         steps = range(len(values)) if steps is None else steps
         points = [(name, value, step) for value, step in zip(values, steps, strict=True)]
@@ -81,7 +83,9 @@ class Run:
         # The entity, and not mlflow.data.from_…: that would read the images, guess a schema and warn about it.
         profile, place = json.dumps({"num_rows": count}), json.dumps({"uri": source})
         data = Dataset(name, digest[:36], source_type="local", source=place, profile=profile)
-        self._client.log_inputs(self.id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
+        self._client.log_inputs(
+            self.id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])]
+        )
 
 
 def pipeline_run(root: Path, execution: Execution, description: str = "") -> str:
@@ -97,7 +101,9 @@ def pipeline_run(root: Path, execution: Execution, description: str = "") -> str
     with FileLock(root / "mlflow.db.lock"):
         owner = owner_tags(execution.pid) if execution.pid else {}
         own = {"role": "pipeline", "execution": execution.name}
-        for run in find_runs(client, experiment, own | {name: owner[name] for name in ("host", "pid") if owner}):
+        for run in find_runs(
+            client, experiment, own | {name: owner[name] for name in ("host", "pid") if owner}
+        ):
             if not owner or owner_lives(run.data.tags):
                 return run.info.run_id
         tags = {**own, "stage": "pipeline", **owner}
@@ -137,11 +143,18 @@ def start_run(
     """
     client, experiment = open_store(root)
     close_left_open(root)
-    tags = {"stage": stage, **(tags or {}), "mlflow.parentRunId": parent, **owner_tags(psutil.Process().pid)}
+    tags = {
+        "stage": stage,
+        **(tags or {}),
+        "mlflow.parentRunId": parent,
+        **owner_tags(psutil.Process().pid),
+    }
     before = find_runs(client, experiment, {"resume_key": resume_key}) if resume_key else []
     if before:
         run = Run(before[0].info.run_id, resumed=True, _client=client)
-        log_tags(client, run.id, tags)  # first its new process, then its state: a sweep may look in between
+        log_tags(
+            client, run.id, tags
+        )  # first its new process, then its state: a sweep may look in between
         client.update_run(run.id, status="RUNNING")
     else:
         tags |= {"resume_key": resume_key} if resume_key else {}
@@ -172,7 +185,9 @@ def _interruptible() -> Iterator[None]:
     def stop(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():  # Python takes signals in the main thread only
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # Python takes signals in the main thread only
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)

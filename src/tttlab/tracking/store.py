@@ -44,7 +44,11 @@ ABOUT = """\
 Charts are grouped by the part of a metric's name before the slash; `accuracy/<corruption>` runs along the severity, which is
 the step of these metrics. All accuracies and gains are fractions.
 """
-_LABELS = {"pipeline": ["execution"], "adapt": ["run", "model"], "trial": ["run", "model"]}  # tags shown for a stage
+_LABELS = {
+    "pipeline": ["execution"],
+    "adapt": ["run", "model"],
+    "trial": ["run", "model"],
+}  # tags shown for a stage
 _SHOWN = {  # metrics shown for a stage, sorted by the first one: the largest gain, the smallest rank
     "adapt": [
         "gain/mean",
@@ -60,17 +64,25 @@ _SHOWN = {  # metrics shown for a stage, sorted by the first one: the largest ga
     "trial": ["rank", "score", "gain", "clean_change", "milliseconds"],
 }
 _SETTINGS = ["steps", "lr", "trainable", "normalisation"]  # settings shown for a trial
-VIEWS = {"comparison": "adapt", "executions": "pipeline", "trials": "trial"}  # name in an address: stage
+VIEWS = {
+    "comparison": "adapt",
+    "executions": "pipeline",
+    "trials": "trial",
+}  # name in an address: stage
 MODE = "?workflowType=machine_learning"  # else MLflow shows its pages for language models
 _PLAIN = re.compile(r"[\w .:@-]*")  # what can stand between quotes in a filter
 
 
 def database_uri(root: Path) -> str:
     """Give the absolute address of the store, the same from every working directory, whatever the folder is called."""
-    from sqlalchemy import URL  # it knows how the version of it that is installed will read its own addresses
+    from sqlalchemy import (
+        URL,
+    )  # it knows how the version of it that is installed will read its own addresses
 
     # With the driver's name: MLflow takes an address without it literally, and makes the folder that has %3F in its name.
-    return URL.create("sqlite+pysqlite", database=(root / "mlflow.db").resolve().as_posix()).render_as_string()
+    return URL.create(
+        "sqlite+pysqlite", database=(root / "mlflow.db").resolve().as_posix()
+    ).render_as_string()
 
 
 def files_uri(root: Path) -> str:
@@ -105,7 +117,9 @@ def open_store(root: Path) -> tuple["MlflowClient", str]:
             client.set_experiment_tag(number, "mlflow.note.content", about)
             client.set_experiment_tag(number, "mlflow.experimentKind", "custom_model_development")
             for name, stage in VIEWS.items():
-                client.set_experiment_tag(number, f"mlflow.sharedViewState.{name}", json.dumps(table_view(stage)))
+                client.set_experiment_tag(
+                    number, f"mlflow.sharedViewState.{name}", json.dumps(table_view(stage))
+                )
             return client, number
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
@@ -138,7 +152,9 @@ def _misfit(root: Path) -> str | None:
 def table_view(stage: str, metrics: Sequence[str] = ()) -> dict[str, Any]:
     """Describe to MLflow's pages a table of all runs of one stage, with its own columns or with others."""
     metrics = list(metrics) or _SHOWN.get(stage, [])
-    columns = [f"tags.`{name}`" for name in _LABELS[stage]] + [f"metrics.`{name}`" for name in metrics]
+    columns = [f"tags.`{name}`" for name in _LABELS[stage]] + [
+        f"metrics.`{name}`" for name in metrics
+    ]
     columns += [f"params.`{name}`" for name in _SETTINGS] if stage == "trial" else []
     order = f"metrics.`{metrics[0]}`" if stage in _SHOWN else "attributes.start_time"
     return {
@@ -153,7 +169,11 @@ def table_view(stage: str, metrics: Sequence[str] = ()) -> dict[str, Any]:
 def _relocate(root: Path, old: str, new: str) -> None:
     """Point the store at files that moved together with the project; MLflow keeps absolute paths."""
     with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
-        places = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
+        places = {
+            "experiments": "artifact_location",
+            "runs": "artifact_uri",
+            "logged_models": "artifact_location",
+        }
         for table, column in places.items():
             database.execute(
                 f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
@@ -177,12 +197,16 @@ def quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def find_runs(client: "MlflowClient", experiment: str, tags: Mapping[str, str], status: str | None = None) -> list["Record"]:
+def find_runs(
+    client: "MlflowClient", experiment: str, tags: Mapping[str, str], status: str | None = None
+) -> list["Record"]:
     """Find the runs that have all these tags, and a status, the newest first.
 
     MLflow's filters have no escape for quotes and backslashes, so what may hold one is not written into them but compared here.
     """
-    parts = [f"tags.`{name}` = '{value}'" for name, value in tags.items() if _PLAIN.fullmatch(value)]
+    parts = [
+        f"tags.`{name}` = '{value}'" for name, value in tags.items() if _PLAIN.fullmatch(value)
+    ]
     query = " and ".join(parts + ([f"attributes.status = '{status}'"] if status else []))
     found = page = client.search_runs([experiment], query)
     while page.token:

@@ -45,9 +45,15 @@ def build_transform(augmentation: Augmentation, image_size: int) -> A.Compose:
     spread, strength = 0.8 * augmentation.jitter, augmentation.jitter
     factors = (1 - spread, 1 + spread)
     steps = [
-        A.RandomResizedCrop((image_size, image_size), scale=(augmentation.min_scale, 1), ratio=(3 / 4, 4 / 3)),
+        A.RandomResizedCrop(
+            (image_size, image_size), scale=(augmentation.min_scale, 1), ratio=(3 / 4, 4 / 3)
+        ),
         *([A.HorizontalFlip()] if augmentation.flip else []),
-        *([A.ColorJitter(factors, factors, factors, (-0.2 * strength, 0.2 * strength), p=0.8)] if strength else []),
+        *(
+            [A.ColorJitter(factors, factors, factors, (-0.2 * strength, 0.2 * strength), p=0.8)]
+            if strength
+            else []
+        ),
     ]
     return A.Compose(steps)
 
@@ -75,14 +81,20 @@ class AugmentedImages(Dataset):
         self.transforms = {}
         for name, (count, augmentation) in views.items():
             transform = build_transform(augmentation, images.pixels.shape[1])
-            self.transforms[name] = MultiViewTransform([SeededView(transform, seed, name, v) for v in range(count)])
+            self.transforms[name] = MultiViewTransform(
+                [SeededView(transform, seed, name, v) for v in range(count)]
+            )
 
     def __getitem__(self, batch: list[tuple[int, int]]) -> dict[str, Tensor]:
         """Draw a batch: per name ``(N, V, S, S, 3)`` uint8, and ``labels (N,)``."""
         images = self.images
-        items = [Item(images.pixels[index], images.image_ids[index], epoch) for epoch, index in batch]
+        items = [
+            Item(images.pixels[index], images.image_ids[index], epoch) for epoch, index in batch
+        ]
         views = {
-            name: torch.from_numpy(np.stack([view for item in items for view in draw(item)])).unflatten(0, (len(items), -1))
+            name: torch.from_numpy(
+                np.stack([view for item in items for view in draw(item)])
+            ).unflatten(0, (len(items), -1))
             for name, draw in self.transforms.items()
         }
         return views | {"labels": torch.from_numpy(images.labels[[index for _, index in batch]])}
@@ -95,7 +107,9 @@ class EpochBatches(Sampler):
     for any number of ranks; each rank gets its `Share` of every one, and no image is repeated to make these equal.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
         self.count, self.seed, self.epoch = count, seed, 0
         batches = -(-count // batch_size)
         if count // batches < ranks:
@@ -103,7 +117,9 @@ class EpochBatches(Sampler):
                 f"batch_size: expected at least one image for each of {ranks} processes, found batches of "
                 f"{count // batches}; raise it or start fewer processes"
             )
-        self.shares = [Share(len(batch), rank, ranks) for batch in np.array_split(np.empty(count), batches)]
+        self.shares = [
+            Share(len(batch), rank, ranks) for batch in np.array_split(np.empty(count), batches)
+        ]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next pass follows."""

@@ -44,7 +44,13 @@ from tttlab.training.trainer import Loss
 Parameters = dict[str, Tensor]
 
 
-def meta_loss(objective: Objective, weight: float, inner_lr: float, inner_steps: int = 1, clip: float | None = 10.0) -> Loss:
+def meta_loss(
+    objective: Objective,
+    weight: float,
+    inner_lr: float,
+    inner_steps: int = 1,
+    clip: float | None = 10.0,
+) -> Loss:
     """Make the loss of meta-learned fine-tuning; see the module.
 
     Its batches hold ``classify (N, 1, H, W, 3)``, ``labels (N,)`` and ``objective (N, P·V, H, W, 3)``: P times the objective's
@@ -69,37 +75,61 @@ def meta_loss(objective: Objective, weight: float, inner_lr: float, inner_steps:
             "negatives are other images; choose another objective"
         )
 
-    def loss(network: Network, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(
+        network: Network, batch: dict[str, Any], generator: torch.Generator
+    ) -> dict[str, Tensor]:
         share = batch.get("share")
         if share and share.ranks > 1:
-            raise UserError(f"meta-learned fine-tuning: expected one process, found {share.ranks}; set machine.devices: 1")
-        network = getattr(network, "module", network)  # Fabric's wrapper has other names, and brings autocast
+            raise UserError(
+                f"meta-learned fine-tuning: expected one process, found {share.ranks}; set machine.devices: 1"
+            )
+        network = getattr(
+            network, "module", network
+        )  # Fabric's wrapper has other names, and brings autocast
         # Contiguous, for under vmap GroupNorm asks what else they are, and gets no answer.
         images, views = (as_images(batch[name]).contiguous() for name in ("classify", "objective"))
         views = views.unflatten(1, (-1, objective.num_views))
         masks = draw_masks(objective, network, views, generator)
         classify = per_image(network, lambda network, image: network(image).logits[0])
         objectives_of = per_image(
-            network, lambda network, views, *masks: image_objective(objective, network, views, masks, generator)
+            network,
+            lambda network, views, *masks: image_objective(
+                objective, network, views, masks, generator
+            ),
         )
-        with evaluating(network), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        with (
+            evaluating(network),
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # fused attention has no second derivative
             parameters = expanded(network, len(images))
             for _ in range(inner_steps):
-                parameters = inner_step(objectives_of(parameters, views, *masks), parameters, inner_lr, clip)
+                parameters = inner_step(
+                    objectives_of(parameters, views, *masks), parameters, inner_lr, clip
+                )
             ours = objectives_of(parameters, views, *masks).mean()
             supervised = F.cross_entropy(classify(parameters, images), batch["labels"])
-        return {"loss": supervised + weight * ours, "classification_loss": supervised, "objective_loss": ours}
+        return {
+            "loss": supervised + weight * ours,
+            "classification_loss": supervised,
+            "objective_loss": ours,
+        }
 
     return loss
 
 
 def expanded(network: nn.Module, count: int) -> Parameters:
     """Give each of ``count`` images the trainable parameters, as one and the same memory: name → ``(count, *shape)``."""
-    trainable = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    return {name: parameter.expand(count, *parameter.shape) for name, parameter in trainable.items()}
+    trainable = {
+        name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad
+    }
+    return {
+        name: parameter.expand(count, *parameter.shape) for name, parameter in trainable.items()
+    }
 
 
-def inner_step(objectives: Tensor, parameters: Parameters, lr: float, clip: float | None) -> Parameters:
+def inner_step(
+    objectives: Tensor, parameters: Parameters, lr: float, clip: float | None
+) -> Parameters:
     """Step every image's parameters down the gradient of its own objective, in a way that can be differentiated.
 
     Args:
@@ -116,8 +146,14 @@ def inner_step(objectives: Tensor, parameters: Parameters, lr: float, clip: floa
     """
     found = (None,) * len(parameters)
     if objectives.requires_grad:
-        found = torch.autograd.grad(objectives.sum(), list(parameters.values()), create_graph=True, allow_unused=True)
-    gradients = {name: gradient for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
+        found = torch.autograd.grad(
+            objectives.sum(), list(parameters.values()), create_graph=True, allow_unused=True
+        )
+    gradients = {
+        name: gradient
+        for name, gradient in zip(parameters, found, strict=True)
+        if gradient is not None
+    }
     if not gradients:
         raise UserError(
             "meta-learned fine-tuning: expected parameters that influence the objective, found none among the "
@@ -151,13 +187,19 @@ def per_image(network: nn.Module, function: Callable[..., Tensor]) -> Callable[.
     whole, found = PerImage(network, function), places(network)
 
     def call(parameters: Parameters, *data: Tensor) -> Tensor:
-        values = {f"network.{place}": parameters[name] for place, name in found.items() if name in parameters}
+        values = {
+            f"network.{place}": parameters[name]
+            for place, name in found.items()
+            if name in parameters
+        }
         return functional_call(whole, values, data, tie_weights=False)
 
     return vmap(call, randomness="error")
 
 
-def draw_masks(objective: Objective, network: Network, views: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+def draw_masks(
+    objective: Objective, network: Network, views: Tensor, generator: torch.Generator
+) -> tuple[Tensor, ...]:
     """Draw all images' masks, for under ``vmap`` nothing can be drawn.
 
     Args:
@@ -171,12 +213,18 @@ def draw_masks(objective: Objective, network: Network, views: Tensor, generator:
     """
     if not isinstance(objective, MAE):
         return ()
-    masks = random_masks([generator], views.shape[:2].numel(), network.head.num_patches, objective.mask_ratio)
+    masks = random_masks(
+        [generator], views.shape[:2].numel(), network.head.num_patches, objective.mask_ratio
+    )
     return tuple(mask[0].unflatten(0, views.shape[:2]).to(views.device) for mask in masks)
 
 
 def image_objective(
-    objective: Objective, network: Network, views: Tensor, masks: tuple[Tensor, ...], generator: torch.Generator
+    objective: Objective,
+    network: Network,
+    views: Tensor,
+    masks: tuple[Tensor, ...],
+    generator: torch.Generator,
 ) -> Tensor:
     """Compute the objective on one image.
 
@@ -190,4 +238,6 @@ def image_objective(
     if not masks:
         return objective.loss(network, views, generator)
     (keep, hidden), images = masks, views[:, 0]
-    return masked_error(network(images, keep=keep).reconstruction, images, hidden, network.head.patch_size)
+    return masked_error(
+        network(images, keep=keep).reconstruction, images, hidden, network.head.patch_size
+    )

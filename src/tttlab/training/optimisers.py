@@ -37,7 +37,9 @@ class Recipe:
         return self.lr * cosine_warmup_schedule(step, total + 1, 1.0, 0.0, warmup, 0.0)
 
 
-def build_optimizer(network: nn.Module, recipe: Recipe, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Optimizer:
+def build_optimizer(
+    network: nn.Module, recipe: Recipe, betas: tuple[float, float] = (0.9, 0.999)
+) -> torch.optim.Optimizer:
     """Create the optimiser of a network's trainable parameters.
 
     Args:
@@ -45,7 +47,9 @@ def build_optimizer(network: nn.Module, recipe: Recipe, betas: tuple[float, floa
         recipe: which optimiser, learning rate and weight decay.
         betas: decay rates of AdamW's two averages; 0.95 for the second is usual with MAE.
     """
-    groups = param_groups_weight_decay(network, recipe.weight_decay, no_weight_decay_list=undecayed(network))
+    groups = param_groups_weight_decay(
+        network, recipe.weight_decay, no_weight_decay_list=undecayed(network)
+    )
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, recipe.lr, momentum=0.9, fused=True)
     return torch.optim.AdamW(groups, recipe.lr, betas=betas, fused=True)
@@ -61,5 +65,9 @@ def undecayed(network: nn.Module) -> set[str]:
         for path, module in network.named_modules()
         if hasattr(module, "no_weight_decay")
     )
-    tokens = (name for name, _ in network.named_parameters() if name.endswith(("mask_token", "cls_token", "pos_embed")))
+    tokens = (
+        name
+        for name, _ in network.named_parameters()
+        if name.endswith(("mask_token", "cls_token", "pos_embed"))
+    )
     return {*itertools.chain.from_iterable(names), *tokens}

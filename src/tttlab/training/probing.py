@@ -51,7 +51,9 @@ def classification(encoded: Encoded) -> dict[str, float]:
     return {"validation_loss": loss.item(), "validation_accuracy": correct.float().mean().item()}
 
 
-def knn_accuracy(train: Encoded, test: Encoded, neighbours: int = NEIGHBOURS, temperature: float = 0.1) -> float:
+def knn_accuracy(
+    train: Encoded, test: Encoded, neighbours: int = NEIGHBOURS, temperature: float = 0.1
+) -> float:
     """Classify each image by its nearest neighbours' labels, weighted by e^{cosine similarity / temperature}.
 
     Args:
@@ -70,7 +72,11 @@ def knn_accuracy(train: Encoded, test: Encoded, neighbours: int = NEIGHBOURS, te
     classes = int(train.labels.max()) + 1
     correct = 0
     for features, labels in zip(test.features.split(1024), test.labels.split(1024), strict=True):
-        similarity, nearest = (F.normalize(features, dim=-1) @ bank.T).topk(min(neighbours, len(bank)), dim=-1)
-        votes = (similarity / temperature).exp().unsqueeze(-1) * F.one_hot(train.labels[nearest], classes)
+        similarity, nearest = (F.normalize(features, dim=-1) @ bank.T).topk(
+            min(neighbours, len(bank)), dim=-1
+        )
+        votes = (similarity / temperature).exp().unsqueeze(-1) * F.one_hot(
+            train.labels[nearest], classes
+        )
         correct += int((votes.sum(1).argmax(-1) == labels).sum())
     return correct / len(test.labels)

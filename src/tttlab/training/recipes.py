@@ -20,7 +20,12 @@ from tttlab.training.probing import classification, encode, knn_accuracy
 from tttlab.training.trainer import Loss, Row, Task, Trainer
 
 ALL = ("encoder", "classifier", "head")
-MODES = {"linear": ("probe", "classifier"), "full": ("encoder", "classifier"), "joint": ALL, "meta": ALL}
+MODES = {
+    "linear": ("probe", "classifier"),
+    "full": ("encoder", "classifier"),
+    "joint": ALL,
+    "meta": ALL,
+}
 PROBES = 5  # kNN accuracies along a pretraining
 REFIT_EPOCHS = 5
 
@@ -116,7 +121,10 @@ def finetune(
         "finetune",
         parts=[part for part in MODES[mode] if getattr(network, part)],
         loss=supervised_loss(mode, objective, objective_weight, inner),
-        views={"classify": Views(1, augmentation), **(ssl_views(objective, objective_augmentation, pairs) if joint else {})},
+        views={
+            "classify": Views(1, augmentation),
+            **(ssl_views(objective, objective_augmentation, pairs) if joint else {}),
+        },
         recipe=recipe,
         betas=betas(objective if joint else None),
         measure=lambda _epoch: classification(encode(network, validation)),
@@ -150,7 +158,9 @@ def refit_head(
     return trainer.fit(network, images, task)
 
 
-def ssl_views(objective: Objective | None, augmentation: Augmentation, count: int = 1) -> dict[str, Views]:
+def ssl_views(
+    objective: Objective | None, augmentation: Augmentation, count: int = 1
+) -> dict[str, Views]:
     """Choose the objective's views, drawn ``count`` times."""
     if objective is None:
         return {}
@@ -158,7 +168,9 @@ def ssl_views(objective: Objective | None, augmentation: Augmentation, count: in
     return {"objective": Views(count * objective.num_views, augmentation)}
 
 
-def supervised_loss(mode: str, objective: Objective | None, weight: float, inner: Mapping[str, Any] | None) -> Loss:
+def supervised_loss(
+    mode: str, objective: Objective | None, weight: float, inner: Mapping[str, Any] | None
+) -> Loss:
     """Choose the loss of fine-tuning; see `finetune`."""
     if mode == "meta":
         return meta_loss(objective, weight, inner["lr"], inner["steps"])
@@ -168,14 +180,22 @@ def supervised_loss(mode: str, objective: Objective | None, weight: float, inner
 def objective_loss(objective: Objective) -> Loss:
     """Make the loss of the objective alone."""
 
-    def loss(network: Network, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(
+        network: Network, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
         known = {"labels": batch["labels"]} if objective.labels else {}
-        return {"loss": objective.loss(network, as_images(batch["objective"]), generator, batch.get("share"), **known)}
+        return {
+            "loss": objective.loss(
+                network, as_images(batch["objective"]), generator, batch.get("share"), **known
+            )
+        }
 
     return loss
 
 
-def classification_loss(network: Network, batch: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
+def classification_loss(
+    network: Network, batch: dict[str, Tensor], _generator: torch.Generator
+) -> dict[str, Tensor]:
     """Cross-entropy of the views ``classify (N, 1, H, W, 3)``."""
     logits = network(as_images(batch["classify"][:, 0])).logits
     return {"loss": F.cross_entropy(logits, batch["labels"])}
@@ -185,10 +205,16 @@ def joint_loss(objective: Objective, weight: float) -> Loss:
     """Make the loss cross-entropy + ``weight`` · objective."""
     self_supervised = objective_loss(objective)
 
-    def loss(network: Network, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(
+        network: Network, batch: dict[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
         ours = self_supervised(network, batch, generator)["loss"]
         supervised = classification_loss(network, batch, generator)["loss"]
-        return {"loss": supervised + weight * ours, "classification_loss": supervised, "objective_loss": ours}
+        return {
+            "loss": supervised + weight * ours,
+            "classification_loss": supervised,
+            "objective_loss": ours,
+        }
 
     return loss
 

@@ -150,14 +150,28 @@ class Trainer:
             )
 
     def _run_epochs(
-        self, network: Network, images: ImageSet, task: Task, optimizer: torch.optim.Optimizer, rows: list[Row]
+        self,
+        network: Network,
+        images: ImageSet,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        rows: list[Row],
     ) -> None:
         """Run the epochs that ``rows`` does not hold yet."""
-        epochs, loader, first = task.recipe.epochs, self._open_loader(images, task), self.fabric.is_global_zero
+        epochs, loader, first = (
+            task.recipe.epochs,
+            self._open_loader(images, task),
+            self.fabric.is_global_zero,
+        )
         self._share_statistics(network, task)
         model, wrapped = self.fabric.setup(network, optimizer)
-        done, hidden = (len(rows) - 1) * len(images), None if first else True  # None: hidden where no terminal is
-        with tqdm(total=epochs * len(images), initial=done, unit="image", unit_scale=True, disable=hidden) as bar:
+        done, hidden = (
+            (len(rows) - 1) * len(images),
+            None if first else True,
+        )  # None: hidden where no terminal is
+        with tqdm(
+            total=epochs * len(images), initial=done, unit="image", unit_scale=True, disable=hidden
+        ) as bar:
             for epoch in range(len(rows), epochs + 1):
                 bar.set_description(f"{task.name} {epoch}/{epochs}")
                 started = time.perf_counter()
@@ -171,7 +185,11 @@ class Trainer:
                 bar.set_postfix(loss=f"{terms['loss']:.3f}")
                 self._report(task, rows[-1])
                 if self.work and first:
-                    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows}
+                    state = {
+                        "network": network.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "rows": rows,
+                    }
                     self.work.save(task.name, state)
 
     def _share_statistics(self, network: Network, task: Task) -> None:
@@ -185,7 +203,9 @@ class Trainer:
         if self.fabric.device.type == "cuda":
             synchronise_batchnorm(network)
         elif self.fabric.is_global_zero and any(
-            isinstance(module, _BatchNorm) for part in task.parts for module in getattr(network, part).modules()
+            isinstance(module, _BatchNorm)
+            for part in task.parts
+            for module in getattr(network, part).modules()
         ):
             logger.warning(
                 "%s: on CPUs each of the %d processes normalises (BatchNorm) with its own images' statistics; "
@@ -200,13 +220,19 @@ class Trainer:
         # Not through fabric.setup_dataloaders: that counts epochs itself, from the start of the process.
         return open_loader(images, task.views, size, self.seed, workers=self.workers, **ranks)
 
-    def _run_epoch(self, model: Any, optimizer: Any, loader: DataLoader, task: Task, epoch: int, bar: tqdm) -> Row:
+    def _run_epoch(
+        self, model: Any, optimizer: Any, loader: DataLoader, task: Task, epoch: int, bar: tqdm
+    ) -> Row:
         """Run one epoch; → the means of the loss's terms, and the last learning rate.
 
         All randomness is keyed by the epoch, so that a resumed training draws what an uninterrupted one would.
         """
-        torch.manual_seed(stream_seed(self.seed, "dropout", task.name, epoch, self.fabric.global_rank))
-        generator = torch_generator(self.seed, "masks", task.name, epoch, 0)  # for the whole batch, the same on all ranks
+        torch.manual_seed(
+            stream_seed(self.seed, "dropout", task.name, epoch, self.fabric.global_rank)
+        )
+        generator = torch_generator(
+            self.seed, "masks", task.name, epoch, 0
+        )  # for the whole batch, the same on all ranks
         loader.sampler.set_epoch(epoch)
         totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.fabric.device))
         steps = zip(loader, loader.sampler.shares, strict=True)
@@ -216,18 +242,25 @@ class Trainer:
                 group["lr"] = lr
             terms = task.loss(model, self.fabric.to_device(batch) | {"share": share}, generator)
             optimizer.zero_grad()
-            self.fabric.backward(terms["loss"] * share.weight)  # the ranks' gradients are then averaged
+            self.fabric.backward(
+                terms["loss"] * share.weight
+            )  # the ranks' gradients are then averaged
             optimizer.step()
             for term, value in terms.items():
                 totals[term] += value.detach() * share.weight
             bar.update(share.whole)
-        means = {term: self.fabric.all_reduce(total / len(loader)).item() for term, total in totals.items()}
+        means = {
+            term: self.fabric.all_reduce(total / len(loader)).item()
+            for term, total in totals.items()
+        }
         return means | {"lr": lr}
 
 
 def synchronise_batchnorm(network: Network) -> None:
     """Turn BatchNorm into its kind that takes the statistics of all ranks, in place; called again it changes nothing."""
-    if not any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):  # timm would lose their activations
+    if not any(
+        isinstance(module, nn.SyncBatchNorm) for module in network.modules()
+    ):  # timm would lose their activations
         convert_sync_batchnorm(network)
 
 

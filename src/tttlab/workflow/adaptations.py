@@ -16,7 +16,9 @@ from tttlab.workflow.execution import parent_run
 from tttlab.workflow.sweeps import Sweep
 
 
-def adapt_model(params: Params, name: str, model: str, sweeps: list[Sweep], work: Work) -> dict[str, Any]:
+def adapt_model(
+    params: Params, name: str, model: str, sweeps: list[Sweep], work: Work
+) -> dict[str, Any]:
     """Adapt the networks of one model, one per training seed; return what the report tells about them."""
     found = [adapt_network(params, sweep, work) for sweep in sweeps]
     steps = adapt_along_steps(sweeps[0], work)
@@ -30,10 +32,15 @@ def adapt_model(params: Params, name: str, model: str, sweeps: list[Sweep], work
     if steps is not None:
         steps.to_parquet(folder / f"{model}.steps.parquet", index=False)
     losses = pd.DataFrame([entry["losses"] for entry in entries]).mean().tolist()
-    return entries[0] | {"losses": losses, "milliseconds_p50": float(table["milliseconds"].median())}
+    return entries[0] | {
+        "losses": losses,
+        "milliseconds_p50": float(table["milliseconds"].median()),
+    }
 
 
-def adapt_network(params: Params, sweep: Sweep, work: Work) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+def adapt_network(
+    params: Params, sweep: Sweep, work: Work
+) -> tuple[pd.DataFrame, dict[str, Any]] | None:
     """Adapt one network, with its own run in MLflow; the first process returns predictions and what is told about them."""
     if not sweep.fabric.is_global_zero:
         return sweep.adapt(work)
@@ -47,11 +54,16 @@ def adapt_network(params: Params, sweep: Sweep, work: Work) -> tuple[pd.DataFram
         parent=parent_run(params),
         resume_key=f"{work.id} {sweep.prefix}",
     ) as tracked:
-        tracked.log_input("test", sweep.images.source, sweep.images.digest(), len(sweep.images), "test")
+        tracked.log_input(
+            "test", sweep.images.source, sweep.images.digest(), len(sweep.images), "test"
+        )
         devices.forget_peak(sweep.source.device)
         table, losses = sweep.adapt(work)
         log_predictions(tracked, score(table))
-        memory, curve = devices.peak_memory(sweep.source.device), losses.tolist() if len(losses) > 1 else []
+        memory, curve = (
+            devices.peak_memory(sweep.source.device),
+            losses.tolist() if len(losses) > 1 else [],
+        )
         tracked.log_series("loss/mean", curve)
         tracked.log_metrics({"cost/peak_memory_mb": memory})
         kept = work.folder / f"{sweep.prefix}.parquet"

@@ -15,16 +15,35 @@ from tttlab.runtime.compiler import postpone_compiler
 from tttlab.workflow import places
 
 # The number of this process among those that share the stage, as torchrun, Fabric or srun tells it.
-RANK = next((int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0)
-PATIENCE = 10.0  # seconds; a process that fails lets the first one speak, whose end is then the end of all
+RANK = next(
+    (
+        int(os.environ[name])
+        for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+        if name in os.environ
+    ),
+    0,
+)
+PATIENCE = (
+    10.0  # seconds; a process that fails lets the first one speak, whose end is then the end of all
+)
 
 
 def not_copied(message: str) -> str:
     """Say of a module that a message names that the project has it and the copy that a queued experiment runs in has not."""
     names = [name.replace(".", "/") for name in re.findall(r"'([\w.]+)'", message)]
-    files = [Path(folder, name).with_suffix(".py") for name in names for folder in ("src/tttlab/methods", "src", "")]
-    left = next((file for file in files if (places.ROOT / file).is_file() and not file.exists()), None)
-    return f"; {left} is not in the copy that an experiment gets, for git does not know it: git add {left}" if left else ""
+    files = [
+        Path(folder, name).with_suffix(".py")
+        for name in names
+        for folder in ("src/tttlab/methods", "src", "")
+    ]
+    left = next(
+        (file for file in files if (places.ROOT / file).is_file() and not file.exists()), None
+    )
+    return (
+        f"; {left} is not in the copy that an experiment gets, for git does not know it: git add {left}"
+        if left
+        else ""
+    )
 
 
 def main(run: Callable[..., None], description: str, *items: str) -> None:
@@ -36,13 +55,22 @@ def main(run: Callable[..., None], description: str, *items: str) -> None:
         items: what the stage is repeated for (``model``, ``seed``, ``run``), read as positional arguments; without a seed the
             first one of params.yaml is taken.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m {sys.modules['__main__'].__spec__.name}", description=description)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {sys.modules['__main__'].__spec__.name}", description=description
+    )
     for item in items:
         if item == "seed":
-            parser.add_argument(item, type=int, nargs="?", help="the training seed (default: the first of params.yaml)")
+            parser.add_argument(
+                item,
+                type=int,
+                nargs="?",
+                help="the training seed (default: the first of params.yaml)",
+            )
         else:
             parser.add_argument(item, help=f"the {item}'s name in params.yaml")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
+    parser.add_argument(
+        "--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)"
+    )
     arguments = vars(parser.parse_args())
     keep_freed_memory()
     postpone_compiler()
@@ -54,7 +82,10 @@ def main(run: Callable[..., None], description: str, *items: str) -> None:
     except UserError as error:
         if RANK:
             time.sleep(PATIENCE)
-        print(f"error: {f'(process {RANK}) ' if RANK else ''}{error}{not_copied(str(error))}", file=sys.stderr)
+        print(
+            f"error: {f'(process {RANK}) ' if RANK else ''}{error}{not_copied(str(error))}",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         if not RANK:

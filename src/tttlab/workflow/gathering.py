@@ -26,11 +26,18 @@ class Opened(NamedTuple):
 
 def open_sources(params: Params, downloads: Path) -> Opened:
     """Open everything and compare the classes, before any image is decoded."""
-    sets = {which: open_source(getattr(params.data, which), which, downloads) for which in (*TRAINED, "test")}
+    sets = {
+        which: open_source(getattr(params.data, which), which, downloads)
+        for which in (*TRAINED, "test")
+    }
     classes = sets["labeled"].classes
-    shifted = {name: list(open_shift_set(name, spec, classes)) for name, spec in params.shifts.sets.items()}
+    shifted = {
+        name: list(open_shift_set(name, spec, classes)) for name, spec in params.shifts.sets.items()
+    }
     tested = [("data.test", sets["test"])]
-    tested += [(f"shifts.sets.{name}", each.source) for name, found in shifted.items() for each in found]
+    tested += [
+        (f"shifts.sets.{name}", each.source) for name, found in shifted.items() for each in found
+    ]
     for key, source in tested:
         image_sets.check_classes(source.classes if source.labeled else (), classes, key)
     for name, spec in params.shifts.sets.items():
@@ -57,24 +64,52 @@ def decode(params: Params, opened: Opened) -> tuple[dict[str, ImageSet], list[Sh
     for name, found in opened.shifted.items():
         for each in found:
             groups = each.source.groups if each.source.labeled else 0 * each.source.groups
-            chosen = balanced_subset(each.source.image_ids, groups, params.shifts.images, params.seed, "shifts")
+            chosen = balanced_subset(
+                each.source.image_ids, groups, params.shifts.images, params.seed, "shifts"
+            )
             origin = f"{params.shifts.sets[name].format} {params.shifts.sets[name].root} {each.name} {each.severity or ''}"
-            images = read_images(each.source, chosen, f"shifts.sets.{name}", size, origin.rstrip(), **how)
-            shifts.append(Shift(f"{name}/{each.name}", each.severity, image_sets.align_classes(images, classes)))
+            images = read_images(
+                each.source, chosen, f"shifts.sets.{name}", size, origin.rstrip(), **how
+            )
+            shifts.append(
+                Shift(
+                    f"{name}/{each.name}", each.severity, image_sets.align_classes(images, classes)
+                )
+            )
     return sets, shifts
 
 
-def separate(params: Params, sets: dict[str, ImageSet], shifts: list[Shift]) -> tuple[dict[str, ImageSet], list[Shift]]:
+def separate(
+    params: Params, sets: dict[str, ImageSet], shifts: list[Shift]
+) -> tuple[dict[str, ImageSet], list[Shift]]:
     """Settle what is there twice, and split the labeled images into training and validation, which pretraining never sees."""
     keys = [f"shifts.sets.{shift.name}" for shift in shifts]
     trained = {f"data.{which}": sets[which] for which in TRAINED}
-    tested = {"data.test": sets["test"]} | {key: shift.images for key, shift in zip(keys, shifts, strict=True)}
-    uncorrupted = ["data.test", *(key for key, shift in zip(keys, shifts, strict=True) if not shift.severity)]
+    tested = {"data.test": sets["test"]} | {
+        key: shift.images for key, shift in zip(keys, shifts, strict=True)
+    }
+    uncorrupted = [
+        "data.test",
+        *(key for key, shift in zip(keys, shifts, strict=True) if not shift.severity),
+    ]
     trained, tested = copies.settle(trained, tested, uncorrupted, params.data.duplicates)
-    train, validation = split_validation(trained["data.labeled"], params.data.labeled.validation, params.seed)
-    unlabeled = copies.without("data.unlabeled", trained["data.unlabeled"], {"labeled_validation": validation})
-    if shared := len(trained["data.unlabeled"]) - len(unlabeled):  # one line of them, which may be thousands
+    train, validation = split_validation(
+        trained["data.labeled"], params.data.labeled.validation, params.seed
+    )
+    unlabeled = copies.without(
+        "data.unlabeled", trained["data.unlabeled"], {"labeled_validation": validation}
+    )
+    if shared := len(trained["data.unlabeled"]) - len(
+        unlabeled
+    ):  # one line of them, which may be thousands
         told = f"{shared:,} images that are validation images"
         unlabeled = replace(unlabeled, skipped=(told, *trained["data.unlabeled"].skipped))
-    named = {"unlabeled": unlabeled, "labeled_train": train, "labeled_validation": validation, "test": tested["data.test"]}
-    return named, [replace(shift, images=tested[key]) for key, shift in zip(keys, shifts, strict=True)]
+    named = {
+        "unlabeled": unlabeled,
+        "labeled_train": train,
+        "labeled_validation": validation,
+        "test": tested["data.test"],
+    }
+    return named, [
+        replace(shift, images=tested[key]) for key, shift in zip(keys, shifts, strict=True)
+    ]

@@ -33,7 +33,9 @@ class Source(NamedTuple):
     statistics: Statistics
     device: torch.device
     batches: Callable[[], Iterable[torch.Tensor]]  # opens the source images
-    measured: dict[str, Statistics]  # what a method measures itself, by method: once, whatever settings are tuned
+    measured: dict[
+        str, Statistics
+    ]  # what a method measures itself, by method: once, whatever settings are tuned
     tried: set[str]  # the runs that have been tried on this network
 
 
@@ -46,28 +48,47 @@ class Ready(NamedTuple):
     statistics: Statistics
 
 
-def load_source(params: Params, model: str, seed: int, device: torch.device | None = None) -> Source:
+def load_source(
+    params: Params, model: str, seed: int, device: torch.device | None = None
+) -> Source:
     """Load the network of one model and training seed; ``device`` None: as ``machine.device`` says."""
     device = device or devices.choose_device(params.machine.device, params.machine.precision)
     network, about = checkpoints.load(places.OUTPUTS / "finetuned" / model / str(seed), device)
-    statistics = source_statistics.load(places.OUTPUTS / "source_stats" / model / str(seed), about["sha256"])
+    statistics = source_statistics.load(
+        places.OUTPUTS / "source_stats" / model / str(seed), about["sha256"]
+    )
     statistics = {name: value.to(device) for name, value in statistics.items()}
-    return Source(network, about, statistics, device, lambda: source_batches(params, device), {}, set())
+    return Source(
+        network, about, statistics, device, lambda: source_batches(params, device), {}, set()
+    )
 
 
-def build_run(params: Params, name: str, model: str, source: Source, values: Mapping[str, Any]) -> Ready:
+def build_run(
+    params: Params, name: str, model: str, source: Source, values: Mapping[str, Any]
+) -> Ready:
     """Make a run's method and inner loop, with the settings in ``values`` replaced, and check that they fit the network."""
     chosen, trained = params.run_settings(name, model).with_values(values), params.models[model]
     # A self-supervised head knows the views that it was trained on.
-    own, views = (Augmentation(**given.model_dump()) for given in (trained.pretrain.augment, params.adapt.augment))
+    own, views = (
+        Augmentation(**given.model_dump())
+        for given in (trained.pretrain.augment, params.adapt.augment)
+    )
     objective = trained.objective.model_dump() | {"augmentation": own}
-    method = registry.load_method(chosen.method, chosen.settings, objective=objective, augmentation=views)
+    method = registry.load_method(
+        chosen.method, chosen.settings, objective=objective, augmentation=views
+    )
     loop = sweep.inner_loop(chosen.adapter.model_dump(), views)
     return Ready(chosen, method, loop, fit(params, name, model, source, chosen, method, loop))
 
 
 def fit(
-    params: Params, name: str, model: str, source: Source, chosen: RunSettings, method: Method, loop: InnerLoop
+    params: Params,
+    name: str,
+    model: str,
+    source: Source,
+    chosen: RunSettings,
+    method: Method,
+    loop: InnerLoop,
 ) -> Statistics:
     """Give the source statistics that a run needs of a network; the first time the run is tried on it.
 
@@ -79,7 +100,9 @@ def fit(
         tried.check(source.network)
         select_parameters(source.network, loop.trainable)
         known = source.measured.get(repr(method), source.statistics)
-        known = source.measured.setdefault(repr(method), sweep.complete(known, tried, source.network, source.batches))
+        known = source.measured.setdefault(
+            repr(method), sweep.complete(known, tried, source.network, source.batches)
+        )
         if name not in source.tried:
             size, batch_size = source.about["image_size"], params.adapt.online.batch_size
             try_method(source.network, method, loop, known, size, chosen.protocol, batch_size)

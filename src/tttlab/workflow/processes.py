@@ -37,8 +37,13 @@ def started(environment: Mapping[str, str]) -> tuple[int, int] | None:
     if "TORCHELASTIC_RUN_ID" in environment:
         here = int(environment["LOCAL_WORLD_SIZE"])
         return here, int(environment["WORLD_SIZE"]) // here
-    if "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        return int(environment.get("SLURM_NTASKS_PER_NODE", 1)), int(environment.get("SLURM_NNODES", 1))
+    if "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in (
+        "bash",
+        "interactive",
+    ):
+        return int(environment.get("SLURM_NTASKS_PER_NODE", 1)), int(
+            environment.get("SLURM_NNODES", 1)
+        )
     return None
 
 
@@ -55,7 +60,9 @@ def shares(params: Params, fabric: "Processes") -> dict[str, Any]:
 
 
 @contextmanager
-def shared_work(fabric: "Processes", stage: str, settings: Any, inputs: Iterable[Path]) -> Iterator[Work]:
+def shared_work(
+    fabric: "Processes", stage: str, settings: Any, inputs: Iterable[Path]
+) -> Iterator[Work]:
     """Open the unfinished work of this stage for all its processes: the first one locks it, and deletes it at the end.
 
     Args:

@@ -31,7 +31,9 @@ def open_test(
         source = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
         shifts[:1] = [Shift(images=choose(params, source, limit)), Shift(UNCORRUPTED, 0, test)]
     sets = open_sets(params, limit)
-    return test, shifts + [each for each in sets if not (each.severity and severities) or each.severity in severities]
+    return test, shifts + [
+        each for each in sets if not (each.severity and severities) or each.severity in severities
+    ]
 
 
 def open_sets(params: Params, limit: int | None) -> list[Shift]:
@@ -40,13 +42,21 @@ def open_sets(params: Params, limit: int | None) -> list[Shift]:
     try:
         entries = json.loads((folder / "shifts.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: expected the list of shifted sets, found none; run the stage prepare first") from error
+        raise UserError(
+            f"{folder}: expected the list of shifted sets, found none; run the stage prepare first"
+        ) from error
     return [
-        Shift(entry["corruption"], entry["severity"], choose(params, ImageSet.load(folder / entry["folder"]), limit))
+        Shift(
+            entry["corruption"],
+            entry["severity"],
+            choose(params, ImageSet.load(folder / entry["folder"]), limit),
+        )
         for entry in entries
     ]
 
 
 def choose(params: Params, images: ImageSet, count: int | None) -> ImageSet:
     """Choose some images of a set, the same for every stage; their pixels stay where they are."""
-    return images.view(balanced_subset(images.image_ids, images.labels, count, params.seed, "shifts"))
+    return images.view(
+        balanced_subset(images.image_ids, images.labels, count, params.seed, "shifts")
+    )

@@ -16,11 +16,17 @@ BATCH = 32  # few enough for a method that looks at a batch as a whole
 def source_batches(params: Params, device: torch.device) -> SourceImages:
     """Take the labeled training images that stand for the source domain, in random order, in batches on a device."""
     source = ImageSet.load(places.OUTPUTS / "data" / "labeled_train")
-    chosen = balanced_subset(source.image_ids, source.labels, params.source_stats.images, params.seed, "source_stats")
-    chosen = numpy_generator(params.seed, "source_stats", "order").permutation(chosen)  # folders come class by class
+    chosen = balanced_subset(
+        source.image_ids, source.labels, params.source_stats.images, params.seed, "source_stats"
+    )
+    chosen = numpy_generator(params.seed, "source_stats", "order").permutation(
+        chosen
+    )  # folders come class by class
     wish = params.machine.images_per_step
     return SourceImages(
-        lambda numbers: as_images(torch.from_numpy(source.pixels[chosen[numbers.numpy()]])).to(device),
+        lambda numbers: as_images(torch.from_numpy(source.pixels[chosen[numbers.numpy()]])).to(
+            device
+        ),
         len(chosen),
         BATCH if wish == "auto" else wish,
     )

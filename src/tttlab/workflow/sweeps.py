@@ -10,7 +10,15 @@ from tttlab.config.params import Params
 from tttlab.data.image_sets import ImageSet
 from tttlab.experiments import sweep
 from tttlab.runtime.resuming import Work
-from tttlab.workflow.loading import Ready, Source, build_run, load_gate, load_source, load_tuned, open_stream
+from tttlab.workflow.loading import (
+    Ready,
+    Source,
+    build_run,
+    load_gate,
+    load_source,
+    load_tuned,
+    open_stream,
+)
 from tttlab.workflow.processes import shares
 from tttlab.workflow.shifted import open_test
 
@@ -41,7 +49,12 @@ class Sweep(NamedTuple):
     def told(self) -> dict[str, Any]:
         """Say what MLflow and the report show as settings: those that act."""
         own = {"protocol": self.ready.settings.protocol, **self.ready.settings.in_use}
-        return {"run": self.name, "method": repr(self.ready.method), **own, "seed": self.params.seed}
+        return {
+            "run": self.name,
+            "method": repr(self.ready.method),
+            **own,
+            "seed": self.params.seed,
+        }
 
     @property
     def tags(self) -> dict[str, Any]:
@@ -57,16 +70,29 @@ class Sweep(NamedTuple):
 
     def adapt(self, work: Work) -> tuple[pd.DataFrame, np.ndarray] | None:
         """Adapt to this process's share of all shifted images; the first process returns what all found."""
-        found = self.over(self.shifts, self.images, self.ready, work, self.prefix, gate=load_gate(self.tuned))
+        found = self.over(
+            self.shifts, self.images, self.ready, work, self.prefix, gate=load_gate(self.tuned)
+        )
         if found is not None:
             found[0].insert(1, "seed", self.seed)
         return found
 
-    def over(self, shifts: list, images: ImageSet, ready: Ready, work: Work, prefix: str, **settings: Any):
+    def over(
+        self, shifts: list, images: ImageSet, ready: Ready, work: Work, prefix: str, **settings: Any
+    ):
         """Adapt to any images under any shifts, with a progress bar; see `tttlab.experiments.sweep.adapt_to_shifts`."""
-        fabric, device, at_once = self.fabric, self.source.device, self.params.machine.images_per_step
-        total, hidden = sum(len(shift.of(images)) for shift in shifts) // fabric.world_size, not fabric.is_global_zero
-        with tqdm(total=total, desc=f"{self.name} {prefix}", unit="image", mininterval=1, disable=hidden) as bar:
+        fabric, device, at_once = (
+            self.fabric,
+            self.source.device,
+            self.params.machine.images_per_step,
+        )
+        total, hidden = (
+            sum(len(shift.of(images)) for shift in shifts) // fabric.world_size,
+            not fabric.is_global_zero,
+        )
+        with tqdm(
+            total=total, desc=f"{self.name} {prefix}", unit="image", mininterval=1, disable=hidden
+        ) as bar:
             return sweep.adapt_to_shifts(
                 self.source.network,
                 ready.method,

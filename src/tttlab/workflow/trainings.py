@@ -20,7 +20,12 @@ from tttlab.workflow.processes import open_fabric, shared_work
 
 @contextmanager
 def open_trainer(
-    params: Params, model: str, stage: str, settings: Mapping[str, Any], inputs: Sequence[Path], source_run: str | None
+    params: Params,
+    model: str,
+    stage: str,
+    settings: Mapping[str, Any],
+    inputs: Sequence[Path],
+    source_run: str | None,
 ) -> Iterator[tuple[Trainer, Run | None]]:
     """Open a training and, on the first of its processes, its run in MLflow, new or where a killed one was.
 
@@ -32,10 +37,22 @@ def open_trainer(
         inputs: folders and files that the training reads.
         source_run: the run in MLflow that made the network to start from.
     """
-    recipe, objective = settings["models"][model][stage], settings["models"][model]["objective"]["name"]
+    recipe, objective = (
+        settings["models"][model][stage],
+        settings["models"][model]["objective"]["name"],
+    )
     seed = f"seed {settings['seed']}" if len(params.seeds) > 1 else None
-    how = " · ".join(str(part) for part in (recipe.get("mode"), objective, f"{recipe['epochs']} epochs", seed) if part)
-    tags = {"model": model, "objective": objective, "seed": settings["seed"], "source_run_id": source_run or ""}
+    how = " · ".join(
+        str(part)
+        for part in (recipe.get("mode"), objective, f"{recipe['epochs']} epochs", seed)
+        if part
+    )
+    tags = {
+        "model": model,
+        "objective": objective,
+        "seed": settings["seed"],
+        "source_run_id": source_run or "",
+    }
     fabric = open_fabric(params)
 
     def open_run(key: str):
@@ -56,7 +73,10 @@ def open_trainer(
 
         def report(task: str, row: Row) -> None:
             prefix = "" if task == stage else f"{task}/"
-            run.log_metrics({f"{prefix}{name}": value for name, value in row.items() if name != "epoch"}, row["epoch"])
+            run.log_metrics(
+                {f"{prefix}{name}": value for name, value in row.items() if name != "epoch"},
+                row["epoch"],
+            )
 
         yield Trainer(fabric, settings["seed"], params.machine.workers, work, report), run
 
@@ -69,7 +89,9 @@ def log_inputs(run: Run | None, **sets: tuple[ImageSet, str]) -> None:
         run.log_input(name, images.source, images.digest(), len(images), context)
 
 
-def write(folder: Path, network: Network, rows: Sequence[Row], run: Run, about: Mapping[str, Any]) -> None:
+def write(
+    folder: Path, network: Network, rows: Sequence[Row], run: Run, about: Mapping[str, Any]
+) -> None:
     """Write the network and its curve, and keep the curve and the description in MLflow.
 
     Args:
@@ -80,6 +102,8 @@ def write(folder: Path, network: Network, rows: Sequence[Row], run: Run, about: 
         about: further arguments of `checkpoints.save`.
     """
     checkpoints.save(network, folder, **about)
-    pd.DataFrame(rows).drop(columns="seconds", errors="ignore").to_csv(folder / "curve.csv", index=False)
+    pd.DataFrame(rows).drop(columns="seconds", errors="ignore").to_csv(
+        folder / "curve.csv", index=False
+    )
     for name in ("curve.csv", "network.json"):
         run.log_artifact(folder / name)

@@ -18,8 +18,15 @@ from tttlab.workflow.loading import build_run, load_source, open_stream
 
 def open_tuning(params: Params, name: str, models: list[str]) -> Work:
     """Open the work of tuning one run on several models; what is done is kept until all are, and written."""
-    networks = [f"{folder}/{model}/{params.seeds[0]}" for folder in ("finetuned", "source_stats") for model in models]
-    inputs = [places.OUTPUTS / folder for folder in (*networks, "data/labeled_validation", f"methods/{name}.json")]
+    networks = [
+        f"{folder}/{model}/{params.seeds[0]}"
+        for folder in ("finetuned", "source_stats")
+        for model in models
+    ]
+    inputs = [
+        places.OUTPUTS / folder
+        for folder in (*networks, "data/labeled_validation", f"methods/{name}.json")
+    ]
     adapting = dict.fromkeys(("protocol", "online", "augment"), True) | {"runs": {name}}
     sections = {"seed": True, "tune": True, "source_stats": True, "adapt": adapting}
     return open_work(f"tune {name}", params.model_dump(mode="json", include=sections), inputs)
@@ -30,7 +37,9 @@ def tune_model(params: Params, name: str, model: str, work: Work) -> dict[str, A
     images = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
     own, wish = params.run_settings(name, model), params.tune
     source, stream = load_source(params, model, params.seeds[0]), open_stream(params, own.protocol)
-    grid = tuning.list_candidates(own.search, own.values(), wish.candidates, params.seed, name, model, in_one_pass=not stream)
+    grid = tuning.list_candidates(
+        own.search, own.values(), wish.candidates, params.seed, name, model, in_one_pass=not stream
+    )
 
     def build(values: dict[str, Any]) -> tuple:
         longest = {"steps": grid.steps[-1]} if own.trains and not stream else {}
@@ -39,8 +48,13 @@ def tune_model(params: Params, name: str, model: str, work: Work) -> dict[str, A
     for values in grid.candidates:  # every mistake shows first
         build(values)
     parent = parent_run(params)  # a store that cannot be used, too
-    total = tuning.pairs_to_judge(len(grid.candidates), len(images), wish.images, wish.severities, wish.keep, bool(stream))
-    workers, at_once = (params.machine.workers if source.device.type == "cpu" else 0), params.machine.images_per_step
+    total = tuning.pairs_to_judge(
+        len(grid.candidates), len(images), wish.images, wish.severities, wish.keep, bool(stream)
+    )
+    workers, at_once = (
+        (params.machine.workers if source.device.type == "cpu" else 0),
+        params.machine.images_per_step,
+    )
     with tqdm(total=total, desc=f"tune {name} {model}", unit="image") as bar:
         judge = tuning.Judge(
             source.network,
@@ -58,12 +72,21 @@ def tune_model(params: Params, name: str, model: str, work: Work) -> dict[str, A
             stream,
             at_once,
         )
-        ranked = tuning.successive_halving(judge, len(grid.candidates), len(wish.images), wish.keep, wish.clean_penalty)
+        ranked = tuning.successive_halving(
+            judge, len(grid.candidates), len(wish.images), wish.keep, wish.clean_penalty
+        )
     search = trials.Search(ranked, grid, own.trains and not stream, wish.clean_penalty)
     # Leaving out an image of a stream would change the others' results.
     found = search.choose(judge.saves_time if wish.gate and not stream else None)
-    tags = {"model": model, "method": own.method, "run": name, "source_run_id": source.about.get("mlflow_run_id")}
-    settings = wish.model_dump(mode="json") | {"search": {key: [*values] for key, values in own.search.items()}}
+    tags = {
+        "model": model,
+        "method": own.method,
+        "run": name,
+        "source_run_id": source.about.get("mlflow_run_id"),
+    }
+    settings = wish.model_dump(mode="json") | {
+        "search": {key: [*values] for key, values in own.search.items()}
+    }
     with start_run(
         places.ROOT,
         stage="tune",
@@ -73,7 +96,9 @@ def tune_model(params: Params, name: str, model: str, work: Work) -> dict[str, A
         parent=parent,
         resume_key=f"{work.id} {model}",
     ) as tracked:
-        tracked.log_input("labeled_validation", images.source, images.digest(), len(images), "validation")
+        tracked.log_input(
+            "labeled_validation", images.source, images.digest(), len(images), "validation"
+        )
         log_trials(tracked, search.describe(), tags)
         tracked.log_metrics(search.chosen())
     print(f"{name} {model}: {found['settings']}, gate {found['gate']}")

@@ -18,15 +18,24 @@ def is_taken(port: int) -> bool:
 def main() -> None:
     """Find a free port and serve there until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m tttlab.workflow.ui", description=__doc__)
-    parser.add_argument("--port", type=int, default=5000, help="first port to try (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=5000, help="first port to try (default: %(default)s)"
+    )
     first = parser.parse_args().port
     store = places.ROOT / "mlflow.db"
     try:
         if not store.is_file():
-            raise UserError(f"{store}: expected MLflow's runs, found no file; run `make repro` first")
-        port = next((port for port in range(first, first + 50) if 0 < port < 65536 and not is_taken(port)), None)
+            raise UserError(
+                f"{store}: expected MLflow's runs, found no file; run `make repro` first"
+            )
+        port = next(
+            (port for port in range(first, first + 50) if 0 < port < 65536 and not is_taken(port)),
+            None,
+        )
         if port is None:
-            raise UserError(f"--port {first}: expected a free port among the 50 from there on, found none; name another")
+            raise UserError(
+                f"--port {first}: expected a free port among the 50 from there on, found none; name another"
+            )
         serve(port)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

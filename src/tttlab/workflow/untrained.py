@@ -45,8 +45,14 @@ def build_untrained(params: Params, model: str, size: int) -> Source:
     device = devices.choose_device(params.machine.device, params.machine.precision)
     network, _ = build_network(settings, CLASSES, size, seed=params.seed)
     network.to(device)
-    batches = [torch.rand(IMAGES, 3, size, size, generator=torch_generator(params.seed, "untrained")).to(device)]
+    batches = [
+        torch.rand(IMAGES, 3, size, size, generator=torch_generator(params.seed, "untrained")).to(
+            device
+        )
+    ]
     statistics = source_statistics.layer_statistics(network, batches)
     if hasattr(network.head, "project"):
-        statistics |= source_statistics.projection_bank(network, batches, params.source_stats.bank_size)
+        statistics |= source_statistics.projection_bank(
+            network, batches, params.source_stats.bank_size
+        )
     return Source(network, {"image_size": size}, statistics, device, lambda: batches, {}, set())

@@ -10,13 +10,28 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
 from tttlab.evaluation.results import CONTROL, shift_name
-from tttlab.reporting.plots import GAIN, INK, LOSS, MUTED, Style, blank, drawn_runs, legend, markers, panels, small, styled
+from tttlab.reporting.plots import (
+    GAIN,
+    INK,
+    LOSS,
+    MUTED,
+    Style,
+    blank,
+    drawn_runs,
+    legend,
+    markers,
+    panels,
+    small,
+    styled,
+)
 
 _LONGEST = 17  # letters of the longest of our own corruptions
 
 
 @styled
-def heat_map(table: pd.DataFrame, styles: Mapping[str, Style], title: str, largest: float) -> Figure:
+def heat_map(
+    table: pd.DataFrame, styles: Mapping[str, Style], title: str, largest: float
+) -> Figure:
     """Draw the gain of every run under every corruption as coloured cells with the numbers in them.
 
     Blue is a gain, orange a loss with an outline, so that they differ in grey too; the colour's strength is the square
@@ -34,7 +49,10 @@ def heat_map(table: pd.DataFrame, styles: Mapping[str, Style], title: str, large
     labels = [shift_name(name) for name in names]
     # Names of folders may be longer than ours; they lean upwards and to the right.
     beyond = [max(0, len(label) - _LONGEST) for label in labels]
-    width = max(0.5 * len(names), *(0.5 * place + 0.07 * more for place, more in zip(places.values(), beyond, strict=True)))
+    width = max(
+        0.5 * len(names),
+        *(0.5 * place + 0.07 * more for place, more in zip(places.values(), beyond, strict=True)),
+    )
     figure = blank(1.0 + width, 1.25 + 0.05 * max(beyond) + 0.3 * len(runs), title)
     axes = figure.subplots()
     for run, line in zip(runs, range(len(runs)), strict=True):
@@ -42,12 +60,22 @@ def heat_map(table: pd.DataFrame, styles: Mapping[str, Style], title: str, large
             _cell(axes, places[row.corruption], line, row.gain, largest, row.significant)
     source = table[table["run"] == CONTROL].set_index("corruption")["accuracy_source"]
     for name, place in places.items():
-        axes.text(place, -1.08, f"{100 * source[name]:.1f}", ha="center", va="center", color=MUTED, fontsize=8)
+        axes.text(
+            place,
+            -1.08,
+            f"{100 * source[name]:.1f}",
+            ha="center",
+            va="center",
+            color=MUTED,
+            fontsize=8,
+        )
     axes.set_yticks([-1.08, *range(len(runs))], ["source, %", *runs])
     for label, run in zip(axes.get_yticklabels()[1:], runs, strict=True):
         label.set(color=styles[run].color, fontweight="bold")
     axes.xaxis.tick_top()
-    axes.set_xticks(list(places.values()), labels, rotation=35, ha="left", rotation_mode="anchor", color=INK)
+    axes.set_xticks(
+        list(places.values()), labels, rotation=35, ha="left", rotation_mode="anchor", color=INK
+    )
     axes.get_xticklabels()[-1].set_fontweight("bold")
     axes.set(xlim=(-0.5, len(names)), ylim=(len(runs) - 0.5, -1.5))
     axes.grid(visible=False)
@@ -67,10 +95,16 @@ def _cell(axes: Axes, x: float, y: float, gain: float, largest: float, clear: bo
     corner, color = (x - 0.47, y - 0.44), LOSS if gain < 0 else GAIN
     axes.add_patch(Rectangle(corner, 0.94, 0.88, facecolor=color, alpha=strength, linewidth=0))
     if gain < 0:
-        axes.add_patch(Rectangle((x - 0.44, y - 0.4), 0.88, 0.8, facecolor="none", edgecolor=LOSS, linewidth=1.2))
+        axes.add_patch(
+            Rectangle(
+                (x - 0.44, y - 0.4), 0.88, 0.8, facecolor="none", edgecolor=LOSS, linewidth=1.2
+            )
+        )
     text = f"{100 * gain:+.1f}".replace("-", "−")
     text = "0.0" if text in ("+0.0", "−0.0") else text
-    weight, alpha = ("bold", 1) if clear else ("normal", 0.72)  # in ink, which stays readable on the colour in both themes
+    weight, alpha = (
+        ("bold", 1) if clear else ("normal", 0.72)
+    )  # in ink, which stays readable on the colour in both themes
     axes.text(x, y, text, ha="center", va="center", fontsize=8, fontweight=weight, alpha=alpha)
 
 
@@ -86,10 +120,20 @@ def gain_per_corruption(table: pd.DataFrame, styles: Mapping[str, Style], title:
     """
     runs, names = drawn_runs(table, styles), list(dict.fromkeys(table["corruption"]))
     places = _set_apart(len(names))
-    figure, axes_of = panels(len(runs), title, columns=6, height=0.6 + 0.21 * len(names), extra=0.5, sharex=True, sharey=True)
+    figure, axes_of = panels(
+        len(runs),
+        title,
+        columns=6,
+        height=0.6 + 0.21 * len(names),
+        extra=0.5,
+        sharex=True,
+        sharey=True,
+    )
     for run, axes in zip(runs, axes_of, strict=True):
         rows = table[table["run"] == run].set_index("corruption").reindex(names)
-        _intervals(axes, places, 100 * rows[["gain_low", "gain", "gain_high"]].to_numpy(), styles[run])
+        _intervals(
+            axes, places, 100 * rows[["gain_low", "gain", "gain_high"]].to_numpy(), styles[run]
+        )
         axes.set_title(run, color=styles[run].color, fontweight="bold")
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
@@ -98,7 +142,10 @@ def gain_per_corruption(table: pd.DataFrame, styles: Mapping[str, Style], title:
     for axes in axes_of[::6]:
         axes.get_yticklabels()[-1].set_fontweight("bold")
     axes_of[0].set_ylim(places[-1] + 0.6, -0.6)
-    figure.supxlabel("gain, percentage points (line: 95 % interval; filled: the interval leaves zero out)", **small())
+    figure.supxlabel(
+        "gain, percentage points (line: 95 % interval; filled: the interval leaves zero out)",
+        **small(),
+    )
     return figure
 
 
@@ -123,7 +170,12 @@ def accuracy_by_severity(table: pd.DataFrame, styles: Mapping[str, Style], title
     for model, axes in zip(models, axes_of, strict=True):
         rows = table[table["model"] == model]
         source = rows[rows["run"] == CONTROL]
-        options = {"color": INK, "linestyle": (0, (4, 2)), "label": "source, not adapted", "zorder": 4}
+        options = {
+            "color": INK,
+            "linestyle": (0, (4, 2)),
+            "label": "source, not adapted",
+            "zorder": 4,
+        }
         axes.plot(source["severity"], 100 * source["accuracy_source"], **options)
         for run, style in styles.items():
             line = rows[rows["run"] == run]
@@ -136,7 +188,11 @@ def accuracy_by_severity(table: pd.DataFrame, styles: Mapping[str, Style], title
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("severity")
     axes_of[0].set_ylabel("accuracy, %")
-    handles = {label: line for axes in axes_of for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: line
+        for axes in axes_of
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     legend(figure, list(handles.values()), list(handles))
     return figure
 
@@ -157,12 +213,23 @@ def gain_and_cost(table: pd.DataFrame, styles: Mapping[str, Style], title: str) 
         rows = table[table["model"] == model]
         front = np.array(pareto_front(rows["milliseconds"], rows["gain"]))
         best = rows.iloc[front].sort_values("milliseconds")
-        (line,) = axes.step(best["milliseconds"], 100 * best["gain"], where="post", color=MUTED, linewidth=1, zorder=1)
+        (line,) = axes.step(
+            best["milliseconds"],
+            100 * best["gain"],
+            where="post",
+            color=MUTED,
+            linewidth=1,
+            zorder=1,
+        )
         for row in rows.itertuples():
             style, low, high = styles[row.run], 100 * row.gain_low, 100 * row.gain_high
             axes.vlines(row.milliseconds, low, high, color=style.color, linewidth=1.2, alpha=0.8)
-            markers(axes, [row.milliseconds], [100 * row.gain], style, filled=not row.gated, size=30)
-            labels.setdefault(f"{row.run} with gate" if row.gated else row.run, axes.collections[-1])
+            markers(
+                axes, [row.milliseconds], [100 * row.gain], style, filled=not row.gated, size=30
+            )
+            labels.setdefault(
+                f"{row.run} with gate" if row.gated else row.run, axes.collections[-1]
+            )
         axes.set_title(model, fontweight="bold")
         axes.axhline(0, color=INK, linewidth=0.8, zorder=0)
         axes.set_xscale("log")

@@ -9,7 +9,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from tttlab.reporting.plots import GRID, INK, MUTED, PAPER, Style, drawn_runs, legend, markers, panels, small, styled
+from tttlab.reporting.plots import (
+    GRID,
+    INK,
+    MUTED,
+    PAPER,
+    Style,
+    drawn_runs,
+    legend,
+    markers,
+    panels,
+    small,
+    styled,
+)
 
 _ESTIMATES = {
     "estimated_accuracy": ("o", INK, "difference of confidences"),
@@ -19,7 +31,12 @@ _ESTIMATES = {
 
 @styled
 def gain_along(
-    table: pd.DataFrame, signal: str, styles: Mapping[str, Style], title: str, label: str, notes: Mapping[str, str]
+    table: pd.DataFrame,
+    signal: str,
+    styles: Mapping[str, Style],
+    title: str,
+    label: str,
+    notes: Mapping[str, str],
 ) -> Figure:
     """Draw the gain of every shift against a signal, a panel per run; a point is larger at a higher severity.
 
@@ -38,15 +55,26 @@ def gain_along(
         rows = table[table["run"] == run]
         if f"{signal}_low" in rows:
             ends = rows[f"{signal}_low"], rows[f"{signal}_high"]
-            axes.hlines(100 * rows["gain"], *ends, color=styles[run].color, linewidth=0.9, alpha=0.45)
+            axes.hlines(
+                100 * rows["gain"], *ends, color=styles[run].color, linewidth=0.9, alpha=0.45
+            )
         sizes = 7 + 3 * rows["severity"]
-        markers(axes, rows[signal], 100 * rows["gain"], styles[run], filled=rows["shift"] != "clean", size=sizes)
+        markers(
+            axes,
+            rows[signal],
+            100 * rows["gain"],
+            styles[run],
+            filled=rows["shift"] != "clean",
+            size=sizes,
+        )
         axes.axhline(0, color=INK, linewidth=0.8, zorder=0)
         axes.set_title(run, color=styles[run].color, fontweight="bold", pad=15 if notes else None)
         _beneath_title(axes, notes.get(run, ""), MUTED)
         axes.xaxis.get_major_locator().set_params(nbins=5)
     if (table[signal] > 0).all() and table[signal].max() > 5 * table[signal].min():
-        axes_of[0].set_xscale("log")  # of all panels: most shifts are near the source, a few are far
+        axes_of[0].set_xscale(
+            "log"
+        )  # of all panels: most shifts are near the source, a few are far
         axes_of[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes_of[0].xaxis.set_major_formatter("{x:g}")
         axes_of[0].xaxis.set_minor_formatter("")
@@ -71,20 +99,39 @@ def estimated_accuracy(table: pd.DataFrame, title: str) -> Figure:
     for model, axes in zip(models, axes_of, strict=True):
         axes.plot([low, high], [low, high], color=MUTED, linewidth=0.8, zorder=0)
         for metric in present:
-            rows, (marker, face, _) = table[(table["model"] == model) & (table["metric"] == metric)], _ESTIMATES[metric]
+            rows, (marker, face, _) = (
+                table[(table["model"] == model) & (table["metric"] == metric)],
+                _ESTIMATES[metric],
+            )
             options = {"s": 12, "marker": marker, "c": face, "edgecolors": INK, "linewidths": 0.9}
             axes.scatter(100 * rows["accuracy"], 100 * rows["value"], **options)
         axes.set(xlim=(low, high), ylim=(low, high), xlabel="true accuracy, %")
         axes.set_title(model, fontweight="bold")
     axes_of[0].set_ylabel("estimated without test labels, %")
-    looks = [{"marker": _ESTIMATES[m][0], "markerfacecolor": _ESTIMATES[m][1], "color": INK, "linestyle": ""} for m in present]
-    handles = [*(Line2D([], [], **look) for look in looks), Line2D([], [], color=MUTED, linewidth=0.8)]
+    looks = [
+        {
+            "marker": _ESTIMATES[m][0],
+            "markerfacecolor": _ESTIMATES[m][1],
+            "color": INK,
+            "linestyle": "",
+        }
+        for m in present
+    ]
+    handles = [
+        *(Line2D([], [], **look) for look in looks),
+        Line2D([], [], color=MUTED, linewidth=0.8),
+    ]
     legend(figure, handles, [*(_ESTIMATES[metric][2] for metric in present), "estimate is true"])
     return figure
 
 
 @styled
-def reliability(table: pd.DataFrame, styles: Mapping[str, Style], title: str, errors: Mapping[str, tuple[str, str]]) -> Figure:
+def reliability(
+    table: pd.DataFrame,
+    styles: Mapping[str, Style],
+    title: str,
+    errors: Mapping[str, tuple[str, str]],
+) -> Figure:
     """Draw accuracy against confidence in bins, source and adapted, with the share of the rows in each bin beneath.
 
     Args:
@@ -102,15 +149,21 @@ def reliability(table: pd.DataFrame, styles: Mapping[str, Style], title: str, er
             _bins(axes, rows[rows["with"] == who], style, filled=who == "adapted")
         axes.set_title(run, color=styles[run].color, fontweight="bold", pad=15)
         _beneath_title(axes, "ECE {} → {} %".format(*errors[run]), INK)
-        axes.set(xlim=(-3, 103), ylim=(-26, 103), yticks=range(0, 101, 25), xticks=range(0, 101, 25))
+        axes.set(
+            xlim=(-3, 103), ylim=(-26, 103), yticks=range(0, 101, 25), xticks=range(0, 101, 25)
+        )
         axes.axhline(0, color=GRID, linewidth=0.8)
     axes_of[0].set_ylabel("accuracy, %")
-    figure.supxlabel("confidence, % (beneath: how full the bins are; line: source, bars: adapted)", **small())
+    figure.supxlabel(
+        "confidence, % (beneath: how full the bins are; line: source, bars: adapted)", **small()
+    )
     return figure
 
 
 def _beneath_title(axes: Axes, text: str, color: str) -> None:
-    axes.annotate(text, (0, 1), (0, 4), "axes fraction", textcoords="offset points", fontsize=7.5, color=color)
+    axes.annotate(
+        text, (0, 1), (0, 4), "axes fraction", textcoords="offset points", fontsize=7.5, color=color
+    )
 
 
 def _bins(axes: Axes, rows: pd.DataFrame, style: Style, filled: bool) -> None:
@@ -118,9 +171,17 @@ def _bins(axes: Axes, rows: pd.DataFrame, style: Style, filled: bool) -> None:
     rows = rows.sort_values("bin")
     share = rows["n"] / max(1, rows["n"].max())
     full = rows[rows["n"] > 0]
-    axes.plot(100 * full["confidence"], 100 * full["accuracy"], color=style.color, linewidth=0.9, alpha=0.7)
+    axes.plot(
+        100 * full["confidence"],
+        100 * full["accuracy"],
+        color=style.color,
+        linewidth=0.9,
+        alpha=0.7,
+    )
     sizes = 5 + 30 * np.sqrt(share[full.index])
-    markers(axes, 100 * full["confidence"], 100 * full["accuracy"], style, filled=filled, size=sizes)
+    markers(
+        axes, 100 * full["confidence"], 100 * full["accuracy"], style, filled=filled, size=sizes
+    )
     centres, width = 100 * (rows["bin"] + 0.5) / 15, 100 / 15
     if filled:
         axes.bar(centres, -22 * share, width=0.8 * width, color=style.color, linewidth=0)

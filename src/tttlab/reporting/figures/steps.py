@@ -8,7 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tttlab.reporting.plots import INK, MUTED, Style, blank, drawn_runs, legend, panels, small, styled
+from tttlab.reporting.plots import (
+    INK,
+    MUTED,
+    Style,
+    blank,
+    drawn_runs,
+    legend,
+    panels,
+    small,
+    styled,
+)
 
 _COLUMNS = 4  # runs beside each other
 _LEGEND = {
@@ -16,7 +26,13 @@ _LEGEND = {
     "clean, setting in use": {"color": INK, "linewidth": 1.2, "linestyle": (0, (1, 1.3))},
     "default": {"color": MUTED, "linewidth": 1.1, "linestyle": (0, (4, 2))},
     "other candidates": {"color": MUTED, "linewidth": 0.8, "alpha": 0.45},
-    "step in use": {"color": INK, "marker": "o", "linestyle": "", "markersize": 6, "markerfacecolor": "none"},
+    "step in use": {
+        "color": INK,
+        "marker": "o",
+        "linestyle": "",
+        "markersize": 6,
+        "markerfacecolor": "none",
+    },
 }
 
 
@@ -37,11 +53,15 @@ def step_curves(table: pd.DataFrame, styles: Mapping[str, Style], title: str) ->
     kinds = ["accuracy", "loss", "time"] if labeled else ["loss"]
     columns, blocks = min(len(runs), _COLUMNS), -(-len(runs) // _COLUMNS)
     heights = [{"accuracy": 1.75, "loss": 1.15, "time": 1.75}[kind] for kind in kinds] * blocks
-    figure = blank(max(4.2, 0.6 + columns * min(3.2, 8.4 / columns)), 0.8 + sum(heights) + 0.35 * blocks, title)
+    figure = blank(
+        max(4.2, 0.6 + columns * min(3.2, 8.4 / columns)), 0.8 + sum(heights) + 0.35 * blocks, title
+    )
     grid = figure.subplots(len(kinds) * blocks, columns, squeeze=False, height_ratios=heights)
     for place in range(blocks * columns):
         block, column = divmod(place, columns)
-        axes_of = dict(zip(kinds, grid[block * len(kinds) : (block + 1) * len(kinds), column], strict=True))
+        axes_of = dict(
+            zip(kinds, grid[block * len(kinds) : (block + 1) * len(kinds), column], strict=True)
+        )
         if place >= len(runs):
             for axes in axes_of.values():
                 axes.remove()
@@ -62,7 +82,10 @@ def _column(axes_of: Mapping[str, Axes], rows: pd.DataFrame, style: Style) -> No
     for kind, axes in axes_of.items():
         x = "milliseconds" if kind == "time" else "step"
         y, scale = ("loss", 1) if kind == "loss" else ("accuracy", 100)
-        main, order = _in_use(rows), {name: number for number, name in enumerate(["default", "tuned"])}
+        main, order = (
+            _in_use(rows),
+            {name: number for number, name in enumerate(["default", "tuned"])},
+        )
         for setting in sorted(rows["setting"].unique(), key=lambda name: order.get(name, -1)):
             line = rows[rows["setting"] == setting]
             if setting == main:
@@ -71,10 +94,20 @@ def _column(axes_of: Mapping[str, Axes], rows: pd.DataFrame, style: Style) -> No
                     look = {**_LEGEND["clean, setting in use"], "color": style.color}
                     axes.plot(line[x], 100 * line["clean_accuracy"], **look)
                 used = line[line["used"]]
-                options = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "linestyle": "", "zorder": 4}
+                options = {
+                    "marker": "o",
+                    "markersize": 7,
+                    "markerfacecolor": "none",
+                    "linestyle": "",
+                    "zorder": 4,
+                }
                 axes.plot(used[x], scale * used[y], color=style.color, **options)
             else:
-                axes.plot(line[x], scale * line[y], **_LEGEND["default" if setting == "default" else "other candidates"])
+                axes.plot(
+                    line[x],
+                    scale * line[y],
+                    **_LEGEND["default" if setting == "default" else "other candidates"],
+                )
         _focus(axes, rows, kind, scale)
         axes.set_xlabel({"accuracy": "", "loss": "steps", "time": "milliseconds per image"}[kind])
         if x == "step":
@@ -98,7 +131,9 @@ def _focus(axes: Axes, rows: pd.DataFrame, kind: str, scale: float) -> None:
 
 
 @styled
-def loss_along_steps(curves: Mapping[tuple[str, str], Sequence[float]], styles: Mapping[str, Style], title: str) -> Figure:
+def loss_along_steps(
+    curves: Mapping[tuple[str, str], Sequence[float]], styles: Mapping[str, Style], title: str
+) -> Figure:
     """Draw the mean loss before each step and after the last, a panel per run and model; the scales differ.
 
     Args:
@@ -109,7 +144,12 @@ def loss_along_steps(curves: Mapping[tuple[str, str], Sequence[float]], styles: 
     figure, axes_of = panels(len(curves), title, columns=4)
     for ((run, model), losses), axes in zip(curves.items(), axes_of, strict=True):
         steps = np.arange(len(losses))
-        axes.plot(steps, losses, color=styles[run].color, marker=styles[run].marker if len(losses) <= 40 else "")
+        axes.plot(
+            steps,
+            losses,
+            color=styles[run].color,
+            marker=styles[run].marker if len(losses) <= 40 else "",
+        )
         axes.set_title(f"{run} · {model}", color=styles[run].color)
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
         axes.yaxis.get_major_locator().set_params(nbins=4)

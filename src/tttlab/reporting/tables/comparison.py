@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tttlab.evaluation.results import Results, difference, known, shift_name
-from tttlab.reporting.words import amount, interval, percent, points, probability, setting, significant
+from tttlab.reporting.words import (
+    amount,
+    interval,
+    percent,
+    points,
+    probability,
+    setting,
+    significant,
+)
 
 ALPHA = 0.05
 
@@ -96,7 +104,14 @@ def searched(results: Results) -> Iterator[Table]:
         found = {run: results.tuning(model, run) for run in results.runs_of(model)}
         own = [_search_line(run, tuning) for run, tuning in found.items() if tuning.get("search")]
         lines += [line(model, kind="group"), *own] if own else []
-    heads = ("run", "values compared", "chosen", "no influence", "score, %", "score of the\ndefault, %")
+    heads = (
+        "run",
+        "values compared",
+        "chosen",
+        "no influence",
+        "score, %",
+        "score of the\ndefault, %",
+    )
     caption = (
         "All values that tuning tried; of a larger grid it takes a random part of the combinations. No influence: all values "
         "of the setting scored the same, whatever the others were. Score: accuracy on labeled source images under corruptions "
@@ -106,7 +121,9 @@ def searched(results: Results) -> Iterator[Table]:
 
 
 def _search_line(run: str, tuning: Mapping[str, Any]) -> Line:
-    compared = "; ".join(f"{name}: {', '.join(map(setting, values))}" for name, values in tuning["search"].items())
+    compared = "; ".join(
+        f"{name}: {', '.join(map(setting, values))}" for name, values in tuning["search"].items()
+    )
     chosen = ", ".join(f"{name} {setting(value)}" for name, value in tuning["settings"].items())
     texts = (compared, chosen, ", ".join(tuning["without_influence"]) or "–")
     scores = (_score(tuning, tuning[key]) for key in ("settings", "default"))
@@ -114,7 +131,9 @@ def _search_line(run: str, tuning: Mapping[str, Any]) -> Line:
 
 
 def _score(tuning: Mapping[str, Any], settings: Mapping[str, Any]) -> float | None:
-    return next((found["score"] for found in tuning["candidates"] if found["settings"] == settings), None)
+    return next(
+        (found["score"] for found in tuning["candidates"] if found["settings"] == settings), None
+    )
 
 
 # --- when training helps -------------------------------------------------------------------------------------------

@@ -43,7 +43,11 @@ def _distance_cell(row: pd.Series, extra: str = "") -> Cell:
         f"floor {write(row['floor'])}" if known(row["floor"]) else "",
         f"p {probability(row['p'])}" if known(row["p"]) else "",
     ]
-    return Cell(write(row["value"]), " · ".join(filter(None, [extra, *parts])), "strong" if _is_far(row) else "")
+    return Cell(
+        write(row["value"]),
+        " · ".join(filter(None, [extra, *parts])),
+        "strong" if _is_far(row) else "",
+    )
 
 
 def _is_far(row: pd.Series) -> bool:
@@ -59,17 +63,43 @@ def distance_summary(results: Results) -> Iterator[Table]:
         home, lines = rows[rows["reference"] == "labeled"], []
         shifted = home[home["target"] != "clean"]
         for metric in dict.fromkeys(rows["metric"]):
-            first = rows[(rows["metric"] == metric) & (rows["reference"] == "unlabeled") & (rows["target"] == "labeled")]
+            first = rows[
+                (rows["metric"] == metric)
+                & (rows["reference"] == "unlabeled")
+                & (rows["target"] == "labeled")
+            ]
             clean = home[(home["metric"] == metric) & (home["target"] == "clean")]
-            cells = [_distance_cell(part.iloc[0]) if len(part) else Cell("–") for part in (first, clean)]
-            lines.append(line(_metric(metric)[0], *cells, *_over_shifts(shifted[shifted["metric"] == metric])))
-        heads = (model, "unlabeled → labeled", "labeled → clean", "labeled → shifted, mean", "labeled → shifted, farthest")
-        seeds = " Values are means over the training seeds, p the largest of them." if results.seeds > 1 else ""
+            cells = [
+                _distance_cell(part.iloc[0]) if len(part) else Cell("–") for part in (first, clean)
+            ]
+            lines.append(
+                line(
+                    _metric(metric)[0], *cells, *_over_shifts(shifted[shifted["metric"] == metric])
+                )
+            )
+        heads = (
+            model,
+            "unlabeled → labeled",
+            "labeled → clean",
+            "labeled → shifted, mean",
+            "labeled → shifted, farthest",
+        )
+        seeds = (
+            " Values are means over the training seeds, p the largest of them."
+            if results.seeds > 1
+            else ""
+        )
         caption = (
             f"n = {_sizes(rows)} images. Floor: mean of the same metric between two samples of one distribution, of these "
             f"sizes. Bold: beyond 95 % of such pairs. p: permutation test, too careful where both sets are balanced.{seeds}"
         )
-        yield Table(f"distance-{model}", "distance", heads, tuple(lines), caption if number == len(groups) else "")
+        yield Table(
+            f"distance-{model}",
+            "distance",
+            heads,
+            tuple(lines),
+            caption if number == len(groups) else "",
+        )
 
 
 def _sizes(rows: pd.DataFrame) -> str:
@@ -82,8 +112,15 @@ def _over_shifts(rows: pd.DataFrame) -> tuple[Cell, Cell]:
     values = rows["value"].dropna()
     if values.empty:
         return Cell("–"), Cell("–")
-    write, estimate = _metric(rows["metric"].iloc[0])[1], rows["metric"].iloc[0].startswith("estimated")
-    far = "" if estimate else f"beyond the floor: {sum(_is_far(row) for _, row in rows.iterrows())} of {len(rows)}"
+    write, estimate = (
+        _metric(rows["metric"].iloc[0])[1],
+        rows["metric"].iloc[0].startswith("estimated"),
+    )
+    far = (
+        ""
+        if estimate
+        else f"beyond the floor: {sum(_is_far(row) for _, row in rows.iterrows())} of {len(rows)}"
+    )
     farthest = rows.loc[values.idxmin() if estimate else values.idxmax()]
     return Cell(write(values.mean()), far), _distance_cell(farthest, shift_name(farthest["target"]))
 
@@ -91,11 +128,15 @@ def _over_shifts(rows: pd.DataFrame) -> tuple[Cell, Cell]:
 def distance_details(results: Results) -> Iterator[Table]:
     """List every metric of every pair."""
     table = _distances(results)
-    for (model, reference), rows in table.groupby(["model", "reference"], sort=False) if len(table) else ():
+    for (model, reference), rows in (
+        table.groupby(["model", "reference"], sort=False) if len(table) else ()
+    ):
         metrics, lines = list(dict.fromkeys(rows["metric"])), []
         for target, part in rows.groupby("target", sort=False):
             found = {row["metric"]: _distance_cell(row) for _, row in part.iterrows()}
-            lines.append(line(shift_name(target), *(found.get(metric, Cell("–")) for metric in metrics)))
+            lines.append(
+                line(shift_name(target), *(found.get(metric, Cell("–")) for metric in metrics))
+            )
         heads = ("target", *(_metric(metric)[0] for metric in metrics))
         told = f"{model}: every shift from the {reference} images"
         yield Table(f"distances-{reference}-{model}", "distance", heads, tuple(lines), folded=told)

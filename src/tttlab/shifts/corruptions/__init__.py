@@ -26,32 +26,67 @@ class Corruption(NamedTuple):
 
 # A length is in pixels of an image of side 32 and grows with larger images, see `canvas.length_scale`.
 TABLE = {
-    "gaussian_noise": Corruption(noise.gaussian, (0.03, 0.05, 0.07, 0.095, 0.13)),  # deviation, of the range 0–1
-    "shot_noise": Corruption(noise.shot, (0.004, 0.009, 0.017, 0.03, 0.055)),  # light of one photon, linear range 0–1
-    "impulse_noise": Corruption(noise.impulse, (0.006, 0.017, 0.033, 0.055, 0.085)),  # share of pixels hit
-    "defocus_blur": Corruption(blur.defocus, (0.75, 0.95, 1.15, 1.4, 1.65)),  # radius of the disc, a length
-    "glass_blur": Corruption(blur.glass, (0.4, 0.6, 0.85, 1.15, 1.5)),  # largest displacement of a pixel, a length
-    "motion_blur": Corruption(blur.motion, (1.4, 2.0, 2.6, 3.2, 4.0)),  # way of the camera, a length
-    "zoom_blur": Corruption(blur.zoom, (0.95, 1.9, 2.9, 4.0, 5.3)),  # way of the nearest edge, a length
-    "snow": Corruption(weather.snow, (0.02, 0.04, 0.06, 0.08, 0.105)),  # share of the picture where flakes are born
+    "gaussian_noise": Corruption(
+        noise.gaussian, (0.03, 0.05, 0.07, 0.095, 0.13)
+    ),  # deviation, of the range 0–1
+    "shot_noise": Corruption(
+        noise.shot, (0.004, 0.009, 0.017, 0.03, 0.055)
+    ),  # light of one photon, linear range 0–1
+    "impulse_noise": Corruption(
+        noise.impulse, (0.006, 0.017, 0.033, 0.055, 0.085)
+    ),  # share of pixels hit
+    "defocus_blur": Corruption(
+        blur.defocus, (0.75, 0.95, 1.15, 1.4, 1.65)
+    ),  # radius of the disc, a length
+    "glass_blur": Corruption(
+        blur.glass, (0.4, 0.6, 0.85, 1.15, 1.5)
+    ),  # largest displacement of a pixel, a length
+    "motion_blur": Corruption(
+        blur.motion, (1.4, 2.0, 2.6, 3.2, 4.0)
+    ),  # way of the camera, a length
+    "zoom_blur": Corruption(
+        blur.zoom, (0.95, 1.9, 2.9, 4.0, 5.3)
+    ),  # way of the nearest edge, a length
+    "snow": Corruption(
+        weather.snow, (0.02, 0.04, 0.06, 0.08, 0.105)
+    ),  # share of the picture where flakes are born
     "frost": Corruption(weather.frost, (0.14, 0.21, 0.28, 0.35, 0.42)),  # mean opacity of the ice
     "fog": Corruption(weather.fog, (0.2, 0.32, 0.42, 0.51, 0.6)),  # mean opacity of the fog
-    "brightness": Corruption(digital.brightness, (0.06, 0.11, 0.16, 0.22, 0.29)),  # added, of the range 0–1
+    "brightness": Corruption(
+        digital.brightness, (0.06, 0.11, 0.16, 0.22, 0.29)
+    ),  # added, of the range 0–1
     "contrast": Corruption(digital.contrast, (0.75, 0.55, 0.42, 0.34, 0.27)),  # what is left of it
-    "elastic_transform": Corruption(digital.elastic, (0.4, 0.65, 0.9, 1.1, 1.35)),  # rms shift along an axis, a length
-    "pixelate": Corruption(digital.pixelate, (1.1, 1.23, 1.39, 1.6, 2.0)),  # side of a block, a length
+    "elastic_transform": Corruption(
+        digital.elastic, (0.4, 0.65, 0.9, 1.1, 1.35)
+    ),  # rms shift along an axis, a length
+    "pixelate": Corruption(
+        digital.pixelate, (1.1, 1.23, 1.39, 1.6, 2.0)
+    ),  # side of a block, a length
     "jpeg_compression": Corruption(digital.jpeg, (80, 62, 45, 30, 18)),  # JPEG quality
-    "speckle_noise": Corruption(noise.speckle, (0.08, 0.18, 0.27, 0.37, 0.5)),  # factors spread over 1 ± this
-    "gaussian_blur": Corruption(blur.gaussian, (0.5, 0.65, 0.78, 0.9, 1.05)),  # standard deviation, a length
+    "speckle_noise": Corruption(
+        noise.speckle, (0.08, 0.18, 0.27, 0.37, 0.5)
+    ),  # factors spread over 1 ± this
+    "gaussian_blur": Corruption(
+        blur.gaussian, (0.5, 0.65, 0.78, 0.9, 1.05)
+    ),  # standard deviation, a length
     "spatter": Corruption(weather.spatter, (0.35, 0.5, 0.65, 0.8, 0.95)),  # opacity of the mud
-    "saturate": Corruption(digital.saturate, (0.4, 0.8, 1.2, 1.7, 2.4)),  # share by which saturation rises
+    "saturate": Corruption(
+        digital.saturate, (0.4, 0.8, 1.2, 1.7, 2.4)
+    ),  # share by which saturation rises
 }
-HELD_OUT = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # to choose settings with, never to test on
+HELD_OUT = (
+    "speckle_noise",
+    "gaussian_blur",
+    "spatter",
+    "saturate",
+)  # to choose settings with, never to test on
 CORRUPTIONS = tuple(name for name in TABLE if name not in HELD_OUT)
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-def corrupt(image: np.ndarray, name: str, severity: int, generator: np.random.Generator) -> np.ndarray:
+def corrupt(
+    image: np.ndarray, name: str, severity: int, generator: np.random.Generator
+) -> np.ndarray:
     """Corrupt one image; the input stays as it is.
 
     Args:
@@ -67,7 +102,12 @@ def corrupt(image: np.ndarray, name: str, severity: int, generator: np.random.Ge
         UserError: for an unknown name or severity, or an image of another kind.
     """
     _check_shift(name, severity)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 16:
+    if (
+        image.dtype != np.uint8
+        or image.ndim != 3
+        or image.shape[2] != 3
+        or min(image.shape[:2]) < 16
+    ):
         raise UserError(
             "an image to corrupt: expected RGB, uint8, shape (H, W, 3) with both sides at least 16, "
             f"found {image.dtype} of shape {image.shape}; convert or enlarge it first"
@@ -76,7 +116,9 @@ def corrupt(image: np.ndarray, name: str, severity: int, generator: np.random.Ge
     return kind.apply(np.ascontiguousarray(image), kind.strengths[int(severity) - 1], generator)
 
 
-def corrupt_all(pixels: np.ndarray, image_ids: Sequence[str], name: str, severity: int, seed: int) -> np.ndarray:
+def corrupt_all(
+    pixels: np.ndarray, image_ids: Sequence[str], name: str, severity: int, seed: int
+) -> np.ndarray:
     """Corrupt a set of images, each from its own stream of (seed, image id, name, severity).
 
     What becomes of an image depends neither on its place in the set nor on the images beside it.
@@ -98,13 +140,19 @@ def corrupt_all(pixels: np.ndarray, image_ids: Sequence[str], name: str, severit
     corrupted = np.empty(pixels.shape, np.uint8)
     for index, (image, image_id) in enumerate(zip(pixels, image_ids, strict=True)):
         # Plain int and str: a key of NumPy scalars would open another stream.
-        generator = numpy_generator(int(seed), "corruption", str(image_id), str(name), int(severity))
+        generator = numpy_generator(
+            int(seed), "corruption", str(image_id), str(name), int(severity)
+        )
         corrupted[index] = corrupt(image, name, severity, generator)
     return corrupted
 
 
 def _check_shift(name: str, severity: int) -> None:
     if name not in TABLE:
-        raise UserError(f"corruption: expected a known name, found {name!r}; {choices(str(name), TABLE)}")
+        raise UserError(
+            f"corruption: expected a known name, found {name!r}; {choices(str(name), TABLE)}"
+        )
     if severity not in SEVERITIES:
-        raise UserError(f"severity of {name}: expected 1, 2, 3, 4 or 5, found {severity!r}; choose one of these")
+        raise UserError(
+            f"severity of {name}: expected 1, 2, 3, 4 or 5, found {severity!r}; choose one of these"
+        )

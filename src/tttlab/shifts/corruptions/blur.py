@@ -29,7 +29,9 @@ def defocus(image: np.ndarray, radius: float, _generator: np.random.Generator) -
 
 def motion(image: np.ndarray, way: float, generator: np.random.Generator) -> np.ndarray:
     """Spread every pixel along a straight way in a random direction."""
-    return cv2.filter2D(image, -1, line_kernel(way * length_scale(image), generator.uniform(0, np.pi)))
+    return cv2.filter2D(
+        image, -1, line_kernel(way * length_scale(image), generator.uniform(0, np.pi))
+    )
 
 
 def glass(image: np.ndarray, reach: float, generator: np.random.Generator) -> np.ndarray:
@@ -40,7 +42,9 @@ def glass(image: np.ndarray, reach: float, generator: np.random.Generator) -> np
     scale = length_scale(image)
     height, width = image.shape[:2]
     offsets = generator.random((2, height, width), np.float32) * 2 - 1
-    rows, columns = np.mgrid[:height, :width].astype(np.float32) + np.float32(reach * scale) * offsets
+    rows, columns = (
+        np.mgrid[:height, :width].astype(np.float32) + np.float32(reach * scale) * offsets
+    )
     scattered = cv2.remap(image, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     return cv2.GaussianBlur(scattered, (0, 0), 0.4 * scale)
 

@@ -51,7 +51,9 @@ def line_kernel(length: float, angle: float) -> np.ndarray:
     return kernel / count
 
 
-def clouds(shape: tuple[int, int], octaves: int, roughness: float, generator: np.random.Generator) -> np.ndarray:
+def clouds(
+    shape: tuple[int, int], octaves: int, roughness: float, generator: np.random.Generator
+) -> np.ndarray:
     """Draw fractal noise (H, W) from 0 to 1: smooth random fields, each twice as fine as the last.
 
     The coarsest has three random values along the shorter side, so that the field looks alike at every image size.
@@ -77,13 +79,17 @@ def stretch(field: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=512)
-def _transform(name: str, options: tuple[tuple[str, object], ...], _thread: int) -> "albumentations.BasicTransform":
+def _transform(
+    name: str, options: tuple[tuple[str, object], ...], _thread: int
+) -> "albumentations.BasicTransform":
     import albumentations  # it imports torch: seconds that only those who corrupt images should wait
 
     return getattr(albumentations, name)(p=1.0, **dict(options))
 
 
-def albument(image: np.ndarray, generator: np.random.Generator, name: str, **options: object) -> np.ndarray:
+def albument(
+    image: np.ndarray, generator: np.random.Generator, name: str, **options: object
+) -> np.ndarray:
     """Apply the albumentations transform of this name, built once per thread because it carries its random state."""
     transform = _transform(name, tuple(options.items()), threading.get_ident())
     transform.set_random_state(generator, random.Random(int(generator.integers(2**32))))

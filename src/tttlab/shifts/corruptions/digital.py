@@ -36,7 +36,9 @@ def elastic(image: np.ndarray, shift: float, generator: np.random.Generator) -> 
     # Uniform noise on ±1 has deviation 1/√3; the blur leaves 1 / (2√π · sigma) of it.
     alpha = shift * scale * np.sqrt(3) * 2 * np.sqrt(np.pi) * sigma
     field = {"alpha": float(alpha), "sigma": sigma, "noise_distribution": "uniform"}
-    return albument(image, generator, "ElasticTransform", **field, border_mode=cv2.BORDER_REFLECT_101)
+    return albument(
+        image, generator, "ElasticTransform", **field, border_mode=cv2.BORDER_REFLECT_101
+    )
 
 
 def pixelate(image: np.ndarray, block: float, _generator: np.random.Generator) -> np.ndarray:
@@ -47,7 +49,9 @@ def pixelate(image: np.ndarray, block: float, _generator: np.random.Generator) -
     """
     height, width = image.shape[:2]
     side = block * length_scale(image)
-    small = cv2.resize(image, (round(width / side), round(height / side)), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        image, (round(width / side), round(height / side)), interpolation=cv2.INTER_AREA
+    )
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
@@ -56,4 +60,6 @@ def jpeg(image: np.ndarray, quality: int, generator: np.random.Generator) -> np.
     # albumentations hands the channels to OpenCV as they are, and that takes the first one for blue.
     blue_first = np.ascontiguousarray(image[..., ::-1])
     settings = {"compression_type": "jpeg", "quality_range": (quality, quality)}
-    return np.ascontiguousarray(albument(blue_first, generator, "ImageCompression", **settings)[..., ::-1])
+    return np.ascontiguousarray(
+        albument(blue_first, generator, "ImageCompression", **settings)[..., ::-1]
+    )

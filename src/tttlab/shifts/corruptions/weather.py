@@ -7,7 +7,14 @@ a threshold and tints, and its fog takes 10 ms for a small image and is not mono
 import cv2
 import numpy as np
 
-from tttlab.shifts.corruptions.canvas import albument, clouds, cover, length_scale, line_kernel, stretch
+from tttlab.shifts.corruptions.canvas import (
+    albument,
+    clouds,
+    cover,
+    length_scale,
+    line_kernel,
+    stretch,
+)
 
 
 def snow(image: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
