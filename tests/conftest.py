@@ -11,7 +11,7 @@ os.environ.setdefault(
 )  # these networks are tiny: a second thread makes the tests twice as slow
 
 
-CONTRACT = Path(__file__).parent / "test_contract.py"
+CONTRACT = Path(__file__).parent / "methods" / "test_contract.py"
 # Of these the subject is processes, memory, time or text, whatever the arithmetic.
 NOT_NUMERICAL = {
     "benchmarks",

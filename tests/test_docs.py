@@ -5,15 +5,14 @@ import inspect
 import re
 import sys
 
-import contract
-import networks
 import pytest
 import timm
 import torch
 from ruamel.yaml import YAML
-from test_contract import LOOPS, assert_vectorised_equals_one_image_at_a_time
 
 import tttlab.methods
+from tests.helpers import contract, networks
+from tests.methods.test_contract import LOOPS, assert_vectorised_equals_one_image_at_a_time
 from tools.stage_code import ROOT
 from tttlab.adaptation.adapter import InnerLoop, adapt
 from tttlab.adaptation.engine import Engine

@@ -1,0 +1,246 @@
+"""The gate: what it reads, what it does, and how it is chosen."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import networks
+from tests.helpers.contract import shifted
+from tttlab.adaptation import signals
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.gate import Gate, adapt_gated, choose_gate, fit_threshold, saves_time, score
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.errors import UserError
+from tttlab.methods.actmad import ActMAD
+from tttlab.methods.simclr import SimCLRTraining
+from tttlab.networks.taps import batch_norm_layers, record
+from tttlab.runtime.group_size import Groups
+
+LOOP = InnerLoop(steps=2, lr=1e-2, clip=1.0)
+
+
+def mixed():
+    """Three images like those of the source, three strange ones."""
+    return torch.cat([networks.images(3, seed=8).double(), shifted(3)])
+
+
+@pytest.mark.parametrize("signal", ["confidence", "distance", "loss"])
+@pytest.mark.parametrize("method", [ActMAD(), SimCLRTraining(num_views=3)], ids=str)
+def test_open_images_are_adapted_as_without_a_gate_and_shut_ones_not_at_all(
+    signal, method, monkeypatch
+):
+    monkeypatch.setattr(time, "perf_counter", time.process_time)  # whatever else the processor does
+    network, statistics = networks.source_statistics("resnet")
+    names = [f"image-{i}" for i in range(6)]
+    _, values = signals.measure(
+        signal, network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=3
+    )
+    gate = Gate(signal, float(values.median()))
+    free = adapt(
+        network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=3, record=(1,)
+    )
+    gated, opened = adapt_gated(
+        network,
+        mixed(),
+        method,
+        LOOP,
+        gate,
+        statistics=statistics,
+        image_ids=names,
+        seed=3,
+        record=(1,),
+    )
+    assert 0 < opened.sum() < 6
+    torch.testing.assert_close(gated.logits[opened], free.logits[opened])
+    torch.testing.assert_close(gated.logits_at[opened], free.logits_at[opened])
+    torch.testing.assert_close(gated.losses[opened], free.losses[opened])
+    torch.testing.assert_close(gated.logits[~opened], free.source_logits[~opened])
+    assert gated.losses[~opened].isnan().all()
+    assert gated.milliseconds[opened].min() > gated.milliseconds[~opened].max()
+
+
+def test_a_gate_that_never_opens_costs_one_look_and_changes_nothing():
+    network, statistics = networks.source_statistics("vit")
+    gated, opened = adapt_gated(
+        network, mixed(), ActMAD(), LOOP, Gate("distance", 1e9), statistics=statistics
+    )
+    assert not opened.any()
+    assert torch.equal(gated.logits, gated.source_logits)
+    assert gated.losses.shape == (6, 1)
+
+
+def test_the_loss_that_a_gate_reads_is_that_of_the_first_step():
+    network, statistics = networks.source_statistics("resnet")
+    method, names = SimCLRTraining(num_views=3), list("abcdef")
+    result = adapt(network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=5)
+    _, values = signals.measure(
+        "loss", network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=5
+    )
+    torch.testing.assert_close(values, result.losses[:, 0])
+
+
+def test_the_distance_is_the_mean_squared_deviation_in_units_of_natural_variation():
+    network, statistics = networks.source_statistics("resnet")
+    images = mixed()
+    layers = [f"{name}.input" for name in batch_norm_layers(network)]
+    with record(network, layers) as activations, torch.no_grad():
+        network(images)
+    squares = []
+    for layer in layers:
+        values = activations[layer].numpy()
+        moments = {"mean": values.mean((2, 3)), "log_variance": np.log(values.var((2, 3)) + 1e-5)}
+        for name, moment in moments.items():
+            center, scale = (
+                statistics[f"{layer}.{name}_{part}"].numpy() for part in ("center", "scale")
+            )
+            squares.append((((moment - center) / scale) ** 2).mean(1))
+    _, distance = signals.confidence_and_distance(network, images, statistics)
+    np.testing.assert_allclose(distance, np.mean(squares, axis=0), rtol=1e-9)
+    assert distance[3:].min() > distance[:3].max()
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_the_distance_of_source_images_is_about_one(kind):
+    network, statistics = networks.source_statistics(kind)
+    _, distance = signals.confidence_and_distance(
+        network, networks.images(64, seed=7).double(), statistics
+    )
+    assert distance.mean().item() == pytest.approx(
+        63 / 64, rel=1e-6
+    )  # the images that the statistics were measured on
+
+
+def test_channels_that_never_vary_say_nothing():
+    statistics = {
+        "x.mean_center": torch.tensor([1.0, 0.0]),
+        "x.mean_scale": torch.tensor([2.0, 0.0]),
+    }
+    assert signals.squared_deviation(torch.tensor([[5.0, 9.0]]), statistics, "x.mean").item() == 4.0
+    statistics["x.mean_scale"] = torch.zeros(2)
+    assert signals.squared_deviation(torch.tensor([[5.0, 9.0]]), statistics, "x.mean").item() == 1.0
+
+
+def test_missing_statistics_are_named():
+    network, _ = networks.source_statistics("resnet")
+    with pytest.raises(
+        UserError, match=r"needs source statistics of \d+ layers that have none, such as encoder\."
+    ):
+        signals.confidence_and_distance(network, mixed(), {})
+
+
+def test_the_side_of_the_threshold_depends_on_the_signal():
+    values = torch.tensor([0.2, 0.5, 0.9, float("nan")])
+    assert Gate("confidence", 0.5).opens(values).tolist() == [True, True, False, False]
+    assert Gate("distance", 0.5).opens(values).tolist() == [False, True, True, False]
+    assert Gate("loss", 0.5).opens(values).tolist() == [False, True, True, False]
+
+
+def test_the_score_subtracts_what_is_lost_on_clean_images():
+    source, adapted = np.array([1.0, 1, 0, 0, 1, 1]), np.array([1.0, 1, 1, 0, 1, 0])
+    clean = np.array([False, False, False, False, True, True])
+    assert score(source, adapted, clean, 1.0) == pytest.approx(0.75 - 0.5)
+    assert score(source, adapted, clean, 0.2) == pytest.approx(0.75 - 0.1)
+    assert score(source, np.array([1.0, 1, 1, 0, 1, 1]), clean, 1.0) == 0.75
+    assert score(adapted, source, clean, 5.0) == 0.5  # a gain on clean images counts for nothing
+
+
+def population(kinds=4, count=200, seed=0):
+    """Images under several corruptions and clean ones; adapting helps where the distance is beyond 5, and harms below."""
+    rng = np.random.default_rng(seed)
+    corruption = np.repeat(np.arange(-1, kinds), count)
+    distance = np.where(
+        corruption < 0, rng.uniform(0, 2, len(corruption)), rng.uniform(0, 10, len(corruption))
+    )
+    source = (rng.random(len(corruption)) < 0.7).astype(float)
+    adapted = np.where(distance > 5, 1.0, source * (rng.random(len(corruption)) < 0.8))
+    return rng, corruption, distance, source, adapted
+
+
+def test_the_chosen_gate_keeps_gains_and_avoids_harm():
+    rng, corruption, distance, source, adapted = population()
+    noise = {"confidence": rng.random(len(source)), "loss": np.full(len(source), np.nan)}
+    gate = choose_gate({**noise, "distance": distance}, source, adapted, corruption, 1.0)
+    assert gate.signal == "distance"
+    assert 4.4 < gate.threshold < 5.6
+
+
+def test_a_signal_that_fails_under_another_corruption_is_not_chosen():
+    """Confidence tells perfectly when to adapt under two corruptions and is upside down under the two others."""
+    _, corruption, distance, source, adapted = population()
+    confidence = np.where(corruption >= 2, distance, 10 - distance) / 10
+    gate = choose_gate(
+        {"confidence": confidence, "distance": distance}, source, adapted, corruption, 1.0
+    )
+    assert gate.signal == "distance"
+
+
+def test_of_signals_that_cannot_be_told_apart_the_distance_is_taken():
+    _, corruption, distance, source, adapted = population()
+    same = {"confidence": 10 - distance, "loss": distance, "distance": distance}
+    assert choose_gate(same, source, adapted, corruption, 1.0).signal == "distance"
+    useless = same | {"distance": np.random.default_rng(1).random(len(source))}
+    assert choose_gate(useless, source, adapted, corruption, 1.0).signal == "loss"
+
+
+def test_there_is_no_gate_where_adapting_to_all_is_best():
+    rng, corruption, _, source, _ = population()
+    assert (
+        choose_gate(
+            {"distance": rng.random(len(source))}, source * 0, source * 0 + 1, corruption, 1.0
+        )
+        is None
+    )
+    assert choose_gate({}, source, source, corruption, 1.0) is None
+
+
+def test_a_gate_that_saves_no_time_is_passed_over():
+    _, corruption, distance, source, adapted = population()
+    same = {"confidence": 10 - distance, "loss": distance, "distance": distance}
+    found = choose_gate(
+        same, source, adapted, corruption, 1.0, lambda gate: gate.signal != "distance"
+    )
+    assert found.signal == "loss"
+    assert choose_gate(same, source, adapted, corruption, 1.0, lambda _gate: False) is None
+
+
+def test_time_is_saved_where_few_images_are_worth_many_steps_and_none_where_all_are(monkeypatch):
+    """By the clock of a real adaptation of eight steps to one image or to all, beside one look at all."""
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    images, method = mixed().float(), SimCLRTraining(num_views=8)
+    names = list("abcdef")
+    _, values = signals.measure(
+        "distance", network, images, method, LOOP, statistics=statistics, image_ids=names, seed=0
+    )
+    settings = {"statistics": statistics, "image_ids": names, "seed": 0, "groups": Groups(1)}
+    loop = InnerLoop(steps=8, lr=1e-3)
+    assert saves_time(
+        network, images, method, loop, Gate("distance", float(values.max())), **settings
+    )
+    assert not saves_time(
+        network, images, method, InnerLoop(steps=0), Gate("distance", -1.0), **settings
+    )
+    ticks = iter(
+        [0.0, 3.0, 3.0, 5.0, 5.0, 6.5, 6.5, 9.0]
+    )  # with a gate 3 and 1.5 s, without 2 and 2.5 s
+    monkeypatch.setattr("tttlab.adaptation.gate.adapt", lambda *_arguments, **_settings: None)
+    monkeypatch.setattr("tttlab.adaptation.gate.adapt_gated", lambda *_arguments, **_settings: None)
+    monkeypatch.setattr("tttlab.adaptation.gate.time.perf_counter", lambda: next(ticks))
+    assert saves_time(network, images, method, loop, Gate("loss", 0.0), repeats=2, **settings)
+
+
+def test_there_is_no_gate_where_adapting_changes_nothing():
+    _, corruption, distance, source, _ = population()
+    assert choose_gate({"distance": distance}, source, source, corruption, 1.0) is None
+
+
+def test_one_corruption_is_too_few_to_judge_a_gate():
+    _, corruption, distance, source, adapted = population(kinds=1)
+    assert choose_gate({"distance": distance}, source, adapted, corruption, 1.0) is None
+
+
+def test_of_equal_thresholds_the_one_that_adapts_least_wins():
+    source = np.array([1.0] * 8 + [0, 0])
+    gate = fit_threshold("distance", np.arange(10.0), source, np.ones(10), np.zeros(10, bool), 1.0)
+    assert gate.opens(np.arange(10.0)).sum() == 2

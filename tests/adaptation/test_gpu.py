@@ -1,0 +1,93 @@
+"""The same numbers on a GPU as on the CPU, in float32, for every method image by image and on a stream; skipped without one."""
+
+import contextlib
+
+import pytest
+import torch
+
+from tests.helpers import contract, networks
+from tttlab.adaptation import signals
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.online import adapt_stream
+from tttlab.adaptation.registry import load_method
+from tttlab.errors import UserError
+from tttlab.runtime.devices import choose_device
+
+FEW = {
+    name: {"num_views": 4}
+    for name in ("cotta", "memo", "rotation", "simclr", "simsiam", "views", "mae")
+}
+
+
+def accepted():
+    """Every method on the first network that it accepts, and on a transformer too if it accepts one."""
+    for name in contract.names():
+        found = []
+        for kind in networks.KINDS:
+            with contextlib.suppress(UserError):
+                load_method(name).check(networks.source_statistics(kind, torch.float32)[0])
+                found.append(kind)
+        yield from dict.fromkeys(
+            [(found[0], name), *((kind, name) for kind in found if kind.startswith("vit"))]
+        )
+
+
+@pytest.fixture(scope="module")
+def device():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU: that it computes the same is not tried")
+    return choose_device("cuda", "32")
+
+
+@pytest.mark.parametrize("signal", ["confidence", "distance", "loss"])
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_signals_are_the_same_numbers_too(device, kind, signal):
+    """The source statistics may still be where they were read, on the CPU."""
+    network, statistics = networks.source_statistics(kind, torch.float32)
+    images, found = networks.images(6, seed=9) ** 2, {}
+    for where in ("cpu", device):
+        found[where] = signals.measure(
+            signal,
+            network.to(where),
+            images.to(where),
+            load_method("actmad"),
+            InnerLoop(),
+            statistics=statistics,
+            image_ids=list("abcdef"),
+            seed=2,
+        )[1].cpu()
+    network.to("cpu")
+    torch.testing.assert_close(found[device], found["cpu"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["source", "shrink"])
+@pytest.mark.parametrize("protocol", ["episodic", "online"])
+@pytest.mark.parametrize(("kind", "name"), list(accepted()))
+def test_adapting_gives_the_same_numbers_as_on_the_cpu(device, kind, name, protocol, policy):
+    method = load_method(name, contract.SETTINGS.get(name, {}) | FEW.get(name, {}))
+    if protocol not in method.protocols:
+        pytest.skip(f"{name} is not defined for {protocol}")
+    network, statistics = contract.source(kind, method, torch.float32)
+    images = networks.images(6, seed=9) ** 2
+    loop = InnerLoop(
+        steps=2, lr=1e-3, trainable="norm", clip=1.0, normalisation=Normalisation(policy)
+    )
+    settings = {"statistics": statistics, "image_ids": [f"i{n}" for n in range(6)], "seed": 2}
+
+    def run(where):
+        if protocol == "online":
+            return adapt_stream(
+                network.to(where), images.to(where), method, loop, batch_size=3, **settings
+            )
+        return adapt(network.to(where), images.to(where), method, loop, **settings)
+
+    on_cpu, on_gpu = run("cpu"), run(device)
+    network.to("cpu")
+    assert not on_gpu.fell_back.any()
+    torch.testing.assert_close(on_gpu.logits.cpu(), on_cpu.logits, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        on_gpu.losses.cpu(), on_cpu.losses, rtol=1e-3, atol=1e-4, equal_nan=True
+    )
+    assert torch.equal(on_gpu.logits.argmax(-1).cpu(), on_cpu.logits.argmax(-1))

@@ -1,0 +1,227 @@
+"""What is found in folders and tar files: what systems leave behind, names in other encodings, links that lead round."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.trees import collect, pack, write_tree
+from tttlab.data.copies import check_labels
+from tttlab.data.image_sets import ImageSet, align_classes, check_classes
+from tttlab.errors import UserError
+
+
+def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path):
+    write_tree(tmp_path, {"cat": 2, "dog": 1})
+    litter = (
+        "__MACOSX/cat",
+        "@eaDir",
+        "cat/@eaDir/000.png",
+        "$RECYCLE.BIN/S-1-5",
+        "System Volume Information",
+        "lost+found",
+        ".ipynb_checkpoints",
+        "dog/.ipynb_checkpoints",
+        "__pycache__",
+        "#recycle",
+        "Lost+Found/deep",
+    )
+    write_tree(tmp_path, dict.fromkeys(litter, 1))
+    for name in (
+        "cat/Thumbs.db",
+        "desktop.ini",
+        "cat/Desktop.ini",
+        "dog/._000.png",
+        "._cat",
+        "Icon\r",
+    ):
+        (tmp_path / name).write_text("no image")
+    for which in ("labeled", "unlabeled"):
+        images = collect(tmp_path, which)
+        assert images.image_ids == ("cat/000.png", "cat/001.png", "dog/000.png")
+        assert images.skipped == ()
+    assert collect(tmp_path).classes == ("cat", "dog")
+    assert collect(pack(tmp_path / "t.tar", tmp_path), source="tar").image_ids == images.image_ids
+
+
+def test_an_archive_of_macos_is_what_was_put_into_it(tmp_path):
+    """Beside the folder that wraps everything lies a second one, of resource forks that end like images."""
+    tree = write_tree(
+        tmp_path / "tree", {"photos/cat": 1, "photos/dog": 1, "__MACOSX/photos/cat": 1}
+    )
+    (tree / "__MACOSX/photos/cat/000.png").rename(tree / "__MACOSX/photos/cat/._000.png")
+    (tmp_path / "tars").mkdir()
+    file = pack(tmp_path / "tars/all.tar", tree)
+    (tmp_path / "tars/._all.tar").write_text("no tar")
+    assert collect(file, source="tar").image_ids == ("cat/000.png", "dog/000.png")
+    assert collect(tmp_path / "tars", source="tar").image_ids == (
+        "cat/all/000.png",
+        "dog/all/000.png",
+    )
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_classes_that_differ_only_in_the_encoding_of_an_accent_are_the_same(tmp_path):
+    labeled = collect(write_tree(tmp_path / "a", {COMPOSED: 2, "zoo": 1}))
+    other = write_tree(tmp_path / "b", {DECOMPOSED: 1, "zoo": 1})
+    for test in (
+        collect(other, "test"),
+        collect(pack(tmp_path / "b.tar", other), "test", source="tar"),
+    ):
+        assert test.classes == labeled.classes == (COMPOSED, "zoo")
+        check_classes(test.classes, labeled.classes, "data.test")
+        assert align_classes(test, labeled.classes).labels.tolist() == [0, 1]
+        assert test.image_ids == (f"{COMPOSED}/000.png", "zoo/000.png")  # the same on every machine
+        assert DECOMPOSED in test.paths[0]  # but an image is found where it is
+    assert Path(collect(other).paths[0]).is_file()
+
+
+def test_two_folders_that_differ_only_in_the_encoding_of_an_accent_are_one_class(tmp_path):
+    write_tree(tmp_path, {COMPOSED: 2, DECOMPOSED: 3, "zoo": 1})
+    if len(list(tmp_path.iterdir())) < 3:
+        pytest.skip("this file system takes both names for the same")
+    images = collect(tmp_path)
+    assert images.classes == (COMPOSED, "zoo")
+    assert images.labels.tolist() == [0, 0, 0, 0, 0, 1]
+    assert len(set(images.image_ids)) == 6
+    assert f"{COMPOSED}/002.png" in images.image_ids
+    write_tree(tmp_path / "empty", {COMPOSED: 1, DECOMPOSED: 0})
+    assert collect(tmp_path / "empty").classes == (COMPOSED,)
+
+
+@pytest.mark.parametrize("which", ["labeled", "unlabeled", "test"])
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_a_name_that_is_not_utf_8_is_refused_before_any_image_is_decoded(
+    tmp_path, monkeypatch, which, kind
+):
+    tree = write_tree(tmp_path / "tree", {"cat": 2})
+    os.rename(tree / "cat/001.png", os.fsencode(tree / "cat") + b"/caf\xe9.png")
+    root = tree if kind == "folder" else pack(tmp_path / "t.tar", tree)
+    monkeypatch.setattr("tttlab.data.reading.to_square", None)  # whoever decodes falls over
+    told = rf"^data\.{which}\.root: expected file names in UTF-8, found '.*cat/caf\\udce9\.png'; rename it$"
+    with pytest.raises(UserError, match=told) as caught:
+        collect(root, which, source=kind)
+    str(caught.value).encode()
+
+
+def test_a_class_that_is_not_utf_8_is_refused_and_a_file_that_is_no_image_is_only_told_of(tmp_path):
+    write_tree(tmp_path, {"cat": 1, "dog": 1})
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/cat/caf\xe9.txt")).write_text("no image")
+    images = collect(tmp_path)
+    assert images.skipped == (
+        "cat/caf\\udce9.txt: its name does not end like an image's that can be read",
+    )
+    images.save(tmp_path / "set")
+    assert ImageSet.load(tmp_path / "set").skipped == images.skipped
+    os.rename(tmp_path / "dog", os.fsencode(tmp_path) + b"/d\xf6g")
+    with pytest.raises(UserError, match=r"found '.*/d\\udcf6g/000\.png'; rename it"):
+        collect(tmp_path)
+
+
+# --- links -------------------------------------------------------------------------------------------------------
+
+
+def link(place, target):
+    place.symlink_to(target, target_is_directory=True)
+
+
+@pytest.mark.parametrize("target", ["..", "../..", ".", "../../..", "../cat", "loop"])
+def test_a_link_that_leads_upwards_is_not_followed(tmp_path, target):
+    root = write_tree(tmp_path / "data/labeled", {"cat/deep": 2, "cat": 1, "dog": 2})
+    write_tree(tmp_path / "data/test", {"cat": 5})
+    link(root / "cat/loop", target)
+    for which in ("labeled", "unlabeled"):
+        names = (
+            "cat/000.png",
+            "cat/deep/000.png",
+            "cat/deep/001.png",
+            "dog/000.png",
+            "dog/001.png",
+        )
+        assert collect(root, which).image_ids == names
+
+
+def test_links_that_lead_round_are_followed_once(tmp_path):
+    """Two folders outside hold each other; from either class the way through both ends."""
+    far = write_tree(tmp_path / "far", {"one": 1, "two": 2})
+    link(far / "one/next", "../two")
+    link(far / "two/next", "../one")
+    root = write_tree(tmp_path / "root", {"cat": 1})
+    link(root / "cat/all", far / "one")
+    assert collect(root).image_ids == (
+        "cat/000.png",
+        "cat/all/000.png",
+        "cat/all/next/000.png",
+        "cat/all/next/001.png",
+    )
+
+
+def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path):
+    far = write_tree(tmp_path / "far", {"cats/young": 1, "dogs": 2})
+    root = tmp_path / "root"
+    root.mkdir()
+    link(root / "cat", far / "cats")
+    link(root / "dog", far / "dogs")
+    link(tmp_path / "way", root)  # the root itself may be a link
+    images = collect(tmp_path / "way")
+    assert images.image_ids == ("cat/young/000.png", "dog/000.png", "dog/001.png")
+    assert images.classes == ("cat", "dog")
+
+
+def test_a_folder_that_is_reached_twice_is_listed_once_where_it_lies(tmp_path):
+    root = write_tree(tmp_path, {"cat/z": 1, "dog": 1})
+    link(root / "cat/a link to it", "z")
+    assert collect(root).image_ids == ("cat/z/000.png", "dog/000.png")
+    link(root / "a link to it", "dog")
+    assert collect(root, "unlabeled").image_ids == ("cat/z/000.png", "dog/000.png")
+    assert collect(root, "test", labels="none").image_ids == ("cat/z/000.png", "dog/000.png")
+
+
+def test_a_folder_that_is_reached_from_two_classes_is_in_both_and_its_images_contradict_each_other(
+    tmp_path,
+):
+    root = write_tree(tmp_path, {"cat": 1, "dog": 2})
+    link(root / "cat/others", "../dog")
+    images = collect(root)
+    assert images.image_ids == (
+        "cat/000.png",
+        "cat/others/000.png",
+        "cat/others/001.png",
+        "dog/000.png",
+        "dog/001.png",
+    )
+    with pytest.raises(
+        UserError,
+        match=r"dog/000\.png of class 'dog' has the same pixels as .*cat/others/000\.png of class 'c",
+    ):
+        check_labels("data.labeled", images)
+
+
+def test_a_link_to_itself_or_to_nothing_is_named_as_any_unreadable_image(tmp_path):
+    root = write_tree(tmp_path, {"cat": 1})
+    (root / "cat/gone.png").symlink_to("nothing")
+    (root / "cat/self.png").symlink_to("self.png")
+    with pytest.raises(
+        UserError,
+        match=r"^data\.labeled: 2 of 3 files cannot be read as images, the first is .*gone\.png",
+    ):
+        collect(root)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    root = write_tree(tmp_path, {"cat": 1, "dog": 1})
+    scandir = os.scandir
+
+    def forbidding(place):
+        if Path(place) == root / "dog":
+            raise PermissionError(13, "Permission denied")
+        return scandir(place)
+
+    monkeypatch.setattr("os.scandir", forbidding)
+    with pytest.raises(
+        UserError,
+        match=r"/dog: expected a folder that can be read, found none \(Permission denied\); allow",
+    ):
+        collect(root)

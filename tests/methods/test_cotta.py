@@ -1,0 +1,174 @@
+"""CoTTA against plain loops over copies of a network, and the arithmetic of its teacher and of forgetting."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers import networks
+from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.online import adapt_stream, learning
+from tttlab.data.views import random_views
+from tttlab.methods.cotta import CoTTA
+from tttlab.networks.network import Bound
+from tttlab.seeding import torch_generator
+
+BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]
+
+
+def stream():
+    return (networks.images(7, seed=50) * 0.4 + 0.6).double()
+
+
+def streams(part):
+    return [torch_generator(0, "views", str(name), 0) for name in range(7)[part]]
+
+
+def by_batch_statistics(network: nn.Module) -> nn.Module:
+    """A copy whose BatchNorm normalises by the batch, as in training mode, and remembers nothing."""
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train()
+            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+    return network
+
+
+def confidence(network, images):
+    with torch.no_grad():
+        return network(images).logits.softmax(1).max(1).values.mean().item()
+
+
+def test_a_stream_against_copies_of_the_network_autograd_and_an_explicit_average():
+    """Without forgetting. The threshold lies between the anchor's confidences, so that both kinds of teaching occur."""
+    network, statistics = networks.source_statistics("resnet")
+    student, teacher, anchor = (by_batch_statistics(network) for _ in range(3))
+    _, middle, highest = sorted(confidence(anchor, stream()[part]) for part in BATCHES)
+    threshold = (middle + highest) / 2
+    method = CoTTA(num_views=3, confidence=threshold, restore=0.0, teacher_momentum=0.6)
+    loop = InnerLoop(
+        steps=1, lr=0.1, momentum=0.9, trainable="all", normalisation=Normalisation("image")
+    )
+    found = adapt_stream(network, stream(), method, loop, batch_size=3, statistics=statistics)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
+    logits, averaged = [], []
+    for part in BATCHES:
+        images = stream()[part]
+        with torch.no_grad():
+            averaged.append(confidence(anchor, images) < threshold)
+            target = teacher(images).logits
+            if averaged[-1]:
+                views = random_views(images, streams(part), 3, method.augmentation)
+                target = sum(teacher(views[:, number]).logits for number in range(3)) / 3
+        loss = nn.functional.cross_entropy(student(images).logits, target.softmax(1))
+        assert found.losses[part, 0].tolist() == pytest.approx(
+            [loss.item()] * len(images), rel=1e-6
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for own, old in zip(student.parameters(), teacher.parameters(), strict=True):
+                old.copy_(0.6 * old + 0.4 * own)
+            logits.append(teacher(images).logits)
+    assert set(averaged) == {True, False}
+    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
+
+
+class TestAnchor:
+    """The teacher's plain prediction or the average over views: the source network decides, for the whole batch."""
+
+    def target_loss(self, logits_of_teacher, student):
+        return nn.functional.cross_entropy(student, logits_of_teacher.softmax(1)).item()
+
+    def test_sure(self):
+        """The views are not even looked at: they are no numbers."""
+        network, _ = networks.source_statistics("resnet")
+        images, method = stream()[:3], CoTTA(num_views=2, confidence=0.0)
+        loss, _ = method.loss(
+            Bound(network, {}), (images, images.repeat(2, 1, 1, 1) * torch.nan), {}, ()
+        )
+        logits = network(images).logits
+        assert loss.item() == pytest.approx(self.target_loss(logits, logits))
+
+    def test_unsure_however_sure_student_and_teacher(self):
+        network, _ = networks.source_statistics("resnet")
+        images = stream()[:3]
+        method = CoTTA(num_views=2, confidence=confidence(network, images) + 1e-3)
+        views = random_views(images, streams(slice(0, 3)), 2, method.augmentation)
+        weight = network.classifier.weight.detach()
+        own = {"classifier.weight": 8 * weight, "classifier.bias": 0 * weight[:, 0]}
+        loss, _ = method.loss(Bound(network, own), (images, views.flatten(0, 1)), {}, own)
+        sure = 8 * sum(network(views[:, number]).features for number in range(2)) / 2 @ weight.T
+        student = 8 * network(images).features @ weight.T
+        assert (
+            min(logits.softmax(1).amax(1).mean() for logits in (student, sure)) > method.confidence
+        )
+        assert loss.item() == pytest.approx(self.target_loss(sure, student))
+        assert loss.item() != pytest.approx(self.target_loss(student, student), rel=1e-2)
+
+
+def test_the_teacher_after_many_steps_is_the_geometric_sum():
+    generator, method = torch.Generator().manual_seed(0), CoTTA(teacher_momentum=0.9)
+    source, *path = (
+        {"a": torch.rand(4, generator=generator, dtype=torch.float64)} for _ in range(6)
+    )
+    teacher = ()
+    for parameters in path:
+        _, teacher = method.after_step(parameters, source, teacher, generator)
+    expected = 0.9**5 * source["a"] + sum(
+        0.1 * 0.9 ** (4 - step) * own["a"] for step, own in enumerate(path)
+    )
+    torch.testing.assert_close(teacher["a"], expected)
+
+
+SOURCE = {"a": torch.zeros(100, 50), "b": torch.zeros(300)}
+MOVED = {"a": torch.full((100, 50), 7.0), "b": torch.full((300,), 7.0)}
+
+
+class TestForgetting:
+    def after(self, seed=0, **settings):
+        return CoTTA(**settings).after_step(MOVED, SOURCE, (), torch.Generator().manual_seed(seed))
+
+    def test_a_share_of_all_numbers_and_each_on_its_own(self):
+        found, teacher = self.after(restore=0.3)
+        numbers = torch.cat([found[name].flatten() for name in "ab"])
+        assert set(numbers.tolist()) == {0.0, 7.0}
+        assert (numbers == 0).double().mean().item() == pytest.approx(
+            0.3, abs=4 * (0.3 * 0.7 / 5300) ** 0.5
+        )
+        assert all(0 < (row == 0).sum() < 50 for row in found["a"])
+        torch.testing.assert_close(
+            teacher["b"], torch.full((300,), 0.007)
+        )  # it has seen what the student forgets
+
+    def test_the_same_for_the_same_stream_of_randomness(self):
+        first, again, other = (self.after(seed, restore=0.3)[0]["a"] for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    @pytest.mark.parametrize(("restore", "expected"), [(0.0, MOVED), (1.0, SOURCE)])
+    def test_nothing_and_everything(self, restore, expected):
+        assert all(
+            torch.equal(value, expected[name])
+            for name, value in self.after(restore=restore)[0].items()
+        )
+
+    @pytest.mark.parametrize("restore", [0.0, 1.0])
+    def test_on_a_stream_the_student_comes_back_and_the_teacher_does_not(self, restore):
+        network, statistics = networks.source_statistics("resnet")
+        loop = InnerLoop(steps=1, lr=0.1, momentum=0.9, trainable="norm")
+        method, source = CoTTA(num_views=2, restore=restore), select_parameters(network, "norm")
+        with learning(network, stream()[:3], method, loop, statistics, 0) as learner:
+            for part in BATCHES:
+                learner.adapt(stream()[part], [str(name) for name in range(7)[part]])
+                back = [
+                    torch.equal(value[0], source[name])
+                    for name, value in learner.parameters.items()
+                ]
+                assert all(back) == (restore == 1.0)
+            assert any(
+                not torch.equal(value, source[name]) for name, value in learner.state.items()
+            )

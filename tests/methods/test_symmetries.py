@@ -1,0 +1,190 @@
+"""Symmetries: the views against NumPy's turns and flips, the loss against closed forms and a loop."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.helpers import networks
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.config.method_settings import declared
+from tttlab.errors import UserError
+from tttlab.methods.memo import MEMO
+from tttlab.methods.none import NoAdaptation
+from tttlab.methods.symmetries import Symmetries
+from tttlab.networks.network import Outputs
+from tttlab.seeding import torch_generator
+
+CYCLIC = [(0, 1, 2), (1, 2, 0), (2, 0, 1)]
+ORDERS = {1: CYCLIC[:1], 3: CYCLIC, 6: list(itertools.permutations(range(3)))}
+EVERY = [("flips", 1), ("flips", 3), ("dihedral", 1), ("dihedral", 6)]
+
+
+def streams(count, step=0):
+    return [torch_generator(0, "views", str(index), step) for index in range(count)]
+
+
+def by_numpy(image, geometry, permutations):
+    """All views of ``image (3, H, W)``, in some order."""
+    turned = [
+        np.rot90(image, turns, axes=(1, 2)) for turns in range(4 if geometry == "dihedral" else 1)
+    ]
+    mirrored = [view[:, :, ::-1] for view in turned]
+    return [
+        np.stack([view[channel] for channel in order])
+        for view in turned + mirrored
+        for order in ORDERS[permutations]
+    ]
+
+
+def as_set(views):
+    return {np.ascontiguousarray(view).tobytes() for view in views}
+
+
+def same_logits(logits):
+    return lambda _views: Outputs(logits, None)
+
+
+def loss_of(logits):
+    return Symmetries().loss(same_logits(logits), None, {}, ())[0]
+
+
+class TestViews:
+    @pytest.mark.parametrize(("geometry", "permutations"), EVERY)
+    def test_they_are_the_images_turns_mirrors_and_exchanged_colours(self, geometry, permutations):
+        images = networks.images(2, seed=3)
+        found = Symmetries(geometry, permutations).views(None, images, streams(2))
+        expected = [by_numpy(image, geometry, permutations) for image in images.numpy()]
+        assert found.shape == (2, len(expected[0]), *images.shape[1:])
+        assert len(as_set(expected[0])) == len(expected[0])  # all are distinct
+        for index in range(2):
+            assert as_set(found[index].numpy()) == as_set(expected[index])
+            assert torch.equal(found[index, 0], images[index])
+
+    @pytest.mark.parametrize(("geometry", "permutations"), EVERY)
+    def test_they_form_a_group(self, geometry, permutations):
+        """Every view of a view is a view of the image, so that the loss is the same for all of them."""
+        method, image = Symmetries(geometry, permutations), networks.images(1, seed=3)
+        views = method.views(None, image, streams(1))[0]
+        for again in method.views(None, views, streams(len(views))):
+            assert as_set(again.numpy()) == as_set(views.numpy())
+
+    def test_a_few_are_drawn_without_repetition_for_every_image_and_step(self):
+        method, images = Symmetries("dihedral", 3, num_views=5), networks.images(4, seed=3)
+        drawn = [method.views(None, images, streams(4, step)) for step in range(20)]
+        seen = set()
+        for step in drawn:
+            assert step.shape == (4, 5, *images.shape[1:])
+            for views, image in zip(step.numpy(), images.numpy(), strict=True):
+                assert len(as_set(views)) == 5
+                assert as_set(views) <= as_set(by_numpy(image, "dihedral", 3))
+            seen |= as_set(step[0].numpy())
+        assert len(seen) == 24  # in 100 draws none is left out
+        assert as_set(drawn[0][0].numpy()) != as_set(drawn[1][0].numpy())
+        alone = method.views(None, images[2:3], streams(4)[2:3])
+        assert torch.equal(alone[0], drawn[0][2])  # whoever else is in the group
+
+    def test_what_does_not_fit_is_refused(self):
+        with pytest.raises(
+            UserError, match="geometry 'flips' and permutations 2 make 4 views, found num_views 5"
+        ):
+            adapt(networks.resnet(), networks.images(2), Symmetries("flips", 2, num_views=5))
+        wide = torch.rand(1, 3, 4, 6)
+        with pytest.raises(UserError, match="needs square images, found 4×6; set flips"):
+            Symmetries("dihedral").views(None, wide, streams(1))
+        assert torch.equal(Symmetries().views(None, wide, streams(1))[0, 1], wide[0].flip(-1))
+        settings = declared("symmetries").settings
+        assert settings(num_views=None).num_views is None
+        for wrong in ({"num_views": 1}, {"permutations": 7}, {"geometry": "turns"}):
+            with pytest.raises(ValidationError):
+                settings(**wrong)
+
+
+class TestLoss:
+    def test_agreement_costs_nothing_however_unsure(self):
+        """Nothing and no gradient: MEMO, at the same predictions, drives towards certainty."""
+        logits = (
+            torch.tensor([[0.4, 0.1, -0.3]], dtype=torch.float64)
+            .expand(4, -1)
+            .clone()
+            .requires_grad_()
+        )
+        slopes = {}
+        for method in (Symmetries(), MEMO()):
+            loss, _ = method.loss(same_logits(logits), None, {}, ())
+            (slopes[method],) = torch.autograd.grad(loss, logits)
+        assert loss_of(logits).item() == pytest.approx(0, abs=1e-12)
+        assert slopes[Symmetries()].abs().max() < 1e-12
+        assert slopes[MEMO()].abs().max() > 1e-2
+
+    @pytest.mark.parametrize("count", [2, 5])
+    def test_views_that_are_sure_of_different_classes_cost_the_logarithm_of_their_number(
+        self, count
+    ):
+        assert loss_of(1e3 * torch.eye(count, dtype=torch.float64)).item() == pytest.approx(
+            np.log(count)
+        )
+
+    def test_a_coin_against_certainty(self):
+        """p̄ = (3/4, 1/4): H(p̄) − log(2)/2."""
+        logits = torch.tensor([[0.0, 0.0], [1e3, 0.0]], dtype=torch.float64)
+        expected = 0.75 * np.log(4 / 3) + 0.25 * np.log(4) - np.log(2) / 2
+        assert loss_of(logits).item() == pytest.approx(expected)
+
+    @pytest.mark.parametrize("kind", ["resnet", "vit"])
+    def test_on_a_network_it_is_the_entropy_of_the_mean_less_the_mean_entropy(self, kind):
+        network, _ = networks.source_statistics(kind)
+        images = networks.images(3, seed=50).double()
+        found = adapt(
+            network, images, Symmetries("dihedral", 3), InnerLoop(steps=1, lr=0.0)
+        ).losses[:, 0]
+        for image, loss in zip(images.numpy(), found.tolist(), strict=True):
+            probabilities = []
+            for view in by_numpy(image, "dihedral", 3):
+                with torch.no_grad():
+                    logits = network(torch.tensor(view)[None]).logits[0].numpy()
+                probabilities.append(np.exp(logits) / np.exp(logits).sum())
+            entropies = [
+                -(p * np.log(p)).sum() for p in (np.mean(probabilities, 0), *probabilities)
+            ]
+            assert loss == pytest.approx(entropies[0] - np.mean(entropies[1:]), rel=1e-8, abs=1e-12)
+            assert loss > 1e-6
+
+    def test_an_invariant_network_has_nothing_to_learn(self):
+        """Made invariant by averaging over the group; invariant to the mirror image alone, it has when the image is turned."""
+        network, _ = networks.source_statistics("resnet")
+        image = networks.images(1, seed=50).double()
+
+        def averaged(geometry, permutations):
+            def net(views):
+                own = [
+                    torch.tensor(np.stack(by_numpy(view, geometry, permutations)))
+                    for view in views.numpy()
+                ]
+                return Outputs(torch.stack([network(part).logits.mean(0) for part in own]), None)
+
+            return net
+
+        def loss(method, net):
+            with torch.no_grad():
+                return method.loss(net, method.views(network, image, streams(1))[0], {}, ())[
+                    0
+                ].item()
+
+        whole, some = Symmetries("dihedral", 6), Symmetries("dihedral", 6, num_views=7)
+        assert loss(whole, averaged("dihedral", 6)) == pytest.approx(0, abs=1e-12)
+        assert loss(some, averaged("dihedral", 6)) == pytest.approx(0, abs=1e-12)
+        assert loss(Symmetries(), averaged("flips", 1)) == pytest.approx(0, abs=1e-12)
+        assert loss(whole, averaged("flips", 1)) > 1e-6
+
+
+def test_the_prediction_is_the_images_own_and_may_be_averaged_over_other_views():
+    network, _ = networks.source_statistics("resnet")
+    images = networks.images(3, seed=50).double()
+    for average in (0, 2):
+        loop = InnerLoop(steps=1, lr=0.0, average=average)
+        found = adapt(network, images, Symmetries("dihedral", 3), loop).logits
+        torch.testing.assert_close(found, adapt(network, images, NoAdaptation(), loop).logits)

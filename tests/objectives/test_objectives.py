@@ -1,0 +1,133 @@
+"""The self-supervised losses against loops over single numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from lightly.loss import NTXentLoss
+
+from tests.helpers import networks
+from tttlab.data.views import random_masks
+from tttlab.errors import UserError
+from tttlab.objectives.mae import MAE, masked_error
+from tttlab.objectives.simclr import SimCLR, bank_contrast
+from tttlab.seeding import torch_generator
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / math.sqrt(a @ a) / math.sqrt(b @ b))
+
+
+def test_bank_contrast_equals_a_double_loop():
+    generator = torch.Generator().manual_seed(0)
+    views, bank = (
+        torch.randn(4, 6, generator=generator).double(),
+        torch.randn(9, 6, generator=generator).double(),
+    )
+    total, tau = 0.0, 0.3
+    for i in range(4):
+        negatives = sum(math.exp(cosine(views[i].numpy(), row.numpy()) / tau) for row in bank)
+        for j in range(4):
+            if i != j:
+                positive = math.exp(cosine(views[i].numpy(), views[j].numpy()) / tau)
+                total -= math.log(positive / (positive + negatives))
+    assert bank_contrast(views, bank, tau).item() == pytest.approx(total / 12, rel=1e-12)
+
+
+def test_two_views_against_the_rest_of_the_batch_are_lightlys_loss():
+    """With all other images' projections as the bank, the mean over images is NT-Xent of the batch."""
+    generator = torch.Generator().manual_seed(1)
+    first, second = torch.randn(2, 5, 8, dtype=torch.float64, generator=generator)
+    both = torch.stack([first, second], dim=1)
+    own = [
+        bank_contrast(both[i], both[[j for j in range(5) if j != i]].flatten(0, 1), 0.5)
+        for i in range(5)
+    ]
+    torch.testing.assert_close(
+        torch.stack(own).mean(), NTXentLoss(0.5, memory_bank_size=0)(first, second)
+    )
+
+
+def test_the_published_loss_has_no_gradient_on_one_image():
+    views = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    NTXentLoss(0.5, memory_bank_size=0)(views[0], views[1]).backward()
+    assert not views.grad.any()
+    own = views.detach()[:, 0].clone().requires_grad_()
+    bank_contrast(
+        own, torch.randn(6, 8, generator=torch.Generator().manual_seed(3)), 0.5
+    ).backward()
+    assert own.grad.abs().max() > 1e-3
+
+
+def test_masked_error_equals_a_loop_over_patches():
+    generator = torch.Generator().manual_seed(4)
+    images = torch.rand(2, 3, 8, 8, generator=generator)
+    reconstruction = torch.rand(2, 4, 48, generator=generator)
+    hidden = torch.tensor([[0, 3], [2, 1]])
+    errors = []
+    for n in range(2):
+        for patch in hidden[n].tolist():
+            row, column = divmod(patch, 2)
+            for y in range(4):
+                for x in range(4):
+                    for c in range(3):
+                        truth = images[n, c, 4 * row + y, 4 * column + x]
+                        errors.append(
+                            float(reconstruction[n, patch, (y * 4 + x) * 3 + c] - truth) ** 2
+                        )
+    assert masked_error(reconstruction, images, hidden, 4).item() == pytest.approx(
+        np.mean(errors), rel=1e-5
+    )
+
+
+def test_hidden_pixels_never_reach_the_encoder():
+    network, _ = networks.source_statistics("vit")
+    images = networks.images(2, seed=6).double()
+    keep, hidden = random_masks([torch_generator(0)], 2, 16, 0.75)
+    changed = images.clone()
+    for n in range(2):
+        for patch in hidden[0, n].tolist():
+            row, column = divmod(patch, 4)
+            changed[n, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 0.123
+    with torch.no_grad():
+        before, after = (
+            network(pixels, keep=keep[0]).reconstruction for pixels in (images, changed)
+        )
+    assert torch.equal(before, after)
+
+
+def test_visible_tokens_only_is_the_whole_transformer_when_all_are_visible():
+    from tttlab.objectives.mae import encode_visible
+
+    network, _ = networks.source_statistics("vit")
+    images = networks.images(2, seed=8).double()
+    everything = torch.arange(17).expand(2, 17)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            encode_visible(network.encoder, images, everything),
+            network.encoder.forward_features(images),
+        )
+
+
+def test_mae_names_what_it_needs():
+    network, _ = networks.source_statistics("resnet")
+    with pytest.raises(UserError, match=r"needs a plain timm vision transformer.*found ResNet"):
+        MAE().head(network.encoder)
+
+
+def test_training_losses_follow_their_definitions():
+    resnet, _ = networks.source_statistics("resnet")
+    views = networks.images(12, seed=3).double().view(6, 2, 3, 16, 16)
+    with torch.no_grad():
+        found = SimCLR(temperature=0.7).loss(resnet, views, torch.Generator())
+        projections = [resnet(views[:, v]).projections for v in range(2)]
+    torch.testing.assert_close(found, NTXentLoss(0.7, memory_bank_size=0)(*projections))
+    vit, _ = networks.source_statistics("vit")
+    with torch.no_grad():
+        found = MAE().loss(vit, views[:, :1], torch_generator(5))
+        keep, hidden = random_masks([torch_generator(5)], 6, 16, 0.75)
+        expected = masked_error(
+            vit(views[:, 0], keep=keep[0]).reconstruction, views[:, 0], hidden[0], 4
+        )
+    torch.testing.assert_close(found, expected)

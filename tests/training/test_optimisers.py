@@ -1,0 +1,50 @@
+import math
+
+import pytest
+import torch
+
+from tests.helpers import trainings
+from tttlab.training.optimisers import Recipe, build_optimizer
+
+
+def test_learning_rate_rises_linearly_and_falls_along_half_a_cosine():
+    recipe = Recipe(epochs=10, lr=0.4, warmup_epochs=2)
+    rates = [recipe.learning_rate(step, steps_per_epoch=5) for step in range(50)]
+    assert rates[:10] == pytest.approx([0.4 * (step + 1) / 10 for step in range(10)])
+    assert rates[10:] == pytest.approx(
+        [0.2 * (1 + math.cos(math.pi * step / 40)) for step in range(40)]
+    )
+    assert rates[-1] > 0
+
+
+def test_warm_up_may_last_the_whole_training():
+    recipe = Recipe(epochs=2, lr=1.0, warmup_epochs=2)
+    assert [recipe.learning_rate(step, 2) for step in range(4)] == pytest.approx(
+        [0.25, 0.5, 0.75, 1.0]
+    )
+
+
+@pytest.mark.parametrize("settings", [trainings.SIMCLR, trainings.MAE], ids=["convnet", "vit"])
+def test_only_weights_decay(settings):
+    network, _ = trainings.build(settings)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    groups = build_optimizer(network, Recipe(epochs=1, weight_decay=0.05)).param_groups
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    others = {
+        names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]
+    }
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
+    assert decayed | others == {name for name, p in network.named_parameters() if p.requires_grad}
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    assert decayed == {
+        f"{name}.weight" for name, module in network.named_modules() if isinstance(module, kinds)
+    }
+
+
+def test_frozen_parameters_get_no_optimiser_state():
+    network, _ = trainings.build(trainings.SIMCLR)
+    network.encoder.requires_grad_(False)
+    groups = build_optimizer(network, Recipe(epochs=1, optimizer="sgd")).param_groups
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    assert not held & {id(parameter) for parameter in network.encoder.parameters()}
+    assert {group["momentum"] for group in groups} == {0.9}

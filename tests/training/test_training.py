@@ -1,0 +1,224 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers import trainings
+from tttlab.adaptation.inner_loop import select_parameters
+from tttlab.data.pixels import as_images
+from tttlab.data.views import Augmentation
+from tttlab.networks.network import Network, add_probe
+from tttlab.seeding import torch_generator
+from tttlab.training.loaders import Views, open_loader
+from tttlab.training.optimisers import Recipe
+from tttlab.training.recipes import (
+    betas,
+    finetune,
+    joint_loss,
+    last_values,
+    pretrain,
+    refit_head,
+    ssl_views,
+)
+
+RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2)
+GENTLE = Augmentation(min_scale=0.8, flip=False, jitter=0.1)
+EACH = pytest.mark.parametrize("settings", trainings.OF_EACH.values(), ids=trainings.OF_EACH)
+
+
+def tune(network: Network, objective, mode: str, recipe: Recipe = RECIPE, **settings) -> tuple:
+    return finetune(
+        trainings.trainer(),
+        network,
+        objective,
+        trainings.image_set(),
+        trainings.image_set(9, 1),
+        recipe,
+        mode=mode,
+        augmentation=trainings.VIEWS,
+        objective_augmentation=trainings.VIEWS,
+        **settings,
+    )
+
+
+def changed(network: Network, before: Network) -> set[str]:
+    """Name the parts of a network with a parameter or buffer that differs."""
+    ours, theirs = network.state_dict(), before.state_dict()
+    return {name.partition(".")[0] for name in ours if not torch.equal(ours[name], theirs[name])}
+
+
+def test_meta_learned_fine_tuning_takes_the_inner_step_and_trains_every_part():
+    first = {}
+    for lr in (0.0, 0.5):
+        network, objective = trainings.build(trainings.OF_EACH["simsiam"])
+        before, inner = copy.deepcopy(network), {"lr": lr, "steps": 1, "pairs": 2}
+        (_, row, _), refit = tune(network, objective, "meta", inner=inner, objective_weight=0.1)
+        assert changed(network, before) == {"encoder", "classifier", "head"}
+        assert row["loss"] == pytest.approx(
+            row["classification_loss"] + 0.1 * row["objective_loss"]
+        )
+        assert not refit
+        first[lr] = row["objective_loss"]
+    assert first[0.5] < first[0.0] - 0.01  # after a step on the same views
+
+
+def test_a_probe_reads_the_tokens_of_a_frozen_encoder():
+    network, objective = trainings.build(trainings.MAE)
+    add_probe(network, depth=2, heads=4, seed=0)
+    before = copy.deepcopy(network)
+    rows, _ = tune(network, objective, "linear", Recipe(epochs=8, batch_size=8, lr=1e-2))
+    assert changed(network, before) == {"probe", "classifier", "head"}  # the decoder is fitted anew
+    assert rows[-1]["loss"] < rows[1]["loss"] - 0.1
+    images = as_images(torch.from_numpy(trainings.image_set(3).pixels))
+    with torch.no_grad():
+        tokens = network.encoder.forward_features(network.normalise(images))
+        features = network.probe.norm(network.probe.blocks(tokens)).mean(1)
+        torch.testing.assert_close(network(images).features, features)
+        torch.testing.assert_close(network(images).logits, network.classifier(features))
+    names = [name.partition(".")[0] for name in select_parameters(network, "encoder")]
+    assert set(names) == {"encoder"}  # what test-time training moves, as published
+
+
+@EACH
+def test_joint_gradient_is_the_sum_of_both(settings):
+    network, objective = trainings.build(settings)
+    network = network.double().train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    views = {"classify": Views(1, trainings.VIEWS), **ssl_views(objective, trainings.VIEWS)}
+    batch = next(iter(open_loader(trainings.image_set(), views, 8, seed=0)))
+
+    class Doubling:  # gives the network its images in double precision
+        head = network.head
+
+        def __call__(self, images: Tensor, **options):
+            return network(images.double(), **options)
+
+    def gradients(loss: Tensor) -> dict[str, Tensor]:
+        named = [
+            (name, parameter)
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        ]
+        found = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
+        return {name: gradient for (name, _), gradient in zip(named, found, strict=True)}
+
+    logits = network(as_images(batch["classify"][:, 0]).double()).logits
+    wanted = [
+        (torch.logsumexp(row, 0) - row[label])
+        for row, label in zip(logits, batch["labels"], strict=True)
+    ]
+    supervised = gradients(sum(wanted) / len(wanted))
+    known = {"labels": batch["labels"]} if objective.labels else {}
+    ours = gradients(
+        objective.loss(Doubling(), as_images(batch["objective"]), torch_generator(1), **known)
+    )
+    terms = joint_loss(objective, 0.3)(Doubling(), batch, torch_generator(1))
+    for name, gradient in gradients(terms["loss"]).items():
+        parts = [part for part in (supervised[name], ours[name]) if part is not None]
+        assert parts, name
+        zero = torch.zeros_like(gradient)
+        expected = (zero if supervised[name] is None else supervised[name]) + 0.3 * (
+            zero if ours[name] is None else ours[name]
+        )
+        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-8)
+    encoder = [name for name in supervised if name.startswith("encoder.")]
+    assert any(
+        supervised[name] is not None and supervised[name].abs().max() > 0 for name in encoder
+    )
+    assert any(ours[name] is not None and ours[name].abs().max() > 0 for name in encoder)
+    assert terms["loss"].item() == pytest.approx(
+        (terms["classification_loss"] + 0.3 * terms["objective_loss"]).item()
+    )
+
+
+@EACH
+def test_each_mode_changes_its_own_parts_only(settings):
+    network, objective = trainings.build(settings)
+    # Linear leaves the encoder's parameters and buffers bit for bit; the head is fitted anew in both of these modes.
+    for mode, parts in (
+        ("linear", {"classifier", "head"}),
+        ("full", {"encoder", "classifier", "head"}),
+        ("joint", {"encoder", "classifier", "head"}),
+    ):
+        trained = copy.deepcopy(network)
+        _, refit = tune(trained, objective, mode)
+        assert changed(trained, network) == parts, mode
+        assert bool(refit) == (mode != "joint")
+        assert not trained.training
+
+
+@EACH
+def test_refitting_trains_the_head_alone(settings):
+    network, objective = trainings.build(settings)
+    before = copy.deepcopy(network)
+    rows = refit_head(
+        trainings.trainer(), network, objective, trainings.image_set(), GENTLE, RECIPE
+    )
+    assert changed(network, before) == {"head"}
+    assert min(row["loss"] for row in rows[2:]) < rows[1]["loss"]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in trainings.OF_EACH if name != "it3"]
+)  # that one learns from labels
+def test_pretraining_trains_all_but_the_classifier_and_lowers_its_loss(name):
+    network, objective = trainings.build(trainings.OF_EACH[name])
+    before = copy.deepcopy(network)
+    images = trainings.image_set()
+    recipe = Recipe(epochs=14, batch_size=8, lr=1e-2)
+    rows = pretrain(
+        trainings.trainer(), network, objective, images, (images, images), GENTLE, recipe
+    )
+    assert changed(network, before) == {"encoder", "head"}
+    first, last = (sum(row["loss"] for row in part) for part in (rows[1:4], rows[-3:]))
+    # Random squares stand on no side: how they were turned can only be learnt by heart.
+    assert first - last > abs(first) * (0.05 if name == "rotation" else 0.1)
+    assert [row["epoch"] for row in rows if "knn_accuracy" in row] == [0, 2, 4, 6, 8, 10, 12, 14]
+
+
+def test_classes_that_colour_tells_are_learned():
+    network, objective = trainings.build(trainings.MAE)
+    rows, _ = tune(network, objective, "joint", Recipe(epochs=8, batch_size=8, lr=3e-3))
+    assert last_values(rows)["validation_accuracy"] == 1.0
+
+
+def test_a_network_without_objective_is_fine_tuned_and_has_no_head_to_refit():
+    network, objective = trainings.build(trainings.SIMCLR | {"objective": {"name": "none"}})
+    images = trainings.image_set()
+    probe = pretrain(
+        trainings.trainer(),
+        network,
+        objective,
+        images,
+        (images, images),
+        trainings.VIEWS,
+        Recipe(epochs=0),
+    )
+    assert [row["epoch"] for row in probe] == [0]
+    rows, refit = tune(network, objective, "full")
+    assert (len(rows), refit) == (3, [])
+
+
+def test_mae_views_are_not_jittered_and_its_second_average_forgets_faster():
+    (_, simclr), (_, mae) = trainings.build(trainings.SIMCLR), trainings.build(trainings.MAE)
+    (_, rotation), (_, simsiam) = (
+        trainings.build(trainings.ROTATION),
+        trainings.build(trainings.SIMSIAM),
+    )
+    assert ssl_views(mae, trainings.VIEWS)["objective"].augmentation.jitter == 0
+    assert ssl_views(simclr, trainings.VIEWS)["objective"] == Views(2, trainings.VIEWS)
+    assert ssl_views(simsiam, trainings.VIEWS)["objective"] == Views(2, trainings.VIEWS)
+    assert ssl_views(rotation, trainings.VIEWS)["objective"] == Views(1, trainings.VIEWS)
+    assert (betas(mae), betas(simclr), betas(None)) == ((0.9, 0.95), (0.9, 0.999), (0.9, 0.999))
+
+
+def test_last_values_take_the_latest_of_each():
+    rows = [
+        {"epoch": 0, "knn": 0.1},
+        {"epoch": 1, "loss": 3.0, "knn": 0.2, "seconds": 2.0},
+        {"epoch": 2, "seconds": 3.0},
+    ]
+    assert last_values(rows) == {"epoch": 2, "knn": 0.2, "loss": 3.0, "seconds": 5.0}
