@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from torch import nn
+from tttlab.experiments.sweep import adapt_to_shifts
 
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
@@ -22,7 +23,6 @@ from tttlab.adaptation.normalisation import Normalisation
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.experiments.alignment import gradient_alignment
-from tttlab.experiments.sweep import adapt_to_shifts
 from tttlab.experiments.tuning import Judge
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.eata import EATA

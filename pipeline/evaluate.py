@@ -16,7 +16,7 @@ def run(params: Params) -> None:
     import pandas as pd
 
     from tttlab.evaluation import diagnosis, metrics
-    from tttlab.evaluation.predictions import read_predictions
+    from tttlab.evaluation.adapted import read_adapted
     from tttlab.evaluation.results import read_table
     from tttlab.workflow.leftovers import tidy
 
@@ -28,22 +28,24 @@ def run(params: Params) -> None:
         "reliability": metrics.reliability,
     }
     entries, tables = {}, {name: [] for name in ("summary", *kinds, *diagnosis.TABLES)}
+    about = {name: {} for name in params.adapt.runs}
     for model, name in params.pairs:
-        found = places.OUTPUTS / "adapted" / name / f"{model}.parquet"
-        predictions = read_predictions(found)
+        folder = places.OUTPUTS / "adapted" / name / model
+        predictions, about[name][model] = read_adapted(folder, params.seeds)
         (places.OUTPUTS / "predictions" / model).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(found, places.OUTPUTS / "predictions" / model / f"{name}.parquet")
+        predictions.to_parquet(places.OUTPUTS / "predictions" / model / f"{name}.parquet")
         entry = entries[f"{model}/{name}"] = metrics.summarise(predictions)
         tables["summary"].append(_named(pd.DataFrame([metrics.flatten(entry)]), model, name))
         for table, kind in kinds.items():
             tables[table].append(_named(kind(predictions), model, name))
+        steps = folder / f"{params.seeds[0]}.steps.parquet"
         aligned = places.OUTPUTS / "aligned" / name / f"{model}.parquet"
-        for table, rows in diagnosis.read(
-            predictions, found.with_suffix(".steps.parquet"), aligned, params.seed
-        ).items():
+        for table, rows in diagnosis.read(predictions, steps, aligned, params.seed).items():
             tables[table].append(_named(rows, model, name))
     tables["distances"] = [
-        read_table(places.OUTPUTS / "distances" / f"{model}.csv") for model in params.models
+        read_table(places.OUTPUTS / "distances" / model / f"{seed}.csv")
+        for model in params.models
+        for seed in params.seeds
     ]
 
     folder = places.OUTPUTS / "tables"
@@ -52,6 +54,10 @@ def run(params: Params) -> None:
     for name, parts in tables.items():
         if any(len(part) for part in parts):
             pd.concat(parts).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    (places.OUTPUTS / "runs").mkdir(exist_ok=True)
+    for name, models in about.items():
+        text = json.dumps(models, indent=2) + "\n"
+        (places.OUTPUTS / "runs" / f"{name}.json").write_text(text, encoding="utf-8")
     text = json.dumps({"runs": entries}, indent=2, allow_nan=False)
     (places.OUTPUTS / "metrics.json").write_text(text + "\n", encoding="utf-8")
     print(f"compared {len(entries)} runs, with and without adaptation; tables are in {folder}")

@@ -1,44 +1,28 @@
-"""Choose one run's settings on labeled source images under corruptions that are never tested on."""
+"""Choose the settings of runs on labeled source images under corruptions that are never tested on."""
 
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from tttlab.config.params import Params
-from tttlab.workflow import command, places
+from tttlab.workflow import command
+from tttlab.workflow.choices import FOLDER, untuned, write_choice
+from tttlab.workflow.ledger import Ledger
+from tttlab.workflow.pieces import list_pairs
 
 
-def run(params: Params, name: str) -> None:
-    """Write outputs/tuned/<run>.json: for every model the settings that `adapt` takes, the gate, and the runners-up."""
-    chosen = {model: params.run_settings(name, model) for model in params.models_of(name)}
-    found = {
-        model: {
-            "tuned": False,
-            "settings": own.values(),
-            "default": own.values(),
-            "candidates": [],
-            "gate": None,
-        }
-        for model, own in chosen.items()
-    }
-    searched = [model for model, own in chosen.items() if params.tune.enabled and own.search]
-    target = places.OUTPUTS / "tuned" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
+def run(params: Params, names: Sequence[str]) -> None:
+    """Write outputs/tuned/<run>/<model>.json: what `adapt` takes, the gate, and the runners-up."""
+    pairs, ledger = list_pairs(params, names), Ledger("tune", FOLDER)
+    searched = [pair for pair in pairs if params.tune.enabled and params.run_settings(*pair).search]
+    for pair in pairs:
+        if pair not in searched:
+            ledger.enter(str(pair), "", [write_choice(pair, untuned(params, pair))])
     if searched:
-        from tttlab.workflow.tunings import open_tuning, tune_model  # seconds of imports
+        from tttlab.workflow.tunings import tune_pairs  # seconds of imports
 
-        with open_tuning(params, name, searched) as work:
-            found |= {model: tune_model(params, name, model, work) for model in searched}
-            write(target, found)
-    else:
-        write(target, found)
-
-
-def write(target: Path, found: dict[str, Any]) -> None:
-    """Write the choices; a file that is there is whole."""
-    target.with_suffix(".partial").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    target.with_suffix(".partial").replace(target)
+        tune_pairs(params, searched, ledger)
+    if not names:
+        ledger.keep_only([str(pair) for pair in pairs])
 
 
 if __name__ == "__main__":
-    command.main(run, __doc__, "run")
+    command.main(run, __doc__, "runs")

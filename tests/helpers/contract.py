@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
+from tttlab.experiments.sweep import complete
 
 from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
@@ -21,7 +22,6 @@ from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.registry import load_method
 from tttlab.config.method_settings import method_names
 from tttlab.errors import UserError
-from tttlab.experiments.sweep import complete
 from tttlab.networks.network import Network, Outputs
 from tttlab.networks.source_statistics import Statistics
 from tttlab.seeding import torch_generator

@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tttlab.experiments.sweep import complete
 
 from tests.helpers import networks
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream
 from tttlab.errors import UserError
-from tttlab.experiments.sweep import complete
 from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import random_parts

@@ -10,6 +10,7 @@ import psutil
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from tttlab.experiments.sweep import adapt_to_shifts
 
 from tests.helpers import networks
 from tttlab.adaptation import signals
@@ -18,7 +19,6 @@ from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.normalisation import Normalisation
 from tttlab.data.image_sets import ImageSet
 from tttlab.experiments.alignment import gradient_alignment
-from tttlab.experiments.sweep import adapt_to_shifts
 from tttlab.experiments.tuning import Judge
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.actmad_batch import BatchActMAD

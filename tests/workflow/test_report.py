@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from tttlab.workflow.sweeps import Sweep
 
 from pipeline import align, evaluate
 from pipeline import report as report_stage
@@ -32,7 +33,6 @@ from tttlab.tracking.runs import pipeline_run
 from tttlab.tracking.store import open_store
 from tttlab.workflow import places
 from tttlab.workflow.loading import Ready
-from tttlab.workflow.sweeps import Sweep
 
 MODELS, RUNS = ("vit",), tuple(evaluated.RUNS)
 

@@ -17,8 +17,8 @@ from tttlab.adaptation.inner_loop import InnerLoop, Parameters, bind, train
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.predicting import draw_looks, predict, predict_by_source
+from tttlab.adaptation.task import Task
 from tttlab.errors import UserError
-from tttlab.networks.classifiers import as_network
 from tttlab.networks.gradients import rows
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Statistics
@@ -82,8 +82,7 @@ def adapt(
     Raises:
         UserError: the network or the statistics do not fit the method, or predictions depend on the other images in a batch.
     """
-    network = as_network(network)
-    statistics = {name: value.to(images.device) for name, value in (statistics or {}).items()}
+    task = Task(network, method, loop, statistics or {}, seed).ready(images.device)
     sizes = (
         images_per_step if isinstance(images_per_step, GroupSize) else GroupSize(images_per_step)
     )
@@ -91,14 +90,12 @@ def adapt(
     if not names:
         raise UserError("expected images, found none")
     parts: list[Adaptation] = []
-    with evaluating(network):
-        check(network, images[:2], method, loop, statistics)
+    with evaluating(task.network):
+        check(task.network, images[:2], method, loop, task.statistics)
         while (done := sum(len(part.logits) for part in parts)) < len(images):
             with sizes.open(len(images) - done, images.device) as group:
                 part = slice(done, done + group.size)
-                result, group.work = adapt_together(
-                    network, images[part], method, loop, statistics, names[part], seed, record
-                )
+                result, group.work = adapt_together(task, images[part], names[part], record)
                 parts.append(result)
                 if on_images:
                     on_images(group.size)
@@ -106,44 +103,36 @@ def adapt(
 
 
 def adapt_together(
-    network: nn.Module,
-    images: Tensor,
-    method: Method,
-    loop: InnerLoop,
-    statistics: Statistics,
-    names: list[str],
-    seed: int,
-    record: Sequence[int] = (),
+    task: Task, images: Tensor, names: Sequence[str], record: Sequence[int] = ()
 ) -> tuple[Adaptation, float]:
     """Adapt one group of ``B`` images, each on its own; → results, and the work as a number of images (see `Group`)."""
+    network, method, loop, seed = task.network, task.method, task.loop, task.seed
     net = bind(network, method, loop)
     if leaves_alone(net, method, loop):
         return unadapted(net, images, record), len(images)
     source_logits = predict_by_source(net, images)
     curve = Curve(record, images.device)
+    looks = draw_looks(images, loop, [torch_generator(seed, "average", name) for name in names])
     streams = [
         [torch_generator(seed, "views", name, step) for name in names]
         for step in range(max(loop.steps, 1))
     ]
-    looks = draw_looks(images, loop, [torch_generator(seed, "average", name) for name in names])
-    with normalised(network, loop.normalisation, statistics):
+    with normalised(network, loop.normalisation, task.statistics):
         if net.trained and loop.steps:
             logits, losses, usable, work = train_and_predict(
-                net, images, looks, method, loop, statistics, streams, curve
+                net, task, images, looks, streams, curve
             )
         else:
             views = method.views(network, images, streams[0])
-            logits = predict(net, {}, looks, views, method, statistics)
+            logits = predict(net, {}, looks, views, method, task.statistics)
             losses = images.new_full((len(images), 1), float("nan"))  # nothing was measured
-            usable, work = (
-                torch.ones(len(images), dtype=torch.bool, device=images.device),
-                len(images),
-            )
+            usable = torch.ones(len(images), dtype=torch.bool, device=images.device)
+            work = len(images)
     usable &= logits.isfinite().all(-1)
     logits = torch.where(usable[:, None], logits, source_logits)
     cost = torch.full((len(images),), curve.spent() / len(images))
     logits_at, milliseconds_at = curve.collect(logits, source_logits, losses)
-    return Adaptation(
+    adaptation = Adaptation(
         logits.cpu(),
         source_logits.cpu(),
         losses.cpu(),
@@ -151,7 +140,8 @@ def adapt_together(
         cost,
         logits_at,
         milliseconds_at,
-    ), work
+    )
+    return adaptation, work
 
 
 def leaves_alone(net: Bound, method: Method, loop: InnerLoop) -> bool:
@@ -229,27 +219,24 @@ class Curve:
 
 def train_and_predict(
     net: Bound,
+    task: Task,
     images: Tensor,
     looks: Tensor,
-    method: Method,
-    loop: InnerLoop,
-    statistics: Statistics,
     streams: Sequence[Sequence[torch.Generator]],
     curve: Curve,
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """Train a group and classify it: logits ``(B, K)``, losses ``(B, S + 1)``, where they can be used ``(B,)``, the work."""
+    method, loop, statistics = task.method, task.loop, task.statistics
 
     def classify(moved: Tensor, parameters: Parameters, views: Any) -> Tensor:
         if len(moved) == len(images):
             return predict(net, parameters, looks, views, method, statistics)
-        logits = predict(
-            net, {}, looks, images.unsqueeze(1), method, statistics
-        )  # then these are the views
+        unmoved = images.unsqueeze(1)  # the views of a method that draws none
+        logits = predict(net, {}, looks, unmoved, method, statistics)
         if not len(moved):
             return logits
-        return logits.index_copy(
-            0, moved, predict(net, parameters, looks[moved], views, method, statistics)
-        )
+        trained = predict(net, parameters, looks[moved], views, method, statistics)
+        return logits.index_copy(0, moved, trained)
 
     def observe(step: int, *trained: Any) -> None:
         curve.note(step, lambda: classify(*trained))

@@ -18,7 +18,7 @@ from tttlab.adaptation.adapter import Adaptation, adapt
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.signals import LARGEST, Signal, measure
-from tttlab.networks.classifiers import as_network
+from tttlab.adaptation.task import Task
 from tttlab.networks.network import evaluating
 from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime.group_size import Groups, Wish
@@ -79,23 +79,13 @@ def adapt_gated(
     Returns:
         what `adapt` returns, with losses that are not numbers where the gate is shut, and where it was open ``(N,)``.
     """
-    network = as_network(network)
+    task = Task(network, method, loop, statistics, seed).ready(images.device)
     names = [str(name) for name in (range(len(images)) if image_ids is None else image_ids)]
-    own = {name: value.to(images.device) for name, value in statistics.items()}
     groups = images_per_step if isinstance(images_per_step, Groups) else Groups(images_per_step)
-    with evaluating(network):
+    with evaluating(task.network):
         began = time.perf_counter()
-        source, values = measure(
-            gate.signal,
-            network,
-            images,
-            method,
-            loop,
-            statistics=own,
-            image_ids=names,
-            seed=seed,
-            images_per_step=groups.of(gate.signal, largest=LARGEST, timed=False),
-        )
+        sizes = groups.of(gate.signal, largest=LARGEST, timed=False)
+        source, values = measure(gate.signal, task, images, names, sizes)
         opened = gate.opens(values.cpu())
         looked = (time.perf_counter() - began) * 1e3 / max(len(images), 1)
     count, source = len(images), source.cpu()
@@ -198,31 +188,37 @@ def good_gates(
 
 
 def saves_time(
-    network: nn.Module,
-    images: Tensor,
-    method: Method,
-    loop: InnerLoop,
+    task: Task,
     gate: Gate,
-    *,
+    images: Tensor,
+    image_ids: Sequence[str],
     groups: Groups,
     repeats: int = 3,
-    **settings: Any,
 ) -> bool:
-    """Tell whether adapting behind a gate, its signal included, is faster than adapting to every image.
+    """Tell whether adapting behind a gate, its signal included, is faster than adapting to all.
 
-    Both are timed side by side on the same images, and each one's fastest time counts: whatever else the machine does can
-    only make it slower. Arguments as for `adapt_gated`.
+    Both are timed side by side on the same images, and each one's fastest time counts: whatever
+    else the machine does can only make it slower.
+
+    Args:
+        task: what the images are adapted by.
+        gate: the gate.
+        images: ``(N, 3, H, W)``.
+        image_ids: names of the images.
+        groups: how many images at once.
+        repeats: how often each is timed.
     """
-    ways = (
-        lambda: adapt_gated(
-            network, images, method, loop, gate, images_per_step=groups, **settings
-        ),
-        lambda: adapt(
-            network, images, method, loop, images_per_step=groups.of("adapt"), **settings
-        ),
-    )
-    gated, free = np.array([[_seconds(way) for way in ways] for _ in range(repeats)]).min(0)
-    return bool(gated < free)
+    about = {"statistics": task.statistics, "image_ids": image_ids, "seed": task.seed}
+    loop = task.network, images, task.method, task.loop
+
+    def gated() -> None:
+        adapt_gated(*loop, gate, images_per_step=groups, **about)
+
+    def free() -> None:
+        adapt(*loop, images_per_step=groups.of("adapt"), **about)
+
+    seconds = np.array([[_seconds(gated), _seconds(free)] for _ in range(repeats)]).min(0)
+    return bool(seconds[0] < seconds[1])
 
 
 def _seconds(call: Callable[[], Any]) -> float:

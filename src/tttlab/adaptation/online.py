@@ -32,9 +32,9 @@ from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.predicting import draw_looks
 from tttlab.adaptation.predicting import predict as predict_each
+from tttlab.adaptation.task import Task
 from tttlab.data.views import log_mean_probabilities
 from tttlab.errors import UserError
-from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Statistics
 from tttlab.seeding import torch_generator
@@ -82,7 +82,8 @@ def adapt_stream(
     parts = []
     bounds = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch_size))
     check_batch(method, min(map(len, bounds)))
-    with learning(network, images, method, loop, statistics or {}, seed, record) as learner:
+    task = Task(network, method, loop, statistics or {}, seed)
+    with learning(task, images, record) as learner:
         for places in bounds:
             part = slice(places[0], places[-1] + 1)
             parts.append(learner.adapt(images[part], names[part]))
@@ -106,30 +107,28 @@ def joined(parts: Sequence[Adaptation]) -> Adaptation:
 
 
 @contextmanager
-def learning(
-    network: nn.Module,
-    images: Tensor,
-    method: Method,
-    loop: InnerLoop,
-    statistics: Statistics,
-    seed: int,
-    record: Sequence[int] = (),
-) -> Iterator["Learner"]:
+def learning(task: Task, images: Tensor, record: Sequence[int] = ()) -> Iterator["Learner"]:
     """Open a stream: what learns along it, one ``adapt(images, names)`` after another.
 
-    The arguments are `adapt_stream`'s, the images those of the first batch, to see whether the method fits. The network is in
-    evaluation mode as long as the stream is open.
+    The network is in evaluation mode as long as the stream is open.
+
+    Args:
+        task: what the images are adapted by.
+        images: ``(N, 3, H, W)``, those of the first batch, to see whether the method fits.
+        record: of 0 and ``loop.steps``, those to predict after as well.
+
+    Raises:
+        UserError: see `adapt_stream`.
     """
-    network = as_network(network)
-    if unknown := set(record) - {0, loop.steps}:
+    if unknown := set(record) - {0, task.loop.steps}:
         raise UserError(
-            f"record: a stream can be looked at after 0 and all {loop.steps} steps, found {sorted(unknown)}; "
+            f"record: a stream can be looked at after 0 and all {task.loop.steps} steps, found {sorted(unknown)}; "
             "another number of steps leads to other weights for the next batch"
         )
-    statistics = {name: value.to(images.device) for name, value in statistics.items()}
-    with evaluating(network):
-        check(network, images[:2], method, loop, statistics, "online")
-        yield Learner(network, method, loop, statistics, seed, record)
+    task = task.ready(images.device)
+    with evaluating(task.network):
+        check(task.network, images[:2], task.method, task.loop, task.statistics, "online")
+        yield Learner(task, record)
 
 
 class Learner:
@@ -138,34 +137,23 @@ class Learner:
     Its parameters are leaves ``(1, *shape)``: those of a group of one image, for the inner loop's functions.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        method: Method,
-        loop: InnerLoop,
-        statistics: Statistics,
-        seed: int,
-        record: Sequence[int] = (),
-    ) -> None:
-        self.network, self.method, self.loop, self.statistics, self.seed = (
-            network,
-            method,
-            loop,
-            statistics,
-            seed,
-        )
+    def __init__(self, task: Task, record: Sequence[int] = ()) -> None:
+        self.network, self.method, self.loop = task.network, task.method, task.loop
+        self.statistics, self.seed = task.statistics, task.seed
         self.record = record
         self.state = self.first_state()
-        if tree_leaves(self.state) and not method.whole_batch:
+        if tree_leaves(self.state) and not self.method.whole_batch:
             raise UserError(
-                f"{method} keeps a state for every image, which cannot flow along a stream; use protocol episodic"
+                f"{self.method} keeps a state for every image, which cannot flow along a stream; use protocol episodic"
             )
-        self.net = bind(network, method, loop)
-        moving = self.net.trained if loop.steps else {}
+        self.net = bind(self.network, self.method, self.loop)
+        moving = self.net.trained if self.loop.steps else {}
         self.parameters: Parameters = {
             name: value.unsqueeze(0).clone().requires_grad_() for name, value in moving.items()
         }
-        self.optimizer = make_optimizer(list(self.parameters.values()), loop) if moving else None
+        self.optimizer = (
+            make_optimizer(list(self.parameters.values()), self.loop) if moving else None
+        )
         self.taken = 0  # steps
 
     def first_state(self) -> Any:

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tttlab.adaptation.inner_loop import InnerLoop, bind, over_images
-from tttlab.adaptation.method import Method
+from tttlab.adaptation.inner_loop import bind, over_images
 from tttlab.adaptation.normalisation import normalised
+from tttlab.adaptation.task import Task
 from tttlab.errors import UserError
 from tttlab.networks.source_statistics import Statistics
 from tttlab.networks.taps import (
@@ -85,65 +85,56 @@ def squared_deviation(moment: Tensor, statistics: Statistics, name: str) -> Tens
 
 
 @torch.no_grad()
-def first_loss(
-    network: nn.Module,
-    images: Tensor,
-    method: Method,
-    loop: InnerLoop,
-    statistics: Statistics,
-    generators: Sequence[torch.Generator],
-) -> Tensor:
-    """Compute every image's loss ``(N,)`` before the first step, from the same views that this step would see."""
-    net = bind(network, method, loop)
+def first_loss(task: Task, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Compute the loss ``(N,)`` of every image before the first step, from that step's views.
+
+    Args:
+        task: the method whose loss it is, ready.
+        images: ``(N, 3, H, W)``.
+        generators: the random stream of every image's views.
+    """
+    net, method = bind(task.network, task.method, task.loop), task.method
 
     def loss(views: Tensor) -> Tensor:
-        return method.loss(net, views, statistics, method.init_state())[0]
+        return method.loss(net, views, task.statistics, method.init_state())[0]
 
-    with normalised(network, loop.normalisation, statistics):
-        return over_images(loss)(method.views(network, images, generators))
+    with normalised(task.network, task.loop.normalisation, task.statistics):
+        return over_images(loss)(method.views(task.network, images, generators))
 
 
 @torch.no_grad()
 def measure(
     signal: Signal,
-    network: nn.Module,
+    task: Task,
     images: Tensor,
-    method: Method,
-    loop: InnerLoop,
-    *,
-    statistics: Statistics,
     image_ids: Sequence[str],
-    seed: int,
     images_per_step: Wish | GroupSize = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Measure one signal of images ``(N, 3, H, W)``.
+    """Measure one signal of images.
 
     Args:
         signal: which one.
-        network: the source network, in evaluation mode.
-        images: as `tttlab.adaptation.adapter.adapt` takes them.
-        method: the method whose loss may be asked for.
-        loop: its inner loop.
-        statistics: source statistics.
+        task: the source network, in evaluation mode, and the method whose loss may be asked for.
+        images: ``(N, 3, H, W)``, as `tttlab.adaptation.adapter.adapt` takes them.
         image_ids: names of the images, which key their random streams.
-        seed: of these streams.
-        images_per_step: images looked at together, a machine setting; or what one call has learnt of it for the next.
+        images_per_step: images looked at together, a machine setting; a `GroupSize` passes what one
+            call has learnt on to the next.
 
     Returns:
         logits of the source network ``(N, K)``, and the signal ``(N,)``.
     """
-    statistics = {name: value.to(images.device) for name, value in statistics.items()}
+    task = task.ready(images.device)
     sizes = as_sizes(images_per_step, largest=LARGEST, timed=False)
 
     def look(part: slice) -> tuple[Tensor, Tensor]:
         group = images[part]
         if signal == "distance":
-            return confidence_and_distance(network, group, statistics)
-        logits = network(group).logits
+            return confidence_and_distance(task.network, group, task.statistics)
+        logits = task.network(group).logits
         if signal == "confidence":
             return logits, logits.softmax(-1).amax(-1)
-        streams = [torch_generator(seed, "views", name, 0) for name in image_ids[part]]
-        return logits, first_loss(network, group, method, loop, statistics, streams)
+        streams = [torch_generator(task.seed, "views", name, 0) for name in image_ids[part]]
+        return logits, first_loss(task, group, streams)
 
     logits, values = zip(*in_groups(look, len(images), images.device, sizes), strict=True)
     return torch.cat(logits), torch.cat(values)

@@ -29,15 +29,15 @@ def read(
     Args:
         predictions: of this run; see `tttlab.evaluation.predictions`.
         steps: what `adapt` wrote along the steps, if it did.
-        aligned: what `align` wrote; without rows where it had nothing to compare.
+        aligned: what `align` wrote, if it had something to compare.
         seed: of the resampling.
     """
     found = {}
     if steps.is_file():
         table = pd.read_parquet(steps)
         found |= {"steps": along_steps(table), "tuning": choices(table)}
-    if len(gradients := pd.read_parquet(aligned)):
-        joined = join_alignment(predictions, gradients)
+    if aligned.is_file():
+        joined = join_alignment(predictions, pd.read_parquet(aligned))
         found |= {
             "alignment": alignment_by_shift(joined),
             "correlations": correlations(joined, seed),

@@ -40,7 +40,7 @@ class Results:
         runs: Names in order.
         summary: ``outputs/metrics.json`` by (model, run).
         tables: ``outputs/tables/<name>.csv`` by name; an optional one that is missing is empty.
-        adapted: ``outputs/adapt/<run>.json`` by (model, run): losses, cost, settings, tuning, MLflow's run.
+        adapted: ``outputs/runs/<run>.json`` by (model, run): losses, cost, settings, tuning, MLflow's run.
     """
 
     models: tuple[str, ...]
@@ -62,7 +62,7 @@ class Results:
         """
         models, runs = (tuple(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
         metrics = _read_json(outputs / "metrics.json", "evaluate").get("runs", {})
-        sidecars = {run: _read_json(outputs / "adapt" / f"{run}.json", "adapt") for run in runs}
+        sidecars = {run: _read_json(outputs / "runs" / f"{run}.json", "evaluate") for run in runs}
         summary, adapted = {}, {}
         for model, run in pairs:
             if f"{model}/{run}" not in metrics:
@@ -71,7 +71,7 @@ class Results:
                 )
             if model not in sidecars[run]:
                 raise UserError(
-                    f"{outputs / 'adapt' / run}.json: expected an entry {model}, found none; run `adapt`"
+                    f"{outputs / 'runs' / run}.json: expected an entry {model}, found none; run `evaluate`"
                 )
             summary[model, run] = metrics[f"{model}/{run}"]
             adapted[model, run] = sidecars[run][model]

@@ -9,22 +9,19 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from tttlab.adaptation.inner_loop import (
-    InnerLoop,
     Parameters,
     gradients_of,
     over_images,
     select_parameters,
 )
-from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
-from tttlab.networks.classifiers import as_network
+from tttlab.adaptation.task import Task
 from tttlab.networks.gradients import norms
 from tttlab.networks.network import Bound, evaluating
-from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime.group_size import GroupSize, Wish, as_sizes, in_groups
 from tttlab.seeding import torch_generator
 
@@ -45,59 +42,52 @@ class Alignment(NamedTuple):
 
 
 def gradient_alignment(
-    network: nn.Module,
+    task: Task,
     images: Tensor,
     labels: Tensor,
-    method: Method,
-    loop: InnerLoop,
-    *,
-    statistics: Statistics,
     image_ids: Sequence[str],
-    seed: int,
     images_per_step: Wish | GroupSize = "auto",
 ) -> Alignment:
-    """Compare the gradients of a method's loss and of the cross-entropy at the source weights, image by image.
+    """Compare, image by image, the gradients of a method's loss and of the cross-entropy.
+
+    Both are taken at the source weights.
 
     Args:
-        network: a `Network`, or any module from images to logits.
+        task: the source network and the method; of its loop the parameters that are shared
+            (``trainable``) and the normalisation policy count.
         images: ``(N, 3, H, W)``, as `tttlab.adaptation.adapter.adapt` takes them.
         labels: ``(N,)``.
-        method: the test-time method.
-        loop: which parameters are shared (``trainable``), and the normalisation policy.
-        statistics: source statistics.
         image_ids: names of the images, so that the method sees the views of its first step.
-        seed: of all random streams.
         images_per_step: images at once; changes no result.
     """
-    network = as_network(network)
-    statistics = {name: value.to(images.device) for name, value in statistics.items()}
+    task = task.ready(images.device)
+    network, method, loop, statistics = task.network, task.method, task.loop, task.statistics
     shared = select_parameters(network, loop.trainable)
     net = Bound(network, {name: value.detach() for name, value in shared.items()})
 
-    def test_time(own: Parameters, views: Any) -> Tensor:
-        return method.loss(net.rebound(own), views, statistics, method.init_state())[0]
+    def test_time(parameters: Parameters, views: Any) -> Tensor:
+        return method.loss(net.rebound(parameters), views, statistics, method.init_state())[0]
 
-    def supervised(own: Parameters, image: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(net.rebound(own)(image.unsqueeze(0)).logits[0], label)
+    def supervised(parameters: Parameters, image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(net.rebound(parameters)(image.unsqueeze(0)).logits[0], label)
 
     def compare(part: slice) -> Alignment:
-        streams = [torch_generator(seed, "views", name, 0) for name in image_ids[part]]
-        own = {
+        streams = [torch_generator(task.seed, "views", name, 0) for name in image_ids[part]]
+        stacked = {
             name: value.detach().expand(len(streams), *value.shape).requires_grad_()
             for name, value in shared.items()
         }
         views = method.views(network, images[part], streams)
-        first = gradients_of(over_images(test_time)(own, views), own, method)
-        losses = over_images(supervised)(own, images[part], labels[part].to(images.device))
-        second = gradients_of(losses, own, method)
+        first = gradients_of(over_images(test_time)(stacked, views), stacked, method)
+        losses = over_images(supervised)(stacked, images[part], labels[part].to(images.device))
+        second = gradients_of(losses, stacked, method)
         inner = sum(
             ((first[name] * second[name]).flatten(1).sum(1) for name in first if name in second),
             0 * losses.detach(),
         )
         lengths = norms(first.values()) * norms(second.values())
-        return Alignment(
-            torch.where(lengths > 0, inner / lengths, torch.nan), inner, losses.detach()
-        )
+        cosine = torch.where(lengths > 0, inner / lengths, torch.nan)
+        return Alignment(cosine, inner, losses.detach())
 
     sizes = as_sizes(images_per_step, largest=LARGEST, timed=False)
     with evaluating(network), normalised(network, loop.normalisation, statistics):

@@ -3,215 +3,171 @@
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tttlab.adaptation import signals
 from tttlab.adaptation.adapter import Adaptation, adapt
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.inner_loop import InnerLoop
-from tttlab.adaptation.method import Method
 from tttlab.adaptation.online import joined, learning
+from tttlab.adaptation.task import Task
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.experiments.blocks import Block, Job
-from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime.group_size import Groups
 from tttlab.shifts.shift import Shift
 from tttlab.shifts.streams import Stream, Visit
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """What is done to every image under every shift.
+
+    Attributes:
+        task: what the images are adapted by.
+        images: the clean test images.
+        stream: how images arrive; None: each is adapted to on its own.
+        gate: judges each image; all are adapted to all the same, so that with and without a gate
+            can be compared.
+        record: R numbers of steps after which to predict too; on streams 0 and ``loop.steps``.
+    """
+
+    task: Task
+    images: ImageSet
+    stream: Stream | None = None
+    gate: Gate | None = None
+    record: Sequence[int] = (0,)
+
+
 def adapt_to_job(
-    network: nn.Module,
-    method: Method,
-    loop: InnerLoop,
-    images: ImageSet,
-    job: Job,
-    stream: Stream | None,
-    groups: Groups,
-    **settings: Any,
+    experiment: Experiment, job: Job, groups: Groups, device: str | torch.device = "cpu"
 ) -> dict[Shift, dict[str, Tensor]]:
-    """Compute what belongs together; see `adapt_to_block` and `adapt_along`."""
-    if job.route:
-        return adapt_along(
-            network, method, loop, images, job.route, stream, groups=groups, **settings
-        )
-    (block,) = job.blocks
-    result = adapt_to_block(network, method, loop, images, block, groups=groups, **settings)
-    return {block.shift: result}
-
-
-def adapt_to_block(
-    network: nn.Module,
-    method: Method,
-    loop: InnerLoop,
-    images: ImageSet,
-    block: Block,
-    *,
-    statistics: Statistics,
-    seed: int,
-    gate: Gate | None = None,
-    record: Sequence[int] = (0,),
-    groups: Groups,
-    device: str | torch.device = "cpu",
-) -> dict[str, Tensor]:
-    """Adapt to the images of one block, each on its own.
+    """Compute what belongs together: one block, or all that one stream leads through.
 
     Args:
-        network: the source network.
-        method: the test-time method.
-        loop: the inner loop.
-        images: the clean test images, all of them.
-        block: which of them, and what is done to them.
-        statistics: source statistics.
-        seed: of all random streams.
-        gate: judges each image; all are adapted to all the same, so that with and without a gate can be compared.
-        record: R numbers of steps after which to predict too.
+        experiment: what is done.
+        job: to which images.
         groups: how many images at once.
         device: where to compute.
 
     Returns:
-        what is worth keeping of an `Adaptation` of n images: per image its class and confidence with and without, and
-        ``losses (n, steps + 1)``, ``fell_back``, ``milliseconds``; ``predictions_at (n, R)`` and ``milliseconds_at (n, R)``;
-        the image's ``distance`` to the source, the gate's judgement and its cost. Logits of a thousand classes would fill a
-        disk.
+        for every shift of the job what `adapt_to_block` gives, in the order of the images.
     """
-    own = block.shift.of(images).take(block.images)
-    pixels = as_images(torch.from_numpy(block.shift.apply(own, seed))).to(device)
+    if job.route:
+        return adapt_along(experiment, job.route, groups, device)
+    (block,) = job.blocks
+    return {block.shift: adapt_to_block(experiment, block, groups, device)}
+
+
+def adapt_to_block(
+    experiment: Experiment, block: Block, groups: Groups, device: str | torch.device
+) -> dict[str, Tensor]:
+    """Adapt to the n images of one block, each on its own.
+
+    Returns:
+        what is worth keeping of an `Adaptation`; logits of a thousand classes would fill a disk.
+        Per image the class and confidence with and without; ``losses (n, steps + 1)``,
+        ``fell_back``, ``milliseconds``; ``predictions_at (n, R)`` and ``milliseconds_at (n, R)``;
+        the ``distance`` to the source, the gate's judgement and its cost.
+    """
+    task = experiment.task
+    images = block.shift.of(experiment.images).take(block.images)
+    pixels = as_images(torch.from_numpy(block.shift.apply(images, task.seed))).to(device)
     result = adapt(
-        network,
+        task.network,
         pixels,
-        method,
-        loop,
-        statistics=statistics,
-        image_ids=own.image_ids,
-        seed=seed,
-        record=record,
-        images_per_step=groups.of("adapt", *kind(method, loop)),
+        task.method,
+        task.loop,
+        statistics=task.statistics,
+        image_ids=images.image_ids,
+        seed=task.seed,
+        record=experiment.record,
+        images_per_step=groups.of("adapt", *kind(task)),
     )
-    judged = judge(
-        gate,
-        network,
-        pixels,
-        method,
-        loop,
-        groups,
-        statistics=statistics,
-        image_ids=own.image_ids,
-        seed=seed,
-    )
-    return summary(result) | judged
+    return summary(result) | judge(experiment.gate, task, pixels, images.image_ids, groups)
 
 
-def kind(method: Method, loop: InnerLoop) -> tuple[str, InnerLoop]:
+def kind(task: Task) -> tuple[str, InnerLoop]:
     """Say what the memory of an image depends on: everything but the learning rate."""
-    return repr(method), replace(loop, lr=0.0)
+    return repr(task.method), replace(task.loop, lr=0.0)
 
 
 def adapt_along(
-    network: nn.Module,
-    method: Method,
-    loop: InnerLoop,
-    images: ImageSet,
-    route: Sequence[Visit],
-    stream: Stream,
-    *,
-    statistics: Statistics,
-    seed: int,
-    gate: Gate | None = None,
-    record: Sequence[int] = (0,),
-    groups: Groups,
-    device: str | torch.device = "cpu",
+    experiment: Experiment, route: Sequence[Visit], groups: Groups, device: str | torch.device
 ) -> dict[Shift, dict[str, Tensor]]:
-    """Adapt along one stream, from the source weights on.
+    """Adapt along one stream, from the source weights on; see `adapt_to_job`.
 
-    Args:
-        network: the source network.
-        method: the test-time method.
-        loop: the inner loop.
-        images: the clean test images.
-        route: the visits of the stream.
-        stream: how images arrive; its batch size, a scientific setting, says how many are adapted to at once.
-        statistics: source statistics.
-        seed: of all random streams.
-        gate: judges each image, as in `adapt_to_block`.
-        record: of 0 and ``loop.steps``, those to predict after too.
-        groups: how many images at once, where that is not the batch.
-        device: where to compute.
-
-    Returns:
-        for every shift on the way what `adapt_to_block` gives, in the order of the images.
+    The stream's batch size, a scientific setting, says how many images are adapted to at once.
     """
+    task, stream = experiment.task, experiment.stream
     parts: dict[Shift, list[Arrived]] = {shift: [] for visit in route for shift in visit.shifts}
     with ExitStack() as stack:
         learner = None
         for visit in route:
-            sets = [shift.seen(images, seed) for shift in visit.shifts]
-            for places in stream.batches(visit, [np.asarray(own.labels) for own in sets], seed):
-                batch = as_images(torch.from_numpy(look(sets, places))).to(device)
-                names = [sets[number].image_ids[place] for number, place in places]
+            sets = [shift.seen(experiment.images, task.seed) for shift in visit.shifts]
+            labels = [np.asarray(images.labels) for images in sets]
+            for positions in stream.batches(visit, labels, task.seed):
+                batch = as_images(torch.from_numpy(look(sets, positions))).to(device)
+                names = [sets[number].image_ids[position] for number, position in positions]
                 if learner is None:
-                    learner = stack.enter_context(
-                        learning(network, batch, method, loop, statistics, seed, record)
-                    )
-                found = learner.adapt(batch, names)
-                judged = judge(
-                    gate,
-                    network,
-                    batch,
-                    method,
-                    loop,
-                    groups,
-                    statistics=statistics,
-                    image_ids=names,
-                    seed=seed,
-                )
-                for number in np.unique(places[:, 0]):
-                    mine = places[:, 0] == number
-                    own = Adaptation(*(values[mine] for values in found))
-                    parts[visit.shifts[number]].append(
-                        Arrived(
-                            places[mine, 1],
-                            own,
-                            {name: value[mine] for name, value in judged.items()},
-                        )
-                    )
-    return {shift: in_order_of_images(own) for shift, own in parts.items()}
+                    learner = stack.enter_context(learning(task, batch, experiment.record))
+                result = learner.adapt(batch, names)
+                judgement = judge(experiment.gate, task, batch, names, groups)
+                for number in np.unique(positions[:, 0]):
+                    under = positions[:, 0] == number
+                    part = Adaptation(*(values[under] for values in result))
+                    judged = {name: values[under] for name, values in judgement.items()}
+                    arrived = Arrived(positions[under, 1], part, judged)
+                    parts[visit.shifts[number]].append(arrived)
+    return {shift: in_order_of_images(arrived) for shift, arrived in parts.items()}
 
 
 class Arrived(NamedTuple):
-    """Of those images of one batch that came under one shift: their places in its set, what became of them, the judgement."""
+    """Those images of one batch that came under one shift.
 
-    places: np.ndarray
+    ``positions`` in the shift's set; the ``adaptation``; what the gate ``judged``.
+    """
+
+    positions: np.ndarray
     adaptation: Adaptation
     judged: dict[str, Tensor]
 
 
-def look(sets: Sequence[ImageSet], places: np.ndarray) -> np.ndarray:
-    """Look at the images of a batch, whose ``places (n, 2)`` are the number of a set and a place in it: ``(n, S, S, 3)``."""
-    pixels = np.empty((len(places), *sets[0].pixels.shape[1:]), np.uint8)
-    for number in np.unique(places[:, 0]):
-        mine = places[:, 0] == number
-        pixels[mine] = sets[number].pixels[places[mine, 1]]
+def look(sets: Sequence[ImageSet], positions: np.ndarray) -> np.ndarray:
+    """Look at the images of a batch: ``(n, S, S, 3)``.
+
+    Args:
+        sets: the images under each shift.
+        positions: ``(n, 2)``, the number of a set and a position in it.
+    """
+    pixels = np.empty((len(positions), *sets[0].pixels.shape[1:]), np.uint8)
+    for number in np.unique(positions[:, 0]):
+        under = positions[:, 0] == number
+        pixels[under] = sets[number].pixels[positions[under, 1]]
     return pixels
 
 
 def in_order_of_images(parts: Sequence[Arrived]) -> dict[str, Tensor]:
     """Put what came batch by batch into the order of the images, as `adapt_to_block` gives it."""
-    back = np.argsort(np.concatenate([part.places for part in parts]))
-    found = Adaptation(*(values[back] for values in joined([part.adaptation for part in parts])))
+    order = np.argsort(np.concatenate([part.positions for part in parts]))
+    whole = joined([part.adaptation for part in parts])
+    adaptation = Adaptation(*(values[order] for values in whole))
     judged = {
-        name: torch.cat([part.judged[name] for part in parts])[back] for name in parts[0].judged
+        name: torch.cat([part.judged[name] for part in parts])[order] for name in parts[0].judged
     }
-    return summary(found, stream=True) | judged
+    return summary(adaptation, stream=True) | judged
 
 
 def summary(result: Adaptation, stream: bool = False) -> dict[str, Tensor]:
-    """Keep of an `Adaptation` what is worth it; see `adapt_to_block`. Along a stream no loss after the last step is known."""
+    """Keep of an `Adaptation` what is worth it; see `adapt_to_block`.
+
+    Along a stream no loss after the last step is known.
+    """
     last = result.losses[:, -1]
     source_confidence, source_prediction = confidence(result.source_logits)
     adapted_confidence, adapted_prediction = confidence(result.logits)
@@ -230,27 +186,15 @@ def summary(result: Adaptation, stream: bool = False) -> dict[str, Tensor]:
 
 
 def judge(
-    gate: Gate | None,
-    network: nn.Module,
-    images: Tensor,
-    method: Method,
-    loop: InnerLoop,
-    groups: Groups,
-    **settings: Any,
+    gate: Gate | None, task: Task, images: Tensor, image_ids: Sequence[str], groups: Groups
 ) -> dict[str, Tensor]:
-    """Measure every image's distance to the source and ask the gate, on the clock; arguments as for `signals.measure`."""
+    """Measure the distance of every image to the source and ask the gate, on the clock."""
 
     def ask(signal: signals.Signal) -> tuple[Tensor, float]:
-        sizes = groups.of(
-            signal,
-            *(kind(method, loop) if signal == "loss" else ()),
-            largest=signals.LARGEST,
-            timed=False,
-        )
+        depends = kind(task) if signal == "loss" else ()
+        sizes = groups.of(signal, *depends, largest=signals.LARGEST, timed=False)
         began = time.perf_counter()
-        values = signals.measure(
-            signal, network, images, method, loop, images_per_step=sizes, **settings
-        )[1].cpu()
+        values = signals.measure(signal, task, images, image_ids, sizes)[1].cpu()
         return values, (time.perf_counter() - began) * 1e3 / len(images)
 
     distance, spent = ask("distance")

@@ -9,24 +9,24 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tttlab.adaptation.gate import ABOVE, Gate, saves_time
-from tttlab.adaptation.inner_loop import InnerLoop
-from tttlab.adaptation.method import Method
+from tttlab.adaptation.task import Task
 from tttlab.config.values import HELD_OUT
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.data.splits import balanced_subset
 from tttlab.experiments.blocks import Block, Job, list_blocks, list_jobs
-from tttlab.experiments.jobs import adapt_to_job
+from tttlab.experiments.jobs import Experiment, adapt_to_job
 from tttlab.experiments.trials import DEFAULT, Grid, Outcome, Trial, Values
-from tttlab.networks.source_statistics import Statistics
-from tttlab.runtime.group_size import Groups, Wish
+from tttlab.runtime.group_size import Groups
+from tttlab.runtime.machine import Machine
 from tttlab.runtime.parallel import in_order
 from tttlab.runtime.resuming import Work
 from tttlab.seeding import numpy_generator
@@ -122,144 +122,132 @@ def successive_halving(
     return [Trial(number, outcomes[number]) for number in ranking]
 
 
-@dataclass
-class Judge:
-    """Adapts to labeled source images under held-out corruptions, keeps what is done, and counts what is right.
+@dataclass(frozen=True)
+class Rounds:
+    """The labeled source images that every round of a tuning judges on.
 
     Attributes:
-        network: the source network.
-        images: labeled source images that no training has seen.
+        images: all of them; no training has seen one.
         counts: images per shift in each round, growing; None: all.
         severities: of the held-out corruptions.
-        candidates: settings without their steps.
-        steps: the numbers of steps that are judged for each.
-        build: makes method, inner loop and source statistics from a candidate.
         seed: of all random streams.
-        work: where finished blocks are kept.
-        prefix: of the names under which they are kept.
-        workers: processes that share the work; changes no result.
-        device: where to compute.
-        on_images: called with the number of (image, shift) pairs done.
-        stream: how images arrive; candidates then come with their steps, and every round begins anew with all its images, for
-            a short stream does not tell what a long one does.
-        images_per_step: images worked on at once, a machine setting.
+        stream: how images arrive; every round then begins anew with all its images, for a short
+            stream does not tell what a long one does.
     """
 
-    network: nn.Module
     images: ImageSet
     counts: Sequence[int | None]
     severities: Sequence[int]
-    candidates: Sequence[Values]
-    steps: Sequence[int]
-    build: Callable[[Values], tuple[Method, InnerLoop, Statistics]]
     seed: int
+    stream: Stream | None = None
+
+    @cached_property
+    def shifts(self) -> list[Shift]:
+        """List the shifts that settings are judged under."""
+        return held_out_shifts(self.severities)
+
+    def subset(self, count: int | None) -> np.ndarray:
+        """Number ``count`` images, balanced by class, the fewer among the more."""
+        return balanced_subset(self.images.image_ids, self.images.labels, count, self.seed, "tune")
+
+    @cached_property
+    def fresh(self) -> list[np.ndarray]:
+        """Number the images that each round computes: on streams all of its own, else the new ones."""
+        subsets = [self.subset(count) for count in self.counts]
+        if self.stream:
+            return [np.unique(subset) for subset in subsets]
+        return [
+            np.setdiff1d(subset, before)
+            for before, subset in itertools.pairwise([np.empty(0, int), *subsets])
+        ]
+
+    def blocks(self, turn: int) -> list[Block]:
+        """Divide what a round computes into blocks."""
+        return list_blocks(self.shifts, self.images.view(self.fresh[turn]), self.stream)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Adapts to labeled source images under held-out corruptions, and counts what is right.
+
+    Attributes:
+        rounds: the images.
+        grid: the settings; on streams every candidate comes with its number of steps.
+        build: makes the task from a candidate.
+        work: where finished blocks are kept.
+        prefix: of the names under which they are kept.
+        machine: what does the work.
+        on_images: called with the number of (image, shift) pairs done.
+    """
+
+    rounds: Rounds
+    grid: Grid
+    build: Callable[[Values], Task]
     work: Work
     prefix: str
-    workers: int = 0
-    device: str | torch.device = "cpu"
+    machine: Machine = Machine()
     on_images: Callable[[int], Any] = lambda _count: None
-    stream: Stream | None = None
-    images_per_step: Wish = "auto"
 
-    def __post_init__(self) -> None:
-        labels = self.images.labels
-        subsets = [
-            balanced_subset(self.images.image_ids, labels, count, self.seed, "tune")
-            for count in self.counts
-        ]
-        # A round computes what the rounds before have not; on streams all of its images.
-        before = itertools.chain([[]], itertools.repeat([]) if self.stream else subsets)
-        self._fresh = [
-            np.setdiff1d(own, known) for own, known in zip(subsets, before, strict=False)
-        ]
-        self._groups = Groups(self.images_per_step, max(self.workers, 1))
+    @cached_property
+    def _groups(self) -> Groups:
+        return self.machine.groups()
 
     def __call__(self, turn: int, numbers: Sequence[int]) -> dict[int, Outcome]:
         """Judge some candidates on the images of a round and of all before."""
         items = [
             (number, turn, job)
             for number in numbers
-            for job in list_jobs(self._blocks(turn), self.stream)
+            for job in list_jobs(self.rounds.blocks(turn), self.rounds.stream)
         ]
-        missing = [
-            item
-            for item in items
-            if not all(self.work.has(self._name(*item[:2], block)) for block in item[2].blocks)
-        ]
-        self.on_images(
-            sum(job.size for _, _, job in items) - sum(job.size for _, _, job in missing)
-        )
-        for done in in_order(
-            self._adapt,
-            missing,
-            self.workers,
-            lambda item: f"candidate {item[0] + 1}, {item[2].title}",
-        ):
-            self.on_images(done)
-        turns = [turn] if self.stream else range(turn + 1)
+        missing = [item for item in items if not self._has(*item)]
+        done = sum(job.size for _, _, job in items) - sum(job.size for _, _, job in missing)
+        self.on_images(done)
+
+        def title(item: tuple[int, int, Job]) -> str:
+            return f"candidate {item[0] + 1}, {item[2].title}"
+
+        for count in in_order(self._adapt, missing, self.machine.workers, title):
+            self.on_images(count)
+        turns = [turn] if self.rounds.stream else range(turn + 1)
         return {
             number: join(
-                self.work.load(self._name(number, turn, block))
-                for turn in turns
-                for block in self._blocks(turn)
+                self.work.load(self._name(number, each, block))
+                for each in turns
+                for block in self.rounds.blocks(each)
             )
             for number in numbers
         }
 
-    def _blocks(self, turn: int) -> list[Block]:
-        """List the blocks of the images that are new in a round."""
-        return list_blocks(
-            held_out_shifts(self.severities), self.images.view(self._fresh[turn]), self.stream
-        )
+    def _has(self, number: int, turn: int, job: Job) -> bool:
+        return all(self.work.has(self._name(number, turn, block)) for block in job.blocks)
 
     def _name(self, number: int, turn: int, block: Block) -> str:
         return f"{self.prefix}-{number}-{turn}-{block.name}"
 
     def _adapt(self, item: tuple[int, int, Job]) -> int:
         number, turn, job = item
-        method, loop, statistics = self.build(self.candidates[number])
-        own = self.images.view(self._fresh[turn])
-        record = (loop.steps,) if self.stream else self.steps
-        found = adapt_to_job(
-            self.network,
-            method,
-            loop,
-            own,
-            job,
-            self.stream,
-            self._groups,
-            statistics=statistics,
-            seed=self.seed,
-            record=record,
-            device=self.device,
-        )
+        task = self.build(self.grid.candidates[number])
+        fresh, stream = self.rounds.fresh[turn], self.rounds.stream
+        images = self.rounds.images.view(fresh)
+        record = (task.loop.steps,) if stream else self.grid.steps
+        experiment = Experiment(task, images, stream, record=record)
+        results = adapt_to_job(experiment, job, self._groups, self.machine.device)
         for block in job.blocks:
-            image = {"image": torch.from_numpy(self._fresh[turn][block.images])}
-            kept = marked(found[block.shift], own.labels[block.images], block.shift) | image
-            self.work.save(self._name(number, turn, block), kept)
+            labels = images.labels[block.images]
+            marks = marked(results[block.shift], labels, block.shift)
+            marks |= {"image": torch.from_numpy(fresh[block.images])}
+            self.work.save(self._name(number, turn, block), marks)
         return job.size
 
     def saves_time(self, values: Values, gate: Gate) -> bool:
         """Time a candidate with and without a gate on some images under every shift; see `gate.saves_time`."""
-        method, loop, statistics = self.build(values)
-        loop = replace(loop, steps=values.get("steps", loop.steps))
-        shifts = held_out_shifts(self.severities)
-        own = self.images.take(
-            balanced_subset(self.images.image_ids, self.images.labels, TIMED, self.seed, "tune")
-        )
-        pixels = torch.from_numpy(np.concatenate([shift.apply(own, self.seed) for shift in shifts]))
-        names = [name for _ in shifts for name in own.image_ids]
-        return saves_time(
-            self.network,
-            as_images(pixels).to(self.device),
-            method,
-            loop,
-            gate,
-            statistics=statistics,
-            image_ids=names,
-            seed=self.seed,
-            groups=Groups(self.images_per_step),
-        )
+        task, rounds = self.build(values), self.rounds
+        task = replace(task, loop=replace(task.loop, steps=values.get("steps", task.loop.steps)))
+        images = rounds.images.take(rounds.subset(TIMED))
+        pixels = np.concatenate([shift.apply(images, rounds.seed) for shift in rounds.shifts])
+        names = [name for _ in rounds.shifts for name in images.image_ids]
+        pixels = as_images(torch.from_numpy(pixels)).to(self.machine.device)
+        return saves_time(task, gate, pixels, names, Groups(self.machine.images_per_step))
 
 
 def marked(result: Mapping[str, Tensor], labels: np.ndarray, shift: Shift) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
-"""Adapting the networks of one model, each with its own run in MLflow, and what is written of it."""
+"""Adapting trained networks by the runs of params.yaml, each with its own run in MLflow."""
 
-from typing import Any
-
-import pandas as pd
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tttlab.config.params import Params
 from tttlab.evaluation.predictions import score
@@ -13,66 +14,98 @@ from tttlab.tracking.runs import start_run
 from tttlab.workflow import places
 from tttlab.workflow.curves import adapt_along_steps
 from tttlab.workflow.execution import parent_run
-from tttlab.workflow.sweeps import Sweep
+from tttlab.workflow.ledger import Ledger
+from tttlab.workflow.loading import settings_of
+from tttlab.workflow.network_runs import NetworkRun, open_runs
+from tttlab.workflow.pieces import Piece
+from tttlab.workflow.processes import open_shared
+
+if TYPE_CHECKING:
+    from tttlab.workflow.processes import Processes
+
+FOLDER = places.OUTPUTS / "adapted"
 
 
-def adapt_model(
-    params: Params, name: str, model: str, sweeps: list[Sweep], work: Work
-) -> dict[str, Any]:
-    """Adapt the networks of one model, one per training seed; return what the report tells about them."""
-    found = [adapt_network(params, sweep, work) for sweep in sweeps]
-    steps = adapt_along_steps(sweeps[0], work)
-    if found[0] is None:
-        return {}
-    tables, entries = zip(*found, strict=True)
-    folder = places.OUTPUTS / "adapted" / name
+def adapt_pieces(
+    params: Params, pieces: Sequence[Piece], fabric: "Processes", ledger: Ledger
+) -> None:
+    """Adapt what is not there yet: a table of predictions, and what is to be told, for each piece."""
+    keys = (
+        {piece: key_of(params, piece, ledger) for piece in pieces} if fabric.is_global_zero else {}
+    )
+    missing = fabric.broadcast(ledger.missing(keys))
+    for run in open_runs(params, missing, fabric):
+        key = fabric.broadcast(keys.get(run.piece, ""))
+        with open_shared(fabric, f"adapt {run.piece}", key) as work:
+            files = adapt_network(params, run, work)
+        if fabric.is_global_zero:
+            ledger.enter(str(run.piece), key, files)
+
+
+def key_of(params: Params, piece: Piece, ledger: Ledger) -> str:
+    """Name a piece by what it is made of."""
+    network = Path(piece.model, str(piece.seed))
+    sets = ("labeled_train", "labeled_validation", "test", "shifted")
+    inputs = [
+        places.OUTPUTS / "finetuned" / network,
+        places.OUTPUTS / "source_stats" / network,
+        places.OUTPUTS / "tuned" / piece.run / f"{piece.model}.json",
+        *(places.OUTPUTS / "data" / name for name in sets),
+    ]
+    sections = {"shifts": True, "adapt": {"curve"}}
+    settings = [
+        *piece,
+        piece.seed == params.seeds[0],  # then its curve along the steps is drawn, too
+        settings_of(params, piece.run, piece.model),
+        params.model_dump(mode="json", include=sections),
+    ]
+    return ledger.key(settings, inputs)
+
+
+def adapt_network(params: Params, run: NetworkRun, work: Work) -> list[Path]:
+    """Adapt one network, with its own run in MLflow; the first process writes and lists the files."""
+    first = run.piece.seed == params.seeds[0]
+    if not run.fabric.is_global_zero:
+        run.adapt(work)
+        if first:
+            adapt_along_steps(run, work)
+        return []
+    folder = FOLDER / run.piece.run / run.piece.model
     folder.mkdir(parents=True, exist_ok=True)
-    table = pd.concat(tables, ignore_index=True)
-    table.to_parquet(folder / f"{model}.parquet", index=False)
-    if steps is not None:
-        steps.to_parquet(folder / f"{model}.steps.parquet", index=False)
-    losses = pd.DataFrame([entry["losses"] for entry in entries]).mean().tolist()
-    return entries[0] | {
-        "losses": losses,
-        "milliseconds_p50": float(table["milliseconds"].median()),
-    }
-
-
-def adapt_network(
-    params: Params, sweep: Sweep, work: Work
-) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-    """Adapt one network, with its own run in MLflow; the first process returns predictions and what is told about them."""
-    if not sweep.fabric.is_global_zero:
-        return sweep.adapt(work)
-    seed = f" · seed {sweep.seed}" if len(params.seeds) > 1 else ""
+    table_file, about_file, steps_file = (
+        folder / f"{run.piece.seed}{suffix}" for suffix in (".parquet", ".json", ".steps.parquet")
+    )
+    seed = f" · seed {run.piece.seed}" if len(params.seeds) > 1 else ""
     with start_run(
         places.ROOT,
         stage="adapt",
-        name=f"adapt {sweep.name} · {sweep.model}{seed}",
-        params=sweep.told,
-        tags=sweep.tags,
+        name=f"adapt {run.piece.run} · {run.piece.model}{seed}",
+        params=run.settings,
+        tags=run.tags,
         parent=parent_run(params),
-        resume_key=f"{work.id} {sweep.prefix}",
+        resume_key=work.id,
     ) as tracked:
-        tracked.log_input(
-            "test", sweep.images.source, sweep.images.digest(), len(sweep.images), "test"
-        )
-        devices.forget_peak(sweep.source.device)
-        table, losses = sweep.adapt(work)
+        images = run.images
+        tracked.log_input("test", images.source, images.digest(), len(images), "test")
+        devices.forget_peak(run.source.device)
+        table, losses = run.adapt(work)
         log_predictions(tracked, score(table))
-        memory, curve = (
-            devices.peak_memory(sweep.source.device),
-            losses.tolist() if len(losses) > 1 else [],
-        )
+        memory = devices.peak_memory(run.source.device)
+        curve = losses.tolist() if len(losses) > 1 else []
         tracked.log_series("loss/mean", curve)
         tracked.log_metrics({"cost/peak_memory_mb": memory})
-        kept = work.folder / f"{sweep.prefix}.parquet"
-        table.to_parquet(kept, index=False)
-        tracked.log_artifact(kept)
-    return table, {
+        table.to_parquet(table_file, index=False)
+        tracked.log_artifact(table_file)
+    about = {
         "mlflow_run_id": tracked.id,
         "losses": curve,
-        "settings": sweep.told,
-        "tuning": sweep.tuned,
+        "settings": run.settings,
+        "tuning": run.tuned,
         "peak_memory_mb": memory,
     }
+    about_file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    steps = adapt_along_steps(run, work) if first else None
+    if steps is None:
+        return [table_file, about_file]
+    steps.to_parquet(steps_file, index=False)
+    return [table_file, about_file, steps_file]

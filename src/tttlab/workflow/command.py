@@ -50,22 +50,22 @@ def main(run: Callable[..., None], description: str, *items: str) -> None:
     """Run one stage from the command line.
 
     Args:
-        run: called as ``run(params)``, or ``run(params, <item>, …)`` for a stage that is repeated for several items.
+        run: called as ``run(params)``, or ``run(params, <item>, …)`` for a stage that is about such items.
         description: one line for ``--help``.
-        items: what the stage is repeated for (``model``, ``seed``, ``run``), read as positional arguments; without a seed the
-            first one of params.yaml is taken.
+        items: what the stage is about, read as positional arguments: a ``model`` and a ``seed``, by
+            default the first one of params.yaml; or some of its ``runs`` or ``models``, by default
+            all, which the stage is then given as an empty list.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {sys.modules['__main__'].__spec__.name}", description=description
     )
     for item in items:
         if item == "seed":
-            parser.add_argument(
-                item,
-                type=int,
-                nargs="?",
-                help="the training seed (default: the first of params.yaml)",
-            )
+            words = "the training seed (default: the first of params.yaml)"
+            parser.add_argument(item, type=int, nargs="?", help=words)
+        elif item in ("runs", "models"):
+            words = f"names of {item} in params.yaml (default: all)"
+            parser.add_argument(item, nargs="*", help=words)
         else:
             parser.add_argument(item, help=f"the {item}'s name in params.yaml")
     parser.add_argument(

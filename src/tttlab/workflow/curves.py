@@ -8,58 +8,57 @@ import pandas as pd
 from tttlab.experiments.rows import steps_rows
 from tttlab.runtime.resuming import Work
 from tttlab.workflow.loading import build_run
+from tttlab.workflow.network_runs import NetworkRun
 from tttlab.workflow.shifted import open_test
-from tttlab.workflow.sweeps import Sweep
 
 
-def list_settings(run: Sweep) -> dict[str, dict[str, Any]]:
-    """List the settings to follow by name, all different; none for a run that neither trains nor was tuned, and on streams."""
-    wish, tuned = run.params.adapt.curve, run.tuned
-    if (
-        run.ready.settings.protocol == "online"
-    ):  # fewer steps on one batch lead to other weights for the next
-        return {}
-    if not wish.images or not (run.ready.settings.trains or tuned["tuned"]):
+def list_settings(run: NetworkRun) -> dict[str, dict[str, Any]]:
+    """List the settings to follow by name, all different.
+
+    None for a run that neither trains nor was tuned; none on streams, where fewer steps on one
+    batch lead to other weights for the next.
+    """
+    curve, tuned, settings = run.params.adapt.curve, run.tuned, run.ready.settings
+    followed = curve.images and (settings.trains or tuned["tuned"])
+    if settings.protocol == "online" or not followed:
         return {}
     named = {"tuned" if tuned["tuned"] else "default": tuned["settings"]}
-    named |= {"default": tuned["default"]} if tuned["default"] != tuned["settings"] else {}
-    others = [
-        told["settings"] for told in tuned["candidates"] if told["settings"] not in named.values()
-    ]
-    return named | {
-        f"candidate-{number}": values for number, values in enumerate(others[: wish.candidates], 1)
-    }
+    if tuned["default"] != tuned["settings"]:
+        named["default"] = tuned["default"]
+    candidates = [candidate["settings"] for candidate in tuned["candidates"]]
+    others = [values for values in candidates if values not in named.values()]
+    for number, values in enumerate(others[: curve.candidates], 1):
+        named[f"candidate-{number}"] = values
+    return named
 
 
-def adapt_along_steps(run: Sweep, work: Work) -> pd.DataFrame | None:
+def adapt_along_steps(run: NetworkRun, work: Work) -> pd.DataFrame | None:
     """Predict after each of several numbers of steps, in one pass for every setting.
 
     Returns:
-        rows of `sweep.steps_rows` with the setting's name, its values as text and the steps that it takes; None where
-        there is nothing to follow, and on all processes but the first.
+        rows of `steps_rows` with the setting's name, its values as text and the steps that it
+        takes; None where there is nothing to follow, and on all processes but the first.
     """
-    wish, own, settings = run.params.adapt.curve, run.ready.settings, list_settings(run)
-    if not settings:
+    curve, settings, followed = run.params.adapt.curve, run.ready.settings, list_settings(run)
+    if not followed:
         return None
-    images, shifts = open_test(run.params, wish.images, wish.severities)
+    images, shifts = open_test(run.params, curve.images, curve.severities)
     if all(shift.clean for shift in shifts):
         return None
-    taken = {
-        setting: values.get("steps", own.adapter.steps) for setting, values in settings.items()
-    }
-    steps = sorted({0, *run.tuned.get("steps", ()), *taken.values()}) if own.trains else [0]
-    longest = {"steps": steps[-1]} if own.trains else {}
+    used = {name: values.get("steps", settings.adapter.steps) for name, values in followed.items()}
+    steps = [0]
+    if settings.trains:
+        steps = sorted({0, *run.tuned.get("steps", ()), *used.values()})
+    longest = {"steps": steps[-1]} if settings.trains else {}
     tables = []
-    for setting, values in settings.items():
-        ready = build_run(run.params, run.name, run.model, run.source, values | longest)
+    for name, values in followed.items():
+        ready = build_run(run.params, *run.piece[:2], run.source, values | longest)
         rows = steps_rows(steps)
-        found = run.over(
-            shifts, images, ready, work, f"{run.prefix}-{setting}", record=steps, rows=rows
-        )
-        if found is not None:
-            tables.append(
-                found[0].assign(setting=setting, settings=tell(values), used_step=taken[setting])
-            )
+        result = run.over(shifts, images, ready, work, f"steps-{name}", record=steps, rows=rows)
+        if result is not None:
+            table, _ = result
+            about = {"setting": name, "settings": tell(values), "used_step": used[name]}
+            tables.append(table.assign(**about))
     return pd.concat(tables, ignore_index=True) if tables else None
 
 

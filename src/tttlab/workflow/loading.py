@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -11,82 +12,92 @@ from tttlab.adaptation import registry
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
 from tttlab.adaptation.method import Method
+from tttlab.adaptation.method_code import method_code
 from tttlab.adaptation.method_trial import try_method, watched
+from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.task import Task, complete_statistics
 from tttlab.config.params import Params
 from tttlab.config.run_settings import RunSettings
 from tttlab.data.views import Augmentation
 from tttlab.errors import UserError
-from tttlab.experiments import sweep
 from tttlab.networks import checkpoints, source_statistics
 from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime import devices
 from tttlab.shifts.streams import Stream
 from tttlab.workflow import places
+from tttlab.workflow.choices import FOLDER
 from tttlab.workflow.source_images import source_batches
 
 
-class Source(NamedTuple):
-    """A trained network, what ``network.json`` says of it, its source statistics, and where it computes."""
+@dataclass(frozen=True)
+class SourceNetwork:
+    """A trained network.
+
+    Attributes:
+        network: the network, on its device.
+        about: what ``network.json`` says of it.
+        statistics: its source statistics.
+        device: where it computes.
+        open_batches: opens the source images.
+        measured: what a method measures itself, by method: once, whatever settings are tuned.
+        tried: the runs that have been tried on this network.
+    """
 
     network: nn.Module
     about: dict[str, Any]
     statistics: Statistics
     device: torch.device
-    batches: Callable[[], Iterable[torch.Tensor]]  # opens the source images
-    measured: dict[
-        str, Statistics
-    ]  # what a method measures itself, by method: once, whatever settings are tuned
-    tried: set[str]  # the runs that have been tried on this network
+    open_batches: Callable[[], Iterable[torch.Tensor]]
+    measured: dict[str, Statistics] = field(default_factory=dict)
+    tried: set[str] = field(default_factory=set)
 
 
 class Ready(NamedTuple):
-    """A run that can start: its settings, with what tuning chose, and what they make."""
+    """A run that can start: its settings, with what tuning chose, and the task that they make."""
 
     settings: RunSettings
-    method: Method
-    loop: InnerLoop
-    statistics: Statistics
+    task: Task
 
 
 def load_source(
     params: Params, model: str, seed: int, device: torch.device | None = None
-) -> Source:
+) -> SourceNetwork:
     """Load the network of one model and training seed; ``device`` None: as ``machine.device`` says."""
     device = device or devices.choose_device(params.machine.device, params.machine.precision)
     network, about = checkpoints.load(places.OUTPUTS / "finetuned" / model / str(seed), device)
-    statistics = source_statistics.load(
-        places.OUTPUTS / "source_stats" / model / str(seed), about["sha256"]
-    )
+    folder = places.OUTPUTS / "source_stats" / model / str(seed)
+    statistics = source_statistics.load(folder, about["sha256"])
     statistics = {name: value.to(device) for name, value in statistics.items()}
-    return Source(
-        network, about, statistics, device, lambda: source_batches(params, device), {}, set()
-    )
+    return SourceNetwork(network, about, statistics, device, lambda: source_batches(params, device))
 
 
 def build_run(
-    params: Params, name: str, model: str, source: Source, values: Mapping[str, Any]
+    params: Params, name: str, model: str, source: SourceNetwork, values: Mapping[str, Any]
 ) -> Ready:
-    """Make a run's method and inner loop, with the settings in ``values`` replaced, and check that they fit the network."""
-    chosen, trained = params.run_settings(name, model).with_values(values), params.models[model]
+    """Make a run's task, with the settings in ``values`` replaced, and check that it fits the network."""
+    settings, trained = params.run_settings(name, model).with_values(values), params.models[model]
+    views = Augmentation(**params.adapt.augment.model_dump())
     # A self-supervised head knows the views that it was trained on.
-    own, views = (
-        Augmentation(**given.model_dump())
-        for given in (trained.pretrain.augment, params.adapt.augment)
-    )
-    objective = trained.objective.model_dump() | {"augmentation": own}
+    seen = Augmentation(**trained.pretrain.augment.model_dump())
+    objective = trained.objective.model_dump() | {"augmentation": seen}
     method = registry.load_method(
-        chosen.method, chosen.settings, objective=objective, augmentation=views
+        settings.method, settings.settings, objective=objective, augmentation=views
     )
-    loop = sweep.inner_loop(chosen.adapter.model_dump(), views)
-    return Ready(chosen, method, loop, fit(params, name, model, source, chosen, method, loop))
+    loop = inner_loop(settings.adapter.model_dump(), views)
+    try:
+        statistics = fit(params, name, source, settings, method, loop)
+    except UserError as error:
+        raise UserError(
+            f"adapt.runs.{name}, method {settings.method} on {model}: {error}"
+        ) from error
+    return Ready(settings, Task(source.network, method, loop, statistics, params.seed))
 
 
 def fit(
     params: Params,
     name: str,
-    model: str,
-    source: Source,
-    chosen: RunSettings,
+    source: SourceNetwork,
+    settings: RunSettings,
     method: Method,
     loop: InnerLoop,
 ) -> Statistics:
@@ -95,21 +106,39 @@ def fit(
     Raises:
         UserError: what does not fit, or is wrong with the method.
     """
-    try:
-        tried = watched(method)
-        tried.check(source.network)
-        select_parameters(source.network, loop.trainable)
-        known = source.measured.get(repr(method), source.statistics)
-        known = source.measured.setdefault(
-            repr(method), sweep.complete(known, tried, source.network, source.batches)
-        )
-        if name not in source.tried:
-            size, batch_size = source.about["image_size"], params.adapt.online.batch_size
-            try_method(source.network, method, loop, known, size, chosen.protocol, batch_size)
-    except UserError as error:
-        raise UserError(f"adapt.runs.{name}, method {chosen.method} on {model}: {error}") from error
+    checked = watched(method)
+    checked.check(source.network)
+    select_parameters(source.network, loop.trainable)
+    statistics = source.measured.get(repr(method), source.statistics)
+    statistics = complete_statistics(statistics, checked, source.network, source.open_batches)
+    source.measured.setdefault(repr(method), statistics)
+    if name not in source.tried:
+        size, batch_size = source.about["image_size"], params.adapt.online.batch_size
+        protocol = settings.protocol
+        try_method(source.network, method, loop, statistics, size, protocol, batch_size)
     source.tried.add(name)
-    return known
+    return statistics
+
+
+def settings_of(params: Params, name: str, model: str) -> dict[str, Any]:
+    """Give all that a run is made of on one model, but for its network and what is searched."""
+    settings, trained = params.run_settings(name, model), params.models[model]
+    sections = {
+        "adapter": settings.adapter,
+        "objective": trained.objective,
+        "objective_views": trained.pretrain.augment,
+        "views": params.adapt.augment,
+        "online": params.adapt.online,
+        "source_stats": params.source_stats,
+    }
+    values = {key: section.model_dump(mode="json") for key, section in sections.items()}
+    return values | {
+        "seed": params.seed,
+        "protocol": settings.protocol,
+        "method": settings.method,
+        "settings": settings.settings,
+        "code": method_code(settings.method),
+    }
 
 
 def open_stream(params: Params, protocol: str) -> Stream | None:
@@ -119,12 +148,12 @@ def open_stream(params: Params, protocol: str) -> Stream | None:
 
 def load_tuned(name: str, model: str) -> dict[str, Any]:
     """Read what the stage `tune` chose for one run and model; a `UserError` says that it has not."""
-    path = places.OUTPUTS / "tuned" / f"{name}.json"
+    path = FOLDER / name / f"{model}.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))[model]
-        if {"tuned", "settings", "default", "candidates", "gate"} <= found.keys():
-            return found
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        choice = json.loads(path.read_text(encoding="utf-8"))
+        if {"tuned", "settings", "default", "candidates", "gate"} <= choice.keys():
+            return choice
+    except (OSError, ValueError, AttributeError):
         pass
     raise UserError(
         f"{path}: expected what tuning chose for {model}, found nothing that can be read; run python -m pipeline.tune {name}"
@@ -134,3 +163,12 @@ def load_tuned(name: str, model: str) -> dict[str, Any]:
 def load_gate(tuned: Mapping[str, Any]) -> Gate | None:
     """Make the gate that tuning chose, if it chose one."""
     return Gate(**tuned["gate"]) if tuned["gate"] else None
+
+
+def inner_loop(settings: Mapping[str, Any], augmentation: Augmentation) -> InnerLoop:
+    """Build the inner loop from the adapter's settings as params.yaml has them, flat, and the views to average over."""
+    policy = Normalisation(settings["normalisation"], settings["prior"], settings["threshold"])
+    own = {
+        field.name: settings[field.name] for field in fields(InnerLoop) if field.name in settings
+    }
+    return InnerLoop(**own | {"normalisation": policy, "augmentation": augmentation})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tttlab.config.params import Params
 from tttlab.runtime import ranks
+from tttlab.runtime.machine import Machine
 from tttlab.runtime.resuming import Work
 from tttlab.workflow.leftovers import find_work, key_of
 
@@ -47,23 +48,25 @@ def started(environment: Mapping[str, str]) -> tuple[int, int] | None:
     return None
 
 
-def shares(params: Params, fabric: "Processes") -> dict[str, Any]:
-    """Say who does which part of a stage that trains nothing, as `sweep.adapt_to_shifts` wants to know it."""
+def machine_of(params: Params, fabric: "Processes") -> Machine:
+    """Say what does this process's part of a stage that trains nothing."""
     here, _ = started(os.environ) or (fabric.world_size, 1)
-    return {
-        "workers": params.machine.workers if fabric.device.type == "cpu" else 0,
-        "rank": fabric.global_rank,
-        "ranks": fabric.world_size,
-        "neighbours": here,
-        "barrier": fabric.barrier,
-    }
+    return Machine(
+        device=fabric.device,
+        workers=params.machine.workers if fabric.device.type == "cpu" else 0,
+        images_per_step=params.machine.images_per_step,
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+        neighbours=here,
+        barrier=fabric.barrier,
+    )
 
 
 @contextmanager
 def shared_work(
     fabric: "Processes", stage: str, settings: Any, inputs: Iterable[Path]
 ) -> Iterator[Work]:
-    """Open the unfinished work of this stage for all its processes: the first one locks it, and deletes it at the end.
+    """Open the unfinished work of this stage for all its processes.
 
     Args:
         fabric: the processes.
@@ -71,9 +74,21 @@ def shared_work(
         settings: what the result depends on.
         inputs: folders and files that the stage reads.
     """
-    first = fabric.is_global_zero
-    key = fabric.broadcast(key_of(stage, settings, inputs) if first else "")
-    with find_work(key, stage, owner=first) as work:
+    key = key_of(stage, settings, inputs) if fabric.is_global_zero else ""
+    with open_shared(fabric, stage, fabric.broadcast(key)) as work:
+        yield work
+
+
+@contextmanager
+def open_shared(fabric: "Processes", title: str, key: str) -> Iterator[Work]:
+    """Open unfinished work for all processes: the first one locks it, and deletes it at the end.
+
+    Args:
+        fabric: the processes.
+        title: what the work is, for people.
+        key: what it is made of, the same on all processes.
+    """
+    with find_work(key, title, owner=fabric.is_global_zero) as work:
         fabric.barrier()  # nobody reads before the lock is taken
         yield work
         fabric.barrier()  # nor after the folder is deleted

@@ -1,105 +1,123 @@
-"""Tuning one run: the work that is kept of it, and the search on one model."""
+"""Tuning runs: what is kept of it, and the search on one model."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from tttlab.adaptation.task import Task
 from tttlab.config.params import Params
 from tttlab.data.image_sets import ImageSet
-from tttlab.experiments import trials, tuning
+from tttlab.experiments.trials import Search
+from tttlab.experiments.tuning import (
+    Judge,
+    Rounds,
+    list_candidates,
+    pairs_to_judge,
+    successive_halving,
+)
+from tttlab.runtime.machine import Machine
 from tttlab.runtime.resuming import Work
 from tttlab.tracking.comparison import log_trials
 from tttlab.tracking.runs import start_run
 from tttlab.workflow import places
+from tttlab.workflow.choices import write_choice
 from tttlab.workflow.execution import parent_run
-from tttlab.workflow.leftovers import open_work
-from tttlab.workflow.loading import build_run, load_source, open_stream
+from tttlab.workflow.ledger import Ledger
+from tttlab.workflow.leftovers import find_work
+from tttlab.workflow.loading import (
+    SourceNetwork,
+    build_run,
+    load_source,
+    open_stream,
+    settings_of,
+)
+from tttlab.workflow.pieces import Pair
+
+VALIDATION = places.OUTPUTS / "data" / "labeled_validation"
 
 
-def open_tuning(params: Params, name: str, models: list[str]) -> Work:
-    """Open the work of tuning one run on several models; what is done is kept until all are, and written."""
-    networks = [
-        f"{folder}/{model}/{params.seeds[0]}"
-        for folder in ("finetuned", "source_stats")
-        for model in models
-    ]
+def tune_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
+    """Tune what is not there yet, each on the network of the first training seed."""
+    keys = {pair: key_of(params, pair, ledger) for pair in pairs}
+    sources: dict[str, SourceNetwork] = {}
+    for pair in ledger.missing(keys):
+        if pair.model not in sources:
+            sources[pair.model] = load_source(params, pair.model, params.seeds[0])
+        with find_work(keys[pair], f"tune {pair}") as work:
+            choice = tune(params, pair, sources[pair.model], work)
+            file = write_choice(pair, choice)
+        ledger.enter(str(pair), keys[pair], [file])
+
+
+def key_of(params: Params, pair: Pair, ledger: Ledger) -> str:
+    """Name a piece by what it is made of."""
+    network = Path(pair.model, str(params.seeds[0]))
     inputs = [
-        places.OUTPUTS / folder
-        for folder in (*networks, "data/labeled_validation", f"methods/{name}.json")
+        places.OUTPUTS / "finetuned" / network,
+        places.OUTPUTS / "source_stats" / network,
+        places.OUTPUTS / "data" / "labeled_train",
+        VALIDATION,
     ]
-    adapting = dict.fromkeys(("protocol", "online", "augment"), True) | {"runs": {name}}
-    sections = {"seed": True, "tune": True, "source_stats": True, "adapt": adapting}
-    return open_work(f"tune {name}", params.model_dump(mode="json", include=sections), inputs)
+    search = params.run_settings(*pair).search
+    settings = [settings_of(params, *pair), search, params.tune.model_dump(mode="json")]
+    return ledger.key([*pair, *settings], inputs)
 
 
-def tune_model(params: Params, name: str, model: str, work: Work) -> dict[str, Any]:
-    """Tune one run on one model, on the network of the first training seed; every trial is a run in MLflow."""
-    images = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
-    own, wish = params.run_settings(name, model), params.tune
-    source, stream = load_source(params, model, params.seeds[0]), open_stream(params, own.protocol)
-    grid = tuning.list_candidates(
-        own.search, own.values(), wish.candidates, params.seed, name, model, in_one_pass=not stream
+def tune(params: Params, pair: Pair, source: SourceNetwork, work: Work) -> dict[str, Any]:
+    """Search the settings of one run on one model; every trial is a run in MLflow."""
+    images, settings, wish = ImageSet.load(VALIDATION), params.run_settings(*pair), params.tune
+    stream = open_stream(params, settings.protocol)
+    grid = list_candidates(
+        settings.search,
+        settings.values(),
+        wish.candidates,
+        params.seed,
+        *pair,
+        in_one_pass=not stream,
     )
 
-    def build(values: dict[str, Any]) -> tuple:
-        longest = {"steps": grid.steps[-1]} if own.trains and not stream else {}
-        return build_run(params, name, model, source, values | longest)[1:]
+    def build(values: dict[str, Any]) -> Task:
+        longest = {"steps": grid.steps[-1]} if settings.trains and not stream else {}
+        return build_run(params, *pair, source, values | longest).task
 
     for values in grid.candidates:  # every mistake shows first
         build(values)
     parent = parent_run(params)  # a store that cannot be used, too
-    total = tuning.pairs_to_judge(
+    total = pairs_to_judge(
         len(grid.candidates), len(images), wish.images, wish.severities, wish.keep, bool(stream)
     )
-    workers, at_once = (
-        (params.machine.workers if source.device.type == "cpu" else 0),
-        params.machine.images_per_step,
-    )
-    with tqdm(total=total, desc=f"tune {name} {model}", unit="image") as bar:
-        judge = tuning.Judge(
-            source.network,
-            images,
-            wish.images,
-            wish.severities,
-            *grid[:2],
-            build,
-            params.seed,
-            work,
-            model,
-            workers,
-            source.device,
-            bar.update,
-            stream,
-            at_once,
-        )
-        ranked = tuning.successive_halving(
+    workers = params.machine.workers if source.device.type == "cpu" else 0
+    machine = Machine(source.device, workers, params.machine.images_per_step)
+    rounds = Rounds(images, wish.images, wish.severities, params.seed, stream)
+    with tqdm(total=total, desc=f"tune {pair.run} {pair.model}", unit="image") as bar:
+        judge = Judge(rounds, grid, build, work, "tune", machine, bar.update)
+        ranked = successive_halving(
             judge, len(grid.candidates), len(wish.images), wish.keep, wish.clean_penalty
         )
-    search = trials.Search(ranked, grid, own.trains and not stream, wish.clean_penalty)
+    search = Search(ranked, grid, settings.trains and not stream, wish.clean_penalty)
     # Leaving out an image of a stream would change the others' results.
-    found = search.choose(judge.saves_time if wish.gate and not stream else None)
+    choice = search.choose(judge.saves_time if wish.gate and not stream else None)
     tags = {
-        "model": model,
-        "method": own.method,
-        "run": name,
+        "model": pair.model,
+        "method": settings.method,
+        "run": pair.run,
         "source_run_id": source.about.get("mlflow_run_id"),
     }
-    settings = wish.model_dump(mode="json") | {
-        "search": {key: [*values] for key, values in own.search.items()}
-    }
+    searched = {key: [*values] for key, values in settings.search.items()}
     with start_run(
         places.ROOT,
         stage="tune",
-        name=f"tune {name} · {model}",
-        params=settings,
+        name=f"tune {pair.run} · {pair.model}",
+        params=wish.model_dump(mode="json") | {"search": searched},
         tags=tags,
         parent=parent,
-        resume_key=f"{work.id} {model}",
+        resume_key=work.id,
     ) as tracked:
-        tracked.log_input(
-            "labeled_validation", images.source, images.digest(), len(images), "validation"
-        )
+        count, digest = len(images), images.digest()
+        tracked.log_input("labeled_validation", images.source, digest, count, "validation")
         log_trials(tracked, search.describe(), tags)
         tracked.log_metrics(search.chosen())
-    print(f"{name} {model}: {found['settings']}, gate {found['gate']}")
-    return found | {"default": own.values()}
+    print(f"{pair.run} {pair.model}: {choice['settings']}, gate {choice['gate']}")
+    return choice | {"default": settings.values()}

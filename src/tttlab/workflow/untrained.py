@@ -9,7 +9,7 @@ from tttlab.networks import source_statistics
 from tttlab.networks.checkpoints import build_network
 from tttlab.runtime import devices
 from tttlab.seeding import torch_generator
-from tttlab.workflow.loading import Source, build_run
+from tttlab.workflow.loading import SourceNetwork, build_run
 from tttlab.workflow.sizes import image_size
 
 CLASSES, IMAGES = 10, 16  # what they really are shows when the images are there
@@ -38,7 +38,7 @@ def try_at(params: Params, model: str, names: Iterable[str], size: int) -> None:
         build_run(params, name, model, source, {})
 
 
-def build_untrained(params: Params, model: str, size: int) -> Source:
+def build_untrained(params: Params, model: str, size: int) -> SourceNetwork:
     """Build a model for images of ``size`` pixels with random weights, and measure it on random images."""
     settings = params.models[model].model_dump(mode="json")
     settings |= {"weights": None, "probe": settings["finetune"]["probe"]}
@@ -55,4 +55,4 @@ def build_untrained(params: Params, model: str, size: int) -> Source:
         statistics |= source_statistics.projection_bank(
             network, batches, params.source_stats.bank_size
         )
-    return Source(network, {"image_size": size}, statistics, device, lambda: batches, {}, set())
+    return SourceNetwork(network, {"image_size": size}, statistics, device, lambda: batches)

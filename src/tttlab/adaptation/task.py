@@ -1,0 +1,54 @@
+"""What every image is adapted by, as one value."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.method import Method
+from tttlab.networks.classifiers import as_network
+from tttlab.networks.source_statistics import Statistics, kinds
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every image is adapted by; the same for all images.
+
+    Attributes:
+        network: the source network: a `Network`, or any module from images to logits.
+        method: the test-time method.
+        loop: its inner loop.
+        statistics: source statistics, as the method and the normalisation policy need them.
+        seed: of all random streams.
+    """
+
+    network: nn.Module
+    method: Method
+    loop: InnerLoop = InnerLoop()
+    statistics: Statistics = field(default_factory=dict)
+    seed: int = 0
+
+    def ready(self, device: torch.device) -> "Task":
+        """Give the same task with a `Network` and with its statistics on the images' device."""
+        statistics = {name: value.to(device) for name, value in self.statistics.items()}
+        return replace(self, network=as_network(self.network), statistics=statistics)
+
+
+def complete_statistics(
+    statistics: Statistics,
+    method: Method,
+    network: nn.Module,
+    open_batches: Callable[[], Iterable[Tensor]],
+) -> Statistics:
+    """Add the source statistics that a method needs and must measure itself.
+
+    Args:
+        statistics: the standard source statistics.
+        method: the method.
+        network: the source network.
+        open_batches: opens the source images ``(N, 3, H, W)``; called only if something is missing.
+    """
+    missing = set(method.needs) - kinds(statistics)
+    return statistics | (method.source_statistics(network, open_batches()) if missing else {})

@@ -1,0 +1,84 @@
+"""The agreement of gradients of every run's loss and of the supervised loss, after the fact."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from tttlab.config.params import Params
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.pixels import as_images
+from tttlab.experiments.alignment import LARGEST, gradient_alignment
+from tttlab.experiments.blocks import list_blocks
+from tttlab.runtime.group_size import GroupSize
+from tttlab.shifts.shift import Shift
+from tttlab.workflow import places
+from tttlab.workflow.ledger import Ledger
+from tttlab.workflow.loading import SourceNetwork, build_run, load_source, load_tuned, settings_of
+from tttlab.workflow.pieces import Pair
+from tttlab.workflow.shifted import open_test
+
+FOLDER = places.OUTPUTS / "aligned"
+
+
+def align_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
+    """Compare the gradients for every run and model that is not there yet: a table for each."""
+    keys = {pair: key_of(params, pair, ledger) for pair in pairs}
+    missing = ledger.missing(keys)
+    if not missing:
+        return
+    images, shifts = open_test(params, params.alignment.images)  # among those of adapt
+    labeled = [shift for shift in shifts if (shift.of(images).labels >= 0).all()]
+    sources: dict[str, SourceNetwork] = {}
+    for pair in missing:
+        name, model = pair
+        if model not in sources:
+            sources[model] = load_source(params, model, params.seeds[0])
+        table = align(params, pair, sources[model], images, labeled) if labeled else None
+        files = []
+        if table is not None:
+            files = [FOLDER / name / f"{model}.parquet"]
+            files[0].parent.mkdir(parents=True, exist_ok=True)
+            table.to_parquet(files[0], index=False)
+        ledger.enter(str(pair), keys[pair], files)
+
+
+def key_of(params: Params, pair: Pair, ledger: Ledger) -> str:
+    """Name the table of a pair by what it is made of."""
+    network = Path(pair.model, str(params.seeds[0]))
+    sets = ("labeled_train", "labeled_validation", "test", "shifted")
+    inputs = [
+        places.OUTPUTS / "finetuned" / network,
+        places.OUTPUTS / "source_stats" / network,
+        places.OUTPUTS / "tuned" / pair.run / f"{pair.model}.json",
+        *(places.OUTPUTS / "data" / data for data in sets),
+    ]
+    sections = params.model_dump(mode="json", include={"shifts", "alignment"})
+    return ledger.key([*pair, settings_of(params, *pair), sections], inputs)
+
+
+def align(
+    params: Params,
+    pair: Pair,
+    source: SourceNetwork,
+    images: ImageSet,
+    shifts: Sequence[Shift],
+) -> pd.DataFrame | None:
+    """Compare the gradients on one network: a row per (image, shift); None without training."""
+    task = build_run(params, *pair, source, load_tuned(*pair)["settings"]).task
+    if task.loop.trainable == "none":
+        return None
+    sizes = GroupSize(params.machine.images_per_step, largest=LARGEST, timed=False)
+    tables = []
+    blocks = list_blocks(shifts, images)
+    for block in tqdm(blocks, f"align {pair.run} {pair.model}", unit="block", mininterval=1):
+        part = block.shift.of(images).take(block.images)
+        pixels = as_images(torch.from_numpy(block.shift.apply(part, params.seed)))
+        pixels, labels = pixels.to(source.device), torch.from_numpy(part.labels)
+        alignment = gradient_alignment(task, pixels, labels, part.image_ids, sizes)
+        columns = {key: values.numpy() for key, values in alignment._asdict().items()}
+        about = {"image_id": part.image_ids, "shift": block.shift.name, "seed": params.seeds[0]}
+        tables.append(pd.DataFrame(about | columns))
+    return pd.concat(tables, ignore_index=True)

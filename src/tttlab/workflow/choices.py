@@ -1,0 +1,32 @@
+"""The settings that a run takes on a model: the file that `tune` writes and the later stages read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tttlab.config.params import Params
+from tttlab.workflow import places
+from tttlab.workflow.pieces import Pair
+
+FOLDER = places.OUTPUTS / "tuned"
+
+
+def untuned(params: Params, pair: Pair) -> dict[str, Any]:
+    """Give the choice where nothing is searched: the values of params.yaml as they stand."""
+    values = params.run_settings(*pair).values()
+    return {
+        "tuned": False,
+        "settings": values,
+        "default": values,
+        "candidates": [],
+        "gate": None,
+    }
+
+
+def write_choice(pair: Pair, choice: dict[str, Any]) -> Path:
+    """Write what was chosen; a file that is there is whole."""
+    file = FOLDER / pair.run / f"{pair.model}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_suffix(".partial").write_text(json.dumps(choice, indent=2) + "\n", encoding="utf-8")
+    file.with_suffix(".partial").replace(file)
+    return file

@@ -1,0 +1,127 @@
+"""How far the target lies from the source through the trained networks, before anything adapts."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from tttlab.config.params import Params
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.splits import balanced_subset
+from tttlab.errors import UserError
+from tttlab.evaluation import shift_estimates
+from tttlab.networks import checkpoints
+from tttlab.runtime.devices import choose_device
+from tttlab.shifts.shift import Shift
+from tttlab.training.probing import encode
+from tttlab.workflow import places
+from tttlab.workflow.ledger import Ledger
+from tttlab.workflow.shifted import open_test
+
+FOLDER = places.OUTPUTS / "distances"
+FIRST = ["model", "seed", "reference", "target", "corruption", "severity"]  # columns
+
+
+class Network(NamedTuple):
+    """A model and a training seed."""
+
+    model: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.seed}"
+
+
+def measure_networks(params: Params, networks: Sequence[Network], ledger: Ledger) -> None:
+    """Measure through every network that has not been measured yet."""
+    keys = {network: key_of(params, network, ledger) for network in networks}
+    device = choose_device(params.machine.device, params.machine.precision)
+    for each in ledger.missing(keys):
+        network, _ = checkpoints.load(places.OUTPUTS / "finetuned" / str(each), device)
+        try:
+            table = measure(params, network).assign(**each._asdict())
+            table = table[FIRST + [column for column in table if column not in FIRST]]
+        except UserError as error:  # too few images for this; nothing else needs it
+            print(f"{each}: distances are left out: {error}")
+            table = pd.DataFrame(columns=FIRST)
+        file = FOLDER / f"{each}.csv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(file, index=False, float_format="%.6g")
+        ledger.enter(str(each), keys[each], [file])
+
+
+def key_of(params: Params, network: Network, ledger: Ledger) -> str:
+    """Name the table of one network by what it is made of."""
+    sets = ("unlabeled", "labeled_validation", "test", "shifted")
+    inputs = [
+        places.OUTPUTS / "finetuned" / str(network),
+        *(places.OUTPUTS / "data" / name for name in sets),
+    ]
+    settings = params.model_dump(mode="json", include={"seed", "shifts", "distance"})
+    return ledger.key([*network, settings], inputs)
+
+
+def measure(params: Params, network: nn.Module) -> pd.DataFrame:
+    """Measure from both references to everything that comes after them.
+
+    Raises:
+        UserError: there are too few images.
+    """
+
+    def sample(images: ImageSet) -> shift_estimates.Sample:
+        features, logits, _ = encode(network, images, params.machine.images_per_step)
+        return shift_estimates.Sample(features.numpy(), logits.numpy())
+
+    unlabeled, labeled = (
+        open_reference(params, name) for name in ("unlabeled", "labeled_validation")
+    )
+    test, shifts = open_targets(params)
+    shifted = {shift.name: shift.of(test) for shift in shifts}
+    samples = {shift.name: sample(shift.seen(test, params.seed)) for shift in shifts}
+    balanced = all((images.labels >= 0).all() for images in shifted.values())
+    tables = []
+    for name, images, others in (
+        ("unlabeled", unlabeled, {"labeled": labeled}),
+        ("labeled", labeled, {}),
+    ):
+        sizes = [*map(len, shifted.values()), *map(len, others.values())]
+        size = shift_estimates.sample_size(len(images), *sizes, at_most=params.distance.images)
+        labels = images.labels if name == "labeled" else None
+        # Targets without labels are not balanced by class: neither must the reference's own samples be.
+        groups = labels if balanced else None
+        rows = choose(params, images, size, "distance")
+        reference = shift_estimates.Reference(sample(images), rows, labels, groups)
+        targets = {
+            key: sample(other).take(choose(params, other, size, "distance"))
+            for key, other in others.items()
+        }
+        for key, images_under in shifted.items():
+            targets[key] = samples[key].take(choose(params, images_under, size, "shifts"))
+        table = shift_estimates.measure(
+            reference, targets, seed=params.seed, permutations=params.distance.permutations
+        )
+        tables.append(table.assign(reference=name))
+    table = pd.concat(tables, ignore_index=True)
+    about = {shift.name: (shift.corruption, shift.severity) for shift in shifts}
+    about["labeled"] = ("none", 0)
+    table[["corruption", "severity"]] = [about[name] for name in table["target"]]
+    return table
+
+
+def open_reference(params: Params, name: str) -> ImageSet:
+    """Open some of the source images."""
+    images = ImageSet.load(places.OUTPUTS / "data" / name)
+    return images.view(choose(params, images, params.distance.images, "distance"))
+
+
+def open_targets(params: Params) -> tuple[ImageSet, list[Shift]]:
+    """Open the test images and their shifts; validation images are a reference themselves."""
+    test, shifts = open_test(params, params.distance.images)
+    return test, [shift for shift in shifts if not (shift.clean and shift.images)]
+
+
+def choose(params: Params, images: ImageSet, count: int | None, key: str) -> np.ndarray:
+    """Choose images as every other stage does: balanced, the fewer among the more."""
+    return balanced_subset(images.image_ids, images.labels, count, params.seed, key)

@@ -1,0 +1,105 @@
+"""What every finished piece of a stage's output was made of, so that nothing is computed twice.
+
+A stage that covers all runs and models keeps its folder (``persist`` in dvc.yaml) and computes
+what is missing there: one more run, model or seed computes only itself.
+"""
+
+import json
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tttlab.runtime.resuming import content_hash, work_key
+from tttlab.workflow.leftovers import CODE
+
+NAME = "made_of.json"
+T = TypeVar("T", bound=Hashable)
+
+
+class Ledger:
+    """The finished pieces of one stage.
+
+    Args:
+        stage: the stage's name in dvc.yaml, whose list of code says what a result depends on.
+        folder: where the pieces lie, and the ledger.
+    """
+
+    def __init__(self, stage: str, folder: Path) -> None:
+        self.stage, self.folder = stage, folder
+        self._hashes: dict[Path, str] = {}
+        try:
+            self._entries = dict(json.loads((folder / NAME).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            self._entries = {}
+
+    def key(self, settings: Any, inputs: Iterable[Path]) -> str:
+        """Name a piece by everything that its result depends on.
+
+        Args:
+            settings: values that JSON can hold.
+            inputs: files and folders that it is made from.
+        """
+        hashes = [self._hash(path) for path in inputs]
+        code = [self._hash(path, "*.py") for path in code_of(self.stage)]
+        return work_key(self.stage, [settings, hashes, code], (), ())
+
+    def holds(self, piece: str, key: str) -> bool:
+        """Tell whether a piece is there, made of just this, and nobody has changed its files."""
+        entry = self._entries.get(piece)
+        if not isinstance(entry, dict) or entry.get("key") != key:
+            return False
+        return all(
+            (path := self.folder / name).is_file() and content_hash(path) == digest
+            for name, digest in entry["files"].items()
+        )
+
+    def missing(self, keys: Mapping[T, str]) -> list[T]:
+        """List the pieces that are to be computed, and say how many are not.
+
+        Args:
+            keys: what every piece is made of, by the piece.
+        """
+        missing = [piece for piece, key in keys.items() if not self.holds(str(piece), key)]
+        if len(missing) < len(keys):
+            print(f"{self.stage}: {len(keys) - len(missing)} of {len(keys)} are there already")
+        return missing
+
+    def enter(self, piece: str, key: str, files: Sequence[Path]) -> None:
+        """Note a finished piece and the files in the folder that it consists of."""
+        names = {file.relative_to(self.folder).as_posix(): content_hash(file) for file in files}
+        self._entries[piece] = {"key": key, "files": names}
+        self._write()
+
+    def keep_only(self, pieces: Collection[str]) -> None:
+        """Remove what is no piece of these: settings that are gone, and what a kill left half-done."""
+        self._entries = {name: entry for name, entry in self._entries.items() if name in pieces}
+        wanted = {name for entry in self._entries.values() for name in entry["files"]}
+        for path in sorted(self.folder.rglob("*"), reverse=True):  # what a folder holds before it
+            if path.is_file() and path.relative_to(self.folder).as_posix() not in {*wanted, NAME}:
+                path.unlink()
+            elif path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        self._write()
+
+    def _hash(self, path: Path, pattern: str = "*") -> str:
+        if path not in self._hashes:
+            self._hashes[path] = content_hash(path, pattern)
+        return self._hashes[path]
+
+    def _write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f"{NAME}.partial"
+        partial.write_text(json.dumps(self._entries, indent=1, sort_keys=True) + "\n", "utf-8")
+        partial.replace(self.folder / NAME)
+
+
+def code_of(stage: str) -> Sequence[Path]:
+    """List the code that a stage runs, as dvc.yaml names it; without that file all code."""
+    from ruamel.yaml import YAML
+
+    file = Path("dvc.yaml")
+    if not file.is_file():
+        return CODE
+    entry = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["stages"][stage]
+    paths = [Path(path) for path in entry["deps"] if path.startswith(("src/", "pipeline/"))]
+    return [path for path in paths if path.exists()]
