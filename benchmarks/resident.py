@@ -15,15 +15,18 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from torch import nn
-from tttlab.experiments.sweep import adapt_to_shifts
 
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.task import Task
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
+from tttlab.experiments.adapting import adapt_to_shifts
 from tttlab.experiments.alignment import gradient_alignment
-from tttlab.experiments.tuning import Judge
+from tttlab.experiments.jobs import Experiment
+from tttlab.experiments.trials import Grid
+from tttlab.experiments.tuning import Judge, Rounds
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.eata import EATA
 from tttlab.methods.memo import MEMO
@@ -71,54 +74,29 @@ def adapted(
     """Adapt as the stage of this name does, distances included."""
 
     def run(model: Network, images: ImageSet) -> None:
+        task = Task(model, method, loop, statistics(model, images))
+        experiment, shifts = Experiment(task, images, stream), [Shift("gaussian_noise", 3)]
         with TemporaryDirectory() as folder, Work(Path(folder)) as work:
-            adapt_to_shifts(
-                model,
-                method,
-                loop,
-                images,
-                [Shift("gaussian_noise", 3)],
-                statistics=statistics(model, images),
-                seed=0,
-                work=work,
-                prefix="model",
-                stream=stream,
-            )
+            adapt_to_shifts(experiment, shifts, work=work, prefix="model")
 
     return run
 
 
 def tuned(model: Network, images: ImageSet) -> None:
     """Judge one candidate on the clean images and under four held-out corruptions."""
-    known = statistics(model, images)
     loop = InnerLoop(steps=2, clip=1.0, trainable="encoder", normalisation=SHRINK)
+    task = Task(model, ActMAD(tolerance=0), loop, statistics(model, images))
+    rounds, grid = Rounds(images, (None,), (3,), 0), Grid([{}], (1, 2), 0)
     with TemporaryDirectory() as folder, Work(Path(folder)) as work:
-        Judge(
-            model,
-            images,
-            (None,),
-            (3,),
-            [{}],
-            (1, 2),
-            lambda _: (ActMAD(tolerance=0), loop, known),
-            0,
-            work,
-            "run",
-        )(0, [0])
+        Judge(rounds, grid, lambda _: task, work, "run")(0, [0])
 
 
 def aligned(model: Network, images: ImageSet) -> None:
     """Compare the gradients of all the encoder's parameters."""
-    gradient_alignment(
-        model,
-        as_images(torch.from_numpy(images.pixels)),
-        torch.from_numpy(images.labels),
-        ActMAD(tolerance=0),
-        InnerLoop(normalisation=SHRINK),
-        statistics=statistics(model, images),
-        image_ids=images.image_ids,
-        seed=0,
-    )
+    loop = InnerLoop(normalisation=SHRINK)
+    task = Task(model, ActMAD(tolerance=0), loop, statistics(model, images))
+    pixels, labels = as_images(torch.from_numpy(images.pixels)), torch.from_numpy(images.labels)
+    gradient_alignment(task, pixels, labels, images.image_ids)
 
 
 # Name → images, and what is done with them.

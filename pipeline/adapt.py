@@ -8,12 +8,12 @@ from tttlab.workflow import command
 
 def run(params: Params, names: Sequence[str]) -> None:
     """Write outputs/adapted/<run>/<model>/<seed>.parquet, .json and, of the first seed, .steps.parquet."""
-    from tttlab.workflow.adaptations import FOLDER, adapt_pieces
+    from tttlab.workflow.adaptations import adapt_pieces
     from tttlab.workflow.ledger import Ledger
     from tttlab.workflow.pieces import list_pieces
     from tttlab.workflow.processes import open_processes
 
-    pieces, ledger = list_pieces(params, names), Ledger("adapt", FOLDER)
+    pieces, ledger = list_pieces(params, names), Ledger("adapt")
     fabric = open_processes(params)
     adapt_pieces(params, pieces, fabric, ledger)
     if not names and fabric.is_global_zero:

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 from tttlab.config.params import Params
-from tttlab.workflow import command, places
+from tttlab.workflow import command
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.pieces import Pair, list_pairs
 
 
 def run(params: Params, names: Sequence[str]) -> None:
     """Write outputs/aligned/<run>/<model>.parquet: a row per (image, shift) of a part."""
-    ledger = Ledger("align", places.OUTPUTS / "aligned")
+    ledger = Ledger("align")
     pairs = [pair for pair in list_pairs(params, names) if wanted(params, pair)]
     if pairs:
         from tttlab.workflow.alignments import align_pairs  # seconds of imports

@@ -8,10 +8,10 @@ from tttlab.workflow import command
 
 def run(params: Params, models: Sequence[str]) -> None:
     """Write outputs/distances/<model>/<seed>.csv: a row per reference, target and metric."""
-    from tttlab.workflow.distances import FOLDER, Network, measure_networks
+    from tttlab.workflow.distances import Network, measure_networks
     from tttlab.workflow.ledger import Ledger
 
-    ledger = Ledger("distance", FOLDER)
+    ledger = Ledger("distance")
     networks = [Network(model, seed) for model in models or params.models for seed in params.seeds]
     measure_networks(params, networks, ledger)
     if not models:

@@ -1,14 +1,9 @@
 """Show the comparison: figures, one HTML page, MLflow, and a table on the terminal."""
 
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tttlab.config.params import Params
 from tttlab.workflow import command, places
-
-if TYPE_CHECKING:
-    from tttlab.evaluation.results import Results
 
 
 def run(params: Params) -> None:
@@ -16,6 +11,7 @@ def run(params: Params) -> None:
     from tttlab.data.image_sets import ImageSet
     from tttlab.evaluation.results import Results
     from tttlab.reporting import drawings, page, pictures, plots, report
+    from tttlab.workflow.report_log import log_report
     from tttlab.workflow.shifted import open_test
 
     outputs, shifts = places.OUTPUTS, params.shifts
@@ -42,53 +38,12 @@ def run(params: Params) -> None:
     target.write_text(
         page.render(results, drawn, params.model_dump(mode="json"), note, flips), encoding="utf-8"
     )
-    _log(params, results, files, target)
+    log_report(params, results, files, target)
     print(f"\n{report.plain_table(results)}\n")
     for model in results.models:
         print(f"{model}: {report.sentence(results, model)}")
     print(
         f"\nreport   {target.resolve()}\nMLflow   make ui   (or: uv run python -m tttlab.workflow.ui)"
-    )
-
-
-def _log(params: Params, results: "Results", files: dict[str, Path], page: Path) -> None:
-    """Put the comparison on MLflow's run of this execution, whose stages' runs lie below it."""
-    import pandas as pd
-
-    from tttlab.evaluation import metrics
-    from tttlab.reporting import report
-    from tttlab.tracking.comparison import log_comparison
-    from tttlab.tracking.runs import run_link
-    from tttlab.workflow.execution import parent_run
-
-    parent = parent_run(params)
-    links = {
-        key: run_link(places.ROOT, entry.get("mlflow_run_id"))
-        for key, entry in results.adapted.items()
-    }
-    flat = {key: metrics.flatten(entry) for key, entry in results.summary.items()}
-    shown = (
-        "gain",
-        "training_gain",
-        "gated_gain",
-        "accuracy_adapted",
-        "clean_adapted",
-        "milliseconds_p50",
-    )
-    values = {
-        f"{name}/{model}/{run}": entry[name]
-        for (model, run), entry in flat.items()
-        for name in shown
-    }
-    log_comparison(
-        places.ROOT,
-        parent,
-        table=pd.DataFrame([{"model": m, "run": r, **entry} for (m, r), entry in flat.items()]),
-        description=report.markdown(results, links),
-        figures=files,
-        metrics=values,
-        settings=params.model_dump(mode="json", exclude={"machine"}),
-        page=page,
     )
 
 

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from tttlab.config.params import Params
 from tttlab.workflow import command
-from tttlab.workflow.choices import FOLDER, untuned, write_choice
+from tttlab.workflow.choices import untuned, write_choice
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.pieces import list_pairs
 
 
 def run(params: Params, names: Sequence[str]) -> None:
     """Write outputs/tuned/<run>/<model>.json: what `adapt` takes, the gate, and the runners-up."""
-    pairs, ledger = list_pairs(params, names), Ledger("tune", FOLDER)
+    pairs, ledger = list_pairs(params, names), Ledger("tune")
     searched = [pair for pair in pairs if params.tune.enabled and params.run_settings(*pair).search]
     for pair in pairs:
         if pair not in searched:

@@ -80,16 +80,17 @@ def test_a_stage_that_has_nothing_to_do_ends_before_anything_heavy_is_imported(
         imported(run(stage, name), "torch", "pandas", "mlflow", "timm", "scipy.stats", cwd=tmp_path)
         == []
     )
-    assert (
-        len(list((tmp_path / "outputs").rglob("*"))) > 1
-    )  # and yet it has written what follows it reads
+    # `tune` has written what `adapt` reads; where nothing is aligned, nothing is written.
+    files = [path.name for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
+    written = ["made_of.json", "mae_vit.json", "simclr_convnet.json"]
+    assert sorted(files) == (written if stage == "tune" else [])
 
 
 def test_adapting_imports_what_it_needs():
     """MLflow on first use, and the makers of views and corruptions, which import nothing light, where there are any."""
     start = (
         "from tttlab.runtime.compiler import postpone_compiler\npostpone_compiler()\n"
-        "from tttlab.workflow import curves, processes, sweeps\n"
+        "from tttlab.workflow import curves, network_runs, processes\n"
     )
     heavy = (
         "mlflow",

@@ -24,6 +24,7 @@ from tttlab.adaptation.normalisation import Normalisation, normalised
 from tttlab.adaptation.predicting import draw_looks
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.signals import first_loss
+from tttlab.adaptation.task import Task
 from tttlab.data.views import Augmentation, random_views
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD
@@ -398,9 +399,8 @@ def parting() -> ActMAD:
     generators = [torch.Generator()] * COUNT
 
     def losses(tolerance):
-        return first_loss(
-            network, shifted(), ActMAD(tolerance=tolerance), InnerLoop(), statistics, generators
-        )
+        task = Task(network, ActMAD(tolerance=tolerance), statistics=statistics)
+        return first_loss(task, shifted(), generators)
 
     for tolerance in torch.linspace(0, float(losses(0.0).max()), 40).tolist():
         if 0 < (losses(tolerance) == 0).sum() < COUNT:

@@ -12,6 +12,7 @@ from tttlab.adaptation import signals
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.gate import Gate, adapt_gated, choose_gate, fit_threshold, saves_time, score
 from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.task import Task
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.simclr import SimCLRTraining
@@ -34,9 +35,8 @@ def test_open_images_are_adapted_as_without_a_gate_and_shut_ones_not_at_all(
     monkeypatch.setattr(time, "perf_counter", time.process_time)  # whatever else the processor does
     network, statistics = networks.source_statistics("resnet")
     names = [f"image-{i}" for i in range(6)]
-    _, values = signals.measure(
-        signal, network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=3
-    )
+    task = Task(network, method, LOOP, statistics, seed=3)
+    _, values = signals.measure(signal, task, mixed(), names)
     gate = Gate(signal, float(values.median()))
     free = adapt(
         network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=3, record=(1,)
@@ -75,9 +75,8 @@ def test_the_loss_that_a_gate_reads_is_that_of_the_first_step():
     network, statistics = networks.source_statistics("resnet")
     method, names = SimCLRTraining(num_views=3), list("abcdef")
     result = adapt(network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=5)
-    _, values = signals.measure(
-        "loss", network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=5
-    )
+    task = Task(network, method, LOOP, statistics, seed=5)
+    _, values = signals.measure("loss", task, mixed(), names)
     torch.testing.assert_close(values, result.losses[:, 0])
 
 
@@ -210,24 +209,19 @@ def test_time_is_saved_where_few_images_are_worth_many_steps_and_none_where_all_
     network, statistics = networks.source_statistics("resnet", torch.float32)
     images, method = mixed().float(), SimCLRTraining(num_views=8)
     names = list("abcdef")
-    _, values = signals.measure(
-        "distance", network, images, method, LOOP, statistics=statistics, image_ids=names, seed=0
-    )
-    settings = {"statistics": statistics, "image_ids": names, "seed": 0, "groups": Groups(1)}
-    loop = InnerLoop(steps=8, lr=1e-3)
-    assert saves_time(
-        network, images, method, loop, Gate("distance", float(values.max())), **settings
-    )
-    assert not saves_time(
-        network, images, method, InnerLoop(steps=0), Gate("distance", -1.0), **settings
-    )
+    task = Task(network, method, InnerLoop(steps=8, lr=1e-3), statistics)
+    still = Task(network, method, InnerLoop(steps=0), statistics)
+    _, values = signals.measure("distance", task, images, names)
+    highest = Gate("distance", float(values.max()))
+    assert saves_time(task, highest, images, names, Groups(1))
+    assert not saves_time(still, Gate("distance", -1.0), images, names, Groups(1))
     ticks = iter(
         [0.0, 3.0, 3.0, 5.0, 5.0, 6.5, 6.5, 9.0]
     )  # with a gate 3 and 1.5 s, without 2 and 2.5 s
     monkeypatch.setattr("tttlab.adaptation.gate.adapt", lambda *_arguments, **_settings: None)
     monkeypatch.setattr("tttlab.adaptation.gate.adapt_gated", lambda *_arguments, **_settings: None)
     monkeypatch.setattr("tttlab.adaptation.gate.time.perf_counter", lambda: next(ticks))
-    assert saves_time(network, images, method, loop, Gate("loss", 0.0), repeats=2, **settings)
+    assert saves_time(task, Gate("loss", 0.0), images, names, Groups(1), repeats=2)
 
 
 def test_there_is_no_gate_where_adapting_changes_nothing():

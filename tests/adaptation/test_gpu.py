@@ -12,6 +12,7 @@ from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.registry import load_method
+from tttlab.adaptation.task import Task
 from tttlab.errors import UserError
 from tttlab.runtime.devices import choose_device
 
@@ -48,16 +49,8 @@ def test_signals_are_the_same_numbers_too(device, kind, signal):
     network, statistics = networks.source_statistics(kind, torch.float32)
     images, found = networks.images(6, seed=9) ** 2, {}
     for where in ("cpu", device):
-        found[where] = signals.measure(
-            signal,
-            network.to(where),
-            images.to(where),
-            load_method("actmad"),
-            InnerLoop(),
-            statistics=statistics,
-            image_ids=list("abcdef"),
-            seed=2,
-        )[1].cpu()
+        task = Task(network.to(where), load_method("actmad"), statistics=statistics, seed=2)
+        found[where] = signals.measure(signal, task, images.to(where), "abcdef")[1].cpu()
     network.to("cpu")
     torch.testing.assert_close(found[device], found["cpu"], rtol=1e-3, atol=1e-4)
 

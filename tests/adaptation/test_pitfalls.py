@@ -33,12 +33,14 @@ from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.online import Learner, adapt_stream
 from tttlab.adaptation.registry import load_method
+from tttlab.adaptation.task import Task
 from tttlab.config.params import Params, read_params
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.views import log_mean_probabilities
 from tttlab.errors import UserError
 from tttlab.evaluation import diagnosis
-from tttlab.experiments import sweep
+from tttlab.experiments.adapting import adapt_to_shifts
+from tttlab.experiments.jobs import Experiment
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
 from tttlab.methods.simclr import SimCLRTraining
@@ -155,9 +157,9 @@ PITFALLS: dict[
             "test_engine.py::test_random_views_are_fresh_for_every_image_and_the_same_for_the_same_seed",
             "test_views.py::test_views_depend_on_their_own_stream_alone",
             "test_corruptions.py::test_streams_differ_by_image_seed_and_severity",
-            "test_sweep.py::test_a_killed_sweep_goes_on_where_it_was_with_the_same_numbers",
-            "test_sweep.py::test_workers_change_nothing",
-            "test_sweep.py::test_ranks_and_a_kill_change_no_bit",
+            "test_adapting.py::test_a_killed_sweep_goes_on_where_it_was_with_the_same_numbers",
+            "test_adapting.py::test_workers_change_nothing",
+            "test_adapting.py::test_ranks_and_a_kill_change_no_bit",
             "test_loaders.py::test_a_view_depends_on_its_own_key_alone",
             "test_loaders.py::test_batches_do_not_depend_on_the_number_of_workers_and_every_epoch_has_its_own",
             "test_trainer.py::test_a_killed_training_goes_on_and_ends_with_the_same_numbers",
@@ -171,7 +173,7 @@ PITFALLS: dict[
             "test_tuning.py::test_settings_are_judged_under_corruptions_that_no_test_may_use",
             "test_pipeline.py::test_neither_test_images_nor_their_labels_can_reach_tuning",
             "test_pipeline.py::test_what_was_tuned_is_what_adapt_used",
-            "test_sweep.py::test_a_sweep_along_the_steps_has_a_row_per_image_and_step",
+            "test_adapting.py::test_a_sweep_along_the_steps_has_a_row_per_image_and_step",
             "test_contract.py::test_a_curve_along_the_steps_is_what_shorter_adaptations_give",
             "test_diagnosis.py::test_the_oracle_is_the_best_of_all_and_the_tuned_setting_its_own",
             "test_page.py::TestTables::test_tuning_shows_every_choice_and_labels_the_oracle",
@@ -181,7 +183,7 @@ PITFALLS: dict[
     11: (
         "What is lost on clean images and under natural shifts is not measured, and nothing keeps it small",
         (
-            "test_sweep.py::test_shifts_are_clean_first_then_every_pair",
+            "test_adapting.py::test_shifts_are_clean_first_then_every_pair",
             "test_shifted.py::test_the_clean_test_images_come_first_then_their_corruptions_then_the_sets",
             "test_shift_sets.py::test_cifar_10_1_has_versions_of_their_own_sizes_and_no_severity",
             "test_pipeline.py::test_images_that_come_shifted_go_all_the_way_with_and_without_labels",
@@ -232,7 +234,7 @@ PITFALLS: dict[
         "The encoder moves away from its classifier, or the head does not fit the encoder",
         (
             "test_adapter.py::test_which_parameters_move",
-            "test_sweep.py::test_the_settings_defaults_are_the_adapters",
+            "test_adapting.py::test_the_settings_defaults_are_the_adapters",
             "test_training.py::test_joint_gradient_is_the_sum_of_both",
             "test_training.py::test_each_mode_changes_its_own_parts_only",
             "test_training.py::test_refitting_trains_the_head_alone",
@@ -282,7 +284,7 @@ PITFALLS: dict[
     19: (
         "Labels reach what adapts",
         (
-            "test_sweep.py::test_labels_change_no_prediction",
+            "test_adapting.py::test_labels_change_no_prediction",
             "test_arrivals.py::TestOrder::test_shuffled_is_a_permutation_of_seed_and_name",
             "test_pitfalls.py::TestLabels::test_random_ones_change_no_prediction_of_a_stream_nor_of_its_gate",
             "test_pitfalls.py::TestLabels::test_nothing_that_adapts_takes_any",
@@ -319,9 +321,9 @@ PITFALLS: dict[
     22: (
         "A kill loses what was done, or only means are kept",
         (
-            "test_sweep.py::test_a_killed_sweep_goes_on_where_it_was_with_the_same_numbers",
-            "test_sweep.py::test_ranks_and_a_kill_change_no_bit",
-            "test_sweep.py::test_rows_are_those_of_the_adapter_on_the_corrupted_images",
+            "test_adapting.py::test_a_killed_sweep_goes_on_where_it_was_with_the_same_numbers",
+            "test_adapting.py::test_ranks_and_a_kill_change_no_bit",
+            "test_adapting.py::test_rows_are_those_of_the_adapter_on_the_corrupted_images",
             "test_tuning.py::test_a_killed_tuning_goes_on_where_it_was",
             "test_resuming.py::test_a_folder_survives_failure_and_goes_after_success",
             "test_resuming.py::test_a_kill_while_saving_leaves_the_state_before",
@@ -693,18 +695,13 @@ class TestLabels:
                 pixels, labels, tuple(f"img-{i}" for i in range(6)), tuple("abcd"), source="made"
             )
             with Work(tmp_path / str(len(tables))) as work:
-                table, _ = sweep.adapt_to_shifts(
-                    network,
-                    TENT(),
-                    loop,
-                    images,
+                task = Task(network, TENT(), loop, statistics, seed=3)
+                stream, gate = Stream(4, shifts=shifts), Gate("distance", 1.0)
+                table, _ = adapt_to_shifts(
+                    Experiment(task, images, stream, gate),
                     list_shifts(["fog", "contrast"], [2, 5]),
-                    statistics=statistics,
-                    seed=3,
                     work=work,
                     prefix="model",
-                    stream=Stream(4, shifts=shifts),
-                    gate=Gate("distance", 1.0),
                 )
             tables.append(table)
         same = [

@@ -408,9 +408,11 @@ class TestStage:
             machine=SimpleNamespace(device="cpu", precision="auto", images_per_step="auto"),
             distance=SimpleNamespace(images=images, permutations=19),
             shifts=shifts or Shifts(corruptions=("fog",), severities=(1, 5), images=None, sets={}),
+            model_dump=lambda **_: [images, str(shifts)],
         )
-        distance.run(params, "tiny")
-        return pd.read_csv(root / "distances" / "tiny.csv")
+        distance.run(params, ["tiny"])
+        files = [root / "distances" / "tiny" / f"{seed}.csv" for seed in params.seeds]
+        return pd.concat([pd.read_csv(file) for file in files], ignore_index=True)
 
     def test_writes_a_row_per_training_pair_and_metric(self, root):
         table = self.measured(root)

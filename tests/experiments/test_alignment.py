@@ -9,6 +9,7 @@ from tests.helpers.contract import Unbound, shifted
 from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import Normalisation, normalised
+from tttlab.adaptation.task import Task
 from tttlab.experiments.alignment import gradient_alignment
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
@@ -32,17 +33,8 @@ LABELS = torch.tensor([0, 1, 2, 3, 0])
 def test_equals_autograd_on_one_image_at_a_time(kind, method, policy, trainable):
     network, statistics = networks.source_statistics(kind)
     loop, names = InnerLoop(trainable=trainable, normalisation=Normalisation(policy)), list("abcde")
-    found = gradient_alignment(
-        network,
-        shifted(),
-        LABELS,
-        method,
-        loop,
-        statistics=statistics,
-        image_ids=names,
-        seed=2,
-        images_per_step=2,
-    )
+    task = Task(network, method, loop, statistics, seed=2)
+    found = gradient_alignment(task, shifted(), LABELS, names, images_per_step=2)
     chosen = select_parameters(network, trainable)
     shared = list(chosen.values())
     for place, (image, label) in enumerate(zip(shifted(), LABELS, strict=True)):
@@ -91,32 +83,15 @@ class Supervised(Method):
 def test_the_supervised_loss_agrees_with_itself(sign):
     network, statistics = networks.source_statistics("resnet")
     labels = torch.ones(5, dtype=torch.long)
-    found = gradient_alignment(
-        network,
-        shifted(),
-        labels,
-        Supervised(sign),
-        InnerLoop(),
-        statistics=statistics,
-        image_ids=list("abcde"),
-        seed=0,
-    )
+    task = Task(network, Supervised(sign), statistics=statistics)
+    found = gradient_alignment(task, shifted(), labels, "abcde")
     torch.testing.assert_close(found.cosine, torch.full((5,), float(sign), dtype=torch.double))
 
 
 def test_the_inner_product_is_the_first_order_decrease_of_the_supervised_loss():
     network, statistics = networks.source_statistics("resnet")
     method, loop = ActMAD(), InnerLoop(trainable="encoder")
-    found = gradient_alignment(
-        network,
-        shifted(),
-        LABELS,
-        method,
-        loop,
-        statistics=statistics,
-        image_ids=list("abcde"),
-        seed=0,
-    )
+    found = gradient_alignment(Task(network, method, loop, statistics), shifted(), LABELS, "abcde")
     from tttlab.adaptation.adapter import adapt
 
     lr = 1e-10
@@ -129,15 +104,7 @@ def test_the_inner_product_is_the_first_order_decrease_of_the_supervised_loss():
 
 def test_an_image_without_a_gradient_has_no_cosine():
     network, statistics = networks.source_statistics("resnet")
-    found = gradient_alignment(
-        network,
-        shifted(),
-        LABELS,
-        ActMAD(tolerance=1e9),
-        InnerLoop(),
-        statistics=statistics,
-        image_ids=list("abcde"),
-        seed=0,
-    )
+    task = Task(network, ActMAD(tolerance=1e9), statistics=statistics)
+    found = gradient_alignment(task, shifted(), LABELS, "abcde")
     assert found.cosine.isnan().all()
     assert (found.inner == 0).all()

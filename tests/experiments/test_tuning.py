@@ -10,17 +10,19 @@ from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.adaptation.task import Task
 from tttlab.config.values import CORRUPTIONS, HELD_OUT
 from tttlab.data.image_sets import ImageSet
 from tttlab.evaluation.intervals import crossed_standard_error
 from tttlab.experiments import jobs, tuning
 from tttlab.experiments.blocks import Block, Job, list_jobs
-from tttlab.experiments.jobs import adapt_to_job
+from tttlab.experiments.jobs import Experiment, adapt_to_job
 from tttlab.experiments.trials import Grid, Outcome, Search, Trial, compare, pick
-from tttlab.experiments.tuning import Judge, list_candidates, successive_halving
+from tttlab.experiments.tuning import Judge, Rounds, list_candidates, successive_halving
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.tent import TENT
 from tttlab.runtime.group_size import Groups
+from tttlab.runtime.machine import Machine
 from tttlab.runtime.resuming import Work
 from tttlab.shifts.streams import Stream
 
@@ -366,21 +368,26 @@ CANDIDATES = [{"lr": 1e-3}, {"lr": 1e-2}]
 
 
 def judged(
-    images, folder, counts=(4, None), method=None, steps=(1, 2), trainable="encoder", **settings
+    images,
+    folder,
+    counts=(4, None),
+    method=None,
+    steps=(1, 2),
+    trainable="encoder",
+    stream=None,
+    workers=0,
+    on_images=lambda _count: None,
 ):
     network, statistics = networks.source_statistics("resnet", torch.float32)
 
     def build(values):
-        return (
-            method or ActMAD(),
-            InnerLoop(steps=2, clip=1.0, trainable=trainable, **values),
-            statistics,
-        )
+        loop = InnerLoop(steps=2, clip=1.0, trainable=trainable, **values)
+        return Task(network, method or ActMAD(), loop, statistics)
 
+    rounds = Rounds(images, counts, [3], 0, stream)
+    grid, machine = Grid(CANDIDATES, steps, 0), Machine(workers=workers)
     with Work(folder) as work:
-        judge = Judge(
-            network, images, counts, [3], CANDIDATES, steps, build, 0, work, "run", **settings
-        )
+        judge = Judge(rounds, grid, build, work, "run", machine, on_images)
         return [judge(turn, [0, 1]) for turn in range(len(counts))]
 
 
@@ -464,18 +471,8 @@ def test_on_streams_every_round_begins_anew_with_all_its_images(images, tmp_path
         if job.blocks[-1].shift.corruption == HELD_OUT[-1]
     ]
     loop = InnerLoop(steps=2, clip=1.0, trainable="norm", **CANDIDATES[1])
-    own = adapt_to_job(
-        network,
-        TENT(),
-        loop,
-        images,
-        job,
-        stream["stream"],
-        Groups(),
-        statistics=statistics,
-        seed=0,
-        record=(2,),
-    )
+    task = Task(network, TENT(), loop, statistics)
+    own = adapt_to_job(Experiment(task, images, stream["stream"], record=(2,)), job, Groups())
     assert len(own) == (4 if shifts == "continual" else 1)
     right = own[job.blocks[-1].shift]["adapted_prediction"].numpy() == images.labels
     np.testing.assert_array_equal(rounds[1].adapted[-8:, 0], right)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
-from tttlab.experiments.sweep import complete
 
 from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
@@ -20,6 +19,7 @@ from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
 from tttlab.adaptation.method import Method, State
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.registry import load_method
+from tttlab.adaptation.task import complete_statistics
 from tttlab.config.method_settings import method_names
 from tttlab.errors import UserError
 from tttlab.networks.network import Network, Outputs
@@ -63,7 +63,7 @@ def source(
 ) -> tuple[Network, Statistics]:
     """Give the network of a kind, see `networks.source_statistics`, with all the statistics that a method needs."""
     network, statistics = networks.source_statistics(kind, dtype)
-    return network, complete(
+    return network, complete_statistics(
         statistics, method, network, lambda: [networks.images(64, seed=7).to(dtype)]
     )
 

@@ -51,7 +51,7 @@ def write_project(
     sets=None,
     only=None,
 ) -> SimpleNamespace:
-    """Write outputs/{data/{test,shifted},adapt,predictions,tables,metrics.json}; return the settings that they belong to.
+    """Write outputs/{data/{test,shifted},runs,predictions,tables,metrics.json}; return the settings that they belong to.
 
     Labels are known of all images, of none (``labeled=False``) or of the clean ones (``"clean"``). Images that come shifted
     are given in ``sets``, by the name of their shift, ``<set>/<shift>``; the models of a run that is not for all in ``only``.
@@ -89,7 +89,7 @@ def write_project(
         f"{m}/{r}": summary(table, r in gated, len(seeds)) for (m, r), table in predictions.items()
     }
     (outputs / "metrics.json").write_text(json.dumps({"runs": entries}, indent=2), encoding="utf-8")
-    (outputs / "adapt").mkdir()
+    (outputs / "runs").mkdir()
     for run in runs:
         entry = {
             "mlflow_run_id": "0" * 32,
@@ -100,7 +100,7 @@ def write_project(
         gate = {"signal": "distance", "threshold": 1.6} if run in gated else None
         entry["tuning"] = tuning_of(run) | {"gate": gate}
         own = [model for model, other in pairs if other == run]
-        (outputs / "adapt" / f"{run}.json").write_text(
+        (outputs / "runs" / f"{run}.json").write_text(
             json.dumps(dict.fromkeys(own, entry)), encoding="utf-8"
         )
     return SimpleNamespace(

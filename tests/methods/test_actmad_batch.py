@@ -5,11 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tttlab.experiments.sweep import complete
 
 from tests.helpers import networks
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream
+from tttlab.adaptation.task import complete_statistics
 from tttlab.errors import UserError
 from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.networks.network import Bound
@@ -125,7 +125,10 @@ def test_how_source_images_are_delivered_is_no_matter():
         network, iter(source_images(130).split(43))
     )  # the last is a single image
     assert all(torch.allclose(whole[name], pieces[name], rtol=1e-9, atol=1e-12) for name in whole)
-    assert complete({}, METHOD, network, lambda: [source_images(130)]).keys() == whole.keys()
+    assert (
+        complete_statistics({}, METHOD, network, lambda: [source_images(130)]).keys()
+        == whole.keys()
+    )
 
 
 def test_source_batches_mix_what_came_in_order():

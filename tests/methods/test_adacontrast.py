@@ -12,6 +12,7 @@ from tests.helpers import networks
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream, learning
 from tttlab.adaptation.registry import load_method
+from tttlab.adaptation.task import Task
 from tttlab.data.views import Augmentation, random_views
 from tttlab.errors import UserError
 from tttlab.methods.adacontrast import (
@@ -119,9 +120,8 @@ def test_diversity_is_lowest_where_the_classes_are_equally_frequent():
 def test_the_queue_keeps_the_latest_images():
     """At learning rate 0 the momentum model is the source network; of seven images the last four stay, in order."""
     network = undecided()
-    with learning(
-        network, stream()[:3], AdaContrast(queue_size=4, warm_up=4), InnerLoop(lr=0.0), {}, 0
-    ) as learner:
+    task = Task(network, AdaContrast(queue_size=4, warm_up=4), InnerLoop(lr=0.0))
+    with learning(task, stream()[:3]) as learner:
         for part in BATCHES:
             learner.adapt(stream()[part], [str(name) for name in range(7)[part]])
     last = slice(3, 7)
@@ -142,9 +142,8 @@ def test_the_queue_keeps_the_latest_images():
 def test_an_image_joins_the_queue_once_however_many_steps_are_taken():
     """Otherwise it would vote for itself, and be pushed away from itself."""
     for steps in (1, 3):
-        with learning(
-            undecided(), stream()[:3], AdaContrast(), InnerLoop(steps=steps, lr=1e-3), {}, 0
-        ) as learner:
+        task = Task(undecided(), AdaContrast(), InnerLoop(steps=steps, lr=1e-3))
+        with learning(task, stream()[:3]) as learner:
             for part in BATCHES:
                 learner.adapt(stream()[part], [str(name) for name in range(7)[part]])
         assert len(learner.state.queue.labels) == 7

@@ -21,6 +21,7 @@ from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.online import adapt_stream, learning
+from tttlab.adaptation.task import Task
 from tttlab.errors import UserError
 
 POLICIES = [
@@ -225,7 +226,7 @@ def test_a_stream_depends_on_its_past_alone_and_leaves_the_network_as_it_was(onl
     future, past = shifted(7), shifted(7)
     future[5:], past[0] = 0.1, 0.1
     torch.testing.assert_close(run(future).logits[:5], first.logits[:5], rtol=0, atol=0)
-    with learning(network, shifted(BATCH), method, loop, statistics, 0) as learner:
+    with learning(Task(network, method, loop, statistics), shifted(BATCH)) as learner:
         learner.adapt(shifted(BATCH), "abc")
         remembers = method.trains or bool(tree_leaves(learner.state))
     assert remembers != torch.equal(run(past).logits[5:], first.logits[5:])

@@ -10,6 +10,7 @@ from tests.helpers import networks
 from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
 from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.online import adapt_stream, learning
+from tttlab.adaptation.task import Task
 from tttlab.data.views import random_views
 from tttlab.methods.cotta import CoTTA
 from tttlab.networks.network import Bound
@@ -161,7 +162,7 @@ class TestForgetting:
         network, statistics = networks.source_statistics("resnet")
         loop = InnerLoop(steps=1, lr=0.1, momentum=0.9, trainable="norm")
         method, source = CoTTA(num_views=2, restore=restore), select_parameters(network, "norm")
-        with learning(network, stream()[:3], method, loop, statistics, 0) as learner:
+        with learning(Task(network, method, loop, statistics), stream()[:3]) as learner:
             for part in BATCHES:
                 learner.adapt(stream()[part], [str(name) for name in range(7)[part]])
                 back = [

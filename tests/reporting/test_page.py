@@ -222,7 +222,7 @@ class TestHeadline:
         """On CPUs it is not."""
         evaluated.write_project(tmp_path, models=("vit",), runs=("none", "actmad"), images=12)
         pages = [render(tmp_path, ("vit",), ("none", "actmad"))]
-        for path in (tmp_path / "adapt").glob("*.json"):
+        for path in (tmp_path / "runs").glob("*.json"):
             path.write_text(path.read_text().replace("312.4", "null"))
         pages.append(render(tmp_path, ("vit",), ("none", "actmad")))
         assert [("vit/none", "memory") in page.cells for page in pages] == [True, False]

@@ -10,16 +10,19 @@ import psutil
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from tttlab.experiments.sweep import adapt_to_shifts
 
 from tests.helpers import networks
 from tttlab.adaptation import signals
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.normalisation import Normalisation
+from tttlab.adaptation.task import Task
 from tttlab.data.image_sets import ImageSet
+from tttlab.experiments.adapting import adapt_to_shifts
 from tttlab.experiments.alignment import gradient_alignment
-from tttlab.experiments.tuning import Judge
+from tttlab.experiments.jobs import Experiment
+from tttlab.experiments.trials import Grid
+from tttlab.experiments.tuning import Judge, Rounds
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.methods.eata import EATA
@@ -35,12 +38,14 @@ from tttlab.networks.source_statistics import (
 from tttlab.networks.taps import record
 from tttlab.runtime import group_size, memory
 from tttlab.runtime.group_size import GroupSize
+from tttlab.runtime.machine import Machine
 from tttlab.runtime.memory import OverLimit, Tally
 from tttlab.runtime.resuming import Work
 from tttlab.shifts.shift import Shift, list_shifts
 from tttlab.shifts.streams import Stream
 from tttlab.training.probing import encode
-from tttlab.workflow import places, sweeps
+from tttlab.workflow import network_runs, places
+from tttlab.workflow.pieces import Piece
 from tttlab.workflow.source_images import source_batches
 
 CPU, GROUP, MANY = torch.device("cpu"), 8, 32
@@ -76,70 +81,34 @@ def source(count: int, batch_size: int = MANY) -> SourceImages:
 
 def judged(network, count, wish, folder):
     _, statistics = networks.source_statistics("resnet", torch.float32)
+    task, grid = Task(network, METHOD, LOOP, statistics), Grid([{}], (1,), 0)
+    rounds, machine = Rounds(image_set(count), (None,), [3], 0), Machine(images_per_step=wish)
     with Work(folder / f"{count}") as work:
-        Judge(
-            network,
-            image_set(count),
-            (None,),
-            [3],
-            [{}],
-            (1,),
-            lambda _: (METHOD, LOOP, statistics),
-            0,
-            work,
-            "run",
-            images_per_step=wish,
-        )(0, [0])
+        Judge(rounds, grid, lambda _: task, work, "run", machine)(0, [0])
 
 
 def swept(network, count, wish, folder):
     _, statistics = networks.source_statistics("resnet", torch.float32)
+    experiment = Experiment(Task(network, METHOD, LOOP, statistics), image_set(count))
+    machine, shifts = Machine(images_per_step=wish), list_shifts(["fog"], [3])
     with Work(folder / f"{count}") as work:
-        adapt_to_shifts(
-            network,
-            METHOD,
-            LOOP,
-            image_set(count),
-            list_shifts(["fog"], [3]),
-            statistics=statistics,
-            seed=0,
-            work=work,
-            prefix="model",
-            images_per_step=wish,
-        )
+        adapt_to_shifts(experiment, shifts, work=work, prefix="model", machine=machine)
 
 
 def measured(signal):
     def run(network, count, wish, _folder):
         _, statistics = networks.source_statistics("resnet", torch.float32)
-        signals.measure(
-            signal,
-            network,
-            IMAGES[:count],
-            METHOD,
-            LOOP,
-            statistics=statistics,
-            image_ids=NAMES[:count],
-            seed=0,
-            images_per_step=wish,
-        )
+        task = Task(network, METHOD, LOOP, statistics)
+        signals.measure(signal, task, IMAGES[:count], NAMES[:count], wish)
 
     return run
 
 
 def aligned(network, count, wish, _folder):
     _, statistics = networks.source_statistics("resnet", torch.float32)
-    gradient_alignment(
-        network,
-        IMAGES[:count],
-        torch.zeros(count, dtype=torch.long),
-        METHOD,
-        LOOP,
-        statistics=statistics,
-        image_ids=NAMES[:count],
-        seed=0,
-        images_per_step=wish,
-    )
+    labels = torch.zeros(count, dtype=torch.long)
+    task = Task(network, METHOD, LOOP, statistics)
+    gradient_alignment(task, IMAGES[:count], labels, NAMES[:count], wish)
 
 
 def own_statistics(method):
@@ -400,18 +369,11 @@ def test_a_stream_is_looked_at_batch_by_batch(network, shifts, tmp_path):
     own = image_set(20)
     pixels = Watched(own.pixels)
     _, statistics = networks.source_statistics("resnet", torch.float32)
+    task = Task(network, TENT(), InnerLoop(lr=1e-3, trainable="norm"), statistics)
+    experiment = Experiment(task, replace(own, pixels=pixels), Stream(5, shifts=shifts))
     with Work(tmp_path) as work:
         table, _ = adapt_to_shifts(
-            network,
-            TENT(),
-            InnerLoop(lr=1e-3, trainable="norm"),
-            replace(own, pixels=pixels),
-            list_shifts(["fog", "contrast"], [3]),
-            statistics=statistics,
-            seed=0,
-            work=work,
-            prefix="model",
-            stream=Stream(5, shifts=shifts),
+            experiment, list_shifts(["fog", "contrast"], [3]), work=work, prefix="model"
         )
     assert len(table) == 60
     assert max(pixels.looks) == 5
@@ -424,18 +386,10 @@ def test_workers_are_not_sent_the_images(network, tmp_path):
         Shift("photos/night", 0, replace(own, pixels=Watched(own.pixels))) for _ in range(1)
     ] + list_shifts(["fog"], [3])
     _, statistics = networks.source_statistics("resnet", torch.float32)
+    experiment = Experiment(Task(network, TENT(), LOOP, statistics), own)
     with Work(tmp_path) as work:
         table, _ = adapt_to_shifts(
-            network,
-            TENT(),
-            LOOP,
-            own,
-            shifts,
-            statistics=statistics,
-            seed=0,
-            work=work,
-            prefix="model",
-            workers=2,
+            experiment, shifts, work=work, prefix="model", machine=Machine(workers=2)
         )
     assert len(table) == 18
 
@@ -505,17 +459,22 @@ def test_the_test_images_are_opened_once_for_all_networks(monkeypatch):
         opened.append(1)
         return own, [Shift()]
 
-    monkeypatch.setattr(sweeps, "open_test", open_test)
-    monkeypatch.setattr(sweeps, "load_tuned", lambda *_: {"settings": {}})
-    for name in ("load_source", "build_run"):
-        monkeypatch.setattr(sweeps, name, lambda *_: None)
-    params = SimpleNamespace(seeds=(0, 1, 2), models_of=lambda _run: ("resnet", "vit"))
-    found = sweeps.open_sweeps(params, "tent", SimpleNamespace(device=CPU))
-    assert [[(each.model, each.seed) for each in group] for group in found.values()] == [
-        [(model, seed) for seed in (0, 1, 2)] for model in ("resnet", "vit")
+    loaded = []
+    monkeypatch.setattr(network_runs, "open_test", open_test)
+    monkeypatch.setattr(network_runs, "load_tuned", lambda *_: {"settings": {}})
+    monkeypatch.setattr(network_runs, "load_source", lambda _, *network: loaded.append(network))
+    monkeypatch.setattr(network_runs, "build_run", lambda *_: None)
+    pieces = [
+        Piece(name, model, seed)
+        for name in ("tent", "eata")
+        for model in ("resnet", "vit")
+        for seed in (0, 1, 2)
     ]
+    runs = network_runs.open_runs(None, pieces, SimpleNamespace(device=CPU))
+    assert [run.piece for run in runs] == pieces
+    assert len(loaded) == 6  # every network once, whatever the number of runs
     assert len(opened) == 1
-    assert all(each.images is own for group in found.values() for each in group)
+    assert all(run.images is own for run in runs)
 
 
 @pytest.mark.parametrize("name", ["adapting", "tuning", "alignment"])
@@ -537,8 +496,10 @@ def test_every_stage_that_looks_at_images_hands_the_machines_setting_on(stage):
     """By its name in the code that the stage runs."""
     scripts = {
         "source_stats": "src/tttlab/workflow/source_images.py",
-        "adapt": "src/tttlab/workflow/sweeps.py",
+        "adapt": "src/tttlab/workflow/processes.py",
         "tune": "src/tttlab/workflow/tunings.py",
+        "align": "src/tttlab/workflow/alignments.py",
+        "distance": "src/tttlab/workflow/distances.py",
     }
     assert (
         "machine.images_per_step" in (ROOT / scripts.get(stage, f"pipeline/{stage}.py")).read_text()

@@ -37,10 +37,8 @@ def follow(tmp_path, monkeypatch):
         curves.adapt_along_steps(
             SimpleNamespace(
                 params=SimpleNamespace(seed=0, adapt=adapt, shifts=Shifts(**wish)),
-                prefix="m-0",
                 tuned={"tuned": False, "settings": {}, "default": {}, "candidates": []},
-                name="r",
-                model="m",
+                piece=("r", "m", 0),
                 source=None,
                 ready=SimpleNamespace(
                     settings=SimpleNamespace(trains=trains, adapter=adapter, protocol="episodic")

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from tttlab.data.sources import open_source
 from tttlab.errors import UserError
 from tttlab.runtime.process_identity import Identity
 from tttlab.workflow import places
+from tttlab.workflow.ledger import FOLDERS
 
 STAGES = {
     "methods": None,
@@ -30,10 +32,10 @@ STAGES = {
     "pretrain": "networks",
     "finetune": "networks",
     "source_stats": "networks",
-    "tune": "runs",
-    "distance": "models",
-    "adapt": "runs",
-    "align": "runs",
+    "tune": "all",
+    "distance": "all",
+    "adapt": "all",
+    "align": "all",
     "evaluate": None,
     "report": None,
 }
@@ -100,8 +102,7 @@ def project(tmp_path_factory):
 def run_stages(params, stages):
     """Run stages after one another in this process, each for all that it is for."""
     names = {
-        "models": [(model,) for model in params.models],
-        "runs": [(run,) for run in params.adapt.runs],
+        "all": [([],)],
         "networks": [(model, seed) for model in params.models for seed in params.seeds],
     }
     for stage in stages:
@@ -290,11 +291,12 @@ def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, cop
     root, params = project
     copy, run = copied
     before = count_runs(copy)
+    shutil.rmtree(copy / "outputs" / "adapted")
     run("pipeline.adapt", "actmad")
     timed = ["milliseconds", "gate_milliseconds"]
-    for model in params.models:
+    for model, seed in product(params.models, params.seeds):
         one, two = (
-            pd.read_parquet(place / "outputs" / "adapted" / "actmad" / f"{model}.parquet")
+            pd.read_parquet(place / "outputs" / "adapted" / "actmad" / model / f"{seed}.parquet")
             for place in (root, copy)
         )
         pd.testing.assert_frame_equal(
@@ -321,8 +323,6 @@ def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, cop
             "tttlab.training.trainer.Trainer._run_epoch",
             "finetuned/mae_vit/5",
         ),
-        ("tune", ("shrink",), "tttlab.experiments.tuning.adapt_to_job", "tuned/shrink.json"),
-        ("adapt", ("shrink",), "tttlab.experiments.sweep.adapt_to_job", "adapted/shrink"),
     ],
 )
 def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
@@ -392,18 +392,78 @@ def test_two_processes_started_by_torchrun_pretrain_as_one_does(project, copied)
 
 def test_what_was_tuned_is_what_adapt_used(project):
     root, params = project
-    for run in params.adapt.runs:
-        tuned = json.loads((root / "outputs" / "tuned" / f"{run}.json").read_text())
-        about = json.loads((root / "outputs" / "adapt" / f"{run}.json").read_text())
-        for model in params.models:
-            chosen, used = tuned[model]["settings"], about[model]["settings"]
-            assert bool(tuned[model]["tuned"]) == (run not in ("none", "views"))
-            assert {key: used[key] for key in chosen if key in used} == {
-                key: value for key, value in chosen.items() if key in used
-            }
-    assert {"lr", "steps", "trainable", "normalisation", "tolerance"} == set(
-        tuned["mae_vit"]["settings"]
-    )
+    for model, run in params.pairs:
+        tuned = json.loads((root / "outputs" / "tuned" / run / f"{model}.json").read_text())
+        told = json.loads((root / "outputs" / "runs" / f"{run}.json").read_text())[model]
+        settings = tuned["settings"]
+        assert bool(tuned["tuned"]) == (run not in ("none", "views"))
+        assert {key: told["settings"][key] for key in settings if key in told["settings"]} == {
+            key: value for key, value in settings.items() if key in told["settings"]
+        }
+        if run == "actmad":
+            assert {"lr", "steps", "trainable", "normalisation", "tolerance"} == set(settings)
+
+
+def made(copy: Path, stage: str) -> dict[str, int]:
+    """When every file that a stage writes was last written, but for its ledger."""
+    files = (copy / "outputs" / FOLDERS[stage]).rglob("*")
+    return {
+        path.relative_to(copy / "outputs" / FOLDERS[stage]).as_posix(): path.stat().st_mtime_ns
+        for path in files
+        if path.is_file() and path.name != "made_of.json"
+    }
+
+
+@pytest.mark.parametrize("stage", FOLDERS)
+def test_one_more_run_or_seed_computes_only_itself(elsewhere, stage):
+    """And one less goes away."""
+    copy, values, run = elsewhere
+    run(stage)
+    before = made(copy, stage)
+    values["adapt"]["runs"] |= {"more": {"method": "none", "normalisation": "image"}}
+    del values["adapt"]["runs"]["views"]
+    run("methods", "tune", stage)
+    after = made(copy, stage)
+    kept = {name: time for name, time in before.items() if not name.startswith("views/")}
+    assert {name: time for name, time in after.items() if not name.startswith("more/")} == kept
+    assert any(name.startswith("more/") for name in after) == (stage in ("tune", "adapt"))
+    assert any(name.startswith("views/") for name in before) == (stage in ("tune", "adapt"))
+
+
+@pytest.mark.parametrize(
+    ("change", "touched"),
+    [
+        (("adapt", "runs", "bn", "prior"), {"bn"}),
+        (("adapt", "runs", "shrink", "search", "threshold"), {"shrink"}),
+        (("seed",), {"none", "views", "bn", "shrink", "ssl", "actmad"}),
+    ],
+)
+def test_a_changed_setting_computes_what_it_concerns(elsewhere, change, touched):
+    copy, values, run = elsewhere
+    *parents, last = change
+    section = values
+    for key in parents:
+        section = section[key]
+    section[last] = {"prior": 0.3, "threshold": [1.0, 2.0], "seed": 8}[last]
+    before = made(copy, "tune")
+    run("tune")
+    after = made(copy, "tune")
+    changed = {name.partition("/")[0] for name in before if before[name] != after[name]}
+    # What is not searched is written each time: it takes no work.
+    assert changed - {"none", "views"} == touched - {"none", "views"}
+
+
+def test_a_file_that_somebody_changed_is_made_again(elsewhere):
+    copy, _, run = elsewhere
+    folder = copy / "outputs" / "adapted" / "shrink" / "mae_vit"
+    expected = pd.read_parquet(folder / "5.parquet")
+    pd.read_parquet(folder / "0.parquet").to_parquet(folder / "5.parquet")
+    (copy / "outputs" / "adapted" / "left behind.parquet").write_text("of another time")
+    run("adapt")
+    timed = ["milliseconds", "gate_milliseconds"]
+    again = pd.read_parquet(folder / "5.parquet")
+    pd.testing.assert_frame_equal(again.drop(columns=timed), expected.drop(columns=timed))
+    assert not (copy / "outputs" / "adapted" / "left behind.parquet").exists()
 
 
 def test_fixed_values_are_used_where_tuning_is_switched_off(elsewhere):
@@ -412,18 +472,20 @@ def test_fixed_values_are_used_where_tuning_is_switched_off(elsewhere):
     values["adapt"]["runs"] = {name: values["adapt"]["runs"][name] for name in ("none", "actmad")}
     values["adapt"]["runs"]["actmad"]["per_model"] = {"mae_vit": {"steps": 2}}
     run("tune", "adapt")
-    about = json.loads((copy / "outputs" / "adapt" / "actmad.json").read_text())
-    assert [about[model]["settings"]["steps"] for model in ("simclr_convnet", "mae_vit")] == [4, 2]
-    assert about["mae_vit"]["tuning"]["tuned"] is False
+    for model, steps in (("simclr_convnet", 4), ("mae_vit", 2)):
+        folder = copy / "outputs" / "adapted" / "actmad" / model
+        told = json.loads((folder / "0.json").read_text())
+        assert told["settings"]["steps"] == steps
+        assert told["tuning"]["tuned"] is False
 
 
 def test_a_tuned_file_that_cannot_be_read_is_told_in_one_line(project, monkeypatch, tmp_path):
     from tttlab.workflow.loading import load_tuned
 
     monkeypatch.setattr(places, "OUTPUTS", tmp_path)
-    (tmp_path / "tuned").mkdir()
-    for text in ('{"mae_vit": {"tuned"', "{}", '{"mae_vit": {"tuned": true}}', "[]"):
-        (tmp_path / "tuned" / "ssl.json").write_text(text)
+    (tmp_path / "tuned" / "ssl").mkdir(parents=True)
+    for text in ('{"tuned"', "{}", '{"tuned": true}', "[]"):
+        (tmp_path / "tuned" / "ssl" / "mae_vit.json").write_text(text)
         with pytest.raises(
             UserError, match=r"found nothing that can be read; run python -m pipeline\.tune ssl$"
         ):
@@ -451,15 +513,15 @@ def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
     with (copy / "params.yaml").open("w") as file:
         YAML().dump(values, file)
     run("spy", "ssl")
-    before, after = (
-        json.loads((place / "outputs" / "tuned" / "ssl.json").read_text()) for place in (root, copy)
-    )
     for model in params.models:
-        gates = [found[model].pop("gate") for found in (before, after)]
-        assert before[model] == after[model]
-        assert (
-            None in gates or gates[0] == gates[1]
-        )  # whether a gate saves time is a matter of the clock
+        before, after = (
+            json.loads((place / "outputs" / "tuned" / "ssl" / f"{model}.json").read_text())
+            for place in (root, copy)
+        )
+        gates = [choice.pop("gate") for choice in (before, after)]
+        assert before == after
+        # Whether a gate saves time is a matter of the clock.
+        assert None in gates or gates[0] == gates[1]
     opened = {
         Path(line).name: line
         for line in (copy / "opened.txt").read_text().splitlines()
@@ -484,7 +546,7 @@ def test_too_few_images_for_distances_stop_nothing_else(elsewhere):
     copy, values, run = elsewhere
     values["data"]["labeled"]["limit"] = 60
     run("prepare", "distance", "evaluate", "report")
-    assert len((copy / "outputs" / "distances" / "mae_vit.csv").read_text().splitlines()) == 1
+    assert len((copy / "outputs" / "distances" / "mae_vit/5.csv").read_text().splitlines()) == 1
     assert not (copy / "outputs" / "tables" / "distances.csv").exists()
     assert (copy / "outputs" / "report.html").stat().st_size > 50_000
 
@@ -538,8 +600,6 @@ def test_images_that_come_shifted_go_all_the_way_with_and_without_labels(project
 def test_streams_go_all_the_way(elsewhere):
     """The same networks under the protocol online, from tuning to the report."""
     copy, values, run = elsewhere
-    for name in ("tuned", "adapted", "adapt", "aligned", "tables", "figures", "predictions"):
-        shutil.rmtree(copy / "outputs" / name)
     values["adapt"] |= {
         "protocol": "online",
         "online": {"batch_size": 4, "order": "by_class", "shifts": "separate"},
@@ -569,15 +629,15 @@ def test_streams_go_all_the_way(elsewhere):
         json.dumps([entry for entry in entries if entry["corruption"] != "photos/turned"])
     )  # without labels
     params = run("tune", "adapt", "align", "evaluate", "report")
-    tuned = json.loads((copy / "outputs" / "tuned" / "tent.json").read_text())
-    for found in tuned.values():
-        assert found["gate"] is None
-        assert len(found["candidates"]) == 3  # of (1 or 2 steps) × (two rates) at most three
-        assert {"lr", "steps"} == set(found["settings"])
+    for model in params.models:
+        choice = json.loads((copy / "outputs" / "tuned" / "tent" / f"{model}.json").read_text())
+        assert choice["gate"] is None
+        assert len(choice["candidates"]) == 3  # of (1 or 2 steps) × (two rates) at most three
+        assert {"lr", "steps"} == set(choice["settings"])
     assert params.alignment.images  # of single images; a stream's step has no gradient of one image
-    for model, told in json.loads((copy / "outputs" / "adapt" / "deyo.json").read_text()).items():
+    assert not list((copy / "outputs" / "aligned").rglob("*.parquet"))
+    for told in json.loads((copy / "outputs" / "runs" / "deyo.json").read_text()).values():
         assert told["settings"]["steps"] == 2  # where they are not searched the run's own hold
-        assert not len(pd.read_parquet(copy / "outputs" / "aligned" / "deyo" / f"{model}.parquet"))
     metrics = json.loads((copy / "outputs" / "metrics.json").read_text())["runs"]
     assert set(metrics) == {
         f"{model}/{run}" for model in params.models for run in params.adapt.runs
@@ -607,13 +667,13 @@ def test_a_head_gets_the_views_that_it_was_trained_on(project, monkeypatch, meth
     params = read_params(root / "params.yaml")
     params.adapt.runs["own"] = {"method": method, "protocol": "online"}
     model = next(name for name, objective in params.objectives.items() if objective == "simclr")
-    found = build_run(params, "own", model, load_source(params, model, params.seeds[0]), {}).method
+    ready = build_run(params, "own", model, load_source(params, model, params.seeds[0]), {})
     trained, given = (
         params.models[model].pretrain.augment.model_dump(),
         params.adapt.augment.model_dump(),
     )
     assert trained != given
-    assert asdict(found.augmentation) == (trained if own else given)
+    assert asdict(ready.task.method.augmentation) == (trained if own else given)
 
 
 BROKEN = """
@@ -647,7 +707,7 @@ def test_a_stage_started_by_hand_tells_what_is_wrong_with_a_method_before_it_wor
         UserError,
         match=r"^adapt\.runs\.own, method package\.broken on .*: loss \(line 10\) branches on a value",
     ):
-        tune.run(params, "own")
+        tune.run(params, ["own"])
     assert not (tmp_path / "mlflow.db").exists()
 
 

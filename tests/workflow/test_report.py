@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from tttlab.workflow.sweeps import Sweep
 
-from pipeline import align, evaluate
+from pipeline import evaluate
 from pipeline import report as report_stage
 from tests.helpers import evaluated
+from tttlab.adaptation.task import Task
 from tttlab.config.experiments import Online
 from tttlab.config.runs import resolve_run
 from tttlab.errors import UserError
@@ -33,6 +33,8 @@ from tttlab.tracking.runs import pipeline_run
 from tttlab.tracking.store import open_store
 from tttlab.workflow import places
 from tttlab.workflow.loading import Ready
+from tttlab.workflow.network_runs import NetworkRun
+from tttlab.workflow.pieces import Piece
 
 MODELS, RUNS = ("vit",), tuple(evaluated.RUNS)
 
@@ -46,17 +48,18 @@ def run_stages(root, **options) -> str:
     outputs, lines = root / "outputs", []
     params = evaluated.write_project(outputs, **options)
     for path in (outputs / "predictions").rglob("*.parquet"):
-        target = outputs / "adapted" / path.stem / f"{path.parent.name}.parquet"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, target)
-        aligned = outputs / "aligned" / path.stem / f"{path.parent.name}.parquet"
-        aligned.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame(columns=align.COLUMNS).to_parquet(
-            aligned
-        )  # as where there was nothing to compare
-    (outputs / "distances").mkdir()
-    for model, table in read_table(outputs / "tables" / "distances.csv").groupby("model"):
-        table.to_csv(outputs / "distances" / f"{model}.csv", index=False)
+        folder = outputs / "adapted" / path.stem / path.parent.name
+        folder.mkdir(parents=True)
+        told = json.loads((outputs / "runs" / f"{path.stem}.json").read_text())[path.parent.name]
+        for seed, table in pd.read_parquet(path).groupby("seed"):
+            table.to_parquet(folder / f"{seed}.parquet", index=False)
+            (folder / f"{seed}.json").write_text(json.dumps(told), encoding="utf-8")
+    shutil.rmtree(outputs / "predictions")
+    shutil.rmtree(outputs / "runs")
+    distances = read_table(outputs / "tables" / "distances.csv")
+    for (model, seed), table in distances.groupby(["model", "seed"]):
+        (outputs / "distances" / model).mkdir(parents=True, exist_ok=True)
+        table.to_csv(outputs / "distances" / model / f"{seed}.csv", index=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(places, "OUTPUTS", outputs)
         patch.setattr(places, "ROOT", root)
@@ -237,7 +240,7 @@ class TestRead:
             Results.read(tmp_path, list(product(("vit",), ("none",))))
 
     def test_a_run_without_its_numbers_is_named(self, outputs):
-        with pytest.raises(UserError, match=r"adapt/new\.json.*run `adapt`"):
+        with pytest.raises(UserError, match=r"runs/new\.json.*run `evaluate`"):
             Results.read(outputs, list(product(MODELS, (*RUNS, "new"))))
         with pytest.raises(UserError, match=r"metrics\.json: expected an entry resnet/none"):
             Results.read(outputs, list(product(("resnet",), RUNS)))
@@ -260,7 +263,7 @@ class TestRead:
         (tmp_path / "metrics.json").write_text(
             metrics.replace("vit/none", "null/none"), encoding="utf-8"
         )
-        sidecar = tmp_path / "adapt" / "none.json"
+        sidecar = tmp_path / "runs" / "none.json"
         sidecar.write_text(
             sidecar.read_text(encoding="utf-8").replace('"vit"', '"null"'), encoding="utf-8"
         )
@@ -469,11 +472,12 @@ class TestSettingsInUse:
     )
     def test_no_learning_rate_where_nothing_is_learnt(self, entry, shown):
         settings = resolve_run({"own": entry}, {"vit": "none"}, "own", "vit")
-        ready = Ready(settings, "Method()", None, None)
-        sweep = Sweep(SimpleNamespace(seed=3), "own", "vit", 0, None, [], None, None, {}, ready)
-        assert sweep.told.keys() == self.ALWAYS | shown
+        ready = Ready(settings, Task(None, "Method()"))
+        piece = Piece("own", "vit", 0)
+        run = NetworkRun(SimpleNamespace(seed=3), piece, None, [], None, None, {}, ready)
+        assert run.settings.keys() == self.ALWAYS | shown
         for name in shown & entry.keys():
-            assert sweep.told[name] == entry[name]
+            assert run.settings[name] == entry[name]
 
 
 class TestMarkdown:

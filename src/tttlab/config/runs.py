@@ -144,7 +144,7 @@ def run_mistakes(
                 continue
             least = declared(resolved.method, methods).smallest_batch
             # A visit's batches differ by one image at most, so that none is smaller than (batch_size + 1) / 2 where there are
-            # as many images; `tttlab.experiments.sweep` looks at what there is.
+            # as many images; `tttlab.experiments.adapting` looks at what there is.
             if resolved.protocol == "online" and batch_size < 2 * least - 1:
                 yield (
                     f"adapt.online.batch_size: {resolved.method} (adapt.runs.{run}) needs batches of {least} images or "

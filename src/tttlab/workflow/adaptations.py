@@ -12,6 +12,7 @@ from tttlab.runtime.resuming import Work
 from tttlab.tracking.comparison import log_predictions
 from tttlab.tracking.runs import start_run
 from tttlab.workflow import places
+from tttlab.workflow.choices import choice_file
 from tttlab.workflow.curves import adapt_along_steps
 from tttlab.workflow.execution import parent_run
 from tttlab.workflow.ledger import Ledger
@@ -22,8 +23,6 @@ from tttlab.workflow.processes import open_shared
 
 if TYPE_CHECKING:
     from tttlab.workflow.processes import Processes
-
-FOLDER = places.OUTPUTS / "adapted"
 
 
 def adapt_pieces(
@@ -37,7 +36,7 @@ def adapt_pieces(
     for run in open_runs(params, missing, fabric):
         key = fabric.broadcast(keys.get(run.piece, ""))
         with open_shared(fabric, f"adapt {run.piece}", key) as work:
-            files = adapt_network(params, run, work)
+            files = adapt_network(params, run, work, ledger.folder)
         if fabric.is_global_zero:
             ledger.enter(str(run.piece), key, files)
 
@@ -49,7 +48,7 @@ def key_of(params: Params, piece: Piece, ledger: Ledger) -> str:
     inputs = [
         places.OUTPUTS / "finetuned" / network,
         places.OUTPUTS / "source_stats" / network,
-        places.OUTPUTS / "tuned" / piece.run / f"{piece.model}.json",
+        choice_file(piece.run, piece.model),
         *(places.OUTPUTS / "data" / name for name in sets),
     ]
     sections = {"shifts": True, "adapt": {"curve"}}
@@ -62,15 +61,15 @@ def key_of(params: Params, piece: Piece, ledger: Ledger) -> str:
     return ledger.key(settings, inputs)
 
 
-def adapt_network(params: Params, run: NetworkRun, work: Work) -> list[Path]:
-    """Adapt one network, with its own run in MLflow; the first process writes and lists the files."""
+def adapt_network(params: Params, run: NetworkRun, work: Work, outputs: Path) -> list[Path]:
+    """Adapt one network, with its own run in MLflow; the first process writes, and lists its files."""
     first = run.piece.seed == params.seeds[0]
     if not run.fabric.is_global_zero:
         run.adapt(work)
         if first:
             adapt_along_steps(run, work)
         return []
-    folder = FOLDER / run.piece.run / run.piece.model
+    folder = outputs / run.piece.run / run.piece.model
     folder.mkdir(parents=True, exist_ok=True)
     table_file, about_file, steps_file = (
         folder / f"{run.piece.seed}{suffix}" for suffix in (".parquet", ".json", ".steps.parquet")

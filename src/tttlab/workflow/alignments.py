@@ -15,12 +15,11 @@ from tttlab.experiments.blocks import list_blocks
 from tttlab.runtime.group_size import GroupSize
 from tttlab.shifts.shift import Shift
 from tttlab.workflow import places
+from tttlab.workflow.choices import choice_file
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.loading import SourceNetwork, build_run, load_source, load_tuned, settings_of
 from tttlab.workflow.pieces import Pair
 from tttlab.workflow.shifted import open_test
-
-FOLDER = places.OUTPUTS / "aligned"
 
 
 def align_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
@@ -39,7 +38,7 @@ def align_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
         table = align(params, pair, sources[model], images, labeled) if labeled else None
         files = []
         if table is not None:
-            files = [FOLDER / name / f"{model}.parquet"]
+            files = [ledger.folder / name / f"{model}.parquet"]
             files[0].parent.mkdir(parents=True, exist_ok=True)
             table.to_parquet(files[0], index=False)
         ledger.enter(str(pair), keys[pair], files)
@@ -52,7 +51,7 @@ def key_of(params: Params, pair: Pair, ledger: Ledger) -> str:
     inputs = [
         places.OUTPUTS / "finetuned" / network,
         places.OUTPUTS / "source_stats" / network,
-        places.OUTPUTS / "tuned" / pair.run / f"{pair.model}.json",
+        choice_file(*pair),
         *(places.OUTPUTS / "data" / data for data in sets),
     ]
     sections = params.model_dump(mode="json", include={"shifts", "alignment"})

@@ -8,8 +8,6 @@ from tttlab.config.params import Params
 from tttlab.workflow import places
 from tttlab.workflow.pieces import Pair
 
-FOLDER = places.OUTPUTS / "tuned"
-
 
 def untuned(params: Params, pair: Pair) -> dict[str, Any]:
     """Give the choice where nothing is searched: the values of params.yaml as they stand."""
@@ -23,9 +21,14 @@ def untuned(params: Params, pair: Pair) -> dict[str, Any]:
     }
 
 
+def choice_file(run: str, model: str) -> Path:
+    """Say where the choice for a run and a model is."""
+    return places.OUTPUTS / "tuned" / run / f"{model}.json"
+
+
 def write_choice(pair: Pair, choice: dict[str, Any]) -> Path:
     """Write what was chosen; a file that is there is whole."""
-    file = FOLDER / pair.run / f"{pair.model}.json"
+    file = choice_file(*pair)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.with_suffix(".partial").write_text(json.dumps(choice, indent=2) + "\n", encoding="utf-8")
     file.with_suffix(".partial").replace(file)

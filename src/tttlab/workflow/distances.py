@@ -20,7 +20,6 @@ from tttlab.workflow import places
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.shifted import open_test
 
-FOLDER = places.OUTPUTS / "distances"
 FIRST = ["model", "seed", "reference", "target", "corruption", "severity"]  # columns
 
 
@@ -44,9 +43,9 @@ def measure_networks(params: Params, networks: Sequence[Network], ledger: Ledger
             table = measure(params, network).assign(**each._asdict())
             table = table[FIRST + [column for column in table if column not in FIRST]]
         except UserError as error:  # too few images for this; nothing else needs it
-            print(f"{each}: distances are left out: {error}")
+            print(f"{each.model}: distances are left out: {error}")
             table = pd.DataFrame(columns=FIRST)
-        file = FOLDER / f"{each}.csv"
+        file = ledger.folder / f"{each}.csv"
         file.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(file, index=False, float_format="%.6g")
         ledger.enter(str(each), keys[each], [file])

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tttlab.runtime.resuming import content_hash, work_key
+from tttlab.workflow import places
 from tttlab.workflow.leftovers import CODE
 
 NAME = "made_of.json"
+FOLDERS = {"tune": "tuned", "distance": "distances", "adapt": "adapted", "align": "aligned"}
 T = TypeVar("T", bound=Hashable)
 
 
@@ -21,14 +23,16 @@ class Ledger:
 
     Args:
         stage: the stage's name in dvc.yaml, whose list of code says what a result depends on.
+
+    Attributes:
         folder: where the pieces lie, and the ledger.
     """
 
-    def __init__(self, stage: str, folder: Path) -> None:
-        self.stage, self.folder = stage, folder
+    def __init__(self, stage: str) -> None:
+        self.stage, self.folder = stage, places.OUTPUTS / FOLDERS[stage]
         self._hashes: dict[Path, str] = {}
         try:
-            self._entries = dict(json.loads((folder / NAME).read_text(encoding="utf-8")))
+            self._entries = dict(json.loads((self.folder / NAME).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             self._entries = {}
 

@@ -25,7 +25,7 @@ from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime import devices
 from tttlab.shifts.streams import Stream
 from tttlab.workflow import places
-from tttlab.workflow.choices import FOLDER
+from tttlab.workflow.choices import choice_file
 from tttlab.workflow.source_images import source_batches
 
 
@@ -148,7 +148,7 @@ def open_stream(params: Params, protocol: str) -> Stream | None:
 
 def load_tuned(name: str, model: str) -> dict[str, Any]:
     """Read what the stage `tune` chose for one run and model; a `UserError` says that it has not."""
-    path = FOLDER / name / f"{model}.json"
+    path = choice_file(name, model)
     try:
         choice = json.loads(path.read_text(encoding="utf-8"))
         if {"tuned", "settings", "default", "candidates", "gate"} <= choice.keys():

@@ -35,8 +35,6 @@ from tttlab.workflow.loading import (
 )
 from tttlab.workflow.pieces import Pair
 
-VALIDATION = places.OUTPUTS / "data" / "labeled_validation"
-
 
 def tune_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
     """Tune what is not there yet, each on the network of the first training seed."""
@@ -58,7 +56,7 @@ def key_of(params: Params, pair: Pair, ledger: Ledger) -> str:
         places.OUTPUTS / "finetuned" / network,
         places.OUTPUTS / "source_stats" / network,
         places.OUTPUTS / "data" / "labeled_train",
-        VALIDATION,
+        places.OUTPUTS / "data" / "labeled_validation",
     ]
     search = params.run_settings(*pair).search
     settings = [settings_of(params, *pair), search, params.tune.model_dump(mode="json")]
@@ -67,7 +65,8 @@ def key_of(params: Params, pair: Pair, ledger: Ledger) -> str:
 
 def tune(params: Params, pair: Pair, source: SourceNetwork, work: Work) -> dict[str, Any]:
     """Search the settings of one run on one model; every trial is a run in MLflow."""
-    images, settings, wish = ImageSet.load(VALIDATION), params.run_settings(*pair), params.tune
+    images = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
+    settings, wish = params.run_settings(*pair), params.tune
     stream = open_stream(params, settings.protocol)
     grid = list_candidates(
         settings.search,

@@ -1,4 +1,4 @@
-"""A sweep over shifts: labels stay out of it, a kill loses nothing, and every row is in its place."""
+"""Adapting under all shifts: labels stay out of it, a kill loses nothing, and every row is in its place."""
 
 import os
 import signal
@@ -15,18 +15,20 @@ from tests.helpers.processes import on_ranks, start
 from tttlab.adaptation.adapter import InnerLoop, adapt
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.online import adapt_stream
+from tttlab.adaptation.task import Task, complete_statistics
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
-from tttlab.data.views import Augmentation
 from tttlab.errors import UserError
-from tttlab.experiments import blocks, jobs, sweep
+from tttlab.experiments import blocks, jobs
+from tttlab.experiments.adapting import adapt_to_shifts, collect
 from tttlab.experiments.blocks import Block, list_blocks
-from tttlab.experiments.jobs import adapt_to_block
+from tttlab.experiments.jobs import Experiment, adapt_to_block
 from tttlab.experiments.rows import predictions, steps_rows
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.tent import TENT
+from tttlab.runtime.machine import Machine
 from tttlab.runtime.ranks import open_fabric
 from tttlab.runtime.resuming import Work
 from tttlab.shifts.corruptions import corrupt_all
@@ -56,20 +58,24 @@ LOOP, STREAM_LOOP = (
 )
 
 
-def run(images, folder, method=None, shifts=SHIFTS, **settings):
+def run(
+    images,
+    folder,
+    method=None,
+    shifts=SHIFTS,
+    workers=0,
+    stream=None,
+    gate=None,
+    record=(0,),
+    **more,
+):
     network, statistics = networks.source_statistics("resnet", torch.float32)
+    loop = STREAM_LOOP if stream else LOOP
+    task = Task(network, method or ActMAD(), loop, statistics, seed=3)
+    experiment, machine = Experiment(task, images, stream, gate, record), Machine(workers=workers)
     with Work(folder) as work:
-        return sweep.adapt_to_shifts(
-            network,
-            method or ActMAD(),
-            STREAM_LOOP if settings.get("stream") else LOOP,
-            images,
-            shifts,
-            statistics=statistics,
-            seed=3,
-            work=work,
-            prefix="model",
-            **settings,
+        return adapt_to_shifts(
+            experiment, shifts, work=work, prefix="model", machine=machine, **more
         )
 
 
@@ -306,12 +312,12 @@ def test_a_worker_that_the_system_kills_is_told_by_its_shift_and_loses_only_that
     alone, losses = run(images, tmp_path / "alone", workers=2)
     compute = adapt_to_block
 
-    def killed(network, method, loop, images, block, **settings):
+    def killed(experiment, block, *others):
         if block.shift.name == "contrast-5":  # the last of five
             while len(list((tmp_path / "killed").glob("*.pt"))) < 4:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
-        return compute(network, method, loop, images, block, **settings)
+        return compute(experiment, block, *others)
 
     monkeypatch.setattr(jobs, "adapt_to_block", killed)
     with pytest.raises(
@@ -342,20 +348,19 @@ def share(fabric, images, folder, die_at=None, workers=0):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK", 4)
         patch.setattr(jobs, "adapt", dying)
-        found = sweep.adapt_to_shifts(
-            network,
-            SimCLRTraining(num_views=2),
-            InnerLoop(steps=2, lr=1e-2, clip=1.0),
-            images,
-            SHIFTS,
-            statistics=statistics,
-            seed=3,
-            work=Work(folder, owner=False),
-            prefix="model",
+        task = Task(network, SimCLRTraining(num_views=2), LOOP, statistics, seed=3)
+        machine = Machine(
             workers=workers,
             rank=fabric.global_rank,
             ranks=fabric.world_size,
             barrier=fabric.barrier,
+        )
+        found = adapt_to_shifts(
+            Experiment(task, images),
+            SHIFTS,
+            work=Work(folder, owner=False),
+            prefix="model",
+            machine=machine,
         )
     return found, len(calls)
 
@@ -394,7 +399,7 @@ def test_a_block_that_no_rank_left_is_missed(images, tmp_path):
         UserError,
         match=r"expected the results of model-clean-0 in .*, found none.*that all machines share",
     ):
-        sweep.collect(Work(tmp_path), "model", list_blocks(SHIFTS, images), images, predictions)
+        collect(Work(tmp_path), "model", list_blocks(SHIFTS, images), images, predictions)
 
 
 def plain(count, prefix="img"):
@@ -489,29 +494,6 @@ def test_clean_images_alone_have_no_losses_of_shifted_ones(images, tmp_path):
     assert (len(table), losses.tolist()) == (6, [])
 
 
-def test_settings_of_params_yaml_become_the_inner_loop():
-    from tttlab.config.adapter_settings import AdapterSettings
-
-    settings = AdapterSettings(
-        steps=3, lr=0.5, normalisation="shrink", threshold=2.0, clip=1.0, average=4
-    )
-    loop = sweep.inner_loop(settings.model_dump(), Augmentation(0.5))
-    assert (loop.steps, loop.lr, loop.clip, loop.average, loop.augmentation) == (
-        3,
-        0.5,
-        1.0,
-        4,
-        Augmentation(0.5),
-    )
-    assert (loop.normalisation.policy, loop.normalisation.threshold) == ("shrink", 2.0)
-
-
-def test_the_settings_defaults_are_the_adapters():
-    from tttlab.config.adapter_settings import AdapterSettings
-
-    assert sweep.inner_loop(AdapterSettings().model_dump(), Augmentation()) == InnerLoop()
-
-
 def test_a_method_measures_what_the_standard_statistics_lack():
     class OwnStatistics(ActMAD):
         needs = ("layers", "typical_image")
@@ -521,11 +503,11 @@ def test_a_method_measures_what_the_standard_statistics_lack():
 
     network, statistics = networks.source_statistics("resnet")
     batches = [networks.images(3, seed=1), networks.images(2, seed=2)]
-    found = sweep.complete(statistics, OwnStatistics(), network, lambda: batches)
+    found = complete_statistics(statistics, OwnStatistics(), network, lambda: batches)
     torch.testing.assert_close(found["typical_image"], torch.cat(batches).mean(0))
     assert set(found) == {*statistics, "typical_image"}
 
     def unread():
         raise AssertionError
 
-    assert sweep.complete(statistics, ActMAD(), network, unread) == statistics
+    assert complete_statistics(statistics, ActMAD(), network, unread) == statistics
