@@ -1,5 +1,7 @@
 """Train one model's classifier on the labeled images, and keep its self-supervised head in working order."""
 
+from dataclasses import asdict
+
 from tttlab.config.params import Params
 from tttlab.workflow import command, places
 
@@ -7,7 +9,6 @@ from tttlab.workflow import command, places
 def run(params: Params, model: str, seed: int) -> None:
     """Write outputs/finetuned/<model>/<seed>: the source network of all that follows, and its curve."""
     from tttlab.data.image_sets import ImageSet
-    from tttlab.data.views import Augmentation
     from tttlab.networks.checkpoints import build_objective, load
     from tttlab.networks.network import add_probe
     from tttlab.training.optimisers import Recipe
@@ -19,11 +20,12 @@ def run(params: Params, model: str, seed: int) -> None:
     train, validation = (ImageSet.load(folder) for folder in folders)
     network, parent = load(source)
     chosen = params.models[model].model_dump(mode="json", exclude={"pretrain"})
-    objective_views = params.models[model].pretrain.augment.model_dump()
-    settings = {"seed": seed, "objective_views": objective_views, "models": {model: chosen}}
+    objective_views = params.models[model].pretrain.augment
+    settings = {"seed": seed, "objective_views": asdict(objective_views), "models": {model: chosen}}
     recipe = dict(chosen["finetune"])
     how = {key: recipe.pop(key) for key in ("mode", "objective_weight", "inner")}
-    augmentation, probe = Augmentation(**recipe.pop("augment")), recipe.pop("probe")
+    augmentation, probe = params.models[model].finetune.augment, recipe.pop("probe")
+    del recipe["augment"]
     if probe:
         add_probe(network, **probe, seed=seed)
 
@@ -46,7 +48,7 @@ def run(params: Params, model: str, seed: int) -> None:
             Recipe(**recipe),
             **how,
             augmentation=augmentation,
-            objective_augmentation=Augmentation(**objective_views),
+            objective_augmentation=objective_views,
         )
         if tracked is None:
             return  # the first process writes

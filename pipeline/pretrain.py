@@ -9,7 +9,6 @@ from tttlab.workflow import command, places
 def run(params: Params, model: str, seed: int) -> None:
     """Write outputs/pretrained/<model>/<seed>: the network, and its curve."""
     from tttlab.data.image_sets import ImageSet
-    from tttlab.data.views import Augmentation
     from tttlab.errors import UserError
     from tttlab.networks.checkpoints import build_network
     from tttlab.training.optimisers import Recipe
@@ -29,8 +28,8 @@ def run(params: Params, model: str, seed: int) -> None:
             f"outputs/data: expected images of {wanted} pixels, found {size}; run dvc repro -f prepare"
         )
     settings = {"seed": seed, "image_size": size, "models": {model: chosen}}
-    recipe = dict(chosen["pretrain"])
-    augmentation = Augmentation(**recipe.pop("augment"))
+    recipe = {key: value for key, value in chosen["pretrain"].items() if key != "augment"}
+    augmentation = params.models[model].pretrain.augment
     network, objective = build_network(chosen, len(train.classes), size, seed)
     weights = [Path(chosen["weights"])] if chosen["weights"] not in (None, "timm") else []
 

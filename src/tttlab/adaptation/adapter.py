@@ -117,7 +117,7 @@ def adapt_together(
         [torch_generator(seed, "views", name, step) for name in names]
         for step in range(max(loop.steps, 1))
     ]
-    with normalised(network, loop.normalisation, task.statistics):
+    with normalised(network, loop, task.statistics):
         if net.trained and loop.steps:
             logits, losses, usable, work = train_and_predict(
                 net, task, images, looks, streams, curve
@@ -148,7 +148,7 @@ def leaves_alone(net: Bound, method: Method, loop: InnerLoop) -> bool:
     """Tell whether predictions are the source network's: nothing is trained, normalised otherwise, averaged or corrected."""
     plain = (
         type(method).predict is Method.predict
-        and loop.normalisation.policy == "source"
+        and loop.normalisation == "source"
         and not loop.average
     )
     return plain and not (net.trained and loop.steps)

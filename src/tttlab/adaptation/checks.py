@@ -6,6 +6,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tttlab.adaptation.inner_loop import InnerLoop, bind
 from tttlab.adaptation.method import Method
+from tttlab.adaptation.normalisation import normalised_layers
 from tttlab.adaptation.predicting import predict_by_source
 from tttlab.errors import UserError
 from tttlab.networks.network import Bound
@@ -49,12 +50,12 @@ def check(
         )
     unknown = [
         layer
-        for layer in loop.normalisation.layers(network)
+        for layer in normalised_layers(network, loop)
         if f"{layer}.mean_center" not in statistics
     ]
     if unknown:
         raise UserError(
-            f"normalisation {loop.normalisation.policy!r} needs source statistics of {len(unknown)} layers that "
+            f"normalisation {loop.normalisation!r} needs source statistics of {len(unknown)} layers that "
             f"have none, such as {unknown[0]}; see tttlab.networks.source_statistics.layer_statistics"
         )
     for name, module in network.named_modules():

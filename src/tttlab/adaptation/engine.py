@@ -21,7 +21,7 @@ from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.checks import check
 from tttlab.adaptation.inner_loop import InnerLoop, over_images
 from tttlab.adaptation.method import Method
-from tttlab.adaptation.normalisation import normalised
+from tttlab.adaptation.normalisation import normalised, normalised_layers
 from tttlab.adaptation.registry import load_method
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
@@ -63,7 +63,7 @@ class Engine(nn.Module):
         """Measure the source statistics that the method and the normalisation need, on source images ``(N, 3, H, W)``."""
         network, batches = as_network(self.network), list(batches)
         needed = set(self.method.needs)
-        if "layers" in needed or self.loop.normalisation.layers(network):
+        if "layers" in needed or normalised_layers(network, self.loop):
             self.statistics |= layer_statistics(network, batches)
         if "bank" in needed and hasattr(getattr(network, "head", None), "project"):
             self.statistics |= projection_bank(network, batches, bank_size)
@@ -122,7 +122,7 @@ class Engine(nn.Module):
         if not method.trains:
             raise UserError(f"{method} has no loss to train with; use it in evaluation mode")
         statistics = {name: value.to(images.device) for name, value in self.statistics.items()}
-        with evaluating(network), normalised(network, self.loop.normalisation, statistics):
+        with evaluating(network), normalised(network, self.loop, statistics):
             check(network, images[:0], method, self.loop, statistics)
             views = method.views(
                 network, images, [torch_generator(self.seed, "training", name) for name in names]

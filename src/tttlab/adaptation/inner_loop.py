@@ -5,8 +5,7 @@ since the sum of the losses has independent parts, one backward pass and one ele
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tttlab.adaptation.method import Method
-from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.per_image import PerImageLayers
-from tttlab.data.views import Augmentation
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.networks.gradients import clip_gradients, norms, rows, scale
 from tttlab.networks.network import Bound
@@ -25,37 +23,6 @@ from tttlab.networks.source_statistics import Statistics
 
 Parameters = dict[str, Tensor]
 Observer = Callable[[int, Tensor, Parameters, Any], None]
-
-
-@dataclass(frozen=True)
-class InnerLoop:
-    """How an image is adapted, whatever the method.
-
-    Attributes:
-        steps: number of updates; 0 leaves the source weights.
-        optimizer: ``sgd`` or ``adam``; both act elementwise, so that stacked images do not meet.
-        lr: learning rate.
-        momentum: of SGD, in [0, 1).
-        trainable: ``all``, ``encoder`` (not the classifier, and not a self-supervised head, which could lower its loss alone),
-            ``norm`` (the encoder's affine parameters of normalisation layers), ``none``, or names of modules or parameters.
-        normalisation: policy for the networks' normalisation layers, for the loss and for the prediction.
-        clip: largest norm of one image's gradient; None: no clipping.
-        sharpness: radius ρ of sharpness-aware steps (Foret et al., ICLR 2021, arXiv 2010.01412): they take the gradient at the
-            point that lies ρ up the gradient; 0: ordinary steps.
-        average: views that the prediction is averaged over, beside the image itself; 0: the image alone.
-        augmentation: of these views.
-    """
-
-    steps: int = 1
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = 1e-3
-    momentum: float = 0.0
-    trainable: str | tuple[str, ...] = "encoder"
-    normalisation: Normalisation = Normalisation()
-    clip: float | None = None
-    sharpness: float = 0.0
-    average: int = 0
-    augmentation: Augmentation = Augmentation()
 
 
 class Trained(NamedTuple):

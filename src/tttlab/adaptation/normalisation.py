@@ -17,12 +17,11 @@ image's moments.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from tttlab.config.inner_loop import Normalisation
 from tttlab.networks.source_statistics import Statistics
 from tttlab.networks.taps import (
     VARIANCE_FLOOR,
@@ -36,76 +35,71 @@ from tttlab.networks.taps import (
 )
 
 
-@dataclass(frozen=True)
-class Normalisation:
-    """A normalisation policy.
+def normalised_layers(network: nn.Module, policy: Normalisation) -> list[str]:
+    """Name the layers whose natural variation a policy reads."""
+    if norm := batch_norm_layers(network):
+        return [f"{name}.input" for name in norm] if policy.normalisation == "shrink" else []
+    return token_layers(network) if policy.normalisation != "source" else []
 
-    Attributes:
-        policy: see the module.
-        prior: p of ``mixed``, the image's share, in [0, 1].
-        threshold: t of ``shrink``; larger leaves more images alone.
+
+def target_moments(
+    policy: Normalisation, image: Moments, source: Moments, center: Moments, scale: Moments
+) -> Moments:
+    """Choose the moments to normalise with.
+
+    Args:
+        policy: any but ``source``.
+        image: the test image's moments ``(C,)``.
+        source: what the source network normalises with.
+        center: mean over source images of their moments.
+        scale: standard deviation over source images of their moments.
     """
-
-    policy: Literal["source", "image", "mixed", "shrink"] = "source"
-    prior: float = 0.1
-    threshold: float = 1.0
-
-    def layers(self, network: nn.Module) -> list[str]:
-        """Name the layers whose natural variation this policy reads."""
-        norm = batch_norm_layers(network)
-        if norm:
-            return [f"{name}.input" for name in norm] if self.policy == "shrink" else []
-        return token_layers(network) if self.policy != "source" else []
-
-    def target(self, own: Moments, source: Moments, center: Moments, scale: Moments) -> Moments:
-        """Choose the moments to normalise with.
-
-        Args:
-            own: the test image's moments ``(C,)``.
-            source: what the source network normalises with.
-            center: mean over source images of their moments.
-            scale: standard deviation over source images of their moments.
-        """
-        if self.policy == "image":
-            return own
-        if self.policy == "mixed":
-            variance = torch.lerp(source.log_variance.exp(), own.log_variance.exp(), self.prior)
-            return Moments(torch.lerp(source.mean, own.mean, self.prior), variance.log())
-        return Moments(
-            *(
-                s + self.shrinkage(o - c, w) * (o - c)
-                for o, s, c, w in zip(own, source, center, scale, strict=True)
-            )
+    if policy.normalisation == "image":
+        return image
+    if policy.normalisation == "mixed":
+        variances = source.log_variance.exp(), image.log_variance.exp()
+        variance = torch.lerp(*variances, policy.prior)
+        return Moments(torch.lerp(source.mean, image.mean, policy.prior), variance.log())
+    return Moments(
+        *(
+            moment + shrinkage(policy, seen - typical, variation) * (seen - typical)
+            for seen, moment, typical, variation in zip(image, source, center, scale, strict=True)
         )
+    )
 
-    def shrinkage(self, deviation: Tensor, scale: Tensor) -> Tensor:
-        """James–Stein's positive-part factor in [0, 1] for a deviation ``(C,)`` with natural variation ``scale (C,)``."""
-        distance = (deviation / scale.clamp_min(1e-6)).square().mean()
-        return (1 - self.threshold / distance.clamp_min(1e-12)).clamp_min(0)
+
+def shrinkage(policy: Normalisation, deviation: Tensor, scale: Tensor) -> Tensor:
+    """Give James–Stein's positive-part factor in [0, 1].
+
+    Args:
+        policy: ``shrink`` with its threshold.
+        deviation: ``(C,)``.
+        scale: natural variation ``(C,)``.
+    """
+    distance = (deviation / scale.clamp_min(1e-6)).square().mean()
+    return (1 - policy.threshold / distance.clamp_min(1e-12)).clamp_min(0)
 
 
 @contextmanager
-def normalised(
-    network: nn.Module, normalisation: Normalisation, statistics: Statistics
-) -> Iterator[None]:
+def normalised(network: nn.Module, policy: Normalisation, statistics: Statistics) -> Iterator[None]:
     """Apply a policy to every forward pass inside the context; the network's own buffers stay untouched.
 
     Each forward pass must hold the views of *one* image (as under ``vmap`` over images). BatchNorm layers are treated by
     changing their input such that the layer's own formula, with running statistics, yields the wanted normalisation.
     """
     handles = []
-    if normalisation.policy != "source":
+    if policy.normalisation != "source":
         norm = {name: network.get_submodule(name) for name in batch_norm_layers(network)}
         stages = {
             name: network.get_submodule(name) for name in ([] if norm else token_layers(network))
         }
         handles += [
-            layer.register_forward_pre_hook(batch_norm_hook(normalisation, statistics, name))
+            layer.register_forward_pre_hook(batch_norm_hook(policy, statistics, name))
             for name, layer in norm.items()
         ]
         last = channels_last(network)
         handles += [
-            layer.register_forward_hook(stage_hook(normalisation, statistics, name, last))
+            layer.register_forward_hook(stage_hook(policy, statistics, name, last))
             for name, layer in stages.items()
         ]
     try:
@@ -115,23 +109,23 @@ def normalised(
             handle.remove()
 
 
-def batch_norm_hook(normalisation: Normalisation, statistics: Statistics, name: str):
+def batch_norm_hook(policy: Normalisation, statistics: Statistics, name: str):
     """Make the pre-hook that re-normalises a BatchNorm layer's input."""
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         source = Moments(layer.running_mean, (layer.running_var + layer.eps).log())
         variation = natural_variation(statistics, name + ".input", source)
-        return transport(inputs[0], normalisation, source, *variation, layer.eps)
+        return transport(inputs[0], policy, source, *variation, layer.eps)
 
     return hook
 
 
-def stage_hook(normalisation: Normalisation, statistics: Statistics, name: str, last: bool = False):
+def stage_hook(policy: Normalisation, statistics: Statistics, name: str, last: bool = False):
     """Make the hook that moves a stage's output towards the typical source image; ``last``: channels come last."""
 
     def hook(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         center, scale = natural_variation(statistics, name, None)
-        moved = transport(channels_second(output, last), normalisation, center, center, scale)
+        moved = transport(channels_second(output, last), policy, center, center, scale)
         return moved.movedim(1, -1) if last and output.ndim == 4 else moved
 
     return hook
@@ -151,7 +145,7 @@ def natural_variation(
 
 def transport(
     activation: Tensor,
-    normalisation: Normalisation,
+    policy: Normalisation,
     source: Moments,
     center: Moments,
     scale: Moments,
@@ -163,6 +157,6 @@ def transport(
     """
     channel, _ = channel_dims(activation)
     shape = [-1 if dim == channel else 1 for dim in range(activation.ndim)]
-    target = normalisation.target(image_moments(activation, floor), source, center, scale)
+    target = target_moments(policy, image_moments(activation, floor), source, center, scale)
     gain = ((source.log_variance - target.log_variance) / 2).exp()
     return (activation - target.mean.view(shape)) * gain.view(shape) + source.mean.view(shape)

@@ -170,7 +170,7 @@ class Learner:
         looks = draw_looks(
             images, self.loop, [torch_generator(self.seed, "average", name) for name in names]
         )
-        with normalised(self.network, self.loop.normalisation, self.statistics):
+        with normalised(self.network, self.loop, self.statistics):
             curve.note(0, lambda: self.predict({}, looks, names))
             losses, usable = self.train(images, names)
             logits = self.classify(looks, names)

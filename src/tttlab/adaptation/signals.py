@@ -98,7 +98,7 @@ def first_loss(task: Task, images: Tensor, generators: Sequence[torch.Generator]
     def loss(views: Tensor) -> Tensor:
         return method.loss(net, views, task.statistics, method.init_state())[0]
 
-    with normalised(task.network, task.loop.normalisation, task.statistics):
+    with normalised(task.network, task.loop, task.statistics):
         return over_images(loss)(method.views(task.network, images, generators))
 
 

@@ -5,24 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
-    StrictBool,
-    StrictFloat,
     StrictInt,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from tttlab.config.inner_loop import Views
 from tttlab.config.settings import Count, Fraction, Natural, NonNegative, Positive, Strict, fault
 from tttlab.config.values import DISTINCT, PLAIN_TRANSFORMERS, BackboneName, resolve
-
-
-class Views(Strict):
-    """Random views of an image: smallest crop area, mirroring, strength of brightness and contrast."""
-
-    min_scale: Annotated[StrictFloat, Field(gt=0, le=1)]
-    flip: StrictBool
-    jitter: Annotated[StrictFloat, Field(ge=0, le=1)]
 
 
 class SimCLR(Strict):

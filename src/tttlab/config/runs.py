@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from tttlab.config.adapter_settings import AdapterSettings
+from tttlab.config.inner_loop import InnerLoop, LoopSettings
 from tttlab.config.method_settings import (
     ALIAS,
     METHODS,
@@ -68,7 +69,8 @@ def resolve_run(
     wished = _search(values, places, {**(search or {})} if own.trains else {})
     values.pop("search", None)
     _check_keys(entry, values, places, objectives, model, method, methods)
-    adapter, settings = _validate((AdapterSettings, own.settings), values, places, path)
+    checked, settings = _validate((LoopSettings, own.settings), values, places, path)
+    loop = InnerLoop(**checked.model_dump())
     place, protocol = (
         ("protocol", entry["protocol"]) if "protocol" in entry else ("adapt.protocol", protocol)
     )
@@ -84,12 +86,12 @@ def resolve_run(
     if not own.trains:
         if values.get("steps"):
             raise RunError(
-                f"{places['steps']}.steps: {method} does not train, expected 0, found {adapter.steps}"
+                f"{places['steps']}.steps: {method} does not train, expected 0, found {loop.steps}"
             )
-        adapter = adapter.model_copy(update={"steps": 0})
-    if own.predicts and adapter.average:
+        loop = replace(loop, steps=0)
+    if own.predicts and loop.average:
         raise RunError(
-            f"{places['average']}.average: {method} has its own prediction, expected 0, found {adapter.average}"
+            f"{places['average']}.average: {method} has its own prediction, expected 0, found {loop.average}"
         )
     settings = settings.model_dump(exclude_unset=True)
     mine = {*(entry.get("search") or {}), *(override.get("search") or {})}
@@ -97,7 +99,7 @@ def resolve_run(
         key: f"{places['search']}.search" if key in mine else "tune.search" for key in wished
     }
     choice = _check_search(wished, own, origins)
-    return RunSettings(method, adapter, settings, own.trains, choice, protocol)
+    return RunSettings(method, loop, settings, own.trains, choice, protocol)
 
 
 def models_of(
@@ -152,11 +154,10 @@ def run_mistakes(
                 )
             if run == "none" and resolved.search:
                 yield "adapt.runs.none.search: the control has nothing to tune; remove it"
-            adapter = resolved.adapter
             plain = (
                 resolved.method == "none"
-                and adapter.normalisation == "source"
-                and not adapter.average
+                and resolved.loop.normalisation == "source"
+                and not resolved.loop.average
             )
             if run == "none" and not (plain and models == tuple(objectives)):
                 yield "adapt.runs.none: the control leaves every network as it is; expected {method: none} alone"
@@ -240,7 +241,7 @@ def _check_search(
     wished: dict[str, Any], own: Declared, origins: Mapping[str, str]
 ) -> dict[str, tuple[Any, ...]]:
     """Check every value that tuning may choose as if it were set."""
-    sections = (AdapterSettings, own.settings)
+    sections = (LoopSettings, own.settings)
     allowed = [
         key
         for section in sections
@@ -283,12 +284,12 @@ def _check_keys(
 ) -> None:
     about = declared(method, methods)
     own = about.settings.model_fields
-    taken = [key for key in own if key in {*AdapterSettings.model_fields, *_OF_RUNS, "search"}]
+    taken = [key for key in own if key in {*LoopSettings.model_fields, *_OF_RUNS, "search"}]
     if taken:
         raise RunError(
             f"{method_file(method, methods)}: the adapter already has a setting {taken[0]!r}; rename this one"
         )
-    allowed = {*AdapterSettings.model_fields, *own}
+    allowed = {*LoopSettings.model_fields, *own}
     mistakes = []
     for key in values:
         if key in about.others:

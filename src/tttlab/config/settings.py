@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from pydantic import (
@@ -29,6 +30,15 @@ def fault(message: str, key: str = "", more: int = 0) -> PydanticCustomError:
     return PydanticCustomError("told", "{message}", {"message": message, "key": key, "more": more})
 
 
+def refuse_unknown_keys(values: Any, allowed: Collection[str]) -> Any:
+    """Return the values of a section, all of whose keys are known."""
+    keys = values if isinstance(values, dict) else {}
+    if unknown := [str(key) for key in keys if key not in allowed]:
+        message = f"unknown key; {choices(unknown[0], allowed)}"
+        raise fault(message, unknown[0], len(unknown) - 1)
+    return values
+
+
 class Strict(BaseModel):
     """A section of the file: no unknown keys, no silent conversions, never changed once read."""
 
@@ -39,18 +49,7 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, values: Any) -> Any:
-        unknown = (
-            [str(key) for key in values if key not in cls.model_fields]
-            if isinstance(values, dict)
-            else []
-        )
-        if unknown:
-            raise fault(
-                f"unknown key; {choices(unknown[0], cls.model_fields)}",
-                unknown[0],
-                len(unknown) - 1,
-            )
-        return values
+        return refuse_unknown_keys(values, cls.model_fields)
 
 
 def show(value: Any) -> str:

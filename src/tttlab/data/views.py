@@ -2,26 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How far a view may differ from its image.
-
-    Attributes:
-        min_scale: smallest share of the image's area that a crop keeps, in (0, 1].
-        flip: mirror half of the views.
-        jitter: brightness and contrast factors are drawn from [1 − 0.8·jitter, 1 + 0.8·jitter].
-    """
-
-    min_scale: float = 0.7
-    flip: bool = False
-    jitter: float = 0.2
+from tttlab.config.inner_loop import Augmentation
 
 
 def random_views(

@@ -90,6 +90,6 @@ def gradient_alignment(
         return Alignment(cosine, inner, losses.detach())
 
     sizes = as_sizes(images_per_step, largest=LARGEST, timed=False)
-    with evaluating(network), normalised(network, loop.normalisation, statistics):
+    with evaluating(network), normalised(network, loop, statistics):
         parts = list(in_groups(compare, len(images), images.device, sizes))
     return Alignment(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))

@@ -45,7 +45,7 @@ def adapt_along_steps(run: NetworkRun, work: Work) -> pd.DataFrame | None:
     images, shifts = open_test(run.params, curve.images, curve.severities)
     if all(shift.clean for shift in shifts):
         return None
-    used = {name: values.get("steps", settings.adapter.steps) for name, values in followed.items()}
+    used = {name: values.get("steps", settings.loop.steps) for name, values in followed.items()}
     steps = [0]
     if settings.trains:
         steps = sorted({0, *run.tuned.get("steps", ()), *used.values()})

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +14,9 @@ from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.method_code import method_code
 from tttlab.adaptation.method_trial import try_method, watched
-from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.task import Task, complete_statistics
 from tttlab.config.params import Params
 from tttlab.config.run_settings import RunSettings
-from tttlab.data.views import Augmentation
 from tttlab.errors import UserError
 from tttlab.networks import checkpoints, source_statistics
 from tttlab.networks.source_statistics import Statistics
@@ -76,14 +74,13 @@ def build_run(
 ) -> Ready:
     """Make a run's task, with the settings in ``values`` replaced, and check that it fits the network."""
     settings, trained = params.run_settings(name, model).with_values(values), params.models[model]
-    views = Augmentation(**params.adapt.augment.model_dump())
+    views = params.adapt.augment
     # A self-supervised head knows the views that it was trained on.
-    seen = Augmentation(**trained.pretrain.augment.model_dump())
-    objective = trained.objective.model_dump() | {"augmentation": seen}
+    objective = trained.objective.model_dump() | {"augmentation": trained.pretrain.augment}
     method = registry.load_method(
         settings.method, settings.settings, objective=objective, augmentation=views
     )
-    loop = inner_loop(settings.adapter.model_dump(), views)
+    loop = replace(settings.loop, augmentation=views)
     try:
         statistics = fit(params, name, source, settings, method, loop)
     except UserError as error:
@@ -123,16 +120,12 @@ def fit(
 def settings_of(params: Params, name: str, model: str) -> dict[str, Any]:
     """Give all that a run is made of on one model, but for its network and what is searched."""
     settings, trained = params.run_settings(name, model), params.models[model]
-    sections = {
-        "adapter": settings.adapter,
-        "objective": trained.objective,
-        "objective_views": trained.pretrain.augment,
-        "views": params.adapt.augment,
-        "online": params.adapt.online,
-        "source_stats": params.source_stats,
-    }
-    values = {key: section.model_dump(mode="json") for key, section in sections.items()}
-    return values | {
+    return {
+        "loop": asdict(replace(settings.loop, augmentation=params.adapt.augment)),
+        "objective": trained.objective.model_dump(mode="json"),
+        "objective_views": asdict(trained.pretrain.augment),
+        "online": params.adapt.online.model_dump(mode="json"),
+        "source_stats": params.source_stats.model_dump(mode="json"),
         "seed": params.seed,
         "protocol": settings.protocol,
         "method": settings.method,
@@ -163,12 +156,3 @@ def load_tuned(name: str, model: str) -> dict[str, Any]:
 def load_gate(tuned: Mapping[str, Any]) -> Gate | None:
     """Make the gate that tuning chose, if it chose one."""
     return Gate(**tuned["gate"]) if tuned["gate"] else None
-
-
-def inner_loop(settings: Mapping[str, Any], augmentation: Augmentation) -> InnerLoop:
-    """Build the inner loop from the adapter's settings as params.yaml has them, flat, and the views to average over."""
-    policy = Normalisation(settings["normalisation"], settings["prior"], settings["threshold"])
-    own = {
-        field.name: settings[field.name] for field in fields(InnerLoop) if field.name in settings
-    }
-    return InnerLoop(**own | {"normalisation": policy, "augmentation": augmentation})

@@ -49,8 +49,10 @@ def try_what_is_new(params: Params, codes: Mapping[str, Mapping[str, Code]], fil
 def trial_key(params: Params, name: str, model: str, code: Code) -> str:
     """Hash what may decide whether a trial succeeds; that is no learning rate and no number of steps."""
     own = params.run_settings(name, model)
-    how = own.adapter.model_dump(include={"trainable", "normalisation"}) | {
-        "average": own.adapter.average > 0
+    how = {
+        "trainable": own.loop.trainable,
+        "normalisation": own.loop.normalisation,
+        "average": own.loop.average > 0,
     }
     network = params.models[model].model_dump(mode="json", include=NETWORK) | {
         "image_size": params.data.image_size

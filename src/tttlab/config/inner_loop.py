@@ -1,0 +1,128 @@
+"""How an image is adapted, whatever the method: one declaration for params.yaml and for the code.
+
+Nothing here imports torch, so that params.yaml can be checked within a second.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, create_model
+
+from tttlab.config.settings import (
+    Natural,
+    NonNegative,
+    Positive,
+    Strict,
+    fault,
+    refuse_unknown_keys,
+    show,
+)
+from tttlab.errors import choices
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a random view may differ from its image.
+
+    Attributes:
+        min_scale: smallest share of the image's area that a crop keeps, in (0, 1].
+        flip: mirror half of the views.
+        jitter: brightness and contrast factors are drawn from [1 − 0.8·jitter, 1 + 0.8·jitter].
+    """
+
+    min_scale: Annotated[StrictFloat, Field(gt=0, le=1)] = 0.7
+    flip: StrictBool = False
+    jitter: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.2
+
+
+def _every_key(values: Any) -> Any:
+    names = [field.name for field in fields(Augmentation)]
+    refuse_unknown_keys(values, names)
+    missing = [name for name in names if isinstance(values, dict) and name not in values]
+    if missing:
+        raise fault("missing; give it a value", missing[0], len(missing) - 1)
+    return values
+
+
+# The section of params.yaml, in which every key stands.
+Views = Annotated[Augmentation, BeforeValidator(_every_key)]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Whose statistics normalise a test image; see `tttlab.adaptation.normalisation`.
+
+    Attributes:
+        normalisation: the policy.
+        prior: p of ``mixed``, the image's share, in [0, 1].
+        threshold: t of ``shrink``; larger leaves more images alone.
+    """
+
+    normalisation: Literal["source", "image", "mixed", "shrink"] = "source"
+    prior: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.1
+    threshold: Positive = 1.0
+
+
+def _check_trainable(value: Any) -> Any:
+    groups = ("all", "norm", "encoder", "none")
+    if isinstance(value, str) and value not in groups:
+        raise fault(
+            f"unknown group {value!r}; {choices(value, groups)}, or a list of parameter-name prefixes"
+        )
+    prefixes = value if isinstance(value, list | tuple) else []
+    named = prefixes and all(isinstance(prefix, str) and prefix for prefix in prefixes)
+    if not isinstance(value, str) and not named:
+        raise fault(
+            f"expected {', '.join(groups)} or a list of parameter-name prefixes, found {show(value)}"
+        )
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerLoop(Normalisation):
+    """How an image is adapted, whatever the method.
+
+    Attributes:
+        steps: number of updates; 0 leaves the source weights.
+        optimizer: ``sgd`` or ``adam``; both act elementwise, so that stacked images do not meet.
+        lr: learning rate.
+        momentum: of SGD, in [0, 1).
+        trainable: ``all``, ``encoder`` (not the classifier, and not a self-supervised head, which
+            could lower its loss alone), ``norm`` (the encoder's affine parameters of normalisation
+            layers), ``none``, or names of modules or parameters.
+        normalisation: policy for the network's normalisation layers, for the loss and for the
+            prediction; ``prior`` and ``threshold`` belong to it.
+        clip: largest norm of one image's gradient; None: no clipping.
+        sharpness: radius ρ of sharpness-aware steps (Foret et al., ICLR 2021, arXiv 2010.01412):
+            they take the gradient at the point that lies ρ up the gradient; 0: ordinary steps.
+        average: views that the prediction is averaged over, beside the image itself; 0: the image
+            alone.
+        augmentation: of these views.
+    """
+
+    steps: Natural = 1
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Positive = 1e-3
+    momentum: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.0
+    trainable: Annotated[str | tuple[str, ...], BeforeValidator(_check_trainable)] = "encoder"
+    clip: Positive | None = None
+    sharpness: NonNegative = 0.0
+    average: Natural = 0
+    augmentation: Augmentation = Augmentation()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Give what a run of params.yaml may set, by name; views are a setting of all runs."""
+        return {name: getattr(self, name) for name in LoopSettings.model_fields}
+
+
+# What a run may set, ready to check values that come from params.yaml.
+LoopSettings: type[Strict] = create_model(
+    "LoopSettings",
+    __base__=Strict,
+    **{
+        field.name: (field.type, field.default)
+        for field in fields(InnerLoop)
+        if field.name != "augmentation"
+    },
+)
