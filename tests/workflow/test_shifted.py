@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.prepare import write_shifted
 from tttlab.config.images import Shifts
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import InPlace, Place, pixel_hash
@@ -14,6 +13,7 @@ from tttlab.errors import UserError
 from tttlab.shifts.corruptions import corrupt_all
 from tttlab.shifts.shift import Shift
 from tttlab.workflow import places
+from tttlab.workflow.set_files import write_shifted
 from tttlab.workflow.shifted import open_test
 
 
