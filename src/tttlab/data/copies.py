@@ -38,8 +38,8 @@ def settle(
         both, without the images left out; ``skipped`` of the sets names these.
 
     Raises:
-        UserError: there are forbidden copies. Copies under two labels are always forbidden; ``skip``
-            leaves out all of them.
+        UserError: there are forbidden copies. Copies under two labels are always forbidden, unless
+            ``skip`` leaves out all of them.
     """
     labeled = trained["data.labeled"]
     if policy == "skip":

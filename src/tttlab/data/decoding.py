@@ -16,7 +16,7 @@ _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 def to_square(
     picture: Image.Image | Path | BinaryIO, size: int, depth: int | None = None
 ) -> np.ndarray:
-    """Decode, turn upright, convert to RGB, resize the shorter side to ``size`` and crop the centre.
+    """Decode, turn upright, convert to RGB, resize the shorter side to ``size``, crop the centre.
 
     Bicubic with antialiasing. Transparent pixels are laid on white. Grey of more than eight bits
     keeps the upper eight of the recorded bits. JPEG files much larger than needed are decoded at a

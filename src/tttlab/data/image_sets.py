@@ -54,7 +54,7 @@ class ImageSet:
 
     @cached_property
     def firsts(self) -> np.ndarray:
-        """``(N,)`` int64: index of the first image with the same pixels, usually the image itself."""
+        """``(N,)`` int64: index of the first image with the same pixels, often the image itself."""
         first_by_hash: dict[str, int] = {}
         firsts = [
             first_by_hash.setdefault(pixels, index) for index, pixels in enumerate(self.hashes)
@@ -67,7 +67,7 @@ class ImageSet:
         return not isinstance(self.pixels, InPlace)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
-        """Choose some images, in the given order; kept pixels are copied, others are not decoded."""
+        """Choose images, in the given order; kept pixels are copied, others are not decoded."""
         indices = np.asarray(indices, dtype=np.int64)
         if self.packed:
             return self._choose(indices, np.ascontiguousarray(self.pixels[indices]))
@@ -91,7 +91,7 @@ class ImageSet:
         )
 
     def save(self, folder: Path) -> None:
-        """Write ``index.parquet``, ``meta.json`` and, unless the pixels are read in place, ``pixels.npy``."""
+        """Write ``index.parquet``, ``meta.json`` and, if the pixels are kept, ``pixels.npy``."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = self.paths or ("",) * len(self)
         columns = {
