@@ -88,7 +88,8 @@ def _describe(processes: Iterable[BaseProcess], owners: Iterable[tuple[str, int]
     )
     unfinished = [name for name, owner in owners if owner and (owner in crashed or not crashed)]
     causes = {
-        -signal.SIGKILL: "memory probably ran out; lower machine.workers or machine.images_per_step",
+        -signal.SIGKILL: "memory probably ran out; "
+        "lower machine.workers or machine.images_per_step",
         -signal.SIGTERM: "something else stopped it",
     }
     crash = "a library probably crashed; machine.workers: 1 works without such processes"
