@@ -90,7 +90,7 @@ def noises(root, count, side=24) -> ImageSet:
     return collect(root, side)
 
 
-# --- looking -----------------------------------------------------------------------------------------------------
+# --- looking --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
@@ -178,7 +178,7 @@ def test_training_on_them_sees_what_it_sees_of_packed_ones(tmp_path):
             )
 
 
-# --- what has changed --------------------------------------------------------------------------------------------
+# --- what has changed -----------------------------------------------------------------------------
 
 
 def looks(images):
@@ -278,7 +278,7 @@ def test_a_tar_file_that_changed_is_named_with_its_member(tmp_path, change, foun
         images.pixels[0]
 
 
-# --- gathering and keeping ---------------------------------------------------------------------------------------
+# --- gathering and keeping ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])

@@ -36,7 +36,7 @@ def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-# --- CIFAR-10-C, CIFAR-100-C -------------------------------------------------------------------------------------
+# --- CIFAR-10-C, CIFAR-100-C ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_hidden_files_are_no_corruptions(cifar):
     assert {each.name for each in opened(cifar[0], "cifar10_c")} == {"brightness", "fog"}
 
 
-# --- what settings are tuned under -------------------------------------------------------------------------------
+# --- what settings are tuned under ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("format", "classes"), [("cifar10_c", CIFAR10), ("cifar100_c", CIFAR100)])
@@ -301,7 +301,7 @@ def test_nothing_is_told_where_nothing_is_left_out(cifar, tmp_path):
     )
 
 
-# --- CIFAR-10.1 --------------------------------------------------------------------------------------------------
+# --- CIFAR-10.1 -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -347,7 +347,7 @@ def test_mistakes_in_cifar_10_1_are_named(cifar10_1):
     )
 
 
-# --- folders -----------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 
 def write(root, *names):
