@@ -241,9 +241,8 @@ def test_unlabeled_folders_may_be_nested_loose_or_partly_empty(tmp_path):
 
 def test_an_empty_class_is_named(tmp_path):
     write_tree(tmp_path, {"cat": 2, "dog": 0, "eel": 0})
-    with pytest.raises(
-        UserError, match=r"^data\.test\.root: the class 'dog' in .* holds no image \(and 1 more\)"
-    ):
+    message = r"^data\.test\.root: the class 'dog' in .* holds no image \(and 1 more\)"
+    with pytest.raises(UserError, match=message):
         collect(tmp_path, "test")
 
 
@@ -251,9 +250,8 @@ def test_an_empty_class_is_named(tmp_path):
 def test_images_outside_a_class_are_named(tmp_path, which):
     write_tree(tmp_path, {"cat": 2})
     picture().save(tmp_path / "loose.png")
-    with pytest.raises(
-        UserError, match=rf"^data\.{which}\.root: expected <class>/<image> in .*, found loose\.png"
-    ):
+    message = rf"^data\.{which}\.root: expected <class>/<image> in .*, found loose\.png"
+    with pytest.raises(UserError, match=message):
         collect(tmp_path, which)
 
 
@@ -266,9 +264,8 @@ def test_test_images_that_lie_in_no_folder_have_no_labels_and_labeled_ones_must(
         [-1, -1],
         (),
     )
-    with pytest.raises(
-        UserError, match=r"^data\.labeled\.root: expected <class>/<image> in .*, found a\.jpg"
-    ):
+    message = r"^data\.labeled\.root: expected <class>/<image> in .*, found a\.jpg"
+    with pytest.raises(UserError, match=message):
         collect(tmp_path)
 
 
@@ -300,9 +297,8 @@ def test_a_limit_takes_no_notice_of_folders_that_are_no_classes(tmp_path):
 
 def test_a_folder_without_images_is_named(tmp_path):
     (tmp_path / "x.txt").write_text("")
-    with pytest.raises(
-        UserError, match=r"^data\.unlabeled\.root: expected images \(\.bmp, .*found none in"
-    ):
+    message = r"^data\.unlabeled\.root: expected images \(\.bmp, .*found none in"
+    with pytest.raises(UserError, match=message):
         collect(tmp_path, "unlabeled")
 
 
@@ -333,9 +329,8 @@ def broken_tree(root):
 
 def test_unreadable_files_are_counted_and_the_first_is_named(tmp_path):
     root = broken_tree(tmp_path)
-    with pytest.raises(
-        UserError, match=r"^data\.labeled: 3 of 8 files cannot be read .* first is .*cat/002\.png"
-    ) as caught:
+    message = r"^data\.labeled: 3 of 8 files cannot be read .* first is .*cat/002\.png"
+    with pytest.raises(UserError, match=message) as caught:
         collect(root, workers=4)
     assert "data.unreadable: skip" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -371,9 +366,8 @@ def test_an_image_too_large_to_be_true_is_named(tmp_path, monkeypatch):
     write_tree(tmp_path, {"cat": 1})
     picture(40, 40).save(tmp_path / "cat" / "huge.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow refuses above twice this many
-    with pytest.raises(
-        UserError, match=r"first is .*huge\.png: Image size \(1600 pixels\) exceeds limit"
-    ):
+    message = r"first is .*huge\.png: Image size \(1600 pixels\) exceeds limit"
+    with pytest.raises(UserError, match=message):
         collect(tmp_path)
 
 
@@ -431,15 +425,12 @@ def test_a_tar_file_of_test_images_may_hold_no_classes(tmp_path):
 
 def test_tar_files_that_cannot_be_used_are_named(tmp_path):
     (tmp_path / "bad.tar").write_bytes(b"no tar file")
-    with pytest.raises(
-        UserError, match=r"^data\.test\.root: expected an uncompressed tar file, found .*bad\.tar"
-    ):
+    message = r"^data\.test\.root: expected an uncompressed tar file, found .*bad\.tar"
+    with pytest.raises(UserError, match=message):
         collect(tmp_path / "bad.tar", "test", source="tar")
     (tmp_path / "none").mkdir()
-    with pytest.raises(
-        UserError,
-        match=r"^data\.test\.root: expected a tar file or a folder of them, found no \.tar",
-    ):
+    message = r"^data\.test\.root: expected a tar file or a folder of them, found no \.tar"
+    with pytest.raises(UserError, match=message):
         collect(tmp_path / "none", "test", source="tar")
     tree = write_tree(tmp_path / "tree", {"cat": 1})
     (tree / "dog").mkdir()
@@ -501,10 +492,8 @@ def test_a_torchvision_set_is_fetched_through_timm(factory, tmp_path):
 def test_a_hugging_face_set_is_read_past_timms_replacement_of_bad_images(factory, tmp_path):
     good = saved(picture(8, 8), format="PNG")
     factory.result = types.SimpleNamespace(reader=ReaderLike([(good, 0), (io.BytesIO(b"bad"), 1)]))
-    with pytest.raises(
-        UserError,
-        match=r"^data\.test: 1 of 2 files cannot be read .* first is someone/fruit/val/0000001",
-    ):
+    message = r"^data\.test: 1 of 2 files cannot be read .* first is someone/fruit/val/0000001"
+    with pytest.raises(UserError, match=message):
         fill(spec(source="hfds/someone/fruit", split="val"), "test", downloads=tmp_path)
 
 
@@ -521,9 +510,8 @@ def test_a_named_set_without_labels_serves_for_all_but_training_a_classifier(fac
 
 def test_a_failed_download_is_one_line(factory, tmp_path):
     factory.result = RuntimeError("no network\nlong story")
-    with pytest.raises(
-        UserError, match=r"^data\.test\.source: torch/mnist .* cannot be fetched: no network$"
-    ):
+    message = r"^data\.test\.source: torch/mnist .* cannot be fetched: no network$"
+    with pytest.raises(UserError, match=message):
         fill(spec(source="torch/mnist", split="test"), "test", downloads=tmp_path)
 
 
@@ -539,9 +527,8 @@ def test_labels_follow_the_labeled_classes_by_name(tmp_path):
 
 def test_a_test_class_that_was_never_trained_is_named():
     check_classes(("cat",), ("cat", "dog"), "data.test")
-    with pytest.raises(
-        UserError, match=r"^data\.test: class 'dgo' is not in data\.labeled; did you mean 'dog'\?"
-    ) as caught:
+    message = r"^data\.test: class 'dgo' is not in data\.labeled; did you mean 'dog'\?"
+    with pytest.raises(UserError, match=message) as caught:
         check_classes(("cat", "dgo"), ("cat", "dog"), "data.test")
     assert "set labels: none if the folders are no classes" in str(caught.value)
 
@@ -567,9 +554,8 @@ def test_the_same_pixels_in_two_sets_are_named_and_counted(tmp_path, pack_below)
     for index in (1, 2):
         copy_file(tmp_path / "a/cat/000.png", tmp_path / f"b/dog/00{index}.png")
     test = collect(tmp_path / "b", "test", pack_below=pack_below)
-    with pytest.raises(
-        UserError, match=r"^data\.test: .*b/dog/001\.png has the same pixels as .*a/cat/000\.png"
-    ) as caught:
+    message = r"^data\.test: .*b/dog/001\.png has the same pixels as .*a/cat/000\.png"
+    with pytest.raises(UserError, match=message) as caught:
         check_duplicates(trained, {"data.test": test})
     assert "of data.labeled (2 such images in all)" in str(caught.value)
     check_duplicates({}, {"data.test": test})  # copies within a test set are no leak
@@ -623,7 +609,6 @@ def test_a_set_survives_saving(tmp_path):
 
 
 def test_a_set_that_was_not_prepared_is_named(tmp_path):
-    with pytest.raises(
-        UserError, match="none: expected an image set, found none; run the stage prepare first"
-    ):
+    message = "none: expected an image set, found none; run the stage prepare first"
+    with pytest.raises(UserError, match=message):
         ImageSet.load(tmp_path / "none")

@@ -104,10 +104,8 @@ def test_the_first_group_is_stopped_before_it_takes_too_much(monkeypatch):
         assert clock.run(GroupSize("auto", timed=timed), 6) == [8, 4, 2, 2, 2, 2]  # of 3,500 bytes
     assert clock.run(GroupSize("auto"), 1, left=1) == [1]
     clock.bytes_per_image = 6000
-    with pytest.raises(
-        UserError,
-        match=r"one image does not fit into the memory of cpu; .*, or lower machine\.workers",
-    ):
+    message = r"one image does not fit into the memory of cpu; .*, or lower machine\.workers"
+    with pytest.raises(UserError, match=message):
         clock.run(GroupSize("auto", processes=2), 4)
 
 
@@ -216,9 +214,8 @@ def test_out_of_memory_halves_the_group_and_changes_no_result(wish, error):
 def test_one_image_that_does_not_fit_is_a_users_error():
     network, statistics = networks.source_statistics("resnet")
     never = type("Never", (Greedy,), {"most": 0})()
-    with pytest.raises(
-        UserError, match="one image does not fit into the memory of cpu; lower num_views"
-    ):
+    message = "one image does not fit into the memory of cpu; lower num_views"
+    with pytest.raises(UserError, match=message):
         adapt(network, networks.images(4).double(), never, InnerLoop(), statistics=statistics)
 
 

@@ -39,9 +39,8 @@ def hold(folder: Path, pid: int, created: float) -> None:
 
 def test_work_of_a_living_process_is_refused_and_that_of_a_dead_one_taken_over(tmp_path, other):
     hold(tmp_path / "work", other.pid, psutil.Process(other.pid).create_time())
-    with pytest.raises(
-        UserError, match=f"running as process {other.pid}; wait for it to end or stop it"
-    ):
+    message = f"running as process {other.pid}; wait for it to end or stop it"
+    with pytest.raises(UserError, match=message):
         Work(tmp_path / "work").__enter__()
     other.kill()
     while (
