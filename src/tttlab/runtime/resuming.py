@@ -29,7 +29,7 @@ from filelock import FileLock
 from tttlab.errors import UserError
 from tttlab.runtime.process_identity import Identity
 
-# All that decode images, compute or draw random numbers on the way to predictions.
+# All libraries that decode images, compute or draw random numbers on the way to predictions.
 LIBRARIES = (
     "albucore",
     "albumentations",
