@@ -76,7 +76,7 @@ class Network(nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the encoder's stages (residual stages, transformer blocks), as timm lists them."""
+        """Names of the encoder's stages (residual stages, transformer blocks), in timm's order."""
         return tuple(stage["module"] for stage in self.encoder.feature_info)
 
     @property
@@ -181,7 +181,7 @@ def places(module: nn.Module) -> dict[str, str]:
     """Map every attribute path that holds a parameter, once, to the parameter's name.
 
     Parameters may be tied and modules shared. When `functional_call` ties weights itself, it visits
-    a shared module once per name, and then fails to restore the module's own parameters.
+    a shared module once per name, and afterwards leaves replaced parameters in it.
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return {
@@ -231,5 +231,5 @@ def feature_width(encoder: nn.Module) -> int:
 
 
 def pooled_features(encoder: nn.Module, images: Tensor) -> Tensor:
-    """Encode ``images (N, C, H, W)`` to the features ``(N, D)`` before a timm model's classifier."""
+    """Encode ``images (N, C, H, W)`` to the features ``(N, D)`` that timm's classifier reads."""
     return encoder.forward_head(encoder.forward_features(images), pre_logits=True)
