@@ -76,7 +76,7 @@ def copied(_layer: str, activation: Tensor) -> Tensor:
 def record(
     network: nn.Module, layers: Sequence[str], keep: Callable[[str, Tensor], Any] = copied
 ) -> Iterator[dict[str, Any]]:
-    """Collect the outputs of named layers inside the context; works under ``torch.func`` transforms.
+    """Record the outputs of named layers inside the context; works under ``torch.func``.
 
     Args:
         network: the module that is called inside the context.
@@ -101,7 +101,7 @@ def record(
 
 
 def tap(network: nn.Module, name: str, give: Callable[[Tensor], None]) -> RemovableHandle:
-    """Call ``give`` with a layer's activation on every forward pass; channels come second in images.
+    """Call ``give`` with a layer's activation, channels second, on every forward pass.
 
     Raises:
         UserError: in the forward pass, if the layer's output is not a single tensor.
@@ -128,7 +128,7 @@ def channels_last(network: nn.Module) -> bool:
 
 
 def channels_second(activation: Tensor, last: bool) -> Tensor:
-    """View ``(N, H, W, C)`` as ``(N, C, H, W)`` if channels come last; else return the activation."""
+    """View ``(N, H, W, C)`` as ``(N, C, H, W)`` if channels come last; else change nothing."""
     return activation.movedim(-1, 1) if last and activation.ndim == 4 else activation
 
 
