@@ -14,7 +14,7 @@ from tttlab.training.loaders import (
     Views,
     build_transform,
     open_loader,
-    told_of_lost_workers,
+    reporting_lost_workers,
 )
 
 TWO = {"objective": Views(2, trainings.VIEWS), "classify": Views(1, trainings.VIEWS)}
@@ -157,11 +157,11 @@ def test_a_lost_worker_is_told_whatever_its_loss_interrupts(error, told):
         pytest.raises(
             UserError, match=rf"^a process that augments images was lost \(.*{told}\): memory"
         ),
-        told_of_lost_workers(),
+        reporting_lost_workers(),
     ):
         raise error
 
 
 def test_other_errors_of_a_training_pass_as_they_are():
-    with pytest.raises(RuntimeError, match=r"^size mismatch$"), told_of_lost_workers():
+    with pytest.raises(RuntimeError, match=r"^size mismatch$"), reporting_lost_workers():
         raise RuntimeError("size mismatch")

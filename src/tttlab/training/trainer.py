@@ -26,7 +26,7 @@ from tttlab.errors import UserError
 from tttlab.networks.network import Network
 from tttlab.runtime.resuming import Work
 from tttlab.seeding import stream_seed, torch_generator
-from tttlab.training.loaders import Views, open_loader, told_of_lost_workers
+from tttlab.training.loaders import Views, open_loader, reporting_lost_workers
 from tttlab.training.optimisers import Recipe, build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Trainer:
                 self._report(task, rows[0])
             self._check_rows(task, rows)
             if task.recipe.epochs:
-                with told_of_lost_workers():
+                with reporting_lost_workers():
                     self._run_epochs(network, images, task, optimizer, rows)
         return rows
 
