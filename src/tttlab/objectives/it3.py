@@ -108,8 +108,8 @@ class IT3(Objective):
 
     Attributes:
         stage: number of the stage (residual stage, transformer block) after which the labels enter;
-            None: half the number of stages, rounded up. For a ResNet this is the second stage, as
-            wide and as large as the authors' choice.
+            None: half the number of stages, rounded up. For a ResNet this is the second stage, with
+            the channels and positions of the authors' choice.
     """
 
     stage: int | None = None

@@ -109,7 +109,7 @@ class MAE(Objective):
         return Decoder(encoder, self.decoder_dim, self.decoder_depth, self.decoder_heads)
 
     def initialise(self, encoder: VisionTransformer) -> None:
-        """Use MAE's Xavier weights and sine-cosine position embeddings, which are learnable here."""
+        """Draw MAE's Xavier weights and sine-cosine position embeddings, which stay learnable."""
         MaskedVisionTransformerTIMM(
             encoder, weight_initialization="", pos_embed_initialization="sincos"
         )

@@ -30,7 +30,7 @@ class SimSiamHead(nn.Module):
         self.prediction = SimSiamPredictionHead(projection_dim, prediction_dim, projection_dim)
 
     def project_and_predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn ``features (N, D)`` into projections and predictions of other views' ones, ``(N, P)``."""
+        """Turn ``features (N, D)`` into projections and predictions, each ``(N, P)``."""
         projections = self.projection(features)
         return projections, self.prediction(projections)
 
