@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 
 import pytest
@@ -171,11 +171,8 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
     """
     torch.manual_seed(0)
     options, size = FAMILIES.get(name, ({}, 32))
-    if name in OTHERS:
-        model = OTHERS[name]()
-    else:
-        model = timm.create_model(name, num_classes=CLASSES, **options)
-    model = model.double().eval()
+    from_timm = partial(timm.create_model, name, num_classes=CLASSES, **options)
+    model = OTHERS.get(name, from_timm)().double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
