@@ -20,9 +20,8 @@ RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2)
 def assert_same_weights(left: torch.nn.Module, right: torch.nn.Module) -> None:
     left_state, right_state = left.state_dict(), right.state_dict()
     assert left_state.keys() == right_state.keys()
-    assert [
-        name for name in left_state if not torch.equal(left_state[name], right_state[name])
-    ] == []
+    for name, value in left_state.items():
+        assert torch.equal(value, right_state[name]), name
 
 
 def without_seconds(curves: list) -> list:

@@ -39,9 +39,9 @@ class Item(NamedTuple):
 
 
 def build_transform(augmentation: Augmentation, image_size: int) -> A.Compose:
-    """Compose SimCLR's crop, mirroring and colour jitter, without blur and grey.
+    """Compose SimCLR's crop, mirroring and colour jitter.
 
-    Small images lose too much by blur and grey.
+    SimCLR's blur and grey are left out: small images lose too much by them.
 
     Args:
         augmentation: the strength.
@@ -102,9 +102,9 @@ class AugmentedImages(Dataset):
 class EpochBatches(Sampler):
     """Every image once per epoch, in an order drawn from (seed, epoch).
 
-    Batch sizes differ by at most one: no image is dropped, and no batch ends with a single image,
-    which BatchNorm cannot take. The whole batches are the same for any number of ranks. Each rank
-    gets its `Share` of every batch; no image is repeated to make the shares equal.
+    Batch sizes differ by at most one. So no image is dropped, and the last batch is not a single
+    image, which BatchNorm cannot take. The whole batches are the same for any number of ranks. Each
+    rank gets its `Share` of every batch; no image is repeated to make the shares equal.
     """
 
     def __init__(
