@@ -93,8 +93,8 @@ def test_the_documents_second_example_is_what_it_says(my_package):
     network, _ = networks.source_statistics("resnet")
     images = networks.images(2, seed=61).double()
     loop = InnerLoop(steps=2, lr=1.0, trainable="norm")
-    found = adapt(network, images, method, loop, image_ids=["a", "b"])
-    for name, image, losses, logits in zip("ab", images, found.losses, found.logits, strict=True):
+    result = adapt(network, images, method, loop, image_ids=["a", "b"])
+    for name, image, losses, logits in zip("ab", images, result.losses, result.logits, strict=True):
         slow = copy.deepcopy(network)
         trained = list(select_parameters(slow, "norm").values())
         source = [value.detach().clone() for value in trained]

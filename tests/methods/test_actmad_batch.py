@@ -74,7 +74,7 @@ def test_three_batches_are_those_of_plain_autograd_and_sgd():
     network, _ = networks.source_statistics("resnet")
     statistics = METHOD.source_statistics(network, [source_images(64)])
     loop = InnerLoop(steps=2, lr=1e-3, momentum=0.9, trainable="all")
-    found = adapt_stream(network, stream(), METHOD, loop, batch_size=3, statistics=statistics)
+    result = adapt_stream(network, stream(), METHOD, loop, batch_size=3, statistics=statistics)
     slow, logits, losses = copy.deepcopy(network).eval(), [], []
     optimizer = torch.optim.SGD(slow.parameters(), lr=1e-3, momentum=0.9)
     outputs = {}
@@ -98,10 +98,10 @@ def test_three_batches_are_those_of_plain_autograd_and_sgd():
             optimizer.step()
         with torch.no_grad():
             logits.append(slow(stream()[part]).logits)
-    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-7, rtol=1e-7)
-    assert found.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-7)
+    torch.testing.assert_close(result.logits, torch.cat(logits), atol=1e-7, rtol=1e-7)
+    assert result.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-7)
     assert losses[1] < losses[0]
-    assert (found.logits - found.source_logits).abs().max() > 1e-3
+    assert (result.logits - result.source_logits).abs().max() > 1e-3
 
 
 def test_a_batch_that_is_the_source_has_no_loss_and_a_shifted_one_has():

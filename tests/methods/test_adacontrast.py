@@ -60,10 +60,10 @@ def test_the_neighbours_vote_as_in_a_loop(count):
     """Nearest by angle, whatever the feature's length; all vote if there are too few."""
     features, past = random(5, 4).numpy(), unit(random(9, 4, seed=1).numpy())
     probabilities = random(9, 3, seed=2).softmax(1).numpy()
-    found = neighbor_vote(*map(torch.from_numpy, (features, past, probabilities)), count)
-    for row, feature in zip(found, features, strict=True):
+    votes = neighbor_vote(*map(torch.from_numpy, (features, past, probabilities)), count)
+    for vote, feature in zip(votes, features, strict=True):
         order = np.argsort(1 - past @ feature / np.linalg.norm(feature))
-        np.testing.assert_allclose(row, probabilities[order[:count]].mean(0))
+        np.testing.assert_allclose(vote, probabilities[order[:count]].mean(0))
 
 
 def queue_of(keys, labels):
@@ -73,14 +73,14 @@ def queue_of(keys, labels):
 def test_the_contrast_leaves_out_keys_of_the_same_label_as_in_a_loop():
     features, keys = random(4, 6), unit(random(4, 6, seed=1).numpy())
     labels, queue = [0, 2, 2, 1], queue_of(random(5, 6, seed=2), [0, 2, 2, 1, 2])
-    found = class_aware_contrast(features, torch.from_numpy(keys), torch.tensor(labels), queue, 0.5)
+    loss = class_aware_contrast(features, torch.from_numpy(keys), torch.tensor(labels), queue, 0.5)
     losses = []
     past = list(zip(queue.keys.numpy(), queue.labels.tolist(), strict=True))
     for query, key, label in zip(unit(features.numpy()), keys, labels, strict=True):
         negatives = [past_key for past_key, past_label in past if past_label != label]
         scores = [math.exp(query @ compared / 0.5) for compared in (key, *negatives)]
         losses.append(-math.log(scores[0] / sum(scores)))
-    assert found.item() == pytest.approx(np.mean(losses))
+    assert loss.item() == pytest.approx(np.mean(losses))
 
 
 def test_a_query_without_negatives_has_no_loss_and_no_slope():
@@ -176,13 +176,13 @@ def test_weak_views_keep_colours_and_most_of_the_image():
         (Augmentation(0.3, True, 0.5), WEAK_SCALE),
         (Augmentation(0.9, False, 0.5), 0.9),
     ):
-        found = AdaContrast(augmentation=strong).views(None, images, streams(part))
+        views = AdaContrast(augmentation=strong).views(None, images, streams(part))
         generators, weak = streams(part), Augmentation(scale, strong.flip, 0.0)
         expected = [
             random_views(images, generators, 1, strength) for strength in (weak, strong, strong)
         ]
-        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-        _, query, key = found
+        assert all(torch.equal(*pair) for pair in zip(views, expected, strict=True))
+        _, query, key = views
         assert not torch.equal(query, key)
 
 
@@ -214,7 +214,7 @@ def test_a_stream_against_copies_of_the_network_autograd_and_lists():
         teacher_momentum=0.6,
     )
     loop = InnerLoop(steps=1, lr=1e-2, momentum=0.9, trainable="all")
-    found = adapt_stream(network, stream(), method, loop, batch_size=3)
+    result = adapt_stream(network, stream(), method, loop, batch_size=3)
     student, teacher = copy.deepcopy(network), copy.deepcopy(network)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-2, momentum=0.9)
     past, logits, refined, negatives = [], [], 0, 0
@@ -240,7 +240,7 @@ def test_a_stream_against_copies_of_the_network_autograd_and_lists():
         mean = outputs.logits.softmax(1).mean(0)
         loss = torch.stack(losses).mean() + 0.3 * (mean * mean.log()).sum()
         expected = pytest.approx([loss.item()] * len(images), rel=1e-8)
-        assert found.losses[part, 0].tolist() == expected
+        assert result.losses[part, 0].tolist() == expected
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -253,4 +253,4 @@ def test_a_stream_against_copies_of_the_network_autograd_and_lists():
     assert refined
     # Two images have three past ones each, and two have four: some are left out, but not all.
     assert 0 < negatives < 14
-    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(result.logits, torch.cat(logits), atol=1e-8, rtol=1e-8)

@@ -56,9 +56,7 @@ class TestTerms:
         z, losses = projections.detach().numpy(), []
         for anchor, positive in ((0, 1), (1, 0), (2, 3), (3, 2), (4, 5), (5, 4)):
             scores = {
-                other: np.exp(cosine(z[anchor], z[other]) / 0.3)
-                for other in range(6)
-                if other != anchor
+                row: np.exp(cosine(z[anchor], z[row]) / 0.3) for row in range(6) if row != anchor
             }
             losses.append(-np.log(scores[positive] / sum(scores.values())))
         loss = nt_xent(projections.unflatten(0, (-1, 2)), 0.3)
@@ -154,7 +152,7 @@ class TestOnANetwork:
         network, _ = networks.source_statistics(kind)
         method, parts = AWS(0.7, 2.0, 0.4, temperature=0.3), [slice(0, 3), slice(3, 5)]
         loop = InnerLoop(steps=2, lr=0.05, momentum=0.9, trainable=("encoder", "classifier"))
-        found = adapt_stream(network, shifted(5), method, loop, batch_size=3)
+        result = adapt_stream(network, shifted(5), method, loop, batch_size=3)
         slow = copy.deepcopy(network).eval()
         trained = [*slow.encoder.parameters(), *slow.classifier.parameters()]
         optimizer, logits, losses = torch.optim.SGD(trained, lr=0.05, momentum=0.9), [], []
@@ -184,17 +182,19 @@ class TestOnANetwork:
                 optimizer.step()
             with torch.no_grad():
                 logits.append(slow(images).logits)
-        assert found.losses[[0, 3]].flatten().tolist() == pytest.approx(losses, rel=1e-9)
-        torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-8, rtol=1e-8)
-        assert (found.logits - found.source_logits).abs().max() > 1e-3
+        assert result.losses[[0, 3]].flatten().tolist() == pytest.approx(losses, rel=1e-9)
+        torch.testing.assert_close(result.logits, torch.cat(logits), atol=1e-8, rtol=1e-8)
+        assert (result.logits - result.source_logits).abs().max() > 1e-3
 
     def test_under_batch_statistics_both_models_see_the_same_batch(self):
         """The views must not enter the images' moments: the models would differ before any step."""
         network, statistics = networks.source_statistics("resnet")
         loop = InnerLoop(steps=1, lr=0.0, normalisation=Normalisation("image"))
         method = AWS(contrastive=0.0, mutual=0.0)
-        found = adapt_stream(network, shifted(5), method, loop, batch_size=3, statistics=statistics)
-        assert found.losses.abs().max() < 1e-12
+        result = adapt_stream(
+            network, shifted(5), method, loop, batch_size=3, statistics=statistics
+        )
+        assert result.losses.abs().max() < 1e-12
 
     def test_a_batch_of_one_image_draws_back_to_the_source_network(self):
         """Without negatives and a joint table, distance and divergence from the source are left.
@@ -213,9 +213,9 @@ class TestOnANetwork:
         assert loss.item() == pytest.approx(expected, rel=1e-9)
         slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         assert all(slope.isfinite().all() for slope in slopes if slope is not None)
-        found = adapt_stream(network, shifted(2), AWS(), InnerLoop(steps=2, lr=1e-2), batch_size=1)
-        assert not found.fell_back.any()
-        torch.testing.assert_close(found.logits, found.source_logits, atol=1e-9, rtol=0)
+        result = adapt_stream(network, shifted(2), AWS(), InnerLoop(steps=2, lr=1e-2), batch_size=1)
+        assert not result.fell_back.any()
+        torch.testing.assert_close(result.logits, result.source_logits, atol=1e-9, rtol=0)
 
 
 def entropy(probabilities):

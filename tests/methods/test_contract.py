@@ -185,10 +185,12 @@ def test_a_stream_equals_one_batch_after_the_other(online):
     loop = InnerLoop(
         steps=2, lr=1e-2, trainable="norm", clip=1.0, normalisation=Normalisation("image")
     )
-    found = adapt_stream(network, shifted(7), method, loop, batch_size=BATCH, statistics=statistics)
+    result = adapt_stream(
+        network, shifted(7), method, loop, batch_size=BATCH, statistics=statistics
+    )
     slow = contract.batch_by_batch(network, shifted(7), method, loop, statistics, BATCHES)
-    assert not found.fell_back.any()
-    torch.testing.assert_close(found.logits, slow, atol=1e-8, rtol=1e-8)
+    assert not result.fell_back.any()
+    torch.testing.assert_close(result.logits, slow, atol=1e-8, rtol=1e-8)
 
 
 def test_a_stream_depends_on_its_past_alone_and_leaves_the_network_as_it_was(online):

@@ -54,7 +54,7 @@ def test_a_stream_against_copies_of_the_network_autograd_and_an_explicit_average
     loop = InnerLoop(
         steps=1, lr=0.1, momentum=0.9, trainable="all", normalisation=Normalisation("image")
     )
-    found = adapt_stream(network, stream(), method, loop, batch_size=3, statistics=statistics)
+    result = adapt_stream(network, stream(), method, loop, batch_size=3, statistics=statistics)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
     logits, averaged = [], []
     for part in BATCHES:
@@ -67,7 +67,7 @@ def test_a_stream_against_copies_of_the_network_autograd_and_an_explicit_average
                 target = sum(teacher(views[:, number]).logits for number in range(3)) / 3
         loss = nn.functional.cross_entropy(student(images).logits, target.softmax(1))
         expected = pytest.approx([loss.item()] * len(images), rel=1e-6)
-        assert found.losses[part, 0].tolist() == expected
+        assert result.losses[part, 0].tolist() == expected
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -76,7 +76,7 @@ def test_a_stream_against_copies_of_the_network_autograd_and_an_explicit_average
                 old.copy_(0.6 * old + 0.4 * value)
             logits.append(teacher(images).logits)
     assert set(averaged) == {True, False}
-    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(result.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
 
 
 class TestAnchor:
@@ -132,24 +132,24 @@ class TestForgetting:
         return CoTTA(**settings).after_step(MOVED, SOURCE, (), torch.Generator().manual_seed(seed))
 
     def test_a_share_of_all_numbers_and_each_on_its_own(self):
-        found, teacher = self.after(restore=0.3)
-        numbers = torch.cat([found[name].flatten() for name in "ab"])
+        student, teacher = self.after(restore=0.3)
+        numbers = torch.cat([student[name].flatten() for name in "ab"])
         assert set(numbers.tolist()) == {0.0, 7.0}
         share, standard_error = (numbers == 0).double().mean().item(), (0.3 * 0.7 / 5300) ** 0.5
         assert share == pytest.approx(0.3, abs=4 * standard_error)
-        assert all(0 < (row == 0).sum() < 50 for row in found["a"])
+        assert all(0 < (row == 0).sum() < 50 for row in student["a"])
         # The teacher has moved before the student forgets.
         torch.testing.assert_close(teacher["b"], torch.full((300,), 0.007))
 
     def test_the_same_for_the_same_stream_of_randomness(self):
-        first, again, other = (self.after(seed, restore=0.3)[0]["a"] for seed in (1, 1, 2))
+        first, again, second = (self.after(seed, restore=0.3)[0]["a"] for seed in (1, 1, 2))
         assert torch.equal(first, again)
-        assert not torch.equal(first, other)
+        assert not torch.equal(first, second)
 
     @pytest.mark.parametrize(("restore", "expected"), [(0.0, MOVED), (1.0, SOURCE)])
     def test_nothing_and_everything(self, restore, expected):
-        found, _ = self.after(restore=restore)
-        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+        student, _ = self.after(restore=restore)
+        assert all(torch.equal(value, expected[name]) for name, value in student.items())
 
     @pytest.mark.parametrize("restore", [0.0, 1.0])
     def test_on_a_stream_the_student_comes_back_and_the_teacher_does_not(self, restore):

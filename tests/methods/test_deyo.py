@@ -35,13 +35,13 @@ class TestShuffling:
     def test_patches_go_where_a_loop_puts_them(self, height, width, grid):
         images = torch.arange(2 * 3 * height * width).float().view(2, 3, height, width)
         orders = permutations(grid, streams(2))
-        found, tall, wide = shuffle_patches(images, orders, grid), height // grid, width // grid
+        views, tall, wide = shuffle_patches(images, orders, grid), height // grid, width // grid
 
         def patch(image, number):
             row, column = divmod(number, grid)
             return image[:, row * tall : (row + 1) * tall, column * wide : (column + 1) * wide]
 
-        for image, order, shuffled in zip(images, orders.tolist(), found, strict=True):
+        for image, order, shuffled in zip(images, orders.tolist(), views, strict=True):
             for position, origin in enumerate(order):
                 assert torch.equal(patch(shuffled, position), patch(image, origin))
 
@@ -120,7 +120,7 @@ def test_a_stream_against_autograd_and_torchs_sgd():
     network, _ = networks.source_statistics("resnet")
     method = DeYO(margin=0.999, plpd_threshold=0.0)
     loop = InnerLoop(steps=2, lr=0.05, momentum=0.9, trainable="norm")
-    found = adapt_stream(network, stream(), method, loop, batch_size=3)
+    result = adapt_stream(network, stream(), method, loop, batch_size=3)
     slow, logits, losses, kept = copy.deepcopy(network).eval(), [], [], []
     trained = select_parameters(slow, "norm").values()
     optimizer = torch.optim.SGD(trained, lr=0.05, momentum=0.9)
@@ -141,8 +141,8 @@ def test_a_stream_against_autograd_and_torchs_sgd():
         with torch.no_grad():
             logits.append(slow(stream()[part]).logits)
     assert min(kept) < 1
-    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-7, rtol=1e-7)
-    assert found.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-7)
+    torch.testing.assert_close(result.logits, torch.cat(logits), atol=1e-7, rtol=1e-7)
+    assert result.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_stream_against_autograd_and_torchs_sgd():
 def test_where_nothing_is_selected_nothing_moves(method):
     network, _ = networks.source_statistics("resnet")
     loop = InnerLoop(steps=1, lr=1.0, trainable="norm")
-    found = adapt_stream(network, stream(), method, loop, batch_size=3)
-    torch.testing.assert_close(found.logits, found.source_logits)
-    assert not found.losses.any()
-    assert not found.fell_back.any()
+    result = adapt_stream(network, stream(), method, loop, batch_size=3)
+    torch.testing.assert_close(result.logits, result.source_logits)
+    assert not result.losses.any()
+    assert not result.fell_back.any()

@@ -39,9 +39,9 @@ def test_fisher_information_from_backward_passes_over_batches_of_64():
     """Whatever the given batches and the network's mode; 170 images make three random batches."""
     network = copy.deepcopy(networks.source_statistics("resnet")[0]).train()
     images = networks.images(170, seed=7).double()
-    found = EATA().source_statistics(network, images.split([100, 20, 50]))
+    statistics = EATA().source_statistics(network, images.split([100, 20, 50]))
     assert network.training
-    assert "fisher" in kinds(found)
+    assert "fisher" in kinds(statistics)
     slow, expected = copy.deepcopy(network).eval(), {}
     for part in random_parts(images, 3):
         slow.zero_grad()
@@ -51,13 +51,14 @@ def test_fisher_information_from_backward_passes_over_batches_of_64():
         for name, value in slow.named_parameters():
             slope = torch.zeros_like(value) if value.grad is None else value.grad
             expected[f"fisher.{name}"] = expected.get(f"fisher.{name}", 0) + slope**2 / 3
-    assert found.keys() == expected.keys()
+    assert statistics.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-15)
-    assert not any(value.requires_grad for value in found.values())
-    assert found["fisher.classifier.weight"].min() > 0
+        torch.testing.assert_close(statistics[name], value, rtol=1e-9, atol=1e-15)
+    assert not any(value.requires_grad for value in statistics.values())
+    assert statistics["fisher.classifier.weight"].min() > 0
     # The head has no part in the logits.
-    assert not any(value.any() for name, value in found.items() if name.startswith("fisher.head."))
+    head = [value for name, value in statistics.items() if name.startswith("fisher.head.")]
+    assert not any(value.any() for value in head)
 
 
 def test_the_penalty_pulls_every_trained_weight_by_its_fisher_information():
@@ -94,7 +95,7 @@ def test_a_stream_against_autograd_and_torchs_sgd():
             network, stream(), method, loop, batch_size=BATCH, statistics=statistics
         )
 
-    found, slow = run(beta), copy.deepcopy(network).eval()
+    result, slow = run(beta), copy.deepcopy(network).eval()
     trained = select_parameters(slow, "norm")
     source = {name: value.detach().clone() for name, value in trained.items()}
     optimizer = torch.optim.SGD(trained.values(), lr=0.05, momentum=0.9)
@@ -127,9 +128,9 @@ def test_a_stream_against_autograd_and_torchs_sgd():
     # Both filters leave out some images.
     assert min(reliable for reliable, _ in counts) < BATCH
     assert any(kept < reliable for reliable, kept in counts)
-    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-7, rtol=1e-7)
-    assert found.losses[::BATCH].flatten().tolist() == pytest.approx(losses, rel=1e-7)
-    assert (run(0.0).logits - found.logits).abs().max() > 1e-3  # so the penalty has an effect
+    torch.testing.assert_close(result.logits, torch.cat(logits), atol=1e-7, rtol=1e-7)
+    assert result.losses[::BATCH].flatten().tolist() == pytest.approx(losses, rel=1e-7)
+    assert (run(0.0).logits - result.logits).abs().max() > 1e-3  # so the penalty has an effect
 
 
 class TestFilters:
@@ -180,10 +181,10 @@ def test_where_nothing_is_selected_nothing_moves_not_even_back_to_the_source():
     """An untrained network is never sure enough for the default margin."""
     network, _ = networks.source_statistics("resnet")
     statistics, loop = fisher(network), InnerLoop(steps=1, lr=1.0, trainable="norm")
-    found = adapt_stream(network, stream(), EATA(), loop, batch_size=BATCH, statistics=statistics)
-    torch.testing.assert_close(found.logits, found.source_logits)
-    assert not found.losses.any()
-    assert not found.fell_back.any()
+    result = adapt_stream(network, stream(), EATA(), loop, batch_size=BATCH, statistics=statistics)
+    torch.testing.assert_close(result.logits, result.source_logits)
+    assert not result.losses.any()
+    assert not result.fell_back.any()
     trained, net = moved(network)
     loss, _ = EATA(beta=1e6).loss(net, stream(), statistics, EATA().init_state())
     assert loss.item() == 0
@@ -197,5 +198,5 @@ def test_sure_predictions_of_every_class_are_novel_under_the_published_epsilon(
     classes, epsilon, novel
 ):
     """They have 1/√K with their average; ImageNet's value would leave out all of ten classes."""
-    found = is_novel(torch.eye(classes), torch.full((classes,), 1 / classes), epsilon)
-    assert found.tolist() == [novel] * classes
+    sure, average = torch.eye(classes), torch.full((classes,), 1 / classes)
+    assert is_novel(sure, average, epsilon).tolist() == [novel] * classes

@@ -32,8 +32,8 @@ def test_natural_discrepancy_by_hand():
     }
     # The means lie 1 and 2 units away: z² = (1 + 4) / 2. The log-variances have z² = 0.125.
     for tolerance, expected in ((1.0, 2.5 - 1), (2.0, 2.5 - 2), (0.0, 2.5 + 0.125)):
-        found = natural_discrepancy(moments, statistics, "x", tolerance=tolerance)
-        assert found.item() == pytest.approx(expected)
+        discrepancy = natural_discrepancy(moments, statistics, "x", tolerance=tolerance)
+        assert discrepancy.item() == pytest.approx(expected)
     assert natural_discrepancy(moments, statistics, "x").item() == pytest.approx(2.5 - 1)
 
 
@@ -53,7 +53,7 @@ def test_actmad_is_finite_on_one_image_and_equals_a_loop_over_layers(kind, form)
     network, statistics = networks.source_statistics(kind)
     image, method = networks.images(1, seed=20).double() + 0.5, ActMAD(form=form)
     loop = InnerLoop(steps=1, lr=1e-6)
-    found = adapt(network, image, method, loop, statistics=statistics).losses[0, 0]
+    loss = adapt(network, image, method, loop, statistics=statistics).losses[0, 0]
     layers, total = method.matched_layers(network), 0.0
     with record(network, layers) as activations, torch.no_grad():
         network(image)
@@ -73,16 +73,16 @@ def test_actmad_is_finite_on_one_image_and_equals_a_loop_over_layers(kind, form)
             means = np.abs(mean - source["pooled_mean"]).mean()
             variances = np.abs(np.exp(log_variance) - source["pooled_variance"]).mean()
             total += 0.5 * (means + variances)
-    assert math.isfinite(found)
-    assert found.item() == pytest.approx(total / len(layers), rel=1e-9)
+    assert math.isfinite(loss)
+    assert loss.item() == pytest.approx(total / len(layers), rel=1e-9)
 
 
 def test_actmads_own_statistics_are_those_of_the_stage():
     network, statistics = networks.source_statistics("resnet")
     images = networks.images(64, seed=7).double()
-    found = ActMAD(layers="stages").source_statistics(network, [images])
-    assert found
-    for key, value in found.items():
+    measured = ActMAD(layers="stages").source_statistics(network, [images])
+    assert measured
+    for key, value in measured.items():
         torch.testing.assert_close(value, statistics[key], rtol=1e-9, atol=1e-12)
 
 
@@ -101,13 +101,13 @@ def test_natural_actmad_leaves_typical_images_alone():
 def test_view_average_is_the_mean_of_probabilities():
     network, statistics = networks.source_statistics("resnet")
     images, method = networks.images(2, seed=30).double(), ViewAverage(num_views=3)
-    found = adapt(network, images, method, statistics=statistics, image_ids=["a", "b"]).logits
+    result = adapt(network, images, method, statistics=statistics, image_ids=["a", "b"])
     streams = [torch_generator(0, "views", name, 0) for name in "ab"]
     views = method.views(network, images, streams)
     assert torch.equal(views[:, 0], images)
     with torch.no_grad():
         probabilities = [network(image_views).logits.softmax(-1).mean(0) for image_views in views]
-    torch.testing.assert_close(found.exp(), torch.stack(probabilities))
+    torch.testing.assert_close(result.logits.exp(), torch.stack(probabilities))
 
 
 def test_a_methods_settings_come_from_the_run_then_from_the_objective_then_from_the_class():
@@ -204,8 +204,8 @@ def test_memo_lies_between_certainty_and_a_die(classes):
         def net(_views, logits=logits):
             return Outputs(logits, None)
 
-        found, _ = method.loss(net, torch.zeros(classes, 3, 4, 4), {}, ())
-        assert found.item() == pytest.approx(entropy, abs=1e-12)
+        loss, _ = method.loss(net, torch.zeros(classes, 3, 4, 4), {}, ())
+        assert loss.item() == pytest.approx(entropy, abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -60,13 +60,13 @@ class TestViews:
     @pytest.mark.parametrize(("geometry", "permutations"), EVERY)
     def test_they_are_the_images_turns_mirrors_and_exchanged_colours(self, geometry, permutations):
         images = networks.images(2, seed=3)
-        found = Symmetries(geometry, permutations).views(None, images, streams(2))
+        views = Symmetries(geometry, permutations).views(None, images, streams(2))
         expected = [by_numpy(image, geometry, permutations) for image in images.numpy()]
-        assert found.shape == (2, len(expected[0]), *images.shape[1:])
+        assert views.shape == (2, len(expected[0]), *images.shape[1:])
         assert len(as_set(expected[0])) == len(expected[0])  # all are distinct
         for index in range(2):
-            assert as_set(found[index].numpy()) == as_set(expected[index])
-            assert torch.equal(found[index, 0], images[index])
+            assert as_set(views[index].numpy()) == as_set(expected[index])
+            assert torch.equal(views[index, 0], images[index])
 
     @pytest.mark.parametrize(("geometry", "permutations"), EVERY)
     def test_they_form_a_group(self, geometry, permutations):
@@ -182,5 +182,6 @@ def test_the_prediction_is_the_images_own_and_may_be_averaged_over_other_views()
     images = networks.images(3, seed=50).double()
     for average in (0, 2):
         loop = InnerLoop(steps=1, lr=0.0, average=average)
-        found = adapt(network, images, Symmetries("dihedral", 3), loop).logits
-        torch.testing.assert_close(found, adapt(network, images, NoAdaptation(), loop).logits)
+        result = adapt(network, images, Symmetries("dihedral", 3), loop)
+        control = adapt(network, images, NoAdaptation(), loop)
+        torch.testing.assert_close(result.logits, control.logits)

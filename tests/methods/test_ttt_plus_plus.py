@@ -145,7 +145,7 @@ def test_target_moments_are_those_of_the_latest_images(queue_size):
     features, projections = [], []
     for part in BATCHES:
         images = stream()[part]
-        found, _, state = step(method, images, state, statistics)
+        loss, _, state = step(method, images, state, statistics)
         with torch.no_grad():
             outputs = NETWORK.eval()(images)
             pairs = NETWORK(images.repeat_interleave(2, 0)).projections
@@ -157,7 +157,7 @@ def test_target_moments_are_those_of_the_latest_images(queue_size):
             + 0.7 * numpy_alignment(np.array(features[-size:]), statistics, "features")
             + 0.3 * numpy_alignment(np.array(projections[-size:]), statistics, "projections")
         )
-        assert found == pytest.approx(expected, rel=1e-6)
+        assert loss == pytest.approx(expected, rel=1e-6)
         # First in, first out.
         queue = np.hstack([features[-queue_size:], projections[-queue_size:]])
         np.testing.assert_allclose(state.queue.numpy(), queue, rtol=1e-9, atol=1e-12)
@@ -187,7 +187,7 @@ def test_only_the_batch_carries_gradient():
     # The gradient is the same with the earlier rows as constants.
     images, pairs = stream()[3:5], stream()[3:5].repeat_interleave(2, 0)
     loss, _ = method.loss(net, (images, pairs), statistics, state)
-    (found,) = torch.autograd.grad(loss, leaf)
+    (slope,) = torch.autograd.grad(loss, leaf)
     outputs = net(images)
     total = contrast(net(pairs).projections, 0.5)
     with torch.no_grad():
@@ -195,19 +195,19 @@ def test_only_the_batch_carries_gradient():
     for place, scale in zip(PLACES, (1.0, 0.2), strict=True):
         joined = torch.cat([getattr(past, place), getattr(outputs, place)])
         total = total + scale * misalignment(joined, place, statistics)
-    torch.testing.assert_close(found, torch.autograd.grad(total, leaf)[0])
+    torch.testing.assert_close(slope, torch.autograd.grad(total, leaf)[0])
 
 
 def test_single_images_are_aligned_from_the_second_on():
     """There are no negatives, and at first no covariance: the first loss is 0, none is infinite."""
     method, loop = TTTPlusPlus(), InnerLoop(steps=1, lr=1e-3)
     statistics = statistics_of(method)
-    found = adapt_stream(NETWORK, stream(4), method, loop, batch_size=1, statistics=statistics)
-    assert not found.fell_back.any()
-    assert found.losses[0] == 0
-    assert torch.equal(found.logits[0], found.source_logits[0])
-    assert (found.losses[1:] > 0).all()
-    assert not torch.equal(found.logits[1], found.source_logits[1])
+    result = adapt_stream(NETWORK, stream(4), method, loop, batch_size=1, statistics=statistics)
+    assert not result.fell_back.any()
+    assert result.losses[0] == 0
+    assert torch.equal(result.logits[0], result.source_logits[0])
+    assert (result.losses[1:] > 0).all()
+    assert not torch.equal(result.logits[1], result.source_logits[1])
 
 
 def test_a_broken_batch_leaves_no_trace_in_the_queue():
@@ -215,18 +215,18 @@ def test_a_broken_batch_leaves_no_trace_in_the_queue():
     statistics, images = statistics_of(method), stream(9)
     images[4] = torch.nan
     options = {"batch_size": 3, "statistics": statistics}
-    found = adapt_stream(NETWORK, images, method, loop, image_ids=list("abcdefghi"), **options)
-    assert found.fell_back.tolist() == [False] * 3 + [True] * 3 + [False] * 3
+    result = adapt_stream(NETWORK, images, method, loop, image_ids=list("abcdefghi"), **options)
+    assert result.fell_back.tolist() == [False] * 3 + [True] * 3 + [False] * 3
     intact = images[[0, 1, 2, 6, 7, 8]]
     skipped = adapt_stream(NETWORK, intact, method, loop, image_ids=list("abcghi"), **options)
-    torch.testing.assert_close(found.logits[6:], skipped.logits[3:])
+    torch.testing.assert_close(result.logits[6:], skipped.logits[3:])
 
 
 def test_a_stream_is_that_of_plain_autograd_and_sgd():
     method = TTTPlusPlus(queue_size=4, scale_features=0.1, scale_projections=0.1)
     statistics = statistics_of(method)
     loop = InnerLoop(steps=2, lr=1e-3, momentum=0.9)
-    found = adapt_stream(NETWORK, stream(), method, loop, batch_size=3, statistics=statistics)
+    result = adapt_stream(NETWORK, stream(), method, loop, batch_size=3, statistics=statistics)
     slow, logits, losses = copy.deepcopy(NETWORK).eval(), [], []
     past = {place: [] for place in PLACES}
     trained = select_parameters(slow, "encoder").values()
@@ -248,9 +248,9 @@ def test_a_stream_is_that_of_plain_autograd_and_sgd():
             past[place].append(getattr(outputs, place).detach())
         with torch.no_grad():
             logits.append(slow(stream()[part]).logits)
-    assert found.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-6)
-    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
-    assert (found.logits - found.source_logits).abs().max() > 1e-4
+    assert result.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-6)
+    torch.testing.assert_close(result.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
+    assert (result.logits - result.source_logits).abs().max() > 1e-4
 
 
 def test_settings_and_what_is_refused():

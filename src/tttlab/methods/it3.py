@@ -58,8 +58,8 @@ class IT3Training(Method):
         """Distance between the prediction y₀ for ``views (1, 3, H, W)`` and y₁ = F(views, y₀)."""
         logits = net(views).logits
         second = net.rebound(net.source) if self.second == "source" else net
-        told = second(views, given=logits.softmax(-1)).logits
-        return distance(logits, told, self.distance), state
+        again = second(views, given=logits.softmax(-1)).logits
+        return distance(logits, again, self.distance), state
 
 
 def distance(first: Tensor, second: Tensor, kind: str) -> Tensor:
