@@ -1,7 +1,8 @@
 """SimCLR at test time: the image's views agree, against a bank of source projections.
 
-Chen et al., ICML 2020, arXiv 2002.05709, as a test-time objective. The published loss has no gradient on one image, because
-its two views have no negatives; here the negatives are frozen projections of source images. Needs the bank.
+Chen et al., ICML 2020, arXiv 2002.05709, as a test-time objective. The published loss has no
+gradient on one image, because its two views have no negatives. Here the negatives are frozen
+projections of source images: the method needs this bank.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Averaging over augmented views without training: what the views alone are worth.
 
-A method that trains on views must beat it, for it costs the same forward passes and no backward ones.
+A method that trains on views must beat it: it costs the same forward passes and no backward ones.
 """
 
 from collections.abc import Sequence
