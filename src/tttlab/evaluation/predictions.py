@@ -37,7 +37,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """Read the predictions of one run on one model: a row per (image, shift, training seed).
 
     Raises:
-        UserError: The file is missing, lacks columns, or holds an image twice under one shift and seed.
+        UserError: The file is missing, lacks columns, or has an image twice under a shift and seed.
     """
     if not path.is_file():
         raise UserError(
