@@ -94,7 +94,7 @@ class Results:
 
     @property
     def images(self) -> tuple[int, int]:
-        """The least and largest number of images of a shift; of clean ones without any shift."""
+        """The least and largest number of images per shift; of clean ones without any shift."""
         table = self.rows("by_shift")
         shifted = table["shift"] != "clean"
         counts = table.loc[shifted if shifted.any() else ~shifted, "n"] // self.seeds
