@@ -182,7 +182,7 @@ def table_view(stage: str, metrics: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _relocate(root: Path, old: str, new: str) -> None:
-    """Point the store at files that moved together with the project; MLflow keeps absolute paths."""
+    """Correct MLflow's absolute paths of files that moved together with the project."""
     columns = {
         "experiments": "artifact_location",
         "runs": "artifact_uri",
