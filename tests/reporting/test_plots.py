@@ -12,7 +12,7 @@ from tttlab.reporting import pictures, plots
 
 @plots.styled
 def figure():
-    """Draw in two runs' colours, with text, a grid, markers and a transparent patch, under a title."""
+    """A figure in two runs' colours, with text, a grid, markers, a transparent patch and a title."""
     styles = plots.run_styles(["none", "views", "actmad"])
     result, all_axes = plots.panels(2, "a title", columns=2)
     for axes, run in zip(all_axes, ("views", "actmad"), strict=True):
