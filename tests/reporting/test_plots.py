@@ -12,7 +12,7 @@ from tttlab.reporting import pictures, plots
 
 @plots.styled
 def figure():
-    """A titled figure in two colours of runs, with text, a grid, markers and a transparent patch."""
+    """A figure in two colours of runs: text, a grid, markers, a transparent patch and a title."""
     styles = plots.run_styles(["none", "views", "actmad"])
     result, all_axes = plots.panels(2, "a title", columns=2)
     for axes, run in zip(all_axes, ("views", "actmad"), strict=True):
