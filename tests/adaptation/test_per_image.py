@@ -219,8 +219,10 @@ def test_a_layer_that_fails_leaves_no_trace():
 )
 def test_a_layer_without_parameters_of_an_images_own_goes_beneath_vmap_too(name, monkeypatch):
     layer, x, _ = prepared(name)
-    beneath, calls = per_image._beneath, []
-    monkeypatch.setattr(per_image, "_beneath", lambda *call: calls.append(call) or beneath(*call))
+    beneath, calls = per_image.apply_beneath, []
+    monkeypatch.setattr(
+        per_image, "apply_beneath", lambda *call: calls.append(call) or beneath(*call)
+    )
     over_images(layer)(x)
     assert len(calls) == 1
 
@@ -229,7 +231,9 @@ def test_a_layer_without_parameters_of_an_images_own_goes_beneath_vmap_too(name,
 def test_multi_head_attention_goes_beneath_vmap_by_its_parts(own, monkeypatch):
     """Its fused attention has no rule for ``vmap``, which would go through the images one by one."""
     layer, x, parameters = prepared("multi-head attention")
-    beneath, calls = per_image._beneath, []
-    monkeypatch.setattr(per_image, "_beneath", lambda *call: calls.append(call) or beneath(*call))
+    beneath, calls = per_image.apply_beneath, []
+    monkeypatch.setattr(
+        per_image, "apply_beneath", lambda *call: calls.append(call) or beneath(*call)
+    )
     together(layer, x, parameters if own else {})
     assert len(calls) == 3
