@@ -77,7 +77,7 @@ def _layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5):
 
 
 class PerImageLayerNorm(Function):
-    """Layer norm with a gain and a shift per image; it saves only its input for the backward pass."""
+    """Layer norm with each image's own gain and shift; the backward pass needs only its input."""
 
     @staticmethod
     def forward(
