@@ -1,6 +1,6 @@
-"""Measurements, none of which any result depends on; see docs/speed.md and docs/statistics.md."""
+"""Measurements on which no result depends; see docs/speed.md and docs/statistics.md."""
 
 import os
 
-# PyTorch's profiler logs its own starts and stops between the rows, at up to level 5; it reads this when torch is imported.
+# Silences the profiler's own log, of levels up to 5. It reads this when torch is imported.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")

@@ -1,4 +1,4 @@
-"""How much is measured: all of it, or as little as shows that every benchmark works."""
+"""How much is measured: everything, or just enough to show that every benchmark works."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ class Amount:
     """Upper limits of what is measured.
 
     Attributes:
-        images: of a case or a point of a sweep, and of those that the peers' way is timed on.
-        steps: S.
+        images: images of a case or of a point of a sweep; also those the peers' way is timed on.
+        steps: steps per image, S.
         repeats: how often all sides are timed.
-        points: of each sweep.
-        photographs: that are decoded, corrupted, augmented and trained on.
+        points: points of each sweep.
+        photographs: photographs that are decoded, corrupted, augmented and trained on.
         head_steps: batches that train the head of torch-ttt's rotation engine.
-        data_sets: that are simulated per case of the coverage.
-        resamples: of each bootstrap there.
+        data_sets: simulated data sets per case of the coverage.
+        resamples: resamples of each bootstrap of the coverage.
     """
 
     images: int = 4096

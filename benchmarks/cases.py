@@ -1,4 +1,4 @@
-"""What is measured: networks, methods, and how many views, steps and parameters."""
+"""The cases that are measured: a network and a method with views, steps and parameters."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from benchmarks.amount import Amount
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
-from tttlab.data.views import Augmentation, random_views
+from tttlab.config.inner_loop import Augmentation
+from tttlab.data.views import random_views
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
 from tttlab.methods.simclr import SimCLRTraining
@@ -33,9 +34,13 @@ SMALL_VIT = {"embed_dim": 96, "depth": 3, "num_heads": 3, "global_pool": "avg", 
 
 @dataclass(frozen=True)
 class MarginalEntropy(Method):
-    """Entropy of the class probabilities averaged over views (MEMO, Zhang et al., NeurIPS 2022, arXiv 2110.09506).
+    """Entropy of the class probabilities averaged over views.
 
-    The plainest objective that takes any number of views and any network: what is timed is the adapter.
+    The simplest objective for any number of views and any network, so that the adapter takes most
+    of the time.
+
+    Reference:
+        MEMO, Zhang et al., NeurIPS 2022, arXiv 2110.09506.
     """
 
     num_views: int = 8
@@ -48,10 +53,8 @@ class MarginalEntropy(Method):
 
     def loss(self, net, views, statistics, state):
         """Entropy of the mean prediction over ``views (V, 3, H, W)``."""
-        log_mean = (
-            net(views).logits.log_softmax(-1).logsumexp(0)
-            - torch.tensor(float(self.num_views)).log()
-        )
+        log_sum = net(views).logits.log_softmax(-1).logsumexp(0)
+        log_mean = log_sum - torch.tensor(float(self.num_views)).log()
         return -(log_mean.exp() * log_mean).sum(), state
 
 
@@ -60,15 +63,16 @@ class Case:
     """One row of the table.
 
     Attributes:
-        name: such as ``resnet/views8/all``.
-        build: makes the source network.
-        method: what ours and the peers' way minimise.
-        trainable: which parameters.
-        images: N.
+        name: a name such as ``resnet/views8/all``.
+        build: makes the source network for images of ``size`` pixels.
+        method: the method of ours and of the peers' way.
+        trainable: the parameters that are trained.
+        images: number of images, N.
         size: side of the images, pixels.
-        steps: S.
-        lr: so small that no image's loss explodes: ours would fall back to the source prediction, the peers' way would not.
-        peer_images: images that the peers' way is timed on; it is linear in their number.
+        steps: steps per image, S.
+        lr: learning rate, so small that no image's loss explodes: only ours would fall back to the
+            source prediction.
+        peer_images: images that the peers' way is timed on; its time is linear in their number.
     """
 
     name: str
@@ -83,22 +87,22 @@ class Case:
 
     @property
     def views(self) -> int:
-        """V; a method without views looks at the image itself."""
+        """Views per image, V; 1 for a method that draws none."""
         return getattr(self.method, "num_views", 1)
 
     def within(self, amount: Amount) -> "Case":
-        """The same with no more images and steps than that."""
+        """The case with no more images and steps than ``amount``."""
         images, steps = min(self.images, amount.images), min(self.steps, amount.steps)
         return replace(self, images=images, steps=steps, peer_images=min(self.peer_images, images))
 
     @property
     def short(self) -> "Case":
-        """The same with two steps: enough to find the best group size."""
+        """The case with at most two steps, enough to find the best group size."""
         return replace(self, steps=min(self.steps, 2))
 
     @property
     def loop(self) -> InnerLoop:
-        """The inner loop."""
+        """The settings of the steps."""
         return InnerLoop(steps=self.steps, lr=self.lr, trainable=self.trainable)
 
 
@@ -109,7 +113,7 @@ def resnet(size: int, **options) -> Network:
 
 
 def resnet18(size: int) -> Network:
-    """ResNet-18, with the stem for small images where they are small."""
+    """ResNet-18, with the small stem for images below 64 pixels."""
     encoder = build_encoder("resnet18", size, stem="small" if size < 64 else "original")
     return Network(encoder, CLASSES, SimCLR().head(encoder)).eval()
 
@@ -121,25 +125,18 @@ def vit(size: int) -> Network:
 
 
 def vit_small(size: int) -> Network:
-    """ViT-S, of patches of 4 pixels where images are small, else 16."""
-    encoder = build_encoder(
-        "vit_small_patch16_224", size, stem="small" if size < 64 else "original"
-    )
+    """ViT-S, with patches of 4 pixels for images below 64 pixels, else of 16."""
+    stem = "small" if size < 64 else "original"
+    encoder = build_encoder("vit_small_patch16_224", size, stem=stem)
     return Network(encoder, CLASSES, MAE().head(encoder)).eval()
 
 
 def list_cases(device: torch.device) -> list[Case]:
-    """List what is measured on a device."""
+    """List the cases of a device."""
     if device.type == "cuda":
+        method = MarginalEntropy()
         return [
-            Case(
-                f"{name}@{size}/views8/{trainable}",
-                build,
-                MarginalEntropy(),
-                trainable,
-                images,
-                size,
-            )
+            Case(f"{name}@{size}/views8/{trainable}", build, method, trainable, images, size)
             for name, build in (("resnet18", resnet18), ("vit_small", vit_small))
             for size, images in ((32, 256), (224, 64))
             for trainable in ("all", "norm")
@@ -166,19 +163,22 @@ def list_cases(device: torch.device) -> list[Case]:
 
 
 def statistics_for(network: Network, size: int) -> dict[str, Tensor]:
-    """Measure the source statistics that the methods read, on noise: no result is judged here."""
+    """Measure the source statistics that the methods need, on noise: only time and memory count."""
     batches = [torch.rand(64, 3, size, size, device=network.mean.device)]
     bank = projection_bank(network, batches, 64) if hasattr(network.head, "project") else {}
     return layer_statistics(network, batches) | bank
 
 
 def ordinary_loss(network: Network, method: Method, views) -> Tensor:
-    """The loss of an ordinary training step with shared weights on all images' views: cross-entropy, or MAE's own loss."""
+    """Compute the loss of an ordinary training step on all images' views with shared weights.
+
+    It is MAE's own loss for MAE and cross-entropy for all others.
+    """
     if isinstance(method, MAETraining):
         keep, hidden = views["keep"].flatten(0, 1), views["hidden"].flatten(0, 1)
         images = views["image"].expand(-1, method.num_views, -1, -1, -1).flatten(0, 1)
-        return masked_error(
-            network(images, keep=keep).reconstruction, images, hidden, network.head.patch_size
-        )
+        reconstruction = network(images, keep=keep).reconstruction
+        return masked_error(reconstruction, images, hidden, network.head.patch_size)
     logits = network(views.flatten(0, 1)).logits
-    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    return F.cross_entropy(logits, labels)

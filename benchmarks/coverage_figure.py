@@ -13,26 +13,27 @@ STYLES = {  # colour, marker
     "BCa bootstrap": ("#8a5fbf", "D"),
     "percentile, images": ("#8a5fbf", "D"),
 }
-LOWEST = 0.8  # what lies below is named in figures at the edge
+LOWEST = 0.8  # a coverage below is written as a number at the axis' lower end
 
 
 def draw(table: pd.DataFrame, data_sets: int) -> Figure:
     """Draw one seed above, several seeds below."""
     figure = Figure(figsize=(15, 8.2), layout="constrained")
-    for half, (several, part) in zip(
-        figure.subfigures(2, 1), table.groupby(table["seeds"] > 1), strict=True
-    ):
-        panels = list(
-            part.groupby(["seeds", "population"] if several else ["population"], sort=False)
-        )
+    halves = figure.subfigures(2, 1)
+    for half, (several, part) in zip(halves, table.groupby(table["seeds"] > 1), strict=True):
+        keys = ["seeds", "population"] if several else ["population"]
+        panels = list(part.groupby(keys, sort=False))
         grid = half.subplots(1, len(panels), sharey=True)
         for axes, (_, rows) in zip(grid, panels, strict=True):
             panel(axes, rows, several)
         grid[0].set_ylabel("coverage of the true gain")
         handles, labels = grid[0].get_legend_handles_labels()
         half.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
-    text = f"Coverage of nominal 95 % intervals; {data_sets:,} simulated data sets each, with Monte-Carlo error; band: 93–97 %"
-    figure.suptitle(text, fontsize=11, x=0.01, ha="left")
+    title = (
+        f"Coverage of nominal 95 % intervals; {data_sets:,} simulated data sets each, "
+        "with Monte-Carlo error; band: 93–97 %"
+    )
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return figure
 
 
@@ -45,13 +46,13 @@ def panel(axes: Axes, rows: pd.DataFrame, several: bool) -> None:
     for number, (method, part) in enumerate(rows.groupby("method", sort=False)):
         colour, marker = STYLES[method]
         part = part.set_index(keys).loc[cases]
-        place = [case + 0.21 * (number - 1.5) for case in range(len(cases))]
-        seen = part["coverage"].clip(lower=LOWEST)
-        bars = [(seen - part["low"]).clip(lower=0), (part["high"] - seen).clip(lower=0)]
+        positions = [case + 0.21 * (number - 1.5) for case in range(len(cases))]
+        clipped = part["coverage"].clip(lower=LOWEST)
+        bars = [(clipped - part["low"]).clip(lower=0), (part["high"] - clipped).clip(lower=0)]
         inside = part["coverage"] >= LOWEST
         axes.errorbar(
-            place,
-            seen.where(inside),
+            positions,
+            clipped.where(inside),
             yerr=bars,
             fmt=marker,
             color=colour,
@@ -59,7 +60,7 @@ def panel(axes: Axes, rows: pd.DataFrame, several: bool) -> None:
             linewidth=1,
             label=method,
         )
-        for x, coverage in zip(place, part["coverage"], strict=True):
+        for x, coverage in zip(positions, part["coverage"], strict=True):
             if coverage < LOWEST:
                 axes.plot(x, LOWEST, marker="v", color=colour, markersize=4.5)
                 axes.annotate(
@@ -81,15 +82,12 @@ def panel(axes: Axes, rows: pd.DataFrame, several: bool) -> None:
         fontsize=9,
     )
     axes.set_xticks(range(len(cases)), labels(rows, cases, several), fontsize=7.5)
-    axes.set_xlabel(
-        "images; standard deviation of the gain over seeds, points"
-        if several
-        else "images × shifts",
-        fontsize=8,
-    )
+    with_seeds = "images; standard deviation of the gain over seeds, points"
+    axes.set_xlabel(with_seeds if several else "images × shifts", fontsize=8)
     axes.set_ylim(LOWEST - 0.008, 1.008)
+    percentages = [80, 85, 90, 95, 100]
     axes.set_yticks(
-        [0.8, 0.85, 0.9, 0.95, 1], ["80 %", "85 %", "90 %", "95 %", "100 %"], fontsize=8
+        [value / 100 for value in percentages], [f"{value} %" for value in percentages], fontsize=8
     )
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -98,7 +96,6 @@ def labels(rows: pd.DataFrame, cases: list[tuple], several: bool) -> list[str]:
     """Name the cases on the axis."""
     if not several:
         return [f"{images}\n× {shifts}" for images, shifts in cases]
-    spread = rows.drop_duplicates(["images", "seed_effect"]).set_index(["images", "seed_effect"])[
-        "seed_sd"
-    ]
+    keys = ["images", "seed_effect"]
+    spread = rows.drop_duplicates(keys).set_index(keys)["seed_sd"]
     return [f"{images}\n{100 * spread[images, effect]:.2g}" for images, effect in cases]

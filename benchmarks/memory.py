@@ -1,4 +1,4 @@
-"""Peak memory of one group against what it must hold."""
+"""Peak memory of one group beside the least that it must hold."""
 
 import itertools
 from collections.abc import Callable
@@ -16,9 +16,9 @@ def measure(case: Case, device: torch.device, group: int) -> dict[str, float]:
     """Measure one group of images, by what PyTorch allocates.
 
     Returns:
-        ``peak_mb`` of adapting the group, ``model_mb`` that it must hold (per image its own weights and gradients, and the
-        activations that backpropagation keeps), their ratio, and ``ordinary_mb``, the peak of training shared weights on as
-        many views.
+        ``peak_mb``, the peak of adapting the group; ``model_mb``, the least that it must hold (each
+        image's weights and gradients, and the activations that backpropagation keeps); ``ratio`` of
+        both; and ``ordinary_mb``, the peak of training shared weights on as many views.
     """
     network = case.build(case.size).to(device)
     images = torch.rand(group, 3, case.size, case.size, device=device)
@@ -35,11 +35,14 @@ def measure(case: Case, device: torch.device, group: int) -> dict[str, float]:
 
 
 def kept_activations(case: Case, network: Network, images: torch.Tensor) -> int:
-    """Bytes that an ordinary backward pass over all views keeps, each memory once, without the parameters themselves."""
+    """Count the bytes that an ordinary backward pass over all views keeps, without parameters.
+
+    Tensors that share memory count once.
+    """
     train_only(network, case.loop)
     views = case.method.views(network, images, streams(images, 0))
-    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    kept: dict[int, int] = {}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, int] = {}  # address → bytes
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -48,11 +51,11 @@ def kept_activations(case: Case, network: Network, images: torch.Tensor) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         ordinary_loss(network, case.method, views)
     network.requires_grad_(True)
-    return sum(size for place, size in kept.items() if place not in own)
+    return sum(size for address, size in kept.items() if address not in parameters)
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
-    """Most bytes that PyTorch holds during a call beyond what it held before."""
+    """Find the most bytes that PyTorch holds during a call beyond those it held before."""
     function()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -61,10 +64,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-    events = [
-        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
-    ]
-    held = itertools.accumulate(
-        event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())
-    )
-    return max(held, default=0)
+    events = profiler.profiler.kineto_results.events()
+    changes = [event for event in events if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in changes), default=0)

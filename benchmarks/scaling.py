@@ -1,6 +1,7 @@
 """How cost grows with the number of images, views, steps and adapted parameters."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -26,38 +27,26 @@ SWEEPS: dict[str, list[Case]] = {
 
 
 def sweep(device: torch.device, amount: Amount = FULL) -> list[dict]:
-    """Measure all sweeps; → rows of ``sweep``, ``value``, ``seconds`` (the median)."""
+    """Measure all sweeps: rows of ``sweep``, ``value``, ``seconds`` (the median)."""
     torch.manual_seed(0)
     repeats = min(amount.repeats, 3)
     network = resnet(BASE.size).to(device)
     rows = []
     for name, cases in SWEEPS.items():
-        for case in (each.within(amount) for each in cases[: amount.points]):
+        for point in cases[: amount.points]:
+            case = point.within(amount)
             images = torch.rand(case.images, 3, case.size, case.size, device=device)
             group = GroupSize(max(1, AT_ONCE // case.views))
-            times = sorted(
-                seconds(
-                    lambda case=case, images=images, group=group: ours(
-                        case, network, images, {}, group
-                    ),
-                    device,
-                )
-                for _ in range(repeats)
-            )
-            rows.append(
-                {"sweep": name, "value": value(name, case, network), "seconds": times[repeats // 2]}
-            )
+            adapt = partial(ours, case, network, images, {}, group)
+            times = sorted(seconds(adapt, device) for _ in range(repeats))
+            row = {"sweep": name, "value": value(name, case, network)}
+            rows.append(row | {"seconds": times[repeats // 2]})
     return rows
 
 
 def value(sweep: str, case: Case, network: Network) -> float:
-    """What varies in a sweep."""
+    """Give the value of the quantity that varies in a sweep; parameters in thousands."""
     if sweep == "parameters":
-        return (
-            sum(
-                parameter.numel()
-                for parameter in select_parameters(network, case.trainable).values()
-            )
-            / 1000
-        )
+        parameters = select_parameters(network, case.trainable).values()
+        return sum(parameter.numel() for parameter in parameters) / 1000
     return getattr(case, sweep)

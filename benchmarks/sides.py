@@ -1,4 +1,4 @@
-"""The three ways that are compared: ours, the floor, and the peers' way, each timed as a whole."""
+"""The three sides of the comparison, each timed as a whole: ours, the floor and the peers' way."""
 
 import copy
 import time
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from benchmarks.cases import Case, ordinary_loss
 from tttlab.adaptation.adapter import adapt
@@ -19,14 +20,19 @@ from tttlab.seeding import torch_generator
 def ours(
     case: Case, network: Network, images: Tensor, statistics: Mapping[str, Tensor], group: GroupSize
 ) -> Tensor:
-    """Everything that `adapt` does: views, steps, loss curve, the prediction without and with; logits ``(N, K)``."""
+    """Do all that `adapt` does: views, steps, losses, predictions before and after.
+
+    Returns:
+        logits ``(N, K)``.
+    """
+    statistics = dict(statistics)
     return adapt(
-        network, images, case.method, case.loop, statistics=dict(statistics), images_per_step=group
+        network, images, case.method, case.loop, statistics=statistics, images_per_step=group
     ).logits
 
 
 def floor(case: Case, network: Network, images: Tensor) -> None:
-    """S ordinary training steps with shared weights on the N·V images in one batch, and nothing else."""
+    """Take S ordinary training steps, with shared weights, on one batch of the N·V views."""
     network = copy.deepcopy(network)
     optimizer = make_optimizer(train_only(network, case.loop), case.loop)
     views = case.method.views(network, images, streams(images, 0))
@@ -37,32 +43,31 @@ def floor(case: Case, network: Network, images: Tensor) -> None:
 
 
 def peer(case: Case, network: Network, images: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
-    """One image after the other on a deep copy of the network, as published codes do; logits ``(N, K)``."""
-    logits = []
+    """Adapt to one image after the other, on a deep copy of the network, as published codes do.
+
+    Returns:
+        logits ``(N, K)``.
+    """
+    logits, method = [], case.method
     for number, image in enumerate(images):
-        own = copy.deepcopy(network)
-        optimizer = make_optimizer(train_only(own, case.loop), case.loop)
-        state = case.method.init_state()
+        model = copy.deepcopy(network)
+        optimizer = make_optimizer(train_only(model, case.loop), case.loop)
+        state = method.init_state()
         for step in range(case.steps):
-            views = case.method.views(
-                own, image[None], [torch_generator(0, "views", str(number), step)]
-            )
-            views = (
-                {key: value[0] for key, value in views.items()}
-                if isinstance(views, dict)
-                else views[0]
-            )
+            generator = torch_generator(0, "views", str(number), step)
+            views = method.views(model, image[None], [generator])
+            views = tree_map(lambda value: value[0], views)
             optimizer.zero_grad()
-            loss, state = case.method.loss(Plain(own), views, statistics, state)
+            loss, state = method.loss(Plain(model), views, statistics, state)
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            logits.append(own(image[None]).logits[0])
+            logits.append(model(image[None]).logits[0])
     return torch.stack(logits)
 
 
 class Plain:
-    """A network behind the calling form that methods expect."""
+    """A network in the calling form that methods expect."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -73,12 +78,12 @@ class Plain:
 
 
 def train_only(network: Network, loop: InnerLoop) -> list[nn.Parameter]:
-    """Freeze all but the trainable parameters."""
-    chosen = list(select_parameters(network, loop.trainable).values())
+    """Freeze all but the trainable parameters, and give these."""
+    trainable = list(select_parameters(network, loop.trainable).values())
     network.requires_grad_(False)
-    for parameter in chosen:
+    for parameter in trainable:
         parameter.requires_grad_(True)
-    return chosen
+    return trainable
 
 
 def streams(images: Tensor, step: int) -> list[torch.Generator]:
@@ -87,7 +92,7 @@ def streams(images: Tensor, step: int) -> list[torch.Generator]:
 
 
 def seconds(function: Callable[[], Any], device: torch.device) -> float:
-    """Time one call, until the device has done its work."""
+    """Time one call, until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -100,7 +105,7 @@ def seconds(function: Callable[[], Any], device: torch.device) -> float:
 def interleaved(
     sides: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Time all sides in turn, again and again, so that whatever disturbs the machine disturbs all of them."""
+    """Time all sides in turn, ``repeats`` times, so that a disturbance affects all of them."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, function in sides.items():
@@ -109,15 +114,13 @@ def interleaved(
 
 
 def state_bytes(case: Case, network: Network) -> int:
-    """Bytes of one image's own weights."""
-    return sum(
-        value.numel() * value.element_size()
-        for value in select_parameters(network, case.trainable).values()
-    )
+    """Count the bytes of one image's own weights."""
+    parameters = select_parameters(network, case.trainable).values()
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes per second, read and written, of copying memory."""
+    """Measure the bytes per second, read and written, of copying memory."""
     source = torch.ones(64 * 2**20, device=device)
     target = torch.empty_like(source)
     times = [seconds(lambda: target.copy_(source), device) for _ in range(5)]

@@ -1,7 +1,8 @@
-"""The engines of torch-ttt 0.0.2 behind one call: adapt to ONE image from the source weights, and predict it.
+"""The engines of torch-ttt 0.0.2 in one calling form: adapt to ONE image, and classify it.
 
-An engine adapts what is trainable in a deep copy of its model, with Adam, to the batch of one call. Where that cannot be
-done with one image, `engines` gives the reason. torch-ttt, and einops, which it needs and does not declare, are optional.
+An engine adapts the trainable parameters of a deep copy of its model, with Adam, to the batch of
+one call. For an engine that cannot do so with one image, `engines` gives the reason. torch-ttt is
+optional, and so is einops, which it needs but does not declare.
 """
 
 import io
@@ -32,14 +33,14 @@ def available() -> bool:
 
 
 class Logits(nn.Module):
-    """A network as torch-ttt wants it: images in, logits out, with the pooled ``features`` as a named layer."""
+    """A network in torch-ttt's form: images → logits, with the pooled ``features`` as a layer."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.classifier = network.classifier
         self.features = nn.Identity()
         self.network = network
-        self.network.head = None  # tttlab's own self-supervised head: no engine uses it
+        self.network.head = None  # no engine uses tttlab's self-supervised head
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify ``images (N, 3, H, W)``."""
@@ -48,7 +49,17 @@ class Logits(nn.Module):
 
 @dataclass(frozen=True)
 class Setup:
-    """What the builders share: the source network, which stays as it is, facts about it, and `engines`' arguments."""
+    """What the builders share: the source network, facts about it, and the arguments of `engines`.
+
+    Attributes:
+        network: the source network; it is not changed.
+        layer: the layer for TTT's head.
+        classes: K.
+        batch_norm: whether the network has BatchNorm layers.
+        batches: source images, first in each batch.
+        options: Adam's settings.
+        head_steps: batches that train TTT's head.
+    """
 
     network: nn.Module
     layer: str
@@ -59,7 +70,7 @@ class Setup:
     head_steps: int
 
     def engine(self, name: str, *arguments: str, **settings: float) -> nn.Module:
-        """Construct an engine around a copy of the network: some constructors change what they are given."""
+        """Construct an engine around a copy of the network, because some constructors change it."""
         from torch_ttt.engine_registry import EngineRegistry
 
         model = Logits(deepcopy(self.network))
@@ -69,7 +80,7 @@ class Setup:
 
 
 def predictor(engine: nn.Module) -> Predict:
-    """Wrap an engine, which may print as it adapts, into one call per image."""
+    """Make one call per image of an engine, without what it prints."""
     engine.eval()
 
     def predict(image: Tensor) -> Tensor:
@@ -80,7 +91,7 @@ def predictor(engine: nn.Module) -> Predict:
 
 
 def ttt(setup: Setup) -> Predict:
-    """Rotation prediction, with a head trained on source images after the network, not with it."""
+    """Rotation prediction, with a head trained after the network, not together with it."""
     engine = setup.engine("ttt", setup.layer)
     engine.train()
     engine.model.eval()
@@ -96,30 +107,30 @@ def ttt(setup: Setup) -> Predict:
 
 
 def ittt(setup: Setup) -> Predict:
-    """IT3 on a network that was not trained with labels injected: its cost counts, its accuracy says nothing."""
+    """IT3, for its cost alone: the network was not trained with injected labels."""
     return predictor(setup.engine("ittt", setup.layer))
 
 
 def tent(setup: Setup) -> Predict | str:
-    """TENT as documented, which leaves BatchNorm layers with the source statistics."""
+    """TENT as documented, with the source statistics in BatchNorm layers."""
     return predictor(setup.engine("tent")) if setup.batch_norm else NO_BATCH_NORM
 
 
 def eata(setup: Setup) -> Predict | str:
-    """EATA with the paper's margin for K classes, without Fisher weights (``compute_fishers`` raises).
+    """EATA with the paper's margin for K classes.
 
-    ``d_margin`` switches the redundancy filter off: from the second step on it would compare the image with itself.
+    There are no Fisher weights, because ``compute_fishers`` raises an error.
+    ``d_margin`` turns the redundancy filter off, which would compare the image with itself from the
+    second step on.
     """
+    if not setup.batch_norm:
+        return NO_BATCH_NORM
     margin = 0.4 * math.log(setup.classes)
-    return (
-        predictor(setup.engine("eata", e_margin=margin, d_margin=2.0))
-        if setup.batch_norm
-        else NO_BATCH_NORM
-    )
+    return predictor(setup.engine("eata", e_margin=margin, d_margin=2.0))
 
 
 def deyo(setup: Setup) -> Predict:
-    """DeYO with the paper's margins for K classes; it drops BatchNorm's source statistics and uses the image's."""
+    """DeYO with the paper's margins for K classes; BatchNorm uses the image's statistics."""
     unit = math.log(setup.classes)
     return predictor(setup.engine("deyo", e_margin=0.5 * unit, ent_norm=0.4 * unit))
 
@@ -153,24 +164,28 @@ def engines(
     Args:
         model: a tttlab network or a timm model; it is not changed.
         size: side of the images, pixels.
-        source_batches: source images ``(N, 3, H, W)`` on the model's device, first in each batch; for TTT's head.
+        source_batches: batches whose first entry is source images ``(N, 3, H, W)`` on the model's
+            device; for TTT's head.
         steps: Adam steps per image.
         lr: Adam's learning rate.
         head_steps: batches that train TTT's head.
 
     Returns:
-        torch-ttt's name of an engine → a callable for one image, or why there is none.
+        torch-ttt's name of an engine → a callable for one image, or the reason why there is none.
+
+    Raises:
+        UserError: torch-ttt or einops is not installed.
     """
     if not available():
         raise UserError(
-            "benchmarks: torch-ttt or einops is not installed; install both or leave this comparison out"
+            "benchmarks: torch-ttt or einops is not installed; "
+            "install both or leave this comparison out"
         )
     network = deepcopy(as_network(model)).eval()
+    image = torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
     with torch.no_grad(), record(network, stage_layers(network)) as stages:
-        classes = network(
-            torch.zeros(1, 3, size, size, device=next(network.parameters()).device)
-        ).logits.shape[1]
-    # TTT's head on feature maps is two 3×3 convolutions without padding; on tokens it has none.
+        classes = network(image).logits.shape[1]
+    # TTT's head is two 3×3 convolutions without padding, for feature maps; for tokens it has none.
     maps = [
         f"network.{name}"
         for name, output in stages.items()
@@ -178,25 +193,18 @@ def engines(
     ]
     layer = maps[len(maps) // 2] if maps else "features"
     batch_norm = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    setup = Setup(
-        network,
-        layer,
-        classes,
-        batch_norm,
-        source_batches,
-        {"num_steps": steps, "lr": lr},
-        head_steps,
-    )
+    options = {"num_steps": steps, "lr": lr}
+    setup = Setup(network, layer, classes, batch_norm, source_batches, options, head_steps)
     return {build.__name__: build(setup) for build in BUILDERS} | IMPOSSIBLE
 
 
 def run(
     model: nn.Module, images: Tensor, engine: Predict, seed: int = 0
 ) -> tuple[Tensor, list[float]]:
-    """Adapt to and predict every image of ``images (N, 3, H, W)`` on its own, on the model's device.
+    """Adapt to every image of ``images (N, 3, H, W)`` on its own, on the model's device.
 
     Returns:
-        logits ``(N, K)``, and the milliseconds that each image took.
+        logits ``(N, K)``, and the milliseconds of each image.
     """
     device = next(model.parameters()).device
     logits, milliseconds = [], []

@@ -1,4 +1,4 @@
-"""What a stage's process imports: seconds that every stage of every run pays, so nothing that it does not need."""
+"""A stage imports nothing that it does not need: every run of every stage pays for its imports."""
 
 import subprocess
 import sys
@@ -14,21 +14,26 @@ from tttlab.runtime.compiler import postpone_compiler
 postpone_compiler()
 import timm, torch, torchvision
 
-network, weight = torch.nn.Linear(3, 2, dtype=torch.float64), torch.ones(4, 2, 3, dtype=torch.float64, requires_grad=True)
-network.requires_grad_(False)
+network = torch.nn.Linear(3, 2, dtype=torch.float64).requires_grad_(False)
+inputs = torch.ones(1, 3, dtype=torch.float64)
+weight = torch.ones(4, 2, 3, dtype=torch.float64, requires_grad=True)
 
-def one(weight):
-    return torch.func.functional_call(network, {"weight": weight}, (torch.ones(1, 3, dtype=torch.float64),)).sum()
+def loss(weight):
+    return torch.func.functional_call(network, {"weight": weight}, (inputs,)).sum()
 
-losses = torch.func.vmap(one)(weight)
+losses = torch.func.vmap(loss)(weight)
 weight.grad = torch.autograd.grad(losses.sum(), weight)[0]
 torch.optim.Adam([weight], lr=0.5, fused=True).step()
-print(weight.detach().sum().item(), type(sys.modules["torch._dynamo"]).__name__, "sympy" in sys.modules)
-print(torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), [torch.tensor([[0.0, 0, 4, 4]])], 2).sum().item())
+dynamo = sys.modules["torch._dynamo"]
+print(weight.detach().sum().item(), type(dynamo).__name__, "sympy" in sys.modules)
+boxes = [torch.tensor([[0.0, 0, 4, 4]])]
+print(torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), boxes, 2).sum().item())
 compiled = torch.compile(network, backend="eager")
-print(torch.equal(compiled(weight[0].detach()), network(weight[0])), torch._dynamo.__name__, torch._dynamo.config.verbose)
+equal = torch.equal(compiled(weight[0].detach()), network(weight[0]))
+print(equal, torch._dynamo.__name__, torch._dynamo.config.verbose)
 import torch._dynamo.utils
-print(torch._dynamo.utils.is_compile_supported("cpu"), sys.modules["torch._dynamo"] is torch._dynamo)
+supported = torch._dynamo.utils.is_compile_supported("cpu")
+print(supported, sys.modules["torch._dynamo"] is torch._dynamo)
 """
 
 
@@ -41,23 +46,23 @@ def python(*words: str, cwd=ROOT) -> list[str]:
 
 
 def imported(code: str, *names: str, cwd=ROOT) -> list[str]:
-    """Which of these modules a fresh process has imported after some code."""
-    return python(
-        "-c",
-        f"{code}\nimport sys\nprint(*[name for name in {names} if name in sys.modules])",
-        cwd=cwd,
-    )[-1].split()
+    """List which of these modules a fresh process has imported after it ran the code."""
+    report = f"import sys\nprint(*[name for name in {names} if name in sys.modules])"
+    return python("-c", f"{code}\n{report}", cwd=cwd)[-1].split()
 
 
 def test_the_compiler_is_imported_when_something_is_compiled_and_not_before():
-    """Adam's first step is one learning rate long: 24 ones become halves. The mean over ones is one."""
-    first, pooled, compiled, asked = python("-c", COMPILER)
-    total, stand_in, algebra = first.split()
+    """Adam's first step has the length of the learning rate: 24 ones become halves.
+
+    The mean over ones, pooled to 2 × 2, is one.
+    """
+    before, pooled, compiled, supported = python("-c", COMPILER)
+    total, stand_in, sympy_imported = before.split()
     assert float(total) == pytest.approx(12, abs=1e-6)
-    assert (stand_in, algebra) == ("_Compiler", "False")
+    assert (stand_in, sympy_imported) == ("_Compiler", "False")
     assert float(pooled) == 4
     assert compiled == "True torch._dynamo False"
-    assert asked == "True True"
+    assert supported == "True True"
 
 
 def run(stage: str, run: str) -> str:
@@ -76,10 +81,8 @@ def run(stage: str, run: str) -> str:
 def test_a_stage_that_has_nothing_to_do_ends_before_anything_heavy_is_imported(
     stage, name, tmp_path
 ):
-    assert (
-        imported(run(stage, name), "torch", "pandas", "mlflow", "timm", "scipy.stats", cwd=tmp_path)
-        == []
-    )
+    heavy = ("torch", "pandas", "mlflow", "timm", "scipy.stats")
+    assert imported(run(stage, name), *heavy, cwd=tmp_path) == []
     # `tune` has written what `adapt` reads; where nothing is aligned, nothing is written.
     files = [path.name for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
     written = ["made_of.json", "mae_vit.json", "simclr_convnet.json"]
@@ -87,7 +90,7 @@ def test_a_stage_that_has_nothing_to_do_ends_before_anything_heavy_is_imported(
 
 
 def test_adapting_imports_what_it_needs():
-    """MLflow on first use, and the makers of views and corruptions, which import nothing light, where there are any."""
+    """MLflow is imported on first use, libraries for views and corruptions where there are any."""
     start = (
         "from tttlab.runtime.compiler import postpone_compiler\npostpone_compiler()\n"
         "from tttlab.workflow import curves, network_runs, processes\n"
@@ -102,4 +105,4 @@ def test_adapting_imports_what_it_needs():
         "sympy",
     )
     assert imported(start, *heavy) == []
-    assert imported(start, "timm") == ["timm"]  # the check itself works
+    assert imported(start, "timm") == ["timm"]  # so the check works

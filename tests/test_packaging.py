@@ -1,4 +1,4 @@
-"""Exact versions: one list, in the two places that installers read."""
+"""Exact versions: the same list in the two files that installers read."""
 
 import tomllib
 

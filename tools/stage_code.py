@@ -1,4 +1,4 @@
-"""Which of the project's code every DVC stage runs, and that written into dvc.yaml: ``uv run python tools/stage_code.py``."""
+"""Write the code that every DVC stage runs into dvc.yaml: ``uv run python tools/stage_code.py``."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ SOURCES = sorted(path for folder in FOLDERS.values() for path in folder.rglob("*
 
 
 def module_name(path: Path) -> str:
-    """Name the module that a file is."""
+    """Name the module of a file."""
     root = next(name for name, folder in FOLDERS.items() if path.is_relative_to(folder))
     parts = (root, *path.relative_to(FOLDERS[root]).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -24,7 +24,7 @@ BY_NAME = {module_name(path): path for path in SOURCES}
 
 @cache
 def imported(path: Path) -> frozenset[str]:
-    """List every module that a file imports anywhere in it, with the packages above them."""
+    """List the modules that a file imports anywhere, and the packages above them."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -39,14 +39,14 @@ def imported(path: Path) -> frozenset[str]:
 
 
 def closure(*start: Path) -> set[Path]:
-    """List the project's files that these files import, directly or not, themselves included."""
-    found, waiting = set(), list(start)
+    """List these files and the project's files that they import, directly or indirectly."""
+    visited, waiting = set(), list(start)
     while waiting:
         path = waiting.pop()
-        if path not in found:
-            found.add(path)
+        if path not in visited:
+            visited.add(path)
             waiting += [BY_NAME[name] for name in imported(path) if name in BY_NAME]
-    return {path for path in found if path.stat().st_size}  # an empty __init__.py changes nothing
+    return {path for path in visited if path.stat().st_size}  # without empty __init__.py
 
 
 def stages() -> dict[str, dict]:
@@ -55,47 +55,45 @@ def stages() -> dict[str, dict]:
 
 
 def needed(name: str) -> set[str]:
-    """List the files that a stage's process runs: its script and what that imports. Methods are the stage `methods`' business.
+    """List the files that a stage's process runs: its script, and the imports of that.
 
-    Checkpoints import objectives by their names.
+    A checkpoint imports its objective by name, so that all objectives are added where checkpoints
+    are. Methods are not: the stage ``methods`` watches them.
     """
     start = [FOLDERS["pipeline"] / f"{name.split('@')[0]}.py", FOLDERS["pipeline"] / "__init__.py"]
-    found = closure(*start)
-    if FOLDERS["tttlab"] / "networks" / "checkpoints.py" in found:
-        found |= closure(*(FOLDERS["tttlab"] / "objectives").glob("*.py"))
-    return {path.relative_to(ROOT).as_posix() for path in found}
+    files = closure(*start)
+    if FOLDERS["tttlab"] / "networks" / "checkpoints.py" in files:
+        files |= closure(*(FOLDERS["tttlab"] / "objectives").glob("*.py"))
+    return {path.relative_to(ROOT).as_posix() for path in files}
 
 
 def expected(name: str) -> list[str]:
-    """List what a stage must name of the code it runs: a folder where it runs at least half of its files, else these files."""
+    """List a stage's dependencies on code: files, or a room where it runs at least half of them."""
     files, listed = needed(name), set()
     for file in files:
         room = ROOT / Path(file).parent
-        parts = [path for path in room.rglob("*.py") if path.stat().st_size]
-        share = sum(path.relative_to(ROOT).as_posix() in files for path in parts) / len(parts)
-        whole = (
-            room.is_relative_to(FOLDERS["tttlab"]) and room != FOLDERS["tttlab"] and share >= 0.5
-        )
+        modules = [path for path in room.rglob("*.py") if path.stat().st_size]
+        share = sum(path.relative_to(ROOT).as_posix() in files for path in modules) / len(modules)
+        is_room = room.is_relative_to(FOLDERS["tttlab"]) and room != FOLDERS["tttlab"]
+        whole = is_room and share >= 0.5
         listed.add(room.relative_to(ROOT).as_posix() if whole else file)
-    return sorted(
-        path for path in listed if not any(path.startswith(f"{other}/") for other in listed)
-    )
+    folders = tuple(f"{path}/" for path in listed)
+    return sorted(path for path in listed if not path.startswith(folders))
 
 
 def main() -> None:
-    """Replace the code among the deps of every stage; the rest of dvc.yaml stays as it is."""
-    path, stage, written = ROOT / "dvc.yaml", "", []
+    """Replace the code among the deps of every stage; the rest of dvc.yaml is unchanged."""
+    path, stage, lines = ROOT / "dvc.yaml", "", []
+    code = re.compile(r"( +- )(src/tttlab|pipeline)/.*")
     for line in path.read_text(encoding="utf-8").splitlines():
-        if named := re.fullmatch(r"  (\w+):", line):
-            stage = named[1]
-        code = re.fullmatch(r"( +- )(src/tttlab|pipeline)/.*", line)
-        if not code:
-            written.append(line)
-        elif not re.fullmatch(
-            r" +- (src/tttlab|pipeline)/.*", written[-1]
-        ):  # the first of them stands for all
-            written += [code[1] + dependency for dependency in expected(stage)]
-    path.write_text("\n".join(written) + "\n", encoding="utf-8")
+        if heading := re.fullmatch(r"  (\w+):", line):
+            stage = heading[1]
+        dependency = code.fullmatch(line)
+        if not dependency:
+            lines.append(line)
+        elif not code.fullmatch(lines[-1]):  # the first line of code is replaced by all, others go
+            lines += [dependency[1] + file for file in expected(stage)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

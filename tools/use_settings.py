@@ -1,13 +1,14 @@
-"""Lay a ready-made file of settings over params.yaml: what `make repro PARAMS=settings/<name>.yaml` does first.
+"""Copy settings to params.yaml; the first step of `make repro PARAMS=settings/<name>.yaml`.
 
-params.yaml stays the one file that the pipeline reads. Changes in it that nothing else holds are never lost: with git it wants
-them committed, without it keeps a copy.
+The pipeline reads params.yaml alone. Changes in it are never lost: with git they must be committed
+first, without git a copy is kept.
 """
 
 import argparse
 import hashlib
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -27,32 +28,33 @@ def main() -> None:
         changed = use(arguments.settings, arguments.data)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    print(
-        f"params.yaml {'now holds' if changed else 'already held'} the settings of {arguments.settings}"
-    )
+    holds = "now holds" if changed else "already held"
+    print(f"params.yaml {holds} the settings of {arguments.settings}")
 
 
 def use(settings: Path, data: Path | None = None) -> bool:
     """Write the settings to params.yaml, and tell whether that changed it.
 
     Args:
-        settings: the file.
-        data: an image folder that takes the place of every named data set; its splits are its first-level folders.
+        settings: the file of settings.
+        data: an image folder that replaces every data set that would be downloaded; its splits are
+            its first-level folders.
 
     Raises:
-        ValueError: there is no such file or folder, or params.yaml holds changes that were not committed.
+        ValueError: there is no such file or folder, or params.yaml has uncommitted changes.
     """
     if not settings.is_file():
+        files = sorted(Path("settings").glob("*.yaml"))
         raise ValueError(
             f"PARAMS: expected a file of settings, found none at {settings}; "
-            f"there are {', '.join(map(str, sorted(Path('settings').glob('*.yaml'))))}"
+            f"there are {', '.join(map(str, files))}"
         )
     text = settings.read_bytes() if data is None else from_folder(settings, data)
-    own = TARGET.read_bytes() if TARGET.is_file() else b""
-    if same(own, text):
+    current = TARGET.read_bytes() if TARGET.is_file() else b""
+    if same(current, text):
         return False
-    if own and not is_kept(own):
-        keep(own)
+    if current and not is_kept(current):
+        keep(current)
     TARGET.write_bytes(text)
     STAMP.parent.mkdir(parents=True, exist_ok=True)
     STAMP.write_text(hashlib.sha256(text).hexdigest(), encoding="utf-8")
@@ -60,9 +62,11 @@ def use(settings: Path, data: Path | None = None) -> bool:
 
 
 def from_folder(settings: Path, data: Path) -> bytes:
-    """Read the settings with an image folder in place of every data set that would be downloaded."""
-    from io import BytesIO
+    """Read the settings, with an image folder for every data set that would be downloaded.
 
+    Raises:
+        ValueError: the folder lacks a split.
+    """
     yaml, text = YAML(), BytesIO()
     yaml.width = 10_000
     values = yaml.load(settings)
@@ -70,45 +74,50 @@ def from_folder(settings: Path, data: Path) -> bytes:
         if isinstance(spec, dict) and str(spec.get("source", "")).startswith(("torch/", "hfds/")):
             if not (data / spec["split"]).is_dir():
                 raise ValueError(
-                    f"DATA: expected a folder with {spec['split']}/<class>/<image> inside, found none at {data}"
+                    f"DATA: expected a folder with {spec['split']}/<class>/<image> inside, "
+                    f"found none at {data}"
                 )
             spec["source"], spec["root"] = "folder", str(data)
     yaml.dump(values, text)
     return text.getvalue()
 
 
-def same(one: bytes, other: bytes) -> bool:
-    """Compare two texts but for their line ends, which git changes in a checkout with core.autocrlf."""
-    return one.splitlines() == other.splitlines()
+def same(first: bytes, second: bytes) -> bool:
+    """Compare two texts without their line ends, which git changes under ``core.autocrlf``."""
+    return first.splitlines() == second.splitlines()
 
 
 def is_kept(text: bytes) -> bool:
-    """Tell whether params.yaml as it is lies in git, among the ready-made settings, or was written by this script."""
+    """Tell whether a text of params.yaml can be restored.
+
+    It can if it is committed, is among the ready-made settings, or was written by this script.
+    """
     stamp = STAMP.read_text(encoding="utf-8") if STAMP.is_file() else ""
-    known = (committed() or b"", *(file.read_bytes() for file in Path("settings").glob("*.yaml")))
-    return any(same(text, other) for other in known) or hashlib.sha256(text).hexdigest() == stamp
+    copies = [file.read_bytes() for file in Path("settings").glob("*.yaml")]
+    copies.append(committed() or b"")
+    return any(same(text, copy) for copy in copies) or hashlib.sha256(text).hexdigest() == stamp
 
 
 def committed() -> bytes | None:
-    """Read params.yaml as the last commit has it; None: there is no git, no repository, or no commit with it."""
+    """Read params.yaml of the last commit; None without git, a repository, or the file in it."""
+    command = ["git", "show", f"HEAD:./{TARGET}"]
     try:
-        shown = subprocess.run(
-            ["git", "show", f"HEAD:./{TARGET}"], capture_output=True, check=False
-        )
+        shown = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:
         return None
     return shown.stdout if shown.returncode == 0 else None
 
 
 def keep(text: bytes) -> None:
-    """Copy params.yaml as it is to the ready-made settings, where no commit could hold it.
+    """Copy a text of params.yaml to the ready-made settings, if it cannot be committed.
 
     Raises:
-        ValueError: a commit can.
+        ValueError: it can be committed.
     """
     if committed() is not None:
         raise ValueError(
-            "params.yaml has changes that would be lost; commit them or copy them to a file of your own first"
+            "params.yaml has changes that would be lost; "
+            "commit them or copy them to a file of your own first"
         )
     copy = Path("settings") / f"before_{hashlib.sha256(text).hexdigest()[:8]}.yaml"
     copy.parent.mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
-"""Let DVC work where there is no git repository, as in a project unpacked from a ZIP file; `make repro` does this first.
+"""Let DVC work without a git repository, as in a project from a ZIP file; see `make repro`.
 
-Once there is a repository the setting goes: with it DVC would run no experiments.
+The setting is removed once there is a repository, because DVC runs no experiments with it.
 """
 
 import re
@@ -8,35 +8,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-SETTINGS = Path(".dvc/config.local")  # of this copy of the project alone
+SETTINGS = Path(".dvc/config.local")  # applies to this copy of the project only
 
 
 def main() -> None:
-    """Tell DVC, if it has not been told."""
+    """Set or unset ``core.no_scm``, unless it is right already."""
     text = SETTINGS.read_text(encoding="utf-8") if SETTINGS.is_file() else ""
-    told = (
-        re.search(r"^\s*no_scm\s*=\s*true\s*$", text, flags=re.MULTILINE | re.IGNORECASE)
-        is not None
-    )
-    if told == in_git(Path.cwd()):
-        change = ["--unset", "core.no_scm"] if told else ["core.no_scm", "true"]
+    pattern = r"^\s*no_scm\s*=\s*true\s*$"
+    is_set = re.search(pattern, text, flags=re.MULTILINE | re.IGNORECASE) is not None
+    if is_set == in_git(Path.cwd()):
+        change = ["--unset", "core.no_scm"] if is_set else ["core.no_scm", "true"]
         subprocess.run([sys.executable, "-m", "dvc", "config", "--local", *change], check=True)
 
 
 def in_git(root: Path) -> bool:
-    """Tell whether a project lies in a git repository, its own or a larger one that does not ignore it."""
+    """Tell whether a project is in a git repository, its own or a larger one that includes it."""
     if (root / ".git").exists():
         return True
     if not any((folder / ".git").exists() for folder in root.resolve().parents):
         return False
-    try:  # DVC refuses files that git ignores
-        return (
-            subprocess.run(
-                ["git", "check-ignore", "--quiet", "dvc.yaml"], cwd=root, check=False
-            ).returncode
-            != 0
-        )
-    except FileNotFoundError:  # there is a repository, but no git to ask
+    command = ["git", "check-ignore", "--quiet", "dvc.yaml"]  # DVC refuses files that git ignores
+    try:
+        return subprocess.run(command, cwd=root, check=False).returncode != 0
+    except FileNotFoundError:  # git is not installed
         return True
 
 

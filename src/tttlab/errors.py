@@ -5,15 +5,15 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in the settings or the data, told in one line: what was expected, what was found, what to do.
+    """A mistake in the settings or the data: what was expected, what was found, what to do.
 
-    The stage scripts print it without a traceback and exit with status 2.
+    The message is one line. The stage scripts print it without a traceback and exit with status 2.
     """
 
 
-def choices(found: str, allowed: Iterable[str]) -> str:
-    """Name the legal choices, the likely intended one first (``did you mean 'steps'? allowed: …``)."""
+def choices(name: str, allowed: Iterable[str]) -> str:
+    """Name the legal choices, the most similar one first (``did you mean 'steps'? allowed: …``)."""
     allowed = sorted(allowed)
-    close = difflib.get_close_matches(found, allowed, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    similar = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"did you mean {similar[0]!r}? " if similar else ""
     return f"{hint}allowed: {', '.join(allowed)}"

@@ -1,7 +1,7 @@
 """Independent random streams, one per (seed, purpose, image, step).
 
-A stream is found from its key alone, so a result never depends on the order of the work, on the number of workers,
-or on where a killed run went on.
+A stream depends on its key alone. So no result depends on the order of the work, on the number of
+workers, or on where a killed run was resumed.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def stream_seed(seed: int, *key: str | int) -> int:
-    """Hash ``(seed, *key)`` to an integer in ``[0, 2**63)``; a change in any part gives an unrelated one."""
+    """Hash ``(seed, *key)`` to an integer in ``[0, 2**63)``; different keys give unrelated ones."""
     digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -25,7 +25,10 @@ def numpy_generator(seed: int, *key: str | int) -> np.random.Generator:
 
 
 def torch_generator(seed: int, *key: str | int) -> "torch.Generator":
-    """Open the torch stream of ``(seed, *key)``, on the CPU whatever the device: the numbers are then the same."""
+    """Open the torch stream of ``(seed, *key)``.
+
+    It is on the CPU, so that the numbers are the same whatever device computes with them.
+    """
     import torch
 
     return torch.Generator().manual_seed(stream_seed(seed, *key))

@@ -1,4 +1,4 @@
-"""The adapter's own duties; what every method must keep under it is tried by `test_contract`."""
+"""The adapter's own duties; `tests/methods/test_contract.py` tests every method with it."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -20,12 +20,13 @@ from tests.helpers.contract import (
 from tttlab.adaptation.adapter import adapt, diverged
 from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
 from tttlab.adaptation.method import Method, entropy
-from tttlab.adaptation.normalisation import Normalisation, normalised
+from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.predicting import draw_looks
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.signals import first_loss
 from tttlab.adaptation.task import Task
-from tttlab.data.views import Augmentation, random_views
+from tttlab.config.inner_loop import Augmentation
+from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
@@ -38,7 +39,7 @@ from tttlab.seeding import torch_generator
 
 
 def name(value: object) -> str:
-    return repr(value) if isinstance(value, Method | InnerLoop | Normalisation) else str(value)
+    return repr(value) if isinstance(value, Method | InnerLoop) else str(value)
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
@@ -76,10 +77,10 @@ def test_images_without_a_gradient_have_a_flat_curve():
 @pytest.mark.parametrize("method", [ViewAverage(), NoAdaptation()], ids=name)
 def test_without_training_every_step_of_the_curve_is_the_prediction(method):
     network, statistics = networks.source_statistics("resnet")
-    loop = InnerLoop(steps=0, normalisation=Normalisation("shrink"))
+    loop = InnerLoop(steps=0, normalisation="shrink")
     result = adapt(network, shifted(), method, loop, statistics=statistics, record=(0, 2))
-    for place in (0, 1):
-        assert torch.equal(result.logits_at[:, place], result.logits)
+    for position in (0, 1):
+        assert torch.equal(result.logits_at[:, position], result.logits)
 
 
 def test_an_image_that_diverges_on_the_way_falls_back_from_there_on():
@@ -92,33 +93,21 @@ def test_an_image_that_diverges_on_the_way_falls_back_from_there_on():
             return loss + torch.where(state > 0.5, 1e6, 0.0), state + 1
 
     network, statistics = networks.source_statistics("resnet")
-    result = adapt(
-        network,
-        shifted(),
-        Exploding(),
-        InnerLoop(steps=2, lr=1e-3, clip=1.0),
-        statistics=statistics,
-        record=(0, 1, 2),
-    )
+    loop = InnerLoop(steps=2, lr=1e-3, clip=1.0)
+    result = adapt(network, shifted(), Exploding(), loop, statistics=statistics, record=(0, 1, 2))
     assert result.fell_back.all()
     assert torch.equal(result.logits_at[:, 2], result.source_logits)
 
 
 def test_the_same_seed_gives_the_same_views_and_another_seed_others():
     network, statistics = networks.source_statistics("resnet")
-    runs = [
-        adapt(
-            network,
-            shifted(),
-            SimCLRTraining(num_views=3),
-            InnerLoop(lr=0.1),
-            statistics=statistics,
-            seed=seed,
-        ).logits
+    method, loop = SimCLRTraining(num_views=3), InnerLoop(lr=0.1)
+    first, again, other_seed = (
+        adapt(network, shifted(), method, loop, statistics=statistics, seed=seed).logits
         for seed in (0, 0, 1)
-    ]
-    assert torch.equal(runs[0], runs[1])
-    assert not torch.allclose(runs[0], runs[2], atol=1e-5)
+    )
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other_seed, atol=1e-5)
 
 
 def test_a_diverging_image_falls_back_alone():
@@ -135,8 +124,8 @@ def test_a_diverging_image_falls_back_alone():
     healthy = adapt(network, images, ActMAD(), loop, statistics=statistics)
     assert result.fell_back.tolist() == [False, False, True, False, False]
     assert torch.equal(result.logits[2], result.source_logits[2])
-    others = [0, 1, 3, 4]
-    torch.testing.assert_close(result.logits[others], healthy.logits[others], atol=1e-6, rtol=1e-6)
+    rest = [0, 1, 3, 4]
+    torch.testing.assert_close(result.logits[rest], healthy.logits[rest], atol=1e-6, rtol=1e-6)
 
 
 def test_divergence_is_a_loss_that_is_not_finite_or_has_exploded():
@@ -159,25 +148,23 @@ def test_clipping_bounds_each_image_on_its_own():
     for image in (0, 2):
         whole = torch.cat([part[image].flatten() for part in clipped.values()])
         assert whole.norm() == pytest.approx(0.5, rel=1e-5)
-    assert torch.equal(clipped["b"][1], gradients["b"][1])  # short enough: untouched
+    assert torch.equal(clipped["b"][1], gradients["b"][1])  # short enough, so not changed
 
 
 def test_a_gradient_that_is_not_finite_costs_its_image_the_adaptation():
     class Steep(ActMAD):
         def loss(self, net, views, statistics, state):
             loss, state = super().loss(net, views, statistics, state)
-            poison = torch.where(
-                views.mean() > 0.99, 0.0, 1.0
-            )  # √ has an infinite slope at 0, and 0 · ∞ is no number
+            # √ has an infinite slope at 0, and 0 · ∞ is NaN.
+            poison = torch.where(views.mean() > 0.99, 0.0, 1.0)
             return loss + (net(views).logits.sum() * 0 + poison).sqrt() * 0, state
 
     network, statistics = networks.source_statistics("resnet")
     images = shifted()
     images[2] = 1.0
     for clip in (None, 1.0):
-        result = adapt(
-            network, images, Steep(), InnerLoop(steps=1, lr=1e-5, clip=clip), statistics=statistics
-        )
+        loop = InnerLoop(steps=1, lr=1e-5, clip=clip)
+        result = adapt(network, images, Steep(), loop, statistics=statistics)
         assert result.losses[:, 0].isfinite().all()
         assert result.fell_back.tolist() == [False, False, True, False, False]
         assert torch.equal(result.logits[2], result.source_logits[2])
@@ -185,18 +172,15 @@ def test_a_gradient_that_is_not_finite_costs_its_image_the_adaptation():
 
 def test_which_parameters_move():
     network, _ = networks.source_statistics("resnet")
-    everything = dict(network.named_parameters())
-    assert set(select_parameters(network, "all")) == set(everything)
-    assert set(select_parameters(network, "encoder")) == {
-        key for key in everything if key.startswith("encoder.")
-    }
+    names = {name for name, _ in network.named_parameters()}
+    assert set(select_parameters(network, "all")) == names
+    encoder = {name for name in names if name.startswith("encoder.")}
+    assert set(select_parameters(network, "encoder")) == encoder
     norm = select_parameters(network, "norm")
     affine = [module for module in network.encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(norm) == 2 * len(affine)
     assert all(value.ndim == 1 for value in norm.values())
-    assert set(select_parameters(network, ["encoder.layer1", "classifier.bias"])) >= {
-        "classifier.bias"
-    }
+    assert "classifier.bias" in select_parameters(network, ["encoder.layer1", "classifier.bias"])
     assert select_parameters(network, "none") == {}
     with pytest.raises(UserError, match=r"'layer9' matches no parameter.*encoder\.layer1"):
         select_parameters(network, "layer9")
@@ -204,12 +188,10 @@ def test_which_parameters_move():
 
 def test_a_loss_that_no_trainable_parameter_moves_is_refused():
     network, statistics = networks.source_statistics("resnet")
-    with pytest.raises(
-        UserError, match="none of the 2 trainable parameters influences the loss of ActMAD"
-    ):
-        adapt(
-            network, shifted(), ActMAD(), InnerLoop(trainable="classifier"), statistics=statistics
-        )
+    loop = InnerLoop(trainable="classifier")
+    message = "none of the 2 trainable parameters influences the loss of ActMAD"
+    with pytest.raises(UserError, match=message):
+        adapt(network, shifted(), ActMAD(), loop, statistics=statistics)
 
 
 def test_no_gradient_reaches_a_frozen_parameter():
@@ -229,38 +211,33 @@ def test_no_gradient_reaches_a_frozen_parameter():
 
 
 def anchored(method: own_methods.Anchored) -> Tensor:
-    """What a penalty adds to the loss after one step."""
+    """Find how much a penalty adds to the loss after one step."""
     network, _ = networks.source_statistics("resnet")
     loop = InnerLoop(steps=2, lr=1e-2, trainable="norm")
     free = adapt(network, shifted(), own_methods.Anchored(strength=0.0), loop)
     held = adapt(network, shifted(), method, loop)
-    torch.testing.assert_close(
-        held.losses[:, 0], free.losses[:, 0]
-    )  # at the source weights it is nothing
+    # At the source weights the penalty is zero.
+    torch.testing.assert_close(held.losses[:, 0], free.losses[:, 0])
     return held.losses[:, 1] - free.losses[:, 1]
 
 
 def test_a_penalty_is_the_distance_from_the_source_weights():
-    """One step of length lr · |gradient| leads that far away from them, whatever is trained."""
+    """After one step the distance is lr · |gradient|."""
     network, _ = networks.source_statistics("resnet")
-    chosen, expected = list(select_parameters(network, "norm").values()), []
+    parameters, expected = list(select_parameters(network, "norm").values()), []
     for image in shifted():
-        slopes = torch.autograd.grad(entropy(network(image[None]).logits).mean(), chosen)
+        slopes = torch.autograd.grad(entropy(network(image[None]).logits).mean(), parameters)
         expected.append(50 * 1e-4 * sum(slope.square().sum() for slope in slopes))
-    torch.testing.assert_close(
-        anchored(own_methods.Anchored(strength=50.0)), torch.stack(expected), rtol=1e-8, atol=0
-    )
+    penalties = anchored(own_methods.Anchored(strength=50.0))
+    torch.testing.assert_close(penalties, torch.stack(expected), rtol=1e-8, atol=0)
     assert min(expected) > 1e-6
-    for wrong in (
-        own_methods.AnchoredToItself(strength=50.0),
-        own_methods.AnchoredToNothing(strength=50.0),
-    ):
-        assert not anchored(wrong).any()
+    for wrong in (own_methods.AnchoredToItself, own_methods.AnchoredToNothing):
+        assert not anchored(wrong(strength=50.0)).any()
 
 
 @dataclass(frozen=True)
 class HowFar(ActMAD):
-    """Adds to its logits how far the weights are from the source's."""
+    """Adds the distance from the source weights to its logits."""
 
     def predict(self, net, image, views, statistics):
         assert set(net.trained) == set(select_parameters(net.module, "norm"))
@@ -271,17 +248,11 @@ def test_what_is_trained_is_known_to_the_prediction_whether_an_image_moved_or_no
     network, statistics = networks.source_statistics("resnet")
     loop = InnerLoop(steps=2, lr=1e-2, trainable="norm")
     plain = adapt(network, shifted(), parting(), loop, statistics=statistics, record=(0,))
-    found = adapt(
-        network,
-        shifted(),
-        HowFar(tolerance=parting().tolerance),
-        loop,
-        statistics=statistics,
-        record=(0,),
-    )
-    distances, moved = found.logits - plain.logits, plain.losses[:, 0] > 0
+    how_far = HowFar(tolerance=parting().tolerance)
+    result = adapt(network, shifted(), how_far, loop, statistics=statistics, record=(0,))
+    distances, moved = result.logits - plain.logits, plain.losses[:, 0] > 0
     assert torch.equal(distances > 0, moved[:, None].expand(-1, networks.CLASSES))
-    assert torch.equal(found.logits_at, plain.logits_at)
+    assert torch.equal(result.logits_at, plain.logits_at)
 
 
 @pytest.mark.parametrize(
@@ -294,11 +265,9 @@ def test_the_contract_finds_what_breaks_it(wrong):
 
 def test_adam_on_stacked_images_is_adam_on_each():
     network, statistics = networks.source_statistics("resnet")
-    loop = InnerLoop(steps=3, lr=1e-3, optimizer="adam")
-    together = adapt(network, shifted(), ActMAD(form="l1"), loop, statistics=statistics)
-    alone = adapt(
-        network, shifted(), ActMAD(form="l1"), loop, statistics=statistics, images_per_step=1
-    )
+    method, loop = ActMAD(form="l1"), InnerLoop(steps=3, lr=1e-3, optimizer="adam")
+    together = adapt(network, shifted(), method, loop, statistics=statistics)
+    alone = adapt(network, shifted(), method, loop, statistics=statistics, images_per_step=1)
     torch.testing.assert_close(together.logits, alone.logits, atol=1e-6, rtol=1e-6)
 
 
@@ -306,15 +275,12 @@ def test_any_timm_classifier_and_tensor_batch():
     import timm
 
     torch.manual_seed(0)
-    model = timm.create_model(
-        "resnet18", num_classes=3, layers=[1, 1, 1, 1], channels=[8, 8, 8, 8]
-    ).eval()
+    options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    model = timm.create_model("resnet18", num_classes=3, **options).eval()
     images = networks.images(4) - 0.5
-    method = ActMAD()
+    method, loop = ActMAD(), InnerLoop(steps=2, lr=1e-2, clip=1.0)
     statistics = method.source_statistics(model, [networks.images(16, seed=9) - 0.5])
-    result = adapt(
-        model, images, method, InnerLoop(steps=2, lr=1e-2, clip=1.0), statistics=statistics
-    )
+    result = adapt(model, images, method, loop, statistics=statistics)
     torch.testing.assert_close(result.source_logits, model(images).detach(), atol=1e-5, rtol=1e-5)
     assert (result.losses[:, -1] < result.losses[:, 0]).any()
     assert (result.logits != result.source_logits).any()
@@ -323,11 +289,9 @@ def test_any_timm_classifier_and_tensor_batch():
 @pytest.mark.parametrize("policy", ["shrink", "mixed"])
 def test_missing_statistics_are_named(policy):
     network, _ = networks.source_statistics("vit")
-    loop = InnerLoop(normalisation=Normalisation(policy))
-    with pytest.raises(
-        UserError,
-        match=rf"'{policy}' needs source statistics of 3 layers that have none, such as encoder",
-    ):
+    loop = InnerLoop(normalisation=policy)
+    message = rf"'{policy}' needs source statistics of 3 layers that have none, such as encoder"
+    with pytest.raises(UserError, match=message):
         adapt(network, shifted(), NoAdaptation(), loop)
 
 
@@ -366,9 +330,8 @@ def test_progress_counts_every_image_once():
 
 def test_losses_and_times_have_a_place_for_every_image_and_step():
     network, statistics = networks.source_statistics("resnet")
-    result = adapt(
-        network, shifted(), ActMAD(), InnerLoop(steps=4, lr=1e-2, clip=1.0), statistics=statistics
-    )
+    loop = InnerLoop(steps=4, lr=1e-2, clip=1.0)
+    result = adapt(network, shifted(), ActMAD(), loop, statistics=statistics)
     assert result.losses.shape == (COUNT, 5)
     assert (result.milliseconds > 0).all()
 
@@ -376,25 +339,21 @@ def test_losses_and_times_have_a_place_for_every_image_and_step():
 def test_images_without_a_gradient_are_done_after_the_first_step():
     network, statistics = networks.source_statistics("resnet")
     images, flops = shifted(), {}
+    method = ActMAD(tolerance=1e9)
     for steps in (2, 8):
+        loop = InnerLoop(steps=steps, lr=0.1)
         with FlopCounterMode(display=False) as counter:
-            left = adapt(
-                network,
-                images,
-                ActMAD(tolerance=1e9),
-                InnerLoop(steps=steps, lr=0.1),
-                statistics=statistics,
-            )
+            result = adapt(network, images, method, loop, statistics=statistics)
         flops[steps] = counter.get_total_flops()
-        assert left.losses.shape == (COUNT, steps + 1)
-        assert not left.losses.any()
-        torch.testing.assert_close(left.logits, left.source_logits, atol=1e-10, rtol=1e-10)
+        assert result.losses.shape == (COUNT, steps + 1)
+        assert not result.losses.any()
+        torch.testing.assert_close(result.logits, result.source_logits, atol=1e-10, rtol=1e-10)
     assert flops[2] == flops[8]
 
 
 @cache
 def parting() -> ActMAD:
-    """ActMAD with a tolerance that leaves some images alone; it has one tolerance for all layers and moments."""
+    """ActMAD with a tolerance, one for all layers and moments, that leaves some images alone."""
     network, statistics = networks.source_statistics("resnet")
     generators = [torch.Generator()] * COUNT
 
@@ -419,7 +378,7 @@ def parting() -> ActMAD:
     ids=name,
 )
 def test_a_group_of_images_with_and_without_a_gradient(loop):
-    """Who has none is done with after the first step; no momentum, no average and no climb would ever move it."""
+    """An image without a gradient ends after its first step: nothing would ever move it."""
     network, statistics = networks.source_statistics("resnet")
     images, method = shifted(), parting()
     result = adapt(network, images, method, loop, statistics=statistics)
@@ -442,49 +401,38 @@ def test_an_averaged_prediction_is_the_mean_over_the_image_and_views_under_its_o
     kind, method
 ):
     network, statistics = contract.source(kind, method)
+    augmentation = Augmentation(0.5, True, 0.1)
     loop = InnerLoop(
-        steps=2,
-        lr=1e-2,
-        trainable="norm",
-        clip=1.0,
-        average=3,
-        augmentation=Augmentation(0.5, True, 0.1),
+        steps=2, lr=1e-2, trainable="norm", clip=1.0, average=3, augmentation=augmentation
     )
-    found = adapt(network, shifted(), method, loop, statistics=statistics, record=(0, 1))
+    result = adapt(network, shifted(), method, loop, statistics=statistics, record=(0, 1))
     for index, image in enumerate(shifted()):
-        views = random_views(
-            image[None], [torch_generator(0, "average", str(index))], 3, loop.augmentation
-        )[0]
+        generator = torch_generator(0, "average", str(index))
+        views = random_views(image[None], [generator], 3, augmentation)[0]
         looks = torch.cat([image[None], views])
-        for step, logits in (
-            (0, found.logits_at[index, 0]),
-            (1, found.logits_at[index, 1]),
-            (2, found.logits[index]),
-        ):
-            own, _ = trained_on_one(
-                network, image, method, replace(loop, steps=step), statistics, str(index)
-            )
-            copied = own.plain()
-            with torch.no_grad(), normalised(copied, loop.normalisation, statistics):
-                expected = copied(looks).logits.softmax(-1).mean(0)
+        for step, logits in enumerate((*result.logits_at[index], result.logits[index])):
+            shorter = replace(loop, steps=step)
+            trained, _ = trained_on_one(network, image, method, shorter, statistics, str(index))
+            model = trained.plain()
+            with torch.no_grad(), normalised(model, loop, statistics):
+                expected = model(looks).logits.softmax(-1).mean(0)
             torch.testing.assert_close(logits.exp(), expected, atol=1e-6, rtol=1e-6)
-    assert torch.equal(
-        found.source_logits, adapt(network, shifted(), NoAdaptation()).logits
-    )  # the control looks once
+    # The control is not averaged.
+    assert torch.equal(result.source_logits, adapt(network, shifted(), NoAdaptation()).logits)
 
 
 def test_views_without_training_are_averaged_alike_whichever_way_they_are_asked_for():
     network, statistics = networks.source_statistics("resnet")
-    loop = InnerLoop(average=4, normalisation=Normalisation("mixed"))
+    loop = InnerLoop(average=4, normalisation="mixed")
     averaged = adapt(network, shifted(), NoAdaptation(), loop, statistics=statistics).logits
-    looks = draw_looks(
-        shifted(), loop, [torch_generator(0, "average", str(index)) for index in range(COUNT)]
-    )
-    with normalised(network, loop.normalisation, statistics), torch.no_grad():
-        by_method = torch.stack(
-            [ViewAverage(4).predict(network.eval(), own[0], own, statistics) for own in looks]
-        )
-    torch.testing.assert_close(averaged, by_method)
+    generators = [torch_generator(0, "average", str(index)) for index in range(COUNT)]
+    method, network = ViewAverage(4), network.eval()
+    with normalised(network, loop, statistics), torch.no_grad():
+        by_method = [
+            method.predict(network, looks[0], looks, statistics)
+            for looks in draw_looks(shifted(), loop, generators)
+        ]
+    torch.testing.assert_close(averaged, torch.stack(by_method))
 
 
 @pytest.mark.parametrize(
@@ -493,27 +441,26 @@ def test_views_without_training_are_averaged_alike_whichever_way_they_are_asked_
 def test_sharpness_aware_steps_are_each_images_own(kind, method):
     network, statistics = contract.source(kind, method)
     loop = InnerLoop(steps=2, lr=1e-2, sharpness=0.1)
-    found = adapt(network, shifted(), method, loop, statistics=statistics)
+    result = adapt(network, shifted(), method, loop, statistics=statistics)
     for index, image in enumerate(shifted()):
         alone = one_at_a_time(network, image, method, loop, statistics, str(index))
-        torch.testing.assert_close(found.logits[index], alone, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(result.logits[index], alone, atol=1e-6, rtol=1e-6)
     flat = adapt(network, shifted(), method, replace(loop, sharpness=0.0), statistics=statistics)
-    assert (found.logits - flat.logits).abs().max() > 1e-4
+    assert (result.logits - flat.logits).abs().max() > 1e-4
 
 
 def test_a_method_for_streams_alone_is_refused():
     network, _ = networks.source_statistics("resnet")
-    with pytest.raises(
-        UserError,
-        match=r"SAR.* is defined for online, found episodic; use tttlab\.adaptation\.online\.adapt_stream",
-    ):
+    message = (
+        r"SAR.* is defined for online, found episodic; "
+        r"use tttlab\.adaptation\.online\.adapt_stream"
+    )
+    with pytest.raises(UserError, match=message):
         adapt(network, shifted(), load_method("sar"))
 
 
 def test_a_method_with_its_own_prediction_refuses_to_be_averaged():
     network, _ = networks.source_statistics("resnet")
-    with pytest.raises(
-        UserError,
-        match=r"average: 2 views cannot replace the prediction .*ViewAverage.* set it to 0",
-    ):
+    message = r"average: 2 views cannot replace the prediction .*ViewAverage.* set it to 0"
+    with pytest.raises(UserError, match=message):
         adapt(network, shifted(), ViewAverage(), InnerLoop(average=2))

@@ -1,4 +1,4 @@
-"""The calling form of torch-ttt over the adapter: the same numbers, and real gradients for joint training."""
+"""torch-ttt's calling form of the adapter: the same numbers, and gradients for joint training."""
 
 import copy
 
@@ -6,13 +6,13 @@ import pytest
 import timm
 import torch
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from tests.helpers import networks
 from tests.helpers.contract import Unbound
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.engine import Engine
 from tttlab.adaptation.inner_loop import InnerLoop
-from tttlab.adaptation.normalisation import Normalisation
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
@@ -55,30 +55,29 @@ def test_evaluation_is_the_adapter_and_leaves_the_network_as_it_was(kind, method
     expected = adapt(network, images(), method, LOOP, statistics=statistics, seed=4)
     torch.testing.assert_close(logits, expected.logits, atol=1e-9, rtol=1e-9)
     assert loss.shape == ()
-    assert loss.item() == pytest.approx(
-        expected.losses[:, 1].mean().item(), rel=1e-9
-    )  # before the second of two steps
+    before_second_step = expected.losses[:, 1].mean().item()
+    assert loss.item() == pytest.approx(before_second_step, rel=1e-9)
     assert (logits - expected.source_logits).abs().max() > 1e-6  # it did adapt
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_an_image_is_not_touched_by_the_others_of_its_batch():
-    """torch-ttt takes one step on the mean over the batch, so that there it is."""
+    """In torch-ttt it is: there one step is taken on the mean over the batch."""
     network, statistics = own("resnet")
     engine = Engine(network, TENT(), LOOP, statistics=statistics).eval()
     alone = torch.cat([engine(image[None])[0] for image in images()])
     torch.testing.assert_close(engine(images())[0], alone, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("surroundings", [torch.no_grad, torch.inference_mode])
-def test_it_adapts_where_gradients_are_switched_off(surroundings):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_adapts_where_gradients_are_switched_off(mode):
     network, statistics = own("vit")
     expected = Engine(network, ActMAD(), LOOP, statistics=statistics).eval()(images())
-    with surroundings():
-        found = Engine(network, ActMAD(), LOOP, statistics=statistics).eval()(images())
+    with mode():
+        result = Engine(network, ActMAD(), LOOP, statistics=statistics).eval()(images())
         assert not torch.is_grad_enabled()
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
 
 
 def test_random_views_are_fresh_for_every_image_and_the_same_for_the_same_seed():
@@ -87,21 +86,20 @@ def test_random_views_are_fresh_for_every_image_and_the_same_for_the_same_seed()
     first, second = engine(images())[0], engine(images())[0]
     assert not torch.equal(first, second)
     again = Engine(network, MEMO(num_views=2), LOOP, seed=1).eval()
-    parts = torch.cat(
-        [again(part)[0] for part in (*images().split(2), *images().split(2))]
-    )  # however they are divided
+    # The same numbers in batches of another size.
+    parts = torch.cat([again(part)[0] for part in images().split(2) * 2])
     torch.testing.assert_close(parts, torch.cat([first, second]), atol=1e-9, rtol=1e-9)
     named = [engine(images(), image_ids=["a", "b", "c"])[0] for _ in range(2)]
     torch.testing.assert_close(*named, atol=0, rtol=0)
-    other = Engine(network, MEMO(num_views=2), LOOP, seed=2).eval()(images())[0]
-    assert not torch.equal(first, other)
+    other_seed = Engine(network, MEMO(num_views=2), LOOP, seed=2).eval()(images())[0]
+    assert not torch.equal(first, other_seed)
 
 
 @pytest.mark.parametrize(
     ("kind", "method"), [("resnet", SimCLRTraining(num_views=3)), ("vit", MAETraining(num_views=2))]
 )
 def test_training_gives_the_gradient_of_plain_autograd(kind, method):
-    """Against a copy that is called image by image, for the sum of the supervised and the self-supervised loss."""
+    """Of the supervised plus the self-supervised loss, against a copy called image by image."""
     network, statistics = own(kind)
     slow, labels = copy.deepcopy(network), torch.tensor([0, 1, 3])
     logits, loss = Engine(network, method, LOOP, statistics=statistics, seed=4).train()(images())
@@ -113,32 +111,27 @@ def test_training_gives_the_gradient_of_plain_autograd(kind, method):
     losses = []
     for number, image in enumerate(images()):
         views = method.views(slow, image[None], [torch_generator(4, "training", str(number))])
-        one = (
-            {key: value[0] for key, value in views.items()} if isinstance(views, dict) else views[0]
-        )
-        losses.append(
-            method.loss(Unbound(slow, dict(slow.named_parameters())), one, statistics, ())[0]
-        )
+        views = tree_map(lambda value: value[0], views)
+        net = Unbound(slow, dict(slow.named_parameters()))
+        losses.append(method.loss(net, views, statistics, ())[0])
     (F.cross_entropy(expected, labels) + torch.stack(losses).mean()).backward()
 
     torch.testing.assert_close(logits, expected)
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-9)
-    for (name, parameter), other in zip(network.named_parameters(), slow.parameters(), strict=True):
-        assert (parameter.grad is None) == (other.grad is None), name
+    parameters = zip(network.named_parameters(), slow.parameters(), strict=True)
+    for (name, parameter), slow_parameter in parameters:
+        assert (parameter.grad is None) == (slow_parameter.grad is None), name
         if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, other.grad, atol=1e-9, rtol=1e-6)
-    assert all(
-        torch.equal(value, slow.state_dict()[key]) for key, value in network.state_dict().items()
-    )  # BatchNorm moved
+            torch.testing.assert_close(parameter.grad, slow_parameter.grad, atol=1e-9, rtol=1e-6)
+    state = slow.state_dict()  # with BatchNorm's updated running statistics
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
 def test_joint_training_lowers_both_losses():
     network, statistics = own("vit")
-    engine, labels = (
-        Engine(network, MAETraining(num_views=4), statistics=statistics).train(),
-        torch.tensor([0, 1, 3]),
-    )
-    optimizer, curve = torch.optim.Adam(engine.parameters(), lr=1e-2), []
+    engine = Engine(network, MAETraining(num_views=4), statistics=statistics).train()
+    labels, curve = torch.tensor([0, 1, 3]), []
+    optimizer = torch.optim.Adam(engine.parameters(), lr=1e-2)
     for _ in range(40):
         logits, loss = engine(images())
         supervised = F.cross_entropy(logits, labels)
@@ -153,13 +146,12 @@ def test_joint_training_lowers_both_losses():
 def test_the_state_is_the_networks_alone_however_often_it_adapted():
     """torch-ttt keeps the last optimiser on the engine, and copies it with the next image."""
     network, statistics = own("resnet")
-    engine = Engine(
-        network, ActMAD(), InnerLoop(steps=2, optimizer="adam", lr=1e-3), statistics=statistics
-    ).eval()
-    kept = set(vars(engine))
+    loop = InnerLoop(steps=2, optimizer="adam", lr=1e-3)
+    engine = Engine(network, ActMAD(), loop, statistics=statistics).eval()
+    attributes = set(vars(engine))
     engine(images())
     assert set(engine.state_dict()) == {f"network.{name}" for name in network.state_dict()}
-    assert set(vars(engine)) == kept
+    assert set(vars(engine)) == attributes
     assert not any(isinstance(value, torch.optim.Optimizer) for value in vars(engine).values())
 
 
@@ -169,26 +161,23 @@ def test_source_statistics_are_measured_where_they_are_missing():
     for method, loop in (
         (ActMAD(), LOOP),
         (SimCLRTraining(num_views=2), LOOP),
-        (TENT(), InnerLoop(lr=1e-3, normalisation=Normalisation("shrink"))),
+        (TENT(), InnerLoop(lr=1e-3, normalisation="shrink")),
     ):
         engine = Engine(network, method, loop).eval()
         with pytest.raises(UserError, match="needs source statistics"):
             engine(images())
-        found = engine.measure(source, bank_size=32)(images(), image_ids="abc")
-        expected = Engine(network, method, loop, statistics=statistics).eval()(
-            images(), image_ids="abc"
-        )
-        torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+        result = engine.measure(source, bank_size=32)(images(), image_ids="abc")
+        ready = Engine(network, method, loop, statistics=statistics).eval()
+        expected = ready(images(), image_ids="abc")
+        torch.testing.assert_close(result, expected, atol=1e-9, rtol=1e-9)
     with pytest.raises(UserError, match=r"ActMAD.* of the kind layers; call engine\.measure"):
         Engine(network, ActMAD()).train()(images())
 
 
 def test_what_cannot_be_is_told():
     network, statistics = own("resnet")
-    with pytest.raises(
-        UserError,
-        match=r"is defined for online, found episodic; use tttlab\.adaptation\.online\.adapt_stream",
-    ):
+    message = r"is defined for online, found episodic; use tttlab\.adaptation\.online\.adapt_stream"
+    with pytest.raises(UserError, match=message):
         Engine(network, SAR(), statistics=statistics).eval()(images())
     with pytest.raises(UserError, match="has no loss to train with"):
         Engine(network, ViewAverage()).train()(images())

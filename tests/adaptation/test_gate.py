@@ -1,4 +1,4 @@
-"""The gate: what it reads, what it does, and how it is chosen."""
+"""The gate: the signal that it reads, its effect, and its choice."""
 
 import time
 
@@ -23,7 +23,7 @@ LOOP = InnerLoop(steps=2, lr=1e-2, clip=1.0)
 
 
 def mixed():
-    """Three images like those of the source, three strange ones."""
+    """Three images of the source domain and three shifted ones."""
     return torch.cat([networks.images(3, seed=8).double(), shifted(3)])
 
 
@@ -32,26 +32,15 @@ def mixed():
 def test_open_images_are_adapted_as_without_a_gate_and_shut_ones_not_at_all(
     signal, method, monkeypatch
 ):
-    monkeypatch.setattr(time, "perf_counter", time.process_time)  # whatever else the processor does
+    monkeypatch.setattr(time, "perf_counter", time.process_time)  # not the time of other processes
     network, statistics = networks.source_statistics("resnet")
     names = [f"image-{i}" for i in range(6)]
+    settings = {"statistics": statistics, "image_ids": names, "seed": 3}
     task = Task(network, method, LOOP, statistics, seed=3)
     _, values = signals.measure(signal, task, mixed(), names)
     gate = Gate(signal, float(values.median()))
-    free = adapt(
-        network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=3, record=(1,)
-    )
-    gated, opened = adapt_gated(
-        network,
-        mixed(),
-        method,
-        LOOP,
-        gate,
-        statistics=statistics,
-        image_ids=names,
-        seed=3,
-        record=(1,),
-    )
+    free = adapt(network, mixed(), method, LOOP, **settings, record=(1,))
+    gated, opened = adapt_gated(network, mixed(), method, LOOP, gate, **settings, record=(1,))
     assert 0 < opened.sum() < 6
     torch.testing.assert_close(gated.logits[opened], free.logits[opened])
     torch.testing.assert_close(gated.logits_at[opened], free.logits_at[opened])
@@ -63,9 +52,8 @@ def test_open_images_are_adapted_as_without_a_gate_and_shut_ones_not_at_all(
 
 def test_a_gate_that_never_opens_costs_one_look_and_changes_nothing():
     network, statistics = networks.source_statistics("vit")
-    gated, opened = adapt_gated(
-        network, mixed(), ActMAD(), LOOP, Gate("distance", 1e9), statistics=statistics
-    )
+    gate = Gate("distance", 1e9)
+    gated, opened = adapt_gated(network, mixed(), ActMAD(), LOOP, gate, statistics=statistics)
     assert not opened.any()
     assert torch.equal(gated.logits, gated.source_logits)
     assert gated.losses.shape == (6, 1)
@@ -91,9 +79,8 @@ def test_the_distance_is_the_mean_squared_deviation_in_units_of_natural_variatio
         values = activations[layer].numpy()
         moments = {"mean": values.mean((2, 3)), "log_variance": np.log(values.var((2, 3)) + 1e-5)}
         for name, moment in moments.items():
-            center, scale = (
-                statistics[f"{layer}.{name}_{part}"].numpy() for part in ("center", "scale")
-            )
+            center = statistics[f"{layer}.{name}_center"].numpy()
+            scale = statistics[f"{layer}.{name}_scale"].numpy()
             squares.append((((moment - center) / scale) ** 2).mean(1))
     _, distance = signals.confidence_and_distance(network, images, statistics)
     np.testing.assert_allclose(distance, np.mean(squares, axis=0), rtol=1e-9)
@@ -103,12 +90,9 @@ def test_the_distance_is_the_mean_squared_deviation_in_units_of_natural_variatio
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_the_distance_of_source_images_is_about_one(kind):
     network, statistics = networks.source_statistics(kind)
-    _, distance = signals.confidence_and_distance(
-        network, networks.images(64, seed=7).double(), statistics
-    )
-    assert distance.mean().item() == pytest.approx(
-        63 / 64, rel=1e-6
-    )  # the images that the statistics were measured on
+    images = networks.images(64, seed=7).double()  # those that the statistics were measured on
+    _, distance = signals.confidence_and_distance(network, images, statistics)
+    assert distance.mean().item() == pytest.approx(63 / 64, rel=1e-6)
 
 
 def test_channels_that_never_vary_say_nothing():
@@ -123,9 +107,8 @@ def test_channels_that_never_vary_say_nothing():
 
 def test_missing_statistics_are_named():
     network, _ = networks.source_statistics("resnet")
-    with pytest.raises(
-        UserError, match=r"needs source statistics of \d+ layers that have none, such as encoder\."
-    ):
+    message = r"needs source statistics of \d+ layers that have none, such as encoder\."
+    with pytest.raises(UserError, match=message):
         signals.confidence_and_distance(network, mixed(), {})
 
 
@@ -146,12 +129,11 @@ def test_the_score_subtracts_what_is_lost_on_clean_images():
 
 
 def population(kinds=4, count=200, seed=0):
-    """Images under several corruptions and clean ones; adapting helps where the distance is beyond 5, and harms below."""
+    """Clean and corrupted images; adapting helps where the distance is above 5 and harms below."""
     rng = np.random.default_rng(seed)
     corruption = np.repeat(np.arange(-1, kinds), count)
-    distance = np.where(
-        corruption < 0, rng.uniform(0, 2, len(corruption)), rng.uniform(0, 10, len(corruption))
-    )
+    clean, corrupted = rng.uniform(0, 2, len(corruption)), rng.uniform(0, 10, len(corruption))
+    distance = np.where(corruption < 0, clean, corrupted)
     source = (rng.random(len(corruption)) < 0.7).astype(float)
     adapted = np.where(distance > 5, 1.0, source * (rng.random(len(corruption)) < 0.8))
     return rng, corruption, distance, source, adapted
@@ -166,62 +148,53 @@ def test_the_chosen_gate_keeps_gains_and_avoids_harm():
 
 
 def test_a_signal_that_fails_under_another_corruption_is_not_chosen():
-    """Confidence tells perfectly when to adapt under two corruptions and is upside down under the two others."""
+    """Confidence is a perfect signal under two corruptions and inverted under the two others."""
     _, corruption, distance, source, adapted = population()
     confidence = np.where(corruption >= 2, distance, 10 - distance) / 10
-    gate = choose_gate(
-        {"confidence": confidence, "distance": distance}, source, adapted, corruption, 1.0
-    )
+    values = {"confidence": confidence, "distance": distance}
+    gate = choose_gate(values, source, adapted, corruption, 1.0)
     assert gate.signal == "distance"
 
 
 def test_of_signals_that_cannot_be_told_apart_the_distance_is_taken():
     _, corruption, distance, source, adapted = population()
-    same = {"confidence": 10 - distance, "loss": distance, "distance": distance}
-    assert choose_gate(same, source, adapted, corruption, 1.0).signal == "distance"
-    useless = same | {"distance": np.random.default_rng(1).random(len(source))}
-    assert choose_gate(useless, source, adapted, corruption, 1.0).signal == "loss"
+    values = {"confidence": 10 - distance, "loss": distance, "distance": distance}
+    assert choose_gate(values, source, adapted, corruption, 1.0).signal == "distance"
+    values |= {"distance": np.random.default_rng(1).random(len(source))}  # now it says nothing
+    assert choose_gate(values, source, adapted, corruption, 1.0).signal == "loss"
 
 
 def test_there_is_no_gate_where_adapting_to_all_is_best():
     rng, corruption, _, source, _ = population()
-    assert (
-        choose_gate(
-            {"distance": rng.random(len(source))}, source * 0, source * 0 + 1, corruption, 1.0
-        )
-        is None
-    )
+    values, wrong, right = {"distance": rng.random(len(source))}, source * 0, source * 0 + 1
+    assert choose_gate(values, wrong, right, corruption, 1.0) is None
     assert choose_gate({}, source, source, corruption, 1.0) is None
 
 
 def test_a_gate_that_saves_no_time_is_passed_over():
     _, corruption, distance, source, adapted = population()
-    same = {"confidence": 10 - distance, "loss": distance, "distance": distance}
-    found = choose_gate(
-        same, source, adapted, corruption, 1.0, lambda gate: gate.signal != "distance"
-    )
-    assert found.signal == "loss"
-    assert choose_gate(same, source, adapted, corruption, 1.0, lambda _gate: False) is None
+    values = {"confidence": 10 - distance, "loss": distance, "distance": distance}
+    arguments = values, source, adapted, corruption, 1.0
+    assert choose_gate(*arguments, lambda gate: gate.signal != "distance").signal == "loss"
+    assert choose_gate(*arguments, lambda _gate: False) is None
 
 
 def test_time_is_saved_where_few_images_are_worth_many_steps_and_none_where_all_are(monkeypatch):
-    """By the clock of a real adaptation of eight steps to one image or to all, beside one look at all."""
+    """Measured on a real adaptation, and computed from times that are given."""
     network, statistics = networks.source_statistics("resnet", torch.float32)
     images, method = mixed().float(), SimCLRTraining(num_views=8)
-    names = list("abcdef")
     task = Task(network, method, InnerLoop(steps=8, lr=1e-3), statistics)
-    still = Task(network, method, InnerLoop(steps=0), statistics)
-    _, values = signals.measure("distance", task, images, names)
-    highest = Gate("distance", float(values.max()))
-    assert saves_time(task, highest, images, names, Groups(1))
-    assert not saves_time(still, Gate("distance", -1.0), images, names, Groups(1))
-    ticks = iter(
-        [0.0, 3.0, 3.0, 5.0, 5.0, 6.5, 6.5, 9.0]
-    )  # with a gate 3 and 1.5 s, without 2 and 2.5 s
+    no_steps = Task(network, method, InnerLoop(steps=0), statistics)
+    _, values = signals.measure("distance", task, images, "abcdef")
+    for_one, for_all = Gate("distance", float(values.max())), Gate("distance", -1.0)
+    assert saves_time(task, for_one, images, "abcdef", Groups(1))
+    assert not saves_time(no_steps, for_all, images, "abcdef", Groups(1))
+    # With a gate 3 and 1.5 s, without 2 and 2.5 s.
+    ticks = iter([0.0, 3.0, 3.0, 5.0, 5.0, 6.5, 6.5, 9.0])
     monkeypatch.setattr("tttlab.adaptation.gate.adapt", lambda *_arguments, **_settings: None)
     monkeypatch.setattr("tttlab.adaptation.gate.adapt_gated", lambda *_arguments, **_settings: None)
     monkeypatch.setattr("tttlab.adaptation.gate.time.perf_counter", lambda: next(ticks))
-    assert saves_time(task, Gate("loss", 0.0), images, names, Groups(1), repeats=2)
+    assert saves_time(task, Gate("loss", 0.0), images, "abcdef", Groups(1), repeats=2)
 
 
 def test_there_is_no_gate_where_adapting_changes_nothing():

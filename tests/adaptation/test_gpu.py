@@ -1,4 +1,4 @@
-"""The same numbers on a GPU as on the CPU, in float32, for every method image by image and on a stream; skipped without one."""
+"""Every method gives the same float32 numbers on a GPU as on the CPU; skipped without a GPU."""
 
 import contextlib
 
@@ -9,30 +9,27 @@ from tests.helpers import contract, networks
 from tttlab.adaptation import signals
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.inner_loop import InnerLoop
-from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.task import Task
 from tttlab.errors import UserError
 from tttlab.runtime.devices import choose_device
 
-FEW = {
-    name: {"num_views": 4}
-    for name in ("cotta", "memo", "rotation", "simclr", "simsiam", "views", "mae")
-}
+WITH_VIEWS = ("cotta", "memo", "rotation", "simclr", "simsiam", "views", "mae")
+FEW = {name: {"num_views": 4} for name in WITH_VIEWS}
 
 
 def accepted():
-    """Every method on the first network that it accepts, and on a transformer too if it accepts one."""
+    """Every method with the first network that it accepts, and with every transformer of these."""
     for name in contract.names():
-        found = []
+        kinds = []
         for kind in networks.KINDS:
             with contextlib.suppress(UserError):
                 load_method(name).check(networks.source_statistics(kind, torch.float32)[0])
-                found.append(kind)
-        yield from dict.fromkeys(
-            [(found[0], name), *((kind, name) for kind in found if kind.startswith("vit"))]
-        )
+                kinds.append(kind)
+        first, *more = kinds
+        yield first, name
+        yield from ((kind, name) for kind in more if kind.startswith("vit"))
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +42,17 @@ def device():
 @pytest.mark.parametrize("signal", ["confidence", "distance", "loss"])
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_signals_are_the_same_numbers_too(device, kind, signal):
-    """The source statistics may still be where they were read, on the CPU."""
+    """The source statistics stay on the CPU."""
     network, statistics = networks.source_statistics(kind, torch.float32)
-    images, found = networks.images(6, seed=9) ** 2, {}
-    for where in ("cpu", device):
+    images = networks.images(6, seed=9) ** 2
+
+    def measure(where):
         task = Task(network.to(where), load_method("actmad"), statistics=statistics, seed=2)
-        found[where] = signals.measure(signal, task, images.to(where), "abcdef")[1].cpu()
+        return signals.measure(signal, task, images.to(where), "abcdef")[1].cpu()
+
+    on_cpu, on_gpu = measure("cpu"), measure(device)
     network.to("cpu")
-    torch.testing.assert_close(found[device], found["cpu"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("policy", ["source", "shrink"])
@@ -64,9 +64,7 @@ def test_adapting_gives_the_same_numbers_as_on_the_cpu(device, kind, name, proto
         pytest.skip(f"{name} is not defined for {protocol}")
     network, statistics = contract.source(kind, method, torch.float32)
     images = networks.images(6, seed=9) ** 2
-    loop = InnerLoop(
-        steps=2, lr=1e-3, trainable="norm", clip=1.0, normalisation=Normalisation(policy)
-    )
+    loop = InnerLoop(steps=2, lr=1e-3, trainable="norm", clip=1.0, normalisation=policy)
     settings = {"statistics": statistics, "image_ids": [f"i{n}" for n in range(6)], "seed": 2}
 
     def run(where):

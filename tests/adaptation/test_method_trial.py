@@ -1,4 +1,4 @@
-"""A method is tried before any work: what ours pass, and what is told of one that does not."""
+"""The trial of a method: ours pass it, and mistakes are reported."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,9 +22,8 @@ BY_PROTOCOL = [(name, protocol) for name in method_names() for protocol in decla
 @pytest.mark.parametrize(("name", "protocol"), BY_PROTOCOL)
 def test_our_methods_pass_and_the_network_stays_as_it_was(name, protocol):
     method = contract.load(name)
-    network, statistics = contract.source(
-        KINDS.get(method.head, method.head), method, torch.float32
-    )
+    kind = KINDS.get(method.head, method.head)
+    network, statistics = contract.source(kind, method, torch.float32)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     try_method(network, method, InnerLoop(steps=4, lr=0.1), statistics, networks.SIZE, protocol)
     after = network.state_dict()
@@ -45,8 +44,8 @@ class Tried(Method):
 
 
 def with_hook(hook, function):
-    """The method with a function that is given what the hook is given, in place of it."""
-    return type("Tried", (Tried,), {hook: lambda _self, *given: function(*given)})()
+    """The method with a function in place of a hook, called with the hook's arguments."""
+    return type("Tried", (Tried,), {hook: lambda _self, *arguments: function(*arguments)})()
 
 
 NET, PLAIN = "a tensor of shape (1, 4)", "something of type int"
@@ -148,7 +147,7 @@ IN_WORDS = [
 ]
 
 
-def told(method, protocol):
+def message(method, protocol):
     network, statistics = networks.source_statistics("resnet", torch.float32)
     with pytest.raises(UserError) as caught:
         try_method(network, method, InnerLoop(), statistics, networks.SIZE, protocol)
@@ -165,19 +164,18 @@ def test_what_a_hook_gives_and_must_not_is_told(hook, function, expected):
         assert str(caught.value).startswith(f"{hook} {expected}")
     else:
         protocol = "online" if hook in ("predict_batch", "after_step") else "episodic"
-        assert told(method, protocol).startswith(f"{hook} {expected}")
+        assert message(method, protocol).startswith(f"{hook} {expected}")
 
 
 @pytest.mark.parametrize("protocol", ["episodic", "online"])
 @pytest.mark.parametrize(("function", "expected"), IN_WORDS)
 def test_what_a_loss_of_one_image_cannot_do_is_told_with_what_to_do(function, expected, protocol):
-    method = with_hook(
-        "loss",
-        lambda net, views, _statistics, state: (function(entropy(net(views).logits).mean()), state),
-    )
-    found = told(method, protocol)
-    assert found.startswith("loss (line ")
-    assert found.partition(") ")[2].startswith(expected)
+    def loss(net, views, _statistics, state):
+        return function(entropy(net(views).logits).mean()), state
+
+    text = message(with_hook("loss", loss), protocol)
+    assert text.startswith("loss (line ")
+    assert text.partition(") ")[2].startswith(expected)
 
 
 def test_a_whole_batch_may_branch_and_draw():
@@ -195,14 +193,17 @@ def test_a_whole_batch_may_branch_and_draw():
     ("smallest", "batch_size", "expected"), [(1, 64, 8), (1, 4, 4), (20, 64, 20)]
 )
 def test_a_streams_batch_is_as_large_as_the_method_needs(smallest, batch_size, expected):
-    seen = []
-    method = with_hook(
-        "views", lambda network, images, generators: seen.append(len(images)) or images.unsqueeze(1)
-    )
+    sizes = []
+
+    def views(_network, images, _generators):
+        sizes.append(len(images))
+        return images.unsqueeze(1)
+
+    method = with_hook("views", views)
     type(method).smallest_batch = smallest
     network, statistics = networks.source_statistics("resnet", torch.float32)
     try_method(network, method, InnerLoop(steps=3), statistics, networks.SIZE, "online", batch_size)
-    assert seen == [expected]  # of three steps one was taken
+    assert sizes == [expected]  # one of the three steps
 
 
 def test_a_hook_may_be_any_callable():

@@ -9,29 +9,25 @@ from torch import nn
 
 from tests.helpers import networks
 from tttlab.adaptation.inner_loop import over_images
-from tttlab.adaptation.normalisation import Normalisation, normalised, transport
+from tttlab.adaptation.normalisation import normalised, target_moments, transport
+from tttlab.config.inner_loop import Normalisation
 from tttlab.networks.network import evaluating
 from tttlab.networks.source_statistics import layer_statistics
 from tttlab.networks.taps import Moments, batch_norm_layers, record
 
 
 class OneLayer(nn.Module):
-    """A network that is nothing but a BatchNorm layer, where the policies look for it."""
+    """A network with a BatchNorm layer in its encoder, and no other layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Module()
         self.encoder.norm = nn.BatchNorm2d(3)
         generator = torch.Generator().manual_seed(0)
-        for name, low in (
-            ("weight", 0.5),
-            ("bias", -1.0),
-            ("running_mean", -0.5),
-            ("running_var", 0.5),
-        ):
-            getattr(self.encoder.norm, name).data = low + torch.rand(
-                3, generator=generator, dtype=torch.float64
-            )
+        lowest = {"weight": 0.5, "bias": -1.0, "running_mean": -0.5, "running_var": 0.5}
+        for name, low in lowest.items():
+            values = low + torch.rand(3, generator=generator, dtype=torch.float64)
+            getattr(self.encoder.norm, name).data = values
 
     def forward(self, images):
         return self.encoder.norm(images)
@@ -44,9 +40,8 @@ def layer():
 
 @pytest.fixture
 def image():
-    return 1 + 2 * torch.randn(
-        1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    )
+    generator = torch.Generator().manual_seed(1)
+    return 1 + 2 * torch.randn(1, 3, 4, 4, dtype=torch.float64, generator=generator)
 
 
 def batch_norm(image, mean, variance, norm):
@@ -68,79 +63,63 @@ def test_source_uses_the_running_statistics(layer, image):
 
 
 def test_image_is_batch_norm_in_training_mode_on_one_image(layer, image):
-    found = apply(layer, image, Normalisation("image"))
-    expected = nn.functional.batch_norm(
-        image, None, None, layer.encoder.norm.weight, layer.encoder.norm.bias, True, 0.0, 1e-5
-    )
-    torch.testing.assert_close(found, expected)
+    norm, result = layer.encoder.norm, apply(layer, image, Normalisation("image"))
+    expected = nn.functional.batch_norm(image, None, None, norm.weight, norm.bias, True, 0.0, 1e-5)
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.fixture
 def faint(layer):
-    """A layer with the epsilon of timm's ``tf_efficientnet_*`` and ``inception_v3``, and an image of variance 4e-4 in it."""
+    """An image of variance 4e-4, and in the layer the epsilon of timm's ``tf_efficientnet_*``."""
     layer.encoder.norm.eps = 1e-3
     noise = torch.randn(1, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    noise = (noise - noise.mean((2, 3), keepdim=True)) / noise.std(
-        (2, 3), correction=0, keepdim=True
-    )
-    return 0.02 * noise + 0.5
+    mean, std = noise.mean((2, 3), keepdim=True), noise.std((2, 3), correction=0, keepdim=True)
+    return 0.02 * ((noise - mean) / std) + 0.5
 
 
 def test_an_images_variance_has_the_layers_own_epsilon(layer, faint):
     """Against PyTorch's own layer in training mode on this one image."""
     norm = copy.deepcopy(layer.encoder.norm).train()
     for policy in (Normalisation("image"), Normalisation("mixed", prior=1.0)):
-        torch.testing.assert_close(
-            apply(layer, faint, policy), norm(faint).detach(), rtol=1e-9, atol=1e-9
-        )
+        result = apply(layer, faint, policy)
+        torch.testing.assert_close(result, norm(faint).detach(), rtol=1e-9, atol=1e-9)
 
 
 def test_shrinking_has_the_layers_own_epsilon(layer, faint):
-    """It moves the logarithm of the running variance by the deviation from source images, here of variance 1e-3."""
+    """It shifts the running log-variance by the deviation from source images of variance 1e-3."""
     norm, ratio = layer.encoder.norm, (4e-4 + 1e-3) / (1e-3 + 1e-3)
     statistics = dict.fromkeys(("mean_center", "mean_scale"), torch.full((3,), 0.5).double())
     statistics |= {"log_variance_center": torch.full((3,), math.log(1e-3 + 1e-3)).double()}
     statistics |= {"log_variance_scale": torch.full((3,), 1e-4).double()}
+    statistics = {f"encoder.norm.input.{name}": value for name, value in statistics.items()}
     variance = (norm.running_var + 1e-3) * ratio ** (1 - 1 / (math.log(ratio) / 1e-4) ** 2)
-    found = apply(
-        layer,
-        faint,
-        Normalisation("shrink"),
-        {f"encoder.norm.input.{name}": v for name, v in statistics.items()},
-    )
-    torch.testing.assert_close(
-        found, batch_norm(faint, norm.running_mean, variance, norm), rtol=1e-6, atol=1e-6
-    )
+    result = apply(layer, faint, Normalisation("shrink"), statistics)
+    expected = batch_norm(faint, norm.running_mean, variance, norm)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_source_statistics_of_a_batch_norm_layers_input_have_its_epsilon_and_all_others_the_usual_one():
+def test_source_statistics_of_a_batch_norm_layers_input_have_its_epsilon_and_others_the_usual():
     network = copy.deepcopy(networks.source_statistics("resnet")[0])
-    images, names = (
-        networks.images(9, seed=11).double(),
-        ["encoder.layer2.0.bn1", "encoder.layer2.0.bn1.input", "encoder.layer2"],
-    )
+    images = networks.images(9, seed=11).double()
+    names = ["encoder.layer2.0.bn1", "encoder.layer2.0.bn1.input", "encoder.layer2"]
     network.encoder.layer2[0].bn1.eps = 1e-3
     statistics = layer_statistics(network, [images[:4], images[4:]], names)
     with record(network, names) as activations, torch.no_grad():
         network.eval()(images)
     for name, floor in zip(names, (1e-5, 1e-3, 1e-5), strict=True):
         variances = activations[name].flatten(2).var(2, correction=0)
-        torch.testing.assert_close(
-            statistics[f"{name}.log_variance_center"], (variances + floor).log().mean(0)
-        )
+        expected = (variances + floor).log().mean(0)
+        torch.testing.assert_close(statistics[f"{name}.log_variance_center"], expected)
 
 
 @pytest.mark.parametrize("prior", [0.0, 0.3, 1.0])
 def test_mixed_is_the_weighted_mean_of_both_statistics(layer, image, prior):
     norm = layer.encoder.norm
     mean = (1 - prior) * norm.running_mean + prior * image.mean((0, 2, 3))
-    variance = (1 - prior) * (norm.running_var + 1e-5) + prior * (
-        image.var((0, 2, 3), correction=0) + 1e-5
-    )
-    torch.testing.assert_close(
-        apply(layer, image, Normalisation("mixed", prior=prior)),
-        batch_norm(image, mean, variance, norm),
-    )
+    of_image = image.var((0, 2, 3), correction=0) + 1e-5
+    variance = (1 - prior) * (norm.running_var + 1e-5) + prior * of_image
+    result = apply(layer, image, Normalisation("mixed", prior=prior))
+    torch.testing.assert_close(result, batch_norm(image, mean, variance, norm))
 
 
 def test_shrink_is_james_steins_positive_part(layer, image):
@@ -148,46 +127,41 @@ def test_shrink_is_james_steins_positive_part(layer, image):
     center = Moments(torch.tensor([0.0, 0.5, 1.0]).double(), torch.tensor([0.1, 0.2, 0.3]).double())
     scale = Moments(torch.tensor([0.5, 0.4, 0.3]).double(), torch.tensor([0.9, 0.6, 0.3]).double())
     statistics = {
-        f"encoder.norm.input.{name}_center": value
-        for name, value in zip(("mean", "log_variance"), center, strict=True)
+        f"encoder.norm.input.{name}_{part}": value
+        for part, moments in (("center", center), ("scale", scale))
+        for name, value in zip(("mean", "log_variance"), moments, strict=True)
     }
-    statistics |= {
-        f"encoder.norm.input.{name}_scale": value
-        for name, value in zip(("mean", "log_variance"), scale, strict=True)
-    }
-    own = Moments(image.mean((0, 2, 3)), (image.var((0, 2, 3), correction=0) + 1e-5).log())
+    moments = Moments(image.mean((0, 2, 3)), (image.var((0, 2, 3), correction=0) + 1e-5).log())
     factors = []
-    for o, c, s in zip(own, center, scale, strict=True):
-        distance = sum(((o[k] - c[k]) / s[k]) ** 2 for k in range(3)) / 3
+    for m, c, s in zip(moments, center, scale, strict=True):
+        distance = sum(((m[k] - c[k]) / s[k]) ** 2 for k in range(3)) / 3
         factors.append(max(0.0, 1 - 1.5 / float(distance)))
     assert all(0 < factor < 1 for factor in factors)
-    mean = norm.running_mean + factors[0] * (own.mean - center.mean)
-    log_variance = (norm.running_var + norm.eps).log() + factors[1] * (
-        own.log_variance - center.log_variance
-    )
-    found = apply(layer, image, Normalisation("shrink", threshold=1.5), statistics)
-    torch.testing.assert_close(found, batch_norm(image, mean, log_variance.exp(), norm))
+    mean = norm.running_mean + factors[0] * (moments.mean - center.mean)
+    deviation = moments.log_variance - center.log_variance
+    log_variance = (norm.running_var + norm.eps).log() + factors[1] * deviation
+    result = apply(layer, image, Normalisation("shrink", threshold=1.5), statistics)
+    torch.testing.assert_close(result, batch_norm(image, mean, log_variance.exp(), norm))
 
 
 def test_shrink_leaves_a_typical_source_image_alone():
     typical = Moments(torch.zeros(4), torch.zeros(4))
     policy, ones = Normalisation("shrink"), Moments(torch.ones(4), torch.ones(4))
     near = Moments(torch.full((4,), 0.9), torch.full((4,), -0.9))
-    assert not torch.cat(policy.target(near, typical, typical, ones)).any()
-    far = policy.target(Moments(torch.full((4,), 10.0), torch.zeros(4)), typical, typical, ones)
+    assert not torch.cat(target_moments(policy, near, typical, typical, ones)).any()
+    strange = Moments(torch.full((4,), 10.0), torch.zeros(4))
+    far = target_moments(policy, strange, typical, typical, ones)
     torch.testing.assert_close(far.mean, torch.full((4,), 10 * (1 - 1 / 100)))
 
 
 def test_transport_to_the_own_moments_gives_the_source_moments():
-    activation = 3 + torch.randn(
-        1, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4)
-    )
+    generator = torch.Generator().manual_seed(4)
+    activation = 3 + torch.randn(1, 6, 5, dtype=torch.float64, generator=generator)
     source = Moments(torch.arange(5.0).double(), torch.linspace(-1, 1, 5).double())
     moved = transport(activation, Normalisation("image"), source, source, source)
     torch.testing.assert_close(moved.mean((0, 1)), source.mean)
-    torch.testing.assert_close(
-        moved.var((0, 1), correction=0), source.log_variance.exp(), atol=1e-3, rtol=1e-3
-    )
+    variance = moved.var((0, 1), correction=0)
+    torch.testing.assert_close(variance, source.log_variance.exp(), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
@@ -195,11 +169,8 @@ def test_transport_to_the_own_moments_gives_the_source_moments():
 def test_images_are_normalised_one_by_one_under_vmap(kind, policy):
     network, statistics = networks.source_statistics(kind)
     images = networks.images(3, seed=5).double() + 0.5
-    with (
-        evaluating(network),
-        normalised(network, Normalisation(policy), statistics),
-        torch.no_grad(),
-    ):
+    policy = Normalisation(policy)
+    with evaluating(network), normalised(network, policy, statistics), torch.no_grad():
         together = over_images(lambda image: network(image[None]).logits[0])(images)
         alone = torch.cat([network(image[None]).logits for image in images])
     torch.testing.assert_close(together, alone)
@@ -208,7 +179,7 @@ def test_images_are_normalised_one_by_one_under_vmap(kind, policy):
 
 
 def test_source_statistics_of_the_running_estimate_agree_with_what_batch_norm_learnt():
-    """After many passes over the same images, the mean over images of the input means is the running mean."""
+    """After many passes over the same images, the mean of their means is the running mean."""
     network = networks.resnet().double()
     images = networks.images(32, seed=9).double()
     network.train()
@@ -218,9 +189,8 @@ def test_source_statistics_of_the_running_estimate_agree_with_what_batch_norm_le
     statistics = layer_statistics(network, [images[:20], images[20:]])
     first = batch_norm_layers(network)[0]
     norm = network.get_submodule(first)
-    torch.testing.assert_close(
-        statistics[f"{first}.input.pooled_mean"], norm.running_mean, atol=1e-6, rtol=1e-5
-    )
+    pooled = statistics[f"{first}.input.pooled_mean"]
+    torch.testing.assert_close(pooled, norm.running_mean, atol=1e-6, rtol=1e-5)
     count = len(images) * 16 * 16
     pooled = statistics[f"{first}.input.pooled_variance"] * count / (count - 1)
     torch.testing.assert_close(pooled, norm.running_var, atol=2e-5, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Streams: every batch starts from the weights that the last one left; the slow path is plain autograd on one network."""
+"""Streams: every batch starts from the last one's weights, as in plain autograd on one network."""
 
 import copy
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
 from tttlab.adaptation.method import Method
-from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.online import adapt_stream
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD
@@ -40,7 +39,7 @@ def entropy(logits):
 
 
 def by_batch_statistics(network: nn.Module) -> nn.Module:
-    """BatchNorm as in training mode, without moving averages: PyTorch's own batch statistics."""
+    """Make BatchNorm use PyTorch's batch statistics, without running ones."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.train()
@@ -50,7 +49,7 @@ def by_batch_statistics(network: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.9), ("adam", 0.0)])
 def test_tent_is_entropy_minimisation_by_batch_statistics_along_the_stream(optimizer, momentum):
-    """Against torch's own BatchNorm in training mode, autograd and optimiser, whose moments flow on too."""
+    """Against PyTorch's BatchNorm, autograd and optimiser, whose state is kept between batches."""
     network, statistics = networks.source_statistics("resnet")
     loop = InnerLoop(
         steps=2,
@@ -58,46 +57,44 @@ def test_tent_is_entropy_minimisation_by_batch_statistics_along_the_stream(optim
         optimizer=optimizer,
         momentum=momentum,
         trainable="norm",
-        normalisation=Normalisation("image"),
+        normalisation="image",
     )
-    found = adapt_stream(network, stream(), TENT(), loop, batch_size=BATCH, statistics=statistics)
+    result = adapt_stream(network, stream(), TENT(), loop, batch_size=BATCH, statistics=statistics)
     slow = by_batch_statistics(copy.deepcopy(network).eval())
-    chosen = list(select_parameters(slow, "norm").values())
-    own = (
-        torch.optim.Adam(chosen, lr=1e-2)
-        if optimizer == "adam"
-        else torch.optim.SGD(chosen, lr=1e-2, momentum=0.9)
-    )
+    parameters = list(select_parameters(slow, "norm").values())
+    if optimizer == "adam":
+        slow_optimizer = torch.optim.Adam(parameters, lr=1e-2)
+    else:
+        slow_optimizer = torch.optim.SGD(parameters, lr=1e-2, momentum=0.9)
     logits, losses = [], []
     for part in BATCHES:
         for _ in range(2):
             loss = entropy(slow(stream()[part]).logits).mean()
             losses += [loss.item()]
-            own.zero_grad()
+            slow_optimizer.zero_grad()
             loss.backward()
-            own.step()
+            slow_optimizer.step()
         with torch.no_grad():
             logits.append(slow(stream()[part]).logits)
-    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
-    assert found.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-6)
-    torch.testing.assert_close(
-        found.source_logits, adapt(network, stream(), NoAdaptation()).logits, atol=1e-10, rtol=1e-10
-    )
-    assert (found.logits - found.source_logits).abs().max() > 1e-3
+    torch.testing.assert_close(result.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
+    assert result.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-6)
+    source_logits = adapt(network, stream(), NoAdaptation()).logits
+    torch.testing.assert_close(result.source_logits, source_logits, atol=1e-10, rtol=1e-10)
+    assert (result.logits - source_logits).abs().max() > 1e-3
 
 
 def test_tent_without_a_step_is_batch_statistics():
-    """At learning rate 0 what remains is "BN adapt": every image normalised by its batch."""
+    """At learning rate 0 TENT is "BN adapt": every image is normalised by its batch."""
     network, statistics = networks.source_statistics("resnet")
-    loop = InnerLoop(steps=1, lr=0.0, trainable="norm", normalisation=Normalisation("image"))
-    found = adapt_stream(
+    loop = InnerLoop(steps=1, lr=0.0, trainable="norm", normalisation="image")
+    logits_at = adapt_stream(
         network, stream(), TENT(), loop, batch_size=BATCH, statistics=statistics, record=(0, 1)
     ).logits_at
     with torch.no_grad():
         slow = by_batch_statistics(copy.deepcopy(network).eval())
         expected = torch.cat([slow(stream()[part]).logits for part in BATCHES])
-    torch.testing.assert_close(found[:, 0], expected, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(found[:, 1], expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logits_at[:, 0], expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logits_at[:, 1], expected, atol=1e-6, rtol=1e-6)
     assert (expected - adapt(network, stream(), NoAdaptation()).logits).abs().max() > 1e-3
 
 
@@ -105,34 +102,29 @@ def test_tent_without_a_step_is_batch_statistics():
 def test_a_method_for_one_image_takes_the_mean_of_a_batchs_losses(method):
     network, statistics = networks.source_statistics("resnet")
     loop = InnerLoop(steps=1, lr=1e-2, clip=0.5)
-    found = adapt_stream(network, stream(), method, loop, batch_size=BATCH, statistics=statistics)
-    slow = copy.deepcopy(network).eval()
-    chosen = list(select_parameters(slow, "encoder").values())
-    own, logits, names = (
-        torch.optim.SGD(chosen, lr=1e-2),
-        [],
-        [str(index) for index in range(COUNT)],
-    )
+    result = adapt_stream(network, stream(), method, loop, batch_size=BATCH, statistics=statistics)
+    slow, logits = copy.deepcopy(network).eval(), []
+    parameters = list(select_parameters(slow, "encoder").values())
+    optimizer = torch.optim.SGD(parameters, lr=1e-2)
     for part in BATCHES:
-        views = method.views(
-            slow, stream()[part], [torch_generator(0, "views", name, 0) for name in names[part]]
-        )
-        losses = [method.loss(slow, each, statistics, ())[0] for each in views]
-        own.zero_grad()
+        names = [str(index) for index in range(COUNT)[part]]
+        generators = [torch_generator(0, "views", name, 0) for name in names]
+        views = method.views(slow, stream()[part], generators)
+        losses = [method.loss(slow, of_image, statistics, ())[0] for of_image in views]
+        optimizer.zero_grad()
         torch.stack(losses).mean().backward()
-        nn.utils.clip_grad_norm_(chosen, 0.5)
-        own.step()
+        nn.utils.clip_grad_norm_(parameters, 0.5)
+        optimizer.step()
         with torch.no_grad():
             logits.append(slow(stream()[part]).logits)
-        assert found.losses[part, 0].tolist() == pytest.approx(
-            [loss.item() for loss in losses], rel=1e-6
-        )
-    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
+        expected = [loss.item() for loss in losses]
+        assert result.losses[part, 0].tolist() == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(result.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
 
 
 @dataclass(frozen=True)
 class Counting(Method):
-    """Its loss is the number of steps seen so far, times the mean logit."""
+    """The loss is the number of the step times the mean square of the logits."""
 
     protocols = ("online",)
     whole_batch = True
@@ -147,18 +139,18 @@ class Counting(Method):
 def test_state_flows_from_step_to_step_and_from_batch_to_batch():
     network, _ = networks.source_statistics("resnet")
     loop = InnerLoop(steps=2, lr=0.0)
-    found = adapt_stream(network, stream(), Counting(), loop, batch_size=BATCH)
+    result = adapt_stream(network, stream(), Counting(), loop, batch_size=BATCH)
+    losses = torch.stack([result.losses[part.start] for part in BATCHES])
     with torch.no_grad():
-        own = torch.stack(
-            [network.eval()(stream()[part]).logits.square().mean() for part in BATCHES]
-        )
-    ratio = torch.stack([found.losses[part.start] for part in BATCHES]) / own[:, None]
-    torch.testing.assert_close(ratio, torch.arange(1.0, 7).double().view(3, 2))
+        logits = [network.eval()(stream()[part]).logits for part in BATCHES]
+    squares = torch.stack([batch.square().mean() for batch in logits])
+    steps = torch.arange(1.0, 7).double().view(3, 2)
+    torch.testing.assert_close(losses / squares[:, None], steps)
 
 
 @dataclass(frozen=True)
 class OnlyFirst(Counting):
-    """It learns from the first step it sees, and has no gradient ever after."""
+    """There is a gradient at the first step alone."""
 
     def loss(self, net, views, statistics, state):
         return (state == 0) * net(views).logits.square().mean(), state + 1
@@ -166,19 +158,19 @@ class OnlyFirst(Counting):
 
 @pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.9), ("adam", 0.0)])
 def test_a_batch_that_teaches_nothing_moves_nothing(optimizer, momentum):
-    """No step is taken, as where SAR, EATA or DeYO select nothing: neither momentum nor Adam's averages roll on."""
+    """No step is taken, not even by momentum, as when SAR, EATA or DeYO select no image."""
     network, _ = networks.source_statistics("resnet")
     loop = InnerLoop(steps=1, lr=1e-2, optimizer=optimizer, momentum=momentum)
-    same = stream(3)[[0, 1, 2, 0, 1, 2, 0, 1, 2]]
-    found = adapt_stream(network, same, OnlyFirst(), loop, batch_size=BATCH).logits
-    assert (found[:3] - adapt(network, same[:3], NoAdaptation()).logits).abs().max() > 1e-3
-    assert torch.equal(found[:3], found[3:6])
-    assert torch.equal(found[:3], found[6:])
+    images = stream(3)[[0, 1, 2, 0, 1, 2, 0, 1, 2]]
+    logits = adapt_stream(network, images, OnlyFirst(), loop, batch_size=BATCH).logits
+    assert (logits[:3] - adapt(network, images[:3], NoAdaptation()).logits).abs().max() > 1e-3
+    assert torch.equal(logits[:3], logits[3:6])
+    assert torch.equal(logits[:3], logits[6:])
 
 
 @dataclass(frozen=True)
 class Failing(Counting):
-    """Its loss is finite at the first step of a batch of three and infinite at the second."""
+    """The loss is finite at the first step and infinite at the second."""
 
     def loss(self, net, views, statistics, state):
         return net(views).logits.square().mean() * (1 if state == 0 else torch.inf), state + 1
@@ -186,42 +178,34 @@ class Failing(Counting):
 
 def test_a_batch_that_fails_on_the_way_keeps_its_losses_in_shape():
     network, _ = networks.source_statistics("resnet")
-    found = adapt_stream(
-        network, stream(3), Failing(), InnerLoop(steps=4, lr=1e-3), batch_size=BATCH
-    )
-    assert found.losses.shape == (3, 4)
-    assert found.losses[:, 0].isfinite().all()
-    assert found.losses[:, 1:].isinf().all()
-    assert found.fell_back.all()
-    assert torch.equal(found.logits, found.source_logits)
+    loop = InnerLoop(steps=4, lr=1e-3)
+    result = adapt_stream(network, stream(3), Failing(), loop, batch_size=BATCH)
+    assert result.losses.shape == (3, 4)
+    assert result.losses[:, 0].isfinite().all()
+    assert result.losses[:, 1:].isinf().all()
+    assert result.fell_back.all()
+    assert torch.equal(result.logits, result.source_logits)
 
 
-def test_a_batch_that_cannot_be_learnt_from_gets_the_source_predictions_and_leaves_the_weights_finite():
+def test_a_batch_with_a_loss_that_is_not_finite_gets_the_source_predictions():
     network, statistics = networks.source_statistics("resnet")
     images = stream()
     images[3] = float("nan")  # the second batch
-    loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", normalisation=Normalisation("image"))
-    found = adapt_stream(network, images, TENT(), loop, batch_size=BATCH, statistics=statistics)
-    assert found.fell_back.tolist() == [False] * 3 + [True] * 2 + [False] * 2
-    assert torch.equal(found.logits[4], found.source_logits[4])
-    assert found.logits[5:].isfinite().all()
-    skipped = adapt_stream(
-        network, stream()[[0, 1, 2, 5, 6, 6]], TENT(), loop, batch_size=BATCH, statistics=statistics
-    )
-    whole = adapt_stream(
-        network,
-        images[[0, 1, 2, 3, 3, 3, 5, 6, 6]],
-        TENT(),
-        loop,
-        batch_size=BATCH,
-        statistics=statistics,
-    )
-    torch.testing.assert_close(whole.logits[6:], skipped.logits[3:])  # as if it had not come
+    loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", normalisation="image")
+    settings = {"batch_size": BATCH, "statistics": statistics}
+    result = adapt_stream(network, images, TENT(), loop, **settings)
+    assert result.fell_back.tolist() == [False] * 3 + [True] * 2 + [False] * 2
+    assert torch.equal(result.logits[4], result.source_logits[4])
+    assert result.logits[5:].isfinite().all()
+    # The batches after it are as without it.
+    without = adapt_stream(network, images[[0, 1, 2, 5, 6, 6]], TENT(), loop, **settings)
+    with_it = adapt_stream(network, images[[0, 1, 2, 3, 3, 3, 5, 6, 6]], TENT(), loop, **settings)
+    torch.testing.assert_close(with_it.logits[6:], without.logits[3:])
 
 
 @dataclass(frozen=True)
 class Overflowing(Method):
-    """Its second step is finite, and throws the weights out of all bounds."""
+    """The second step has a finite loss and makes the weights overflow."""
 
     protocols = ("online",)
     whole_batch = True
@@ -236,42 +220,41 @@ class Overflowing(Method):
 def test_weights_that_overflow_go_back_to_the_source_and_the_stream_goes_on():
     network, _ = networks.source_statistics("resnet")
     loop = InnerLoop(steps=1, lr=1e3, momentum=0.9, trainable="norm")
-    found = adapt_stream(network, stream(), Overflowing(), loop, batch_size=BATCH)
-    assert found.losses.isfinite().all()
-    assert found.fell_back.tolist() == [False] * 3 + [True] * 2 + [False] * 2
-    torch.testing.assert_close(found.logits[3:5], found.source_logits[3:5])
+    result = adapt_stream(network, stream(), Overflowing(), loop, batch_size=BATCH)
+    assert result.losses.isfinite().all()
+    assert result.fell_back.tolist() == [False] * 3 + [True] * 2 + [False] * 2
+    torch.testing.assert_close(result.logits[3:5], result.source_logits[3:5])
     alone = adapt_stream(
         network, stream()[5:], Overflowing(), loop, batch_size=BATCH, image_ids=[5, 6]
     )
-    torch.testing.assert_close(found.logits[5:], alone.logits)
+    torch.testing.assert_close(result.logits[5:], alone.logits)
 
 
 def test_views_are_averaged_on_a_stream_too():
     network, _ = networks.source_statistics("resnet")
     loop = InnerLoop(average=3)
-    found = adapt_stream(network, stream(), NoAdaptation(), loop, batch_size=BATCH).logits
-    torch.testing.assert_close(found, adapt(network, stream(), NoAdaptation(), loop).logits)
-    own = adapt_stream(network, stream(), ViewAverage(3), batch_size=BATCH).logits
-    torch.testing.assert_close(own, adapt(network, stream(), ViewAverage(3)).logits)
+    logits = adapt_stream(network, stream(), NoAdaptation(), loop, batch_size=BATCH).logits
+    torch.testing.assert_close(logits, adapt(network, stream(), NoAdaptation(), loop).logits)
+    logits = adapt_stream(network, stream(), ViewAverage(3), batch_size=BATCH).logits
+    torch.testing.assert_close(logits, adapt(network, stream(), ViewAverage(3)).logits)
 
 
 def test_no_images_are_refused():
     network, _ = networks.source_statistics("resnet")
-    for refused in (adapt, adapt_stream):
+    for function in (adapt, adapt_stream):
         with pytest.raises(UserError, match=r"^expected images, found none$"):
-            refused(network, stream()[:0], TENT())
+            function(network, stream()[:0], TENT())
 
 
 def test_what_cannot_be_looked_at_is_refused():
     network, _ = networks.source_statistics("resnet")
-    with pytest.raises(
-        UserError,
-        match=r"ActMAD.* is defined for episodic, found online; use tttlab\.adaptation\.adapter\.adapt",
-    ):
+    message = (
+        r"ActMAD.* is defined for episodic, found online; use tttlab\.adaptation\.adapter\.adapt"
+    )
+    with pytest.raises(UserError, match=message):
         adapt_stream(network, stream(), ActMAD())
-    with pytest.raises(
-        UserError, match=r"average: 2 views cannot replace the prediction that LAME"
-    ):
+    message = "average: 2 views cannot replace the prediction that LAME"
+    with pytest.raises(UserError, match=message):
         adapt_stream(network, stream(), LAME(), InnerLoop(average=2))
     with pytest.raises(UserError, match=r"after 0 and all 4 steps, found \[2\]"):
         adapt_stream(network, stream(), TENT(), InnerLoop(steps=4), record=(0, 2))
@@ -279,95 +262,81 @@ def test_what_cannot_be_looked_at_is_refused():
 
 def test_entropy_of_a_die_and_of_certainty():
     method, sure = TENT(), torch.tensor([[1e3, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    for logits, expected in (
+    cases = (
         (0 * sure, np.log(4)),
         (sure, 0.0),
         (torch.cat([0 * sure, sure]), np.log(4) / 2),
-    ):
+    )
+    for logits, expected in cases:
         loss, _ = method.loss(lambda _views, logits=logits: networks_outputs(logits), None, {}, ())
         assert loss.item() == pytest.approx(expected, abs=1e-12)
-        assert loss.item() == pytest.approx(
-            F.cross_entropy(logits, logits.softmax(-1)).item(), abs=1e-12
-        )
+        cross_entropy = F.cross_entropy(logits, logits.softmax(-1))
+        assert loss.item() == pytest.approx(cross_entropy.item(), abs=1e-12)
 
 
 class TestSAR:
     def test_a_sharpness_aware_step_from_two_gradients_by_hand(self):
-        """The filter chooses again at the upper point: its images are those reliable there."""
+        """The filter is applied again at the perturbed weights."""
         network, statistics = networks.source_statistics("resnet")
         method = SAR(margin=0.957, reset_below=0.0)
-        loop = InnerLoop(
-            steps=1, lr=1e-2, trainable="norm", sharpness=0.05, normalisation=Normalisation("image")
-        )
-        found = adapt_stream(
+        loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", sharpness=0.05, normalisation="image")
+        result = adapt_stream(
             network, stream(), method, loop, batch_size=BATCH, statistics=statistics
         )
         slow = by_batch_statistics(copy.deepcopy(network).eval())
-        chosen, logits, counts = list(select_parameters(slow, "norm").values()), [], []
+        parameters, logits, counts = list(select_parameters(slow, "norm").values()), [], []
 
         def gradients(part):
             entropies = entropy(slow(stream()[part]).logits)
             reliable = entropies < 0.957 * np.log(networks.CLASSES)
             counts.append((int(reliable.sum()), len(reliable)))
-            return torch.autograd.grad(entropies[reliable].mean(), chosen)
+            return torch.autograd.grad(entropies[reliable].mean(), parameters)
 
         for part in BATCHES:
-            here, first = [parameter.detach().clone() for parameter in chosen], gradients(part)
-            length = torch.cat([part.flatten() for part in first]).norm()
+            weights, first = [value.detach().clone() for value in parameters], gradients(part)
+            length = torch.cat([slope.flatten() for slope in first]).norm()
             with torch.no_grad():
-                for parameter, slope in zip(chosen, first, strict=True):
+                for parameter, slope in zip(parameters, first, strict=True):
                     parameter += 0.05 * slope / length
             second = gradients(part)
             with torch.no_grad():
-                for parameter, before, slope in zip(chosen, here, second, strict=True):
+                for parameter, before, slope in zip(parameters, weights, second, strict=True):
                     parameter.copy_(before - 1e-2 * slope)
                 logits.append(slow(stream()[part]).logits)
         assert all(kept > 0 for kept, _ in counts)
-        assert sum(kept < size for kept, size in counts) >= 2  # the filter had something to do
-        torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
+        assert sum(kept < size for kept, size in counts) >= 2  # the filter removed images
+        torch.testing.assert_close(result.logits, torch.cat(logits), atol=1e-6, rtol=1e-6)
 
     def test_unreliable_images_teach_nothing(self):
-        logits = torch.tensor(
-            [[0.0, 0, 0, 0], [9.0, 0, 0, 0]], dtype=torch.float64, requires_grad=True
-        )
-        loss, state = SAR().loss(
-            lambda _views: networks_outputs(logits), None, {}, SAR().init_state()
-        )
+        logits = torch.tensor([[0.0, 0, 0, 0], [9.0, 0, 0, 0]], dtype=torch.float64)
+        logits.requires_grad_()
+        state = SAR().init_state()
+        loss, state = SAR().loss(lambda _views: networks_outputs(logits), None, {}, state)
         assert loss.item() == state.item() == pytest.approx(entropy(logits[1]).item())
         (slope,) = torch.autograd.grad(loss, logits)
         assert not slope[0].any()
         assert slope[1].any()
-        none, kept = SAR().loss(
-            lambda _views: networks_outputs(logits[:1]), None, {}, torch.tensor(0.7)
-        )
-        assert (none.item(), kept.item()) == (0.0, pytest.approx(0.7))
+        state = torch.tensor(0.7)
+        loss, state = SAR().loss(lambda _views: networks_outputs(logits[:1]), None, {}, state)
+        assert (loss.item(), state.item()) == (0.0, pytest.approx(0.7))
 
     def test_the_source_weights_come_back_before_the_collapse(self):
-        """With a threshold that no loss can reach, every batch starts from the source weights, and without momentum."""
+        """A threshold that no loss reaches resets weights and momentum before every batch."""
         network, statistics = networks.source_statistics("resnet")
-        loop = InnerLoop(
-            steps=1, lr=1e-2, momentum=0.9, trainable="norm", normalisation=Normalisation("image")
-        )
+        loop = InnerLoop(steps=1, lr=1e-2, momentum=0.9, trainable="norm", normalisation="image")
+        settings = {"batch_size": BATCH, "statistics": statistics}
         method = SAR(margin=2.0, reset_below=100.0)
-        found = adapt_stream(
-            network, stream(), method, loop, batch_size=BATCH, statistics=statistics, record=(0, 1)
-        )
-        torch.testing.assert_close(found.logits, found.logits_at[:, 0])
-        free = adapt_stream(
-            network,
-            stream(),
-            SAR(margin=2.0, reset_below=0.0),
-            loop,
-            batch_size=BATCH,
-            statistics=statistics,
-        )
-        assert not torch.allclose(free.logits, found.logits)
+        result = adapt_stream(network, stream(), method, loop, **settings, record=(0, 1))
+        torch.testing.assert_close(result.logits, result.logits_at[:, 0])
+        method = SAR(margin=2.0, reset_below=0.0)
+        without_resets = adapt_stream(network, stream(), method, loop, **settings)
+        assert not torch.allclose(without_resets.logits, result.logits)
 
 
 class TestT3A:
     def test_against_a_loop_over_images_and_classes(self):
         network, _ = networks.source_statistics("resnet")
-        found = adapt_stream(network, stream(9), T3A(filter_size=2), batch_size=3).logits
+        results = adapt_stream(network, stream(9), T3A(filter_size=2), batch_size=3).logits
         weights, bias = (value.detach().numpy() for value in network.classifier.parameters())
         supports = [(row, weights @ row + bias) for row in weights]
         with torch.no_grad():
@@ -377,23 +346,18 @@ class TestT3A:
             supports += list(zip(features, logits, strict=True))
             centroids = []
             for label in range(networks.CLASSES):
-                own = [
-                    (entropy(torch.tensor(scores)).item(), feature)
+                of_class = [
+                    (entropy(torch.tensor(scores)).item(), feature / np.linalg.norm(feature))
                     for feature, scores in supports
                     if scores.argmax() == label
                 ]
-                kept = [
-                    feature / np.linalg.norm(feature)
-                    for _, feature in sorted(own, key=lambda pair: pair[0])[:2]
-                ]
+                of_class.sort(key=lambda pair: pair[0])
+                kept = [feature for _, feature in of_class[:2]]
                 centroid = np.sum(kept, axis=0) if kept else np.zeros(weights.shape[1])
                 centroids.append(centroid / max(np.linalg.norm(centroid), 1e-12))
-            np.testing.assert_allclose(
-                found[3 * batch : 3 * batch + 3],
-                features @ np.array(centroids).T,
-                rtol=1e-8,
-                atol=1e-10,
-            )
+            scores = features @ np.array(centroids).T
+            part = results[3 * batch : 3 * batch + 3]
+            np.testing.assert_allclose(part, scores, rtol=1e-8, atol=1e-10)
 
     def test_it_remembers_what_came_before(self):
         network, _ = networks.source_statistics("resnet")
@@ -447,12 +411,11 @@ class TestLAME:
         ],
     )
     def test_assignments_are_those_of_the_authors_code(self, symmetric, expected):
-        """Their functions, run on these features and logits: two nearest neighbours, with and without forced symmetry."""
+        """With two nearest neighbours, with and without forced symmetry."""
         log_q = self.LOGITS.double().log_softmax(-1)
-        found = assign(log_q, neighbor_affinities(self.FEATURES, 2, symmetric), 100).exp()
-        torch.testing.assert_close(
-            found[:, :2], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=2e-7
-        )
+        z = assign(log_q, neighbor_affinities(self.FEATURES, 2, symmetric), 100).exp()
+        expected = torch.tensor(expected, dtype=torch.float64)
+        torch.testing.assert_close(z[:, :2], expected, rtol=0, atol=2e-7)
         assert LAME().symmetric is False
 
     def test_affinities_join_nearest_neighbours_one_way_or_both(self):
@@ -464,7 +427,7 @@ class TestLAME:
         torch.testing.assert_close(neighbor_affinities(features, 1, symmetric=True), both)
 
     def test_the_fixed_point_of_symmetric_affinities_minimises_the_objective(self):
-        """Its gradient over softmax-parametrised assignments, by autograd, is zero there."""
+        """The gradient of the objective, over the logits of the assignments, is zero there."""
         logits = networks.images(1, seed=3).flatten()[:24].double().view(8, 3).mul(4)
         log_q, w = logits.log_softmax(-1), neighbor_affinities(logits, 3, symmetric=True)
 
@@ -472,20 +435,19 @@ class TestLAME:
             z = log_z.exp()
             return (z * (log_z - log_q)).sum() - (w * (z @ z.T)).sum() / 2
 
-        found = assign(log_q, w, 1000)
-        free = found.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(objective(free.log_softmax(-1)), free)
+        log_z = assign(log_q, w, 1000)
+        logits = log_z.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(objective(logits.log_softmax(-1)), logits)
         assert slope.abs().max() < 1e-4
-        assert objective(found) < objective(log_q)
+        assert objective(log_z) < objective(log_q)
 
     def test_neighbours_outvote_a_doubtful_image(self):
         log_q = torch.tensor([[4.0, 0], [4.0, 0], [4.0, 0], [-0.2, 0]]).log_softmax(-1)
         w = torch.ones(4, 4).fill_diagonal_(0)
         assert log_q.argmax(1).tolist() == [0, 0, 0, 1]
         assert assign(log_q, w, 100).argmax(1).tolist() == [0, 0, 0, 0]
-        torch.testing.assert_close(
-            assign(log_q, 0 * w, 100), log_q
-        )  # without neighbours nothing changes
+        # Without neighbours nothing changes.
+        torch.testing.assert_close(assign(log_q, 0 * w, 100), log_q)
 
 
 def networks_outputs(logits):

@@ -1,4 +1,4 @@
-"""A method in a user's own package: found without being imported, told what is wrong with it, and rerun when it changes."""
+"""A method in a user's own package: found without an import, checked, and rerun on changes."""
 
 import importlib
 import json
@@ -48,7 +48,10 @@ IMPORTED = "raise AssertionError('imported')\n"
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package that must not be imported, ``<name>.methods.sharp``, in the folder that Python looks into first."""
+    """A package with the method ``<name>.methods.sharp``, which raises an error if it is imported.
+
+    Its folder is the first in Python's path.
+    """
     name = f"own_{uuid.uuid4().hex}"
     folder = tmp_path / name
     (folder / "methods").mkdir(parents=True)  # without __init__.py, a namespace
@@ -66,13 +69,14 @@ def package(tmp_path, monkeypatch):
 
 
 def read(folder, alone=False, **run):
-    """The project's own settings with one run more, ``own``; alone: beside the control, and for one model."""
+    """Read the project's settings with an additional run ``own``.
+
+    With ``alone`` there are no other runs but the control, and one model.
+    """
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
     if alone:
-        values["adapt"]["runs"], values["models"] = (
-            {"none": {"method": "none"}},
-            {"mae_vit": values["models"]["mae_vit"]},
-        )
+        values["adapt"]["runs"] = {"none": {"method": "none"}}
+        values["models"] = {"mae_vit": values["models"]["mae_vit"]}
     values["adapt"]["runs"]["own"] = run
     with (folder / "params.yaml").open("w") as file:
         YAML().dump(values, file)
@@ -81,16 +85,13 @@ def read(folder, alone=False, **run):
 
 def test_its_settings_are_checked_without_importing_it(package, tmp_path):
     method = f"{package.name}.methods.sharp"
-    found = read(tmp_path, method=method, temperature=2.0, steps=3).run_settings("own", "mae_vit")
-    assert (found.method, found.settings, found.adapter.steps) == (method, {"temperature": 2.0}, 3)
-    with pytest.raises(
-        UserError,
-        match=r"^adapt\.runs\.own\.temperature: expected a number greater than 0, found -1",
-    ):
+    run = read(tmp_path, method=method, temperature=2.0, steps=3).run_settings("own", "mae_vit")
+    assert (run.method, run.settings, run.loop.steps) == (method, {"temperature": 2.0}, 3)
+    message = r"^adapt\.runs\.own\.temperature: expected a number greater than 0, found -1"
+    with pytest.raises(UserError, match=message):
         read(tmp_path, method=method, temperature=-1.0)
-    with pytest.raises(
-        UserError, match=r"^adapt\.runs\.own\.temprature: unknown key; did you mean 'temperature'\?"
-    ):
+    message = r"^adapt\.runs\.own\.temprature: unknown key; did you mean 'temperature'\?"
+    with pytest.raises(UserError, match=message):
         read(tmp_path, method=method, temprature=1.0)
     assert not [name for name in sys.modules if name.startswith(package.name)]
 
@@ -132,21 +133,17 @@ def test_what_is_wrong_is_told_with_its_place_in_the_file(
 
 
 def test_a_protocol_that_it_does_not_know_is_told(package, tmp_path):
-    (package / "methods" / "sharp.py").write_text(
-        METHOD.replace('("episodic", "online")', '("online",)')
-    )
-    with pytest.raises(
-        UserError,
-        match=r"^adapt\.runs\.own\.method: own_.* is defined for online, found adapt\.protocol",
-    ):
+    text = METHOD.replace('("episodic", "online")', '("online",)')
+    (package / "methods" / "sharp.py").write_text(text)
+    message = r"^adapt\.runs\.own\.method: own_.* is defined for online, found adapt\.protocol"
+    with pytest.raises(UserError, match=message):
         read(tmp_path, method=f"{package.name}.methods.sharp")
 
 
 def test_what_it_lacks_when_it_is_imported_is_told(package):
     (package / "__init__.py").write_text("import no_such_thing\n")
-    with pytest.raises(
-        UserError, match=r"its module cannot be imported \(No module named 'no_such_thing'\)"
-    ):
+    message = r"its module cannot be imported \(No module named 'no_such_thing'\)"
+    with pytest.raises(UserError, match=message):
         load_method(f"{package.name}.methods.sharp")
 
 
@@ -163,14 +160,10 @@ def test_its_code_is_hashed_with_all_that_it_imports(package):
     module = f"{package.name}.methods.sharp"
     names = list(method_code(module))
     assert names[0] == module
-    assert {name for name in names if name.startswith("own_")} == {
-        package.name,
-        f"{package.name}.tools",
-        module,
-    }
-    assert {"tttlab.adaptation.method", "tttlab.networks.network"} <= set(
-        names
-    )  # what these import too
+    own = {package.name, f"{package.name}.tools", module}
+    assert {name for name in names if name.startswith("own_")} == own
+    # A module that it imports, and one that this imports.
+    assert {"tttlab.adaptation.method", "tttlab.networks.network"} <= set(names)
 
 
 @pytest.mark.parametrize("text", ["def f(:\n", "from ....beyond import x\n"])
@@ -180,23 +173,18 @@ def test_a_file_that_it_imports_and_that_cannot_be_imported_is_named(package, te
         method_code(f"{package.name}.methods.sharp")
 
 
+SIGNATURE = "def scale(logits, temperature):\n"
+RETURN = "    return logits / temperature\n"
+
+
 @pytest.mark.parametrize(
     ("text", "same"),
     [
-        (
-            "def scale(logits, temperature):\n    # a comment\n    return (logits /\n            temperature)\n",
-            True,
-        ),
-        (
-            '"""Said."""\ndef scale(logits, temperature):\n    """Said."""\n    return logits / temperature\n',
-            True,
-        ),
-        ("def scale(logits, temperature):\n    return temperature / logits\n", False),
-        ("def scale(logits, temperature=1):\n    return logits / temperature\n", False),
-        (
-            "TEXT = 'Said.'\ndef scale(logits, temperature):\n    return logits / temperature\n",
-            False,
-        ),
+        (f"{SIGNATURE}    # a comment\n    return (logits /\n            temperature)\n", True),
+        (f'"""Said."""\n{SIGNATURE}    """Said."""\n{RETURN}', True),
+        (f"{SIGNATURE}    return temperature / logits\n", False),
+        (f"def scale(logits, temperature=1):\n{RETURN}", False),
+        (f"TEXT = 'Said.'\n{SIGNATURE}{RETURN}", False),
     ],
 )
 def test_what_is_said_is_not_what_is_executed(package, text, same):
@@ -208,27 +196,21 @@ def test_what_is_said_is_not_what_is_executed(package, text, same):
 
 
 def test_a_docstring_that_is_read_is_executed(package):
-    found = []
-    for said in ("one", "two"):
+    def code(docstring: str) -> str:
         (package / "tools.py").write_text(
-            f'def scale(x, temperature):\n    "{said}"\n    return x * len(scale.__doc__)\n'
+            f'def scale(x, temperature):\n    "{docstring}"\n    return x * len(scale.__doc__)\n'
         )
         read_module.cache_clear()
-        found.append(method_code(f"{package.name}.methods.sharp")[f"{package.name}.tools"])
-    assert found[0] != found[1]
+        return method_code(f"{package.name}.methods.sharp")[f"{package.name}.tools"]
+
+    assert code("one") != code("two")
 
 
 def test_what_has_changed_is_told_by_run():
-    tent, flip = (
-        {"tttlab.methods.tent": "a", "tttlab.adaptation.method": "b"},
-        {"my.flip": "c", "my.tools": "d"},
-    )
-    before = {
-        "none": {"m": tent},
-        "own": {"m": flip},
-        "gone": {"m": tent},
-        "other": {"m": tent, "n": flip},
-    }
+    tent = {"tttlab.methods.tent": "a", "tttlab.adaptation.method": "b"}
+    flip = {"my.flip": "c", "my.tools": "d"}
+    both = {"m": tent, "n": flip}
+    before = {"none": {"m": tent}, "own": {"m": flip}, "gone": {"m": tent}, "other": both}
     assert tell_changes(before, {"none": {"m": tent}, "own": {"m": flip, "n": flip}}) == [
         "no method's code has changed"
     ]
@@ -241,20 +223,21 @@ def test_what_has_changed_is_told_by_run():
     assert tell_changes(before, after) == [
         "new runs: 'new' (tent, my.flip)",
         "runs with another method: 'own' (tent instead of my.flip)",
-        "runs whose method's code has changed: 'none' (tttlab.adaptation.method), 'other' (my.more, my.tools)",
+        "runs whose method's code has changed: "
+        "'none' (tttlab.adaptation.method), 'other' (my.more, my.tools)",
     ]
 
 
 @pytest.fixture
 def outputs(tmp_path, monkeypatch):
-    """A folder of results; → what the stage tries, in place of trying it."""
+    """Make a folder of results; give the list of what the stage would have tried."""
     monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
     tried = []
-    monkeypatch.setattr(
-        untrained,
-        "try_runs",
-        lambda _params, model, names: tried.extend((model, name) for name in names),
-    )
+
+    def try_runs(_params, model, names) -> None:
+        tried.extend((model, name) for name in names)
+
+    monkeypatch.setattr(untrained, "try_runs", try_runs)
     return tried
 
 
@@ -270,64 +253,49 @@ def outputs(tmp_path, monkeypatch):
 def test_an_edit_is_one_runs_alone(package, tmp_path, outputs, capsys, edited, changed):
     params = read(tmp_path, method=f"{package.name}.methods.sharp")
 
-    def note():
+    def run_stage():
         read_module.cache_clear()
         outputs.clear()
         stage.run(params)
-        return {
-            path.stem: path.read_text()
-            for path in (tmp_path / "outputs" / "methods").glob("*.json")
-        }
+        files = (tmp_path / "outputs" / "methods").glob("*.json")
+        return {path.stem: path.read_text() for path in files}
 
-    before = note()
+    before = run_stage()
     assert set(before) == set(params.adapt.runs)
     assert set(outputs) == set(params.pairs)
-    assert (
-        next(iter(json.loads(before["ssl"])["mae_vit"])) == "tttlab.methods.mae"
-    )  # the alias is each model's objective
-    assert next(iter(json.loads(before["ssl"])["simclr_convnet"])) == "tttlab.methods.simclr"
-    assert note() == before
+    modules = json.loads(before["ssl"])  # `ssl` is the method of each model's objective
+    assert next(iter(modules["mae_vit"])) == "tttlab.methods.mae"
+    assert next(iter(modules["simclr_convnet"])) == "tttlab.methods.simclr"
+    assert run_stage() == before
     assert capsys.readouterr().out.splitlines()[-1] == "no method's code has changed"
     assert not outputs
     with (package / edited).open("a") as file:
         file.write("edited = True\n")
-    after = note()
+    after = run_stage()
     assert [run for run in before if after[run] != before[run]] == changed
     assert sorted(outputs) == [(model, run) for model in sorted(params.models) for run in changed]
-    module = ".".join([package.name, *edited.removesuffix(".py").split("/")]).removesuffix(
-        ".__init__"
-    )
-    told = (
-        f"runs whose method's code has changed: 'own' ({module})"
-        if changed
-        else "no method's code has changed"
-    )
-    assert capsys.readouterr().out.splitlines()[-1] == told
-    (tmp_path / "outputs" / "methods" / "gone.json").write_text("{}")  # a run that was taken out
-    assert set(note()) == set(before)
+    expected = "no method's code has changed"
+    if changed:
+        module = ".".join([package.name, *edited.removesuffix(".py").split("/")])
+        module = module.removesuffix(".__init__")
+        expected = f"runs whose method's code has changed: 'own' ({module})"
+    assert capsys.readouterr().out.splitlines()[-1] == expected
+    (tmp_path / "outputs" / "methods" / "gone.json").write_text("{}")  # of a run that was removed
+    assert set(run_stage()) == set(before)
 
 
 def test_other_settings_are_tried_anew_and_change_no_code(package, tmp_path, outputs, capsys):
-    method = f"{package.name}.methods.sharp"
-    stage.run(read(tmp_path, method=method, temperature=1.0))
-    outputs.clear()
-    stage.run(
-        read(tmp_path, method=method, temperature=1.0, lr=0.5, steps=3, average=0)
-    )  # of no consequence
+    def run_stage(**settings) -> None:
+        outputs.clear()
+        stage.run(read(tmp_path, method=f"{package.name}.methods.sharp", **settings))
+
+    run_stage(temperature=1.0)
+    run_stage(temperature=1.0, lr=0.5, steps=3, average=0)  # settings that cannot fail
     assert not outputs
-    stage.run(
-        read(tmp_path, method=method, temperature=2.0, per_model={"mae_vit": {"temperature": 1.0}})
-    )
+    run_stage(temperature=2.0, per_model={"mae_vit": {"temperature": 1.0}})
     assert outputs == [("simclr_convnet", "own")]
-    outputs.clear()
-    stage.run(
-        read(
-            tmp_path,
-            method=method,
-            temperature=2.0,
-            per_model={"mae_vit": {"temperature": 1.0, "trainable": "norm"}},
-        )
-    )
+    per_model = {"mae_vit": {"temperature": 1.0, "trainable": "norm"}}
+    run_stage(temperature=2.0, per_model=per_model)
     assert outputs == [("mae_vit", "own")]
     assert capsys.readouterr().out.splitlines()[-1] == "no method's code has changed"
 
@@ -335,28 +303,27 @@ def test_other_settings_are_tried_anew_and_change_no_code(package, tmp_path, out
 def test_where_nothing_is_new_torch_is_not_imported(package, tmp_path, outputs):
     stage.run(read(tmp_path, method=f"{package.name}.methods.sharp"))
     code = (
-        "import sys; from pathlib import Path; from pipeline import methods; from tttlab.config.params import read_params; "
+        "import sys; from pathlib import Path; from pipeline import methods; "
+        "from tttlab.config.params import read_params; "
         "methods.run(read_params(Path('params.yaml'))); "
         "print([name for name in ('torch', 'timm', 'numpy') if name in sys.modules])"
     )
-    where = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{tmp_path}"}
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=where,
+        env={"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{tmp_path}"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout.splitlines()) == (
-        0,
-        ["no method's code has changed", "[]"],
-    ), done.stderr
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines() == ["no method's code has changed", "[]"], finished.stderr
 
 
 LOSS = "return entropy(scale(net(views).logits, self.temperature)).mean(), state"
 VALUE = "value = entropy(net(views).logits).mean()"
 VIEWS = "def views(self, network, images, generators): return"
+PREDICT = "def predict(self, net, image, views, statistics): return"
 BROKEN = {
     "a branch": (
         f"{VALUE}\n        if value > 0: value = -value\n        return value, state",
@@ -364,7 +331,8 @@ BROKEN = {
     ),
     "noise": (
         "return net(views + torch.randn_like(views)).logits.mean(), state",
-        "loss (line 24) draws random numbers; draw them in `views`, from the generators that are given there",
+        "loss (line 24) draws random numbers; draw them in `views`, "
+        "from the generators that are given there",
     ),
     "a loss per view": (
         "return entropy(net(views).logits), state",
@@ -387,7 +355,7 @@ BROKEN = {
         "views must give tensors whose first dimension counts the images",
     ),
     "a rule": (
-        f"{LOSS}\n\n    def predict(self, net, image, views, statistics): return net(image[None]).logits",
+        f"{LOSS}\n\n    {PREDICT} net(image[None]).logits",
         "predict must return logits of shape (10,), found a tensor of shape (1, 10)",
     ),
 }
@@ -399,9 +367,8 @@ def test_a_broken_method_is_told_by_hook_and_line_before_any_training(
 ):
     text, expected = BROKEN[kind]
     (package / "__init__.py").write_text("")
-    (package / "methods" / "sharp.py").write_text(
-        METHOD.replace(LOSS, text).replace("from typing", "import torch\nfrom typing", 1)
-    )
+    text = METHOD.replace(LOSS, text).replace("from typing", "import torch\nfrom typing", 1)
+    (package / "methods" / "sharp.py").write_text(text)
     monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
     method = f"{package.name}.methods.sharp"
     with pytest.raises(UserError) as caught:
@@ -441,16 +408,18 @@ def test_large_images_are_tried_small_and_only_as_they_are_refused(package, tmp_
     file, sizes = package / "methods" / "sharp.py", []
     monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
     build = untrained.build_untrained
-    monkeypatch.setattr(
-        untrained, "build_untrained", lambda *found: (sizes.append(found[-1]), build(*found))[1]
-    )
+
+    def build_untrained(*arguments):
+        sizes.append(arguments[-1])
+        return build(*arguments)
+
+    monkeypatch.setattr(untrained, "build_untrained", build_untrained)
     params = read(tmp_path, alone=True, method=f"{package.name}.methods.sharp")
     params = params.model_copy(update={"data": params.data.model_copy(update={"image_size": 96})})
     stage.run(params)
     assert sizes == [64]
-    file.write_text(
-        METHOD.replace(LOSS, f"if views.shape[-1] < 96: raise ValueError\n        {LOSS}")
-    )
+    refusing = f"if views.shape[-1] < 96: raise ValueError\n        {LOSS}"
+    file.write_text(METHOD.replace(LOSS, refusing))
     sys.modules.pop(f"{package.name}.methods.sharp")
     read_module.cache_clear()
     stage.run(params)
@@ -465,38 +434,33 @@ def test_large_images_are_tried_small_and_only_as_they_are_refused(package, tmp_
 def test_dvc_tries_methods_first_and_reruns_what_follows_a_changed_one_and_nothing_else(
     package, tmp_path
 ):
-    """The project's stage itself, before a stage per run that stands for all that follow."""
+    """With the project's stage ``methods``, and small stages in place of those after it."""
     read(tmp_path, alone=True, method=f"{package.name}.methods.sharp")
     (package / "__init__.py").write_text("")
-    known = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
-    own = known["methods"] | {
-        "cmd": f"{sys.executable} -m pipeline.methods",
-        "deps": ["pipeline/methods.py"],
+    of_project = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    command = {"cmd": f"{sys.executable} -m pipeline.methods", "deps": ["pipeline/methods.py"]}
+    inputs = [path for path in of_project["prepare"]["deps"] if path.startswith("outputs/")]
+    for_a_run = {"cmd": "echo ran ${key}", "deps": ["outputs/methods/${key}.json"]}
+    stages = {
+        "prepare": {"cmd": "echo ran prepare", "deps": inputs},
+        "methods": of_project["methods"] | command,
+        "tune": {"foreach": "${adapt.runs}", "do": for_a_run},
     }
-    waits = [path for path in known["prepare"]["deps"] if path.startswith("outputs/")]
-    following = {"cmd": "echo ran ${key}", "deps": ["outputs/methods/${key}.json"]}
-    stages = {"prepare": {"cmd": "echo ran prepare", "deps": waits}, "methods": own}
     with (tmp_path / "dvc.yaml").open("w") as file:
-        YAML().dump(
-            {"stages": stages | {"tune": {"foreach": "${adapt.runs}", "do": following}}}, file
-        )
-    shutil.copytree(
-        ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__")
-    )
+        YAML().dump({"stages": stages}, file)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=ignore)
     (tmp_path / "src").symlink_to(ROOT / "src")
 
     def dvc(*words, fails=""):
         command = [sys.executable, "-m", "dvc", *words]
-        done = subprocess.run(
+        finished = subprocess.run(
             command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
         )
-        assert (done.returncode != 0) == bool(fails), done.stderr
-        assert fails in done.stderr
-        return {
-            line.removeprefix("ran ")
-            for line in done.stdout.splitlines()
-            if line.startswith("ran ")
-        }
+        assert (finished.returncode != 0) == bool(fails), finished.stderr
+        assert fails in finished.stderr
+        lines = [line for line in finished.stdout.splitlines() if line.startswith("ran ")]
+        return {line.removeprefix("ran ") for line in lines}
 
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text(
@@ -505,7 +469,7 @@ def test_dvc_tries_methods_first_and_reruns_what_follows_a_changed_one_and_nothi
     tools = package / "tools.py"
     text = tools.read_text()
     tools.write_text("scale = None\n")
-    assert dvc("repro", fails="own, method own_") == set()  # not even what needs no method
+    assert dvc("repro", fails="own, method own_") == set()  # not even `prepare`
     tools.write_text(text)
     assert dvc("repro") == {"prepare", "none", "own"}
     tools.write_text(f'"""Said."""\n{text}')

@@ -1,4 +1,4 @@
-"""Every layer against a loop over images with the ordinary layer: values and gradients."""
+"""Values and gradients of every layer, against a loop over images with the ordinary layer."""
 
 import contextlib
 
@@ -19,17 +19,12 @@ IMAGES, VIEWS = 4, 3
 
 class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        query, key, value = (
-            x.unflatten(1, (2, -1))
-            .unflatten(-1, (2, -1))
-            .transpose(2, 3)[:, 0]
-            .expand(3, -1, -1, -1, -1)
-        )
-        return F.scaled_dot_product_attention(query, key, value)
+        heads = x.unflatten(1, (2, -1)).unflatten(-1, (2, -1)).transpose(2, 3)[:, 0]
+        return F.scaled_dot_product_attention(heads, heads, heads)
 
 
 class SelfAttention(nn.Module):
-    """PyTorch's own, as its transformers use it, or in another way that is left to ``vmap``."""
+    """PyTorch's own, as in its transformers or with options that are left to ``vmap``."""
 
     def __init__(self, **options):
         super().__init__()
@@ -40,7 +35,7 @@ class SelfAttention(nn.Module):
 
 
 class Residual(nn.Module):
-    """Works in place, as timm's blocks do."""
+    """In-place operations, as in timm's blocks."""
 
     def __init__(self):
         super().__init__()
@@ -52,6 +47,7 @@ class Residual(nn.Module):
         return self.act(y)
 
 
+MASK = torch.arange(5.0, dtype=torch.double).expand(5, 5)
 LAYERS = {
     "conv": (nn.Conv2d(8, 6, 3, padding=1), (8, 5, 5)),
     "conv stride": (nn.Conv2d(8, 6, 3, stride=2, padding=(1, 0), bias=False), (8, 6, 5)),
@@ -74,56 +70,46 @@ LAYERS = {
     "attention": (Attention(), (10, 8)),
     "multi-head attention": (SelfAttention(need_weights=False), (5, 8)),
     "multi-head attention with weights": (SelfAttention(), (5, 8)),
-    "multi-head attention with a mask": (
-        SelfAttention(attn_mask=torch.arange(5.0, dtype=torch.double).expand(5, 5)),
-        (5, 8),
-    ),
+    "multi-head attention with a mask": (SelfAttention(attn_mask=MASK), (5, 8)),
     "in place": (Residual(), (8, 4, 4)),
 }
 
 
 def prepared(name: str) -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
-    """A layer in double precision with plausible statistics, inputs ``(B, V, …)``, and per-image parameters ``(B, …)``."""
+    """A layer in double precision, inputs ``(B, V, …)``, and per-image parameters ``(B, …)``."""
     layer, shape = LAYERS[name]
     layer = layer.double().eval()
     generator = torch.Generator().manual_seed(5)
     for key, buffer in layer.named_buffers():
         if buffer.is_floating_point():
-            buffer.copy_(
-                torch.rand(buffer.shape, generator=generator, dtype=torch.float64)
-                + 0.5 * key.endswith("var")
-            )
+            values = torch.rand(buffer.shape, generator=generator, dtype=torch.float64)
+            buffer.copy_(values + 0.5 * key.endswith("var"))
     x = torch.randn(IMAGES, VIEWS, *shape, generator=generator, dtype=torch.float64)
-    own = {
-        key: value.detach()
-        + 0.3 * torch.randn(IMAGES, *value.shape, generator=generator, dtype=torch.float64)
-        for key, value in layer.named_parameters()
-    }
-    return layer, x, own
+    parameters = {}
+    for key, value in layer.named_parameters():
+        noise = torch.randn(IMAGES, *value.shape, generator=generator, dtype=torch.float64)
+        parameters[key] = value.detach() + 0.3 * noise
+    return layer, x, parameters
 
 
 def values_and_gradients(call, layer, x, parameters):
-    leaves = [
-        x.clone().requires_grad_(),
-        *(value.clone().requires_grad_() for value in parameters.values()),
-    ]
+    leaves = [value.clone().requires_grad_() for value in (x, *parameters.values())]
     result = call(layer, leaves[0], dict(zip(parameters, leaves[1:], strict=True)))
     weights = torch.linspace(-1, 1, result.numel(), dtype=torch.float64).view(result.shape)
     return result, *torch.autograd.grad((result * weights).sum(), leaves)
 
 
 def one_by_one(layer, x, parameters):
-    rows = [
+    results = [
         functional_call(layer, {key: value[i] for key, value in parameters.items()}, (x[i],))
         for i in range(len(x))
     ]
-    return torch.stack(rows)
+    return torch.stack(results)
 
 
 def together(layer, x, parameters):
-    return over_images(lambda parameters, x: functional_call(layer, parameters, (x,)))(
-        parameters, x
-    )
+    call = over_images(lambda parameters, x: functional_call(layer, parameters, (x,)))
+    return call(parameters, x)
 
 
 @pytest.mark.parametrize("order", ["images first", "views first"])
@@ -134,12 +120,9 @@ def test_a_layer_equals_a_loop_over_images(name, own, order):
     if order == "views first":
         x = x.transpose(0, 1).contiguous().transpose(0, 1)
     parameters = parameters if own else {}
-    for found, expected in zip(
-        values_and_gradients(together, layer, x, parameters),
-        values_and_gradients(one_by_one, layer, x, parameters),
-        strict=True,
-    ):
-        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+    results = values_and_gradients(together, layer, x, parameters)
+    expected = values_and_gradients(one_by_one, layer, x, parameters)
+    torch.testing.assert_close(results, expected, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -151,25 +134,21 @@ def test_weights_that_all_images_still_share_have_gradients_of_their_own(name):
     leaves = {
         key: value.expand(IMAGES, *value.shape).requires_grad_() for key, value in source.items()
     }
-    found = torch.autograd.grad(together(layer, x, leaves).square().sum(), list(leaves.values()))
+    loss = together(layer, x, leaves).square().sum()
+    gradients = torch.autograd.grad(loss, list(leaves.values()))
     for image in range(IMAGES):
-        own = {key: value.clone().requires_grad_() for key, value in source.items()}
-        expected = torch.autograd.grad(
-            functional_call(layer, own, (x[image],)).square().sum(), list(own.values())
-        )
-        for one, other in zip(found, expected, strict=True):
-            torch.testing.assert_close(one[image], other, atol=1e-10, rtol=1e-10)
+        copies = {key: value.clone().requires_grad_() for key, value in source.items()}
+        loss = functional_call(layer, copies, (x[image],)).square().sum()
+        expected = torch.autograd.grad(loss, list(copies.values()))
+        of_image = tuple(gradient[image] for gradient in gradients)
+        torch.testing.assert_close(of_image, expected, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize(("outputs", "side"), [(6, 7), (64, 2)], ids=["grouped", "matrix product"])
 def test_the_gradient_of_a_convolution_against_finite_differences(outputs, side):
-    generator = torch.Generator().manual_seed(8)
-    x = torch.randn(
-        2, 3, 2, side, side, generator=generator, dtype=torch.float64, requires_grad=True
-    )
-    weight = torch.randn(
-        3, outputs, 2, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True
-    )
+    options = {"generator": torch.Generator().manual_seed(8), "dtype": torch.float64}
+    x = torch.randn(2, 3, 2, side, side, requires_grad=True, **options)
+    weight = torch.randn(3, outputs, 2, 2, 2, requires_grad=True, **options)
 
     def convolve(x, weight):
         return PerImageConv2d.apply(x, weight, (1, 1), (1, 1), (1, 1), 1)
@@ -180,9 +159,8 @@ def test_the_gradient_of_a_convolution_against_finite_differences(outputs, side)
 def test_only_some_parameters_of_a_layer_may_be_an_images_own():
     layer, x, parameters = prepared("conv")
     bias = {"bias": parameters["bias"]}
-    torch.testing.assert_close(
-        together(layer, x, bias), one_by_one(layer, x, bias), atol=1e-10, rtol=1e-10
-    )
+    expected = one_by_one(layer, x, bias)
+    torch.testing.assert_close(together(layer, x, bias), expected, atol=1e-10, rtol=1e-10)
 
 
 def test_gradients_taken_inside_the_loss_and_maps_inside_the_map_are_left_to_torch():
@@ -195,9 +173,8 @@ def test_gradients_taken_inside_the_loss_and_maps_inside_the_map_are_left_to_tor
         return vmap(lambda view: functional_call(layer, parameters, (view[None],))[0])(x)
 
     torch.testing.assert_close(over_images(slope)(parameters, x), vmap(slope)(parameters, x))
-    torch.testing.assert_close(
-        over_images(each_view)(parameters, x), one_by_one(layer, x, parameters)
-    )
+    expected = one_by_one(layer, x, parameters)
+    torch.testing.assert_close(over_images(each_view)(parameters, x), expected)
 
 
 def test_outside_of_vmap_nothing_changes():
@@ -219,17 +196,21 @@ def test_a_layer_that_fails_leaves_no_trace():
 )
 def test_a_layer_without_parameters_of_an_images_own_goes_beneath_vmap_too(name, monkeypatch):
     layer, x, _ = prepared(name)
-    beneath, calls = per_image._beneath, []
-    monkeypatch.setattr(per_image, "_beneath", lambda *call: calls.append(call) or beneath(*call))
+    beneath, calls = per_image.apply_beneath, []
+    monkeypatch.setattr(
+        per_image, "apply_beneath", lambda *call: calls.append(call) or beneath(*call)
+    )
     over_images(layer)(x)
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["own", "shared"])
 def test_multi_head_attention_goes_beneath_vmap_by_its_parts(own, monkeypatch):
-    """Its fused attention has no rule for ``vmap``, which would go through the images one by one."""
+    """Its fused attention has no rule for ``vmap``, which would compute images one by one."""
     layer, x, parameters = prepared("multi-head attention")
-    beneath, calls = per_image._beneath, []
-    monkeypatch.setattr(per_image, "_beneath", lambda *call: calls.append(call) or beneath(*call))
+    beneath, calls = per_image.apply_beneath, []
+    monkeypatch.setattr(
+        per_image, "apply_beneath", lambda *call: calls.append(call) or beneath(*call)
+    )
     together(layer, x, parameters if own else {})
     assert len(calls) == 3

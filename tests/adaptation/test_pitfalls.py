@@ -1,7 +1,7 @@
-"""The published mistakes of per-image test-time training, and for each the tests that fail if it is made here.
+"""The published mistakes of per-image test-time training, with the tests that catch each of them.
 
-`PITFALLS` was found by making every mistake once, in a copy, and looking which tests fail. What no other file tries is tried
-here.
+The tests of `PITFALLS` were found by making every mistake once in a copy of the code. This file has
+the tests that are in no other file.
 """
 
 import ast
@@ -30,10 +30,10 @@ from tttlab.adaptation.adapter import Curve, adapt, wait_for
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
-from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.online import Learner, adapt_stream
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.task import Task
+from tttlab.config.inner_loop import Normalisation
 from tttlab.config.params import Params, read_params
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.views import log_mean_probabilities
@@ -58,37 +58,41 @@ from tttlab.shifts.streams import Stream
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = {path.name: path for path in (ROOT / "tests").rglob("test_*.py")}
 
-PITFALLS: dict[
-    int, tuple[str, tuple[str, ...]]
-] = {  # number in the list that was published → what, the tests
+# Number in the published list → the mistake and its tests.
+PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {
     1: (
         "NT-Xent on one image has no gradient",
         (
             "test_objectives.py::test_the_published_loss_has_no_gradient_on_one_image",
             "test_objectives.py::test_bank_contrast_equals_a_double_loop",
             "test_simsiam.py::test_one_image_has_a_gradient_at_the_first_step",
-            "test_rotation.py::test_one_image_has_a_gradient_and_its_prediction_moves_through_the_shared_stages_alone",
+            "test_rotation.py::test_one_image_has_a_gradient_and_its_prediction_moves_through_the_"
+            "shared_stages_alone",
             "test_contract.py::test_the_first_step_moves_every_image",
         ),
     ),
     2: (
-        "ActMAD's variance over a batch of one image does not exist; source and test image need one estimator",
+        "ActMAD's variance over a batch of one image does not exist; "
+        "source and test image need one estimator",
         (
             "test_methods.py::test_actmad_is_finite_on_one_image_and_equals_a_loop_over_layers",
             "test_methods.py::test_natural_discrepancy_by_hand",
             "test_taps.py::test_image_moments_equal_a_loop",
             "test_taps.py::test_the_batch_estimator_is_the_image_estimator_on_each_image",
-            "test_normalisation.py::test_source_statistics_of_the_running_estimate_agree_with_what_batch_norm_learnt",
+            "test_normalisation.py::"
+            "test_source_statistics_of_the_running_estimate_agree_with_what_batch_norm_learnt",
             "test_actmad_batch.py::test_a_batch_of_one_image_is_refused",
         ),
     ),
     3: (
-        "BatchNorm in training mode replaces its running statistics, couples images and raises on one position",
+        "BatchNorm in training mode replaces its running statistics, "
+        "couples images and raises on one position",
         (
             "test_contract.py::test_the_network_is_left_as_it_was",
             "test_contract.py::test_results_depend_on_the_image_alone",
             "test_adapter.py::test_which_parameters_move",
-            "test_contract.py::test_a_stream_depends_on_its_past_alone_and_leaves_the_network_as_it_was",
+            "test_contract.py::"
+            "test_a_stream_depends_on_its_past_alone_and_leaves_the_network_as_it_was",
             "test_normalisation.py::test_images_are_normalised_one_by_one_under_vmap",
             "test_normalisation.py::test_mixed_is_the_weighted_mean_of_both_statistics",
             "test_pitfalls.py::TestOnePosition::test_its_own_statistics_leave_the_bias",
@@ -98,7 +102,8 @@ PITFALLS: dict[
     4: (
         "Dropout stays on, the mode is not restored, or a view is classified in the image's place",
         (
-            "test_pitfalls.py::TestMode::test_nothing_is_dropped_while_adapting_and_the_mode_comes_back",
+            "test_pitfalls.py::TestMode::"
+            "test_nothing_is_dropped_while_adapting_and_the_mode_comes_back",
             "test_pitfalls.py::TestMode::test_nothing_is_dropped_while_measuring_the_source",
             "test_networks.py::test_evaluating_restores_every_modules_mode",
             "test_contract.py::test_the_network_is_left_as_it_was",
@@ -143,27 +148,33 @@ PITFALLS: dict[
             "test_contract.py::test_vectorised_equals_one_image_at_a_time",
             "test_adapter.py::test_backbones_that_depend_on_batch_mates_are_refused",
             "test_engine.py::test_an_image_is_not_touched_by_the_others_of_its_batch",
-            "test_backbones.py::test_every_method_moves_every_backbone_and_sees_one_image_at_a_time",
-            "test_contract.py::test_a_stream_depends_on_its_past_alone_and_leaves_the_network_as_it_was",
+            "test_backbones.py::"
+            "test_every_method_moves_every_backbone_and_sees_one_image_at_a_time",
+            "test_contract.py::"
+            "test_a_stream_depends_on_its_past_alone_and_leaves_the_network_as_it_was",
             "test_backbones.py::test_every_stream_method_moves_every_backbone_and_knows_no_future",
         ),
     ),
     9: (
-        "Random numbers depend on place, shard or a kill, or on no seed at all; the spread over seeds is not told",
+        "Random numbers depend on place, shard or a kill, or on no seed at all; "
+        "the spread over seeds is not told",
         (
             "test_contract.py::test_results_depend_on_the_image_alone",
             "test_contract.py::test_vectorised_equals_one_image_at_a_time",
             "test_adapter.py::test_the_same_seed_gives_the_same_views_and_another_seed_others",
-            "test_engine.py::test_random_views_are_fresh_for_every_image_and_the_same_for_the_same_seed",
+            "test_engine.py::"
+            "test_random_views_are_fresh_for_every_image_and_the_same_for_the_same_seed",
             "test_views.py::test_views_depend_on_their_own_stream_alone",
             "test_corruptions.py::test_streams_differ_by_image_seed_and_severity",
             "test_adapting.py::test_a_killed_sweep_goes_on_where_it_was_with_the_same_numbers",
             "test_adapting.py::test_workers_change_nothing",
             "test_adapting.py::test_ranks_and_a_kill_change_no_bit",
             "test_loaders.py::test_a_view_depends_on_its_own_key_alone",
-            "test_loaders.py::test_batches_do_not_depend_on_the_number_of_workers_and_every_epoch_has_its_own",
+            "test_loaders.py::"
+            "test_batches_do_not_depend_on_the_number_of_workers_and_every_epoch_has_its_own",
             "test_trainer.py::test_a_killed_training_goes_on_and_ends_with_the_same_numbers",
-            "test_checkpoints.py::test_initial_weights_follow_the_seed_and_leave_the_global_stream_alone",
+            "test_checkpoints.py::"
+            "test_initial_weights_follow_the_seed_and_leave_the_global_stream_alone",
             "test_metrics.py::TestSeveralSeeds::test_counts_and_spread",
         ),
     ),
@@ -181,12 +192,15 @@ PITFALLS: dict[
         ),
     ),
     11: (
-        "What is lost on clean images and under natural shifts is not measured, and nothing keeps it small",
+        "What is lost on clean images and under natural shifts is not measured, and "
+        "nothing keeps it small",
         (
             "test_adapting.py::test_shifts_are_clean_first_then_every_pair",
-            "test_shifted.py::test_the_clean_test_images_come_first_then_their_corruptions_then_the_sets",
+            "test_shifted.py::"
+            "test_the_clean_test_images_come_first_then_their_corruptions_then_the_sets",
             "test_shift_sets.py::test_cifar_10_1_has_versions_of_their_own_sizes_and_no_severity",
-            "test_pipeline.py::test_images_that_come_shifted_go_all_the_way_with_and_without_labels",
+            "test_pipeline.py::"
+            "test_images_that_come_shifted_go_all_the_way_with_and_without_labels",
             "test_metrics.py::TestSummarise::test_numbers_counted_by_hand",
             "test_tuning.py::test_a_setting_that_costs_clean_accuracy_loses_to_one_that_does_not",
             "test_gate.py::test_open_images_are_adapted_as_without_a_gate_and_shut_ones_not_at_all",
@@ -201,7 +215,8 @@ PITFALLS: dict[
             "test_online.py::TestSAR::test_the_source_weights_come_back_before_the_collapse",
             "test_online.py::test_a_batch_that_teaches_nothing_moves_nothing",
             "test_eata.py::TestFilters::test_at_first_the_reliable_ones_count_and_make_the_average",
-            "test_eata.py::TestFilters::test_then_those_that_resemble_the_average_before_this_batch_are_left_out",
+            "test_eata.py::TestFilters::"
+            "test_then_those_that_resemble_the_average_before_this_batch_are_left_out",
             "test_deyo.py::test_filters_and_weights_against_a_loop_over_images",
             "test_adacontrast.py::test_diversity_is_lowest_where_the_classes_are_equally_frequent",
         ),
@@ -215,8 +230,10 @@ PITFALLS: dict[
             "test_adapter.py::test_a_diverging_image_falls_back_alone",
             "test_adapter.py::test_an_image_that_diverges_on_the_way_falls_back_from_there_on",
             "test_adapter.py::test_a_gradient_that_is_not_finite_costs_its_image_the_adaptation",
-            "test_pitfalls.py::test_a_prediction_that_is_no_number_is_the_source_networks_though_all_losses_are",
-            "test_online.py::test_a_batch_that_cannot_be_learnt_from_gets_the_source_predictions_and_leaves_the_weights_finite",
+            "test_pitfalls.py::"
+            "test_a_prediction_that_is_no_number_is_the_source_networks_though_all_losses_are",
+            "test_online.py::"
+            "test_a_batch_with_a_loss_that_is_not_finite_gets_the_source_predictions",
             "test_online.py::test_a_batch_that_fails_on_the_way_keeps_its_losses_in_shape",
             "test_metrics.py::TestSummarise::test_numbers_counted_by_hand",
             "test_tracking.py::TestLogPredictions::test_agrees_with_the_evaluation",
@@ -234,7 +251,7 @@ PITFALLS: dict[
         "The encoder moves away from its classifier, or the head does not fit the encoder",
         (
             "test_adapter.py::test_which_parameters_move",
-            "test_adapting.py::test_the_settings_defaults_are_the_adapters",
+            "test_params.py::test_the_settings_defaults_are_the_inner_loops",
             "test_training.py::test_joint_gradient_is_the_sum_of_both",
             "test_training.py::test_each_mode_changes_its_own_parts_only",
             "test_training.py::test_refitting_trains_the_head_alone",
@@ -245,7 +262,8 @@ PITFALLS: dict[
         (
             "test_pitfalls.py::test_statistics_of_weights_that_have_changed_since_are_refused",
             "test_pipeline.py::test_statistics_of_another_checkpoint_are_refused",
-            "test_checkpoints.py::test_a_checkpoint_that_is_missing_or_put_together_wrongly_is_refused",
+            "test_checkpoints.py::"
+            "test_a_checkpoint_that_is_missing_or_put_together_wrongly_is_refused",
             "test_adapter.py::test_missing_statistics_are_named",
             "test_resuming.py::test_key_follows_stage_settings_and_inputs",
         ),
@@ -260,14 +278,16 @@ PITFALLS: dict[
             "test_tracking.py::TestStartRun::test_what_is_logged_can_be_read_back",
             "test_packaging.py::test_uv_and_pip_get_the_same_versions",
             "test_shift_sets.py::test_cifar_c_gives_every_corruption_at_every_severity_as_it_is",
-            "test_shifts.py::test_images_of_its_own_are_left_as_they_are_whatever_the_shift_is_called",
+            "test_shifts.py::"
+            "test_images_of_its_own_are_left_as_they_are_whatever_the_shift_is_called",
             "test_corruptions.py::test_jpeg_equals_pillow_at_that_quality",
             "test_metrics.py::TestGroups::test_corruption_and_severity_pool_the_right_rows",
             "test_report.py::TestAbout::test_says_what_was_tested_on_what",
         ),
     ),
     18: (
-        "With and without are not compared image by image, or chance is not corrected for the number of shifts",
+        "With and without are not compared image by image, "
+        "or chance is not corrected for the number of shifts",
         (
             "test_pipeline.py::test_every_run_is_judged_on_the_same_images_and_checkpoint",
             "test_metrics.py::TestSummarise::test_numbers_counted_by_hand",
@@ -286,17 +306,21 @@ PITFALLS: dict[
         (
             "test_adapting.py::test_labels_change_no_prediction",
             "test_arrivals.py::TestOrder::test_shuffled_is_a_permutation_of_seed_and_name",
-            "test_pitfalls.py::TestLabels::test_random_ones_change_no_prediction_of_a_stream_nor_of_its_gate",
+            "test_pitfalls.py::TestLabels::"
+            "test_random_ones_change_no_prediction_of_a_stream_nor_of_its_gate",
             "test_pitfalls.py::TestLabels::test_nothing_that_adapts_takes_any",
         ),
     ),
     20: (
-        "Cost is not told, not of what a GPU really did, or not beside what views give without training",
+        "Cost is not told, not of what a GPU really did, "
+        "or not beside what views give without training",
         (
             "test_pitfalls.py::TestCost::test_every_reading_of_the_clock_waits_for_the_device",
             "test_pitfalls.py::TestCost::test_waiting_is_for_what_a_gpu_was_given",
-            "test_pitfalls.py::TestCost::test_the_views_of_an_average_are_on_the_clock_whoever_shares_the_weights",
-            "test_pitfalls.py::TestCost::test_the_clock_stands_still_while_a_step_is_only_looked_at",
+            "test_pitfalls.py::TestCost::"
+            "test_the_views_of_an_average_are_on_the_clock_whoever_shares_the_weights",
+            "test_pitfalls.py::TestCost::"
+            "test_the_clock_stands_still_while_a_step_is_only_looked_at",
             "test_pitfalls.py::TestCost::test_the_peak_is_that_of_the_largest_group",
             "test_pitfalls.py::TestCost::test_where_the_peak_is_not_known_none_is_told",
             "test_pitfalls.py::test_views_without_training_are_as_many_as_training_sees",
@@ -336,13 +360,13 @@ PITFALLS: dict[
 
 @cache
 def declared_in(file: str) -> frozenset[str]:
-    """Names of a file's tests, those of a class as ``Class::test``."""
+    """List the functions of a test file, those of a class as ``Class::function``."""
     tree = ast.parse(TESTS[file].read_text(encoding="utf-8"))
-    inside = [(f"{node.name}::", node.body) for node in tree.body if isinstance(node, ast.ClassDef)]
-    parts = [("", tree.body), *inside]
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    bodies = [("", tree.body), *((f"{node.name}::", node.body) for node in classes)]
     return frozenset(
         prefix + node.name
-        for prefix, body in parts
+        for prefix, body in bodies
         for node in body
         if isinstance(node, ast.FunctionDef)
     )
@@ -363,7 +387,7 @@ def shifted(count: int = 4) -> Tensor:
 
 
 class TestOnePosition:
-    """Pitfall 3: on a map of one position PyTorch's BatchNorm in training mode raises."""
+    """Pitfall 3: PyTorch's BatchNorm in training mode raises an error on a map of one position."""
 
     @pytest.fixture
     def pixel(self):
@@ -373,38 +397,32 @@ class TestOnePosition:
         layer = OneLayer().eval()
         with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
             OneLayer().train()(pixel)
-        torch.testing.assert_close(
-            apply(layer, pixel, Normalisation("image")).flatten(), layer.encoder.norm.bias.detach()
-        )
+        result = apply(layer, pixel, Normalisation("image")).flatten()
+        torch.testing.assert_close(result, layer.encoder.norm.bias.detach())
 
     def test_mixed_statistics_are_mostly_the_sources(self, pixel):
         layer = OneLayer().eval()
         norm = layer.encoder.norm
-        mean, variance = (
-            0.9 * norm.running_mean + 0.1 * pixel.flatten(),
-            0.9 * (norm.running_var + 1e-5) + 0.1 * 1e-5,
-        )
-        found = apply(layer, pixel, Normalisation("mixed", prior=0.1))
-        torch.testing.assert_close(found, batch_norm(pixel, mean, variance, norm))
+        mean = 0.9 * norm.running_mean + 0.1 * pixel.flatten()
+        variance = 0.9 * (norm.running_var + 1e-5) + 0.1 * 1e-5
+        result = apply(layer, pixel, Normalisation("mixed", prior=0.1))
+        torch.testing.assert_close(result, batch_norm(pixel, mean, variance, norm))
 
 
 class TestMode:
-    """Pitfall 4: a network that comes with dropout and stochastic depth, and in training mode."""
+    """Pitfall 4: a network with dropout and stochastic depth, in training mode."""
 
     @pytest.fixture(params=["resnet", "vit"])
     def pair(self, request):
-        """The same weights twice: without anything random, and in training mode with it."""
+        """The same weights twice: without dropout, and with it in training mode."""
         plain, statistics = networks.source_statistics(request.param)
         drop = {"drop_rate": 0.4, "drop_path_rate": 0.4}
         if request.param == "vit":
-            drop |= {"proj_drop_rate": 0.4, "attn_drop_rate": 0.4}
-            encoder = build_encoder(
-                "vit_tiny_patch16_224", networks.SIZE, options=networks.VIT | drop
-            )
+            options = networks.VIT | drop | {"proj_drop_rate": 0.4, "attn_drop_rate": 0.4}
+            encoder = build_encoder("vit_tiny_patch16_224", networks.SIZE, options=options)
         else:
-            encoder = build_encoder(
-                "resnet18", networks.SIZE, stem="small", options=networks.RESNET | drop
-            )
+            options = networks.RESNET | drop
+            encoder = build_encoder("resnet18", networks.SIZE, stem="small", options=options)
         random = Network(encoder, networks.CLASSES, copy.deepcopy(plain.head)).double()
         random.load_state_dict(plain.state_dict())
         with torch.no_grad():
@@ -415,21 +433,14 @@ class TestMode:
     @pytest.mark.parametrize("run", [adapt, adapt_stream])
     def test_nothing_is_dropped_while_adapting_and_the_mode_comes_back(self, pair, run):
         plain, random, statistics = pair
-        method = (
-            SimCLRTraining(num_views=2)
-            if hasattr(plain.head, "project")
-            else MAETraining(num_views=2)
-        )
-        loop, before = (
-            InnerLoop(steps=2, lr=1e-2, clip=1.0, average=2),
-            copy.deepcopy(random.state_dict()),
-        )
+        kind = SimCLRTraining if hasattr(plain.head, "project") else MAETraining
+        method, loop = kind(num_views=2), InnerLoop(steps=2, lr=1e-2, clip=1.0, average=2)
+        before = copy.deepcopy(random.state_dict())
         expected = run(plain, shifted(), method, loop, statistics=statistics)
-        found = run(random, shifted(), method, loop, statistics=statistics)
+        result = run(random, shifted(), method, loop, statistics=statistics)
         for name in ("logits", "source_logits", "losses"):
-            torch.testing.assert_close(
-                getattr(found, name), getattr(expected, name), atol=1e-9, rtol=1e-9
-            )
+            values = getattr(result, name), getattr(expected, name)
+            torch.testing.assert_close(*values, atol=1e-9, rtol=1e-9)
         assert all(module.training for module in random.modules())
         assert all(torch.equal(value, before[key]) for key, value in random.state_dict().items())
 
@@ -443,23 +454,18 @@ class TestMode:
             pytest.skip(f"{name} does not run on this network")
 
         def measure(network):
-            measured = method.source_statistics(
-                network, batches
-            ) | source_statistics.layer_statistics(network, batches)
-            bank = hasattr(network.head, "project")
-            return measured | (
-                source_statistics.projection_bank(network, batches, 8) if bank else {}
-            )
+            statistics = dict(method.source_statistics(network, batches))
+            statistics |= source_statistics.layer_statistics(network, batches)
+            if hasattr(network.head, "project"):
+                statistics |= source_statistics.projection_bank(network, batches, 8)
+            return statistics
 
-        expected, found = measure(plain), measure(random)
-        assert set(found) == set(expected)
-        for key, value in found.items():
-            torch.testing.assert_close(value, expected[key], atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(measure(random), measure(plain), atol=1e-9, rtol=1e-9)
 
 
 @dataclass(frozen=True)
 class Growing(Method):
-    """Its loss is the mean square of the logits; its state counts the steps."""
+    """The loss is the mean square of the logits; the state counts the steps."""
 
     protocols = ("online",)
     whole_batch = True
@@ -473,7 +479,7 @@ class Growing(Method):
 
 @dataclass(frozen=True)
 class Returning(Growing):
-    """It goes back to the source weights once, after the first step."""
+    """Goes back to the source weights once, after the first step."""
 
     def after_step(self, parameters, source, state, generator):
         return (source if state == 1 else parameters), state
@@ -481,18 +487,18 @@ class Returning(Growing):
 
 @pytest.mark.parametrize(("optimizer", "momentum"), [("sgd", 0.9), ("adam", 0.0)])
 def test_after_a_reset_a_stream_goes_on_as_one_that_begins(optimizer, momentum):
-    """Pitfall 5: what the optimiser remembers belongs to the weights that are gone."""
+    """Pitfall 5: the optimiser's state belongs to the weights before the reset."""
     network, _ = networks.source_statistics("resnet")
     loop = InnerLoop(steps=1, lr=1e-2, optimizer=optimizer, momentum=momentum)
-    found = adapt_stream(network, shifted(6), Returning(), loop, batch_size=2)
-    assert torch.equal(found.logits[:2], found.source_logits[:2])
+    result = adapt_stream(network, shifted(6), Returning(), loop, batch_size=2)
+    assert torch.equal(result.logits[:2], result.source_logits[:2])
     begun = adapt_stream(network, shifted(6)[2:], Growing(), loop, batch_size=2)
-    torch.testing.assert_close(found.logits[2:], begun.logits, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(result.logits[2:], begun.logits, atol=1e-12, rtol=1e-12)
     assert (begun.logits - begun.source_logits).abs().max() > 1e-3
 
 
 def test_a_loss_that_draws_its_own_random_numbers_is_refused():
-    """Pitfall 6: under ``vmap`` they would be the same for all images, or others than one image at a time gets."""
+    """Pitfall 6: under ``vmap`` they would not be those that an image gets on its own."""
 
     class Dropping(ActMAD):
         def loss(self, net, views, statistics, state):
@@ -514,15 +520,17 @@ class Transfers(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
             *_, source = (value for value in args if isinstance(value, Tensor))
-            self.bytes += (
-                source.nbytes if (source.device.type, result.device.type) == ("cpu", "meta") else 0
-            )
+            if (source.device.type, result.device.type) == ("cpu", "meta"):
+                self.bytes += source.nbytes
         return result
 
 
 @pytest.mark.parametrize("name", contract.names())
 def test_views_are_made_where_the_image_lies(name):
-    """Pitfall 7: TTT-MAE makes them on the CPU and ships 77 MB per step; what may be sent is how they are drawn."""
+    """Pitfall 7: TTT-MAE makes them on the CPU and sends 77 MB per step.
+
+    Only the random numbers may be drawn on the CPU and sent.
+    """
     method = contract.load(name)
     if any(field.name == "num_views" for field in fields(method)):
         method = replace(method, num_views=6)
@@ -534,17 +542,15 @@ def test_views_are_made_where_the_image_lies(name):
         except UserError:
             continue
     images = networks.images(3).to("meta")
-    with Transfers() as sent:
-        views = method.views(
-            network, images, [torch_generator(0, "views", number) for number in range(3)]
-        )
+    generators = [torch_generator(0, "views", number) for number in range(3)]
+    with Transfers() as transfers:
+        views = method.views(network, images, generators)
     assert {leaf.device.type for leaf in tree_leaves(views)} == {"meta"}
-    copies = getattr(method, "num_views", 1)
-    assert sent.bytes < 0.1 * copies * images.nbytes
+    assert transfers.bytes < 0.1 * getattr(method, "num_views", 1) * images.nbytes
 
 
 def test_a_prediction_that_is_no_number_is_the_source_networks_though_all_losses_are():
-    """Pitfall 13: only the classifier breaks, which the loss reads before the first step and never again."""
+    """Pitfall 13: only the classifier breaks, which the loss reads before the first step alone."""
 
     class Breaking(ActMAD):
         def init_state(self):
@@ -557,21 +563,19 @@ def test_a_prediction_that_is_no_number_is_the_source_networks_though_all_losses
             return loss + torch.where(state > 0, 0.0, broken), state + 1
 
     network, statistics = networks.source_statistics("resnet")
-    images, loop = (
-        shifted(),
-        InnerLoop(steps=1, lr=1e-4, trainable=("encoder.layer1", "classifier")),
-    )
+    loop = InnerLoop(steps=1, lr=1e-4, trainable=("encoder.layer1", "classifier"))
+    images = shifted()
     images[2] = 1.0
-    found = adapt(network, images, Breaking(), loop, statistics=statistics, record=(1,))
-    assert found.losses.isfinite().all()
-    assert found.fell_back.tolist() == [False, False, True, False]
-    for logits in (found.logits, found.logits_at[:, 0]):
-        assert torch.equal(logits[2], found.source_logits[2])
-        assert (logits != found.source_logits).any(1).tolist() == [True, True, False, True]
+    result = adapt(network, images, Breaking(), loop, statistics=statistics, record=(1,))
+    assert result.losses.isfinite().all()
+    assert result.fell_back.tolist() == [False, False, True, False]
+    for logits in (result.logits, result.logits_at[:, 0]):
+        assert torch.equal(logits[2], result.source_logits[2])
+        assert (logits != result.source_logits).any(1).tolist() == [True, True, False, True]
 
 
 def test_the_step_in_use_is_told_though_another_was_better():
-    """Pitfall 10: ActMAD's code reports the best of all iterations, which here is called the oracle."""
+    """Pitfall 10: ActMAD's code reports the best of all iterations, which we call the oracle."""
     table = diagnosis.choices(step_rows().assign(used_step=0)).set_index("choice")
     assert table["step"].to_dict() == {"none": 0, "default": 0, "tuned": 0, "oracle": 1}
     assert table["accuracy"].to_dict() == {"none": 0.0, "default": 0.0, "tuned": 0.0, "oracle": 1.0}
@@ -588,21 +592,16 @@ def params(request, tmp_path) -> Params:
 
 
 def runs_of(params: Params):
-    """Every run of a file for every model it is for: its name, its settings, and its method."""
+    """Every run of a file for each of its models: name, settings and method."""
     for name in params.adapt.runs:
         for model in params.models_of(name):
             run = params.run_settings(name, model)
-            yield (
-                name,
-                run,
-                load_method(
-                    run.method, run.settings, objective=params.models[model].objective.model_dump()
-                ),
-            )
+            objective = params.models[model].objective.model_dump()
+            yield name, run, load_method(run.method, run.settings, objective=objective)
 
 
 def test_every_run_that_trains_has_its_learning_rate_chosen(params):
-    """Pitfall 14: the published ones lie between 1e-5 and 1e-1, each made for one loss and one network."""
+    """Pitfall 14: published rates lie between 1e-5 and 1e-1, each for one loss and one network."""
     for name, run, _ in runs_of(params):
         rates = run.search.get("lr", ())
         assert not run.trains or (params.tune.enabled and max(rates) > 2 * min(rates)), name
@@ -610,63 +609,48 @@ def test_every_run_that_trains_has_its_learning_rate_chosen(params):
 
 
 def test_every_file_compares_with_not_training(params):
-    """Pitfall 21: what the source network, other statistics and averaged views give image by image."""
-    untrained = [
-        (run.adapter, run.method)
-        for _, run, _ in runs_of(params)
-        if not run.trains and run.protocol == "episodic"
-    ]
-    assert any(
-        method == "none" and not own.average and own.normalisation == "source"
-        for own, method in untrained
-    )
-    assert any(own.normalisation in ("mixed", "image") for own, _ in untrained)
-    assert any(own.average or method == "views" for own, method in untrained)
+    """Pitfall 21: with the source network, with other statistics and with averaged views."""
+    runs = [run for _, run, _ in runs_of(params) if not run.trains and run.protocol == "episodic"]
+    sources = [run for run in runs if run.method == "none" and not run.loop.average]
+    assert "source" in {run.loop.normalisation for run in sources}
+    assert {"mixed", "image"} & {run.loop.normalisation for run in runs}
+    assert any(run.loop.average or run.method == "views" for run in runs)
 
 
 @pytest.mark.parametrize("params", READY, ids=[file.stem for file in READY], indirect=True)
 def test_views_without_training_are_as_many_as_training_sees(params):
-    """Pitfall 20: what training on more views gains, averaging over more might too."""
+    """Pitfall 20: averaging over more views might gain what training on more views gains."""
     runs = [(run, getattr(method, "num_views", None) or 1) for _, run, method in runs_of(params)]
-    averaged = max(max(run.adapter.average, views) for run, views in runs if not run.trains)
+    averaged = max(max(run.loop.average, views) for run, views in runs if not run.trains)
     assert averaged >= max(views for run, views in runs if run.trains)
 
 
 def test_statistics_of_weights_that_have_changed_since_are_refused(tmp_path):
-    """Pitfall 16: whatever else a network trained once more has in common with what it was."""
+    """Pitfall 16: even if nothing but the weights differs."""
     network, _ = trainings.build(trainings.SIMCLR)
     about = {"settings": trainings.SIMCLR, "classes": ("a", "b", "c"), "image_size": trainings.SIZE}
     before = checkpoints.save(network, tmp_path / "network", **about)["sha256"]
     measured = {"layer.mean_center": torch.arange(3.0)}
     source_statistics.save(measured, tmp_path / "statistics", checkpoint=before, images=20)
-    found = source_statistics.load(
-        tmp_path / "statistics", checkpoints.load(tmp_path / "network")[1]["sha256"]
-    )
-    assert torch.equal(found["layer.mean_center"], measured["layer.mean_center"])
+    checkpoint = checkpoints.load(tmp_path / "network")[1]["sha256"]
+    loaded = source_statistics.load(tmp_path / "statistics", checkpoint)
+    assert torch.equal(loaded["layer.mean_center"], measured["layer.mean_center"])
     with torch.no_grad():
         next(network.parameters()).view(-1)[0] += 1e-6
     after = checkpoints.save(network, tmp_path / "network", **about)["sha256"]
-    with pytest.raises(
-        UserError,
-        match=f"expected statistics of checkpoint {after[:12]}, found those of {before[:12]}",
-    ):
+    message = f"expected statistics of checkpoint {after[:12]}, found those of {before[:12]}"
+    with pytest.raises(UserError, match=message):
         source_statistics.load(tmp_path / "statistics", after)
 
 
 def test_a_network_says_which_versions_trained_it(tmp_path):
-    """Pitfall 17: numbers are those of a code, a library and a weights file."""
+    """Pitfall 17: numbers depend on the code, the libraries and the weights."""
     network, _ = trainings.build(trainings.SIMCLR)
-    checkpoints.save(
-        network,
-        tmp_path,
-        settings=trainings.SIMCLR,
-        classes=("a", "b", "c"),
-        image_size=trainings.SIZE,
-    )
-    _, about = checkpoints.load(tmp_path)
-    assert about["versions"] == {name: version(name) for name in ("torch", "timm", "lightly")} | {
-        "tttlab": version("ttt-lab")
-    }
+    about = {"settings": trainings.SIMCLR, "classes": ("a", "b", "c"), "image_size": trainings.SIZE}
+    checkpoints.save(network, tmp_path, **about)
+    libraries = {name: version(name) for name in ("torch", "timm", "lightly")}
+    _, loaded = checkpoints.load(tmp_path)
+    assert loaded["versions"] == libraries | {"tttlab": version("ttt-lab")}
 
 
 def test_the_hash_that_is_recorded_is_of_every_pixel():
@@ -680,20 +664,17 @@ def test_the_hash_that_is_recorded_is_of_every_pixel():
 
 
 class TestLabels:
-    """Pitfall 19: they do not reach what adapts."""
+    """Pitfall 19: labels do not reach the code that adapts."""
 
     @pytest.mark.parametrize("shifts", ["separate", "continual", "mixed"])
     def test_random_ones_change_no_prediction_of_a_stream_nor_of_its_gate(self, shifts, tmp_path):
         network, statistics = networks.source_statistics("resnet", torch.float32)
         pixels = (networks.images(6, seed=40).permute(0, 2, 3, 1) * 255).byte().numpy()
+        image_ids = tuple(f"img-{i}" for i in range(6))
         loop, tables = InnerLoop(steps=1, lr=1e-2, clip=1.0, trainable="norm"), []
-        for labels in (
-            np.arange(6) % networks.CLASSES,
-            np.random.default_rng(0).integers(networks.CLASSES, size=6),
-        ):
-            images = ImageSet(
-                pixels, labels, tuple(f"img-{i}" for i in range(6)), tuple("abcd"), source="made"
-            )
+        random = np.random.default_rng(0).integers(networks.CLASSES, size=6)
+        for labels in (np.arange(6) % networks.CLASSES, random):
+            images = ImageSet(pixels, labels, image_ids, tuple("abcd"), source="made")
             with Work(tmp_path / str(len(tables))) as work:
                 task = Task(network, TENT(), loop, statistics, seed=3)
                 stream, gate = Stream(4, shifts=shifts), Gate("distance", 1.0)
@@ -704,13 +685,10 @@ class TestLabels:
                     prefix="model",
                 )
             tables.append(table)
-        same = [
-            name
-            for name in tables[0].columns
-            if name not in ("label", "milliseconds", "gate_milliseconds")
-        ]
-        pd.testing.assert_frame_equal(tables[0][same], tables[1][same])
         assert (tables[0]["label"] != tables[1]["label"]).any()
+        different = ["label", "milliseconds", "gate_milliseconds"]
+        first, second = (table.drop(columns=different) for table in tables)
+        pd.testing.assert_frame_equal(first, second)
 
     def test_nothing_that_adapts_takes_any(self):
         hooks = [value for value in vars(Method).values() if inspect.isfunction(value)]
@@ -724,14 +702,13 @@ class TestLabels:
             *hooks,
         ]
         for function in functions:
-            words = " ".join(inspect.signature(function).parameters)
-            assert not any(word in words for word in ("label", "target", "truth", "class")), (
-                function
-            )
+            names = " ".join(inspect.signature(function).parameters)
+            labels = [word for word in ("label", "target", "truth", "class") if word in names]
+            assert not labels, function
 
 
 class TestCost:
-    """Pitfall 20: the clock waits for the GPU and stands still while somebody only looks; memory is the largest."""
+    """Pitfall 20: the time includes the GPU's work but no recording; the memory is the largest."""
 
     def test_every_reading_of_the_clock_waits_for_the_device(self, monkeypatch):
         network, statistics = networks.source_statistics("resnet")
@@ -743,20 +720,13 @@ class TestCost:
 
         monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=read))
         monkeypatch.setattr(adapter, "wait_for", lambda _device: events.append("wait"))
+        loop = InnerLoop(steps=1, trainable="norm")
         for run in (adapt, adapt_stream):
             events.clear()
-            run(
-                network,
-                shifted(),
-                TENT(),
-                InnerLoop(steps=1, trainable="norm"),
-                statistics=statistics,
-                record=(0, 1),
-            )
+            run(network, shifted(), TENT(), loop, statistics=statistics, record=(0, 1))
             assert events[:2] == ["wait", "read"]
-            assert all(
-                events[place - 1] == "wait" for place, event in enumerate(events) if event == "read"
-            )
+            reads = [position for position, event in enumerate(events) if event == "read"]
+            assert all(events[position - 1] == "wait" for position in reads)
 
     def test_waiting_is_for_what_a_gpu_was_given(self, monkeypatch):
         waited = []
@@ -769,7 +739,7 @@ class TestCost:
     def test_the_views_of_an_average_are_on_the_clock_whoever_shares_the_weights(
         self, run, monkeypatch
     ):
-        """Drawing them (2 s) and predicting with them (3 s, once more where the source weights are only looked at)."""
+        """Drawing takes 2 s and a prediction 3 s; that of the source weights does not count."""
         network, statistics = networks.source_statistics("resnet")
         now, draw, average = [0.0], predicting.random_views, log_mean_probabilities
         monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=lambda: now[0]))
@@ -785,9 +755,9 @@ class TestCost:
         for module in (predicting, online):
             monkeypatch.setattr(module, "log_mean_probabilities", costly(3.0, average))
         loop = InnerLoop(steps=1, lr=1e-3, trainable="norm", average=3)
-        found = run(network, shifted(4), TENT(), loop, statistics=statistics, record=(0, 1))
-        assert found.milliseconds.tolist() == [5000 / 4] * 4
-        assert found.milliseconds_at.tolist() == [[5000 / 4] * 2] * 4
+        result = run(network, shifted(4), TENT(), loop, statistics=statistics, record=(0, 1))
+        assert result.milliseconds.tolist() == [5000 / 4] * 4
+        assert result.milliseconds_at.tolist() == [[5000 / 4] * 2] * 4
 
     def test_the_clock_stands_still_while_a_step_is_only_looked_at(self, monkeypatch):
         now = [0.0]
@@ -803,7 +773,7 @@ class TestCost:
             curve.note(step, look)
         assert curve.spent() == 2000.0
         _, milliseconds = curve.collect(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3))
-        # As if it had been predicted after that many steps: with one prediction, of 5 s, for two images.
+        # The time of that many steps and of one prediction, which takes 5 s for two images.
         assert milliseconds.tolist() == [[(1000 + 5000) / 2, (2000 + 5000) / 2]] * 2
 
     def test_the_peak_is_that_of_the_largest_group(self, monkeypatch):
@@ -816,11 +786,8 @@ class TestCost:
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 0)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**30, 2**30))
         devices.forget_peak(device)
-        for groups in (
-            GroupSize(8),
-            GroupSize("auto"),
-            GroupSize("auto", timed=False),
-        ):  # `auto` counts every size anew
+        # `auto` measures the peak of every size on its own.
+        for groups in (GroupSize(8), GroupSize("auto"), GroupSize("auto", timed=False)):
             for size in (8, 8, 1):
                 with groups.open(size, device):
                     peak[0] = max(peak[0], (size if groups.growing else 3 * size) * 2**20)
@@ -829,6 +796,6 @@ class TestCost:
         assert devices.peak_memory(device) == 0.0
 
     def test_where_the_peak_is_not_known_none_is_told(self):
-        """A CPU's is that of a process's whole life, whatever it did before, and each worker has its own."""
+        """On a CPU it would be the peak since the process began, and each worker has its own."""
         devices.forget_peak(torch.device("cpu"))
         assert devices.peak_memory(torch.device("cpu")) is None

@@ -1,4 +1,4 @@
-"""The benchmarks at their smallest: every one runs, and says what it measures."""
+"""All benchmarks at their smallest size: they run and report what they measure."""
 
 import json
 import os
@@ -27,6 +27,19 @@ CASES = {case.name: case for case in list_cases(CPU)}
 SIDES = ("ours", "floor", "peer")
 
 
+def run_module(*command, cwd, **environment) -> subprocess.CompletedProcess:
+    path = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=cwd,
+        env=os.environ | path | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 def assert_png(path) -> None:
     with PIL.Image.open(path) as image:
         assert image.format == "PNG"
@@ -35,34 +48,19 @@ def assert_png(path) -> None:
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """The command that `make bench` runs, on photographs of our own; → (what it printed, what it wrote, the folder)."""
+    """The command of `make bench` on small photographs: (its output, its report, the folder)."""
     folder = tmp_path_factory.mktemp("smoke")
     for number, image in enumerate(networks.images(40).mul(255).byte().permute(0, 2, 3, 1).numpy()):
         file = folder / "cifar10" / "test" / "ab"[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(image).resize((32, 32)).save(file)
-    surroundings = os.environ | {
-        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
-        "TTTLAB_DATA": str(folder),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "benchmarks", "--smoke"]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=surroundings,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    finished = run_module(
+        "benchmarks", "--smoke", cwd=folder, TTTLAB_DATA=str(folder), OMP_NUM_THREADS="1"
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no word of the profiler's own
-    return (
-        done.stdout,
-        json.loads((folder / "outputs" / "smoke" / "benchmarks.json").read_text()),
-        folder,
-    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""  # the profiler's log is silenced
+    report = json.loads((folder / "outputs" / "smoke" / "benchmarks.json").read_text())
+    return finished.stdout, report, folder
 
 
 def test_every_case_is_timed_on_all_sides_and_its_ratios_are_those_of_the_times(smoke):
@@ -70,14 +68,10 @@ def test_every_case_is_timed_on_all_sides_and_its_ratios_are_those_of_the_times(
     rows = report["rows"]
     assert [row["name"] for row in rows] == list(CASES)
     for row in rows:
-        assert (row["images"], row["steps"], row["views"]) == (
-            SMOKE.images,
-            SMOKE.steps,
-            CASES[row["name"]].views,
-        )
-        assert row["floor_seconds"] == max(
-            row["floor_arithmetic_seconds"], row["floor_memory_seconds"]
-        )
+        size = row["images"], row["steps"], row["views"]
+        assert size == (SMOKE.images, SMOKE.steps, CASES[row["name"]].views)
+        floors = row["floor_arithmetic_seconds"], row["floor_memory_seconds"]
+        assert row["floor_seconds"] == max(floors)
         assert all(0 < row[f"{side}_seconds"] < 60 for side in SIDES)
         for ratio, sides in (
             ("ours_over_floor", ("ours", "floor")),
@@ -87,9 +81,8 @@ def test_every_case_is_timed_on_all_sides_and_its_ratios_are_those_of_the_times(
             assert 0 < low <= row[ratio] <= high < 1000
             assert row[ratio] == pytest.approx((low + high) / 2)  # the median of two repeats
             above, below = (row[f"{side}_seconds"] for side in sides)
-            assert (
-                low * (1 - 1e-9) <= above / below <= high * (1 + 1e-9)
-            )  # medians of two are means
+            # Medians of two values are means, and their ratio lies between the two ratios.
+            assert low * (1 - 1e-9) <= above / below <= high * (1 + 1e-9)
         assert row["largest_logit_difference"] < 1e-4
         assert row["name"] in printed
     assert_png(folder / "outputs" / "smoke" / "benchmarks.png")
@@ -99,30 +92,25 @@ def test_every_case_is_timed_on_all_sides_and_its_ratios_are_those_of_the_times(
 
 @pytest.mark.parametrize("name", [*list(CASES)[-4:], "resnet/views1/norm", "vit/views8/all"])
 def test_ours_and_the_peers_way_give_the_same_logits(name):
-    """In double precision, with steps that move the predictions a thousand times further than what is allowed to differ."""
+    """In double precision; the steps move the predictions a thousand times the tolerance."""
     case = replace(CASES[name].within(SMOKE), images=3, peer_images=3)
     torch.manual_seed(0)
-    network, images = (
-        case.build(case.size).double(),
-        torch.rand(3, 3, case.size, case.size, dtype=torch.float64),
-    )
-    statistics = {
-        key: value.double() for key, value in statistics_for(network.float(), case.size).items()
-    }
+    network = case.build(case.size).double()
+    images = torch.rand(3, 3, case.size, case.size, dtype=torch.float64)
+    statistics = statistics_for(network.float(), case.size)
+    statistics = {key: value.double() for key, value in statistics.items()}
     network.double()
-    one, other = (
-        ours(case, network, images, statistics, GroupSize(2)),
-        peer(case, network, images, statistics),
-    )
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+    logits = ours(case, network, images, statistics, GroupSize(2))
+    expected = peer(case, network, images, statistics)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-9)
     with torch.no_grad():
-        assert (one - network(images).logits).abs().max() > 1e-6
+        assert (logits - network(images).logits).abs().max() > 1e-6
 
 
 def test_memory_is_near_what_a_group_must_hold(smoke):
-    found = {row["name"]: row for row in smoke[1]["memory"]}
-    assert list(found) == [name for name in CASES if "views8" in name]
-    for name, row in found.items():
+    rows = {row["name"]: row for row in smoke[1]["memory"]}
+    assert list(rows) == [name for name in CASES if "views8" in name]
+    for name, row in rows.items():
         case, mebibyte = CASES[name], 2**20
         weights = row["group"] * 2 * state_bytes(case, case.build(case.size)) / mebibyte
         assert row["group"] == SMOKE.images
@@ -135,15 +123,15 @@ def test_memory_is_near_what_a_group_must_hold(smoke):
 def test_the_peak_is_of_what_is_held_together():
     kept = []
 
+    def allocate(mebibytes: int) -> torch.Tensor:
+        return torch.empty(mebibytes * 2**20, dtype=torch.uint8)
+
     def hold() -> None:
-        first, second = (
-            torch.empty(4 * 2**20, dtype=torch.uint8),
-            torch.empty(8 * 2**20, dtype=torch.uint8),
-        )
+        first, second = allocate(4), allocate(8)
         del first
-        third = torch.empty(2**20, dtype=torch.uint8)
+        third = allocate(1)
         del second, third
-        kept[:] = [torch.empty(2**20, dtype=torch.uint8)]
+        kept[:] = [allocate(1)]
 
     assert peak_bytes(hold, CPU) == 12 * 2**20
 
@@ -154,10 +142,11 @@ def test_cost_is_measured_along_every_sweep(smoke):
     values = table.groupby("sweep", sort=False)["value"].agg(list).to_dict()
     assert list(values) == list(scaling.SWEEPS)
     assert values["images"] == values["views"] == values["steps"] == [1, 2]
-    last, more = values["parameters"]  # the last stage's, then those of the stage before it too
-    layers = scaling.resnet(32).encoder
-    assert last == sum(value.numel() for value in layers.layer4.parameters()) / 1000
-    assert more == last + sum(value.numel() for value in layers.layer3.parameters()) / 1000
+    encoder = scaling.resnet(32).encoder
+    last_stage, two_stages = values["parameters"]
+    assert last_stage == sum(value.numel() for value in encoder.layer4.parameters()) / 1000
+    more = sum(value.numel() for value in encoder.layer3.parameters()) / 1000
+    assert two_stages == last_stage + more
 
 
 def test_photographs_are_decoded_corrupted_augmented_and_trained_on(smoke):
@@ -196,7 +185,7 @@ def test_every_engine_of_torch_ttt_is_timed_or_has_its_reason(smoke):
 
 
 def test_the_coverage_of_every_interval_is_simulated(tmp_path, monkeypatch, capsys):
-    """Bounds that a correct simulation misses once in ten thousand, were it not seeded."""
+    """A correct simulation with a random seed would miss the bounds once in ten thousand runs."""
     monkeypatch.chdir(tmp_path)
     coverage.main(["--smoke"])
     table = pd.read_csv(tmp_path / "outputs" / "smoke" / "coverage.csv")
@@ -206,20 +195,16 @@ def test_the_coverage_of_every_interval_is_simulated(tmp_path, monkeypatch, caps
     assert set(table[columns].itertuples(index=False, name=None)) == {
         tuple(vars(case).values()) for case in cases
     }
-    assert (
-        (table["low"] <= table["coverage"])
-        & (table["coverage"] <= table["high"])
-        & (table["width"] > 0)
-    ).all()
-    found = table.groupby(["method", table["seeds"] > 1])["coverage"]
+    assert (table["low"] <= table["coverage"]).all()
+    assert (table["coverage"] <= table["high"]).all()
+    assert (table["width"] > 0).all()
     reported = table.loc[table["method"] == "reported", "coverage"]
-    assert (
-        reported.min()
-        >= stats.binom.ppf(1e-4 / len(reported), SMOKE.data_sets, 0.93) / SMOKE.data_sets
-    )
+    fewest_covered = stats.binom.ppf(1e-4 / len(reported), SMOKE.data_sets, 0.93)
+    assert reported.min() >= fewest_covered / SMOKE.data_sets
     assert 0.94 < reported.median() < 0.99
-    assert found.min()["percentile bootstrap", False] < 0.3  # where flips are rare
-    assert found.min()["percentile, images", True] < 0.6  # where seeds differ
+    lowest = table.groupby(["method", table["seeds"] > 1])["coverage"].min()
+    assert lowest["percentile bootstrap", False] < 0.3  # where flips are rare
+    assert lowest["percentile, images", True] < 0.6  # where seeds differ
     assert f"{SMOKE.data_sets} data sets per case" in capsys.readouterr().out
     assert_png(tmp_path / "outputs" / "smoke" / "coverage.png")
 
@@ -230,11 +215,8 @@ def test_every_pass_whose_memory_is_told_can_be_done(name):
 
 
 def test_the_resident_set_is_that_of_a_process_of_its_own():
-    command = [sys.executable, "-m", "benchmarks.resident", "nothing"]
-    surroundings = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=120, check=True
-    )
-    name, count, _, peak, unit, *_ = done.stdout.split()
+    finished = run_module("benchmarks.resident", "nothing", cwd=ROOT)
+    assert finished.returncode == 0, finished.stderr
+    name, count, _, peak, unit, *_ = finished.stdout.split()
     assert (name, count, unit) == ("nothing", "1", "GiB")
     assert 0.1 < float(peak) < 3  # PyTorch itself, and 90 MB of weights

@@ -9,25 +9,22 @@ from benchmarks.bootstrap import paired_interval
 
 def interval(difference) -> np.ndarray:
     rows = len(difference)
-    return paired_interval(difference, np.arange(rows), np.zeros(rows, int), num_groups=1, seed=0)[
-        0
-    ]
+    images, groups = np.arange(rows), np.zeros(rows, int)
+    return paired_interval(difference, images, groups, num_groups=1, seed=0)[0]
 
 
 def test_one_shift_against_the_normal_formula():
     difference = np.random.default_rng(2).choice([-1, 0, 1], p=[0.1, 0.6, 0.3], size=1000)
     half = stats.norm.ppf(0.975) * difference.std() / math.sqrt(1000)
-    assert interval(difference) == pytest.approx(
-        [difference.mean() - half, difference.mean() + half], abs=0.003
-    )
+    expected = [difference.mean() - half, difference.mean() + half]
+    assert interval(difference) == pytest.approx(expected, abs=0.003)
 
 
 def test_one_shift_against_the_binomial_distribution():
-    # Wrong before, 12 of 50 right after: a resample's count is Binomial(50, 0.24), its quantiles are the interval.
+    # All wrong before, 12 of 50 right after: a resample's count is Binomial(50, 0.24).
     difference = np.repeat([1, 0], [12, 38])
-    assert interval(difference) == pytest.approx(
-        stats.binom.ppf([0.025, 0.975], 50, 0.24) / 50, abs=1e-9
-    )
+    expected = stats.binom.ppf([0.025, 0.975], 50, 0.24) / 50
+    assert interval(difference) == pytest.approx(expected, abs=1e-9)
 
 
 def test_many_shifts_against_scipy_on_image_means():
@@ -36,10 +33,9 @@ def test_many_shifts_against_scipy_on_image_means():
     reference = stats.bootstrap(
         (difference.mean(axis=1),), np.mean, method="percentile", n_resamples=20_000, rng=generator
     ).confidence_interval
-    found = paired_interval(
-        difference.ravel(), np.repeat(np.arange(60), 5), np.zeros(300, int), num_groups=1, seed=0
-    )
-    assert found[0] == pytest.approx(list(reference), abs=0.006)
+    images, groups = np.repeat(np.arange(60), 5), np.zeros(300, int)
+    intervals = paired_interval(difference.ravel(), images, groups, num_groups=1, seed=0)
+    assert intervals[0] == pytest.approx(list(reference), abs=0.006)
 
 
 def test_unequal_numbers_of_shifts_against_a_slow_loop():
@@ -48,16 +44,15 @@ def test_unequal_numbers_of_shifts_against_a_slow_loop():
     generator = np.random.default_rng(4)
     means = []
     for _ in range(20_000):
-        rows = np.concatenate(
-            [np.flatnonzero(images == drawn) for drawn in generator.integers(4, size=4)]
-        )
+        drawn = generator.integers(4, size=4)
+        rows = np.concatenate([np.flatnonzero(images == image) for image in drawn])
         means.append(difference[rows].mean())
-    found = paired_interval(difference, images, np.zeros(8, int), num_groups=1, seed=0)
-    assert found[0] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.02)
+    intervals = paired_interval(difference, images, np.zeros(8, int), num_groups=1, seed=0)
+    assert intervals[0] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.02)
 
 
 def test_blocks_of_draws_do_not_change_the_law():
-    # 3,000 images are drawn in several blocks; the interval must still be the normal one.
+    # 3,000 images are drawn in several blocks; the interval must still be the normal formula's.
     difference = np.random.default_rng(5).choice([0, 1], p=[0.9, 0.1], size=3000)
     half = stats.norm.ppf(0.975) * difference.std() / math.sqrt(3000)
     assert np.diff(interval(difference)) == pytest.approx(2 * half, rel=0.04)

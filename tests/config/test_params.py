@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.method_settings import declared, method_names
 from tttlab.config.params import read_params
 from tttlab.config.values import CORRUPTIONS, HELD_OUT, backbone_names, is_held_out
@@ -954,17 +955,30 @@ def test_a_missing_file(tmp_path):
 def test_run_settings_resolve_the_alias_and_overrides(read, methods):
     params = read()
     conv, vit = (params.run_settings("ssl", name, methods) for name in ("conv", "vit"))
-    assert (conv.method, conv.adapter.steps, conv.adapter.lr) == ("simclr", 5, 1e-3)
+    assert (conv.method, conv.loop.steps, conv.loop.lr) == ("simclr", 5, 1e-3)
     assert conv.settings == {"views": 4}
-    assert (vit.method, vit.adapter.lr) == ("mae", 2e-3)
+    assert (vit.method, vit.loop.lr) == ("mae", 2e-3)
     assert vit.settings == {"views": 4, "mask_ratio": 0.5}
-    assert params.run_settings("none", "vit", methods).adapter.steps == 0
+    assert params.run_settings("none", "vit", methods).loop.steps == 0
+
+
+def test_the_settings_defaults_are_the_inner_loops(read, methods):
+    """A run that sets nothing is adapted as `InnerLoop()` adapts; what it sets reaches the loop."""
+    plain = {"method": "actmad"}
+    assert read({"adapt/runs/own": plain}).run_settings("own", "vit", methods).loop == InnerLoop()
+    given = {"steps": 3, "lr": 0.5, "normalisation": "shrink", "threshold": 2.0, "average": 4}
+    run = read({"adapt/runs/own": plain | given}).run_settings("own", "vit", methods)
+    assert run.loop == InnerLoop(**given)
+    assert run.with_values({"lr": 0.25}).loop == InnerLoop(**given | {"lr": 0.25})
+    assert run.loop.settings.keys() == {field.name for field in fields(InnerLoop)} - {
+        "augmentation"
+    }
 
 
 def test_run_settings_leave_defaults_to_the_method(read, methods):
     actmad = read().run_settings("actmad", "conv", methods)
     assert actmad.settings == {}
-    assert actmad.adapter.trainable == ("encoder.layer1", "encoder.layer2")
+    assert actmad.loop.trainable == ("encoder.layer1", "encoder.layer2")
 
 
 def test_run_settings_name_what_there_is(read, methods):
@@ -1175,7 +1189,7 @@ class TestSearch:
         found = resolve("ssl", "vit").with_values(
             {"lr": 0.2, "steps": 4, "mask_ratio": 0.25, "trainable": ["encoder.blocks"]}
         )
-        assert (found.adapter.lr, found.adapter.steps, found.adapter.trainable) == (
+        assert (found.loop.lr, found.loop.steps, found.loop.trainable) == (
             0.2,
             4,
             ("encoder.blocks",),

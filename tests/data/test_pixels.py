@@ -1,4 +1,4 @@
-"""Images that are read where they lie: what a look gives, what is kept of them, and what happens when they change."""
+"""Images read in place: what an access gives, what is saved, what happens when files change."""
 
 import hashlib
 import pickle
@@ -43,7 +43,7 @@ def noise(generator, mode, height, width):
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
-    """Make a folder of images of every kind, upright, lying, small and large, in two classes."""
+    """Make a folder of images of every kind, of various shapes, in two classes."""
     root, generator = tmp_path_factory.mktemp("zoo") / "tree", np.random.default_rng(0)
     kinds = [(suffix, mode) for suffix, modes in KINDS.items() for mode in modes]
     for number, (suffix, mode) in enumerate(kinds):
@@ -68,20 +68,15 @@ def expected(zoo):
     return np.stack([to_square(path, SIZE) for path in sorted(zoo.glob("*/*"))])
 
 
-def collect(root, size=SIZE, pack_below=0, **options) -> ImageSet:
+def collect(root, size=SIZE, pack_below=0, limit=None, **options) -> ImageSet:
     kind = "folder" if root.is_dir() else "tar"
-    spec = TargetSpec(
-        source=kind,
-        root=str(root),
-        **{key: options.pop(key) for key in ("limit",) if key in options},
-    )
-    return gather(
-        open_source(spec, "test", root), spec, "test", size, 0, pack_below=pack_below, **options
-    )
+    spec = TargetSpec(source=kind, root=str(root), limit=limit)
+    source = open_source(spec, "test", root)
+    return gather(source, spec, "test", size, 0, pack_below=pack_below, **options)
 
 
 def noises(root, count, side=24) -> ImageSet:
-    """Write noise, numbered, half of it in either class, and gather it in place."""
+    """Write numbered images of noise, half of them in each class, and gather them in place."""
     generator = np.random.default_rng(1)
     for number in range(count):
         file = root / "ab"[number % 2] / f"{number:03d}.png"
@@ -90,7 +85,7 @@ def noises(root, count, side=24) -> ImageSet:
     return collect(root, side)
 
 
-# --- looking -----------------------------------------------------------------------------------------------------
+# --- access ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
@@ -101,9 +96,9 @@ def test_every_kind_of_file_is_what_decoding_it_gives(zoo, tar, expected, kind):
     assert images.image_ids == tuple(
         path.relative_to(zoo).as_posix() for path in sorted(zoo.glob("*/*"))
     )
-    found = np.asarray(images.pixels)
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, expected)
+    pixels = np.asarray(images.pixels)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, expected)
 
 
 def test_an_index_gives_what_an_array_gives(tmp_path):
@@ -113,15 +108,15 @@ def test_an_index_gives_what_an_array_gives(tmp_path):
     mask = np.array([True, False, False, True, True, False, False])
     slices = slice(1, 6, 2), slice(None, None, -1), slice(5, 5)
     for key in (0, -1, np.int64(3), *slices, [4, 4, 0], [], np.array([6, -2, 1]), mask):
-        found = lazy[key]
-        assert isinstance(found, np.ndarray)
-        assert (found.dtype, found.flags.c_contiguous) == (np.uint8, True)
-        np.testing.assert_array_equal(found, whole[key])
+        pixels = lazy[key]
+        assert isinstance(pixels, np.ndarray)
+        assert (pixels.dtype, pixels.flags.c_contiguous) == (np.uint8, True)
+        np.testing.assert_array_equal(pixels, whole[key])
     for key in (7, -8, [0, 7]):
         with pytest.raises(IndexError):
             lazy[key]
-    for one, other in zip(lazy, whole, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for pixels, expected in zip(lazy, whole, strict=True):
+        np.testing.assert_array_equal(pixels, expected)
     np.testing.assert_array_equal(np.asarray(lazy, np.float32), whole.astype(np.float32))
 
 
@@ -136,13 +131,13 @@ def test_choosing_looks_at_no_image(tmp_path, monkeypatch):
     images = noises(tmp_path, 6)
     whole = images.pixels[:]
     with monkeypatch.context() as patch:
-        patch.setattr("tttlab.data.pixels.to_square", None)  # whoever looks falls over
-        some, lazy = images.take([5, 0, 2]), images.pixels.take(np.array([5, 0, 2]))
-        assert some.image_ids == tuple(images.image_ids[place] for place in (5, 0, 2))
-        assert not some.packed
-    np.testing.assert_array_equal(some.pixels[:], whole[[5, 0, 2]])
+        patch.setattr("tttlab.data.pixels.to_square", None)  # decoding fails
+        part, lazy = images.take([5, 0, 2]), images.pixels.take(np.array([5, 0, 2]))
+        assert part.image_ids == tuple(images.image_ids[index] for index in (5, 0, 2))
+        assert not part.packed
+    np.testing.assert_array_equal(part.pixels[:], whole[[5, 0, 2]])
     np.testing.assert_array_equal(lazy[1], whole[0])
-    assert some.pixels.hashes == tuple(pixel_hash(whole[place]) for place in (5, 0, 2))
+    assert part.pixels.hashes == tuple(pixel_hash(whole[index]) for index in (5, 0, 2))
 
 
 def test_a_hash_is_blake2b_of_the_pixels_however_they_lie_in_memory():
@@ -172,13 +167,12 @@ def test_training_on_them_sees_what_it_sees_of_packed_ones(tmp_path):
     for epoch in (1, 2):
         for loader in loaders:
             loader.sampler.set_epoch(epoch)
-        for one, other in zip(*loaders, strict=True):
-            assert all(
-                torch.equal(one[name], other[name]) for name in ("objective", "classify", "labels")
-            )
+        for of_lazy, of_packed in zip(*loaders, strict=True):
+            for name in ("objective", "classify", "labels"):
+                assert torch.equal(of_lazy[name], of_packed[name])
 
 
-# --- what has changed --------------------------------------------------------------------------------------------
+# --- what has changed -----------------------------------------------------------------------------
 
 
 def looks(images):
@@ -194,9 +188,8 @@ def looks(images):
 def test_an_image_that_is_another_now_is_named(tmp_path, look):
     images = noises(tmp_path, 4)
     noise(np.random.default_rng(9), "RGB", 24, 24).save(tmp_path / "a" / "002.png")
-    with pytest.raises(
-        UserError, match=r"^.*/a/002\.png: expected the image that was there .*, found another; "
-    ) as caught:
+    message = r"^.*/a/002\.png: expected the image that was there .*, found another; "
+    with pytest.raises(UserError, match=message) as caught:
         looks(images)[look]()
     assert str(caught.value).endswith("bring it back, or run dvc repro -f prepare")
     assert "\n" not in str(caught.value)
@@ -208,14 +201,12 @@ def test_an_image_that_is_another_now_is_named(tmp_path, look):
 def test_an_image_that_cannot_be_read_any_more_is_named(tmp_path, how, look):
     images, file = noises(tmp_path, 4), tmp_path / "a" / "002.png"
     whole = file.read_bytes()
-    file.write_bytes(
-        {"emptied": b"", "cut": whole[: len(whole) // 2], "no image": b"some words"}.get(how, whole)
-    )
+    damaged = {"emptied": b"", "cut": whole[: len(whole) // 2], "no image": b"some words"}
+    file.write_bytes(damaged.get(how, whole))
     if how == "vanished":
         file.unlink()
-    with pytest.raises(
-        UserError, match=r"^.*/a/002\.png: expected the image that was .* none that can be read \("
-    ) as caught:
+    message = r"^.*/a/002\.png: expected the image that was .* none that can be read \("
+    with pytest.raises(UserError, match=message) as caught:
         looks(images)[look]()
     assert "\n" not in str(caught.value)
 
@@ -229,13 +220,14 @@ def test_an_image_that_vanished_is_told_in_one_line_by_a_worker_too(tmp_path):
 
 
 def test_odd_metadata_are_passed_over_at_every_look_as_while_gathering(tmp_path):
-    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00\x12\x01\x03\x00"  # five entries announced, half of one there
+    # It announces five entries and holds half of one.
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00\x12\x01\x03\x00"
     Image.new("RGB", (9, 9)).save(tmp_path / "odd.jpg", exif=exif)
     images = collect(tmp_path, 24)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert images.pixels[0].shape == (24, 24, 3)
-    assert not told
+    assert not caught
 
 
 def test_another_file_with_the_same_pixels_is_the_same_image(tmp_path):
@@ -246,10 +238,10 @@ def test_another_file_with_the_same_pixels_is_the_same_image(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "fault"),
     [("order", "found another"), ("cut", r"can be read"), ("gone", r"can be read")],
 )
-def test_a_tar_file_that_changed_is_named_with_its_member(tmp_path, change, found):
+def test_a_tar_file_that_changed_is_named_with_its_member(tmp_path, change, fault):
     noises(tmp_path / "tree", 4)
     files, archive = sorted((tmp_path / "tree").glob("*/*")), tmp_path / "images.tar"
 
@@ -258,9 +250,8 @@ def test_a_tar_file_that_changed_is_named_with_its_member(tmp_path, change, foun
             for file in order:
                 opened.add(file, file.relative_to(tmp_path / "tree").as_posix())
 
-    for (
-        file
-    ) in files:  # of one length, so that another order puts another image into the same bytes
+    # Files of one length, so that in another order the same bytes are another image.
+    for file in files:
         Image.open(file).save(file.with_suffix(".bmp"))
         file.unlink()
     files = sorted((tmp_path / "tree").glob("*/*"))
@@ -272,13 +263,12 @@ def test_a_tar_file_that_changed_is_named_with_its_member(tmp_path, change, foun
         archive.write_bytes(archive.read_bytes()[:700])
     else:
         archive.unlink()
-    with pytest.raises(
-        UserError, match=rf"^.*images\.tar:a/000\.bmp: expected the image that was there .*{found}"
-    ):
+    message = rf"^.*images\.tar:a/000\.bmp: expected the image that was there .*{fault}"
+    with pytest.raises(UserError, match=message):
         images.pixels[0]
 
 
-# --- gathering and keeping ---------------------------------------------------------------------------------------
+# --- gathering and keeping ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
@@ -309,27 +299,25 @@ def test_the_same_reason_is_given_at_every_gathering_of_a_tar_file(tmp_path):
     (tmp_path / "tree/a/002.png").write_text("no image")
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         archive.add(tmp_path / "tree", "tree")
-    one = collect(tmp_path / "images.tar", 24, unreadable="skip")
-    other = collect(tmp_path / "images.tar", 24, unreadable="skip", workers=4)
-    assert len(one.skipped) == 1
-    assert one.skipped == other.skipped
-    assert " at 0x" not in one.skipped[0]
+    first = collect(tmp_path / "images.tar", 24, unreadable="skip")
+    second = collect(tmp_path / "images.tar", 24, unreadable="skip", workers=4)
+    assert len(first.skipped) == 1
+    assert first.skipped == second.skipped
+    assert " at 0x" not in first.skipped[0]
 
 
 def test_what_cannot_be_read_is_named_as_of_a_packed_set(tmp_path):
     noises(tmp_path, 4)
     (tmp_path / "a/002.png").write_text("no image")
-    with pytest.raises(
-        UserError,
-        match=r"^data\.test: 1 of 4 files cannot be read as images, the first is .*a/002\.png",
-    ):
+    message = r"^data\.test: 1 of 4 files cannot be read as images, the first is .*a/002\.png"
+    with pytest.raises(UserError, match=message):
         collect(tmp_path, 24)
 
 
 def test_the_bound_is_the_size_of_the_decoded_pixels_in_mebibytes(tmp_path):
     noises(tmp_path, 4, side=8)
-    found = [collect(tmp_path, 512, pack_below=mebibytes).packed for mebibytes in (2, 3, 4)]
-    assert found == [False, False, True]  # 4 · 512 · 512 · 3 bytes are 3 MiB
+    packed = [collect(tmp_path, 512, pack_below=mebibytes).packed for mebibytes in (2, 3, 4)]
+    assert packed == [False, False, True]  # 4 · 512 · 512 · 3 bytes are 3 MiB
 
 
 def test_images_that_lie_in_no_files_are_packed_however_small_the_bound():
@@ -341,10 +329,8 @@ def test_images_that_lie_in_no_files_are_packed_however_small_the_bound():
 def test_a_set_read_in_place_survives_saving_without_a_copy(tmp_path, zoo, tar, kind):
     images = collect(zoo if kind == "folder" else tar, 32)
     images.save(tmp_path / "set")
-    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [
-        "index.parquet",
-        "meta.json",
-    ]
+    files = sorted(path.name for path in (tmp_path / "set").iterdir())
+    assert files == ["index.parquet", "meta.json"]
     loaded = ImageSet.load(tmp_path / "set")
     assert not loaded.packed
     np.testing.assert_array_equal(loaded.pixels[:], images.pixels[:])
@@ -367,8 +353,8 @@ def test_gathering_and_choosing_never_hold_all_pixels(tmp_path):
     noises(tmp_path, 40, side=SIZE)
     whole = 40 * SIZE * SIZE * 3
 
-    def most(work) -> int:
-        """Measure the most memory at once that Python and NumPy ask for; Pillow's own is not seen."""
+    def peak(work) -> int:
+        """Measure the peak memory of Python and NumPy; Pillow's own is not seen."""
         tracemalloc.start()
         try:
             work()
@@ -377,11 +363,13 @@ def test_gathering_and_choosing_never_hold_all_pixels(tmp_path):
             tracemalloc.stop()
 
     images = collect(tmp_path)
-    assert most(lambda: collect(tmp_path, pack_below=10**6)) > whole  # what packing takes is seen
-    assert most(lambda: collect(tmp_path)) < whole / 4
-    assert most(lambda: images.take(range(39, -1, -1)).save(tmp_path / "set")) < whole / 4
-    assert (
-        most(lambda: [pixels.sum() for pixels in ImageSet.load(tmp_path / "set").pixels])
-        < whole / 4
-    )
-    assert most(lambda: images.pixels[:8]) < whole / 2
+
+    def look_at_all():
+        for pixels in ImageSet.load(tmp_path / "set").pixels:
+            pixels.sum()
+
+    assert peak(lambda: collect(tmp_path, pack_below=10**6)) > whole  # packing is seen
+    assert peak(lambda: collect(tmp_path)) < whole / 4
+    assert peak(lambda: images.take(range(39, -1, -1)).save(tmp_path / "set")) < whole / 4
+    assert peak(look_at_all) < whole / 4
+    assert peak(lambda: images.pixels[:8]) < whole / 2

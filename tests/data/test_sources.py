@@ -1,4 +1,4 @@
-"""What is found in folders and tar files: what systems leave behind, names in other encodings, links that lead round."""
+"""Folders and tar files: system files, names in other encodings, circular links."""
 
 import os
 from pathlib import Path
@@ -27,14 +27,8 @@ def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path):
         "Lost+Found/deep",
     )
     write_tree(tmp_path, dict.fromkeys(litter, 1))
-    for name in (
-        "cat/Thumbs.db",
-        "desktop.ini",
-        "cat/Desktop.ini",
-        "dog/._000.png",
-        "._cat",
-        "Icon\r",
-    ):
+    files = ("cat/Thumbs.db", "desktop.ini", "cat/Desktop.ini", "dog/._000.png", "._cat", "Icon\r")
+    for name in files:
         (tmp_path / name).write_text("no image")
     for which in ("labeled", "unlabeled"):
         images = collect(tmp_path, which)
@@ -45,19 +39,16 @@ def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path):
 
 
 def test_an_archive_of_macos_is_what_was_put_into_it(tmp_path):
-    """Beside the folder that wraps everything lies a second one, of resource forks that end like images."""
-    tree = write_tree(
-        tmp_path / "tree", {"photos/cat": 1, "photos/dog": 1, "__MACOSX/photos/cat": 1}
-    )
+    """Next to the folder that wraps everything is one of resource forks with names of images."""
+    folders = {"photos/cat": 1, "photos/dog": 1, "__MACOSX/photos/cat": 1}
+    tree = write_tree(tmp_path / "tree", folders)
     (tree / "__MACOSX/photos/cat/000.png").rename(tree / "__MACOSX/photos/cat/._000.png")
     (tmp_path / "tars").mkdir()
     file = pack(tmp_path / "tars/all.tar", tree)
     (tmp_path / "tars/._all.tar").write_text("no tar")
     assert collect(file, source="tar").image_ids == ("cat/000.png", "dog/000.png")
-    assert collect(tmp_path / "tars", source="tar").image_ids == (
-        "cat/all/000.png",
-        "dog/all/000.png",
-    )
+    images = collect(tmp_path / "tars", source="tar")
+    assert images.image_ids == ("cat/all/000.png", "dog/all/000.png")
 
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
@@ -65,17 +56,15 @@ COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 def test_classes_that_differ_only_in_the_encoding_of_an_accent_are_the_same(tmp_path):
     labeled = collect(write_tree(tmp_path / "a", {COMPOSED: 2, "zoo": 1}))
-    other = write_tree(tmp_path / "b", {DECOMPOSED: 1, "zoo": 1})
-    for test in (
-        collect(other, "test"),
-        collect(pack(tmp_path / "b.tar", other), "test", source="tar"),
-    ):
+    tree = write_tree(tmp_path / "b", {DECOMPOSED: 1, "zoo": 1})
+    tar = pack(tmp_path / "b.tar", tree)
+    for test in (collect(tree, "test"), collect(tar, "test", source="tar")):
         assert test.classes == labeled.classes == (COMPOSED, "zoo")
         check_classes(test.classes, labeled.classes, "data.test")
         assert align_classes(test, labeled.classes).labels.tolist() == [0, 1]
         assert test.image_ids == (f"{COMPOSED}/000.png", "zoo/000.png")  # the same on every machine
         assert DECOMPOSED in test.paths[0]  # but an image is found where it is
-    assert Path(collect(other).paths[0]).is_file()
+    assert Path(collect(tree).paths[0]).is_file()
 
 
 def test_two_folders_that_differ_only_in_the_encoding_of_an_accent_are_one_class(tmp_path):
@@ -99,9 +88,12 @@ def test_a_name_that_is_not_utf_8_is_refused_before_any_image_is_decoded(
     tree = write_tree(tmp_path / "tree", {"cat": 2})
     os.rename(tree / "cat/001.png", os.fsencode(tree / "cat") + b"/caf\xe9.png")
     root = tree if kind == "folder" else pack(tmp_path / "t.tar", tree)
-    monkeypatch.setattr("tttlab.data.reading.to_square", None)  # whoever decodes falls over
-    told = rf"^data\.{which}\.root: expected file names in UTF-8, found '.*cat/caf\\udce9\.png'; rename it$"
-    with pytest.raises(UserError, match=told) as caught:
+    monkeypatch.setattr("tttlab.data.reading.to_square", None)  # decoding fails
+    message = (
+        rf"^data\.{which}\.root: expected file names in UTF-8, "
+        r"found '.*cat/caf\\udce9\.png'; rename it$"
+    )
+    with pytest.raises(UserError, match=message) as caught:
         collect(root, which, source=kind)
     str(caught.value).encode()
 
@@ -120,11 +112,11 @@ def test_a_class_that_is_not_utf_8_is_refused_and_a_file_that_is_no_image_is_onl
         collect(tmp_path)
 
 
-# --- links -------------------------------------------------------------------------------------------------------
+# --- links ----------------------------------------------------------------------------------------
 
 
-def link(place, target):
-    place.symlink_to(target, target_is_directory=True)
+def link(path, target):
+    path.symlink_to(target, target_is_directory=True)
 
 
 @pytest.mark.parametrize("target", ["..", "../..", ".", "../../..", "../cat", "loop"])
@@ -144,12 +136,12 @@ def test_a_link_that_leads_upwards_is_not_followed(tmp_path, target):
 
 
 def test_links_that_lead_round_are_followed_once(tmp_path):
-    """Two folders outside hold each other; from either class the way through both ends."""
-    far = write_tree(tmp_path / "far", {"one": 1, "two": 2})
-    link(far / "one/next", "../two")
-    link(far / "two/next", "../one")
+    """Two folders outside link to each other."""
+    outside = write_tree(tmp_path / "far", {"one": 1, "two": 2})
+    link(outside / "one/next", "../two")
+    link(outside / "two/next", "../one")
     root = write_tree(tmp_path / "root", {"cat": 1})
-    link(root / "cat/all", far / "one")
+    link(root / "cat/all", outside / "one")
     assert collect(root).image_ids == (
         "cat/000.png",
         "cat/all/000.png",
@@ -159,13 +151,13 @@ def test_links_that_lead_round_are_followed_once(tmp_path):
 
 
 def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path):
-    far = write_tree(tmp_path / "far", {"cats/young": 1, "dogs": 2})
+    outside = write_tree(tmp_path / "far", {"cats/young": 1, "dogs": 2})
     root = tmp_path / "root"
     root.mkdir()
-    link(root / "cat", far / "cats")
-    link(root / "dog", far / "dogs")
-    link(tmp_path / "way", root)  # the root itself may be a link
-    images = collect(tmp_path / "way")
+    link(root / "cat", outside / "cats")
+    link(root / "dog", outside / "dogs")
+    link(tmp_path / "link", root)  # the root itself may be a link
+    images = collect(tmp_path / "link")
     assert images.image_ids == ("cat/young/000.png", "dog/000.png", "dog/001.png")
     assert images.classes == ("cat", "dog")
 
@@ -192,10 +184,10 @@ def test_a_folder_that_is_reached_from_two_classes_is_in_both_and_its_images_con
         "dog/000.png",
         "dog/001.png",
     )
-    with pytest.raises(
-        UserError,
-        match=r"dog/000\.png of class 'dog' has the same pixels as .*cat/others/000\.png of class 'c",
-    ):
+    message = (
+        r"dog/000\.png of class 'dog' has the same pixels as .*cat/others/000\.png of class 'c"
+    )
+    with pytest.raises(UserError, match=message):
         check_labels("data.labeled", images)
 
 
@@ -203,10 +195,8 @@ def test_a_link_to_itself_or_to_nothing_is_named_as_any_unreadable_image(tmp_pat
     root = write_tree(tmp_path, {"cat": 1})
     (root / "cat/gone.png").symlink_to("nothing")
     (root / "cat/self.png").symlink_to("self.png")
-    with pytest.raises(
-        UserError,
-        match=r"^data\.labeled: 2 of 3 files cannot be read as images, the first is .*gone\.png",
-    ):
+    message = r"^data\.labeled: 2 of 3 files cannot be read as images, the first is .*gone\.png"
+    with pytest.raises(UserError, match=message):
         collect(root)
 
 
@@ -214,14 +204,12 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     root = write_tree(tmp_path, {"cat": 1, "dog": 1})
     scandir = os.scandir
 
-    def forbidding(place):
-        if Path(place) == root / "dog":
+    def forbidding(path):
+        if Path(path) == root / "dog":
             raise PermissionError(13, "Permission denied")
-        return scandir(place)
+        return scandir(path)
 
     monkeypatch.setattr("os.scandir", forbidding)
-    with pytest.raises(
-        UserError,
-        match=r"/dog: expected a folder that can be read, found none \(Permission denied\); allow",
-    ):
+    message = r"/dog: expected a folder that can be read, found none \(Permission denied\); allow"
+    with pytest.raises(UserError, match=message):
         collect(root)

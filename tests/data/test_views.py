@@ -1,10 +1,11 @@
-"""Views and masks: what they may change, and that an image's own stream is all they depend on."""
+"""Views and masks: what they may change; they depend on their image's stream alone."""
 
 import pytest
 import torch
 
 from tests.helpers import networks
-from tttlab.data.views import Augmentation, crop_transforms, jitter, random_masks, random_views
+from tttlab.config.inner_loop import Augmentation
+from tttlab.data.views import crop_transforms, jitter, random_masks, random_views
 from tttlab.seeding import torch_generator
 
 
@@ -29,12 +30,10 @@ def test_views_depend_on_their_own_stream_alone():
 def test_a_flip_mirrors_and_crops_stay_inside():
     draws = torch.tensor([[1.0, 0.3, 0.8, 0.2], [0.0, 0.0, 1.0, 0.9], [0.5, 1.0, 1.0, 0.6]])
     transforms = crop_transforms(draws, Augmentation(min_scale=0.25, flip=True))
-    torch.testing.assert_close(
-        transforms[0], torch.tensor([[-1.0, 0, 0], [0, 1.0, 0]])
-    )  # whole image, mirrored
-    torch.testing.assert_close(
-        transforms[1], torch.tensor([[0.5, 0, -0.5], [0, 0.5, 0.5]])
-    )  # a quarter, in a corner
+    mirrored = torch.tensor([[-1.0, 0, 0], [0, 1.0, 0]])  # the whole image
+    torch.testing.assert_close(transforms[0], mirrored)
+    quarter = torch.tensor([[0.5, 0, -0.5], [0, 0.5, 0.5]])  # in a corner
+    torch.testing.assert_close(transforms[1], quarter)
     corners = torch.tensor([[-1.0, -1, 1], [1, 1, 1]]).T
     assert (transforms @ corners).abs().max() <= 1 + 1e-6
 
@@ -48,10 +47,9 @@ def test_the_area_share_of_a_crop_is_uniform():
 
 def test_jitter_by_hand():
     views = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1)
-    found = jitter(
-        views, torch.tensor([[1.0, 0.0]]), 0.5
-    ).flatten()  # brightness × 1.4, contrast × 0.6
-    torch.testing.assert_close(found, torch.tensor([0.28, 0.4, 0.52]) * 1.4)
+    jittered = jitter(views, torch.tensor([[1.0, 0.0]]), 0.5).flatten()
+    # brightness × 1.4, contrast × 0.6
+    torch.testing.assert_close(jittered, torch.tensor([0.28, 0.4, 0.52]) * 1.4)
 
 
 @pytest.mark.parametrize(("ratio", "kept"), [(0.75, 4), (0.5, 8), (0.99, 1), (0.01, 15)])

@@ -14,16 +14,16 @@ def table(confidences, correct, groups=None, num_groups=1):
 
 def test_worked_by_hand():
     # Bin 13 holds 0.9 and 0.92, one right of two; bin 7 holds 0.5, right; bin 14 holds 1.0, right.
-    found = table([0.9, 0.92, 0.5, 1.0], [1, 0, 1, 1])
-    assert np.flatnonzero(found.count[0]).tolist() == [7, 13, 14]
-    assert found.confidence[0, 13] == pytest.approx(0.91)
-    assert found.accuracy[0, [7, 13, 14]].tolist() == [1, 0.5, 1]
-    assert calibration_error(found)[0] == pytest.approx((2 * 0.41 + 0.5 + 0) / 4)
+    bins = table([0.9, 0.92, 0.5, 1.0], [1, 0, 1, 1])
+    assert np.flatnonzero(bins.count[0]).tolist() == [7, 13, 14]
+    assert bins.confidence[0, 13] == pytest.approx(0.91)
+    assert bins.accuracy[0, [7, 13, 14]].tolist() == [1, 0.5, 1]
+    assert calibration_error(bins)[0] == pytest.approx((2 * 0.41 + 0.5 + 0) / 4)
 
 
 def test_edges_belong_to_the_bin_below():
-    found = table(np.linspace(0, 1, NUM_BINS + 1), np.ones(NUM_BINS + 1))
-    assert found.count[0].tolist() == [2] + [1] * (NUM_BINS - 1)
+    bins = table(np.linspace(0, 1, NUM_BINS + 1), np.ones(NUM_BINS + 1))
+    assert bins.count[0].tolist() == [2] + [1] * (NUM_BINS - 1)
 
 
 def test_against_torchmetrics():
@@ -31,27 +31,23 @@ def test_against_torchmetrics():
     probabilities = torch.randn(500, 6, generator=generator).mul(2).softmax(-1)
     labels = torch.randint(6, (500,), generator=generator)
     confidence, predicted = probabilities.max(-1)
-    found = calibration_error(table(confidence.numpy(), (predicted == labels).numpy()))
+    errors = calibration_error(table(confidence.numpy(), (predicted == labels).numpy()))
     expected = multiclass_calibration_error(
         probabilities, labels, num_classes=6, n_bins=NUM_BINS, norm="l1"
     )
-    assert found[0] == pytest.approx(expected.item(), abs=1e-6)
+    assert errors[0] == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_groups_at_once_are_each_on_their_own():
     generator = np.random.default_rng(1)
-    confidences, correct, groups = (
-        generator.random(300),
-        generator.integers(2, size=300),
-        generator.integers(3, size=300),
-    )
-    together = calibration_error(table(confidences, correct, groups, num_groups=4))
+    confidences, correct = generator.random(300), generator.integers(2, size=300)
+    groups = generator.integers(3, size=300)
+    errors = calibration_error(table(confidences, correct, groups, num_groups=4))
     for group in range(3):
-        part = groups == group
-        assert together[group] == pytest.approx(
-            calibration_error(table(confidences[part], correct[part]))[0]
-        )
-    assert np.isnan(together[3])
+        rows = groups == group
+        expected = calibration_error(table(confidences[rows], correct[rows]))[0]
+        assert errors[group] == pytest.approx(expected)
+    assert np.isnan(errors[3])
 
 
 def test_right_as_often_as_said_has_little_error():

@@ -1,4 +1,4 @@
-"""Tables on steps, choices, alignment and correlation, against examples worked by hand and SciPy."""
+"""Tables on steps, choices, alignment and correlation, against worked examples and SciPy."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,8 @@ from tttlab.evaluation import diagnosis
 
 def step_rows() -> pd.DataFrame:
     """Two settings, steps 0 to 2, two images, clean and one shift."""
-    right = {  # (setting, step) → is the shifted image 0, is the shifted image 1, are both clean images right?
+    # By setting and step: whether shifted image a, shifted image b and both clean images are right.
+    right = {
         ("tuned", 0): (0, 0, 1),
         ("tuned", 1): (1, 0, 1),
         ("tuned", 2): (1, 0, 0),
@@ -21,7 +22,7 @@ def step_rows() -> pd.DataFrame:
     rows = []
     for (setting, step), (first, second, clean) in right.items():
         for image, shifted in (("a", first), ("b", second)):
-            for shift, hit in (("clean", clean), ("fog-5", shifted)):
+            for shift, correct in (("clean", clean), ("fog-5", shifted)):
                 rows.append(
                     {
                         "image_id": image,
@@ -32,7 +33,7 @@ def step_rows() -> pd.DataFrame:
                         "step": step,
                         "used_step": 1,
                         "source_prediction": int(shift == "clean"),
-                        "prediction": int(hit),
+                        "prediction": int(correct),
                         "loss": 3.0 - step,
                         "milliseconds": 1.0 + step,
                     }
@@ -69,10 +70,8 @@ def test_without_labels_there_are_curves_of_loss_and_cost_and_no_choices():
 
 def predictions(images: int = 40, shifts: int = 6, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    grid = pd.MultiIndex.from_product(
-        [range(images), ["clean", *(f"fog-{i}" for i in range(1, shifts))]],
-        names=["image_id", "shift"],
-    )
+    names = ["clean", *(f"fog-{i}" for i in range(1, shifts))]
+    grid = pd.MultiIndex.from_product([range(images), names], names=["image_id", "shift"])
     table = grid.to_frame(index=False)
     count = len(table)
     return table.assign(
@@ -101,68 +100,61 @@ def test_alignment_is_joined_by_image_and_averaged_by_shift():
     aligned.loc[aligned["image_id"] == 1, "cosine"] = -0.3
     joined = diagnosis.join_alignment(table, aligned)
     assert len(joined) == len(table)
-    other = pd.concat([table, table.assign(seed=7)])
-    assert set(diagnosis.join_alignment(other, aligned)["seed"]) == {
-        0
-    }  # the gradients are those of one network
+    two_seeds = pd.concat([table, table.assign(seed=7)])
+    # The gradients are those of one network.
+    assert set(diagnosis.join_alignment(two_seeds, aligned)["seed"]) == {0}
     assert set(joined["gain"]) == {-1, 0, 1}
-    found = diagnosis.alignment_by_shift(joined).set_index("shift")
-    assert set(found["n"]) == {4}  # one image has no gradient
+    by_shift = diagnosis.alignment_by_shift(joined).set_index("shift")
+    assert set(by_shift["n"]) == {4}  # one image has no gradient
     values = [-0.3, 0.5, 0.5, 0.5]
     low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert found.loc["fog-1", ["cosine", "cosine_low", "cosine_high"]].to_list() == pytest.approx(
-        [np.mean(values), low, high]
-    )
-    part = joined[(joined["shift"] == "fog-2") & joined["image_id"].between(1, 4)]
-    assert found.loc["fog-2", "gain"] == pytest.approx(part["gain"].mean())
-    assert found.loc["fog-2", "loss_change"] == pytest.approx(
-        (part["loss_last"] - part["loss_first"]).mean()
-    )
+    cosine = by_shift.loc["fog-1", ["cosine", "cosine_low", "cosine_high"]]
+    assert cosine.to_list() == pytest.approx([np.mean(values), low, high])
+    rows = joined[(joined["shift"] == "fog-2") & joined["image_id"].between(1, 4)]
+    change = (rows["loss_last"] - rows["loss_first"]).mean()
+    assert by_shift.loc["fog-2", "gain"] == pytest.approx(rows["gain"].mean())
+    assert by_shift.loc["fog-2", "loss_change"] == pytest.approx(change)
 
 
 def test_correlations_are_spearmans():
     table = predictions()
-    joined = diagnosis.join_alignment(
-        table,
-        table[["image_id", "shift", "seed"]].assign(
-            cosine=np.linspace(-1, 1, len(table)), inner=0.0, supervised_loss=0.0
-        ),
+    aligned = table[["image_id", "shift", "seed"]].assign(
+        cosine=np.linspace(-1, 1, len(table)), inner=0.0, supervised_loss=0.0
     )
-    found = diagnosis.correlations(joined, 0).set_index(["level", "signal"])
+    joined = diagnosis.join_alignment(table, aligned)
+    correlations = diagnosis.correlations(joined, 0).set_index(["level", "signal"])
     shifted = joined[joined["shift"] != "clean"]
     for signal in ("cosine", "distance", "loss_change"):
-        assert found.loc[("image", signal), "spearman"] == pytest.approx(
-            stats.spearmanr(shifted[signal], shifted["gain"]).statistic
-        )
+        expected = stats.spearmanr(shifted[signal], shifted["gain"]).statistic
+        assert correlations.loc[("image", signal), "spearman"] == pytest.approx(expected)
     means = shifted.groupby("shift")[["distance", "gain"]].mean()
     expected = stats.spearmanr(means["distance"], means["gain"]).statistic
-    assert found.loc[("shift", "distance"), "spearman"] == pytest.approx(expected)
-    assert found.loc[("image", "distance"), "n"] == 200
-    assert found["label_free"].to_dict()["image", "distance"]
-    assert not found["label_free"].to_dict()["image", "cosine"]
+    assert correlations.loc[("shift", "distance"), "spearman"] == pytest.approx(expected)
+    assert correlations.loc[("image", "distance"), "n"] == 200
+    assert correlations["label_free"].to_dict()["image", "distance"]
+    assert not correlations["label_free"].to_dict()["image", "cosine"]
 
 
 def test_a_signal_known_for_few_images_is_related_to_the_gain_of_these_alone():
     table = predictions()
     few = table["image_id"] < 4
-    table.loc[few, "adapted_prediction"] = table.loc[
-        few, "source_prediction"
-    ]  # no gain where the cosine is known
+    # No gain where the cosine is known.
+    table.loc[few, "adapted_prediction"] = table.loc[few, "source_prediction"]
     aligned = table.loc[few, ["image_id", "shift", "seed"]].assign(
         cosine=np.linspace(-1, 1, few.sum()), inner=0.0, supervised_loss=0.0
     )
-    found = diagnosis.correlations(diagnosis.join_alignment(table, aligned), 0)
-    assert "cosine" not in set(found["signal"])
-    assert {"distance", "loss_first"} <= set(found["signal"])
+    correlations = diagnosis.correlations(diagnosis.join_alignment(table, aligned), 0)
+    assert "cosine" not in set(correlations["signal"])
+    assert {"distance", "loss_first"} <= set(correlations["signal"])
 
 
 def test_permuting_gives_spearmans_coefficient_and_its_exact_p_value():
-    one, other = pd.Series([1.0, 2, 3, 4, 5, 6]), pd.Series([2.0, 1, 4, 3, 6, 5])
-    rho, p = diagnosis.permuted_spearman(one, other, 0)
+    x, y = pd.Series([1.0, 2, 3, 4, 5, 6]), pd.Series([2.0, 1, 4, 3, 6, 5])
+    rho, p = diagnosis.permuted_spearman(x, y, 0)
     exact = stats.permutation_test(
-        (one,), lambda x: stats.spearmanr(x, other).statistic, permutation_type="pairings"
+        (x,), lambda drawn: stats.spearmanr(drawn, y).statistic, permutation_type="pairings"
     )
-    assert rho == pytest.approx(stats.spearmanr(one, other).statistic)
+    assert rho == pytest.approx(stats.spearmanr(x, y).statistic)
     assert p == pytest.approx(exact.pvalue, abs=0.02)
 
 
@@ -174,38 +166,32 @@ def test_an_untuned_run_has_a_default_and_no_tuned_row():
 def test_rows_of_one_image_do_not_count_as_independent():
     """Copies of the same rows must not make a correlation more certain."""
     rng = np.random.default_rng(1)
-    one, other, names = rng.normal(size=60), rng.normal(size=60), np.arange(60)
-    once = diagnosis.clustered_spearman(pd.Series(one), pd.Series(other), pd.Series(names), 0)
+    x, y, images = rng.normal(size=60), rng.normal(size=60), np.arange(60)
+    once = diagnosis.clustered_spearman(pd.Series(x), pd.Series(y), pd.Series(images), 0)
     copied = diagnosis.clustered_spearman(
-        *(pd.Series(np.repeat(values, 20)) for values in (one, other, names)), 0
+        *(pd.Series(np.repeat(values, 20)) for values in (x, y, images)), 0
     )
     assert copied == pytest.approx(once, rel=0.02)
-    assert once[1] == pytest.approx(stats.spearmanr(one, other).pvalue, abs=0.06)
+    assert once[1] == pytest.approx(stats.spearmanr(x, y).pvalue, abs=0.06)
 
 
 @pytest.mark.parametrize("rows", range(3, 12))
 def test_one_image_says_nothing_of_chance(rows):
-    """However often it is resampled it stays the same; rounding is no spread."""
-    one, other = np.random.default_rng(rows).normal(size=(2, rows))
-    rho, p = diagnosis.clustered_spearman(
-        pd.Series(one), pd.Series(other), pd.Series(["only"] * rows), 0
-    )
-    assert rho == pytest.approx(stats.spearmanr(one, other).statistic)
+    """Every resample of one image is the same; rounding errors are no spread."""
+    x, y = np.random.default_rng(rows).normal(size=(2, rows))
+    image = pd.Series(["only"] * rows)
+    rho, p = diagnosis.clustered_spearman(pd.Series(x), pd.Series(y), image, 0)
+    assert rho == pytest.approx(stats.spearmanr(x, y).statistic)
     assert np.isnan(p)
 
 
 def test_p_values_are_uniform_without_a_relation():
     rng = np.random.default_rng(2)
-    found = []
+    images, p_values = pd.Series(np.repeat(range(30), 4)), []
     for seed in range(200):
-        effect = rng.normal(size=30)[:, None]  # of the image, shared by its four rows
-        one, other = (
-            (effect_of + rng.normal(size=(30, 4))).ravel()
-            for effect_of in (effect, rng.normal(size=30)[:, None])
-        )
-        found.append(
-            diagnosis.clustered_spearman(
-                pd.Series(one), pd.Series(other), pd.Series(np.repeat(range(30), 4)), seed
-            )[1]
-        )
-    assert 0.02 < np.mean(np.array(found) < 0.05) < 0.11
+        x_effect, y_effect = rng.normal(size=(2, 30, 1))  # of an image, shared by its four rows
+        x = (x_effect + rng.normal(size=(30, 4))).ravel()
+        y = (y_effect + rng.normal(size=(30, 4))).ravel()
+        _, p = diagnosis.clustered_spearman(pd.Series(x), pd.Series(y), images, seed)
+        p_values.append(p)
+    assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.11

@@ -1,4 +1,4 @@
-"""The interval against formulas for special cases, and against how often it covers in simulated tests."""
+"""The interval against formulas for special cases, and its coverage in simulated tests."""
 
 import math
 
@@ -16,18 +16,17 @@ def one_group(differences) -> np.ndarray:
     differences = np.asarray(differences, float)
     differences = differences.reshape(*differences.shape, *[1] * (3 - differences.ndim))
     image, _, seed = np.indices(differences.shape).reshape(3, -1)
-    return gain_interval(differences.ravel(), image, seed, np.zeros(image.size, int), num_groups=1)[
-        0
-    ]
+    groups = np.zeros(image.size, int)
+    return gain_interval(differences.ravel(), image, seed, groups, num_groups=1)[0]
 
 
 def bonett_price(helped, hurt, images):
-    """The published adjusted Wald interval of one shift, with t in place of the normal quantile."""
+    """The published adjusted Wald interval of one shift, with the quantile of t."""
     helped, hurt = (helped + 1) / (images + 2), (hurt + 1) / (images + 2)
-    half = stats.t.ppf(0.975, images - 1) * math.sqrt(
-        (helped + hurt - (helped - hurt) ** 2) / (images + 2)
-    )
-    return helped - hurt - half, helped - hurt + half
+    centre = helped - hurt
+    standard_error = math.sqrt((helped + hurt - centre**2) / (images + 2))
+    half = stats.t.ppf(0.975, images - 1) * standard_error
+    return centre - half, centre + half
 
 
 class TestOneSeed:
@@ -37,16 +36,14 @@ class TestOneSeed:
     )
     def test_one_shift_is_bonett_and_prices_interval(self, helped, hurt, images):
         differences = np.repeat([1, -1, 0], [helped, hurt, images - helped - hurt])
-        assert one_group(differences) == pytest.approx(
-            np.clip(bonett_price(helped, hurt, images), -1, 1), abs=1e-12
-        )
+        expected = np.clip(bonett_price(helped, hurt, images), -1, 1)
+        assert one_group(differences) == pytest.approx(expected, abs=1e-12)
 
     def test_shifts_under_which_images_flip_alike_count_once(self):
         # The effective number of images is then n, whatever the number of shifts.
         differences = np.repeat([1, -1, 0], [8, 3, 69])
-        assert one_group(np.tile(differences[:, None], 20)) == pytest.approx(
-            one_group(differences), abs=2e-3
-        )
+        expected = one_group(differences)
+        assert one_group(np.tile(differences[:, None], 20)) == pytest.approx(expected, abs=2e-3)
 
     def test_many_independent_flips_need_no_adjustment(self):
         means = np.random.default_rng(0).choice([-1, 0, 1], p=[0.1, 0.6, 0.3], size=(200, 40))
@@ -70,11 +67,9 @@ class TestSeveralSeeds:
     def test_against_the_two_way_layout_written_out(self):
         generator = np.random.default_rng(1)
         n, shifts, seeds = 300, 50, 3
-        chance = (
-            0.2
-            + 0.05 * generator.standard_normal((n, 1, 1))
-            + 0.03 * generator.standard_normal((1, 1, seeds))
-        )
+        image_effect = 0.05 * generator.standard_normal((n, 1, 1))
+        seed_effect = 0.03 * generator.standard_normal((1, 1, seeds))
+        chance = 0.2 + image_effect + seed_effect
         differences = (generator.random((n, shifts, seeds)) < chance).astype(float)
         cells = differences.mean(axis=1)
         mean, by_image, by_seed = cells.mean(), cells.mean(axis=1), cells.mean(axis=0)
@@ -87,25 +82,22 @@ class TestSeveralSeeds:
         assert one_group(differences) == pytest.approx([mean - half, mean + half], abs=2e-4)
 
     def test_seeds_that_alone_differ_give_students_t_over_seeds(self):
-        gains = (
-            np.array([10, 14, 18]) / 50
-        )  # every image has this gain over 50 shifts under the three seeds
-        differences = np.zeros((2000, 50, 3))
-        for seed, count in enumerate((10, 14, 18)):
+        counts = np.array([10, 14, 18])  # of 50 shifts, for every image and by seed
+        differences, gains = np.zeros((2000, 50, 3)), counts / 50
+        for seed, count in enumerate(counts):
             differences[:, :count, seed] = 1
         expected = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains))
         assert one_group(differences) == pytest.approx(expected, abs=1e-3)
 
     def test_equal_networks_are_as_one(self):
-        one = (
-            np.random.default_rng(2)
-            .choice([-1, 0, 1], p=[0.05, 0.8, 0.15], size=(100, 1, 1))
-            .repeat(6, axis=1)
-        )
-        assert one_group(np.repeat(one, 4, axis=2)) == pytest.approx(one_group(one), abs=1e-12)
+        generator = np.random.default_rng(2)
+        differences = generator.choice([-1, 0, 1], p=[0.05, 0.8, 0.15], size=(100, 1, 1))
+        differences = differences.repeat(6, axis=1)
+        expected = one_group(differences)
+        assert one_group(differences.repeat(4, axis=2)) == pytest.approx(expected, abs=1e-12)
 
     def test_never_without_width(self):
-        # Seeds' means are equal and errors larger than what images share: the variance comes out below zero.
+        # The seeds' means are equal and M_error exceeds M_image: the variance would be negative.
         differences = np.zeros((20, 1, 2))
         differences[:10, 0, 0] = differences[10:, 0, 1] = 1
         low, high = one_group(differences)
@@ -116,55 +108,47 @@ class TestGroups:
     def test_unequal_groups_at_once_are_each_on_their_own(self):
         generator = np.random.default_rng(4)
         differences = generator.choice([-1, 0, 1], p=[0.2, 0.5, 0.3], size=900) + 0.0
-        images, seeds, groups = (
-            generator.integers(60, size=900),
-            generator.integers(3, size=900),
-            generator.integers(4, size=900),
-        )
+        images, seeds, groups = (generator.integers(count, size=900) for count in (60, 3, 4))
         groups[images < 20] = 0  # some images are in one group only
-        together = gain_interval(differences, images, seeds, groups, num_groups=5)
+        intervals = gain_interval(differences, images, seeds, groups, num_groups=5)
         for group in range(4):
-            part = groups == group
-            alone = gain_interval(
-                differences[part],
-                images[part],
-                seeds[part],
-                np.zeros(part.sum(), int),
-                num_groups=1,
-            )
-            assert together[group] == pytest.approx(alone[0])
-        assert np.isnan(together[4]).all()
+            rows = groups == group
+            only_group = np.zeros(rows.sum(), int)
+            columns = differences[rows], images[rows], seeds[rows], only_group
+            (expected,) = gain_interval(*columns, num_groups=1)
+            assert intervals[group] == pytest.approx(expected)
+        assert np.isnan(intervals[4]).all()
 
     def test_order_and_names_do_not_matter(self):
         generator = np.random.default_rng(5)
         differences, order = generator.choice([-1.0, 0, 1], size=120), generator.permutation(120)
         images, seeds, groups = np.arange(120) // 6, np.arange(120) % 2, np.arange(120) // 3 % 2
         names = np.array([f"image-{99 - i}" for i in images])
-        first = gain_interval(differences, images, seeds, groups, num_groups=2)
-        again = gain_interval(
-            differences[order], names[order], 7 - seeds[order], groups[order], num_groups=2
-        )
-        assert again == pytest.approx(first)
+        expected = gain_interval(differences, images, seeds, groups, num_groups=2)
+        columns = differences[order], names[order], 7 - seeds[order], groups[order]
+        assert gain_interval(*columns, num_groups=2) == pytest.approx(expected)
 
     def test_what_one_image_or_none_can_tell(self):
         assert np.isnan(one_group([1.0])).all()
         assert np.isnan(one_group(np.ones((1, 4, 3)))).all()
-        assert np.isnan(
-            gain_interval(*np.zeros((2, 0)), *np.zeros((2, 0), int), num_groups=2)
-        ).all()
+        no_rows = *np.zeros((2, 0)), *np.zeros((2, 0), int)
+        assert np.isnan(gain_interval(*no_rows, num_groups=2)).all()
         assert one_group([1.0, 1.0]) == pytest.approx([-1, 1])
 
     def test_cells_are_what_rows_add_up_to(self):
         generator = np.random.default_rng(6)
         differences = generator.choice([-1.0, 0, 1], size=(30, 5, 2))
-        counts, flips = np.full((30, 2, 1), 5.0), np.abs(differences).sum(keepdims=True).ravel()
-        assert crossed_interval(differences.sum(axis=1)[..., None], counts, flips)[
-            0
-        ] == pytest.approx(one_group(differences))
+        sums, counts = differences.sum(axis=1)[..., None], np.full((30, 2, 1), 5.0)
+        flips = np.abs(differences).sum(keepdims=True).ravel()
+        (interval,) = crossed_interval(sums, counts, flips)
+        assert interval == pytest.approx(one_group(differences))
 
 
 class TestCoverage:
-    """A part of `python -m benchmarks.coverage`; the standard error of a share of 2,000 near 95 % is half a point."""
+    """A part of `python -m benchmarks.coverage`.
+
+    The standard error of a share of 2,000 near 95 % is half a point.
+    """
 
     @pytest.mark.parametrize(
         "case",
@@ -185,26 +169,24 @@ class TestCoverage:
     def test_where_the_bootstrap_fails(self):
         rare = coverage.Case("rare flips", 100, 1)
         few = coverage.Case("typical", 100, 10, seeds=3, seed_effect=0.25)
-        found = {
+        coverages = {
             (case.seeds, row["method"]): row["coverage"]
             for case in (rare, few)
             for row in coverage.measure(case, 300)
         }
-        assert found[1, "percentile bootstrap"] < 0.5 < 0.95 < found[1, "reported"]
-        assert found[3, "percentile, images and seeds"] < 0.9 < found[3, "reported"]
+        assert coverages[1, "percentile bootstrap"] < 0.5 < 0.95 < coverages[1, "reported"]
+        assert coverages[3, "percentile, images and seeds"] < 0.9 < coverages[3, "reported"]
 
     def test_rows_are_not_observations(self):
-        """Each image flips under all of 8 shifts or under none: 8 × 80 rows, and 80 independent observations."""
+        """Each image flips under all 8 shifts or none: 640 rows, 80 independent observations."""
         generator, shifts, truth = np.random.default_rng(6), 8, 0.2
         flips = (generator.random((80, 600)) < truth).astype(float)
-        images = crossed_interval(
-            shifts * flips[:, None], np.full((80, 1, 600), 8.0), shifts * flips.sum(axis=0)
-        )
+        sums, counts = shifts * flips[:, None], np.full((80, 1, 600), 8.0)
+        by_image = crossed_interval(sums, counts, shifts * flips.sum(axis=0))
         rows = np.repeat(flips, shifts, axis=0)
-        rows = crossed_interval(rows[:, None], np.ones((640, 1, 600)), rows.sum(axis=0))
-        covered = {
-            name: ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean()
-            for name, ends in (("i", images), ("r", rows))
-        }
-        assert covered["i"] == pytest.approx(0.95, abs=0.03)
-        assert covered["r"] < 0.7
+        by_row = crossed_interval(rows[:, None], np.ones((640, 1, 600)), rows.sum(axis=0))
+        image_coverage, row_coverage = (
+            ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean() for ends in (by_image, by_row)
+        )
+        assert image_coverage == pytest.approx(0.95, abs=0.03)
+        assert row_coverage < 0.7

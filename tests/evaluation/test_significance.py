@@ -13,7 +13,7 @@ class TestMcNemar:
     @pytest.mark.parametrize(
         ("helped", "hurt", "expected"),
         [
-            (5, 0, 2 / 2**5),  # all five one way, or all five the other
+            (5, 0, 2 / 2**5),  # all five in one direction or all in the other
             (4, 1, 2 * (1 + 5) / 2**5),
             (1, 7, 2 * (1 + 8) / 2**8),
             (3, 3, 1),
@@ -32,8 +32,8 @@ class TestMcNemar:
         assert mcnemar(helped[:, None], hurt[:, None]) == pytest.approx(expected, rel=1e-9)
 
     def test_several_seeds_take_the_weakest(self):
-        alone = [mcnemar([a], [b]) for a, b in ((12, 1), (9, 2), (20, 3))]
-        assert mcnemar([12, 9, 20], [1, 2, 3]) == pytest.approx(max(alone))
+        p_values = [mcnemar([a], [b]) for a, b in ((12, 1), (9, 2), (20, 3))]
+        assert mcnemar([12, 9, 20], [1, 2, 3]) == pytest.approx(max(p_values))
 
     def test_seeds_that_disagree_show_nothing(self):
         assert mcnemar([30, 0], [0, 30]) == 1
@@ -43,16 +43,15 @@ class TestMcNemar:
         generator = np.random.default_rng(1)
         flips = generator.integers(5, 60, size=(20_000, 1))
         helped = generator.binomial(flips, 0.5)
-        assert (mcnemar(helped, flips - helped) <= 0.05).mean() <= 0.05 + 3 * np.sqrt(
-            0.05 * 0.95 / 20_000
-        )
+        rejected = (mcnemar(helped, flips - helped) <= 0.05).mean()
+        assert rejected <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 20_000)
 
     def test_seventy_six_shifts_of_twenty_runs_take_no_time(self):
         helped, hurt = np.random.default_rng(2).integers(40, size=(2, 20, 76, 3))
-        began = time.perf_counter()
+        start = time.perf_counter()
         for run in range(20):
             holm(mcnemar(helped[run], hurt[run]))
-        assert time.perf_counter() - began < 1  # 0.02 s on an idle machine
+        assert time.perf_counter() - start < 1  # 0.02 s on an idle machine
 
 
 class TestHolm:
@@ -61,9 +60,9 @@ class TestHolm:
         assert holm(np.array([0.9, 0.01, 0.03, 0.02])) == pytest.approx([0.9, 0.04, 0.06, 0.06])
 
     def test_unknown_ones_do_not_count(self):
-        found = holm(np.array([0.01, np.nan, 0.02]))
-        assert found[[0, 2]] == pytest.approx([0.02, 0.02])
-        assert np.isnan(found[1])
+        adjusted = holm(np.array([0.01, np.nan, 0.02]))
+        assert adjusted[[0, 2]] == pytest.approx([0.02, 0.02])
+        assert np.isnan(adjusted[1])
         assert np.isnan(holm(np.array([np.nan]))).all()
         assert len(holm(np.array([]))) == 0
 

@@ -8,7 +8,7 @@ from tests.helpers import networks
 from tests.helpers.contract import Unbound, shifted
 from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
 from tttlab.adaptation.method import Method
-from tttlab.adaptation.normalisation import Normalisation, normalised
+from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.task import Task
 from tttlab.experiments.alignment import gradient_alignment
 from tttlab.methods.actmad import ActMAD
@@ -32,7 +32,7 @@ LABELS = torch.tensor([0, 1, 2, 3, 0])
 )
 def test_equals_autograd_on_one_image_at_a_time(kind, method, policy, trainable):
     network, statistics = networks.source_statistics(kind)
-    loop, names = InnerLoop(trainable=trainable, normalisation=Normalisation(policy)), list("abcde")
+    loop, names = InnerLoop(trainable=trainable, normalisation=policy), list("abcde")
     task = Task(network, method, loop, statistics, seed=2)
     found = gradient_alignment(task, shifted(), LABELS, names, images_per_step=2)
     chosen = select_parameters(network, trainable)
@@ -42,7 +42,7 @@ def test_equals_autograd_on_one_image_at_a_time(kind, method, policy, trainable)
         one = (
             {key: value[0] for key, value in views.items()} if isinstance(views, dict) else views[0]
         )
-        with normalised(network, loop.normalisation, statistics):
+        with normalised(network, loop, statistics):
             loss, _ = method.loss(Unbound(network, chosen), one, statistics, method.init_state())
             supervised = F.cross_entropy(network(image[None]).logits, label[None])
         first, second = (

@@ -1,6 +1,7 @@
-"""What `adapt` and `evaluate` leave for `report`, drawn from a small seeded model of adaptation: every table of the contract.
+"""Tables that `adapt` and `evaluate` write for `report`, drawn from a small model of adaptation.
 
-An image is classified rightly where its margin is positive; a shift lowers the margin, a run raises or lowers it again.
+An image is classified correctly if its margin is positive. A shift lowers the margin, and a run
+raises or lowers it again. All draws are seeded.
 """
 
 import json
@@ -17,7 +18,8 @@ from tttlab.shifts.shift import Shift, list_shifts
 
 MODELS = ("convnet", "vit")
 CORRUPTIONS, SEVERITIES = ("fog", "frost", "gaussian_noise", "jpeg_compression"), (1, 5)
-#         effect on the margin without training, by training, its share of harm at random, milliseconds, settings
+# Per run: effect on the margin without training, effect of training, standard deviation of random
+# harm, milliseconds, settings.
 RUNS = {
     "none": (0.0, 0.0, 0.0, 0.09, {"method": "none", "steps": 0}),
     "views": (0.15, 0.0, 0.1, 0.65, {"method": "views", "num_views": 8}),
@@ -51,10 +53,25 @@ def write_project(
     sets=None,
     only=None,
 ) -> SimpleNamespace:
-    """Write outputs/{data/{test,shifted},runs,predictions,tables,metrics.json}; return the settings that they belong to.
+    """Write the outputs that `report` reads, and return the settings that they belong to.
 
-    Labels are known of all images, of none (``labeled=False``) or of the clean ones (``"clean"``). Images that come shifted
-    are given in ``sets``, by the name of their shift, ``<set>/<shift>``; the models of a run that is not for all in ``only``.
+    Written are ``data/{test,shifted}``, ``runs``, ``predictions``, ``tables`` and
+    ``metrics.json``.
+
+    Args:
+        outputs: where to.
+        models: names.
+        runs: names, keys of `RUNS`.
+        corruptions: names.
+        severities: of every corruption.
+        images: largest number of test images.
+        seeds: of the trainings.
+        labeled: True: all images have labels; ``"clean"``: only the clean ones; False: none.
+        optional: tables to write of `OPTIONAL`.
+        gated: runs with a gate.
+        test: test images; None: blobs.
+        sets: images that come shifted, by the name of their shift, ``<set>/<shift>``.
+        only: models by run, for the runs that are not for all models.
     """
     pairs = [
         (model, run) for model in models for run in runs if model in (only or {}).get(run, models)
@@ -63,46 +80,31 @@ def write_project(
     test.save(outputs / "data" / "test")
     test = test.take(range(min(images, len(test))))
     write_sets(outputs / "data" / "shifted", sets)
-    shifts = [
-        *list_shifts(corruptions, severities),
-        *(Shift(name, 0, own) for name, own in sets.items()),
-    ]
+    shifts = list_shifts(corruptions, severities)
+    shifts = [*shifts, *(Shift(name, 0, shifted) for name, shifted in sets.items())]
     predictions = {}
     for model, run in pairs:
         table = predict(model, run, test, shifts, seeds, run in gated)
         if labeled is not True:
-            table = table.assign(
-                label=table["label"].where((table["shift"] == "clean") & (labeled == "clean"), -1)
-            )
+            kept = (table["shift"] == "clean") & (labeled == "clean")
+            table = table.assign(label=table["label"].where(kept, -1))
         path = outputs / "predictions" / model / f"{run}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         table.to_parquet(path)
         predictions[model, run] = table
     tables = {**compared(predictions), **extras(predictions, seeds)}
-    if labeled is not True:  # what needs no labels is still there
+    if labeled is not True:  # the other tables need no labels
         del tables["alignment"], tables["correlations"]
     (outputs / "tables").mkdir()
     for name, table in tables.items():
         if name not in OPTIONAL or name in optional:
             table.to_csv(outputs / "tables" / f"{name}.csv", index=False)
     entries = {
-        f"{m}/{r}": summary(table, r in gated, len(seeds)) for (m, r), table in predictions.items()
+        f"{model}/{run}": summary(table, run in gated, len(seeds))
+        for (model, run), table in predictions.items()
     }
     (outputs / "metrics.json").write_text(json.dumps({"runs": entries}, indent=2), encoding="utf-8")
-    (outputs / "runs").mkdir()
-    for run in runs:
-        entry = {
-            "mlflow_run_id": "0" * 32,
-            "peak_memory_mb": 312.4,
-            "settings": {"run": run, **RUNS[run][4], "seed": 3},
-        }
-        entry["losses"] = [2.0, 1.5, 1.25] if RUNS[run][1] else []
-        gate = {"signal": "distance", "threshold": 1.6} if run in gated else None
-        entry["tuning"] = tuning_of(run) | {"gate": gate}
-        own = [model for model, other in pairs if other == run]
-        (outputs / "runs" / f"{run}.json").write_text(
-            json.dumps(dict.fromkeys(own, entry)), encoding="utf-8"
-        )
+    write_runs(outputs / "runs", pairs, runs, gated)
     return SimpleNamespace(
         seed=3,
         seeds=tuple(seeds),
@@ -118,15 +120,31 @@ def write_project(
 
 
 def settings(corruptions=CORRUPTIONS, severities=SEVERITIES, sets=(), clean="test") -> Shifts:
-    """Give the section ``shifts`` of params.yaml; the sets by their names alone, without a folder where they lie."""
+    """Give the section ``shifts`` of params.yaml, with the names of sets but no folders."""
     names = dict.fromkeys(name.partition("/")[0] for name in sets)
     return Shifts.model_construct(
         clean=clean, corruptions=corruptions, severities=severities, images=None, sets=names
     )
 
 
+def write_runs(folder: Path, pairs, runs, gated) -> None:
+    """Write what `adapt` says of every run: ``<run>.json``, the same for every model."""
+    folder.mkdir()
+    for run in runs:
+        gate = {"signal": "distance", "threshold": 1.6} if run in gated else None
+        entry = {
+            "mlflow_run_id": "0" * 32,
+            "peak_memory_mb": 312.4,
+            "settings": {"run": run, **RUNS[run][4], "seed": 3},
+            "losses": [2.0, 1.5, 1.25] if RUNS[run][1] else [],
+            "tuning": tuning_of(run) | {"gate": gate},
+        }
+        entries = {model: entry for model, name in pairs if name == run}
+        (folder / f"{run}.json").write_text(json.dumps(entries), encoding="utf-8")
+
+
 def write_sets(folder: Path, sets) -> None:
-    """Write what `prepare` leaves of sets that come shifted."""
+    """Write what `prepare` writes of sets that come shifted."""
     folder.mkdir(parents=True)
     entries = []
     for number, (name, images) in enumerate(sets.items()):
@@ -136,7 +154,10 @@ def write_sets(folder: Path, sets) -> None:
 
 
 def tuning_of(run) -> dict:
-    """Give what `tune` wrote for a run: ``bn`` chose among values that tie, ``actmad`` a better setting than its default."""
+    """Give what `tune` wrote for a run.
+
+    ``bn`` chose among values that tie, ``actmad`` found a better setting than its default.
+    """
     if run not in SEARCHED:
         return {"tuned": False, "settings": {}, "default": {}, "candidates": [], "search": {}}
     return {"tuned": True, **SEARCHED[run]}
@@ -185,101 +206,88 @@ SEARCHED = {
 
 
 def blobs(images: int, prefix="test", seed=0) -> ImageSet:
-    """Draw smooth pictures, a class a hue."""
+    """Draw images of 4×4 random squares, of three classes."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(256, size=(images, 4, 4, 3), dtype=np.uint8)
     labels = np.arange(images) % 3
     pixels = np.kron(coarse, np.ones((1, 4, 4, 1), np.uint8))
-    return ImageSet(
-        pixels,
-        labels,
-        tuple(f"{prefix}/{i}" for i in range(images)),
-        ("a", "b <i>", "c"),
-        source="a <source>",
-    )
+    image_ids = tuple(f"{prefix}/{number}" for number in range(images))
+    return ImageSet(pixels, labels, image_ids, ("a", "b <i>", "c"), source="a <source>")
 
 
 def predict(model, run, test, shifts, seeds, gated) -> pd.DataFrame:
-    """Draw predictions: the source's depend on (model, seed, shift) alone, as they must."""
-    untrained, training, harm, cost, _ = RUNS[run]
-    blocks = []
-    for seed in seeds:
-        for number, shift in enumerate(shifts):
-            corruption, severity, images = shift.corruption, shift.severity, shift.of(test)
-            count, classes = len(images), len(images.classes)
-            shared = np.random.default_rng([len(model), seed, number])
-            own = np.random.default_rng([len(model), seed, number, list(RUNS).index(run)])
-            grade = severity or (
-                0 if shift.clean else 5
-            )  # what has no degrees is shifted all the same
-            strength = (
-                grade
-                * (0.15 + 0.1 * (sum(map(ord, corruption)) % 5))
-                * (1.0 if model == "convnet" else 0.8)
-            )
-            curable = 0.3 + (sum(map(ord, corruption)) % 3) / 2
-            source = shared.normal(2.2 - strength, 1, count)
-            distance = shared.lognormal(0, 0.15, count) * (1 + 0.5 * strength)
-            before = source + untrained * curable * strength * 0.7
-            after = before + training * strength * 0.6 + own.normal(0, 1e-9 + harm, count)
-            wrong = (images.labels + shared.integers(1, classes, count)) % classes
-            margins = {
-                "source": source,
-                "untrained": before if training else after,
-                "adapted": after,
-            }
-            columns = {
-                "image_id": images.image_ids,
-                "seed": seed,
-                "shift": shift.name,
-                "corruption": corruption,
-            }
-            columns |= {"severity": severity, "label": images.labels}
-            columns |= {
-                f"{who}_prediction": np.where(m > 0, images.labels, wrong)
-                for who, m in margins.items()
-            }
-            columns |= {
-                f"{who}_confidence": 0.3 + 0.7 * np.tanh(np.abs(margins[who]))
-                for who in ("source", "adapted")
-            }
-            loss = 2 + 0.3 * distance if training else np.full(count, np.nan)
-            columns |= {"loss_first": loss, "loss_last": 0.8 * loss, "distance": distance}
-            columns |= {
-                "gate_open": distance > 1.6 if gated else True,
-                "fell_back": own.random(count) < 0.01 * severity * harm,
-            }
-            columns |= {
-                "milliseconds": own.lognormal(np.log(cost), 0.2, count),
-                "gate_milliseconds": 0.4 * gated,
-            }
-            blocks.append(pd.DataFrame(columns))
+    """Draw predictions; the source's depend only on model, seed and shift, as they must."""
+    blocks = [
+        predict_shift(model, run, shift, number, shift.of(test), seed, gated)
+        for seed in seeds
+        for number, shift in enumerate(shifts)
+    ]
     return pd.concat(blocks, ignore_index=True)
 
 
+def predict_shift(model, run, shift, number, images, seed, gated) -> pd.DataFrame:
+    """Draw the predictions for the images of one shift, the ``number``-th, and one seed."""
+    untrained, training, harm, cost, _ = RUNS[run]
+    count, classes = len(images), len(images.classes)
+    shared = np.random.default_rng([len(model), seed, number])
+    run_only = np.random.default_rng([len(model), seed, number, list(RUNS).index(run)])
+    letters = sum(map(ord, shift.corruption))
+    # A set that comes shifted has severity 0, and counts as 5.
+    severity = shift.severity or (0 if shift.clean else 5)
+    strength = severity * (0.15 + 0.1 * (letters % 5)) * (1.0 if model == "convnet" else 0.8)
+    curable = 0.3 + (letters % 3) / 2
+    source = shared.normal(2.2 - strength, 1, count)
+    distance = shared.lognormal(0, 0.15, count) * (1 + 0.5 * strength)
+    before = source + untrained * curable * strength * 0.7
+    after = before + training * strength * 0.6 + run_only.normal(0, 1e-9 + harm, count)
+    wrong = (images.labels + shared.integers(1, classes, count)) % classes
+    margins = {"source": source, "untrained": before if training else after, "adapted": after}
+    columns = {
+        "image_id": images.image_ids,
+        "seed": seed,
+        "shift": shift.name,
+        "corruption": shift.corruption,
+        "severity": shift.severity,
+        "label": images.labels,
+    }
+    for who, margin in margins.items():
+        columns[f"{who}_prediction"] = np.where(margin > 0, images.labels, wrong)
+    for who in ("source", "adapted"):
+        columns[f"{who}_confidence"] = 0.3 + 0.7 * np.tanh(np.abs(margins[who]))
+    loss = 2 + 0.3 * distance if training else np.full(count, np.nan)
+    columns |= {
+        "loss_first": loss,
+        "loss_last": 0.8 * loss,
+        "distance": distance,
+        "gate_open": distance > 1.6 if gated else True,
+        "fell_back": run_only.random(count) < 0.01 * shift.severity * harm,
+        "milliseconds": run_only.lognormal(np.log(cost), 0.2, count),
+        "gate_milliseconds": 0.4 * gated,
+    }
+    return pd.DataFrame(columns)
+
+
 def right(table, who) -> pd.Series:
-    """Tell where a prediction is right; NaN where the label is unknown."""
+    """Give 1 where a prediction is right, 0 where it is wrong, NaN where the label is unknown."""
     return (table[f"{who}_prediction"] == table["label"]).astype(float).where(table["label"] >= 0)
 
 
 def gate(table) -> pd.DataFrame:
-    """Put the gate's predictions in the place of the adapted ones."""
-    return table.assign(
-        adapted_prediction=table["adapted_prediction"].where(
-            table["gate_open"], table["source_prediction"]
-        )
-    )
+    """Put the source's predictions in place of the adapted ones where the gate is closed."""
+    gated = table["adapted_prediction"].where(table["gate_open"], table["source_prediction"])
+    return table.assign(adapted_prediction=gated)
 
 
 def gain(table, before="source") -> dict:
-    """Compare two columns of predictions: mean difference with a normal interval over images."""
-    each = (right(table, "adapted") - right(table, before)).groupby(table["image_id"]).mean()
-    half = 1.96 * each.std() / np.sqrt(len(each)) if len(each) > 1 else np.nan
-    return {"gain": each.mean(), "gain_low": each.mean() - half, "gain_high": each.mean() + half}
+    """Give the mean gain of the adapted predictions, with a normal interval over images."""
+    gains = (right(table, "adapted") - right(table, before)).groupby(table["image_id"]).mean()
+    mean = gains.mean()
+    half_width = 1.96 * gains.std() / np.sqrt(len(gains)) if len(gains) > 1 else np.nan
+    return {"gain": mean, "gain_low": mean - half_width, "gain_high": mean + half_width}
 
 
 def flips(table) -> dict:
-    """Count what changed."""
+    """Count the predictions that changed."""
     before, after = right(table, "source"), right(table, "adapted")
     changed = table["source_prediction"] != table["adapted_prediction"]
     counts = {
@@ -291,18 +299,16 @@ def flips(table) -> dict:
 
 
 def accuracies(table) -> dict:
-    """Give what every table of groups has."""
-    known = {
+    """Give the columns that all tables of groups have."""
+    return {
         "n": len(table),
         "accuracy_source": right(table, "source").mean(),
         "accuracy_adapted": right(table, "adapted").mean(),
+        **gain(table),
+        **flips(table),
+        "distance": table["distance"].mean(),
+        "gated_gain": gain(gate(table))["gain"],
     }
-    return (
-        known
-        | gain(table)
-        | flips(table)
-        | {"distance": table["distance"].mean(), "gated_gain": gain(gate(table))["gain"]}
-    )
 
 
 def ece(table, who) -> float:
@@ -315,49 +321,49 @@ def ece(table, who) -> float:
 def summary(table, gated, seeds) -> dict:
     """Sum one run up as in metrics.json."""
     clean, shifted = table[table["shift"] == "clean"], table[table["shift"] != "clean"]
-    whole = accuracies(shifted)
+    gains = dict.fromkeys(("gain", "gain_low", "gain_high"))
+    trained = gain(shifted, "untrained") if shifted["loss_first"].notna().any() else gains
+    blocks = [accuracies(part) for _, part in table.groupby("shift", sort=False)]
+    p_values = [holm for _, holm in mcnemar(blocks)]
+    clear = [block["gain"] for block, p in zip(blocks, p_values, strict=True) if p < 0.05]
+    milliseconds = shifted["milliseconds"]
     entry = {
-        name: whole[name]
-        for name in ("accuracy_source", "accuracy_adapted", "gain", "gain_low", "gain_high")
-    }
-    trained = (
-        gain(shifted, "untrained")
-        if shifted["loss_first"].notna().any()
-        else dict.fromkeys(("gain", "gain_low", "gain_high"))
-    )
-    entry |= {f"training_{name}": value for name, value in trained.items()}
-    entry |= {
+        "accuracy_source": right(shifted, "source").mean(),
+        "accuracy_adapted": right(shifted, "adapted").mean(),
+        **gain(shifted),
+        **{f"training_{name}": value for name, value in trained.items()},
         "clean_source": right(clean, "source").mean(),
         "clean_adapted": right(clean, "adapted").mean(),
-    }
-    entry |= {f"ece_{who}": ece(shifted, who) for who in ("source", "adapted")} | flips(shifted)
-    blocks = [accuracies(part) for _, part in table.groupby("shift", sort=False)]
-    clear = [
-        block["gain"] for block, (_, p) in zip(blocks, mcnemar(blocks), strict=True) if p < 0.05
-    ]
-    entry |= {"shifts_helped": sum(g > 0 for g in clear), "shifts_hurt": sum(g < 0 for g in clear)}
-    entry |= {"images": table["image_id"].nunique(), "seeds": seeds}
-    entry |= {
+        "ece_source": ece(shifted, "source"),
+        "ece_adapted": ece(shifted, "adapted"),
+        **flips(shifted),
+        "shifts_helped": sum(value > 0 for value in clear),
+        "shifts_hurt": sum(value < 0 for value in clear),
+        "images": table["image_id"].nunique(),
+        "seeds": seeds,
         "gain_seed_sd": 0.004 if seeds > 1 else None,
         "fell_back": int(shifted["fell_back"].sum()),
+        "milliseconds_p50": milliseconds.quantile(0.5),
+        "milliseconds_p95": milliseconds.quantile(0.95),
+        "milliseconds_mean": milliseconds.mean(),
+        "gated": gated_summary(clean, shifted) if gated else None,
     }
-    entry |= {f"milliseconds_p{p}": shifted["milliseconds"].quantile(p / 100) for p in (50, 95)}
-    entry["milliseconds_mean"] = shifted["milliseconds"].mean()
-    entry["gated"] = None
-    if gated:
-        kept = gate(shifted)
-        entry["gated"] = {
-            "accuracy_adapted": right(kept, "adapted").mean(),
-            **gain(kept),
-            "clean_adapted": right(gate(clean), "adapted").mean(),
-            "open": shifted["gate_open"].mean(),
-            "clean_open": clean["gate_open"].mean(),
-            "milliseconds": (
-                shifted["gate_milliseconds"] + shifted["gate_open"] * shifted["milliseconds"]
-            ).mean(),
-            **{name: flips(kept)[name] for name in ("wrong_to_right", "right_to_wrong")},
-        }
     return plain(entry)
+
+
+def gated_summary(clean, shifted) -> dict:
+    """Sum up what a run gives with its gate."""
+    kept = gate(shifted)
+    cost = shifted["gate_milliseconds"] + shifted["gate_open"] * shifted["milliseconds"]
+    return {
+        "accuracy_adapted": right(kept, "adapted").mean(),
+        **gain(kept),
+        "clean_adapted": right(gate(clean), "adapted").mean(),
+        "open": shifted["gate_open"].mean(),
+        "clean_open": clean["gate_open"].mean(),
+        "milliseconds": cost.mean(),
+        **{name: flips(kept)[name] for name in ("wrong_to_right", "right_to_wrong")},
+    }
 
 
 def plain(entry):
@@ -375,23 +381,7 @@ def compared(predictions) -> dict[str, pd.DataFrame]:
     for (model, run), table in predictions.items():
         key = {"model": model, "run": run}
         shifted = table[table["shift"] != "clean"]
-        blocks = []
-        for (shift, corruption, severity), part in table.groupby(
-            ["shift", "corruption", "severity"], sort=False
-        ):
-            name = {"shift": shift, "corruption": corruption, "severity": severity}
-            blocks.append(
-                {
-                    **key,
-                    **name,
-                    **accuracies(part),
-                    "ece_source": ece(part, "source"),
-                    "ece_adapted": ece(part, "adapted"),
-                }
-            )
-        for block, p in zip(blocks, mcnemar(blocks), strict=True):
-            block["mcnemar_p"], block["mcnemar_holm"] = p
-        tables["by_shift"] += blocks
+        tables["by_shift"] += by_shift(key, table)
         tables["by_corruption"] += [
             {**key, "corruption": name, **accuracies(part)}
             for name, part in shifted.groupby("corruption", sort=False)
@@ -401,17 +391,37 @@ def compared(predictions) -> dict[str, pd.DataFrame]:
             {**key, "severity": name, **accuracies(part)}
             for name, part in graded.groupby("severity")
         ]
-        for who in ("source", "adapted"):
-            bins = (15 * shifted[f"{who}_confidence"]).astype(int).clip(upper=14)
-            for number in range(15):
-                part = shifted[bins == number]
-                values = {
-                    "confidence": part[f"{who}_confidence"].mean(),
-                    "accuracy": right(part, who).mean(),
-                    "n": len(part),
-                }
-                tables["reliability"].append({**key, "with": who, "bin": number, **values})
+        tables["reliability"] += reliability(key, shifted)
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
+
+
+def by_shift(key, table) -> list[dict]:
+    """Make the rows of one run's shifts."""
+    rows = []
+    columns = ["shift", "corruption", "severity"]
+    for names, part in table.groupby(columns, sort=False):
+        row = {**key, **dict(zip(columns, names, strict=True)), **accuracies(part)}
+        row |= {f"ece_{who}": ece(part, who) for who in ("source", "adapted")}
+        rows.append(row)
+    for row, (p, holm) in zip(rows, mcnemar(rows), strict=True):
+        row["mcnemar_p"], row["mcnemar_holm"] = p, holm
+    return rows
+
+
+def reliability(key, shifted) -> list[dict]:
+    """Make the rows of one run's reliability diagram, of 15 bins."""
+    rows = []
+    for who in ("source", "adapted"):
+        bins = (15 * shifted[f"{who}_confidence"]).astype(int).clip(upper=14)
+        for number in range(15):
+            part = shifted[bins == number]
+            values = {
+                "confidence": part[f"{who}_confidence"].mean(),
+                "accuracy": right(part, who).mean(),
+                "n": len(part),
+            }
+            rows.append({**key, "with": who, "bin": number, **values})
+    return rows
 
 
 def mcnemar(blocks) -> list[tuple[float, float]]:
@@ -420,7 +430,10 @@ def mcnemar(blocks) -> list[tuple[float, float]]:
         return [(np.nan, np.nan)] * len(blocks)
     pairs = [(block["wrong_to_right"], block["right_to_wrong"]) for block in blocks]
     p = np.array(
-        [stats.binomtest(one, one + other).pvalue if one + other else 1.0 for one, other in pairs]
+        [
+            stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+            for gained, lost in pairs
+        ]
     )
     order = np.argsort(p)
     holm = np.empty_like(p)
@@ -436,43 +449,42 @@ def extras(predictions, seeds) -> dict[str, pd.DataFrame]:
     tables = {"steps": [], "tuning": [], "alignment": [], "correlations": [], "distances": []}
     for number, ((model, run), table) in enumerate(trained.items()):
         key, generator = {"model": model, "run": run}, np.random.default_rng(number)
-        tables["steps"] += steps(key, accuracies(table[table["shift"] != "clean"]), RUNS[run][3])
-        tables["tuning"] += tuning(key, accuracies(table[table["shift"] != "clean"]))
-        shifts = [(shift, part) for shift, part in table.groupby("shift", sort=False)]
-        for shift, part in shifts:
-            cosine = 0.05 + 0.8 * gain(part)["gain"] + generator.normal(0, 0.03)
-            row = {
-                "shift": shift,
-                "n": len(part),
-                "cosine": cosine,
-                "cosine_low": cosine - 0.04,
-                "cosine_high": cosine + 0.04,
-            }
-            row |= {"gain": gain(part)["gain"], "loss_change": -0.4, "confidence_change": 0.05}
-            tables["alignment"].append({**key, **row, "distance": part["distance"].mean()})
-        for level in ("image", "shift"):
-            for signal, free in SIGNALS.items():
-                row = {
-                    "level": level,
-                    "signal": signal,
-                    "label_free": free,
-                    "spearman": generator.uniform(-0.2, 0.7),
-                }
-                tables["correlations"].append(
-                    {
-                        **key,
-                        **row,
-                        "p": generator.beta(0.4, 3),
-                        "n": 400 if level == "image" else len(shifts),
-                    }
-                )
-    for model in {model: None for model, _ in predictions}:
-        table = predictions[model, next(run for m, run in predictions if m == model)]
+        whole = accuracies(table[table["shift"] != "clean"])
+        tables["steps"] += steps(key, whole, RUNS[run][3])
+        tables["tuning"] += tuning(key, whole)
+        tables["alignment"] += alignment(key, table, generator)
+        tables["correlations"] += correlations(key, table["shift"].nunique(), generator)
+    first_tables = {}
+    for (model, _), table in predictions.items():
+        first_tables.setdefault(model, table)
+    for model, table in first_tables.items():
         for seed in seeds:
             tables["distances"] += distances(model, seed, table[table["seed"] == seed])
     return {name: pd.DataFrame(rows) for name, rows in tables.items() if rows}
 
 
+def alignment(key, table, generator) -> list[dict]:
+    """Draw a cosine of gradients for every shift, larger where the gain is larger."""
+    rows = []
+    for shift, part in table.groupby("shift", sort=False):
+        gained = gain(part)["gain"]
+        cosine = 0.05 + 0.8 * gained + generator.normal(0, 0.03)
+        row = {
+            "shift": shift,
+            "n": len(part),
+            "cosine": cosine,
+            "cosine_low": cosine - 0.04,
+            "cosine_high": cosine + 0.04,
+            "gain": gained,
+            "loss_change": -0.4,
+            "confidence_change": 0.05,
+            "distance": part["distance"].mean(),
+        }
+        rows.append({**key, **row})
+    return rows
+
+
+# Whether a signal needs no labels.
 SIGNALS = {
     "cosine": False,
     "loss_first": True,
@@ -483,26 +495,42 @@ SIGNALS = {
 }
 
 
+def correlations(key, shifts, generator) -> list[dict]:
+    """Draw a correlation of every signal with the gain, over images and over shifts."""
+    rows = []
+    for level, count in (("image", 400), ("shift", shifts)):
+        for signal, label_free in SIGNALS.items():
+            row = {
+                "level": level,
+                "signal": signal,
+                "label_free": label_free,
+                "spearman": generator.uniform(-0.2, 0.7),
+                "p": generator.beta(0.4, 3),
+                "n": count,
+            }
+            rows.append({**key, **row})
+    return rows
+
+
 def steps(key, whole, cost) -> list[dict]:
     """Draw curves of the tuned setting, the default and three candidates."""
     rows = []
-    for place, setting in enumerate(
-        ("tuned", "default", "candidate-0", "candidate-1", "candidate-2")
-    ):
-        count, used = (10, 6) if place == 0 else (8, 5)
+    settings = ("tuned", "default", "candidate-0", "candidate-1", "candidate-2")
+    for rank, setting in enumerate(settings):
+        count, used = (10, 6) if rank == 0 else (8, 5)
         for step in range(count + 1):
-            share = (1 - np.exp(-step / (2 + place))) * (1 - 0.012 * step * place)
-            values = {
+            share = (1 - np.exp(-step / (2 + rank))) * (1 - 0.012 * step * rank)
+            row = {
+                "setting": setting,
+                "step": step,
                 "accuracy": whole["accuracy_source"] + whole["gain"] * share,
-                "clean_accuracy": 0.97 - 0.002 * step * (1 + place),
+                "clean_accuracy": 0.97 - 0.002 * step * (1 + rank),
+                "loss": 2 + np.exp(-step / 4) - 0.1 * rank,
+                "milliseconds": 0.1 + cost / 5 * step * (1 + 0.1 * rank),
+                "n": 100,
+                "used": step == used,
             }
-            values |= {
-                "loss": 2 + np.exp(-step / 4) - 0.1 * place,
-                "milliseconds": 0.1 + cost / 5 * step * (1 + 0.1 * place),
-            }
-            rows.append(
-                {**key, "setting": setting, "step": step, **values, "n": 100, "used": step == used}
-            )
+            rows.append({**key, **row})
     return rows
 
 
@@ -530,60 +558,54 @@ def tuning(key, whole) -> list[dict]:
 
 
 def distances(model, seed, table) -> list[dict]:
-    """Draw every metric of every pair, larger where the shift is stronger."""
+    """Draw every metric of every pair of sets, larger where the shift is stronger."""
     generator = np.random.default_rng([len(model), seed])
-    floors = {
-        "kl_features": 0.4,
-        "kl_labels": 0.01,
-        "wasserstein_sliced": 0.05,
-        "wasserstein_gaussian": 0.3,
-        "fid": 1.5,
-        "mmd": 0.001,
-        "classifier_accuracy": 0.5,
-        "confidence_drop": 0.0,
-        "estimated_accuracy": 0.97,
-        "estimated_accuracy_atc": 0.97,
-    }
     targets = [("unlabeled", "labeled", "none", 0, 0.1, 0.97)]
-    for (shift, corruption, severity), part in table.groupby(
-        ["shift", "corruption", "severity"], sort=False
-    ):
-        for reference in ("unlabeled", "labeled"):
-            far = part["distance"].mean() - 1
-            targets.append(
-                (reference, shift, corruption, severity, far, right(part, "source").mean())
-            )
+    for names, part in table.groupby(["shift", "corruption", "severity"], sort=False):
+        far, accuracy = part["distance"].mean() - 1, right(part, "source").mean()
+        targets += [(reference, *names, far, accuracy) for reference in ("unlabeled", "labeled")]
     rows = []
     for reference, target, corruption, severity, far, accuracy in targets:
-        for metric, floor in floors.items():
-            value = (
-                floor * (1 + 3 * far)
-                if floor < 0.5 or metric == "fid"
-                else min(1, floor + 0.3 * far)
-            )
-            if metric.startswith("estimated"):
-                accuracy = 0.8 if np.isnan(accuracy) else accuracy
-                value = np.clip(accuracy + generator.normal(0.02, 0.03), 0, 1)
+        for metric, floor in FLOORS.items():
+            estimated = metric.startswith("estimated")
+            if estimated:
+                expected = 0.8 if np.isnan(accuracy) else accuracy
+                value = np.clip(expected + generator.normal(0.02, 0.03), 0, 1)
+            elif floor < 0.5 or metric == "fid":
+                value = floor * (1 + 3 * far)
+            else:
+                value = min(1, floor + 0.3 * far)
+            p = 0.005 if far > 0.15 else 0.31
+            if estimated or metric in ("fid", "confidence_drop"):
+                p = np.nan
             row = {
                 "model": model,
                 "seed": seed,
                 "reference": reference,
                 "target": target,
                 "corruption": corruption,
-            }
-            row |= {
                 "severity": severity,
                 "metric": metric,
                 "value": value,
                 "floor": floor,
                 "floor_high": 1.3 * floor,
+                "p": p,
+                "n_reference": 126,
+                "n_target": 100,
             }
-            p = (
-                np.nan
-                if metric in ("fid", "confidence_drop") or metric.startswith("estimated")
-                else 0.005
-                if far > 0.15
-                else 0.31
-            )
-            rows.append({**row, "p": p, "n_reference": 126, "n_target": 100})
+            rows.append(row)
     return rows
+
+
+FLOORS = {
+    "kl_features": 0.4,
+    "kl_labels": 0.01,
+    "wasserstein_sliced": 0.05,
+    "wasserstein_gaussian": 0.3,
+    "fid": 1.5,
+    "mmd": 0.001,
+    "classifier_accuracy": 0.5,
+    "confidence_drop": 0.0,
+    "estimated_accuracy": 0.97,
+    "estimated_accuracy_atc": 0.97,
+}

@@ -21,21 +21,25 @@ RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12], "stem_type": "deep"
 VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 4}
 
 PROJECTOR, DECODER = SimCLR(hidden_dim=16, projection_dim=8), MAE(decoder_dim=16)
+SIMSIAM = SimSiam(hidden_dim=16, projection_dim=16, prediction_dim=8)
 
 
 def images(count: int, seed: int = 0) -> Tensor:
-    """Smooth random pictures ``(N, 3, 16, 16)`` in [0, 1]: noise alone has no structure that a shift could change."""
+    """Draw smooth random images ``(N, 3, 16, 16)`` in [0, 1].
+
+    White noise would have no structure that a shift could change.
+    """
     noise = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(noise, size=SIZE, mode="bilinear")
 
 
 def with_head(encoder: nn.Module, objective: Objective) -> Network:
-    known = (CLASSES,) if objective.labels else ()
-    return settle(Network(encoder, CLASSES, objective.head(encoder, *known)))
+    arguments = (encoder, CLASSES) if objective.labels else (encoder,)
+    return settle(Network(encoder, CLASSES, objective.head(*arguments)))
 
 
 def resnet(norm_layer: str | None = None, objective: Objective = PROJECTOR) -> Network:
-    """A four-stage ResNet with BatchNorm (or another norm) and a SimCLR, or another, head."""
+    """Build a four-stage ResNet with BatchNorm or another norm, and a SimCLR or another head."""
     torch.manual_seed(1)
     options = RESNET | ({"norm_layer": norm_layer} if norm_layer else {})
     encoder = build_encoder("resnet18", SIZE, stem="small", options=options)
@@ -43,14 +47,17 @@ def resnet(norm_layer: str | None = None, objective: Objective = PROJECTOR) -> N
 
 
 def vit(objective: Objective = DECODER) -> Network:
-    """A two-block ViT with an MAE decoder, or another head."""
+    """Build a two-block ViT with an MAE decoder or another head."""
     torch.manual_seed(2)
     encoder = build_encoder("vit_tiny_patch16_224", SIZE, options=VIT)
     return with_head(encoder, objective)
 
 
 def decided(network: Network, factor: float) -> Network:
-    """Make cluster heads decided, as training does: fresh ones give all clusters alike, and hardly a gradient."""
+    """Scale up cluster heads, so that they are decided as after training.
+
+    Fresh ones give all clusters nearly the same probability, and hardly any gradient.
+    """
     with torch.no_grad():
         for layer in network.head.layers:
             layer.weight *= factor
@@ -69,16 +76,15 @@ KINDS = {
     "vit": vit,
     "rotation": lambda: resnet(objective=Rotation()),
     "rotation_vit": lambda: vit(Rotation()),
-    "simsiam": lambda: resnet(
-        objective=SimSiam(hidden_dim=16, projection_dim=16, prediction_dim=8)
-    ),
+    "simsiam": lambda: resnet(objective=SIMSIAM),
     "clust3": lambda: decided(resnet(objective=ClusT3(heads=2, clusters=4)), 10),
     "clust3_vit": lambda: decided(vit(ClusT3(heads=2, clusters=4)), 30),
     "it3": lambda: resnet(objective=IT3()),
     "it3_vit": lambda: vit(IT3()),
     "probe": lambda: probed(vit()),
 }
-HEADS = {  # the objective whose head each has
+# The objective whose head each kind has.
+HEADS = {
     "resnet": "simclr",
     "groupnorm": "simclr",
     "vit": "mae",
@@ -94,7 +100,7 @@ HEADS = {  # the objective whose head each has
 
 
 def settle(network: Network) -> Network:
-    """Give BatchNorm plausible running statistics by a few passes over source images."""
+    """Give BatchNorm plausible running statistics by passes over source images."""
     network.train()
     with torch.no_grad():
         for step in range(20):
@@ -106,9 +112,10 @@ def settle(network: Network) -> Network:
 
 @cache
 def source_statistics(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Network, Statistics]:
-    """A network (a key of `KINDS`) with all the source statistics that any method needs.
+    """Give a network (a key of `KINDS`) with the standard source statistics.
 
-    In double precision two ways to the same number agree to many digits, whatever rounding the steps in between amplify.
+    The default is double precision, in which two computations of the same number agree to many
+    digits even where steps in between amplify rounding.
     """
     network = KINDS[kind]().to(dtype)
     batches = [images(64, seed=7).to(dtype)]

@@ -1,4 +1,4 @@
-"""Methods such as a user may write, each of which does something that the package's own do not."""
+"""Methods as a user may write them; each does something that no method of the package does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,21 +18,22 @@ def classifier(net: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class SelfDistilled(Method):
-    """The prediction for the mirrored image follows that for the image, both by the weights of now."""
+    """The prediction for the mirrored image follows the current prediction for the image."""
 
     def loss(self, net, views, statistics, state):
-        now = net.rebound({name: value.detach() for name, value in net.trained.items()})
-        return F.cross_entropy(net(views.flip(-1)).logits, now(views).logits.softmax(-1)), state
+        teacher = net.rebound({name: value.detach() for name, value in net.trained.items()})
+        targets = teacher(views).logits.softmax(-1)
+        return F.cross_entropy(net(views.flip(-1)).logits, targets), state
 
 
 @dataclass(frozen=True)
 class DetachedFeatures(Method):
-    """Features of now without a gradient, through a layer that may be trained, tell what to predict."""
+    """The target comes from features without gradient, through a layer that may be trained."""
 
     def loss(self, net, views, statistics, state):
         outputs = net(views)
-        taught = F.linear(outputs.features.detach(), classifier(net))
-        return F.cross_entropy(outputs.logits, (taught / 0.5).softmax(-1)), state
+        targets = (F.linear(outputs.features.detach(), classifier(net)) / 0.5).softmax(-1)
+        return F.cross_entropy(outputs.logits, targets), state
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,23 @@ class Anchored(Method):
 
 @dataclass(frozen=True)
 class FollowedByTeacher(Method):
-    """Cross-entropy against an average of the weights so far, which begins with the first step's."""
+    """Cross-entropy against an average of the weights so far, from the first step's on."""
 
     def loss(self, net, views, statistics, state):
-        teacher = net.rebound(state) if state else net.rebound(net.source)
+        teacher = net.rebound(state or net.source)
         with torch.no_grad():
-            taught = teacher(views.flip(-1)).logits.softmax(-1)
-        old = state or net.trained  # at first the weights themselves, memory and all
-        average = (
-            {name: torch.lerp(value, net.trained[name], 0.3) for name, value in old.items()}
-            if state
-            else dict(old)
-        )
-        return F.cross_entropy(net(views).logits, taught), average
+            targets = teacher(views.flip(-1)).logits.softmax(-1)
+        average = dict(net.trained)  # at first the weights themselves, not a copy
+        if state:
+            average = {
+                name: torch.lerp(value, net.trained[name], 0.3) for name, value in state.items()
+            }
+        return F.cross_entropy(net(views).logits, targets), average
 
 
 @dataclass(frozen=True)
 class SleepsAtFirst(Method):
-    """The first loss looks at the features alone, or has no slope; from the second on it is the entropy."""
+    """The first loss depends on the features alone, or on nothing; later losses are the entropy."""
 
     slope: float = 0.0
 
@@ -79,7 +79,7 @@ class SleepsAtFirst(Method):
 
 @dataclass(frozen=True)
 class MirrorAverage(Method):
-    """Predicts the mean of the logits of the image and of its mirror image."""
+    """Predicts the mean logits of the image and its mirror image."""
 
     protocols = ("episodic", "online")
     trains = False
@@ -90,17 +90,15 @@ class MirrorAverage(Method):
 
 @dataclass(frozen=True)
 class CosineOfSource(Method):
-    """Predicts the cosine of an image's features, and a random view's, with the source network's weight vectors."""
+    """Predicts by the cosine of the features of an image and a noisy view with source weights."""
 
     trains = False
 
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
-        noise = torch.stack(
-            [torch.rand(images[0].shape, generator=generator) for generator in generators]
-        )
-        return {"noisy": (images + 0.1 * noise.to(images)).unsqueeze(1)}
+        noise = [torch.rand(images[0].shape, generator=generator) for generator in generators]
+        return {"noisy": (images + 0.1 * torch.stack(noise).to(images)).unsqueeze(1)}
 
     def predict(self, net, image, views, statistics):
         features = net(torch.cat([image[None], views["noisy"]])).features.mean(0)
@@ -120,7 +118,7 @@ class TrainedThenMirrored(MirrorAverage):
 
 @dataclass(frozen=True)
 class AnchoredToNothing(Anchored):
-    """Wrong: under ``vmap`` no tensor says that it requires a gradient, and the sum over none is 0."""
+    """Wrong: under ``vmap`` no tensor requires a gradient, and the sum over none is 0."""
 
     def distance(self, net):
         return sum(
@@ -132,17 +130,15 @@ class AnchoredToNothing(Anchored):
 
 @dataclass(frozen=True)
 class AnchoredToItself(Anchored):
-    """Wrong: the weights are held back by themselves, at a distance of 0."""
+    """Wrong: the anchor is the weights themselves, at distance 0."""
 
     def distance(self, net):
-        return sum(
-            (value - net.trained[name]).square().sum() for name, value in net.trained.items()
-        )
+        return sum((value - value).square().sum() for value in net.trained.values())
 
 
 @dataclass(frozen=True)
 class AverageOfTheGroup(MirrorAverage):
-    """Wrong: what it looks at is the mean of the images that are worked on together."""
+    """Wrong: the view is the mean of the images that are adapted to together."""
 
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
@@ -153,7 +149,8 @@ class AverageOfTheGroup(MirrorAverage):
         return net(views).logits[0]
 
 
-CASES = (  # each on a network of `networks`
+# Each with a kind of `networks`.
+CASES = (
     ("resnet", SelfDistilled()),
     ("vit", SelfDistilled()),
     ("resnet", DetachedFeatures()),

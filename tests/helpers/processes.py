@@ -1,4 +1,4 @@
-"""Two real processes that talk through gloo, forked from the test's own so that nothing is imported again."""
+"""Real processes that communicate by gloo, forked from the test's so that none imports again."""
 
 import multiprocessing
 import os
@@ -13,7 +13,10 @@ from tttlab.runtime.ranks import open_fabric
 
 
 def start(function: Callable, folder: Path, *arguments: Any, ranks: int = 2) -> list[int]:
-    """Call ``function(fabric, *arguments)`` on every rank; → exit codes. What it returns is kept in the folder."""
+    """Call ``function(fabric, *arguments)`` on every rank, and return the exit codes.
+
+    What the function returns is saved in the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("fork")
     processes = [
@@ -28,7 +31,7 @@ def start(function: Callable, folder: Path, *arguments: Any, ranks: int = 2) -> 
 
 
 def on_ranks(function: Callable, folder: Path, *arguments: Any, ranks: int = 2) -> list[Any]:
-    """Call ``function(fabric, *arguments)`` on every rank; → what it returned on each."""
+    """Call ``function(fabric, *arguments)`` on every rank, and return its result on each."""
     assert start(function, folder, *arguments, ranks=ranks) == [0] * ranks
     return [torch.load(folder / f"{rank}.result", weights_only=False) for rank in range(ranks)]
 
@@ -36,7 +39,7 @@ def on_ranks(function: Callable, folder: Path, *arguments: Any, ranks: int = 2) 
 def _run(function: Callable, folder: Path, rank: int, ranks: int, arguments: tuple) -> None:
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(folder / "store"), ranks)
-    os.environ["LOCAL_RANK"] = str(rank)  # as Fabric's launcher tells it to those that it starts
+    os.environ["LOCAL_RANK"] = str(rank)  # as Fabric's launcher sets it
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     try:
         result = function(open_fabric("cpu", "32", ranks), *arguments)

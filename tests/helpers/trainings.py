@@ -9,8 +9,8 @@ import numpy as np
 import psutil
 import torch
 
+from tttlab.config.inner_loop import Augmentation
 from tttlab.data.image_sets import ImageSet
-from tttlab.data.views import Augmentation
 from tttlab.networks.checkpoints import build_network
 from tttlab.networks.network import Network
 from tttlab.runtime.ranks import open_fabric
@@ -63,7 +63,7 @@ SIZE, CLASSES = 16, 3
 
 
 def image_set(count: int = 22, seed: int = 0) -> ImageSet:
-    """Pictures of four random coloured squares on a colour that tells the class."""
+    """Draw images of four squares of random colours, tinted by class."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % CLASSES
     squares = generator.integers(0, 130, (count, 2, 2, 3))
@@ -84,36 +84,40 @@ def trainer(work: Work | None = None, workers: int = 0, **options) -> Trainer:
 def train(
     settings: dict, work: Work | None = None, die_in: tuple[str, int] | None = None
 ) -> tuple[Network, list]:
-    """Pretrain for three epochs, fine-tune for three, refit the head; die during a task's epoch if told so."""
+    """Pretrain and fine-tune for three epochs each, and refit the head.
+
+    ``die_in``, a task and its epoch: the process kills itself then.
+    """
 
     def report(task: str, row: dict) -> None:
-        if die_in == (task, row["epoch"]):  # this epoch is computed, but not yet kept
+        if die_in == (task, row["epoch"]):  # this epoch is computed, but not yet saved
             os.kill(os.getpid(), signal.SIGKILL)
 
     torch.set_num_threads(1)
     network, objective = build(settings)
-    teacher, recipe = (
-        trainer(work, report=report),
-        Recipe(epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1),
-    )
-    images, others = image_set(), image_set(9, seed=1)
-    first = pretrain(teacher, network, objective, images, (images, others), VIEWS, recipe)
+    fitter = trainer(work, report=report)
+    recipe = Recipe(epochs=3, batch_size=8, lr=1e-2, warmup_epochs=1)
+    images, held_out = image_set(), image_set(9, seed=1)
+    curve = pretrain(fitter, network, objective, images, (images, held_out), VIEWS, recipe)
     curves = finetune(
-        teacher,
+        fitter,
         network,
         objective,
         images,
-        others,
+        held_out,
         recipe,
         mode="full",
         augmentation=VIEWS,
         objective_augmentation=VIEWS,
     )
-    return network, [first, *curves]
+    return network, [curve, *curves]
 
 
 def lose_a_worker() -> None:
-    """Train with a process that augments and is killed during the first step; torch then raises wherever this process is."""
+    """Train while the worker process that augments images is killed during the first step.
+
+    torch then raises an error at whatever line this process has reached.
+    """
 
     def loss(model, batch, generator):
         for worker in psutil.Process().children():
@@ -121,13 +125,8 @@ def lose_a_worker() -> None:
         return classification_loss(model, batch, generator)
 
     network, _ = build(SIMCLR)
-    task = Task(
-        "t",
-        ("classifier",),
-        loss,
-        {"classify": Views(1, VIEWS)},
-        Recipe(epochs=9, batch_size=8, lr=1e-2),
-    )
+    recipe = Recipe(epochs=9, batch_size=8, lr=1e-2)
+    task = Task("t", ("classifier",), loss, {"classify": Views(1, VIEWS)}, recipe)
     trainer(workers=1).fit(network, image_set(), task)
 
 

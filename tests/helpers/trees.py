@@ -1,4 +1,4 @@
-"""Folders and tar files of noise, and image sets gathered from them as the stage `prepare` does."""
+"""Folders and tar files of noise images, and image sets gathered from them as `prepare` does."""
 
 import tarfile
 from pathlib import Path
@@ -32,7 +32,7 @@ def spec(root=None, source="folder", **more):
 
 def fill(spec, which, size=8, downloads=Path("unused"), **options):
     """Open the source of a set and gather from it, as the stage does."""
-    if which != "test":  # the other sets know no `labels`
+    if which != "test":  # only the test set has a setting `labels`
         spec = ImageSpec(**spec.model_dump(exclude={"labels"}))
     return gather(open_source(spec, which, downloads), spec, which, size, 0, **options)
 

@@ -1,10 +1,12 @@
 """ActMAD on batches, against loops in NumPy and plain autograd on one network."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from tests.helpers import networks
 from tttlab.adaptation.inner_loop import InnerLoop
@@ -33,9 +35,9 @@ def layers_of(network):
 
 
 def activations(network, images):
-    with record(network, layers_of(network)) as found, torch.no_grad():
+    with record(network, layers_of(network)) as recorded, torch.no_grad():
         network.eval()(images)
-    return {layer: value.numpy() for layer, value in found.items()}
+    return {layer: value.numpy() for layer, value in recorded.items()}
 
 
 def mean_map(values):
@@ -52,20 +54,18 @@ def loss(network, images, statistics):
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 def test_the_loss_is_half_the_sum_over_layers_of_mean_absolute_differences(kind):
-    """Moments and differences place by place, in loops over layers, as the published code for CIFAR defines them."""
+    """As the published code for CIFAR defines it, in loops over layers and images."""
     network, _ = networks.source_statistics(kind)
     statistics = METHOD.source_statistics(network, [source_images()])
-    own = activations(network, stream(5))
-    reference = [activations(network, part) for part in random_parts(source_images(), 3)]
-    assert len(reference) == 3  # of 100
+    parts = [activations(network, part) for part in random_parts(source_images(), 3)]
+    assert len(parts) == 3  # of 100 images each
     total = 0.0
-    for layer, values in own.items():
+    for layer, values in activations(network, stream(5)).items():
         for name, moment in (("mean", mean_map), ("variance", variance_map)):
-            source = np.mean([moment(part[layer]) for part in reference], axis=0)
+            source = np.mean([moment(part[layer]) for part in parts], axis=0)
             assert source.shape == values.shape[1:]
-            np.testing.assert_allclose(
-                statistics[f"maps.{layer}.{name}"].numpy(), source, rtol=1e-9, atol=1e-12
-            )
+            found = statistics[f"maps.{layer}.{name}"].numpy()
+            np.testing.assert_allclose(found, source, rtol=1e-9, atol=1e-12)
             total += np.abs(moment(values) - source).mean()
     assert loss(network, stream(5), statistics) == pytest.approx(total / 2, rel=1e-9)
 
@@ -74,38 +74,34 @@ def test_three_batches_are_those_of_plain_autograd_and_sgd():
     network, _ = networks.source_statistics("resnet")
     statistics = METHOD.source_statistics(network, [source_images(64)])
     loop = InnerLoop(steps=2, lr=1e-3, momentum=0.9, trainable="all")
-    found = adapt_stream(network, stream(), METHOD, loop, batch_size=3, statistics=statistics)
+    result = adapt_stream(network, stream(), METHOD, loop, batch_size=3, statistics=statistics)
     slow, logits, losses = copy.deepcopy(network).eval(), [], []
-    own = torch.optim.SGD(slow.parameters(), lr=1e-3, momentum=0.9)
+    optimizer = torch.optim.SGD(slow.parameters(), lr=1e-3, momentum=0.9)
     outputs = {}
+
+    def keep(_module, _inputs, output, name):
+        outputs[name] = output.clone()
+
     for name, module in slow.named_modules():
         if name in layers_of(slow):
-            module.register_forward_hook(
-                lambda _module, _inputs, output, name=name: outputs.__setitem__(
-                    name, output.clone()
-                )
-            )
+            module.register_forward_hook(partial(keep, name=name))
     for part in BATCHES:
         for _ in range(2):
             slow(stream()[part])
             total = 0
             for name, output in outputs.items():
-                total = total + torch.nn.functional.l1_loss(
-                    output.mean(0), statistics[f"maps.{name}.mean"]
-                )
-                total = total + torch.nn.functional.l1_loss(
-                    output.var(0), statistics[f"maps.{name}.variance"]
-                )
+                total = total + F.l1_loss(output.mean(0), statistics[f"maps.{name}.mean"])
+                total = total + F.l1_loss(output.var(0), statistics[f"maps.{name}.variance"])
             losses.append(0.5 * total.item())
-            own.zero_grad()
+            optimizer.zero_grad()
             (0.5 * total).backward()
-            own.step()
+            optimizer.step()
         with torch.no_grad():
             logits.append(slow(stream()[part]).logits)
-    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-7, rtol=1e-7)
-    assert found.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-7)
+    torch.testing.assert_close(result.logits, torch.cat(logits), atol=1e-7, rtol=1e-7)
+    assert result.losses[[0, 3, 5]].flatten().tolist() == pytest.approx(losses, rel=1e-7)
     assert losses[1] < losses[0]
-    assert (found.logits - found.source_logits).abs().max() > 1e-3
+    assert (result.logits - result.source_logits).abs().max() > 1e-3
 
 
 def test_a_batch_that_is_the_source_has_no_loss_and_a_shifted_one_has():
@@ -114,16 +110,15 @@ def test_a_batch_that_is_the_source_has_no_loss_and_a_shifted_one_has():
     statistics = METHOD.source_statistics(network, [images])
     assert loss(network, images, statistics) == pytest.approx(0, abs=1e-12)
     assert loss(network, images * 0.4 + 0.6, statistics) > 0.1
-    # The same pixels elsewhere: moments of whole channels would hardly notice, maps do.
+    # Moved pixels hardly change the moments of whole channels, but they change the maps.
     assert loss(network, images.roll(8, -1), statistics) > 0.01
 
 
 def test_how_source_images_are_delivered_is_no_matter():
     network, _ = networks.source_statistics("resnet")
     whole = METHOD.source_statistics(network, [source_images(130)])
-    pieces = METHOD.source_statistics(
-        network, iter(source_images(130).split(43))
-    )  # the last is a single image
+    batches = source_images(130).split(43)  # the last has a single image
+    pieces = METHOD.source_statistics(network, iter(batches))
     assert all(torch.allclose(whole[name], pieces[name], rtol=1e-9, atol=1e-12) for name in whole)
     assert (
         complete_statistics({}, METHOD, network, lambda: [source_images(130)]).keys()
@@ -132,29 +127,20 @@ def test_how_source_images_are_delivered_is_no_matter():
 
 
 def test_source_batches_mix_what_came_in_order():
-    """The pipeline's source images may come class by class; the variance within a class is not that of the domain."""
+    """Images may come class by class; the variance within a class is not that of the domain."""
     parts = random_parts(torch.arange(1000), 8)
     assert sorted(torch.cat(parts).tolist()) == list(range(1000))
     assert {len(part) for part in parts} == {125}
     assert all(part.min() < 250 and part.max() >= 750 for part in parts)
-    assert [len(part) for part in random_parts(torch.arange(129), 2)] == [
-        65,
-        64,
-    ]  # none of one image, without variance
+    # No part has a single image, which has no variance.
+    assert [len(part) for part in random_parts(torch.arange(129), 2)] == [65, 64]
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(2, 1), (3, 2)])
 def test_a_batch_of_one_image_is_refused(count, batch_size):
     network, _ = networks.source_statistics("resnet")
     statistics = METHOD.source_statistics(network, [source_images(20)])
-    with pytest.raises(
-        UserError, match=r"BatchActMAD.*needs batches of 2 images or more, found one of 1;"
-    ):
-        adapt_stream(
-            network,
-            stream(count),
-            METHOD,
-            InnerLoop(lr=1e-3),
-            batch_size=batch_size,
-            statistics=statistics,
-        )
+    images, loop = stream(count), InnerLoop(lr=1e-3)
+    message = r"BatchActMAD.*needs batches of 2 images or more, found one of 1;"
+    with pytest.raises(UserError, match=message):
+        adapt_stream(network, images, METHOD, loop, batch_size=batch_size, statistics=statistics)

@@ -1,7 +1,8 @@
-"""AdaContrast's three terms against loops and closed forms, its queue, and a stream against copies of the network."""
+"""AdaContrast: its terms against loops and closed forms, its queue, a stream against copies."""
 
 import copy
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream, learning
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.task import Task
-from tttlab.data.views import Augmentation, random_views
+from tttlab.config.inner_loop import Augmentation
+from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.methods.adacontrast import (
     WEAK_SCALE,
@@ -40,7 +42,7 @@ def streams(part):
 
 
 def undecided():
-    """A network whose predictions differ from image to image: an untrained one has a favourite class."""
+    """A network whose predictions differ between images: an untrained one prefers one class."""
     network = copy.deepcopy(networks.source_statistics("resnet")[0]).eval()
     with torch.no_grad():
         network.classifier.bias -= network(stream()).logits.mean(0)
@@ -57,17 +59,13 @@ def unit(rows):
 
 @pytest.mark.parametrize("count", [1, 3, 20])
 def test_the_neighbours_vote_as_in_a_loop(count):
-    """Nearest by angle, whatever the length of a feature; with a count beyond the queue all of it votes."""
+    """Nearest by angle, whatever the feature's length; all vote if there are too few."""
     features, past = random(5, 4).numpy(), unit(random(9, 4, seed=1).numpy())
     probabilities = random(9, 3, seed=2).softmax(1).numpy()
-    found = neighbor_vote(*map(torch.from_numpy, (features, past, probabilities)), count)
-    for row, feature in zip(found, features, strict=True):
-        order = sorted(
-            range(9), key=lambda index: 1 - feature @ past[index] / np.linalg.norm(feature)
-        )
-        np.testing.assert_allclose(
-            row, np.mean([probabilities[index] for index in order[:count]], axis=0)
-        )
+    votes = neighbor_vote(*map(torch.from_numpy, (features, past, probabilities)), count)
+    for vote, feature in zip(votes, features, strict=True):
+        order = np.argsort(1 - past @ feature / np.linalg.norm(feature))
+        np.testing.assert_allclose(vote, probabilities[order[:count]].mean(0))
 
 
 def queue_of(keys, labels):
@@ -77,29 +75,22 @@ def queue_of(keys, labels):
 def test_the_contrast_leaves_out_keys_of_the_same_label_as_in_a_loop():
     features, keys = random(4, 6), unit(random(4, 6, seed=1).numpy())
     labels, queue = [0, 2, 2, 1], queue_of(random(5, 6, seed=2), [0, 2, 2, 1, 2])
-    found = class_aware_contrast(features, torch.from_numpy(keys), torch.tensor(labels), queue, 0.5)
+    loss = class_aware_contrast(features, torch.from_numpy(keys), torch.tensor(labels), queue, 0.5)
     losses = []
+    past = list(zip(queue.keys.numpy(), queue.labels.tolist(), strict=True))
     for query, key, label in zip(unit(features.numpy()), keys, labels, strict=True):
-        others = [
-            past
-            for past, other in zip(queue.keys.numpy(), queue.labels.tolist(), strict=True)
-            if other != label
-        ]
-        scores = [math.exp(query @ each / 0.5) for each in (key, *others)]
+        negatives = [past_key for past_key, past_label in past if past_label != label]
+        scores = [math.exp(query @ compared / 0.5) for compared in (key, *negatives)]
         losses.append(-math.log(scores[0] / sum(scores)))
-    assert found.item() == pytest.approx(np.mean(losses))
+    assert loss.item() == pytest.approx(np.mean(losses))
 
 
 def test_a_query_without_negatives_has_no_loss_and_no_slope():
-    """None in the queue, as on the first batch, or none of another label."""
-    features, keys = (
-        random(2, 6).requires_grad_(),
-        torch.from_numpy(unit(random(2, 6, seed=1).numpy())),
-    )
-    for queue in (
-        empty_queue(Outputs(random(2, 3), random(2, 6))),
-        queue_of(random(4, 6, seed=2), [1] * 4),
-    ):
+    """The queue is empty, as on the first batch, or has no other label."""
+    features = random(2, 6).requires_grad_()
+    keys = torch.from_numpy(unit(random(2, 6, seed=1).numpy()))
+    empty = empty_queue(Outputs(random(2, 3), random(2, 6)))
+    for queue in (empty, queue_of(random(4, 6, seed=2), [1] * 4)):
         loss = class_aware_contrast(features, keys, torch.tensor([1, 1]), queue, 0.07)
         (slope,) = torch.autograd.grad(loss, features)
         assert loss.item() == pytest.approx(0, abs=1e-12)
@@ -118,25 +109,24 @@ def test_diversity_is_lowest_where_the_classes_are_equally_frequent():
 
 
 def test_the_queue_keeps_the_latest_images():
-    """At learning rate 0 the momentum model is the source network; of seven images the last four stay, in order."""
-    network = undecided()
-    task = Task(network, AdaContrast(queue_size=4, warm_up=4), InnerLoop(lr=0.0))
-    with learning(task, stream()[:3]) as learner:
+    """The last four of seven images stay, in order.
+
+    At learning rate 0 the momentum model is the source network.
+    """
+    network, method = undecided(), AdaContrast(queue_size=4, warm_up=4)
+    with learning(Task(network, method, InnerLoop(lr=0.0)), stream()[:3]) as learner:
         for part in BATCHES:
             learner.adapt(stream()[part], [str(name) for name in range(7)[part]])
     last = slice(3, 7)
-    weak, _, key = (
-        view[:, 0] for view in AdaContrast().views(network, stream()[last], streams(last))
-    )
+    weak, _, key = AdaContrast().views(network, stream()[last], streams(last))
     with torch.no_grad():
-        outputs, keys = network(weak), network(key).features.numpy()
+        outputs, keys = network(weak[:, 0]), network(key[:, 0]).features.numpy()
     queue = learner.state.queue
     np.testing.assert_allclose(queue.features, unit(outputs.features.numpy()))
     np.testing.assert_allclose(queue.probabilities, outputs.logits.softmax(1))
     np.testing.assert_allclose(queue.keys, unit(keys))
-    assert (
-        queue.labels[:2].tolist() == outputs.logits[:2].argmax(1).tolist()
-    )  # of the second batch, before any vote
+    # Of the second batch, before any vote.
+    assert queue.labels[:2].tolist() == outputs.logits[:2].argmax(1).tolist()
 
 
 def test_an_image_joins_the_queue_once_however_many_steps_are_taken():
@@ -151,56 +141,66 @@ def test_an_image_joins_the_queue_once_however_many_steps_are_taken():
 
 
 def test_neighbours_that_could_never_vote_are_refused():
-    with pytest.raises(
-        UserError, match=r"adacontrast: warm_up: expected at most queue_size \(50\).*found 100"
-    ):
+    message = r"adacontrast: warm_up: expected at most queue_size \(50\).*found 100"
+    with pytest.raises(UserError, match=message):
         load_method("adacontrast", {"queue_size": 50})
 
 
 def test_the_current_weights_ask_the_neighbours_and_the_momentum_model_is_remembered():
-    """Every image is the nearest neighbour of itself as the current weights see it, and each votes for a class of its own."""
-    network, other = undecided(), networks.resnet().double()
+    """The queue holds the same images as the current weights see them, each with its own class.
+
+    So the nearest neighbour of every image is itself.
+    """
+    network, teacher = undecided(), networks.resnet().double()
     images = stream()[:4]
     with torch.no_grad():
-        for parameter in other.parameters():
+        for parameter in teacher.parameters():
             parameter += random(*parameter.shape)
-        now, slow = network(images), other(images)
-    past = Queue(
-        F.normalize(now.features),
-        torch.eye(4, dtype=torch.float64),
-        F.normalize(now.features),
-        torch.arange(4),
-    )
-    for warm_up, expected in ((4, [0, 1, 2, 3]), (5, now.logits.argmax(1).tolist())):
-        method = AdaContrast(num_neighbors=1, warm_up=warm_up)
-        memory = Memory(
-            {name: value.detach() for name, value in other.named_parameters()}, past, past
-        )
-        _, (_, queue, batch) = method.loss(Bound(network, {}), (images, images, images), {}, memory)
-        assert queue is past
+        current, taught = network(images), teacher(images)
+    features = F.normalize(current.features)
+    past = Queue(features, torch.eye(4, dtype=torch.float64), features, torch.arange(4))
+    weights = {name: value.detach() for name, value in teacher.named_parameters()}
+    for warm_up, expected in ((4, [0, 1, 2, 3]), (5, current.logits.argmax(1).tolist())):
+        method, views = AdaContrast(num_neighbors=1, warm_up=warm_up), (images, images, images)
+        _, memory = method.loss(Bound(network, {}), views, {}, Memory(weights, past, past))
+        batch = memory.batch
+        assert memory.queue is past
         assert batch.labels.tolist() == expected
-        torch.testing.assert_close(batch.features, F.normalize(slow.features))
-        torch.testing.assert_close(batch.probabilities, slow.logits.softmax(1))
-        torch.testing.assert_close(batch.keys, F.normalize(slow.features))
+        torch.testing.assert_close(batch.features, F.normalize(taught.features))
+        torch.testing.assert_close(batch.probabilities, taught.logits.softmax(1))
+        torch.testing.assert_close(batch.keys, F.normalize(taught.features))
 
 
 def test_weak_views_keep_colours_and_most_of_the_image():
-    """Their crops are the published ones, unless the strong views keep even more; mirrored only if these are."""
-    images = stream()[:2]
+    """Crops are the published ones, unless strong views keep even more; flips are as in these."""
+    images, part = stream()[:2], slice(0, 2)
     for strong, scale in (
         (Augmentation(0.3, True, 0.5), WEAK_SCALE),
         (Augmentation(0.9, False, 0.5), 0.9),
     ):
-        weak, query, key = AdaContrast(augmentation=strong).views(
-            None, images, streams(slice(0, 2))
-        )
-        own = streams(slice(0, 2))
+        views = AdaContrast(augmentation=strong).views(None, images, streams(part))
+        generators, weak = streams(part), Augmentation(scale, strong.flip, 0.0)
         expected = [
-            random_views(images, own, 1, each)
-            for each in (Augmentation(scale, strong.flip, 0.0), strong, strong)
+            random_views(images, generators, 1, strength) for strength in (weak, strong, strong)
         ]
-        assert all(torch.equal(*pair) for pair in zip((weak, query, key), expected, strict=True))
+        assert all(torch.equal(*pair) for pair in zip(views, expected, strict=True))
+        _, query, key = views
         assert not torch.equal(query, key)
+
+
+class Past(NamedTuple):
+    """A past image as the teacher saw it."""
+
+    feature: torch.Tensor
+    probabilities: torch.Tensor
+    key: torch.Tensor
+    label: int
+
+
+def nearest_two_vote(feature, past):
+    similarities = [F.cosine_similarity(feature, image.feature, dim=0).item() for image in past]
+    first, second = sorted(range(len(past)), key=lambda index: -similarities[index])[:2]
+    return ((past[first].probabilities + past[second].probabilities) / 2).argmax().item()
 
 
 def test_a_stream_against_copies_of_the_network_autograd_and_lists():
@@ -216,53 +216,43 @@ def test_a_stream_against_copies_of_the_network_autograd_and_lists():
         teacher_momentum=0.6,
     )
     loop = InnerLoop(steps=1, lr=1e-2, momentum=0.9, trainable="all")
-    found = adapt_stream(network, stream(), method, loop, batch_size=3)
+    result = adapt_stream(network, stream(), method, loop, batch_size=3)
     student, teacher = copy.deepcopy(network), copy.deepcopy(network)
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-2, momentum=0.9)
-    past, logits, refined, negatives = (
-        [],
-        [],
-        0,
-        0,
-    )  # past: (feature, probabilities, key, label) of an image
+    past, logits, refined, negatives = [], [], 0, 0
     for part in BATCHES:
         images = stream()[part]
         weak, query, key = (view[:, 0] for view in method.views(network, images, streams(part)))
         with torch.no_grad():
-            own, slow, keys = student(weak), teacher(weak), F.normalize(teacher(key).features)
-        labels = own.logits.argmax(1).tolist()
+            asking, taught = student(weak), teacher(weak)
+            keys = F.normalize(teacher(key).features)
+        labels = asking.logits.argmax(1).tolist()
         if past:
-            for index, feature in enumerate(own.features):
-                near = sorted(
-                    past, key=lambda each: -F.cosine_similarity(feature, each[0], dim=0).item()
-                )[:2]
-                label = ((near[0][1] + near[1][1]) / 2).argmax().item()
+            for index, feature in enumerate(asking.features):
+                label = nearest_two_vote(feature, past)
                 refined, labels[index] = refined + (label != labels[index]), label
         outputs, losses = student(query), []
         for index, label in enumerate(labels):
             unit_query = outputs.features[index] / outputs.features[index].norm()
-            others = [each[2] for each in past if each[3] != label]
-            negatives += len(others)
-            scores = torch.stack([unit_query @ each / 0.5 for each in (keys[index], *others)])
-            losses.append(
-                -outputs.logits[index].log_softmax(0)[label] - 0.7 * scores.log_softmax(0)[0]
-            )
+            compared = [keys[index], *(image.key for image in past if image.label != label)]
+            negatives += len(compared) - 1
+            scores = torch.stack([unit_query @ key / 0.5 for key in compared])
+            cross_entropy = -outputs.logits[index].log_softmax(0)[label]
+            losses.append(cross_entropy - 0.7 * scores.log_softmax(0)[0])
         mean = outputs.logits.softmax(1).mean(0)
         loss = torch.stack(losses).mean() + 0.3 * (mean * mean.log()).sum()
-        assert found.losses[part, 0].tolist() == pytest.approx(
-            [loss.item()] * len(images), rel=1e-8
-        )
+        expected = pytest.approx([loss.item()] * len(images), rel=1e-8)
+        assert result.losses[part, 0].tolist() == expected
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        past += zip(slow.features, slow.logits.softmax(1), keys, labels, strict=True)
+        past += map(Past, taught.features, taught.logits.softmax(1), keys, labels)
         past = past[-4:]
         with torch.no_grad():
             for value, old in zip(student.parameters(), teacher.parameters(), strict=True):
                 old.copy_(0.6 * old + 0.4 * value)
             logits.append(student(images).logits)
     assert refined
-    assert (
-        0 < negatives < 14
-    )  # of three and then four past images, for two each: some are left out, not all
-    torch.testing.assert_close(found.logits, torch.cat(logits), atol=1e-8, rtol=1e-8)
+    # Two images have three past ones each, and two have four: some are left out, but not all.
+    assert 0 < negatives < 14
+    torch.testing.assert_close(result.logits, torch.cat(logits), atol=1e-8, rtol=1e-8)

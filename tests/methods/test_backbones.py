@@ -9,7 +9,6 @@ import torch
 
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.inner_loop import InnerLoop
-from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.registry import load_method
 from tttlab.networks.building import build_encoder, native_size
@@ -18,17 +17,14 @@ from tttlab.networks.source_statistics import layer_statistics, projection_bank
 from tttlab.objectives.simclr import SimCLR
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
-SMALL_RESNET, SMALL_VIT = (
-    {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]},
-    {"embed_dim": 24, "depth": 2, "num_heads": 2},
-)
-BACKBONES = {  # small versions of each family; name in the table, timm's name, options, side of the images
+SMALL_RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}
+GROUPNORM_RESNET = {"layers": [1, 1, 1, 1], "channels": [32] * 4, "norm_layer": "groupnorm"}
+SMALL_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+SMALL_SWIN = {"embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}
+# Small versions of each family. Name in the table: timm's name, options, side of the images.
+BACKBONES = {
     "ResNet": ("resnet18", SMALL_RESNET, 64),
-    "ResNet with GroupNorm": (
-        "resnet18",
-        {"layers": [1, 1, 1, 1], "channels": [32] * 4, "norm_layer": "groupnorm"},
-        64,
-    ),
+    "ResNet with GroupNorm": ("resnet18", GROUPNORM_RESNET, 64),
     "RegNet": ("regnetx_002", {}, 64),
     "DenseNet": ("densenet121", {"growth_rate": 4, "block_config": (1, 1)}, 64),
     "MobileNetV3": ("mobilenetv3_small_050", {}, 64),
@@ -39,27 +35,26 @@ BACKBONES = {  # small versions of each family; name in the table, timm's name, 
     "CLIP": ("vit_base_patch16_clip_224.openai", SMALL_VIT, 32),
     "BEiT": ("beit_base_patch16_224", SMALL_VIT, 32),
     "EVA-02": ("eva02_tiny_patch14_224", SMALL_VIT, 28),
-    "Swin": (
-        "swin_tiny_patch4_window7_224",
-        {"embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4},
-        32,
-    ),
+    "Swin": ("swin_tiny_patch4_window7_224", SMALL_SWIN, 32),
     "MLP-Mixer": ("mixer_s32_224", {}, 64),
 }
 METHODS = {
-    "views": ("views", {"num_views": 2}, Normalisation()),
-    "bn": ("none", {}, Normalisation("mixed", prior=0.3)),
-    "shrink": ("none", {}, Normalisation("shrink", threshold=0.1)),
-    "memo": ("memo", {"num_views": 3}, Normalisation()),
-    "actmad": ("actmad", {"tolerance": 0.0}, Normalisation()),
-    "tent": ("tent", {}, Normalisation()),
-    "ssl after SimCLR": ("simclr", {"num_views": 2}, Normalisation()),
+    "views": ("views", {"num_views": 2}, {}),
+    "bn": ("none", {}, {"normalisation": "mixed", "prior": 0.3}),
+    "shrink": ("none", {}, {"normalisation": "shrink", "threshold": 0.1}),
+    "memo": ("memo", {"num_views": 3}, {}),
+    "actmad": ("actmad", {"tolerance": 0.0}, {}),
+    "tent": ("tent", {}, {}),
+    "ssl after SimCLR": ("simclr", {"num_views": 2}, {}),
 }
 
 
 @cache
 def source(family: str):
-    """A network in double precision with no degenerate layer (fresh residual branches are often zero), and its statistics."""
+    """A network in double precision without degenerate layers, and its statistics.
+
+    Fresh residual branches are often zero.
+    """
     name, options, size = BACKBONES[family]
     torch.manual_seed(0)
     encoder = build_encoder(name, size, stem="original", options=options)
@@ -76,30 +71,22 @@ def source(family: str):
     return network, layer_statistics(network, [images]) | projection_bank(network, [images], 8)
 
 
+def random_images(family: str, count: int, seed: int) -> torch.Tensor:
+    size, generator = BACKBONES[family][2], torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, size, size, dtype=torch.float64, generator=generator)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", BACKBONES)
 def test_every_method_moves_every_backbone_and_sees_one_image_at_a_time(family, method):
     network, statistics = source(family)
     name, settings, normalisation = METHODS[method]
-    size = BACKBONES[family][2]
-    images = (
-        torch.rand(
-            3, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
-        )
-        ** 2
-    )
-    loop = InnerLoop(steps=1, lr=1e-3, trainable="norm", clip=1.0, normalisation=normalisation)
+    images = random_images(family, 3, seed=5) ** 2
+    loop = InnerLoop(steps=1, lr=1e-3, trainable="norm", clip=1.0, **normalisation)
 
-    def run(chosen, ids):
-        return adapt(
-            network,
-            chosen,
-            load_method(name, settings),
-            loop,
-            statistics=statistics,
-            image_ids=ids,
-            seed=0,
-        )
+    def run(part, image_ids):
+        tried = load_method(name, settings)
+        return adapt(network, part, tried, loop, statistics=statistics, image_ids=image_ids, seed=0)
 
     together = run(images, ["a", "b", "c"])
     assert torch.isfinite(together.logits).all()
@@ -116,19 +103,12 @@ def test_every_method_moves_every_backbone_and_sees_one_image_at_a_time(family, 
 @pytest.mark.parametrize("family", BACKBONES)
 def test_every_stream_method_moves_every_backbone_and_knows_no_future(family, name, settings):
     network, statistics = source(family)
-    size = BACKBONES[family][2]
-    images = (
-        torch.rand(
-            6, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
-        )
-        ** 2
-    )
+    images = random_images(family, 6, seed=5) ** 2
     loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", clip=1.0)
 
-    def run(chosen):
-        return adapt_stream(
-            network, chosen, load_method(name, settings), loop, batch_size=3, statistics=statistics
-        )
+    def run(part):
+        method = load_method(name, settings)
+        return adapt_stream(network, part, method, loop, batch_size=3, statistics=statistics)
 
     whole = run(images)
     assert torch.isfinite(whole.logits).all()
@@ -158,9 +138,8 @@ def test_the_table_in_the_docs_lists_what_is_tried_here():
 )
 def test_mean_deviation_and_input_size_are_those_of_the_weights(backbone, mean, size):
     options = {"embed_dim": 24, "depth": 1, "num_heads": 2}
-    encoder = build_encoder(
-        backbone, 28 if "14" in backbone else 32, stem="original", options=options
-    )
+    side = 28 if "14" in backbone else 32
+    encoder = build_encoder(backbone, side, stem="original", options=options)
     network = Network(encoder, 2)
     assert network.mean.flatten().tolist() == pytest.approx(mean)
     assert network.std.flatten().tolist() == pytest.approx(timm.get_pretrained_cfg(backbone).std)
@@ -169,29 +148,15 @@ def test_mean_deviation_and_input_size_are_those_of_the_weights(backbone, mean, 
 
 @pytest.mark.parametrize("family", ["BEiT", "Swin"])
 def test_each_images_own_table_of_relative_positions_is_its_own(family):
-    """These networks add a trained table to the attention, so that with all weights trained every image has its own."""
+    """These networks add a trained table to the attention; training the encoder changes it."""
     network, statistics = source(family)
-    size = BACKBONES[family][2]
-    images = torch.rand(
-        3, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(6)
-    )
-    loop, method = (
-        InnerLoop(steps=2, lr=0.05, trainable="encoder"),
-        load_method("memo", {"num_views": 3}),
-    )
-    together = adapt(
-        network, images, method, loop, statistics=statistics, image_ids=["a", "b", "c"], seed=0
-    )
-    for place, name in enumerate("abc"):
+    images, method = random_images(family, 3, seed=6), load_method("memo", {"num_views": 3})
+    loop = InnerLoop(steps=2, lr=0.05, trainable="encoder")
+    options = {"statistics": statistics, "seed": 0}
+    together = adapt(network, images, method, loop, image_ids=["a", "b", "c"], **options)
+    for image, name, logits in zip(images, "abc", together.logits, strict=True):
         alone = adapt(
-            network,
-            images[place : place + 1],
-            method,
-            loop,
-            statistics=statistics,
-            image_ids=[name],
-            seed=0,
-            images_per_step=1,
+            network, image[None], method, loop, image_ids=[name], images_per_step=1, **options
         )
-        torch.testing.assert_close(alone.logits[0], together.logits[place], rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(alone.logits[0], logits, rtol=1e-6, atol=1e-8)
         assert (alone.logits != alone.source_logits).all()

@@ -1,6 +1,7 @@
-"""What every method must keep: the package's, the tests' own, or a user's (``pytest --method my_package.my_method``).
+"""What every method must keep: the package's, the tests' own, or a user's.
 
-The slow way, image by image and batch by batch, is that of `contract`.
+A user's method is named by ``pytest --method my_package.my_method``. The slow reference, image by
+image and batch by batch, is that of `contract`.
 """
 
 import copy
@@ -19,21 +20,20 @@ from tests.helpers.contract import (
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
-from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.online import adapt_stream, learning
 from tttlab.adaptation.task import Task
 from tttlab.errors import UserError
 
 POLICIES = [
-    Normalisation(),
-    Normalisation("image"),
-    Normalisation("mixed"),
-    Normalisation("shrink"),
+    "source",
+    "image",
+    "mixed",
+    "shrink",
 ]
 LOOPS = [
     InnerLoop(steps=3, lr=1e-2, clip=1.0),
     InnerLoop(steps=2, lr=1e-2, trainable="norm", momentum=0.9, clip=0.5),
-    InnerLoop(steps=2, lr=1e-2, trainable="all", clip=1.0, normalisation=Normalisation("shrink")),
+    InnerLoop(steps=2, lr=1e-2, trainable="all", clip=1.0, normalisation="shrink"),
 ]
 COUNT = 3  # images
 BATCH, BATCHES = 3, [slice(0, 3), slice(3, 5), slice(5, 7)]  # of 7 images
@@ -41,22 +41,22 @@ BATCH, BATCHES = 3, [slice(0, 3), slice(3, 5), slice(5, 7)]  # of 7 images
 
 def pytest_generate_tests(metafunc):
     """Give every test its methods, each with a network."""
-    asked = metafunc.config.getoption("method")
+    users = metafunc.config.getoption("method")
     try:
-        listed = [case for name in asked or contract.names() for case in contract.cases(name)]
+        cases = [case for name in users or contract.names() for case in contract.cases(name)]
     except UserError as error:
         raise pytest.UsageError(str(error)) from error
-    episodic = [case for case in listed if "episodic" in case[1].protocols]
-    with_odd = episodic if asked else [*episodic, *own_methods.CASES]
-    sorts = {
+    episodic = [case for case in cases if "episodic" in case[1].protocols]
+    tried = episodic if users else [*episodic, *own_methods.CASES]
+    arguments = {
         "episodic": episodic,
-        "tried": with_odd,
-        "training": [case for case in with_odd if case[1].trains],
+        "tried": tried,
+        "training": [case for case in tried if case[1].trains],
         "descending": [case for case in episodic if case[1].trains],
-        "online": [case for case in listed if "online" in case[1].protocols],
+        "online": [case for case in cases if "online" in case[1].protocols],
     }
-    for sort in sorts.keys() & set(metafunc.fixturenames):
-        metafunc.parametrize(sort, sorts[sort], ids=lambda case: f"{case[0]}-{case[1]}")
+    for argument in arguments.keys() & set(metafunc.fixturenames):
+        metafunc.parametrize(argument, arguments[argument], ids=lambda case: f"{case[0]}-{case[1]}")
 
 
 def name(value: object) -> str:
@@ -86,12 +86,21 @@ def test_results_depend_on_the_image_alone(episodic, policy):
     network, statistics = contract.source(kind, method)
     images, names = shifted(COUNT), [f"image-{i}" for i in range(COUNT)]
     loop = InnerLoop(steps=2, lr=1e-2, clip=1.0, normalisation=policy)
-    whole = adapt(
-        network, images, method, loop, statistics=statistics, image_ids=names, images_per_step=COUNT
-    )
-    order = [2, 0, 1]  # in groups of two and of one, so that no image has the company that it had
-    own = {"image_ids": [names[place] for place in order], "images_per_step": 2}
-    parts = adapt(network, images[order], method, loop, statistics=statistics, **own)
+
+    def run(order, group_size):
+        return adapt(
+            network,
+            images[order],
+            method,
+            loop,
+            statistics=statistics,
+            image_ids=[names[index] for index in order],
+            images_per_step=group_size,
+        )
+
+    whole = run(list(range(COUNT)), COUNT)
+    order = [2, 0, 1]  # in groups of two and of one, so that every image has other group mates
+    parts = run(order, 2)
     torch.testing.assert_close(parts.logits, whole.logits[order], atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(
         parts.losses, whole.losses[order], atol=1e-6, rtol=1e-6, equal_nan=True
@@ -103,45 +112,28 @@ def test_no_steps_is_the_source_prediction_to_the_bit(training):
     if type(method).predict is not Method.predict:
         pytest.skip("it predicts in its own way, without a step too")
     network, statistics = contract.source(kind, method)
+    loop = InnerLoop(steps=0)
     result = adapt(
-        network,
-        shifted(COUNT),
-        method,
-        InnerLoop(steps=0),
-        statistics=statistics,
-        images_per_step=COUNT,
+        network, shifted(COUNT), method, loop, statistics=statistics, images_per_step=COUNT
     )
     assert torch.equal(result.logits, result.source_logits)
     assert not result.fell_back.any()
 
 
-@pytest.mark.parametrize("policy", [Normalisation(), Normalisation("shrink")], ids=name)
+@pytest.mark.parametrize("policy", ["source", "shrink"], ids=name)
 def test_a_curve_along_the_steps_is_what_shorter_adaptations_give(training, policy):
     kind, method = training
     network, statistics = contract.source(kind, method)
     loop = InnerLoop(steps=2, lr=1e-2, clip=1.0, momentum=0.5, normalisation=policy)
-    whole = adapt(
-        network,
-        shifted(COUNT),
-        method,
-        loop,
-        statistics=statistics,
-        record=(0, 1, 2),
-        images_per_step=2,
-    )
-    for place, steps in enumerate((0, 1, 2)):
-        shorter = adapt(
-            network,
-            shifted(COUNT),
-            method,
-            replace(loop, steps=steps),
-            statistics=statistics,
-            images_per_step=COUNT,
-        )
-        torch.testing.assert_close(whole.logits_at[:, place], shorter.logits, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(
-        whole.logits, shorter.logits, atol=1e-9, rtol=1e-9
-    )  # of all the steps
+
+    def run(loop, **options):
+        return adapt(network, shifted(COUNT), method, loop, statistics=statistics, **options)
+
+    whole = run(loop, record=(0, 1, 2), images_per_step=2)
+    for steps in (0, 1, 2):
+        shorter = run(replace(loop, steps=steps), images_per_step=COUNT)
+        torch.testing.assert_close(whole.logits_at[:, steps], shorter.logits, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(whole.logits, shorter.logits, atol=1e-9, rtol=1e-9)
     assert (whole.milliseconds_at > 0).all()
     assert shorter.logits_at.shape == (COUNT, 0, networks.CLASSES)
 
@@ -152,23 +144,15 @@ def test_the_network_is_left_as_it_was(tried):
     before = copy.deepcopy(network.state_dict())
     network.train()
     network.encoder.eval()
-    fused = [module.fused_attn for module in network.modules() if hasattr(module, "fused_attn")]
+    attentions = [module for module in network.modules() if hasattr(module, "fused_attn")]
+    fused, loop = [module.fused_attn for module in attentions], InnerLoop(steps=2, lr=0.1)
     try:
-        adapt(
-            network,
-            shifted(COUNT),
-            method,
-            InnerLoop(steps=2, lr=0.1),
-            statistics=statistics,
-            images_per_step=COUNT,
-        )
+        adapt(network, shifted(COUNT), method, loop, statistics=statistics, images_per_step=COUNT)
         assert network.training
         assert not network.encoder.training
     finally:
         network.eval()
-    assert fused == [
-        module.fused_attn for module in network.modules() if hasattr(module, "fused_attn")
-    ]
+    assert fused == [module.fused_attn for module in attentions]
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -177,7 +161,7 @@ def test_the_network_is_left_as_it_was(tried):
 def test_the_first_step_moves_every_image(descending, trainable):
     kind, method = descending
     network, statistics = contract.source(kind, method)
-    # Adam's first step is as long for small gradients as for large ones, but for those that are only rounding.
+    # Adam's first step has the same length for small and for large gradients.
     loop = InnerLoop(steps=1, lr=1e-3, trainable=trainable, optimizer="adam")
     result = adapt(
         network, shifted(COUNT), method, loop, statistics=statistics, images_per_step=COUNT
@@ -198,23 +182,21 @@ def test_training_lowers_the_loss(descending):
 def test_a_stream_equals_one_batch_after_the_other(online):
     kind, method = online
     network, statistics = contract.source(kind, method)
-    loop = InnerLoop(
-        steps=2, lr=1e-2, trainable="norm", clip=1.0, normalisation=Normalisation("image")
+    loop = InnerLoop(steps=2, lr=1e-2, trainable="norm", clip=1.0, normalisation="image")
+    result = adapt_stream(
+        network, shifted(7), method, loop, batch_size=BATCH, statistics=statistics
     )
-    found = adapt_stream(network, shifted(7), method, loop, batch_size=BATCH, statistics=statistics)
     slow = contract.batch_by_batch(network, shifted(7), method, loop, statistics, BATCHES)
-    assert not found.fell_back.any()
-    torch.testing.assert_close(found.logits, slow, atol=1e-8, rtol=1e-8)
+    assert not result.fell_back.any()
+    torch.testing.assert_close(result.logits, slow, atol=1e-8, rtol=1e-8)
 
 
 def test_a_stream_depends_on_its_past_alone_and_leaves_the_network_as_it_was(online):
-    """It learns from what came, knows nothing of what comes, and forgets nothing by being asked again."""
+    """Past images change later predictions, future ones change none, and a second run is equal."""
     kind, method = online
     network, statistics = contract.source(kind, method)
-    before, loop = (
-        copy.deepcopy(network.state_dict()),
-        InnerLoop(steps=1, lr=1e-2, trainable="norm", clip=1.0),
-    )
+    before = copy.deepcopy(network.state_dict())
+    loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", clip=1.0)
 
     def run(images):
         return adapt_stream(network, images, method, loop, batch_size=BATCH, statistics=statistics)

@@ -31,7 +31,8 @@ class Flip(Method):
 """
 RIGHT = METHOD.format(views="", mate="image")
 WRONG = METHOD.format(
-    views="def views(self, network, images, generators):\n        return images.mean(0).expand_as(images)",
+    views="def views(self, network, images, generators):\n"
+    "        return images.mean(0).expand_as(images)",
     mate="views",
 )
 
@@ -49,56 +50,46 @@ def package(tmp_path, monkeypatch):
 
 
 def test_it_runs_the_contract_of_that_method_alone(package):
-    """Two methods at once, of which one looks at the other images of its group."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-rA",
-        "--tb=no",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "vit",
-        "--method",
-        "users.flip",
-        "--method",
-        "users.mean",
-    ]
+    """Two methods at once, one of which looks at the other images of its group."""
+    options = "-rA --tb=no -p no:cacheprovider -k vit --method users.flip --method users.mean"
     paths = os.pathsep.join([str(package), str(ROOT / "src"), str(ROOT)])
-    settings = {
-        "cwd": ROOT,
-        "env": os.environ | {"PYTHONPATH": paths},
-        "capture_output": True,
-        "text": True,
-    }
-    done = subprocess.run(command, **settings, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options.split()],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 1, done.stdout + done.stderr
-    found = {"PASSED": Counter(), "FAILED": Counter()}
+    counts = {"PASSED": Counter(), "FAILED": Counter()}
     for line in done.stdout.splitlines():
-        outcome, _, rest = line.partition(" tests/methods/test_contract.py::")
-        if rest:
-            found[outcome][rest.partition("[")[0]] += 1
-            assert rest.partition("[")[2].startswith("vit-Flip()")
+        outcome, _, test = line.partition(" tests/methods/test_contract.py::")
+        if test:
+            name, _, case = test.partition("[")
+            counts[outcome][name] += 1
+            assert case.startswith("vit-Flip()")
+    # Fails for the method that looks at other images, and passes for the other.
     image_by_image = {
         "test_vectorised_equals_one_image_at_a_time": 3,  # inner loops
         "test_vectorised_equals_one_image_at_a_time_in_single_precision": 1,
         "test_results_depend_on_the_image_alone": 4,  # policies
     }
-    assert found["FAILED"] == image_by_image, done.stdout
-    on_both = {
+    assert counts["FAILED"] == image_by_image, done.stdout
+    passed_by_both = {
         "test_the_network_is_left_as_it_was": 2,
         "test_a_stream_equals_one_batch_after_the_other": 2,
         "test_a_stream_depends_on_its_past_alone_and_leaves_the_network_as_it_was": 2,
     }
-    assert found["PASSED"] == image_by_image | on_both, done.stdout
+    assert counts["PASSED"] == image_by_image | passed_by_both, done.stdout
 
 
 def test_a_method_that_no_network_of_the_tests_fits_is_told(package):
-    with pytest.raises(
-        UserError,
-        match=r"method users\.headed: the tests have no network with the head of objective none such",
-    ):
+    message = (
+        r"method users\.headed: the tests have no network with the head of objective none such"
+    )
+    with pytest.raises(UserError, match=message):
         contract.cases("users.headed")
     with pytest.raises(UserError, match="its module cannot be imported"):
         contract.cases("users.flap")

@@ -1,4 +1,4 @@
-"""Symmetries: the views against NumPy's turns and flips, the loss against closed forms and a loop."""
+"""Symmetries: the views against NumPy's turns and flips, the loss against closed forms, a loop."""
 
 import itertools
 
@@ -48,6 +48,10 @@ def same_logits(logits):
     return lambda _views: Outputs(logits, None)
 
 
+def entropy(p):
+    return -(p * np.log(p)).sum()
+
+
 def loss_of(logits):
     return Symmetries().loss(same_logits(logits), None, {}, ())[0]
 
@@ -56,17 +60,17 @@ class TestViews:
     @pytest.mark.parametrize(("geometry", "permutations"), EVERY)
     def test_they_are_the_images_turns_mirrors_and_exchanged_colours(self, geometry, permutations):
         images = networks.images(2, seed=3)
-        found = Symmetries(geometry, permutations).views(None, images, streams(2))
+        views = Symmetries(geometry, permutations).views(None, images, streams(2))
         expected = [by_numpy(image, geometry, permutations) for image in images.numpy()]
-        assert found.shape == (2, len(expected[0]), *images.shape[1:])
+        assert views.shape == (2, len(expected[0]), *images.shape[1:])
         assert len(as_set(expected[0])) == len(expected[0])  # all are distinct
         for index in range(2):
-            assert as_set(found[index].numpy()) == as_set(expected[index])
-            assert torch.equal(found[index, 0], images[index])
+            assert as_set(views[index].numpy()) == as_set(expected[index])
+            assert torch.equal(views[index, 0], images[index])
 
     @pytest.mark.parametrize(("geometry", "permutations"), EVERY)
     def test_they_form_a_group(self, geometry, permutations):
-        """Every view of a view is a view of the image, so that the loss is the same for all of them."""
+        """Every view of a view is a view of the image, so that all have the same loss."""
         method, image = Symmetries(geometry, permutations), networks.images(1, seed=3)
         views = method.views(None, image, streams(1))[0]
         for again in method.views(None, views, streams(len(views))):
@@ -88,9 +92,8 @@ class TestViews:
         assert torch.equal(alone[0], drawn[0][2])  # whoever else is in the group
 
     def test_what_does_not_fit_is_refused(self):
-        with pytest.raises(
-            UserError, match="geometry 'flips' and permutations 2 make 4 views, found num_views 5"
-        ):
+        message = "geometry 'flips' and permutations 2 make 4 views, found num_views 5"
+        with pytest.raises(UserError, match=message):
             adapt(networks.resnet(), networks.images(2), Symmetries("flips", 2, num_views=5))
         wide = torch.rand(1, 3, 4, 6)
         with pytest.raises(UserError, match="needs square images, found 4×6; set flips"):
@@ -105,13 +108,8 @@ class TestViews:
 
 class TestLoss:
     def test_agreement_costs_nothing_however_unsure(self):
-        """Nothing and no gradient: MEMO, at the same predictions, drives towards certainty."""
-        logits = (
-            torch.tensor([[0.4, 0.1, -0.3]], dtype=torch.float64)
-            .expand(4, -1)
-            .clone()
-            .requires_grad_()
-        )
+        """The loss has no gradient either; MEMO has one, towards certainty."""
+        logits = torch.tensor([[0.4, 0.1, -0.3]] * 4, dtype=torch.float64, requires_grad=True)
         slopes = {}
         for method in (Symmetries(), MEMO()):
             loss, _ = method.loss(same_logits(logits), None, {}, ())
@@ -124,9 +122,8 @@ class TestLoss:
     def test_views_that_are_sure_of_different_classes_cost_the_logarithm_of_their_number(
         self, count
     ):
-        assert loss_of(1e3 * torch.eye(count, dtype=torch.float64)).item() == pytest.approx(
-            np.log(count)
-        )
+        loss = loss_of(1e3 * torch.eye(count, dtype=torch.float64))
+        assert loss.item() == pytest.approx(np.log(count))
 
     def test_a_coin_against_certainty(self):
         """p̄ = (3/4, 1/4): H(p̄) − log(2)/2."""
@@ -137,42 +134,41 @@ class TestLoss:
     @pytest.mark.parametrize("kind", ["resnet", "vit"])
     def test_on_a_network_it_is_the_entropy_of_the_mean_less_the_mean_entropy(self, kind):
         network, _ = networks.source_statistics(kind)
-        images = networks.images(3, seed=50).double()
-        found = adapt(
-            network, images, Symmetries("dihedral", 3), InnerLoop(steps=1, lr=0.0)
-        ).losses[:, 0]
-        for image, loss in zip(images.numpy(), found.tolist(), strict=True):
+        images, loop = networks.images(3, seed=50).double(), InnerLoop(steps=1, lr=0.0)
+        losses = adapt(network, images, Symmetries("dihedral", 3), loop).losses[:, 0]
+        for image, loss in zip(images.numpy(), losses.tolist(), strict=True):
             probabilities = []
             for view in by_numpy(image, "dihedral", 3):
                 with torch.no_grad():
                     logits = network(torch.tensor(view)[None]).logits[0].numpy()
                 probabilities.append(np.exp(logits) / np.exp(logits).sum())
-            entropies = [
-                -(p * np.log(p)).sum() for p in (np.mean(probabilities, 0), *probabilities)
-            ]
-            assert loss == pytest.approx(entropies[0] - np.mean(entropies[1:]), rel=1e-8, abs=1e-12)
+            mean_entropy = np.mean([entropy(p) for p in probabilities])
+            expected = entropy(np.mean(probabilities, 0)) - mean_entropy
+            assert loss == pytest.approx(expected, rel=1e-8, abs=1e-12)
             assert loss > 1e-6
 
     def test_an_invariant_network_has_nothing_to_learn(self):
-        """Made invariant by averaging over the group; invariant to the mirror image alone, it has when the image is turned."""
+        """A network becomes invariant by averaging its logits over the group.
+
+        One that is invariant to mirror images alone has something to learn from turns.
+        """
         network, _ = networks.source_statistics("resnet")
         image = networks.images(1, seed=50).double()
 
         def averaged(geometry, permutations):
+            def logits_of(image):
+                group = torch.tensor(np.stack(by_numpy(image, geometry, permutations)))
+                return network(group).logits.mean(0)
+
             def net(views):
-                own = [
-                    torch.tensor(np.stack(by_numpy(view, geometry, permutations)))
-                    for view in views.numpy()
-                ]
-                return Outputs(torch.stack([network(part).logits.mean(0) for part in own]), None)
+                return Outputs(torch.stack([logits_of(view) for view in views.numpy()]), None)
 
             return net
 
         def loss(method, net):
+            views = method.views(network, image, streams(1))[0]
             with torch.no_grad():
-                return method.loss(net, method.views(network, image, streams(1))[0], {}, ())[
-                    0
-                ].item()
+                return method.loss(net, views, {}, ())[0].item()
 
         whole, some = Symmetries("dihedral", 6), Symmetries("dihedral", 6, num_views=7)
         assert loss(whole, averaged("dihedral", 6)) == pytest.approx(0, abs=1e-12)
@@ -186,5 +182,6 @@ def test_the_prediction_is_the_images_own_and_may_be_averaged_over_other_views()
     images = networks.images(3, seed=50).double()
     for average in (0, 2):
         loop = InnerLoop(steps=1, lr=0.0, average=average)
-        found = adapt(network, images, Symmetries("dihedral", 3), loop).logits
-        torch.testing.assert_close(found, adapt(network, images, NoAdaptation(), loop).logits)
+        result = adapt(network, images, Symmetries("dihedral", 3), loop)
+        control = adapt(network, images, NoAdaptation(), loop)
+        torch.testing.assert_close(result.logits, control.logits)

@@ -37,28 +37,24 @@ def keep(folder, settings=trainings.SIMCLR, **extra):
 @pytest.mark.parametrize("settings", trainings.OF_EACH.values(), ids=trainings.OF_EACH)
 def test_a_network_comes_back_bit_for_bit(settings, tmp_path):
     network, about = keep(tmp_path, settings, parent="abc", metrics={"loss": 0.5})
-    loaded, read = load(tmp_path)
+    loaded, sidecar = load(tmp_path)
     assert states(loaded) == states(network)
     assert torch.equal(loaded(PICTURES).logits, network(PICTURES).logits)
     assert not loaded.training
-    assert read == about == json.loads((tmp_path / "network.json").read_text())
-    assert (read["parent"], read["metrics"], read["classes"]) == (
-        "abc",
-        {"loss": 0.5},
-        ["a", "b", "c"],
-    )
-    flags = [
-        {name: p.requires_grad for name, p in each.named_parameters()} for each in (network, loaded)
-    ]
-    assert flags[0] == flags[1]
+    assert sidecar == about == json.loads((tmp_path / "network.json").read_text())
+    assert sidecar["parent"] == "abc"
+    assert sidecar["metrics"] == {"loss": 0.5}
+    assert sidecar["classes"] == ["a", "b", "c"]
+    for name, parameter in network.named_parameters():
+        assert loaded.get_parameter(name).requires_grad == parameter.requires_grad, name
 
 
 def test_initial_weights_follow_the_seed_and_leave_the_global_stream_alone():
     torch.manual_seed(0)
     first = states(build_network(trainings.SIMCLR, 3, 16, seed=1)[0])
-    after = torch.rand(1)
+    next_draw = torch.rand(1)
     torch.manual_seed(0)
-    assert torch.equal(torch.rand(1), after)
+    assert torch.equal(torch.rand(1), next_draw)
     assert states(build_network(trainings.SIMCLR, 3, 16, seed=1)[0]) == first
     assert states(build_network(trainings.SIMCLR, 3, 16, seed=2)[0]) != first
 
@@ -67,16 +63,15 @@ def test_a_vit_for_mae_starts_as_mae_does():
     network, _ = trainings.build(trainings.MAE)
     vit = network.encoder
     assert vit.pos_embed.requires_grad
-    assert vit.pos_embed[0, 0].abs().max() == 0  # the class token has no place
-    # Place (row 1, column 2) of a 4 × 4 grid: sines and cosines of the column, then of the row.
+    assert vit.pos_embed[0, 0].abs().max() == 0  # the class token has no position
+    # Position (row 1, column 2) of a 4 × 4 grid: sines and cosines of the column, then of the row.
     rates = 10000.0 ** -(np.arange(4) / 4)
     expected = np.concatenate(
-        [function(place * rates) for place in (2, 1) for function in (np.sin, np.cos)]
+        [function(position * rates) for position in (2, 1) for function in (np.sin, np.cos)]
     )
     np.testing.assert_allclose(vit.pos_embed[0, 1 + 4 * 1 + 2].detach(), expected, atol=1e-6)
-    bound = (
-        6 / (16 + 3 * 16)
-    ) ** 0.5  # Xavier: uniform up to √(6 / (inputs + outputs)), patch embedding as a matrix
+    # Xavier: uniform up to √(6 / (inputs + outputs)), with the patch embedding as a matrix.
+    bound = (6 / (16 + 3 * 16)) ** 0.5
     assert 0.9 * bound < vit.patch_embed.proj.weight.abs().max() <= bound
 
 
@@ -108,18 +103,17 @@ def test_a_probe_is_rebuilt_with_the_network(tmp_path):
     add_probe(network, depth=2, heads=4, seed=0)
     settings = trainings.MAE | {"probe": {"depth": 2, "heads": 4}}
     save(network, tmp_path, settings=settings, classes="abc", image_size=16)
-    again, _ = load(tmp_path)
-    assert states(again) == states(network)
+    loaded, _ = load(tmp_path)
+    assert states(loaded) == states(network)
     images = torch.rand(2, 3, 16, 16)
-    torch.testing.assert_close(again(images).logits, network(images).logits, rtol=0, atol=0)
-    with pytest.raises(
-        UserError, match=r"probe\.heads: expected a divisor of the backbone's width 16, found 3"
-    ):
+    torch.testing.assert_close(loaded(images).logits, network(images).logits, rtol=0, atol=0)
+    message = r"probe\.heads: expected a divisor of the backbone's width 16, found 3"
+    with pytest.raises(UserError, match=message):
         add_probe(network, depth=1, heads=3, seed=0)
-    with pytest.raises(
-        UserError, match=r"probe: expected a plain vision transformer .* found ResNet"
-    ):
-        add_probe(trainings.build(trainings.SIMCLR)[0], depth=1, heads=1, seed=0)
+    resnet, _ = trainings.build(trainings.SIMCLR)
+    message = r"probe: expected a plain vision transformer .* found ResNet"
+    with pytest.raises(UserError, match=message):
+        add_probe(resnet, depth=1, heads=1, seed=0)
 
 
 def test_our_checkpoint_as_initial_weights_gives_encoder_and_what_else_fits(tmp_path):
@@ -127,26 +121,21 @@ def test_our_checkpoint_as_initial_weights_gives_encoder_and_what_else_fits(tmp_
     settings = trainings.SIMCLR | {"weights": str(tmp_path)}
     assert states(build_network(settings, 3, 16, seed=9)[0]) == states(network)
     objective = trainings.SIMCLR["objective"] | {"hidden_dim": 6}
-    other, _ = build_network(settings | {"objective": objective}, 5, 16, seed=9)
-    assert states(other.encoder) == states(network.encoder)
-    assert other.classifier.out_features == 5
+    wider, _ = build_network(settings | {"objective": objective}, 5, 16, seed=9)
+    assert states(wider.encoder) == states(network.encoder)
+    assert wider.classifier.out_features == 5
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_timm_weights_from_a_file_fill_the_encoder(suffix, tmp_path):
     torch.manual_seed(4)
-    options = {
-        "stem_type": "deep",
-        "stem_width": 4,
-        "layers": [1, 1, 1, 1],
-        "channels": [4, 4, 8, 8],
-    }
-    model, path = (
-        timm.create_model("resnet18", num_classes=7, **options),
-        tmp_path / f"model{suffix}",
-    )
-    state = model.state_dict()
-    save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    size = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+    model = timm.create_model("resnet18", num_classes=7, stem_type="deep", stem_width=4, **size)
+    state, path = model.state_dict(), tmp_path / f"model{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state}, path)
     network, _ = build_network(trainings.SIMCLR | {"weights": str(path)}, 3, 16, seed=0)
     assert states(network.encoder) == {
         name: value.tolist() for name, value in state.items() if not name.startswith("fc.")
@@ -157,18 +146,15 @@ def test_weights_that_do_not_fit_are_told_with_file_entry_and_shapes(tmp_path):
     keep(tmp_path)
     settings = trainings.SIMCLR | {"weights": str(tmp_path)}
     wider = settings | {"backbone_options": OPTIONS | {"channels": [6, 4, 8, 8]}}
-    with pytest.raises(
-        UserError,
-        match=re.escape(
-            f"{tmp_path / 'weights.safetensors'}: the weights do not fit this "
-            "network: expected layer1.0.conv1.weight (6, 8, 3, 3), found (4, 8, 3, 3); check"
-        ),
-    ):
+    message = (
+        f"{tmp_path / 'weights.safetensors'}: the weights do not fit this "
+        "network: expected layer1.0.conv1.weight (6, 8, 3, 3), found (4, 8, 3, 3); check"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
         build_network(wider, 3, 16, seed=0)
     deeper = settings | {"backbone_options": OPTIONS | {"layers": [2, 1, 1, 1]}}
-    with pytest.raises(
-        UserError, match=r"expected layer1.1.conv1.weight \(4, 4, 3, 3\), found no such entry"
-    ):
+    message = r"expected layer1.1.conv1.weight \(4, 4, 3, 3\), found no such entry"
+    with pytest.raises(UserError, match=message):
         build_network(deeper, 3, 16, seed=0)
     state = {
         name.removeprefix("encoder."): value
@@ -194,11 +180,12 @@ def test_a_file_that_holds_no_weights_is_named(name, tmp_path):
 def test_a_checkpoint_that_is_missing_or_put_together_wrongly_is_refused(tmp_path):
     with pytest.raises(UserError, match="expected a checkpoint"):
         load(tmp_path / "nowhere")
-    keep(tmp_path / "one")
-    (tmp_path / "one" / "weights.safetensors").unlink()
+    folder = tmp_path / "checkpoint"
+    keep(folder)
+    (folder / "weights.safetensors").unlink()
     with pytest.raises(UserError, match="expected weights"):
-        load(tmp_path / "one")
-    other, _ = build_network(trainings.SIMCLR, 3, 16, seed=8)
-    save_file(other.state_dict(), tmp_path / "one" / "weights.safetensors")
+        load(folder)
+    network, _ = build_network(trainings.SIMCLR, 3, 16, seed=8)
+    save_file(network.state_dict(), folder / "weights.safetensors")
     with pytest.raises(UserError, match=r"expected the weights that network\.json describes"):
-        load(tmp_path / "one")
+        load(folder)

@@ -1,8 +1,8 @@
-"""Other people's networks: families of timm's, torchvision's, and modules of users; the slow way is a copy per image."""
+"""Other networks: timm's families, torchvision's, and users' modules; the reference is a loop."""
 
 import copy
 import warnings
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,9 +16,9 @@ from torch.nn.utils import parametrizations
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.engine import Engine
 from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
-from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.online import adapt_stream
-from tttlab.data.views import Augmentation, random_views
+from tttlab.config.inner_loop import Augmentation
+from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.lame import LAME
@@ -36,17 +36,29 @@ CLASSES, METHOD, LOOP = 4, MEMO(num_views=2), InnerLoop(steps=2, lr=1e-2)
 STAGES, HEADS = {"depths": (1, 1, 1, 1), "dims": (16, 16, 32, 32)}, {"num_heads": (1, 1, 1, 1)}
 VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 32}
 SWIN = {"embed_dim": 8, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4, "img_size": 32}
+LEVIT = {
+    "embed_dim": (16, 16, 16),
+    "num_heads": (1, 1, 1),
+    "depth": (1, 1, 1),
+    "key_dim": 8,
+    "img_size": 64,
+}
+HIERA = {
+    "embed_dim": 16,
+    "stages": (1, 1),
+    "img_size": (32, 32),
+    "q_pool": 1,
+    "mask_unit_size": (4, 4),
+}
 FAMILIES = {  # small versions: options, side of the images
     "resnet18": ({"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}, 32),
     "densenet121": ({"growth_rate": 4, "block_config": (1, 1)}, 32),
-    "resnetv2_50x1_bit": (
-        {"channels": (128, 128, 128, 128)},
-        64,
-    ),  # its classifier is a convolution
+    # Its classifier is a convolution.
+    "resnetv2_50x1_bit": ({"channels": (128, 128, 128, 128)}, 64),
     "res2net50_14w_8s": ({"layers": (1, 1, 1, 1)}, 32),
     "skresnet18": ({"layers": (1, 1, 1, 1)}, 32),
     "tresnet_m": ({"layers": (1, 1, 1, 1), "width_factor": 0.25}, 64),
-    "test_nfnet": ({}, 32),  # has parameters that are single numbers, and standardises its weights
+    "test_nfnet": ({}, 32),  # has scalar parameters, and standardises its weights
     "test_byobnet": ({}, 32),
     "test_efficientnet": ({}, 32),
     "mobilenetv2_035": ({}, 32),
@@ -55,39 +67,22 @@ FAMILIES = {  # small versions: options, side of the images
     "convnextv2_atto": (STAGES, 32),
     "mambaout_femto": (STAGES, 32),
     "repvit_m0_9": ({"embed_dim": (16, 16, 16, 16), "depth": (1, 1, 1, 1)}, 32),
-    "levit_128s": (
-        {
-            "embed_dim": (16, 16, 16),
-            "num_heads": (1, 1, 1),
-            "depth": (1, 1, 1),
-            "key_dim": 8,
-            "img_size": 64,
-        },
-        64,
-    ),  # has two classifiers, behind BatchNorm
+    "levit_128s": (LEVIT, 64),  # has two classifiers, each after a BatchNorm
     "deit_tiny_distilled_patch16_224": (VIT, 32),  # has two classifiers of different tokens
     "xcit_nano_12_p16_224": ({**VIT, "cls_attn_layers": 1}, 32),
     "cait_xxs24_224": ({**VIT, "depth_token_only": 1}, 32),
     "convit_tiny": (VIT, 32),
+    # It uses the same layer under several names.
     "coat_lite_tiny": (
         {"embed_dims": (16, 16, 16, 16), "serial_depths": (1, 1, 1, 1), "img_size": 64},
         64,
-    ),  # has layers in several places
+    ),
     "visformer_tiny": ({"embed_dim": 16, "depth": (1, 1, 1), "num_heads": 2, "img_size": 64}, 64),
     "twins_pcpvt_small": (
         {"embed_dims": (16, 16, 16, 16), "depths": (1, 1, 1, 1), **HEADS, "img_size": 64},
         64,
     ),
-    "hiera_tiny_224": (
-        {
-            "embed_dim": 16,
-            "stages": (1, 1),
-            "img_size": (32, 32),
-            "q_pool": 1,
-            "mask_unit_size": (4, 4),
-        },
-        32,
-    ),
+    "hiera_tiny_224": (HIERA, 32),
     "eva02_tiny_patch14_224": ({**VIT, "img_size": 28}, 28),
     "naflexvit_base_patch16_gap": ({"embed_dim": 24, "depth": 1, "num_heads": 2}, 32),
     "swin_tiny_patch4_window7_224": (SWIN, 32),
@@ -96,7 +91,7 @@ FAMILIES = {  # small versions: options, side of the images
 
 
 class Small(nn.Module):
-    """A user's: a few layers, the classifier last, unless ``make`` wraps or shares some of them."""
+    """A user's network of a few layers, the classifier last; ``wrap`` wraps some of the layers."""
 
     def __init__(self, wrap=lambda layer: layer):
         super().__init__()
@@ -111,7 +106,7 @@ class Small(nn.Module):
 
 
 class Tied(Small):
-    """The weight of one layer is another's, and one layer stands in two places."""
+    """Two layers share a weight, and one layer has two names."""
 
     def __init__(self):
         super().__init__()
@@ -123,7 +118,7 @@ class Tied(Small):
 
 
 class HeadFirst(nn.Module):
-    """Defines what it calls last before what it calls first."""
+    """Defines its last layer first."""
 
     def __init__(self):
         super().__init__()
@@ -170,15 +165,14 @@ OTHERS = {
 
 @cache
 def built(name: str) -> tuple[nn.Module, Tensor]:
-    """A model in double precision, whose fresh branches that begin at zero are moved away from it, and three images."""
+    """A model in double precision with randomly perturbed parameters, and three images.
+
+    The perturbation moves branches that are initialised to zero.
+    """
     torch.manual_seed(0)
     options, size = FAMILIES.get(name, ({}, 32))
-    model = (
-        OTHERS[name]()
-        if name in OTHERS
-        else timm.create_model(name, num_classes=CLASSES, **options)
-    )
-    model = model.double().eval()
+    from_timm = partial(timm.create_model, name, num_classes=CLASSES, **options)
+    model = OTHERS.get(name, from_timm)().double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -187,14 +181,17 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def last_layers(model: nn.Module) -> list[nn.Module]:
-    """What makes the logits."""
+    """The layers that make the logits."""
     plain = getattr(model, "_orig_mod", getattr(model, "module", model))
-    found = (
-        plain.get_classifier()
-        if hasattr(plain, "get_classifier")
-        else getattr(plain, "heads", getattr(plain, "fc", None))
-    )
-    return list(found) if isinstance(found, tuple) else [found]
+    if hasattr(plain, "get_classifier"):
+        classifier = plain.get_classifier()
+    else:
+        classifier = getattr(plain, "heads", getattr(plain, "fc", None))
+    return list(classifier) if isinstance(classifier, tuple) else [classifier]
+
+
+def classifier_parameters(model: nn.Module) -> set[int]:
+    return {id(parameter) for layer in last_layers(model) for parameter in layer.parameters()}
 
 
 def by_hand(model: nn.Module, image: Tensor, name: str) -> Tensor:
@@ -202,14 +199,12 @@ def by_hand(model: nn.Module, image: Tensor, name: str) -> Tensor:
     plain = copy.deepcopy(getattr(model, "_orig_mod", getattr(model, "module", model)))
     for part in plain.modules():
         part._compiled_call_impl = None
-    held = {id(parameter) for layer in last_layers(plain) for parameter in layer.parameters()}
-    optimizer = torch.optim.SGD(
-        [value for value in plain.parameters() if id(value) not in held], lr=LOOP.lr
-    )
+    fixed = classifier_parameters(plain)
+    trained = [value for value in plain.parameters() if id(value) not in fixed]
+    optimizer = torch.optim.SGD(trained, lr=LOOP.lr)
     for step in range(LOOP.steps):
-        views = random_views(
-            image[None], [torch_generator(0, "views", name, step)], METHOD.num_views, Augmentation()
-        )[0]
+        generator = torch_generator(0, "views", name, step)
+        views = random_views(image[None], [generator], METHOD.num_views, Augmentation())[0]
         mean = plain(views).softmax(-1).mean(0)
         optimizer.zero_grad()
         (-(mean * mean.log()).sum()).backward()
@@ -222,15 +217,15 @@ def by_hand(model: nn.Module, image: Tensor, name: str) -> Tensor:
 def test_all_images_at_once_are_adapted_as_copies_of_the_model_would_be(name):
     model, images = built(name)
     before = {key: (id(value), value.detach().clone()) for key, value in model.named_parameters()}
-    found = adapt(model, images, METHOD, LOOP)
+    result = adapt(model, images, METHOD, LOOP)
     with torch.no_grad():
-        torch.testing.assert_close(found.source_logits, model(images), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(result.source_logits, model(images), rtol=1e-9, atol=1e-9)
     expected = torch.stack(
         [by_hand(model, image, str(number)) for number, image in enumerate(images)]
     )
-    torch.testing.assert_close(found.logits, expected, rtol=1e-6, atol=1e-8)
-    assert ((found.logits - found.source_logits).abs().amax(1) > 1e-6).all()
-    assert not found.fell_back.any()
+    torch.testing.assert_close(result.logits, expected, rtol=1e-6, atol=1e-8)
+    assert ((result.logits - result.source_logits).abs().amax(1) > 1e-6).all()
+    assert not result.fell_back.any()
     for key, value in model.named_parameters():
         assert id(value) == before[key][0], key
         assert torch.equal(value, before[key][1]), key
@@ -239,14 +234,13 @@ def test_all_images_at_once_are_adapted_as_copies_of_the_model_would_be(name):
 @pytest.mark.parametrize("name", [*FAMILIES, *OTHERS])
 def test_the_encoder_is_all_but_the_classifier(name):
     model, _ = built(name)
-    chosen = select_parameters(as_network(model), "encoder")
-    held = {id(parameter) for layer in last_layers(model) for parameter in layer.parameters()}
-    assert {id(value) for value in chosen.values()} == {
-        id(value) for value in model.parameters()
-    } - held
-    last = select_parameters(as_network(model), "classifier")
-    assert {id(value) for value in last.values()} == held
-    assert all(key.startswith("encoder.") for key in chosen)
+    classifier_ids = classifier_parameters(model)
+    encoder_ids = {id(value) for value in model.parameters()} - classifier_ids
+    encoder = select_parameters(as_network(model), "encoder")
+    assert {id(value) for value in encoder.values()} == encoder_ids
+    classifier = select_parameters(as_network(model), "classifier")
+    assert {id(value) for value in classifier.values()} == classifier_ids
+    assert all(key.startswith("encoder.") for key in encoder)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +270,7 @@ def test_features_may_be_named():
         torch.testing.assert_close(by_input.features, expected.relu())
         torch.testing.assert_close(Classifier(odd, "head")(images).features, expected.relu())
         assert Classifier(odd, None)(images).features is None
-        assert Classifier(model, features="stem")(images).features is None  # a map is none
+        assert Classifier(model, features="stem")(images).features is None  # it gives a map
     assert set(select_parameters(Classifier(odd, None), "encoder")) == {
         f"encoder.{key}" for key, _ in odd.named_parameters()
     }
@@ -290,42 +284,39 @@ def test_methods_that_look_at_features_or_activations_run_on_a_users_module():
     )
     network = Classifier(model, "head", stages=["stem", "mix"])
     for method in (T3A(), LAME(num_neighbors=2)):
-        found = adapt_stream(network, images, method, batch_size=3)
-        assert ((found.logits - found.source_logits).abs().amax(1) > 1e-6).all()
+        result = adapt_stream(network, images, method, batch_size=3)
+        assert ((result.logits - result.source_logits).abs().amax(1) > 1e-6).all()
     method = ActMAD(tolerance=0.0)
     statistics = method.source_statistics(network, [images + 0.1])
     with torch.no_grad():
         means = model.stem(images + 0.1).mean((2, 3))
     torch.testing.assert_close(statistics["encoder.stem.mean_center"], means.mean(0))
-    found = adapt(
-        network, images, method, InnerLoop(steps=3, lr=1e-3, clip=1.0), statistics=statistics
-    )
-    assert (found.losses[:, -1] < found.losses[:, 0]).all()
+    loop = InnerLoop(steps=3, lr=1e-3, clip=1.0)
+    result = adapt(network, images, method, loop, statistics=statistics)
+    assert (result.losses[:, -1] < result.losses[:, 0]).all()
     shrunk = adapt(
         network,
         images,
         NoAdaptation(),
-        InnerLoop(normalisation=Normalisation("shrink")),
+        InnerLoop(normalisation="shrink"),
         statistics=layer_statistics(network, [images + 0.1]),
     )
     assert shrunk.logits.isfinite().all()
 
 
 def test_batch_norm_is_found_in_any_module():
-    """Whoever has it needs to name no layer for a policy or for ActMAD."""
+    """With BatchNorm no layer needs to be named for a policy or for ActMAD."""
     model, images = built("a user's")
     network = as_network(model)
     statistics = layer_statistics(network, [images])
     assert {key.rpartition(".")[0] for key in statistics} == {"encoder.norm", "encoder.norm.input"}
-    found = adapt(
-        model, images, NoAdaptation(), InnerLoop(normalisation=Normalisation("image"))
-    ).logits
+    loop = InnerLoop(normalisation="image")
+    logits = adapt(model, images, NoAdaptation(), loop).logits
     slow = copy.deepcopy(model)
     slow.norm.train()
     with torch.no_grad():
-        torch.testing.assert_close(
-            found, torch.cat([slow(image[None]) for image in images]), rtol=1e-9, atol=1e-9
-        )
+        expected = torch.cat([slow(image[None]) for image in images])
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
     assert (adapt(model, images + 1, ActMAD(), LOOP, statistics=statistics).losses[:, 0] > 0).all()
 
 
@@ -344,7 +335,8 @@ def test_what_a_module_does_not_say_is_asked_for_in_one_line():
         adapt_stream(nameless, images, LAME())
     with pytest.raises(
         UserError,
-        match=r"expected a linear layer that makes the logits of this HeadFirst, found none; name it",
+        match="expected a linear layer that makes the logits of this HeadFirst, found none; "
+        "name it",
     ):
         adapt_stream(nameless, images, T3A())
     with pytest.raises(UserError, match="found Conv2d"):
@@ -352,11 +344,12 @@ def test_what_a_module_does_not_say_is_asked_for_in_one_line():
     for refused in (
         lambda: adapt(nameless, images, ActMAD()),
         lambda: ActMAD().source_statistics(nameless, [images]),
-        lambda: adapt(nameless, images, METHOD, InnerLoop(normalisation=Normalisation("shrink"))),
+        lambda: adapt(nameless, images, METHOD, InnerLoop(normalisation="shrink")),
     ):
         with pytest.raises(
             UserError,
-            match=r"the outputs of stages are asked for, and none are known of this HeadFirst; name ",
+            match="the outputs of stages are asked for, and none are known of this HeadFirst; "
+            "name ",
         ):
             refused()
     with pytest.raises(
@@ -365,12 +358,9 @@ def test_what_a_module_does_not_say_is_asked_for_in_one_line():
         Classifier(model, "fcc")
     with pytest.raises(UserError, match="expected a layer of this Small, found 'stm'"):
         Classifier(model, stages=["stm"])
+    headless = timm.create_model("resnet18", num_classes=0, **FAMILIES["resnet18"][0]).double()
     with pytest.raises(UserError, match=r"this ResNet has no classifier \(num_classes=0\)"):
-        adapt(
-            timm.create_model("resnet18", num_classes=0, **FAMILIES["resnet18"][0]).double(),
-            images,
-            METHOD,
-        )
+        adapt(headless, images, METHOD)
     with pytest.raises(UserError, match=r"^expected a torch\.nn\.Module, found function"):
         adapt(lambda images: images, images, METHOD)
 
@@ -421,9 +411,9 @@ def test_logits_may_be_an_attribute_of_what_a_module_returns():
 def test_a_module_that_cannot_be_adapted_is_told_so_in_one_line(gives, message):
     images, model = built("a user's")[1], Giving(gives).double().eval()
     for network in (model, Classifier(model, "fc")):
-        with pytest.raises(UserError, match=message) as told:
+        with pytest.raises(UserError, match=message) as caught:
             adapt(network, images, METHOD)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_module_that_branches_on_values_still_learns_whole_batches_along_a_stream():
@@ -437,11 +427,12 @@ def test_a_module_that_branches_on_values_still_learns_whole_batches_along_a_str
 def test_frozen_parameters_stay_and_a_frozen_model_is_told():
     images, model = built("a user's")[1], Small().double().eval()
     model.stem.requires_grad_(False)
-    free = {f"encoder.{key}" for key in ("norm.weight", "norm.bias", "mix.weight", "mix.bias")}
-    assert set(select_parameters(as_network(model), "encoder")) == free
+    trainable = {f"encoder.{key}" for key in ("norm.weight", "norm.bias", "mix.weight", "mix.bias")}
+    assert set(select_parameters(as_network(model), "encoder")) == trainable
     with pytest.raises(
         UserError,
-        match=r"trainable: 'encoder\.stem' matches frozen parameters alone \(requires_grad=False\), su",
+        match=r"trainable: 'encoder\.stem' matches frozen parameters alone "
+        r"\(requires_grad=False\), su",
     ):
         adapt(model, images, METHOD, InnerLoop(trainable=("encoder.norm", "encoder.stem")))
     model.requires_grad_(False)
@@ -457,7 +448,7 @@ def test_frozen_parameters_stay_and_a_frozen_model_is_told():
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_half_precision_predicts_and_is_not_trained(kind):
-    """A step of lr times a gradient is lost beside a weight that has 8 or 11 bits."""
+    """Small steps are rounded away: the weights have 8 or 11 significant bits."""
     torch.manual_seed(5)
     model, images = Small().to(kind).eval(), torch.rand(3, 3, 12, 12).to(kind)
     with torch.no_grad():
@@ -469,14 +460,14 @@ def test_half_precision_predicts_and_is_not_trained(kind):
     for run in (adapt, adapt_stream):
         with pytest.raises(
             UserError,
-            match=rf"parameters to be trained are {kind}, in which small steps are rounded away; make",
+            match=f"parameters to be trained are {kind}, "
+            "in which small steps are rounded away; make",
         ):
             run(model, images, METHOD)
-    whole = adapt(model.float(), images.float(), METHOD, LOOP).logits
-    with torch.autocast("cpu", torch.bfloat16):  # what the message advises
-        torch.testing.assert_close(
-            adapt(model, images.float(), METHOD, LOOP).logits.float(), whole, rtol=0.05, atol=0.05
-        )
+    single = adapt(model.float(), images.float(), METHOD, LOOP).logits
+    with torch.autocast("cpu", torch.bfloat16):  # as the message advises
+        mixed = adapt(model, images.float(), METHOD, LOOP).logits.float()
+    torch.testing.assert_close(mixed, single, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +478,8 @@ def test_half_precision_predicts_and_is_not_trained(kind):
 def test_images_of_another_dtype_are_told(images):
     with pytest.raises(
         UserError,
-        match=rf"expected images of torch\.float64, as the .*, found {images.dtype}; convert one of",
+        match=r"expected images of torch\.float64, as the .*, "
+        rf"found {images.dtype}; convert one of",
     ):
         adapt(Small().double().eval(), images, METHOD)
 

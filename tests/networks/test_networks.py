@@ -27,27 +27,19 @@ def test_the_stem_decides_the_resolution_of_the_first_stage(stem, side, deep):
 
 
 def test_small_vision_transformers_take_four_pixel_patches():
-    assert (
-        build_encoder("vit_tiny_patch16_224", 32, options={"depth": 1}).patch_embed.num_patches
-        == 64
-    )
-    assert (
-        build_encoder(
-            "vit_tiny_patch16_224", 32, options={"depth": 1, "patch_size": 8}
-        ).patch_embed.num_patches
-        == 16
-    )
+    for options, num_patches in (({"depth": 1}, 64), ({"depth": 1, "patch_size": 8}, 16)):
+        encoder = build_encoder("vit_tiny_patch16_224", 32, options=options)
+        assert encoder.patch_embed.num_patches == num_patches
 
 
 def test_the_networks_own_mean_and_deviation_are_applied_inside():
     network, _ = networks.source_statistics("resnet", torch.float32)
     assert network.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
     images = networks.images(2)
-    normalised = (images - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
-        [0.229, 0.224, 0.225]
-    ).view(3, 1, 1)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     with torch.no_grad():
-        features = network.encoder(normalised)
+        features = network.encoder((images - mean) / std)
         torch.testing.assert_close(network(images).features, features)
         torch.testing.assert_close(network(images).logits, network.classifier(features))
 
@@ -73,17 +65,18 @@ def test_bound_tells_what_is_trained_and_what_the_source_has():
     )
     teacher = net.rebound({name: 0 * value for name, value in net.trained.items()})
     assert not teacher.trained["classifier.bias"].any()
-    assert torch.equal(net.trained["classifier.bias"], source["classifier.bias"] + 1)  # as it was
-    back, images = net.rebound(net.source), networks.images(2)
-    assert list(back.trained) == ["classifier.bias"]
+    # The teacher is a copy: the bound network itself has not changed.
+    assert torch.equal(net.trained["classifier.bias"], source["classifier.bias"] + 1)
+    reset, images = net.rebound(net.source), networks.images(2)
+    assert list(reset.trained) == ["classifier.bias"]
     with torch.no_grad():
-        torch.testing.assert_close(back(images).logits, network(images).logits, rtol=0, atol=0)
+        torch.testing.assert_close(reset(images).logits, network(images).logits, rtol=0, atol=0)
         torch.testing.assert_close(net(images).logits, network(images).logits + 1)
-    assert not back(images).logits.requires_grad
+    assert not reset(images).logits.requires_grad
 
 
 class Shared(nn.Module):
-    """One layer in two places, and one weight in two layers."""
+    """One layer under two names, and one weight in two layers."""
 
     def __init__(self):
         super().__init__()
@@ -100,9 +93,10 @@ def test_what_stands_in_several_places_is_replaced_in_all_and_put_back_into_all(
     module, x = Shared(), torch.rand(2, 4)
     before = list(module.parameters())
     assert list(places(module).values()) == ["first.weight", "first.weight", "tied.bias"]
-    own = torch.rand(4, 4)
-    found = Bound(module, {"first.weight": own})(x)
-    torch.testing.assert_close(found, x @ own.T @ own.T @ own.T + module.tied.bias)
+    weight = torch.rand(4, 4)
+    output = Bound(module, {"first.weight": weight})(x)
+    expected = x @ weight.T @ weight.T @ weight.T + module.tied.bias
+    torch.testing.assert_close(output, expected)
     assert [id(value) for value in module.parameters()] == [id(value) for value in before]
     assert module.tied.weight is module.again.weight is before[0]
 

@@ -1,4 +1,4 @@
-"""An encoder cut behind a stage: what comes out there is what timm's own pass through the network has there."""
+"""An encoder cut after a stage gives the activations of timm's whole forward pass."""
 
 import pytest
 import torch
@@ -37,22 +37,25 @@ def build(family: str) -> tuple:
 @pytest.mark.parametrize("family", BACKBONES)
 def test_maps_are_what_the_stages_give_in_a_whole_pass(family):
     encoder, images = build(family)
-    names, seen = [encoder.feature_info[place]["module"] for place in stage_places(encoder)], {}
+    names = [encoder.feature_info[index]["module"] for index in stage_places(encoder)]
+    outputs = {}
     for name in names:
         encoder.get_submodule(name).register_forward_hook(
-            lambda _m, _i, out, name=name: seen.update({name: out})
+            lambda _m, _i, output, name=name: outputs.update({name: output})
         )
-    assert len(names) == STAGES.get(family, 4)  # of the small versions; no stem counts
+    assert len(names) == STAGES.get(family, 4)  # of the small versions, without the stem
     with torch.no_grad():
         encoder.forward_features(images)
         maps = stage_maps(encoder, images, range(1, len(names) + 1))
-    assert [found.shape[1] for found in maps] == stage_widths(encoder)
-    for found, whole in zip(maps, seen.values(), strict=True):
-        if whole.ndim == 3:  # tokens
-            found, whole = found.flatten(2).mT, whole[:, -found[0, 0].numel() :]
+    assert [stage_map.shape[1] for stage_map in maps] == stage_widths(encoder)
+    for stage_map, output in zip(maps, outputs.values(), strict=True):
+        if output.ndim == 3:
+            tokens = stage_map.flatten(2).mT
+            torch.testing.assert_close(tokens, output[:, -tokens.shape[1] :])
         elif getattr(encoder, "output_fmt", "NCHW") == "NHWC":
-            whole = whole.movedim(-1, 1)
-        torch.testing.assert_close(found, whole)
+            torch.testing.assert_close(stage_map, output.movedim(-1, 1))
+        else:
+            torch.testing.assert_close(stage_map, output)
 
 
 @pytest.mark.parametrize("family", CHAINS)
@@ -61,11 +64,9 @@ def test_shared_part_and_remainder_are_the_encoder_at_every_cut(family):
     for stage in range(1, len(stage_places(encoder)) + 1):
         branch = Remainder(encoder, stage)
         with torch.no_grad():
-            found, whole = (
-                branch(shared_part(encoder, images, stage)),
-                pooled_features(encoder, images),
-            )
-        torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-10)
+            features = branch(shared_part(encoder, images, stage))
+            expected = pooled_features(encoder, images)
+        torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_the_remainder_holds_the_later_stages_alone_and_shares_no_weight():
@@ -73,9 +74,8 @@ def test_the_remainder_holds_the_later_stages_alone_and_shares_no_weight():
     branch = Remainder(encoder, 2)
     later = [*encoder.layer3.parameters(), *encoder.layer4.parameters()]
     assert [value.shape for value in branch.parameters()] == [value.shape for value in later]
-    assert not {value.data_ptr() for value in branch.parameters()} & {
-        value.data_ptr() for value in encoder.parameters()
-    }
+    memory = {value.data_ptr() for value in encoder.parameters()}
+    assert not any(value.data_ptr() in memory for value in branch.parameters())
 
 
 def test_class_tokens_are_no_places_of_a_map():

@@ -65,12 +65,9 @@ def test_tokens_are_positions():
 @pytest.mark.parametrize("shape", [(5, 4, 3, 3), (5, 7, 4)])
 def test_the_batch_estimator_is_the_image_estimator_on_each_image(shape):
     activation = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    for own, alone in zip(
-        batch_moments(activation),
-        vmap(lambda one: image_moments(one[None]))(activation),
-        strict=True,
-    ):
-        torch.testing.assert_close(own, alone, rtol=1e-10, atol=1e-12)
+    single_moments = vmap(lambda image: image_moments(image[None]))(activation)
+    for batched, single in zip(batch_moments(activation), single_moments, strict=True):
+        torch.testing.assert_close(batched, single, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("floor", [VARIANCE_FLOOR, 1e-3])
@@ -84,7 +81,7 @@ def test_a_constant_channel_has_the_floor_as_variance(floor):
 
 
 def test_tokens_that_stand_below_each_other_are_the_positions_of_their_images():
-    """As LeViT flattens them for its BatchNorm1d; a row alone has no variance."""
+    """LeViT flattens tokens so for its BatchNorm1d; a single row has no variance."""
     tokens = torch.randn(3, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(batch_moments(tokens.flatten(0, 1), count=3), batch_moments(tokens))
     torch.testing.assert_close(image_moments(tokens[0]), image_moments(tokens[:1]))
@@ -111,11 +108,11 @@ def test_a_layer_that_is_not_reached_and_one_that_gives_no_tensor_are_named():
 def test_record_collects_inputs_and_outputs_and_leaves_no_hook():
     network, _ = networks.source_statistics("resnet")
     images = networks.images(2).double()
-    first = batch_norm_layers(network)[-1]
-    with record(network, [first, f"{first}.input"]) as activations, torch.no_grad():
+    layer = batch_norm_layers(network)[-1]
+    with record(network, [layer, f"{layer}.input"]) as activations, torch.no_grad():
         network(images)
-        by_hand = network.get_submodule(first)(activations[f"{first}.input"])
-    torch.testing.assert_close(activations[first], by_hand)
+        by_hand = network.get_submodule(layer)(activations[f"{layer}.input"])
+    torch.testing.assert_close(activations[layer], by_hand)
     assert not any(
         module._forward_hooks or module._forward_pre_hooks for module in network.modules()
     )
@@ -133,10 +130,8 @@ def test_layers_are_named_for_every_kind_of_backbone():
 def test_layers_that_work_in_place_do_not_reach_what_was_recorded():
     network, _ = networks.source_statistics("resnet")
     images, names = networks.images(2).double(), ["encoder.bn1", "encoder.layer1.0.bn2"]
-    with (
-        record(network, [*names, *(f"{name}.input" for name in names)]) as activations,
-        torch.no_grad(),
-    ):
+    inputs = [f"{name}.input" for name in names]
+    with record(network, [*names, *inputs]) as activations, torch.no_grad():
         network(images)
     for name in names:
         norm = network.get_submodule(name)
@@ -148,4 +143,4 @@ def test_layers_that_work_in_place_do_not_reach_what_was_recorded():
             norm.bias,
         )
         torch.testing.assert_close(activations[name], expected)
-        assert activations[name].min() < 0  # no ReLU has been there
+        assert activations[name].min() < 0  # the in-place ReLU did not change the record

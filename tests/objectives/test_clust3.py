@@ -1,4 +1,4 @@
-"""ClusT3: closed forms, a loop over single places, who learns from it, and what one image and a batch are."""
+"""ClusT3: closed forms, a loop over positions, trained parameters, one image and a batch."""
 
 import copy
 import math
@@ -19,7 +19,7 @@ from tttlab.seeding import torch_generator
 
 
 def spread(clusters: torch.Tensor, count: int, sharpness: float) -> torch.Tensor:
-    """Logits ``(N, L, 1, K)`` of places with these clusters ``(N, L)``."""
+    """Logits ``(N, L, 1, K)`` of positions with these clusters ``(N, L)``."""
     return sharpness * torch.nn.functional.one_hot(clusters, count).double().unsqueeze(2)
 
 
@@ -27,10 +27,10 @@ def spread(clusters: torch.Tensor, count: int, sharpness: float) -> torch.Tensor
 def test_uniform_certain_and_balanced_clusters(count):
     balanced = torch.arange(6 * count).view(2, 3 * count) % count
     for logits, expected in (
-        (spread(balanced, count, 0.0), 0.0),  # nothing is known
-        (spread(0 * balanced, count, 1e3), 0.0),  # all places are one cluster's
-        (spread(0 * balanced, count, 1.0), 0.0),  # alike, whether sure or not
-        (spread(balanced, count, 1e3), -math.log(count)),  # sure and balanced
+        (spread(balanced, count, 0.0), 0.0),  # uniform
+        (spread(0 * balanced, count, 1e3), 0.0),  # confident, one cluster for all positions
+        (spread(0 * balanced, count, 1.0), 0.0),  # not confident, one cluster for all positions
+        (spread(balanced, count, 1e3), -math.log(count)),  # confident and balanced
     ):
         logits.requires_grad_()
         loss = lost_information([logits])
@@ -39,7 +39,7 @@ def test_uniform_certain_and_balanced_clusters(count):
         assert logits.grad.isfinite().all()
 
 
-def loop_over_places(assignments) -> float:
+def loop_over_positions(assignments) -> float:
     """The same number from single probabilities, in NumPy."""
     terms = []
     for logits in assignments:
@@ -48,55 +48,47 @@ def loop_over_places(assignments) -> float:
             odds = np.exp(rows)
             p = odds / odds.sum(1, keepdims=True)
             marginal = p.mean(0)
-            terms.append(
-                np.mean([-(row * np.log(row)).sum() for row in p])
-                + (marginal * np.log(marginal)).sum()
-            )
+            conditional_entropy = np.mean([-(row * np.log(row)).sum() for row in p])
+            terms.append(conditional_entropy + (marginal * np.log(marginal)).sum())
     return float(np.mean(terms))
 
 
-def test_lost_information_equals_a_loop_over_places():
+def test_lost_information_equals_a_loop_over_positions():
     generator = torch.Generator().manual_seed(0)
     assignments = [
-        torch.randn(3, places, 2, 5, dtype=torch.float64, generator=generator) for places in (16, 4)
+        torch.randn(3, length, 2, 5, dtype=torch.float64, generator=generator) for length in (16, 4)
     ]
-    assert lost_information(assignments).item() == pytest.approx(
-        loop_over_places(assignments), rel=1e-12
-    )
-    assert -math.log(5) < lost_information(assignments).item() < 0
+    loss = lost_information(assignments).item()
+    assert loss == pytest.approx(loop_over_positions(assignments), rel=1e-12)
+    assert -math.log(5) < loss < 0
 
 
 @pytest.mark.parametrize("kind", ["clust3", "clust3_vit"])
 def test_heads_read_the_stages_outputs_place_by_place(kind):
     network, _ = networks.source_statistics(kind)
     images = networks.images(2, seed=1).double()
-    names = (
-        ["encoder.layer1", "encoder.layer2"]
-        if kind == "clust3"
-        else ["encoder.blocks.0", "encoder.blocks.1"]
-    )
-    with record(network, names) as seen, torch.no_grad():
+    stages = {"clust3": ("layer1", "layer2"), "clust3_vit": ("blocks.0", "blocks.1")}[kind]
+    names = [f"encoder.{stage}" for stage in stages]
+    with record(network, names) as activations, torch.no_grad():
         network(images)
-        found = network(images, branch=True).branch
+        logits = network(images, branch=True).branch
         loss = ClusT3().loss(network, images[:, None], torch.Generator())
     expected = []
     for name, layer in zip(names, network.head.layers, strict=True):
-        places = (
-            seen[name].flatten(2).mT if kind == "clust3" else seen[name][:, 1:]
-        )  # without the class token
-        expected.append((places @ layer.weight.T + layer.bias).unflatten(-1, (2, 4)))
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs.detach())
-    assert loss.item() == pytest.approx(
-        loop_over_places([part.detach() for part in expected]), rel=1e-9
-    )
+        activation = activations[name]
+        # A transformer's first token is the class token.
+        positions = activation.flatten(2).mT if kind == "clust3" else activation[:, 1:]
+        stage_logits = (positions @ layer.weight.T + layer.bias).unflatten(-1, (2, 4))
+        expected.append(stage_logits.detach())
+    for stage_logits, by_hand in zip(logits, expected, strict=True):
+        torch.testing.assert_close(stage_logits, by_hand)
+    assert loss.item() == pytest.approx(loop_over_positions(expected), rel=1e-9)
 
 
 def test_stages_with_heads_and_before_learn_and_nothing_else():
     network = copy.deepcopy(networks.source_statistics("clust3")[0])
-    ClusT3().loss(
-        network, networks.images(4, seed=2).double()[:, None], torch.Generator()
-    ).backward()
+    views = networks.images(4, seed=2).double()[:, None]
+    ClusT3().loss(network, views, torch.Generator()).backward()
     for name, parameter in network.named_parameters():
         if name.startswith(("classifier.", "encoder.layer3", "encoder.layer4")):
             assert parameter.grad is None, name
@@ -109,29 +101,30 @@ def test_one_image_is_its_places_and_views_and_a_batch_is_all_its_images_togethe
     images, loop = networks.images(4, seed=3).double() * 0.4 + 0.6, InnerLoop(steps=1, lr=0.0)
     names = [str(number) for number in range(4)]
     for method in (ClusT3Training(), ClusT3Training(num_views=2)):
-        views = method.views(
-            network, images, [torch_generator(0, "views", name, 0) for name in names]
-        )
+        generators = [torch_generator(0, "views", name, 0) for name in names]
+        views = method.views(network, images, generators)
         assert views.shape[1] == 1 + method.num_views
         assert torch.equal(views[:, 0], images)
         with torch.no_grad():
-            own = [loop_over_places(network(each, branch=True).branch) for each in views]
-            together = loop_over_places(network(views.flatten(0, 1), branch=True).branch)
-        found = adapt(network, images, method, loop, image_ids=names).losses[:, 0]
-        assert found.tolist() == pytest.approx(own, rel=1e-9)
-        stream = adapt_stream(network, images, method, loop, batch_size=4, image_ids=names).losses[
-            :, 0
-        ]
-        assert stream.tolist() == pytest.approx([together] * 4, rel=1e-9)
-        assert abs(together - np.mean(own)) > 1e-4  # the clusters of different images differ
+            separate = [
+                loop_over_positions(network(image_views, branch=True).branch)
+                for image_views in views
+            ]
+            together = loop_over_positions(network(views.flatten(0, 1), branch=True).branch)
+        adapted = adapt(network, images, method, loop, image_ids=names)
+        assert adapted.losses[:, 0].tolist() == pytest.approx(separate, rel=1e-9)
+        stream = adapt_stream(network, images, method, loop, batch_size=4, image_ids=names)
+        assert stream.losses[:, 0].tolist() == pytest.approx([together] * 4, rel=1e-9)
+        assert abs(together - np.mean(separate)) > 1e-4  # the clusters of different images differ
 
 
 def test_adapting_informs_and_moves_the_prediction():
     network, _ = networks.source_statistics("clust3")
     images = networks.images(4, seed=4).double() * 0.4 + 0.6
-    found = adapt(network, images, ClusT3Training(), InnerLoop(steps=20, lr=1e-3, optimizer="adam"))
-    assert (found.losses[:, -1] < found.losses[:, 0] - 0.02).all()
-    assert ((found.logits - found.source_logits).abs().amax(1) > 1e-3).all()
+    loop = InnerLoop(steps=20, lr=1e-3, optimizer="adam")
+    result = adapt(network, images, ClusT3Training(), loop)
+    assert (result.losses[:, -1] < result.losses[:, 0] - 0.02).all()
+    assert ((result.logits - result.source_logits).abs().amax(1) > 1e-3).all()
 
 
 def test_heads_sit_where_the_settings_say():

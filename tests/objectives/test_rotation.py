@@ -1,4 +1,4 @@
-"""Rotation: the turns against NumPy's, the loss by hand, who learns from it, and that it can be learnt."""
+"""Rotation: turns against NumPy's, the loss by hand, trained parameters, and a whole training."""
 
 import copy
 
@@ -10,9 +10,10 @@ from torch import nn
 from tests.helpers import networks, trainings
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.config.inner_loop import Augmentation
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
-from tttlab.data.views import Augmentation, random_views
+from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.methods.rotation import RotationTraining
 from tttlab.objectives.rotation import Rotation, rotate
@@ -22,28 +23,25 @@ from tttlab.training.recipes import pretrain
 
 
 def test_images_are_turned_as_numpy_turns_them():
-    images, labels = (
-        networks.images(8, seed=1).view(2, 4, 3, 16, 16),
-        torch.tensor([[0, 1, 2, 3], [3, 3, 1, 0]]),
-    )
+    images = networks.images(8, seed=1).view(2, 4, 3, 16, 16)
+    labels = torch.tensor([[0, 1, 2, 3], [3, 3, 1, 0]])
     turned = rotate(images, labels)
-    for place in np.ndindex(2, 4):
-        expected = np.rot90(images[place].permute(1, 2, 0).numpy(), labels[place])
-        np.testing.assert_array_equal(turned[place].permute(1, 2, 0), expected)
+    for index in np.ndindex(2, 4):
+        expected = np.rot90(images[index].permute(1, 2, 0).numpy(), labels[index])
+        np.testing.assert_array_equal(turned[index].permute(1, 2, 0), expected)
     assert not torch.equal(rotate(images, 0 * labels + 1), rotate(images, 0 * labels + 3))
 
 
 def test_every_view_is_turned_once_by_its_images_own_stream():
     method, images = RotationTraining(num_views=40), networks.images(2, seed=2)
-    found = method.views(nn.Identity(), images, [torch_generator(0, "a"), torch_generator(0, "b")])
+    views = method.views(nn.Identity(), images, [torch_generator(0, "a"), torch_generator(0, "b")])
     alone = method.views(nn.Identity(), images[1:], [torch_generator(0, "b")])
-    assert torch.equal(found["images"][1], alone["images"][0])
-    assert torch.equal(found["labels"][1], alone["labels"][0])
-    upright = random_views(
-        images, [torch_generator(0, "a"), torch_generator(0, "b")], 40, method.augmentation
-    )
-    assert torch.equal(rotate(found["images"], -found["labels"] % 4), upright)
-    counts = found["labels"].flatten().bincount(minlength=4)
+    assert torch.equal(views["images"][1], alone["images"][0])
+    assert torch.equal(views["labels"][1], alone["labels"][0])
+    generators = [torch_generator(0, "a"), torch_generator(0, "b")]
+    upright_views = random_views(images, generators, 40, method.augmentation)
+    assert torch.equal(rotate(views["images"], -views["labels"] % 4), upright_views)
+    counts = views["labels"].flatten().bincount(minlength=4)
     assert counts.sum() == 80
     assert counts.min() > 8  # of 20 expected
 
@@ -51,9 +49,8 @@ def test_every_view_is_turned_once_by_its_images_own_stream():
 def by_hand(network, images):
     """Logits of the branch in a four-stage ResNet that shares two of them."""
     encoder, head = network.encoder, network.head
-    x = encoder.maxpool(
-        encoder.act1(encoder.bn1(encoder.conv1((images - network.mean) / network.std)))
-    )
+    x = encoder.bn1(encoder.conv1((images - network.mean) / network.std))
+    x = encoder.maxpool(encoder.act1(x))
     x = head.branch.stages(encoder.layer2(encoder.layer1(x)))
     return x.mean((2, 3)) @ head.classifier.weight.T + head.classifier.bias
 
@@ -68,21 +65,18 @@ def test_the_losses_equal_a_loop_over_single_turned_images():
                 turned = torch.from_numpy(np.rot90(image, turns).copy()).permute(2, 0, 1)
                 logits = by_hand(network, turned[None])[0].numpy()
                 expected.append(np.log(np.exp(logits).sum()) - logits[turns])
-        found = Rotation().loss(network, images[:, None], torch.Generator())
-        assert found.item() == pytest.approx(np.mean(expected), rel=1e-12)
-        for labels, chosen in (([0, 1], [0, 1]), ([3, 3], [3, 3])):  # of the first image's turns
-            views = {
-                "images": rotate(images[:1].expand(2, -1, -1, -1), torch.tensor(labels)),
-                "labels": torch.tensor(labels),
-            }
-            found, _ = RotationTraining().loss(network, views, {}, ())
-            assert found.item() == pytest.approx(
-                np.mean([expected[turns] for turns in chosen]), rel=1e-12
-            )
+        loss = Rotation().loss(network, images[:, None], torch.Generator())
+        assert loss.item() == pytest.approx(np.mean(expected), rel=1e-12)
+        first_image = images[:1].expand(2, -1, -1, -1)
+        for turns in ([0, 1], [3, 3]):
+            labels = torch.tensor(turns)
+            views = {"images": rotate(first_image, labels), "labels": labels}
+            loss, _ = RotationTraining().loss(network, views, {}, ())
+            assert loss.item() == pytest.approx(np.mean([expected[n] for n in turns]), rel=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("kind", "shared", "own"),
+    ("kind", "shared", "later"),
     [
         ("rotation", ("conv1", "bn1", "layer1", "layer2"), ("layer3", "layer4")),
         (
@@ -92,37 +86,36 @@ def test_the_losses_equal_a_loop_over_single_turned_images():
         ),
     ],
 )
-def test_shared_stages_and_branch_learn_and_nothing_else(kind, shared, own):
+def test_shared_stages_and_branch_learn_and_nothing_else(kind, shared, later):
     network = copy.deepcopy(networks.source_statistics(kind)[0])
-    Rotation().loss(
-        network, networks.images(4, seed=4).double()[:, None], torch.Generator()
-    ).backward()
+    views = networks.images(4, seed=4).double()[:, None]
+    Rotation().loss(network, views, torch.Generator()).backward()
     for name, parameter in network.named_parameters():
-        reached = parameter.grad is not None and bool(parameter.grad.any())
-        inside = name.removeprefix("encoder.")
-        if name.startswith("classifier.") or inside.startswith(own):
+        encoder_name = name.removeprefix("encoder.")
+        if name.startswith("classifier.") or encoder_name.startswith(later):
             assert parameter.grad is None, name
-        elif name.startswith("head.") or inside.startswith(shared):
-            assert reached, name
+        elif name.startswith("head.") or encoder_name.startswith(shared):
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
 
 
 def test_one_image_has_a_gradient_and_its_prediction_moves_through_the_shared_stages_alone():
     network, _ = networks.source_statistics("rotation")
     images, method = networks.images(3, seed=5).double() * 0.4 + 0.6, RotationTraining(num_views=4)
     for trainable, moves in (("all", True), ("encoder", True), ("head", False)):
-        found = adapt(network, images, method, InnerLoop(steps=1, lr=0.1, trainable=trainable))
-        assert ((found.logits - found.source_logits).abs().amax(1) > 1e-4).all() == moves, trainable
-        assert (found.losses[:, 0] > 0).all()
+        result = adapt(network, images, method, InnerLoop(steps=1, lr=0.1, trainable=trainable))
+        changes = (result.logits - result.source_logits).abs().amax(1)
+        assert (changes > 1e-4).all() == moves, trainable
+        assert (result.losses[:, 0] > 0).all()
 
 
 def upright(count: int, seed: int) -> ImageSet:
     """Pictures that are bright above and dark below."""
     generator = np.random.default_rng(seed)
-    light = np.linspace(220, 40, 16)[None, :, None, None] + generator.normal(
-        0, 12, (count, 16, 16, 3)
-    )
+    noise = generator.normal(0, 12, (count, 16, 16, 3))
+    pixels = (np.linspace(220, 40, 16)[None, :, None, None] + noise).clip(0, 255).astype(np.uint8)
     names = tuple(f"{seed}-{number}" for number in range(count))
-    return ImageSet(light.clip(0, 255).astype(np.uint8), np.arange(count) % 3, names, tuple("abc"))
+    return ImageSet(pixels, np.arange(count) % 3, names, tuple("abc"))
 
 
 def rotation_accuracy(network, images: ImageSet) -> float:
@@ -136,19 +129,19 @@ def rotation_accuracy(network, images: ImageSet) -> float:
 
 def test_training_learns_how_upright_images_were_turned():
     network, objective = trainings.build(trainings.ROTATION)
-    images, others = upright(48, 0), upright(24, 1)
-    assert rotation_accuracy(network, others) < 0.6
+    train, test = upright(48, 0), upright(24, 1)
+    assert rotation_accuracy(network, test) < 0.6
     recipe = Recipe(epochs=12, batch_size=12, lr=1e-2)
     pretrain(
         trainings.trainer(),
         network,
         objective,
-        images,
-        (images, others),
+        train,
+        (train, test),
         Augmentation(0.8, True, 0.2),
         recipe,
     )
-    assert rotation_accuracy(network, others) > 0.95
+    assert rotation_accuracy(network, test) > 0.95
 
 
 def test_half_of_the_stages_are_shared_unless_a_number_says_otherwise():

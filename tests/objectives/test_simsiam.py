@@ -1,4 +1,4 @@
-"""SimSiam: closed forms, what the stop-gradient stops, and the two targets at test time."""
+"""SimSiam: closed forms, the stop-gradient, and the two targets at test time."""
 
 import copy
 import math
@@ -25,16 +25,13 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_perfect_orthogonal_and_opposite_predictions():
     same = random(1, 6).expand(4, -1)
-    assert disagreement(3 * same, same).item() == pytest.approx(-1)  # length does not count
+    assert disagreement(3 * same, same).item() == pytest.approx(-1)  # length does not matter
     assert disagreement(-same, same).item() == pytest.approx(1)
-    one, other = torch.eye(2, 6).double()
-    assert disagreement(
-        torch.stack([one, one]), torch.stack([other, other])
-    ).item() == pytest.approx(0)
-    # A view is not compared with itself: here each predicts its own projection, and the other's is orthogonal.
-    assert disagreement(
-        torch.stack([one, other]), torch.stack([one, other])
-    ).item() == pytest.approx(0)
+    units = torch.eye(2, 6).double()
+    first, second = units[[0, 0]], units[[1, 1]]
+    assert disagreement(first, second).item() == pytest.approx(0)
+    # A view is not compared with itself: each predicts its own projection, orthogonal to the other.
+    assert disagreement(units, units).item() == pytest.approx(0)
 
 
 def test_every_ordered_pair_counts_once():
@@ -50,17 +47,14 @@ def test_every_ordered_pair_counts_once():
 
 def test_two_views_are_lightlys_symmetrised_loss():
     network, _ = networks.source_statistics("simsiam")
-    views, cosine = (
-        networks.images(10, seed=3).double().view(5, 2, 3, 16, 16),
-        NegativeCosineSimilarity(),
-    )
+    views = networks.images(10, seed=3).double().view(5, 2, 3, 16, 16)
+    negative_cosine = NegativeCosineSimilarity()
     with torch.no_grad():
-        first, second = (network(views[:, place]) for place in range(2))
-        expected = (
-            cosine(first.predictions, second.projections)
-            + cosine(second.predictions, first.projections)
-        ) / 2
-        torch.testing.assert_close(SimSiam().loss(network, views, torch.Generator()), expected)
+        first, second = network(views[:, 0]), network(views[:, 1])
+        forwards = negative_cosine(first.predictions, second.projections)
+        backwards = negative_cosine(second.predictions, first.projections)
+        loss = SimSiam().loss(network, views, torch.Generator())
+    torch.testing.assert_close(loss, (forwards + backwards) / 2)
 
 
 def test_the_gradient_stops_at_the_projections():
@@ -77,7 +71,7 @@ def test_the_gradient_is_that_with_the_projections_as_constants():
         value for name, value in network.named_parameters() if not name.startswith("classifier.")
     ]
     loss, _ = SimSiamTraining().loss(network, views, {}, ())
-    found = torch.autograd.grad(loss, parameters)
+    gradients = torch.autograd.grad(loss, parameters)
     constants = [
         torch.tensor(row.tolist(), dtype=torch.float64) for row in network(views).projections
     ]
@@ -88,13 +82,14 @@ def test_the_gradient_is_that_with_the_projections_as_constants():
         for j in range(3)
         if i != j
     ]
-    for one, other in zip(found, torch.autograd.grad(-sum(terms) / 6, parameters), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    expected = torch.autograd.grad(-sum(terms) / 6, parameters)
+    for gradient, by_hand in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, by_hand, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("target", ["self", "source"])
 def test_one_image_has_a_gradient_at_the_first_step(target):
-    """NT-Xent's is exactly zero there; see tests/objectives/test_objectives.py."""
+    """NT-Xent's gradient is exactly zero there; see tests/objectives/test_objectives.py."""
     network = copy.deepcopy(networks.source_statistics("simsiam")[0])
     method = SimSiamTraining(num_views=2, target=target)
     views = method.views(network, networks.images(1, seed=5).double(), [torch_generator(0)])[0]
@@ -105,37 +100,38 @@ def test_one_image_has_a_gradient_at_the_first_step(target):
 
 def adapted_by_hand(network, image, method, steps: int, lr: float, frozen) -> torch.Tensor:
     """Plain autograd on a copy; ``frozen`` gives the network whose projections are predicted."""
-    own = copy.deepcopy(network)
+    adapted = copy.deepcopy(network)
     for step in range(steps):
-        views = method.views(own, image[None], [torch_generator(0, "views", "x", step)])[0]
-        predictions = torch.nn.functional.normalize(own(views).predictions, dim=-1)
-        targets = torch.nn.functional.normalize(frozen(own)(views).projections.detach(), dim=-1)
+        views = method.views(adapted, image[None], [torch_generator(0, "views", "x", step)])[0]
+        predictions = torch.nn.functional.normalize(adapted(views).predictions, dim=-1)
+        targets = torch.nn.functional.normalize(frozen(adapted)(views).projections.detach(), dim=-1)
         cosines = predictions @ targets.T
         loss = -(cosines.sum() - cosines.trace()) / (len(views) * (len(views) - 1))
-        encoder = list(own.encoder.parameters())
-        for parameter, slope in zip(encoder, torch.autograd.grad(loss, encoder), strict=True):
-            parameter.data -= lr * slope
+        encoder = list(adapted.encoder.parameters())
+        gradients = torch.autograd.grad(loss, encoder)
+        for parameter, gradient in zip(encoder, gradients, strict=True):
+            parameter.data -= lr * gradient
     with torch.no_grad():
-        return own(image[None]).logits[0]
+        return adapted(image[None]).logits[0]
 
 
 def test_both_targets_agree_for_a_step_and_part_then():
     network, _ = networks.source_statistics("simsiam")
     image = networks.images(1, seed=6).double() * 0.4 + 0.6
-    found = {}
-    for target, frozen in (("self", lambda own: own), ("source", lambda _own: network)):
+    logits = {}
+    for target, frozen in (("self", lambda adapted: adapted), ("source", lambda _adapted: network)):
         method = SimSiamTraining(num_views=3, target=target)
         for steps in (1, 4):
             loop = InnerLoop(steps=steps, lr=0.05)
-            found[target, steps] = adapt(network, image, method, loop, image_ids=["x"]).logits[0]
+            logits[target, steps] = adapt(network, image, method, loop, image_ids=["x"]).logits[0]
             expected = adapted_by_hand(network, image[0], method, steps, 0.05, frozen)
-            torch.testing.assert_close(found[target, steps], expected, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(found["self", 1], found["source", 1], rtol=1e-9, atol=1e-12)
-    assert (found["self", 4] - found["source", 4]).abs().max() > 1e-5
+            torch.testing.assert_close(logits[target, steps], expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(logits["self", 1], logits["source", 1], rtol=1e-9, atol=1e-12)
+    assert (logits["self", 4] - logits["source", 4]).abs().max() > 1e-5
 
 
 def test_training_keeps_the_projections_apart():
-    """The collapse that the stop-gradient prevents is one point for all images."""
+    """The stop-gradient prevents a collapse of all images to one point."""
     network, objective = trainings.build(trainings.SIMSIAM)
     images, recipe = trainings.image_set(48), Recipe(epochs=20, batch_size=12, lr=1e-2)
     rows = pretrain(
@@ -145,9 +141,8 @@ def test_training_keeps_the_projections_apart():
         projections = network(as_images(torch.from_numpy(images.pixels))).projections
     spread = torch.nn.functional.normalize(projections, dim=-1).std(0).mean().item()
     assert rows[-1]["loss"] < rows[1]["loss"] - 0.2
-    assert spread > 0.8 / math.sqrt(
-        8
-    )  # 1/√P for points all over the sphere; 0.56 of that without the stop-gradient
+    # It is 1/√P for points all over the sphere, and 0.56 of that without the stop-gradient.
+    assert spread > 0.8 / math.sqrt(8)
 
 
 def test_a_network_without_the_heads_is_refused():

@@ -33,6 +33,17 @@ def gains() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["run", "corruption", "gain_low", "gain", "gain_high"])
 
 
+def texts(artists) -> list[str]:
+    """The texts of labels or other text artists."""
+    return [artist.get_text() for artist in artists]
+
+
+def cell(axes) -> tuple[int, int]:
+    """Row and column of a panel in the grid of its figure."""
+    spec = axes.get_subplotspec()
+    return spec.rowspan.start, spec.colspan.start
+
+
 class TestGain:
     FIGURE = gain_per_corruption(gains(), STYLES, "gain")
 
@@ -40,23 +51,17 @@ class TestGain:
         assert [axes.get_title(loc="left") for axes in self.FIGURE.axes] == ["views", "actmad"]
 
     def test_values_are_points_at_their_corruption(self):
-        axes = self.FIGURE.axes[1]
-        lines, dots = axes.collections
-        assert [label.get_text() for label in self.FIGURE.axes[0].get_yticklabels()] == [
-            "fog",
-            "glass blur",
-            "all shifts",
-        ]
-        places = self.FIGURE.axes[0].get_yticks()
-        assert np.allclose(dots.get_offsets(), np.column_stack([[4, 1, -3], places]))
-        assert np.allclose(
-            [segment[:, 0] for segment in lines.get_segments()], [[2, 6], [-1, 3], [-5, -1]]
-        )
+        lines, dots = self.FIGURE.axes[1].collections
+        labels = texts(self.FIGURE.axes[0].get_yticklabels())
+        assert labels == ["fog", "glass blur", "all shifts"]
+        ys = self.FIGURE.axes[0].get_yticks()
+        assert np.allclose(dots.get_offsets(), np.column_stack([[4, 1, -3], ys]))
+        ends = [segment[:, 0] for segment in lines.get_segments()]
+        assert np.allclose(ends, [[2, 6], [-1, 3], [-5, -1]])
 
     def test_filled_exactly_where_zero_lies_outside(self):
-        for axes, filled in zip(
-            self.FIGURE.axes, [[True, True, False], [True, False, True]], strict=True
-        ):
+        expected = [[True, True, False], [True, False, True]]
+        for axes, filled in zip(self.FIGURE.axes, expected, strict=True):
             faces = [to_hex(face) for face in axes.collections[1].get_facecolors()]
             assert [face != "#ffffff" for face in faces] == filled
 
@@ -69,11 +74,8 @@ def test_many_runs_are_wrapped_into_rows_of_panels():
     runs = [f"run{number}" for number in range(8)]
     table = pd.concat([gains().query("run == 'actmad'").assign(run=run) for run in runs])
     figure = gain_per_corruption(table, plots.run_styles(runs), "gain")
-    places = [axes.get_subplotspec() for axes in figure.axes]
     assert [axes.get_title(loc="left") for axes in figure.axes] == runs
-    assert [(place.rowspan.start, place.colspan.start) for place in places] == [
-        divmod(i, 6) for i in range(8)
-    ]
+    assert [cell(axes) for axes in figure.axes] == [divmod(i, 6) for i in range(8)]
 
 
 class TestSeverity:
@@ -106,31 +108,23 @@ class TestSeverity:
         assert axes.get_ylabel() == "accuracy, %"
         assert axes.get_xlabel() == "severity"
         assert axes.xaxis.get_major_formatter()(0) == "clean"
-        assert [text.get_text() for text in self.FIGURE.legends[0].get_texts()] == [
-            "source, not adapted",
-            "views",
-            "actmad",
-        ]
+        labels = texts(self.FIGURE.legends[0].get_texts())
+        assert labels == ["source, not adapted", "views", "actmad"]
 
 
 def test_same_colour_per_run_in_every_figure():
     losses = loss_along_steps({("actmad", "a"): [2.0, 1.0]}, STYLES, "loss")
     severity = {line.get_label(): line.get_color() for line in TestSeverity.FIGURE.axes[0].lines}
     gain = TestGain.FIGURE.axes[1].collections[0].get_edgecolor()[0]
-    assert (
-        losses.axes[0].lines[0].get_color()
-        == severity["actmad"]
-        == to_hex(gain)
-        == STYLES["actmad"].color
-    )
+    colors = {losses.axes[0].lines[0].get_color(), severity["actmad"], to_hex(gain)}
+    assert colors == {STYLES["actmad"].color}
 
 
 def test_loss_has_a_panel_per_run_and_model():
     curves = {(f"run{number}", "a"): np.arange(number + 2.0) for number in range(5)}
     figure = loss_along_steps(curves, plots.run_styles([run for run, _ in curves]), "loss")
-    assert [axes.get_title(loc="left") for axes in figure.axes] == [
-        f"run{number} · a" for number in range(5)
-    ]
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [f"run{number} · a" for number in range(5)]
     for axes, losses in zip(figure.axes, curves.values(), strict=True):
         assert axes.lines[0].get_ydata().tolist() == losses.tolist()
         assert axes.lines[0].get_xdata().tolist() == list(range(len(losses)))
@@ -139,32 +133,26 @@ def test_loss_has_a_panel_per_run_and_model():
 def test_examples_stand_at_their_corruption_and_severity():
     names = [f"corruption_{number}" for number in range(17)]  # more than fit into one block of 15
     rows = ["clean", "1", "5"]
-    shown_images = {
+    images = {
         name: [np.full((4, 4, 3), 10 * column + row, np.uint8) for row in range(3)]
         for column, name in enumerate(names)
     }
-    figure = pictures.draw_pictures(shown_images, rows, "examples")
-    shown = {}
+    figure = pictures.draw_pictures(images, rows, "examples")
+    values = {}
     for axes in figure.axes:
         if axes.images:
-            place = axes.get_subplotspec()
-            block, row = divmod(place.rowspan.start, 3)
-            shown[block * 15 + place.colspan.start, row] = int(axes.images[0].get_array()[0, 0, 0])
-    assert shown == {(column, row): 10 * column + row for column in range(17) for row in range(3)}
+            grid_row, grid_column = cell(axes)
+            block, row = divmod(grid_row, 3)
+            values[block * 15 + grid_column, row] = int(axes.images[0].get_array()[0, 0, 0])
+    assert values == {(column, row): 10 * column + row for column in range(17) for row in range(3)}
 
 
 def test_a_set_of_few_images_leaves_its_column_empty_below():
     pixels = np.zeros((4, 4, 3), np.uint8)
-    figure = pictures.draw_pictures(
-        {"a/b_c": [pixels] * 3, "d": [pixels]}, ["", "", ""], "examples"
-    )
-    filled = [
-        (place.colspan.start, place.rowspan.start)
-        for axes in figure.axes
-        if axes.images
-        for place in [axes.get_subplotspec()]
-    ]
-    assert sorted(filled) == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    images = {"a/b_c": [pixels] * 3, "d": [pixels]}
+    figure = pictures.draw_pictures(images, ["", "", ""], "examples")
+    filled = sorted(cell(axes) for axes in figure.axes if axes.images)
+    assert filled == [(0, 0), (0, 1), (1, 0), (2, 0)]
     assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a\nb_\nc", "d"]
 
 
@@ -174,37 +162,31 @@ class TestHeatMap:
     AXES = FIGURE.axes[0]
 
     def test_a_row_per_run_without_the_control_and_the_source_above(self):
-        assert [label.get_text() for label in self.AXES.get_yticklabels()] == [
-            "source, %",
-            "views",
-            "actmad",
-        ]
-        assert [text.get_text() for text in self.AXES.texts if text.get_position()[1] < -1] == [
-            "61.2"
-        ] * 3
+        assert texts(self.AXES.get_yticklabels()) == ["source, %", "views", "actmad"]
+        above = [text for text in self.AXES.texts if text.get_position()[1] < -1]
+        assert texts(above) == ["61.2"] * 3
 
     def test_numbers_stand_in_their_cells_bold_where_significant(self):
-        texts = {text.get_position(): text for text in self.AXES.texts}
-        assert texts[0, 0].get_text() == "+20.0"
-        assert texts[1, 0].get_text() == "−15.0"
-        assert texts[2.5, 1].get_text() == "−3.0"
-        assert texts[0, 0].get_fontweight() == "bold"
-        assert texts[1, 1].get_fontweight() == "normal"
+        numbers = {text.get_position(): text for text in self.AXES.texts}
+        assert numbers[0, 0].get_text() == "+20.0"
+        assert numbers[1, 0].get_text() == "−15.0"
+        assert numbers[2.5, 1].get_text() == "−3.0"
+        assert numbers[0, 0].get_fontweight() == "bold"
+        assert numbers[1, 1].get_fontweight() == "normal"
 
     def test_colour_is_the_sign_strength_the_size_and_a_loss_is_outlined(self):
-        cells = [patch for patch in self.AXES.patches if isinstance(patch, Rectangle)]
+        rectangles = [patch for patch in self.AXES.patches if isinstance(patch, Rectangle)]
         filled = {
-            (round(p.get_x() + 0.47, 2), round(p.get_y() + 0.44, 2)): p
-            for p in cells
-            if p.get_width() == 0.94
+            (round(rectangle.get_x() + 0.47, 2), round(rectangle.get_y() + 0.44, 2)): rectangle
+            for rectangle in rectangles
+            if rectangle.get_width() == 0.94
         }
         assert filled[0, 0].get_alpha() == 1
         assert filled[0, 1].get_alpha() == pytest.approx(np.sqrt(0.04 / 0.2))
-        losses = {
-            place for place, patch in filled.items() if to_hex(patch.get_facecolor()) == plots.LOSS
-        }
+        colors = {center: to_hex(patch.get_facecolor()) for center, patch in filled.items()}
+        losses = {center for center, color in colors.items() if color == plots.LOSS}
         assert losses == {(1, 0), (2.5, 1)}
-        assert len(cells) - len(filled) == len(losses)
+        assert len(rectangles) - len(filled) == len(losses)
 
     def test_unknown_gains_stay_empty(self):
         figure = heat_map(self.TABLE.assign(gain=np.nan), STYLES, "map", largest=np.nan)
@@ -213,8 +195,7 @@ class TestHeatMap:
 
 class TestCost:
     def test_front_by_a_double_loop(self):
-        costs, gains_ = [1, 2, 2, 3, 4, 4], [0, 1, 1, 0.5, 3, 2]
-        assert pareto_front(costs, gains_) == [0, 1, 2, 4]
+        assert pareto_front([1, 2, 2, 3, 4, 4], [0, 1, 1, 0.5, 3, 2]) == [0, 1, 2, 4]
 
     def test_points_lie_at_cost_and_gain_hollow_with_the_gate(self):
         rows = [
@@ -227,19 +208,13 @@ class TestCost:
         figure = gain_and_cost(table, STYLES, "cost")
         (axes,) = figure.axes
         dots = axes.collections[1::2]
-        assert [dot.get_offsets()[0].tolist() for dot in dots] == [
-            [0.5, 1.0],
-            [5.0, 3.0],
-            [2.0, 2.0],
-        ]
-        assert [to_hex(dot.get_facecolor()[0]) == plots.PAPER for dot in dots] == [
-            False,
-            False,
-            True,
-        ]
+        points = [dot.get_offsets()[0].tolist() for dot in dots]
+        hollow = [to_hex(dot.get_facecolor()[0]) == plots.PAPER for dot in dots]
+        assert points == [[0.5, 1.0], [5.0, 3.0], [2.0, 2.0]]
+        assert hollow == [False, False, True]
         assert axes.lines[0].get_xdata().tolist() == [0.5, 2.0, 5.0]
-        names = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert names == ["views", "actmad", "actmad with gate", "no run is cheaper and better"]
+        labels = texts(figure.legends[0].get_texts())
+        assert labels == ["views", "actmad", "actmad with gate", "no run is cheaper and better"]
 
 
 class TestSteps:
@@ -265,21 +240,20 @@ class TestSteps:
     def test_three_panels_per_run_with_the_step_in_use(self):
         figure = step_curves(self.ROWS, STYLES, "steps")
         accuracy, _, loss, _, time, _ = figure.axes
-        main = [line for line in accuracy.lines if line.get_color() == STYLES["views"].color]
-        assert main[0].get_ydata() == pytest.approx([50, 60, 70])
-        assert main[1].get_ydata() == pytest.approx([90] * 3)
-        assert (main[2].get_xdata().tolist(), main[2].get_ydata().tolist()) == ([1], [60])
-        assert [line.get_ydata().tolist() for line in loss.lines if len(line.get_xdata()) == 3] == [
-            [3, 2, 1]
-        ] * 3
+        in_use = [line for line in accuracy.lines if line.get_color() == STYLES["views"].color]
+        shifted, clean, step = in_use
+        assert shifted.get_ydata() == pytest.approx([50, 60, 70])
+        assert clean.get_ydata() == pytest.approx([90] * 3)
+        assert (step.get_xdata().tolist(), step.get_ydata().tolist()) == ([1], [60])
+        curves = [line.get_ydata().tolist() for line in loss.lines if len(line.get_xdata()) == 3]
+        assert curves == [[3, 2, 1]] * 3
         assert time.lines[-1].get_xdata().tolist() == [2]
         assert len(accuracy.lines) == 5
 
     def test_a_candidate_that_collapses_leaves_the_range_alone(self):
-        broken = self.ROWS.assign(
-            accuracy=self.ROWS["accuracy"].where(self.ROWS["setting"] != "candidate-0", 0.0)
-        )
-        low, _ = step_curves(broken, STYLES, "steps").axes[0].get_ylim()
+        accuracy = self.ROWS["accuracy"].where(self.ROWS["setting"] != "candidate-0", 0.0)
+        collapsed = self.ROWS.assign(accuracy=accuracy)
+        low, _ = step_curves(collapsed, STYLES, "steps").axes[0].get_ylim()
         assert low > 40
 
     def test_without_labels_only_the_loss(self):
@@ -291,9 +265,8 @@ class TestSteps:
         runs = [f"run{number}" for number in range(5)]
         table = pd.concat([self.ROWS[self.ROWS["run"] == "views"].assign(run=run) for run in runs])
         figure = step_curves(table, plots.run_styles(runs), "steps")
-        assert [
-            axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")
-        ] == runs
+        titles = [axes.get_title(loc="left") for axes in figure.axes]
+        assert list(filter(None, titles)) == runs
         assert len(figure.axes) == 15
 
 
@@ -314,21 +287,16 @@ class TestSignals:
         (axes,) = figure.axes
         lines, dots = axes.collections
         assert np.allclose(dots.get_offsets(), [[0.1, 0], [0.4, 10]])
-        assert np.allclose(
-            [segment[:, 0] for segment in lines.get_segments()], [[0, 0.2], [0.3, 0.5]]
-        )
-        assert [to_hex(face) for face in dots.get_facecolors()] == [
-            plots.PAPER,
-            STYLES["actmad"].color,
-        ]
-        assert "Spearman +1.00" in [text.get_text() for text in axes.texts]
+        ends = [segment[:, 0] for segment in lines.get_segments()]
+        assert np.allclose(ends, [[0, 0.2], [0.3, 0.5]])
+        faces = [to_hex(face) for face in dots.get_facecolors()]
+        assert faces == [plots.PAPER, STYLES["actmad"].color]
+        assert "Spearman +1.00" in texts(axes.texts)
 
     def test_a_signal_of_several_magnitudes_has_a_logarithmic_axis_in_every_panel(self):
         rows = {"shift": ["clean", "fog-5"], "severity": [0, 5], "gain": [0.0, 0.1]}
-        near, far = (
-            pd.DataFrame({"run": "actmad", "distance": [1, 2], **rows}),
-            pd.DataFrame({"run": "ssl", "distance": [1, 40], **rows}),
-        )
+        near = pd.DataFrame({"run": "actmad", "distance": [1, 2], **rows})
+        far = pd.DataFrame({"run": "ssl", "distance": [1, 40], **rows})
         for order in ([near, far], [far, near]):
             figure = gain_along(pd.concat(order), "distance", STYLES, "t", "distance", {})
             assert {axes.get_xscale() for axes in figure.axes} == {"log"}
@@ -345,9 +313,8 @@ class TestSignals:
             }
         )
         (axes,) = estimated_accuracy(table, "t").axes
-        assert np.allclose(
-            [dots.get_offsets()[0] for dots in axes.collections], [[50, 55], [60, 58]]
-        )
+        points = [dots.get_offsets()[0] for dots in axes.collections]
+        assert np.allclose(points, [[50, 55], [60, 58]])
         assert axes.get_xlim() == axes.get_ylim()
 
     def test_reliability_shows_full_bins_and_their_sizes(self):
@@ -359,9 +326,8 @@ class TestSignals:
                 "n": [0, 25, 75],
             }
         )
-        table = pd.concat(
-            [bins.assign(run="actmad", **{"with": who}) for who in ("source", "adapted")]
-        )
+        sides = [{"with": side} for side in ("source", "adapted")]
+        table = pd.concat([bins.assign(run="actmad", **side) for side in sides])
         (axes,) = reliability(table, STYLES, "t", {"actmad": ("8.1", "5.2")}).axes
         source, adapted = axes.collections[:2]
         assert np.allclose(adapted.get_offsets(), [[50, 40], [95, 90]])
@@ -369,4 +335,4 @@ class TestSignals:
         heights = [bar.get_height() for bar in axes.patches]
         assert heights[0] == 0
         assert heights[2] == pytest.approx(3 * heights[1])
-        assert "ECE 8.1 → 5.2 %" in [text.get_text() for text in axes.texts]
+        assert "ECE 8.1 → 5.2 %" in texts(axes.texts)

@@ -12,16 +12,16 @@ from tttlab.reporting import pictures, plots
 
 @plots.styled
 def figure():
-    """Draw in two runs' colours, with text, a grid, markers and a transparent patch, under a title."""
+    """A figure in two colours of runs: text, a grid, markers, a transparent patch and a title."""
     styles = plots.run_styles(["none", "views", "actmad"])
-    made, axes_of = plots.panels(2, "a title", columns=2)
-    for axes, run in zip(axes_of, ("views", "actmad"), strict=True):
+    result, all_axes = plots.panels(2, "a title", columns=2)
+    for axes, run in zip(all_axes, ("views", "actmad"), strict=True):
         plots.markers(axes, [0.0425, 1], [2, 3], styles[run], filled=[True, False])
         axes.axhline(0, color=plots.INK)
         axes.fill_between([0, 1], 0, 1, color=plots.GAIN, alpha=0.3)
         axes.set_xticks([0.0425], ["0.0425"])
-    plots.legend(made, axes_of[0].collections[:1], ["views"])
-    return made
+    plots.legend(result, all_axes[0].collections[:1], ["views"])
+    return result
 
 
 FIGURE = figure()
@@ -33,7 +33,8 @@ def linear(color) -> np.ndarray:
 
 
 class TestColours:
-    # Machado, Oliveira and Fernandes (2009), severity 1.0: what a reader without one kind of cone sees, in linear RGB.
+    # Colours as seen without one kind of cone, in linear RGB: Machado, Oliveira and Fernandes
+    # (2009), severity 1.0.
     SEEN = {  # noqa: RUF012
         "normal": np.eye(3),
         "protanopia": [
@@ -69,9 +70,8 @@ class TestColours:
         ("palette", "paper"), [(plots.LIGHT, "#ffffff"), (plots.DARK, "#15161a")]
     )
     def test_contrast_with_the_page(self, palette, paper):
-        light = [self.XYZ[1] @ linear(color) for color in (*palette, paper)]
-        *colors, page = light
-        ratios = [(max(color, page) + 0.05) / (min(color, page) + 0.05) for color in colors]
+        *luminances, page = (self.XYZ[1] @ linear(color) for color in (*palette, paper))
+        ratios = [(max(y, page) + 0.05) / (min(y, page) + 0.05) for y in luminances]
         assert min(ratios) >= 3  # WCAG 2.2, success criterion 1.4.11
 
     @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ class TestColours:
     @pytest.mark.parametrize("seen", SEEN)
     @pytest.mark.parametrize("ends", [(plots.GAIN, plots.LOSS), (plots.DARK_GAIN, plots.DARK_LOSS)])
     def test_gain_and_loss_are_told_apart_by_every_reader(self, ends, seen):
-        one, other = (self.lab(color, self.SEEN[seen]) for color in ends)
-        assert np.linalg.norm(one - other) >= 30
+        gain, loss = (self.lab(color, self.SEEN[seen]) for color in ends)
+        assert np.linalg.norm(gain - loss) >= 30
 
     def test_thirty_six_runs_look_different_and_the_control_is_ink(self):
         styles = plots.run_styles(["none", *(f"run{number}" for number in range(36))])
@@ -124,32 +124,32 @@ class TestFiles:
             "#000000",
         }
         assert not colors & set(re.findall(r"#[0-9a-f]{6}", text))
-        names = {
-            f"var(--{name})" for name in ("run-0", "run-1", "muted", "grid", "paper", "gain")
-        } | {"currentColor"}
-        assert names <= set(re.findall(r"var\(--[\w-]+\)|currentColor", text))
+        names = ("run-0", "run-1", "muted", "grid", "paper", "gain")
+        expected = {"currentColor", *(f"var(--{name})" for name in names)}
+        assert expected <= set(re.findall(r"var\(--[\w-]+\)|currentColor", text))
 
     def test_svg_leaves_the_title_to_the_page(self, tmp_path):
-        made = figure()
-        text = plots.to_svg(made, "gain", "")
+        drawn = figure()
+        text = plots.to_svg(drawn, "gain", "")
         assert "a title" not in text
-        assert made.get_suptitle() == "a title"
-        assert f"--width:{72 * made.get_figwidth():.0f}" in text
+        assert drawn.get_suptitle() == "a title"
+        assert f"--width:{72 * drawn.get_figwidth():.0f}" in text
 
     def test_rounding_of_places_leaves_numbers_alone(self):
         assert ">0.0425<" in plots.to_svg(FIGURE, "gain", "")
 
     def test_inner_references_resolve_and_never_meet_those_of_another_figure(self):
-        one, other = (plots.to_svg(FIGURE, name, "") for name in ("one", "other"))
-        names = [set(re.findall(r' id="([^"]+)"', text)) for text in (one, other)]
-        used = [set(re.findall(r'(?:url\(#|href="#)([\w-]+)', text)) for text in (one, other)]
+        texts = [plots.to_svg(FIGURE, name, "") for name in ("one", "other")]
+        names = [set(re.findall(r' id="([^"]+)"', text)) for text in texts]
+        used = [set(re.findall(r'(?:url\(#|href="#)([\w-]+)', text)) for text in texts]
         assert names == used
         assert used[0]
         assert not used[0] & used[1]
 
     def test_svg_names_no_address(self):
-        shown = {"fog": [np.zeros((4, 4, 3), np.uint8)]}
-        text = plots.to_svg(pictures.draw_pictures(shown, ["clean"], "examples"), "examples", "")
+        images = {"fog": [np.zeros((4, 4, 3), np.uint8)]}
+        drawn = pictures.draw_pictures(images, ["clean"], "examples")
+        text = plots.to_svg(drawn, "examples", "")
         text = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
         assert "data:image/png;base64" in text
         assert "http" not in text

@@ -1,4 +1,4 @@
-"""The number of images at once: it grows while that pays and fits, and shrinks when memory runs out."""
+"""The number of images at once: it grows while that saves time and fits, and shrinks otherwise."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,11 @@ CPU = torch.device("cpu")
 
 
 class Clock:
-    """Stands in for the module's clock, and for its view of what is free; the work makes tensors as large as it is told."""
+    """Stands in for the module's clock and for its free memory.
+
+    The work takes ``seconds_per_image(size)`` and makes tensors of ``bytes_per_image``; ``busy`` is
+    the share of it that is done.
+    """
 
     def __init__(
         self, monkeypatch, seconds_per_image, bytes_per_image=0, free=10**12, busy=lambda _size: 1.0
@@ -26,34 +30,21 @@ class Clock:
         monkeypatch.setattr(group_size.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(group_size, "free_bytes", lambda _device: free)
 
-    def run(self, group, groups, left=10**6):
+    def run(self, chooser, groups, left=10**6):
         sizes = []
         for _ in range(groups):
-            with group.open(left, CPU) as one:
-                sizes.append(one.size)
-                one.work *= self.busy(one.size)
-                torch.empty(one.size * self.bytes_per_image, dtype=torch.uint8)
-                self.now += one.work * self.seconds_per_image(one.size)
+            with chooser.open(left, CPU) as group:
+                sizes.append(group.size)
+                group.work *= self.busy(group.size)
+                torch.empty(group.size * self.bytes_per_image, dtype=torch.uint8)
+                self.now += group.work * self.seconds_per_image(group.size)
         return sizes
 
 
 def test_it_doubles_while_an_image_becomes_cheaper_and_settles_on_the_cheapest(monkeypatch):
     cost = {8: 1.0, 16: 0.6, 32: 0.5, 64: 0.49, 128: 0.1}
     sizes = Clock(monkeypatch, cost.__getitem__).run(GroupSize("auto"), 12)
-    assert sizes == [
-        8,
-        8,
-        16,
-        16,
-        32,
-        32,
-        64,
-        64,
-        64,
-        64,
-        64,
-        64,
-    ]  # 64 saves too little to look any further
+    assert sizes == [8, 8, 16, 16, 32, 32] + [64] * 6  # 64 saves too little to try 128
 
 
 def test_it_goes_back_when_more_is_slower(monkeypatch):
@@ -69,10 +60,8 @@ def test_a_disturbed_measurement_is_made_up_for_by_the_second(monkeypatch):
 
 def test_images_that_were_left_alone_do_not_make_their_groups_look_cheap(monkeypatch):
     cost = {8: 1.0, 16: 0.6, 32: 0.5, 64: 0.5}
-    sizes = Clock(monkeypatch, cost.__getitem__, busy=lambda size: 0.1 if size == 8 else 1.0).run(
-        GroupSize("auto"), 9
-    )
-    assert sizes == [8, 8, 16, 16, 32, 32, 64, 64, 32]
+    clock = Clock(monkeypatch, cost.__getitem__, busy=lambda size: 0.1 if size == 8 else 1.0)
+    assert clock.run(GroupSize("auto"), 9) == [8, 8, 16, 16, 32, 32, 64, 64, 32]
 
 
 def test_it_does_not_grow_beyond_memory(monkeypatch):
@@ -81,11 +70,10 @@ def test_it_does_not_grow_beyond_memory(monkeypatch):
 
 
 def test_processes_that_work_side_by_side_share_what_is_free(monkeypatch):
-    """Two with 70 % each would be killed."""
+    """Two processes that took 70 % each would be killed."""
     clock = Clock(monkeypatch, lambda size: 1 / size, bytes_per_image=100, free=5000)
-    assert (
-        max(clock.run(GroupSize("auto", processes=2), 20)) == 16
-    )  # 32 would need 3,200 of 1,750 bytes
+    sizes = clock.run(GroupSize("auto", processes=2), 20)
+    assert max(sizes) == 16  # 32 would need 3,200 of 1,750 bytes
     assert clock.run(GroupSize("auto", timed=False), 3) == [8, 35, 35]
     assert clock.run(GroupSize("auto", timed=False, processes=5), 3) == [8, 4, 4]  # of 700 bytes
 
@@ -104,18 +92,15 @@ def test_the_first_group_is_stopped_before_it_takes_too_much(monkeypatch):
         assert clock.run(GroupSize("auto", timed=timed), 6) == [8, 4, 2, 2, 2, 2]  # of 3,500 bytes
     assert clock.run(GroupSize("auto"), 1, left=1) == [1]
     clock.bytes_per_image = 6000
-    with pytest.raises(
-        UserError,
-        match=r"one image does not fit into the memory of cpu; .*, or lower machine\.workers",
-    ):
+    message = r"one image does not fit into the memory of cpu; .*, or lower machine\.workers"
+    with pytest.raises(UserError, match=message):
         clock.run(GroupSize("auto", processes=2), 4)
 
 
 def test_images_that_were_left_alone_do_not_make_others_look_small(monkeypatch):
-    """Eight images, of which seven were done after the first of four steps: 800 bytes are no measure of those that move."""
-    clock = Clock(
-        monkeypatch, lambda size: 1 / size, bytes_per_image=100, free=1500, busy=lambda size: 0.34
-    )
+    """Seven of eight images stop after the first of four steps: the others take more than 800/8."""
+    memory = {"bytes_per_image": 100, "free": 1500}
+    clock = Clock(monkeypatch, lambda size: 1 / size, **memory, busy=lambda size: 0.34)
     assert clock.run(GroupSize("auto"), 3) == [8, 3, 3]  # of 1,050 bytes, 294 for each
 
 
@@ -134,20 +119,16 @@ def test_the_rest_of_the_images_tells_nothing_of_speed(monkeypatch):
 
 
 def test_a_wish_is_followed(monkeypatch):
-    assert (
-        Clock(monkeypatch, lambda size: 1 / size, bytes_per_image=10**4, free=1).run(
-            GroupSize(5), 4
-        )
-        == [5] * 4
-    )
+    clock = Clock(monkeypatch, lambda size: 1 / size, bytes_per_image=10**4, free=1)
+    assert clock.run(GroupSize(5), 4) == [5] * 4
 
 
 def test_every_kind_of_work_has_a_size_of_its_own_from_one_wish():
     groups = Groups(3, processes=2)
-    assert (
-        groups.of("adapt", "tent") is groups.of("adapt", "tent") is not groups.of("adapt", "memo")
-    )
-    assert groups.of("distance", largest=2).size == 3  # a wish is a wish
+    tent = groups.of("adapt", "tent")
+    assert tent is groups.of("adapt", "tent")
+    assert tent is not groups.of("adapt", "memo")
+    assert groups.of("distance", largest=2).size == 3  # a fixed wish counts more than ``largest``
     assert Groups().of("distance", largest=2, timed=False).size == 2
 
 
@@ -160,9 +141,9 @@ def test_all_images_are_worked_on_once_and_in_order_though_memory_runs_out_on_th
         done.append(part)
         return list(range(part.start, part.stop))
 
-    found = list(in_groups(work, 12, CPU, GroupSize(5)))
-    assert found == [[0, 1, 2, 3, 4], [5, 6], [7, 8], [9, 10], [11]]
-    assert len(done) == len(found)
+    results = list(in_groups(work, 12, CPU, GroupSize(5)))
+    assert results == [[0, 1, 2, 3, 4], [5, 6], [7, 8], [9, 10], [11]]
+    assert len(done) == len(results)
 
 
 class Greedy(ActMAD):
@@ -191,34 +172,30 @@ class Greedy(ActMAD):
 @pytest.mark.parametrize("wish", ["auto", 7])
 def test_out_of_memory_halves_the_group_and_changes_no_result(wish, error):
     network, statistics = networks.source_statistics("resnet")
-    images, loop, done = (
-        networks.images(11, seed=50).double(),
-        InnerLoop(steps=2, lr=1e-2, clip=1.0),
-        [],
-    )
+    images = networks.images(11, seed=50).double()
+    loop, sizes = InnerLoop(steps=2, lr=1e-2, clip=1.0), []
     greedy = type("Greedy", (Greedy,), {"error": error})()
-    found = adapt(
+    halved = adapt(
         network,
         images,
         greedy,
         loop,
         statistics=statistics,
         images_per_step=wish,
-        on_images=done.append,
+        on_images=sizes.append,
     )
     plain = adapt(network, images, ActMAD(), loop, statistics=statistics)
-    torch.testing.assert_close(found.logits, plain.logits, atol=1e-10, rtol=1e-10)
-    torch.testing.assert_close(found.losses, plain.losses, atol=1e-10, rtol=1e-10)
-    assert sum(done) == 11
-    assert max(done) <= 2
+    torch.testing.assert_close(halved.logits, plain.logits, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(halved.losses, plain.losses, atol=1e-10, rtol=1e-10)
+    assert sum(sizes) == 11
+    assert max(sizes) <= 2
 
 
 def test_one_image_that_does_not_fit_is_a_users_error():
     network, statistics = networks.source_statistics("resnet")
     never = type("Never", (Greedy,), {"most": 0})()
-    with pytest.raises(
-        UserError, match="one image does not fit into the memory of cpu; lower num_views"
-    ):
+    message = "one image does not fit into the memory of cpu; lower num_views"
+    with pytest.raises(UserError, match=message):
         adapt(network, networks.images(4).double(), never, InnerLoop(), statistics=statistics)
 
 

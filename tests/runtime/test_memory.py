@@ -1,4 +1,4 @@
-"""Whatever looks at images holds no more of them at once than a group, and a group no more than there is memory for."""
+"""All work holds at most a group of images at once, and a group fits into memory."""
 
 import itertools
 from dataclasses import replace
@@ -15,7 +15,6 @@ from tests.helpers import networks
 from tttlab.adaptation import signals
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.inner_loop import InnerLoop
-from tttlab.adaptation.normalisation import Normalisation
 from tttlab.adaptation.task import Task
 from tttlab.data.image_sets import ImageSet
 from tttlab.experiments.adapting import adapt_to_shifts
@@ -51,10 +50,8 @@ from tttlab.workflow.source_images import source_batches
 CPU, GROUP, MANY = torch.device("cpu"), 8, 32
 IMAGES = networks.images(MANY, seed=41)
 NAMES = [f"img-{number}" for number in range(MANY)]
-LOOP, METHOD = (
-    InnerLoop(steps=1, lr=1e-3, normalisation=Normalisation("shrink"), trainable="norm"),
-    MEMO(num_views=2),
-)
+LOOP = InnerLoop(steps=1, lr=1e-3, normalisation="shrink", trainable="norm")
+METHOD = MEMO(num_views=2)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,13 +63,8 @@ def network():
 
 def image_set(count: int) -> ImageSet:
     pixels = (IMAGES.permute(0, 2, 3, 1) * 255).byte().numpy()
-    return ImageSet(
-        pixels[:count],
-        np.arange(count) % networks.CLASSES,
-        tuple(NAMES[:count]),
-        tuple("abcd"),
-        source="made",
-    )
+    labels = np.arange(count) % networks.CLASSES
+    return ImageSet(pixels[:count], labels, tuple(NAMES[:count]), tuple("abcd"), source="made")
 
 
 def source(count: int, batch_size: int = MANY) -> SourceImages:
@@ -111,33 +103,44 @@ def aligned(network, count, wish, _folder):
     gradient_alignment(task, IMAGES[:count], labels, NAMES[:count], wish)
 
 
-def own_statistics(method):
-    return lambda network, count, wish, _folder: method.source_statistics(
-        network, source(count, wish)
-    )
+def statistics_of(method):
+    def run(network, count, wish, _folder):
+        method.source_statistics(network, source(count, wish))
+
+    return run
+
+
+def layers(network, count, wish, _folder):
+    layer_statistics(network, source(count, wish))
+
+
+def bank(network, count, wish, _folder):
+    projection_bank(network, source(count, wish), count)
+
+
+def encoded(network, count, wish, _folder):
+    encode(network, image_set(count), wish)
 
 
 PASSES = {
-    "layer statistics": lambda network, count, wish, _: layer_statistics(
-        network, source(count, wish)
-    ),
-    "projection bank": lambda network, count, wish, _: projection_bank(
-        network, source(count, wish), count
-    ),
-    "statistics of ttt_plus_plus": own_statistics(TTTPlusPlus()),
+    "layer statistics": layers,
+    "projection bank": bank,
+    "statistics of ttt_plus_plus": statistics_of(TTTPlusPlus()),
     "confidence": measured("confidence"),
     "distance": measured("distance"),
     "loss": measured("loss"),
     "tuning": judged,
     "adapting": swept,
     "alignment": aligned,
-    "encoding": lambda network, count, wish, _: encode(network, image_set(count), wish),
+    "encoding": encoded,
 }
-# These look at batches of a size that their results depend on, whatever the machine's setting says.
+# Their results depend on the batch size, which is therefore not the machine's setting.
 BATCHED = {
-    "statistics of eata": own_statistics(EATA()),
-    "statistics of actmad_batch": own_statistics(BatchActMAD()),
+    "statistics of eata": statistics_of(EATA()),
+    "statistics of actmad_batch": statistics_of(BatchActMAD()),
 }
+# Of all images, beside the work on a group: as bytes, as numbers in two precisions, their logits.
+KEPT = 4 * IMAGES.nbytes
 
 
 def peak(run, *arguments) -> int:
@@ -148,23 +151,19 @@ def peak(run, *arguments) -> int:
 
 @pytest.mark.parametrize("name", PASSES)
 def test_four_times_the_images_take_little_more_than_a_group(name, network, tmp_path):
-    """What is kept of every image, such as its pixels and logits, is a small part of what a group takes."""
+    """What is kept of every image, such as pixels and logits, is small beside a group's memory."""
     few, many = (peak(PASSES[name], network, count, GROUP, tmp_path) for count in (GROUP, MANY))
     assert many < 1.5 * few
 
 
 @pytest.mark.parametrize("name", [*PASSES, *BATCHED])
 def test_a_group_takes_no_more_than_there_is(name, network, tmp_path, monkeypatch):
-    """It is found out while the first group is worked on."""
-    run, wish = (PASSES | BATCHED)[name], MANY if "statistics" in name or "bank" in name else "auto"
+    """What an image takes is measured while the first group runs."""
+    run = (PASSES | BATCHED)[name]
+    wish = MANY if "statistics" in name or "bank" in name else "auto"
     limit = peak(run, network, MANY, MANY, tmp_path / "whole") / 4
     monkeypatch.setattr(group_size, "CPU_LIMIT", limit)
     assert peak(run, network, MANY, wish, tmp_path / "part") < limit + KEPT
-
-
-KEPT = (
-    4 * IMAGES.nbytes
-)  # of all images, beside the work on a group: as bytes, as numbers in two precisions, their logits
 
 
 @pytest.mark.parametrize(
@@ -177,7 +176,7 @@ KEPT = (
     ids=["all parameters, Adam", "norms, moments", "vit"],
 )
 def test_the_tally_is_what_pytorchs_allocator_gives_away(kind, method, loop):
-    """By PyTorch's own profiler; never much less, since what is too much must be stopped."""
+    """The profiler measures it. The tally is never much less, for it must stop too large groups."""
     network, statistics = networks.source_statistics(kind, torch.float32)
 
     def run():
@@ -186,28 +185,29 @@ def test_the_tally_is_what_pytorchs_allocator_gives_away(kind, method, loop):
     run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    events = [
-        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
-    ]
-    held = max(
-        itertools.accumulate(
-            event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())
-        )
+    events = sorted(
+        (
+            event
+            for event in profiler.profiler.kineto_results.events()
+            if event.name() == "[memory]"
+        ),
+        key=lambda event: event.start_ns(),
     )
-    assert 0.95 * held < peak(run) < 1.5 * held
+    allocated = max(itertools.accumulate(event.nbytes() for event in events))
+    assert 0.95 * allocated < peak(run) < 1.5 * allocated
 
 
 def test_the_tally_counts_what_is_alive_and_what_an_operation_copies():
     kilobyte, before = 256, torch.ones(256)
     with Tally() as tally:
         assert len(before.view(16, 16).expand(4, 16, 16).transpose(0, 1)) == 16
-        assert tally.peak == 0  # views of what was there before
-        one = before + 1
-        assert tally.peak == 4 * kilobyte * 3  # itself, and again what was read and what was made
-        del one
-        two = torch.zeros(3 * kilobyte)  # reads nothing that could be copied
+        assert tally.peak == 0  # views of a tensor from before
+        result = before + 1
+        assert tally.peak == 4 * kilobyte * 3  # the result, and copies of input and result
+        del result
+        zeros = torch.zeros(3 * kilobyte)  # no input that could be copied
         assert tally.peak == 4 * kilobyte * 3
-        torch.cat([two, two[:kilobyte]])
+        torch.cat([zeros, zeros[:kilobyte]])
         assert tally.peak == 4 * kilobyte * (3 + 4 + 4 + 4)
     after = torch.zeros(1000 * kilobyte)
     assert tally.peak == 4 * kilobyte * 15
@@ -237,9 +237,9 @@ def write(folder: Path, **files) -> None:
 
 @pytest.mark.parametrize("mount", ["", "unified"])
 def test_a_containers_limits_are_those_of_its_groups_and_of_the_groups_around_them(tmp_path, mount):
-    """As SLURM sets them: the limit is the job's, one of its steps has none of its own."""
-    own, root = tmp_path / "cgroup", tmp_path / "sys" / mount
-    own.write_text("0::/slurm/job_1/step_0\n")
+    """As SLURM sets them: the job has a limit, its step has none."""
+    groups, root = tmp_path / "cgroup", tmp_path / "sys" / mount
+    groups.write_text("0::/slurm/job_1/step_0\n")
     write(root / "slurm/job_1/step_0", max="max", current=10_000, stat="anon 1\ninactive_file 300")
     write(
         root / "slurm/job_1",
@@ -248,33 +248,32 @@ def test_a_containers_limits_are_those_of_its_groups_and_of_the_groups_around_th
         stat="anon 36000\ninactive_file 3000\nfile 4000",
     )
     write(root / "slurm", max=10**9, current=10**8, stat="inactive_file 0")
-    assert sorted(memory.granted(tmp_path / "sys", own)) == [63_000, 9 * 10**8]
+    assert sorted(memory.granted(tmp_path / "sys", groups)) == [63_000, 9 * 10**8]
     write(root / "slurm/job_1", current=200_000)
-    assert min(memory.granted(tmp_path / "sys", own)) == 0
+    assert min(memory.granted(tmp_path / "sys", groups)) == 0
 
 
 def test_a_container_that_sees_its_group_as_the_root_is_limited_too(tmp_path):
-    own = tmp_path / "cgroup"
-    own.write_text("0::/\n")
+    groups = tmp_path / "cgroup"
+    groups.write_text("0::/\n")
     write(tmp_path / "sys", max=5000, current=1000, stat="inactive_file 100")
-    assert list(memory.granted(tmp_path / "sys", own)) == [4100]
-    own.write_text(
-        "11:cpuset:/\n5:memory,hugetlb:/docker/abc\n1:name=systemd:/docker/abc\n"
-    )  # version 1, told as seen outside
+    assert list(memory.granted(tmp_path / "sys", groups)) == [4100]
+    # Version 1; the paths are those on the host.
+    groups.write_text("11:cpuset:/\n5:memory,hugetlb:/docker/abc\n1:name=systemd:/docker/abc\n")
     write(
         tmp_path / "sys/memory",
         limit_in_bytes=7000,
         usage_in_bytes=1000,
         stat="inactive_file 9\ntotal_inactive_file 50",
     )
-    assert list(memory.granted(tmp_path / "sys", own)) == [6050]
+    assert list(memory.granted(tmp_path / "sys", groups)) == [6050]
 
 
 def test_without_control_groups_the_machine_is_the_limit(tmp_path, monkeypatch):
     assert list(memory.granted(tmp_path, tmp_path / "none")) == []
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    for rooms, expected in ([], 1000), ([2000, 400], 400):
-        monkeypatch.setattr(memory, "granted", lambda rooms=rooms: iter(rooms))
+    for limits, expected in ([], 1000), ([2000, 400], 400):
+        monkeypatch.setattr(memory, "granted", lambda limits=limits: iter(limits))
         assert memory.free_bytes(CPU) == expected
 
 
@@ -286,9 +285,8 @@ def test_moments_that_come_bit_by_bit_are_those_of_all():
     expected = values.double()
     torch.testing.assert_close(whole.mean, expected.mean(0), rtol=1e-12, atol=0)
     torch.testing.assert_close(whole.variance(), expected.var(0), rtol=1e-9, atol=0)
-    torch.testing.assert_close(
-        whole.variance(correction=0), expected.var(0, correction=0), rtol=1e-9, atol=0
-    )
+    population = expected.var(0, correction=0)
+    torch.testing.assert_close(whole.variance(correction=0), population, rtol=1e-9, atol=0)
     assert Spread.of(values[:1]).variance().isnan().all()
 
 
@@ -296,7 +294,9 @@ def test_statistics_are_those_of_all_images_whatever_the_groups():
     """Against the moments of all activations at once, in double precision."""
     network, _ = networks.source_statistics("resnet")
     images, layer = IMAGES.double(), "encoder.layer1.0.bn1"
-    found = [layer_statistics(network, batches, [layer]) for batches in (images.split(7), [images])]
+    computed = [
+        layer_statistics(network, batches, [layer]) for batches in (images.split(7), [images])
+    ]
     with record(network, [layer]) as activations, torch.no_grad():
         network(images)
     activation = activations[layer]
@@ -310,7 +310,7 @@ def test_statistics_are_those_of_all_images_whatever_the_groups():
         "pooled_mean": activation.mean((0, 2, 3)),
         "pooled_variance": activation.var((0, 2, 3), correction=0) + 1e-5,
     }
-    for statistics in found:
+    for statistics in computed:
         assert statistics.keys() == {f"{layer}.{name}" for name in expected}
         for name, value in expected.items():
             torch.testing.assert_close(statistics[f"{layer}.{name}"], value, rtol=1e-9, atol=1e-12)
@@ -331,34 +331,34 @@ def test_a_methods_own_statistics_do_not_depend_on_the_groups(method, monkeypatc
 
 
 def test_source_images_are_looked_at_when_their_turn_comes_and_as_often_as_asked():
-    looked = []
+    sizes = []
 
-    def look(places):
-        looked.append(len(places))
-        return IMAGES[places]
+    def look(indices):
+        sizes.append(len(indices))
+        return IMAGES[indices]
 
     batches = SourceImages(look, 20, 8)
     assert len(batches) == 3
-    assert looked == []
+    assert sizes == []
     for _ in range(2):
         assert torch.equal(torch.cat(list(batches)), IMAGES[:20])
-    assert looked == [8, 8, 4] * 2
+    assert sizes == [8, 8, 4] * 2
     network, _ = networks.source_statistics("resnet", torch.float32)
-    looked.clear()
+    sizes.clear()
     projection_bank(network, batches, 5)
-    assert looked == [8]
+    assert sizes == [8]
 
 
 class Watched:
-    """Pixels of a set of images that notes how many are looked at in one go, and cannot be sent to another process."""
+    """Pixels that record how many are accessed at once, and refuse to be sent to a process."""
 
     def __init__(self, pixels):
         self.pixels, self.shape, self.looks = pixels, pixels.shape, []
 
     def __getitem__(self, key):
-        found = self.pixels[key]
-        self.looks.append(len(found))
-        return found
+        pixels = self.pixels[key]
+        self.looks.append(len(pixels))
+        return pixels
 
     def __reduce__(self):
         raise AssertionError("sent")
@@ -366,11 +366,11 @@ class Watched:
 
 @pytest.mark.parametrize("shifts", ["separate", "continual", "mixed"])
 def test_a_stream_is_looked_at_batch_by_batch(network, shifts, tmp_path):
-    own = image_set(20)
-    pixels = Watched(own.pixels)
+    images = image_set(20)
+    pixels = Watched(images.pixels)
     _, statistics = networks.source_statistics("resnet", torch.float32)
     task = Task(network, TENT(), InnerLoop(lr=1e-3, trainable="norm"), statistics)
-    experiment = Experiment(task, replace(own, pixels=pixels), Stream(5, shifts=shifts))
+    experiment = Experiment(task, replace(images, pixels=pixels), Stream(5, shifts=shifts))
     with Work(tmp_path) as work:
         table, _ = adapt_to_shifts(
             experiment, list_shifts(["fog", "contrast"], [3]), work=work, prefix="model"
@@ -381,12 +381,11 @@ def test_a_stream_is_looked_at_batch_by_batch(network, shifts, tmp_path):
 
 
 def test_workers_are_not_sent_the_images(network, tmp_path):
-    own = image_set(6)
-    shifts = [
-        Shift("photos/night", 0, replace(own, pixels=Watched(own.pixels))) for _ in range(1)
-    ] + list_shifts(["fog"], [3])
+    images = image_set(6)
+    night = Shift("photos/night", 0, replace(images, pixels=Watched(images.pixels)))
+    shifts = [night, *list_shifts(["fog"], [3])]
     _, statistics = networks.source_statistics("resnet", torch.float32)
-    experiment = Experiment(Task(network, TENT(), LOOP, statistics), own)
+    experiment = Experiment(Task(network, TENT(), LOOP, statistics), images)
     with Work(tmp_path) as work:
         table, _ = adapt_to_shifts(
             experiment, shifts, work=work, prefix="model", machine=Machine(workers=2)
@@ -395,69 +394,72 @@ def test_workers_are_not_sent_the_images(network, tmp_path):
 
 
 def test_the_images_of_a_shift_are_made_when_they_are_looked_at():
-    own = image_set(20)
-    pixels, shift = Watched(own.pixels), Shift("gaussian_noise", 3)
-    seen = shift.seen(replace(own, pixels=pixels), 7)
+    images = image_set(20)
+    pixels, shift = Watched(images.pixels), Shift("gaussian_noise", 3)
+    seen = shift.seen(replace(images, pixels=pixels), 7)
     assert pixels.looks == []
-    whole = shift.apply(own, 7)
+    whole = shift.apply(images, 7)
     np.testing.assert_array_equal(seen.pixels[3:6], whole[3:6])
     np.testing.assert_array_equal(seen.pixels[4], whole[4])
     np.testing.assert_array_equal(seen.take([9, 2]).pixels, whole[[9, 2]])
     assert pixels.looks == [3, 1, 2]
     np.testing.assert_array_equal(np.asarray(seen.pixels), whole)
-    assert (len(seen), seen.pixels.shape, seen.image_ids) == (20, own.pixels.shape, own.image_ids)
+    assert (len(seen), seen.pixels.shape, seen.image_ids) == (
+        20,
+        images.pixels.shape,
+        images.image_ids,
+    )
 
 
 def test_choosing_images_copies_none(tmp_path):
-    own = image_set(20)
-    own.save(tmp_path)
+    images = image_set(20)
+    images.save(tmp_path)
     kept = ImageSet.load(tmp_path)
     pixels = Watched(kept.pixels)
-    chosen = replace(kept, pixels=pixels).view([7, 3, 11]).view([2, 0])
+    subset = replace(kept, pixels=pixels).view([7, 3, 11]).view([2, 0])
     assert pixels.looks == []
-    assert chosen.image_ids == ("img-11", "img-7")
-    np.testing.assert_array_equal(chosen.pixels[:], own.pixels[[11, 7]])
-    assert chosen.digest() == own.take([11, 7]).digest()
+    assert subset.image_ids == ("img-11", "img-7")
+    np.testing.assert_array_equal(subset.pixels[:], images.pixels[[11, 7]])
+    assert subset.digest() == images.take([11, 7]).digest()
     assert pixels.looks == [2, 1, 1]
 
 
 def test_source_images_of_the_pipeline_stay_on_disk_until_a_batch_is_looked_at(
     tmp_path, monkeypatch
 ):
-    own = image_set(MANY)
-    own.save(tmp_path / "data/labeled_train")
+    images = image_set(MANY)
+    images.save(tmp_path / "data/labeled_train")
     monkeypatch.setattr(places, "OUTPUTS", tmp_path)
-    load, pixels = ImageSet.load, Watched(own.pixels)
+    load, pixels = ImageSet.load, Watched(images.pixels)
     monkeypatch.setattr(ImageSet, "load", lambda folder: replace(load(folder), pixels=pixels))
 
-    def opened(images, images_per_step):
-        wish = {
-            "source_stats": SimpleNamespace(images=images),
+    def opened(count, images_per_step):
+        settings = {
+            "source_stats": SimpleNamespace(images=count),
             "machine": SimpleNamespace(images_per_step=images_per_step),
         }
-        return source_batches(SimpleNamespace(seed=0, **wish), CPU)
+        return source_batches(SimpleNamespace(seed=0, **settings), CPU)
+
+    def as_bytes(images):
+        return {tuple((255 * image).round().int().flatten().tolist()) for image in images}
 
     batches = opened(20, 6)
     assert (batches.count, len(batches), pixels.looks) == (20, 4, [])
     few = torch.cat(list(batches))
     assert pixels.looks == [6, 6, 6, 2]
-    every = {
-        tuple((255 * image).round().int().flatten().tolist())
-        for image in torch.cat(list(opened(None, "auto")))
-    }
-    assert len(every) == MANY
-    assert {tuple((255 * image).round().int().flatten().tolist()) for image in few} < every
-    assert torch.equal(
-        few, torch.cat(list(opened(20, "auto")))
-    )  # a machine's setting changes nothing
+    everything = as_bytes(torch.cat(list(opened(None, "auto"))))
+    assert len(everything) == MANY
+    assert as_bytes(few) < everything
+    same = torch.cat(list(opened(20, "auto")))  # the machine's setting changes nothing
+    assert torch.equal(few, same)
 
 
 def test_the_test_images_are_opened_once_for_all_networks(monkeypatch):
-    opened, own = [], image_set(2)
+    opened, images = [], image_set(2)
 
     def open_test(_params):
         opened.append(1)
-        return own, [Shift()]
+        return images, [Shift()]
 
     loaded = []
     monkeypatch.setattr(network_runs, "open_test", open_test)
@@ -474,7 +476,7 @@ def test_the_test_images_are_opened_once_for_all_networks(monkeypatch):
     assert [run.piece for run in runs] == pieces
     assert len(loaded) == 6  # every network once, whatever the number of runs
     assert len(opened) == 1
-    assert all(run.images is own for run in runs)
+    assert all(run.images is images for run in runs)
 
 
 @pytest.mark.parametrize("name", ["adapting", "tuning", "alignment"])
@@ -501,6 +503,5 @@ def test_every_stage_that_looks_at_images_hands_the_machines_setting_on(stage):
         "align": "src/tttlab/workflow/alignments.py",
         "distance": "src/tttlab/workflow/distances.py",
     }
-    assert (
-        "machine.images_per_step" in (ROOT / scripts.get(stage, f"pipeline/{stage}.py")).read_text()
-    )
+    script = ROOT / scripts.get(stage, f"pipeline/{stage}.py")
+    assert "machine.images_per_step" in script.read_text()

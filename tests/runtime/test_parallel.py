@@ -25,9 +25,9 @@ def square(number: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("workers", [0, 1, 2, 8])
 def test_results_come_in_order(workers):
-    found = list(in_order(square, range(5), workers))
-    assert [value for value, _ in found] == [0, 1, 4, 9, 16]
-    assert (os.getpid() in {process for _, process in found}) == (workers < 2)
+    results = list(in_order(square, range(5), workers))
+    assert [value for value, _ in results] == [0, 1, 4, 9, 16]
+    assert (os.getpid() in {process for _, process in results}) == (workers < 2)
 
 
 def test_a_workers_mistake_is_raised_here():
@@ -51,7 +51,7 @@ def test_workers_end_with_a_killed_parent():
     deadline = time.monotonic() + 20
     while len(workers := psutil.Process(parent.pid).children()) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(0.5)  # long enough for both to have started their watch
+    time.sleep(0.5)  # long enough for both to watch their parent
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
@@ -79,25 +79,23 @@ def test_items_and_what_is_done_with_them_are_inherited_and_need_no_pickling():
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    ("number", "ended", "cause"),
+    ("name", "cause"),
     [
         (
-            signal.SIGKILL,
             "SIGKILL",
             r"memory probably ran out; lower machine\.workers or machine\.images_per_step",
         ),
         (
-            signal.SIGSEGV,
             "SIGSEGV",
             r"a library probably crashed; machine\.workers: 1 works without such processes",
         ),
-        (signal.SIGTERM, "SIGTERM", "something else stopped it"),
+        ("SIGTERM", "something else stopped it"),
     ],
 )
 def test_a_worker_that_the_system_ends_is_told_with_its_work_and_what_is_done_is_kept(
-    tmp_path, number, ended, cause
+    tmp_path, name, cause
 ):
-    """The item that dies is the third of five; the fourth waits in the other worker until then."""
+    """The third of five items ends its worker; the fourth waits in the other worker until then."""
     work = Work(tmp_path)
 
     def compute(item: int) -> int:
@@ -105,25 +103,25 @@ def test_a_worker_that_the_system_ends_is_told_with_its_work_and_what_is_done_is
             work.save("killed", {})
             while not work.has("waiting"):
                 time.sleep(0.01)
-            faulthandler.disable()  # pytest's, which would show this on the terminal
-            os.kill(os.getpid(), number)
+            faulthandler.disable()  # pytest's, which would write to the terminal
+            os.kill(os.getpid(), signal.Signals[name])
         if item == 3 and not work.has("restarted"):
             work.save("waiting", {})
             time.sleep(50)
         work.save(f"shift-{item}", {"value": torch.tensor(item)})
         return item
 
-    began = time.monotonic()
-    with pytest.raises(UserError) as told:
+    started = time.monotonic()
+    with pytest.raises(UserError) as caught:
         list(in_order(compute, range(5), 2, name=lambda item: f"shift-{item}"))
-    assert time.monotonic() - began < 20
-    assert told.match(
-        rf"^a worker process was ended by {ended}, at work on (shift-\d; )*shift-2\b[^:]*: {cause}; what is done"
+    assert time.monotonic() - started < 20
+    assert caught.match(
+        rf"^a worker process was ended by {name}, "
+        rf"at work on (shift-\d; )*shift-2\b[^:]*: {cause}; what is done"
     )
-    assert ("shift-3" in str(told.value)) == (
-        number == signal.SIGTERM
-    )  # as the executor ends the others: either may be it
-    assert "\n" not in str(told.value)
+    # The executor ends the other worker by SIGTERM, too: then either may be the first.
+    assert ("shift-3" in str(caught.value)) == (name == "SIGTERM")
+    assert "\n" not in str(caught.value)
     assert [item for item in range(5) if work.has(f"shift-{item}")] == [0, 1]
     work.save("restarted", {})
     missing = [item for item in range(5) if not work.has(f"shift-{item}")]
@@ -141,11 +139,11 @@ def test_nobody_waits_for_workers_whose_results_are_not_wanted(error):
     """Ctrl-C and SIGTERM are exceptions in the parent; a consumer may also just stop."""
     results = in_order(nap, range(4), 2)
     first = psutil.Process(next(results))
-    others = [child for child in psutil.Process().children() if child != first]
+    siblings = [child for child in psutil.Process().children() if child != first]
     if error is None:
         results.close()
     else:
         with pytest.raises(error):
             results.throw(error)
-    assert others
-    assert not any(process.is_running() for process in [first, *others])
+    assert siblings
+    assert not any(process.is_running() for process in [first, *siblings])

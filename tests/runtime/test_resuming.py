@@ -1,4 +1,4 @@
-"""Half-finished work: found again by what it is made of, nobody else's, and gone when nobody needs it."""
+"""Half-finished work: found again by its key, locked, and deleted when nobody needs it."""
 
 import json
 import os
@@ -22,8 +22,8 @@ from tttlab.runtime.resuming import Work, content_hash, forget_abandoned, forget
 
 
 @pytest.fixture
-def other():
-    """A living process that is not this one."""
+def process():
+    """A living process other than this one."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     yield process
     process.kill()
@@ -32,32 +32,27 @@ def other():
 
 def hold(folder: Path, pid: int, created: float) -> None:
     folder.mkdir(parents=True)
-    (folder / "process.json").write_text(
-        json.dumps({"pid": pid, "created": created}), encoding="utf-8"
-    )
+    content = json.dumps({"pid": pid, "created": created})
+    (folder / "process.json").write_text(content, encoding="utf-8")
 
 
-def test_work_of_a_living_process_is_refused_and_that_of_a_dead_one_taken_over(tmp_path, other):
-    hold(tmp_path / "work", other.pid, psutil.Process(other.pid).create_time())
-    with pytest.raises(
-        UserError, match=f"running as process {other.pid}; wait for it to end or stop it"
-    ):
+def test_work_of_a_living_process_is_refused_and_that_of_a_dead_one_taken_over(tmp_path, process):
+    hold(tmp_path / "work", process.pid, psutil.Process(process.pid).create_time())
+    message = f"running as process {process.pid}; wait for it to end or stop it"
+    with pytest.raises(UserError, match=message):
         Work(tmp_path / "work").__enter__()
-    other.kill()
-    while (
-        psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE
-    ):  # dead, but nobody has asked for its exit status
+    process.kill()
+    # A zombie is dead, but nobody has asked for its exit status.
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
     with Work(tmp_path / "work"):
-        assert (
-            json.loads((tmp_path / "work" / "process.json").read_text())["pid"]
-            == psutil.Process().pid
-        )
-    other.wait()
+        lock = json.loads((tmp_path / "work" / "process.json").read_text())
+        assert lock["pid"] == psutil.Process().pid
+    process.wait()
 
 
-def test_a_process_that_only_inherited_the_number_holds_nothing(tmp_path, other):
-    hold(tmp_path / "work", other.pid, psutil.Process(other.pid).create_time() - 3600)
+def test_a_process_that_only_inherited_the_number_holds_nothing(tmp_path, process):
+    hold(tmp_path / "work", process.pid, psutil.Process(process.pid).create_time() - 3600)
     with Work(tmp_path / "work"):
         pass
 
@@ -69,8 +64,8 @@ def test_a_lock_cut_off_by_a_full_disk_holds_nothing(tmp_path):
         pass
 
 
-def test_a_lock_of_another_machine_says_nothing_of_a_process_here(tmp_path, other):
-    hold(tmp_path / "work", other.pid, psutil.Process(other.pid).create_time())
+def test_a_lock_of_another_machine_says_nothing_of_a_process_here(tmp_path, process):
+    hold(tmp_path / "work", process.pid, psutil.Process(process.pid).create_time())
     lock = tmp_path / "work" / "process.json"
     lock.write_text(json.dumps(json.loads(lock.read_text()) | {"host": "elsewhere"}))
     with Work(tmp_path / "work"):
@@ -97,7 +92,7 @@ def test_a_folder_survives_failure_and_goes_after_success(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    with Work(tmp_path / "work") as work:  # the lock did not stay
+    with Work(tmp_path / "work") as work:  # the lock is gone
         kept = work.load("weights")
         assert kept["rows"] == [{"loss": 0.5}]
         assert kept["tensor"].tolist() == [0, 1, 2]
@@ -157,13 +152,11 @@ def test_content_hash_sees_only_the_files_asked_for(tmp_path):
 
 
 def test_key_follows_the_version_of_every_library_that_computes(tmp_path, monkeypatch):
-    """All that the stages with unfinished work import, but for what handles files, settings, processes and tables."""
-    stages = [
-        FOLDERS["pipeline"] / f"{name}.py" for name in ("pretrain", "finetune", "tune", "adapt")
-    ]
-    names = {
-        name.partition(".")[0] for path in closure(*stages) for name in imported(path)
-    } - sys.stdlib_module_names
+    """All imports of stages with unfinished work, except for files, settings, processes, tables."""
+    stages = ("pretrain", "finetune", "tune", "adapt")
+    paths = closure(*(FOLDERS["pipeline"] / f"{stage}.py" for stage in stages))
+    names = {name.partition(".")[0] for path in paths for name in imported(path)}
+    names -= sys.stdlib_module_names
     handling = {
         "alembic",
         "annotated_types",
@@ -182,19 +175,20 @@ def test_key_follows_the_version_of_every_library_that_computes(tmp_path, monkey
         "pipeline",
         "tttlab",
     }
-    known = packages_distributions()
-    assert {
-        name for name in names - handling if not set(known.get(name, ())) & set(resuming.LIBRARIES)
-    } == set()
+    distributions, libraries = packages_distributions(), set(resuming.LIBRARIES)
+    missing = {
+        name for name in names - handling if not set(distributions.get(name, ())) & libraries
+    }
+    assert missing == set()
     assert {"torch", "cv2", "numpy"} <= names
-    assert "albucore" in resuming.LIBRARIES  # does the work of albumentations
+    assert "albucore" in resuming.LIBRARIES  # albumentations computes with it
     first = work_key("tune", {}, [], [])
     for library in resuming.LIBRARIES:
-        monkeypatch.setattr(
-            resuming,
-            "version",
-            lambda name, library=library: "0" if name == library else version(name),
-        )
+
+        def changed(name, library=library):
+            return "0" if name == library else version(name)
+
+        monkeypatch.setattr(resuming, "version", changed)
         assert work_key("tune", {}, [], []) != first
 
 
@@ -204,8 +198,8 @@ class TestFinished:
             work.save("block", {"number": 3})
         assert not (tmp_path / "work").exists()
 
-    def test_it_stays_until_the_same_dvc_runs_another_stage(self, tmp_path, other):
-        driver = Identity.of(psutil.Process(other.pid))
+    def test_it_stays_until_the_same_dvc_runs_another_stage(self, tmp_path, process):
+        driver = Identity.of(psutil.Process(process.pid))
         with Work(tmp_path / "work", driver=driver) as work:
             work.save("block", {"number": 3})
             first = work.id
@@ -214,16 +208,16 @@ class TestFinished:
         with Work(tmp_path / "work", driver=driver) as again:
             assert again.load("block") == {"number": 3}
             assert again.id == first  # so that its run in MLflow goes on
-            forget_recorded(tmp_path, driver)  # in work again, it is not finished
+            forget_recorded(tmp_path, driver)  # it is unfinished again
         assert (tmp_path / "work" / "block.pt").exists()
         forget_recorded(tmp_path, driver)
         assert not (tmp_path / "work").exists()
-        with Work(tmp_path / "work", driver=driver) as anew:
-            assert not anew.has("block")
-            assert anew.id != first
+        with Work(tmp_path / "work", driver=driver) as new:
+            assert not new.has("block")
+            assert new.id != first
 
-    def test_half_finished_work_is_never_taken_for_recorded(self, tmp_path, other):
-        driver = Identity.of(psutil.Process(other.pid))
+    def test_half_finished_work_is_never_taken_for_recorded(self, tmp_path, process):
+        driver = Identity.of(psutil.Process(process.pid))
         work = Work(tmp_path / "work", driver=driver)
         with pytest.raises(KeyboardInterrupt), work:
             raise KeyboardInterrupt
@@ -261,12 +255,10 @@ def test_dvc_killed_between_a_stages_last_line_and_its_record_costs_no_work(tmp_
     (tmp_path / "stage.py").write_text(STAGE)
     (tmp_path / "fatal").touch()
     (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc" / "config").write_text(
-        "[core]\nno_scm = true\nanalytics = false\ncheck_update = false\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | {
-        "PYTHONPATH": str(ROOT / "src")
-    }
+    config = "[core]\nno_scm = true\nanalytics = false\ncheck_update = false\n"
+    (tmp_path / ".dvc" / "config").write_text(config)
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
+    environment["PYTHONPATH"] = str(ROOT / "src")
 
     def repro() -> tuple[int, list[str]]:
         done = subprocess.run(
@@ -278,9 +270,8 @@ def test_dvc_killed_between_a_stages_last_line_and_its_record_costs_no_work(tmp_
             timeout=120,
             check=False,
         )
-        return done.returncode, [
-            line for line in done.stdout.splitlines() if re.match("(one|two):", line)
-        ]
+        lines = [line for line in done.stdout.splitlines() if re.match("(one|two):", line)]
+        return done.returncode, lines
 
     def kept() -> list[str]:
         return sorted(path.name for path in (tmp_path / ".resume").iterdir() if path.is_dir())
@@ -289,9 +280,7 @@ def test_dvc_killed_between_a_stages_last_line_and_its_record_costs_no_work(tmp_
     assert kept() == ["one"]
     assert not (tmp_path / "dvc.lock").exists()
     assert repro() == (0, ["one: taken up", "two: computed"])
-    assert kept() == [
-        "two"
-    ]  # the last one; the next stage of any kind, such as evaluate, would have thrown it away
+    assert kept() == ["two"]  # the last stage; the next one, such as evaluate, would delete it
 
 
 class TestAbandoned:
@@ -308,45 +297,34 @@ class TestAbandoned:
         return folder
 
     def test_another_setting_tried_for_some_days_leaves_the_first_ones_work(self, tmp_path):
-        left = [self.leave(tmp_path, name, days) for name, days in (("a", 3), ("b", 13.9))]
+        folders = [self.leave(tmp_path, name, days) for name, days in (("a", 3), ("b", 13.9))]
         assert forget_abandoned(tmp_path, tmp_path / "wanted") == []
-        assert all(folder.exists() for folder in left)
+        assert all(folder.exists() for folder in folders)
 
     def test_what_is_old_goes_with_a_line_but_never_what_is_wanted_or_in_hand(
-        self, tmp_path, other
+        self, tmp_path, process
     ):
-        process = psutil.Process(other.pid)
+        pid, created = Identity.of(psutil.Process(process.pid))
         self.leave(tmp_path, "old", 14.1, size=3 * 2**20)
-        self.leave(tmp_path, "dead", 15, pid=other.pid, created=process.create_time() - 3600)
-        self.leave(
-            tmp_path,
-            "elsewhere",
-            15,
-            pid=other.pid,
-            created=process.create_time(),
-            host="elsewhere",
-        )
+        self.leave(tmp_path, "dead", 15, pid=pid, created=created - 3600)
+        self.leave(tmp_path, "elsewhere", 15, pid=pid, created=created, host="elsewhere")
         self.leave(tmp_path, "wanted", 30)
-        self.leave(tmp_path, "living", 30, pid=other.pid, created=process.create_time())
-        driver = {"pid": other.pid, "created": process.create_time()}
+        self.leave(tmp_path, "living", 30, pid=pid, created=created)
         for name, age in (("unrecorded", 0), ("given_up", 3600)):  # the second's DVC is gone
             mark = self.leave(tmp_path, name, 30) / "finished.json"
-            mark.write_text(json.dumps(driver | {"created": driver["created"] - age}))
+            mark.write_text(json.dumps({"pid": pid, "created": created - age}))
             for path in (mark, mark.parent):
                 os.utime(path, 2 * (time.time() - 30 * 86_400,))
         lines = forget_abandoned(tmp_path, tmp_path / "wanted")
-        assert (
-            lines[0]
-            == f"threw away what tune old left in {tmp_path.name} (3 MiB): last used more than 14 days ago"
+        assert lines[0] == (
+            f"threw away what tune old left in {tmp_path.name} (3 MiB): "
+            "last used more than 14 days ago"
         )
         assert len(lines) == 4
-        assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [
-            "living",
-            "unrecorded",
-            "wanted",
-        ]
+        kept = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+        assert kept == ["living", "unrecorded", "wanted"]
 
-    def test_of_much_the_newest_stays_and_then_what_fits(self, tmp_path, monkeypatch, other):
+    def test_of_much_the_newest_stays_and_then_what_fits(self, tmp_path, monkeypatch):
         monkeypatch.setattr(resuming, "KEPT_BYTES", 5 * 2**20)
         self.leave(tmp_path, "wanted", 0, size=9 * 2**20)
         self.leave(tmp_path, "newest", 1, size=3 * 2**20)
@@ -357,9 +335,8 @@ class TestAbandoned:
         assert [line.split()[4] for line in lines] == ["large"]
         assert "last used 2 days ago, and 0 GiB of newer work are kept" in lines[0]
         (tmp_path / "newest" / "block.pt").write_bytes(b"0" * 6 * 2**20)
-        assert [line.split()[4] for line in forget_abandoned(tmp_path, tmp_path / "wanted")] == [
-            "fits"
-        ]
+        lines = forget_abandoned(tmp_path, tmp_path / "wanted")
+        assert [line.split()[4] for line in lines] == ["fits"]
         assert (tmp_path / "newest").exists()
 
     def test_a_store_that_does_not_exist_yet_holds_nothing(self, tmp_path):

@@ -1,4 +1,4 @@
-"""Every corruption against a closed form, and on real images: damage grows, streams are the image's own."""
+"""Corruptions against closed forms and on real images; every image has its own random stream."""
 
 import colorsys
 import io
@@ -59,8 +59,8 @@ def rmse(corrupted, clean):
     return np.sqrt(squared.mean(axis=(1, 2, 3))).mean()
 
 
-def difference(found, expected):
-    return np.abs(found.astype(np.float64) - expected).max()
+def difference(corrupted, expected):
+    return np.abs(corrupted.astype(np.float64) - expected).max()
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +74,15 @@ def digits():
 def photographs():
     if not CIFAR.is_dir():
         pytest.skip(
-            f"no CIFAR-10 photographs at {CIFAR}: set TTTLAB_DATA to the folder that holds cifar10/test"
+            f"no CIFAR-10 photographs at {CIFAR}: "
+            "set TTTLAB_DATA to the folder that holds cifar10/test"
         )
-    files = [
-        file for folder in sorted(CIFAR.iterdir()) for file in sorted(folder.glob("*.png"))[:13]
-    ]
+    folders = sorted(CIFAR.iterdir())
+    files = [file for folder in folders for file in sorted(folder.glob("*.png"))[:13]]
     return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
 
 
-# On real images
+# --- on real images -------------------------------------------------------------------------------
 
 
 def test_names_are_the_fifteen_and_the_four():
@@ -131,13 +131,12 @@ def test_lengths_damage_small_and_large_photographs_alike(name):
         images = np.stack(
             [cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA) for crop in crops]
         )
-        damage.append(
-            rmse(corrupt_all(images, [str(i) for i in range(8)], name, 5, seed=0), images)
-        )
+        corrupted = corrupt_all(images, list("01234567"), name, 5, seed=0)
+        damage.append(rmse(corrupted, images))
     assert 2 / 3 < damage[1] / damage[0] < 3 / 2
 
 
-# The contract
+# --- the contract ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -161,8 +160,8 @@ def test_the_generator_is_the_only_randomness(name, digits):
     np.random.default_rng().random()
     cv2.setRNGSeed(7)
     np.testing.assert_array_equal(corrupt(digits[0], name, 3, generator(1)), first)
-    other = corrupt(digits[0], name, 3, generator(2))
-    assert np.array_equal(other, first) == (name in FIXED)
+    second = corrupt(digits[0], name, 3, generator(2))
+    assert np.array_equal(second, first) == (name in FIXED)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -171,9 +170,8 @@ def test_an_image_depends_neither_on_order_nor_on_its_neighbours(name, digits):
     together = corrupt_all(images, ids, name, 4, seed=3)
     backwards = corrupt_all(images[::-1], ids[::-1], name, 4, seed=3)
     np.testing.assert_array_equal(backwards[::-1], together)
-    np.testing.assert_array_equal(
-        corrupt_all(images[2:4], ids[2:4], name, 4, seed=3), together[2:4]
-    )
+    part = corrupt_all(images[2:4], ids[2:4], name, 4, seed=3)
+    np.testing.assert_array_equal(part, together[2:4])
     stream = numpy_generator(3, "corruption", "e", name, 4)
     np.testing.assert_array_equal(corrupt(images[4], name, 4, stream), together[4])
 
@@ -184,9 +182,8 @@ def test_streams_differ_by_image_seed_and_severity():
     base = corrupt_all(pixels, ["a", "b"], "gaussian_noise", 2, seed=0)
     reseeded = corrupt_all(pixels, ["a", "b"], "gaussian_noise", 2, seed=1)
     stronger = corrupt_all(pixels, ["a", "b"], "gaussian_noise", 3, seed=0)
-    signs = [
-        np.sign(noisy.astype(int) - 128).ravel() for noisy in (*base, reseeded[0], stronger[0])
-    ]
+    images = (*base, reseeded[0], stronger[0])
+    signs = [np.sign(noisy.astype(int) - 128).ravel() for noisy in images]
     correlation = np.corrcoef(signs) - np.eye(4)
     assert np.abs(correlation).max() < 4 / np.sqrt(image.size)
 
@@ -201,22 +198,20 @@ def test_numpy_scalars_open_the_same_stream():
 def test_threads_do_not_disturb_each_other(digits, monkeypatch):
     import albumentations
 
-    def one(index):
+    def corrupt_image(index):
         return corrupt_all(digits[index : index + 1], [str(index)], "spatter", 3, seed=0)
 
-    alone = [one(0), one(1)]
-    draw, meeting = (
-        albumentations.Spatter.get_params_dependent_on_data,
-        threading.Barrier(2, timeout=10),
-    )
+    alone = [corrupt_image(0), corrupt_image(1)]
+    draw = albumentations.Spatter.get_params_dependent_on_data
+    barrier = threading.Barrier(2, timeout=10)
 
-    def draw_together(*arguments, **named):
-        meeting.wait()  # both threads have set their random state; now both draw
-        return draw(*arguments, **named)
+    def draw_together(*args, **kwargs):
+        barrier.wait()  # both threads have set their random state; now both draw
+        return draw(*args, **kwargs)
 
     monkeypatch.setattr(albumentations.Spatter, "get_params_dependent_on_data", draw_together)
     with ThreadPoolExecutor(2) as pool:
-        np.testing.assert_array_equal(list(pool.map(one, range(2))), alone)
+        np.testing.assert_array_equal(list(pool.map(corrupt_image, range(2))), alone)
 
 
 def test_a_mapped_or_mirrored_array_gives_the_same_picture(tmp_path, digits):
@@ -231,16 +226,19 @@ def test_a_mapped_or_mirrored_array_gives_the_same_picture(tmp_path, digits):
 
 
 def test_the_names_cost_no_heavy_import():
-    code = "import sys, tttlab.shifts.corruptions; print([m for m in ('torch', 'albumentations', 'scipy') if m in sys.modules])"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    heavy = ("torch", "albumentations", "scipy")
+    code = (
+        "import sys, tttlab.shifts.corruptions; "
+        f"print([name for name in {heavy} if name in sys.modules])"
     )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
-    ("name", "severity", "said"),
+    ("name", "severity", "message"),
     [
         ("gausian_noise", 1, "did you mean 'gaussian_noise'?"),
         ("fog", 0, "expected 1, 2, 3, 4 or 5, found 0"),
@@ -248,14 +246,14 @@ def test_the_names_cost_no_heavy_import():
         ("fog", "3", "found '3'"),
     ],
 )
-def test_a_wrong_shift_is_one_clear_line(name, severity, said):
+def test_a_wrong_shift_is_one_clear_line(name, severity, message):
     for call in (
         lambda: corrupt(flat(0, 16), name, severity, generator()),
         lambda: corrupt_all(np.empty((0, 16, 16, 3), np.uint8), [], name, severity, seed=0),
     ):
         with pytest.raises(UserError) as error:
             call()
-        assert said in str(error.value)
+        assert message in str(error.value)
         assert "\n" not in str(error.value)
 
 
@@ -270,7 +268,7 @@ def test_an_image_of_floats_is_refused():
         corrupt(np.zeros((32, 32, 3)), "fog", 1, generator())
 
 
-# Noise
+# --- noise ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
@@ -289,9 +287,8 @@ def test_shot_noise_counts_photons_in_linear_light(severity):
     light = (100 / 255) ** 2.2
     linear = (corrupt(flat(100), "shot_noise", severity, generator()) / 255) ** 2.2
     assert linear.mean() == pytest.approx(light, rel=0.02)
-    assert linear.var() == pytest.approx(
-        photon * light, rel=0.04
-    )  # Poisson: variance = mean, in photons
+    # Poisson: in photons, the variance is the mean.
+    assert linear.var() == pytest.approx(photon * light, rel=0.04)
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
@@ -314,7 +311,7 @@ def test_speckle_noise_is_uniform_and_proportional(severity):
         assert values.std() == pytest.approx(np.sqrt((value * spread) ** 2 / 3 + 1 / 12), rel=0.02)
 
 
-# Blur
+# --- blur -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("side", [32, 128])
@@ -342,13 +339,11 @@ def test_the_disc_is_a_disc():
         kernel = disc_kernel(radius)
         across = np.arange(len(kernel)) - len(kernel) // 2
         assert kernel.sum() == pytest.approx(1, abs=1e-5)
-        assert kernel[len(kernel) // 2, len(kernel) // 2] == pytest.approx(
-            1 / (np.pi * radius**2), rel=0.03
-        )
+        centre = kernel[len(kernel) // 2, len(kernel) // 2]
+        assert centre == pytest.approx(1 / (np.pi * radius**2), rel=0.03)
         variance = (kernel * across**2).sum()
-        assert variance == pytest.approx(
-            radius**2 / 4 + 1 / 12, rel=0.03
-        )  # 1/12: a pixel has a width
+        width_of_a_pixel = 1 / 12
+        assert variance == pytest.approx(radius**2 / 4 + width_of_a_pixel, rel=0.03)
 
 
 @pytest.mark.parametrize("angle", [0, 0.4, np.pi / 2, 2.5])
@@ -360,14 +355,14 @@ def test_the_line_has_its_length_and_angle(length, angle):
     assert kernel.sum() == pytest.approx(1, abs=1e-5)
     assert (kernel * right).sum() == pytest.approx(0, abs=1e-5)
     assert (kernel * down).sum() == pytest.approx(0, abs=1e-5)
-    # A uniform way has variance L²/12; sharing a point between two pixels adds at most 1/4 along each axis.
+    # A uniform line has variance L²/12; dividing a point between two pixels adds at most 1/4 along
+    # each axis.
     for axis, share in ((right, np.cos(angle) ** 2), (down, np.sin(angle) ** 2)):
         extra = (kernel * axis**2).sum() - share * length**2 / 12
         assert -0.02 * length < extra < 0.26
     covariance = (kernel * right * down).sum()
-    assert covariance == pytest.approx(
-        np.cos(angle) * np.sin(angle) * length**2 / 12, abs=0.04 * length
-    )
+    expected = np.cos(angle) * np.sin(angle) * length**2 / 12
+    assert covariance == pytest.approx(expected, abs=0.04 * length)
 
 
 def test_motion_blur_convolves_with_a_line_of_the_drawn_angle():
@@ -381,8 +376,8 @@ def test_motion_blur_convolves_with_a_line_of_the_drawn_angle():
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_zoom_blur_pulls_a_ramp_towards_its_middle(severity):
     ramp = np.broadcast_to(np.arange(32)[None, :, None] * 8, (32, 32, 3)).astype(np.uint8)
-    way = strength("zoom_blur", severity)
-    factors = np.linspace(1, (16 + way) / 16, int(way) + 2)
+    length = strength("zoom_blur", severity)
+    factors = np.linspace(1, (16 + length) / 16, int(length) + 2)
     expected = 8 * (15.5 + (np.arange(32) - 15.5) * np.mean(1 / factors))
     assert difference(corrupt(ramp, "zoom_blur", severity, generator())[16, :, 0], expected) <= 1
 
@@ -403,21 +398,22 @@ def test_glass_blur_scatters_no_further_than_its_reach_and_to_no_side(severity):
     assert lit <= 3 + np.ceil(reach) + 2  # 2: radius of the final blur
 
 
-# Weather
+# --- weather --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 @pytest.mark.parametrize(
-    ("name", "paint", "most"), [("fog", (220, 222, 226), 0.95), ("frost", (226, 236, 245), 0.9)]
+    ("name", "colour", "largest"),
+    [("fog", (220, 222, 226), 0.95), ("frost", (226, 236, 245), 0.9)],
 )
-def test_fog_and_frost_are_veils_of_the_opacity_of_the_table(name, paint, most, severity):
-    opacity = corrupt(flat(0, 64), name, severity, generator()) / np.array(paint)
+def test_fog_and_frost_are_veils_of_the_opacity_of_the_table(name, colour, largest, severity):
+    opacity = corrupt(flat(0, 64), name, severity, generator()) / np.array(colour)
     assert opacity.mean() == pytest.approx(strength(name, severity), abs=0.015)
-    assert opacity.max() <= most + 0.003
+    assert opacity.max() <= largest + 0.003
     assert np.ptp(opacity, axis=2).max() < 0.01  # the same in every channel
     assert opacity[..., 0].std() > 0.04  # no even grey
     on_white = corrupt(flat(255, 64), name, severity, generator())
-    assert difference(on_white, 255 * (1 - opacity) + np.array(paint) * opacity) <= 2
+    assert difference(on_white, 255 * (1 - opacity) + np.array(colour) * opacity) <= 2
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
@@ -429,9 +425,8 @@ def test_snow_is_haze_and_flakes_along_a_steep_way(severity):
         assert opacity.min() == pytest.approx(share, abs=0.003)
         flakes = opacity - share
         runs += [(flakes[1:] * flakes[:-1]).sum(), (flakes[:, 1:] * flakes[:, :-1]).sum()]
-        assert (
-            0.5 * share < (flakes > 0.1).mean() < 6 * share
-        )  # smearing lets a flake take more room
+        # Blur makes a flake larger.
+        assert 0.5 * share < (flakes > 0.1).mean() < 6 * share
     assert runs[0] > 1.1 * runs[1]
 
 
@@ -452,8 +447,8 @@ def test_clouds_fill_the_range_and_do_not_wrap_around():
     assert np.all(fields.max(axis=(1, 2)) == 1)
     fields = fields - fields.mean(axis=(1, 2), keepdims=True)
 
-    def correlation(one, other):
-        return (one * other).mean() / np.sqrt((one**2).mean() * (other**2).mean())
+    def correlation(a, b):
+        return (a * b).mean() / np.sqrt((a**2).mean() * (b**2).mean())
 
     assert correlation(fields[:, :, 0], fields[:, :, 1]) > 0.8
     assert correlation(fields[:, 0], fields[:, 1]) > 0.8
@@ -461,7 +456,7 @@ def test_clouds_fill_the_range_and_do_not_wrap_around():
     assert correlation(fields[:, 0], fields[:, -1]) < 0.1
 
 
-# Digital
+# --- digital --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
@@ -498,11 +493,10 @@ def test_elastic_transform_moves_by_its_root_mean_square(severity):
     moved = np.stack(
         [corrupt(ramp, "elastic_transform", severity, generator(draw)) for draw in range(40)]
     )
-    inner = slice(28, 100)  # beyond, mirrored edges and the blur's border change the law
+    inner = slice(28, 100)  # outside, mirrored edges and the blur's border change the field
     shift = (moved[:, inner, inner, :2].astype(float) - ramp[inner, inner, :2]) / 2
-    expected = (
-        strength("elastic_transform", severity) * 2
-    )  # lengths on 128 px are twice those on 32 px
+    # Lengths on 128 pixels are twice those on 32.
+    expected = strength("elastic_transform", severity) * 2
     assert np.sqrt((shift**2).mean(axis=(0, 1, 2))) == pytest.approx([expected, expected], rel=0.12)
 
 

@@ -12,12 +12,8 @@ from tttlab.shifts.shift import Shift, list_shifts
 
 def image_set(count, prefix="test", seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
-    return ImageSet(
-        pixels,
-        np.arange(count) % 2,
-        tuple(f"{prefix}/{number}" for number in range(count)),
-        ("a", "b"),
-    )
+    names = tuple(f"{prefix}/{number}" for number in range(count))
+    return ImageSet(pixels, np.arange(count) % 2, names, ("a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -42,34 +38,32 @@ def test_shifts_are_the_clean_one_and_every_pair_in_order():
 
 
 def test_images_of_its_own_take_the_place_of_the_test_images():
-    test, own = image_set(3), image_set(2, "own", seed=1)
+    test, shifted = image_set(3), image_set(2, "own", seed=1)
     assert Shift().of(test) is Shift("fog", 3).of(test) is test
-    assert Shift("photos/night", 0, own).of(test) is own
-    assert Shift(images=own).of(test) is own
+    assert Shift("photos/night", 0, shifted).of(test) is shifted
+    assert Shift(images=shifted).of(test) is shifted
 
 
 def test_images_of_its_own_are_left_as_they_are_whatever_the_shift_is_called():
-    own = image_set(2, "own", seed=1)
+    images = image_set(2, "own", seed=1)
     for shift in (
-        Shift(images=own),
-        Shift("photos/night", 0, own),
-        Shift("cifar10_c/fog", 3, own),
-        Shift("fog", 5, own),
+        Shift(images=images),
+        Shift("photos/night", 0, images),
+        Shift("cifar10_c/fog", 3, images),
+        Shift("fog", 5, images),
     ):
-        np.testing.assert_array_equal(shift.apply(own, 7), own.pixels)
-    np.testing.assert_array_equal(Shift().apply(own, 7), own.pixels)
+        np.testing.assert_array_equal(shift.apply(images, 7), images.pixels)
+    np.testing.assert_array_equal(Shift().apply(images, 7), images.pixels)
 
 
 def test_test_images_are_corrupted_each_from_its_own_stream():
     test = image_set(4)
     whole = Shift("gaussian_noise", 3).apply(test, 7)
-    np.testing.assert_array_equal(
-        whole, corrupt_all(test.pixels, test.image_ids, "gaussian_noise", 3, 7)
-    )
+    expected = corrupt_all(test.pixels, test.image_ids, "gaussian_noise", 3, 7)
+    np.testing.assert_array_equal(whole, expected)
     assert (whole != test.pixels).any(axis=(1, 2, 3)).all()
-    np.testing.assert_array_equal(
-        Shift("gaussian_noise", 3).apply(test.take([2, 0]), 7), whole[[2, 0]]
-    )
+    part = Shift("gaussian_noise", 3).apply(test.take([2, 0]), 7)
+    np.testing.assert_array_equal(part, whole[[2, 0]])
     assert (Shift("gaussian_noise", 3).apply(test, 8) != whole).any(axis=(1, 2, 3)).all()
     assert (Shift("gaussian_noise", 5).apply(test, 7) != whole).any(axis=(1, 2, 3)).all()
 
@@ -79,13 +73,9 @@ def test_images_read_in_place_are_shifted_as_packed_ones_are(tmp_path):
     for number, pixels in enumerate(packed.pixels):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     places = [Place(str(tmp_path / f"{number}.png")) for number in range(3)]
-    lazy = ImageSet(
-        InPlace(places, [*map(pixel_hash, packed.pixels)], 16),
-        packed.labels,
-        packed.image_ids,
-        packed.classes,
-    )
+    in_place = InPlace(places, [*map(pixel_hash, packed.pixels)], 16)
+    lazy = ImageSet(in_place, packed.labels, packed.image_ids, packed.classes)
     for shift in (Shift(), Shift("fog", 2), Shift("photos/night", 0, lazy)):
-        found = shift.apply(lazy, 7)
-        assert isinstance(found, np.ndarray)
-        np.testing.assert_array_equal(found, shift.apply(packed, 7))
+        pixels = shift.apply(lazy, 7)
+        assert isinstance(pixels, np.ndarray)
+        np.testing.assert_array_equal(pixels, shift.apply(packed, 7))

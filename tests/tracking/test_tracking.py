@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -29,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 
 FIRST_USE = """
 import sys; from pathlib import Path
-from tttlab.tracking.executions import Execution; from tttlab.tracking.runs import pipeline_run, start_run
+from tttlab.tracking.executions import Execution
+from tttlab.tracking.runs import pipeline_run, start_run
 root, pid = Path(sys.argv[1]), int(sys.argv[2])
 parent = pipeline_run(root, Execution("repro", pid))
 with start_run(root, stage="adapt", name=f"adapt {sys.argv[3]}", params={}, parent=parent) as run:
@@ -47,15 +49,10 @@ with start_run(Path(sys.argv[1]), stage="pretrain", name=sys.argv[2], params={"l
 
 
 def child(script, *arguments) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT / "src"),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
+    variables = {"PYTHONPATH": str(ROOT / "src"), "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env={**os.environ, **variables}, text=True, **pipes)
 
 
 def record(root, run_id):
@@ -74,7 +71,7 @@ def empty_store(tmp_path_factory):
     return root
 
 
-# What means something in an address, in a filter of MLflow, in JSON or in a shell; the last is all of it at once.
+# Characters with a meaning in addresses, filters of MLflow, JSON or shells; the last name has all.
 ODD = [
     "100%20",
     "50%",
@@ -97,7 +94,7 @@ ODD = [
 
 @pytest.fixture
 def root(empty_store, tmp_path):
-    """A store of its own: the database is copied, which the software sees as a project that was moved."""
+    """A store of its own. The database is copied, as if the project had been moved."""
     shutil.copy(empty_store / "mlflow.db", tmp_path)
     return tmp_path
 
@@ -117,33 +114,34 @@ def start(root, parent):
 
 
 def test_import_is_cheap():
-    code = "import sys, tttlab.tracking.comparison; print([m for m in ('mlflow', 'torch', 'pandas') if m in sys.modules])"
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src", check=True
+    code = (
+        "import sys, tttlab.tracking.comparison; "
+        "print([m for m in ('mlflow', 'torch', 'pandas') if m in sys.modules])"
     )
-    assert found.stdout.strip() == "[]"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "src", check=True)
+    assert result.stdout.strip() == "[]"
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("fresh")
     children = [child(FIRST_USE, root, os.getpid(), number) for number in range(4)]
-    return root, [(*each.communicate(timeout=180), each.returncode) for each in children]
+    return root, [(*process.communicate(timeout=180), process.returncode) for process in children]
 
 
 class TestConcurrentFirstUse:
     def test_four_processes_succeed_without_a_word_on_stderr(self, finished):
         _, results = finished
-        assert [(code, err) for _, err, code in results] == [(0, "")] * 4
+        assert [(code, errors) for _, errors, code in results] == [(0, "")] * 4
 
     def test_they_share_one_parent_and_log_all(self, finished):
         root, results = finished
-        (parent,) = {out for out, _, _ in results}
+        (parent,) = {output for output, _, _ in results}
         client, experiment = open_store(root)
         runs = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.strip()}'")
-        assert sorted(run.info.run_name for run in runs) == [
-            f"adapt {number}" for number in range(4)
-        ]
+        names = sorted(run.info.run_name for run in runs)
+        assert names == [f"adapt {number}" for number in range(4)]
         assert len(client.search_runs([experiment], "tags.role = 'pipeline'")) == 1
         assert all(curve(root, run.info.run_id, "loss") == [(0, 3), (1, 2), (2, 1)] for run in runs)
 
@@ -154,12 +152,12 @@ class TestPipelineRun:
         assert record(root, parent).info.status == "RUNNING"
 
     def test_other_process_other_name_other_run(self, root, parent):
-        others = [
+        executions = [
             Execution("repro", os.getppid()),
             Execution("fast-newt", os.getpid()),
             Execution("by hand 1f", None),
         ]
-        assert len({parent, *(pipeline_run(root, other) for other in others)}) == 4
+        assert len({parent, *(pipeline_run(root, execution) for execution in executions)}) == 4
 
     def test_a_later_process_with_the_same_number_is_another_execution(self, root, parent):
         log_tags(open_store(root)[0], parent, {"pid_started": psutil.boot_time() - 1000})
@@ -186,10 +184,8 @@ class TestFindExecution:
     def test_nearest_dvc_drives(self, tmp_path):
         inner = "import time; print('up', flush=True); time.sleep(60)"
         program = tmp_path / "dvc"
-        program.write_text(
-            f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])",
-            encoding="utf-8",
-        )
+        outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+        program.write_text(outer, encoding="utf-8")
         shell = f"exec {sys.executable} {program} repro"
         with subprocess.Popen(["sh", "-c", shell], stdout=subprocess.PIPE) as dvc:
             dvc.stdout.readline()
@@ -216,25 +212,24 @@ class TestStartRun:
         note.write_text("kept", encoding="utf-8")
         with start(params=params, tags={"model": "tiny", "method": "actmad"}) as run:
             assert record(root, run.id).info.status == "RUNNING"
-            run.log_metrics(
-                {"cost/peak_memory_mb": 12.5, "unknown": None, "not known": float("nan")}
-            )
+            values = {"cost/peak_memory_mb": 12.5, "unknown": None, "not known": float("nan")}
+            run.log_metrics(values)
             run.log_series("loss", np.linspace(1, 0, 2500))
             run.log_series("knn", [0.5, 0.75], steps=[5, 10])
             run.log_artifact(note, "notes")
             run.log_table(pd.DataFrame({"gain": [0.25]}), "tables/gain.json")
             run.log_input("test", "sklearn/digits", "d" * 50, count=360, context="test")
-        found = record(root, run.id)
-        assert found.info.run_name == "adapt tiny · actmad"
-        assert found.info.status == "FINISHED"
-        assert found.data.params == {
+        logged = record(root, run.id)
+        assert logged.info.run_name == "adapt tiny · actmad"
+        assert logged.info.status == "FINISHED"
+        assert logged.data.params == {
             "steps": "5",
             "views.flip": "False",
             "views.scale": "[0.4, 1.0]",
             "odd _name_ 6b2a9825": "x",
             "nothing": "{}",
         }
-        assert found.data.metrics.keys() == {"cost/peak_memory_mb", "loss", "knn"}
+        assert logged.data.metrics.keys() == {"cost/peak_memory_mb", "loss", "knn"}
         assert len(curve(root, run.id, "loss")) == 2500
         assert curve(root, run.id, "knn") == [(5, 0.5), (10, 0.75)]
         expected = {
@@ -243,20 +238,15 @@ class TestStartRun:
             "method": "actmad",
             "mlflow.parentRunId": parent,
         }
-        assert expected.items() <= found.data.tags.items()
+        assert expected.items() <= logged.data.tags.items()
         folder = root / "mlruns" / run.id / "artifacts"
         assert (folder / "notes" / "note.txt").read_text(encoding="utf-8") == "kept"
-        assert json.loads((folder / "tables" / "gain.json").read_text()) == {
-            "columns": ["gain"],
-            "data": [[0.25]],
-        }
-        (dataset,) = found.inputs.dataset_inputs
-        assert (dataset.dataset.name, len(dataset.dataset.digest), dataset.tags[0].value) == (
-            "test",
-            36,
-            "test",
-        )
-        assert json.loads(dataset.dataset.profile) == {"num_rows": 360}
+        table = json.loads((folder / "tables" / "gain.json").read_text())
+        assert table == {"columns": ["gain"], "data": [[0.25]]}
+        (data,) = logged.inputs.dataset_inputs
+        assert (data.dataset.name, len(data.dataset.digest)) == ("test", 36)
+        assert data.tags[0].value == "test"
+        assert json.loads(data.dataset.profile) == {"num_rows": 360}
 
     @pytest.mark.parametrize(
         ("error", "status"),
@@ -265,16 +255,15 @@ class TestStartRun:
     def test_status_tells_how_it_ended(self, root, start, error, status):
         with pytest.raises(type(error)), start() as run:
             raise error
+        message = "ValueError: no" if status == "FAILED" else None
         assert record(root, run.id).info.status == status
-        assert record(root, run.id).data.tags.get("error") == (
-            "ValueError: no" if status == "FAILED" else None
-        )
+        assert record(root, run.id).data.tags.get("error") == message
 
     def test_sigterm_is_as_before_afterwards(self, start):
-        before = signal.getsignal(signal.SIGTERM)
+        handler = signal.getsignal(signal.SIGTERM)
         with start():
-            assert signal.getsignal(signal.SIGTERM) is not before
-        assert signal.getsignal(signal.SIGTERM) is before
+            assert signal.getsignal(signal.SIGTERM) is not handler
+        assert signal.getsignal(signal.SIGTERM) is handler
 
     def test_an_unfinished_run_goes_on(self, root, start):
         def work():
@@ -300,13 +289,13 @@ class TestStartRun:
         with start(params={"lr": 0.1}, resume_key="k1") as first:
             first.log_series("loss", [3.0])
         with (
-            start(params={"lr": 0.2}, resume_key="k1") as again,
-            start(resume_key="k2") as other,
-            start() as without,
+            start(params={"lr": 0.2}, resume_key="k1") as resumed,
+            start(resume_key="k2") as other_key,
+            start() as no_key,
         ):
-            assert record(root, again.id).info.status == "RUNNING"
-        assert (again.id, again.resumed) == (first.id, True)
-        assert len({first.id, other.id, without.id}) == 3
+            assert record(root, resumed.id).info.status == "RUNNING"
+        assert (resumed.id, resumed.resumed) == (first.id, True)
+        assert len({first.id, other_key.id, no_key.id}) == 3
         assert record(root, first.id).info.status == "FINISHED"
 
     def test_a_resumed_run_moves_to_the_execution_that_finishes_it(self, root, parent, start):
@@ -320,21 +309,21 @@ class TestStartRun:
 
 @pytest.fixture(scope="module")
 def killed(empty_store, tmp_path_factory):
-    """Two runs in processes of their own: one gets SIGTERM, one SIGKILL; and one of another machine."""
+    """Two runs in processes of their own: one gets SIGTERM, the other SIGKILL."""
     root = tmp_path_factory.mktemp("killed")
     shutil.copy(empty_store / "mlflow.db", root)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as dvc:
         parent = pipeline_run(root, Execution("repro", dvc.pid))
         children = {name: child(WAIT, root, name, parent) for name in ("politely", "hard")}
-        runs = {name: each.stdout.readline().strip() for name, each in children.items()}
-        alive = close_left_open(root)
+        runs = {name: process.stdout.readline().strip() for name, process in children.items()}
+        closed = close_left_open(root)
         children["politely"].terminate()
         children["hard"].kill()
-        exits = {name: each.wait(timeout=60) for name, each in children.items()}
-        for each in children.values():
-            each.communicate()
+        exits = {name: process.wait(timeout=60) for name, process in children.items()}
+        for process in children.values():
+            process.communicate()
         dvc.communicate(b"\n")
-    return root, parent, runs, exits, alive
+    return root, parent, runs, exits, closed
 
 
 class TestKilled:
@@ -354,10 +343,8 @@ class TestKilled:
         log_tags(open_store(root)[0], foreign, {"host": f"not {socket.gethostname()}", "pid": 1})
         with start_run(root, stage="pretrain", name="other", params={}, parent=parent):
             pass
-        assert {name: record(root, run_id).info.status for name, run_id in runs.items()} == {
-            "politely": "KILLED",
-            "hard": "KILLED",
-        }
+        statuses = {name: record(root, run_id).info.status for name, run_id in runs.items()}
+        assert statuses == {"politely": "KILLED", "hard": "KILLED"}
         assert record(root, parent).info.status == "KILLED"
         assert record(root, foreign).info.status == "RUNNING"
         settings = {"stage": "pretrain", "name": "hard", "params": {"lr": 0.2}, "parent": parent}
@@ -376,10 +363,8 @@ def test_a_moved_project_finds_its_files(root, start, tmp_path_factory):
     shutil.rmtree(root / "mlruns")
     client, experiment = open_store(moved)
     assert [file.path for file in client.list_artifacts(run.id)] == ["gain.json"]
-    assert (
-        Path(client.get_experiment(experiment).artifact_location.removeprefix("file://"))
-        == moved / "mlruns"
-    )
+    location = client.get_experiment(experiment).artifact_location
+    assert Path(location.removeprefix("file://")) == moved / "mlruns"
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -396,13 +381,9 @@ def test_a_project_folder_may_be_called_anything(name, empty_store, tmp_path, st
     client, _ = open_store(folder)
     assert Path(client.download_artifacts(run.id, "note.txt", str(tmp_path))).read_text() == "kept"
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-        assert {run_id for (run_id,) in database.execute("SELECT run_uuid FROM runs")} == {
-            run.id,
-            parent,
-        }
-    assert os.listdir(tmp_path / "outer") == [
-        name
-    ]  # and nothing under a name that was read in another way
+        run_ids = {run_id for (run_id,) in database.execute("SELECT run_uuid FROM runs")}
+    assert run_ids == {run.id, parent}
+    assert os.listdir(tmp_path / "outer") == [name]  # and no folder of a misread name
     command = ui_command(folder, 5001)
     assert command[command.index("--backend-store-uri") + 1] == database_uri(folder)
     assert command[command.index("--default-artifact-root") + 1] == files_uri(folder)
@@ -416,12 +397,12 @@ def test_executions_models_and_sources_may_be_called_anything(name, root, start)
     assert pipeline_run(root, Execution(f"{name}'", os.getpid())) != parent
     with start(parent=parent, tags={"model": name}, resume_key=f"key {name}") as run:
         run.log_input("test", f"/data/{name}", "d" * 36, count=3, context="test")
-    with start(parent=parent, resume_key=f"key {name}") as again:
+    with start(parent=parent, resume_key=f"key {name}") as resumed:
         pass
-    assert again.id == run.id
-    (dataset,) = record(root, run.id).inputs.dataset_inputs
-    assert json.loads(dataset.dataset.source) == {"uri": f"/data/{name}"}
-    assert json.loads(dataset.dataset.profile) == {"num_rows": 3}
+    assert resumed.id == run.id
+    (data,) = record(root, run.id).inputs.dataset_inputs
+    assert json.loads(data.dataset.source) == {"uri": f"/data/{name}"}
+    assert json.loads(data.dataset.profile) == {"num_rows": 3}
 
 
 def previous(revision: str) -> str:
@@ -433,11 +414,12 @@ def previous(revision: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("change_revision", "expected"),
     [
         (
             previous,
-            "found those of an older version; copy it and run .* -m mlflow db upgrade sqlite.*/mlflow.db, or move it away",
+            "found those of an older version; copy it and run .* -m mlflow db upgrade "
+            "sqlite.*/mlflow.db, or move it away",
         ),
         (
             lambda _: "f" * 12,
@@ -445,47 +427,52 @@ def previous(revision: str) -> str:
         ),
         (
             None,
-            r"expected a database of MLflow, found none that can be read \(file is not a database\); move it away",
+            r"expected a database of MLflow, found none that can be read "
+            r"\(file is not a database\); move it away",
         ),
     ],
 )
-def test_a_database_of_another_version_is_told_in_one_line(root, found, expected):
-    if found is None:
-        (root / "mlflow.db").write_text("something else, longer than sixteen bytes")
+def test_a_database_of_another_version_is_told_in_one_line(root, change_revision, expected):
+    path = root / "mlflow.db"
+    if change_revision is None:
+        path.write_text("something else, longer than sixteen bytes")
     else:
-        with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
+        with closing(sqlite3.connect(path)) as database, database:
             ((revision,),) = database.execute("SELECT version_num FROM alembic_version")
-            database.execute("UPDATE alembic_version SET version_num = ?", (found(revision),))
-    before = (root / "mlflow.db").read_bytes()
-    with pytest.raises(UserError, match=f"^{root}/mlflow.db: .*{expected}") as told:
+            revision = change_revision(revision)
+            database.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    content = path.read_bytes()
+    with pytest.raises(UserError, match=f"^{root}/mlflow.db: .*{expected}") as error:
         pipeline_run(root, Execution("repro", os.getpid()))
-    assert "\n" not in str(told.value)
-    assert (root / "mlflow.db").read_bytes() == before
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == content
 
 
 def test_more_runs_than_one_page_holds_are_found(root, parent, start):
-    """MLflow gives a thousand at once."""
+    """MLflow's pages have a thousand runs; here they have two."""
     client, experiment = open_store(root)
-    client.search_runs, whole = (
-        lambda *arguments, **options: whole(*arguments, **options | {"max_results": 2}),
-        client.search_runs,
-    )
+    search = client.search_runs
+
+    def search_two(*arguments, **options):
+        return search(*arguments, **options | {"max_results": 2})
+
+    client.search_runs = search_two
     try:
         for number in range(5):
             with start(tags={"model": f"m{number}"}):
                 pass
-        found = find_runs(client, experiment, {"mlflow.parentRunId": parent})
+        runs = find_runs(client, experiment, {"mlflow.parentRunId": parent})
     finally:
-        client.search_runs = whole
-    assert [run.data.tags["model"] for run in found] == ["m4", "m3", "m2", "m1", "m0"]
+        client.search_runs = search
+    assert [run.data.tags["model"] for run in runs] == ["m4", "m3", "m2", "m1", "m0"]
 
 
 def test_a_deleted_experiment_comes_back(root):
     with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
-        changed = database.execute(
+        cursor = database.execute(
             "UPDATE experiments SET lifecycle_stage='deleted' WHERE name='ttt-lab'"
-        ).rowcount
-    assert changed == 1
+        )
+    assert cursor.rowcount == 1
     client, experiment = open_store(root)
     assert client.get_experiment(experiment).lifecycle_stage == "active"
 
@@ -494,50 +481,41 @@ class TestLogPredictions:
     @staticmethod
     def predictions() -> pd.DataFrame:
         generator = np.random.default_rng(0)
-        shifts = [
-            ("clean", "none", 0),
-            *((f"{c}-{s}", c, s) for c in ("fog", "snow") for s in (1, 3, 5)),
-        ]
-        columns = ["shift", "corruption", "severity"]
-        blocks = [
-            pd.DataFrame({"image_id": [f"{i}" for i in range(20)]}).assign(
-                **dict(zip(columns, shift, strict=True))
-            )
-            for shift in shifts
-        ]
+        images = pd.DataFrame({"image_id": [f"{i}" for i in range(20)]})
+        blocks = [images.assign(shift="clean", corruption="none", severity=0)]
+        for corruption, severity in itertools.product(("fog", "snow"), (1, 3, 5)):
+            shift = f"{corruption}-{severity}"
+            blocks.append(images.assign(shift=shift, corruption=corruption, severity=severity))
         table = pd.concat(blocks, ignore_index=True)
-        classes = generator.integers(3, size=(3, len(table)))
-        names = ["label", "source_prediction", "adapted_prediction"]
-        table = table.assign(
-            **dict(zip(names, classes, strict=True)), fell_back=generator.random(len(table)) < 0.1
-        )
-        table = table.assign(
-            untrained_prediction=table["source_prediction"], seed=0, loss_first=float("nan")
-        )
-        table = table.assign(
+        labels, source, adapted = generator.integers(3, size=(3, len(table)))
+        return table.assign(
+            label=labels,
+            source_prediction=source,
+            adapted_prediction=adapted,
+            fell_back=generator.random(len(table)) < 0.1,
+            untrained_prediction=source,
+            seed=0,
+            loss_first=float("nan"),
             source_confidence=0.5,
             adapted_confidence=0.5,
             distance=1.0,
             gate_open=True,
             gate_milliseconds=0.0,
+            milliseconds=generator.random(len(table)),
         )
-        return table.assign(milliseconds=generator.random(len(table)))
 
     def test_agrees_with_the_evaluation(self, root, start):
         table = self.predictions()
         with start() as run:
             log_predictions(run, score(table))
         shifts, summary = metrics.by_shift(table), metrics.summarise(table)
-        for name, column in {
-            "accuracy": "accuracy_adapted",
-            "accuracy_source": "accuracy_source",
-        }.items():
+        curves = {"accuracy": "accuracy_adapted", "accuracy_source": "accuracy_source"}
+        for name, column in curves.items():
             for corruption in ("fog", "snow"):
                 rows = shifts[shifts["corruption"] == corruption]
                 expected = dict(zip(rows["severity"], rows[column], strict=True))
-                assert dict(curve(root, run.id, f"{name}/{corruption}")) == pytest.approx(
-                    expected, abs=5e-5
-                )
+                logged = dict(curve(root, run.id, f"{name}/{corruption}"))
+                assert logged == pytest.approx(expected, abs=5e-5)
         logged = record(root, run.id).data.metrics
         pairs = {
             "gain/mean": "gain",
@@ -552,33 +530,23 @@ class TestLogPredictions:
         expected = {name: summary[key] for name, key in pairs.items()}
         assert {name: logged[name] for name in pairs} == pytest.approx(expected, abs=5e-5)
 
-    @pytest.mark.parametrize(
-        "long", ["", "x" * 246]
-    )  # MLflow takes names of at most 250 characters
+    # MLflow takes names of at most 250 characters.
+    @pytest.mark.parametrize("long", ["", "x" * 246])
     def test_every_shift_is_a_metric_of_its_own_whatever_its_name(self, root, start, long):
-        own = ("a b", "a_b", "a,b", "a;b", "é", "e\u0301", "ê", "100%", "100_", "A b", "$x$", '"')
-        names = [f"photos/{long}{name}" for name in own]
-        table = pd.concat(
-            [
-                self.predictions().query("corruption == 'fog'").assign(corruption=name, severity=0)
-                for name in names
-            ]
-        )
+        ends = ("a b", "a_b", "a,b", "a;b", "é", "e\u0301", "ê", "100%", "100_", "A b", "$x$", '"')
+        names = [f"photos/{long}{end}" for end in ends]
+        rows = self.predictions().query("corruption == 'fog'")
+        table = pd.concat([rows.assign(corruption=name, severity=0) for name in names])
         accuracies = np.arange(len(names)) / 60
         right = np.concatenate([np.arange(60) < round(60 * accuracy) for accuracy in accuracies])
         table["label"], table["adapted_prediction"] = 1, right.astype(int)
         with start() as run:
             log_predictions(run, score(table))
         logged = record(root, run.id).data.metrics
-        own = {name: value for name, value in logged.items() if name.startswith("accuracy/photos/")}
-        assert sorted(own.values()) == pytest.approx(accuracies, abs=5e-5)
+        photos = {name: x for name, x in logged.items() if name.startswith("accuracy/photos/")}
+        assert sorted(photos.values()) == pytest.approx(accuracies, abs=5e-5)
         if not long:
-            assert {
-                "accuracy/photos/a b",
-                "accuracy/photos/a_b",
-                "accuracy/photos/é",
-                "accuracy/photos/A b",
-            } <= set(own)
+            assert {f"accuracy/photos/{end}" for end in ("a b", "a_b", "é", "A b")} <= set(photos)
 
     def test_without_labels_only_changes_and_cost(self, root, start):
         table = self.predictions().assign(label=-1)
@@ -612,18 +580,18 @@ def test_comparison_can_be_read_on_the_parent(root, parent, tmp_path):
         settings={"seed": 0, "adapt": {"runs": {"actmad": {"lr": 0.1}}}},
         page=page,
     )
-    found = record(root, parent)
-    assert found.data.params == {"seed": "0", "adapt.runs.actmad.lr": "0.1"}
+    logged = record(root, parent)
+    assert logged.data.params == {"seed": "0", "adapt.runs.actmad.lr": "0.1"}
     client, experiment = open_store(root)
     view = json.loads(client.get_experiment(experiment).tags["mlflow.sharedViewState.executions"])
     assert "metrics.`gain/mae_vit/actmad`" in view["selectedColumns"]
     assert view["searchFilter"] == 'tags.stage = "pipeline"'
-    assert found.info.status == "FINISHED"
-    assert found.data.metrics == {"gain/mae_vit/actmad": 0.047}
-    assert "| actmad | +4.7 |" in found.data.tags["mlflow.note.content"]
+    assert logged.info.status == "FINISHED"
+    assert logged.data.metrics == {"gain/mae_vit/actmad": 0.047}
+    assert "| actmad | +4.7 |" in logged.data.tags["mlflow.note.content"]
     folder = root / "mlruns" / parent / "artifacts"
-    kept = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    assert kept == {"comparison.json", "figures/gain.png", "report.html"}
+    paths = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert paths == {"comparison.json", "figures/gain.png", "report.html"}
 
 
 def test_settings_of_a_comparison_made_again_stay_the_first_ones(root, parent, tmp_path):
@@ -650,18 +618,15 @@ def test_trials_lie_below_their_tuning_with_settings_and_a_curve_over_the_rounds
     with start() as run:
         log_trials(run, trials, {"model": "vit", "run": "ssl"})
     client, experiment = open_store(root)
-    found = client.search_runs(
-        [experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["metrics.rank"]
-    )
-    assert [trial.data.params for trial in found] == [
-        {"lr": "0.1", "steps": "2"},
-        {"lr": "0.2", "steps": "1"},
-    ]
-    assert dict(curve(root, found[0].info.run_id, "score")) == {10: 0.5, 40: 0.6}
-    assert found[0].info.run_name == "trial 1 · lr 0.1, steps 2"
-    assert [trial.data.metrics["rank"] for trial in found] == [1, 2]
-    assert {trial.info.status for trial in found} == {"FINISHED"}
-    assert found[0].data.tags["stage"] == "trial"
+    below = f"tags.mlflow.parentRunId = '{run.id}'"
+    logged = client.search_runs([experiment], below, order_by=["metrics.rank"])
+    settings = [trial.data.params for trial in logged]
+    assert settings == [{"lr": "0.1", "steps": "2"}, {"lr": "0.2", "steps": "1"}]
+    assert dict(curve(root, logged[0].info.run_id, "score")) == {10: 0.5, 40: 0.6}
+    assert logged[0].info.run_name == "trial 1 · lr 0.1, steps 2"
+    assert [trial.data.metrics["rank"] for trial in logged] == [1, 2]
+    assert {trial.info.status for trial in logged} == {"FINISHED"}
+    assert logged[0].data.tags["stage"] == "trial"
 
 
 def test_a_tuning_that_logs_its_trials_again_has_them_once(root, start):
@@ -670,10 +635,9 @@ def test_a_tuning_that_logs_its_trials_again_has_them_once(root, start):
         with start(resume_key="k1") as run:
             log_trials(run, trials, {"model": "vit", "run": "ssl"})
     client, experiment = open_store(root)
-    found = client.search_runs(
-        [experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["metrics.rank"]
-    )
-    assert [trial.data.params for trial in found] == [{"lr": "0.1"}, {"lr": "0.2"}]
+    below = f"tags.mlflow.parentRunId = '{run.id}'"
+    logged = client.search_runs([experiment], below, order_by=["metrics.rank"])
+    assert [trial.data.params for trial in logged] == [{"lr": "0.1"}, {"lr": "0.2"}]
 
 
 def test_a_gate_and_training_are_told_apart(root, start):
@@ -712,18 +676,13 @@ def test_experiment_explains_itself_and_leads_to_the_comparison(root):
 
 
 def test_flatten():
-    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
-        "a.b": 1,
-        "a.c.d": [2],
-        "e": None,
-    }
+    nested = {"a": {"b": 1, "c": {"d": [2]}}, "e": None}
+    assert flatten(nested) == {"a.b": 1, "a.c.d": [2], "e": None}
 
 
 def test_server_listens_on_this_machine_only(tmp_path):
     command = ui_command(tmp_path, 5001)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert command[command.index("--workers") + 1] == "1"
-    assert (
-        command[command.index("--backend-store-uri") + 1]
-        == f"sqlite+pysqlite:///{tmp_path}/mlflow.db"
-    )
+    address = f"sqlite+pysqlite:///{tmp_path}/mlflow.db"
+    assert command[command.index("--backend-store-uri") + 1] == address

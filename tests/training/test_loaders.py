@@ -4,8 +4,8 @@ import torch
 from albumentations import ColorJitter, Compose, RandomResizedCrop
 
 from tests.helpers import trainings
+from tttlab.config.inner_loop import Augmentation
 from tttlab.data.pixels import as_images
-from tttlab.data.views import Augmentation
 from tttlab.errors import UserError
 from tttlab.training.loaders import (
     EpochBatches,
@@ -14,7 +14,7 @@ from tttlab.training.loaders import (
     Views,
     build_transform,
     open_loader,
-    told_of_lost_workers,
+    reporting_lost_workers,
 )
 
 TWO = {"objective": Views(2, trainings.VIEWS), "classify": Views(1, trainings.VIEWS)}
@@ -27,37 +27,35 @@ def batches(epoch: int, workers: int = 0, seed: int = 5) -> list[dict]:
 
 
 def assert_same(left: list[dict], right: list[dict]) -> None:
-    for one, other in zip(left, right, strict=True):
-        assert all(
-            torch.equal(one[name], other[name]) for name in ("objective", "classify", "labels")
-        )
+    for left_batch, right_batch in zip(left, right, strict=True):
+        for name in ("objective", "classify", "labels"):
+            assert torch.equal(left_batch[name], right_batch[name]), name
 
 
 def test_batches_do_not_depend_on_the_number_of_workers_and_every_epoch_has_its_own():
     images = trainings.image_set()
-    one, many = (
-        open_loader(images, TWO, batch_size=8, seed=5, workers=workers) for workers in (0, 2)
-    )
-    for epoch in (1, 2, 1):  # the workers persist: they must follow the epoch, forwards and back
-        one.sampler.set_epoch(epoch)
-        many.sampler.set_epoch(epoch)
-        assert_same(list(one), list(many))
+    alone = open_loader(images, TWO, batch_size=8, seed=5, workers=0)
+    with_workers = open_loader(images, TWO, batch_size=8, seed=5, workers=2)
+    for epoch in (1, 2, 1):  # persistent workers must follow the epoch, forwards and backwards
+        alone.sampler.set_epoch(epoch)
+        with_workers.sampler.set_epoch(epoch)
+        assert_same(list(alone), list(with_workers))
     assert not torch.equal(batches(1)[0]["objective"], batches(2)[0]["objective"])
     assert not torch.equal(batches(1)[0]["objective"], batches(1, seed=6)[0]["objective"])
 
 
 def test_a_view_depends_on_its_own_key_alone():
     images = trainings.image_set()
-    wanted = SeededView(build_transform(trainings.VIEWS, trainings.SIZE), 5, "objective", 1)
-    seen = 0
+    second_view = SeededView(build_transform(trainings.VIEWS, trainings.SIZE), 5, "objective", 1)
+    count = 0
     for batch, indices in zip(batches(4), order(4), strict=True):
-        for place, index in enumerate(indices):
-            view = wanted(Item(images.pixels[index], images.image_ids[index], 4))
-            np.testing.assert_array_equal(batch["objective"][place, 1].numpy(), view)
-            assert batch["labels"][place] == images.labels[index]
-            assert not torch.equal(batch["objective"][place, 0], batch["objective"][place, 1])
-            seen += 1
-    assert seen == len(images)
+        for row, index in enumerate(indices):
+            view = second_view(Item(images.pixels[index], images.image_ids[index], 4))
+            np.testing.assert_array_equal(batch["objective"][row, 1].numpy(), view)
+            assert batch["labels"][row] == images.labels[index]
+            assert not torch.equal(batch["objective"][row, 0], batch["objective"][row, 1])
+            count += 1
+    assert count == len(images)
 
 
 def order(epoch: int) -> list[list[int]]:
@@ -71,10 +69,10 @@ def order(epoch: int) -> list[list[int]]:
 )
 def test_every_image_once_per_epoch_in_batches_of_almost_one_size(count, size, sizes):
     sampler = EpochBatches(count, size, seed=0)
-    found = list(sampler)
-    assert [len(batch) for batch in found] == sizes
+    batches = list(sampler)
+    assert [len(batch) for batch in batches] == sizes
     assert len(sampler) == len(sizes)
-    assert sorted(index for batch in found for _, index in batch) == list(range(count))
+    assert sorted(index for batch in batches for _, index in batch) == list(range(count))
 
 
 def test_ranks_share_an_epoch_out_in_equal_numbers_of_batches():
@@ -85,10 +83,8 @@ def test_ranks_share_an_epoch_out_in_equal_numbers_of_batches():
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_ranks_parts_make_up_the_batches_of_one_process(ranks):
-    whole, parts = (
-        EpochBatches(23, 8, seed=0),
-        [EpochBatches(23, 8, 0, rank, ranks) for rank in range(ranks)],
-    )
+    whole = EpochBatches(23, 8, seed=0)
+    parts = [EpochBatches(23, 8, 0, rank, ranks) for rank in range(ranks)]
     for sampler in (whole, *parts):
         sampler.set_epoch(3)
     for batch, *pieces in zip(whole, *parts, strict=True):
@@ -105,33 +101,25 @@ def test_a_batch_has_an_image_for_every_rank():
 
 
 def test_crop_and_jitter_are_drawn_independently():
-    """With the library's own set_random_seed a large crop is a bright one: every step would start at the same seed."""
-    view = SeededView(
-        Compose(
-            [
-                RandomResizedCrop((8, 8), scale=(0.2, 1), ratio=(1, 1)),
-                ColorJitter((0.6, 1.4), (1, 1), (1, 1), (0, 0), p=1),
-            ]
-        ),
-        0,
-        "objective",
-        0,
-    )
+    """The library's set_random_seed gives every transform one seed: large crops would be bright."""
+    crop = RandomResizedCrop((8, 8), scale=(0.2, 1), ratio=(1, 1))
+    jitter = ColorJitter((0.6, 1.4), (1, 1), (1, 1), (0, 0), p=1)
+    view = SeededView(Compose([crop, jitter]), 0, "objective", 0)
     ramp = np.zeros((64, 64, 3), np.uint8) + np.arange(50, 178, 2, dtype=np.uint8)[:, None]
-    drawn = [view(Item(ramp, str(number), 1)).astype(float)[..., 0] for number in range(300)]
-    areas = [
-        image.std() / image.mean() for image in drawn
-    ]  # of a ramp: grows with the crop, and no factor changes it
-    assert abs(np.corrcoef(areas, [image.mean() for image in drawn])[0, 1]) < 0.45
-    assert np.std(areas) > 0.02
+    views = [view(Item(ramp, str(number), 1)).astype(float)[..., 0] for number in range(300)]
+    # On a ramp this contrast grows with the crop, and no brightness factor changes it.
+    contrasts = [image.std() / image.mean() for image in views]
+    brightness = [image.mean() for image in views]
+    assert abs(np.corrcoef(contrasts, brightness)[0, 1]) < 0.45
+    assert np.std(contrasts) > 0.02
 
 
 def test_no_augmentation_leaves_square_images_as_they_are():
     pixels = trainings.image_set().pixels[0]
     transform = build_transform(Augmentation(min_scale=1, flip=False, jitter=0), trainings.SIZE)
-    found = SeededView(transform, 0, "objective", 0)(Item(pixels, "a", 1))
-    assert found.shape == pixels.shape
-    np.testing.assert_array_equal(found, pixels)
+    view = SeededView(transform, 0, "objective", 0)(Item(pixels, "a", 1))
+    assert view.shape == pixels.shape
+    np.testing.assert_array_equal(view, pixels)
 
 
 def test_pixels_become_images():
@@ -142,7 +130,7 @@ def test_pixels_become_images():
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "reason"),
     [
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
@@ -152,16 +140,12 @@ def test_pixels_become_images():
         (EOFError(), "EOFError"),
     ],
 )
-def test_a_lost_worker_is_told_whatever_its_loss_interrupts(error, told):
-    with (
-        pytest.raises(
-            UserError, match=rf"^a process that augments images was lost \(.*{told}\): memory"
-        ),
-        told_of_lost_workers(),
-    ):
+def test_a_lost_worker_is_told_whatever_its_loss_interrupts(error, reason):
+    message = rf"^a process that augments images was lost \(.*{reason}\): memory"
+    with pytest.raises(UserError, match=message), reporting_lost_workers():
         raise error
 
 
 def test_other_errors_of_a_training_pass_as_they_are():
-    with pytest.raises(RuntimeError, match=r"^size mismatch$"), told_of_lost_workers():
+    with pytest.raises(RuntimeError, match=r"^size mismatch$"), reporting_lost_workers():
         raise RuntimeError("size mismatch")

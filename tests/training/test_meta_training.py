@@ -44,7 +44,7 @@ KINDS = pytest.mark.parametrize("kind", SETTINGS)
 
 
 def setting(kind: str) -> tuple[nn.Module, Objective, dict]:
-    """A network in double precision and in training mode, with dropout, its objective, and a batch."""
+    """A network (double precision, training mode, with dropout), its objective, and a batch."""
     build, objective = SETTINGS[kind]
     network = build()
     network.head = objective.head(network.encoder)
@@ -63,19 +63,28 @@ def batch_of(
 
 
 def gradients(loss: Tensor, network: nn.Module) -> dict[str, Tensor]:
-    named = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return {name: value for name, value in zip(named, found, strict=True) if value is not None}
+    parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    return gradients_by_name(loss, parameters)
+
+
+def gradients_by_name(
+    loss: Tensor, parameters: dict[str, Tensor], **options: bool
+) -> dict[str, Tensor]:
+    """The gradients of the parameters that influence the loss."""
+    values = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, **options)
+    return {
+        name: value for name, value in zip(parameters, values, strict=True) if value is not None
+    }
 
 
 def with_parameters(network: nn.Module, parameters: dict[str, Tensor]) -> nn.Module:
-    """Copy a network and put tensors, with their history, in the place of its parameters."""
+    """Copy a network and replace its parameters by tensors with a history."""
     network = copy.deepcopy(network)
     for name, value in parameters.items():
-        place, _, leaf = name.rpartition(".")
-        module = network.get_submodule(place)
-        del module._parameters[leaf]
-        setattr(module, leaf, value)
+        path, _, attribute = name.rpartition(".")
+        module = network.get_submodule(path)
+        del module._parameters[attribute]
+        setattr(module, attribute, value)
     return network
 
 
@@ -87,31 +96,26 @@ def one_by_one(
     clip: float | None = None,
     second_order: bool = True,
 ) -> tuple[Tensor, list[float]]:
-    """The same loss image by image, with autograd alone; → (loss, norms of the inner gradients)."""
+    """The same loss image by image, by autograd alone; also the norms of the inner gradients."""
     network.eval()
-    views = as_images(batch["objective"]).unflatten(1, (-1, objective.num_views))
+    images, views = as_images(batch["classify"]), as_images(batch["objective"])
+    views = views.unflatten(1, (-1, objective.num_views))
     losses, norms = [], []
-    for number, (own, image, label) in enumerate(
-        zip(views, as_images(batch["classify"]), batch["labels"], strict=True)
-    ):
-        # The masks of all images are one draw, of which each has its share.
-        share = (
-            Share(views.shape[:2].numel(), number, len(views))
-            if isinstance(objective, MAE)
-            else None
-        )
-        start = {name: value for name, value in network.named_parameters() if value.requires_grad}
-        parameters = start
+    for number, (image, label) in enumerate(zip(images, batch["labels"], strict=True)):
+
+        def objective_of(model, number=number) -> Tensor:
+            share = None
+            if isinstance(objective, MAE):
+                # All images' masks are drawn together; each image takes its share.
+                share = Share(views.shape[:2].numel(), number, len(views))
+            return objective.loss(model, views[number], torch_generator(1), share)
+
+        parameters = {
+            name: value for name, value in network.named_parameters() if value.requires_grad
+        }
         for _ in range(steps):
-            loss = objective.loss(
-                with_parameters(network, parameters), own, torch_generator(1), share
-            )
-            found = torch.autograd.grad(
-                loss, list(parameters.values()), create_graph=second_order, allow_unused=True
-            )
-            parts = {
-                name: part for name, part in zip(parameters, found, strict=True) if part is not None
-            }
+            loss = objective_of(with_parameters(network, parameters))
+            parts = gradients_by_name(loss, parameters, create_graph=second_order)
             norm = sum(part.square().sum() for part in parts.values()).sqrt()
             norms.append(norm.item())
             factor = clip / norm if clip and norm > clip else 1.0
@@ -120,23 +124,23 @@ def one_by_one(
             }
         adapted = with_parameters(network, parameters)
         supervised = F.cross_entropy(adapted(image).logits, label[None])
-        losses.append(supervised + WEIGHT * objective.loss(adapted, own, torch_generator(1), share))
+        losses.append(supervised + WEIGHT * objective_of(adapted))
     return sum(losses) / len(losses), norms
 
 
 def assert_same(
-    found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-8
+    actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-8
 ) -> None:
-    assert found.keys() == wanted.keys()
-    for name in wanted:
-        error = (found[name] - wanted[name]).abs().max()
-        assert error <= tolerance * max(1.0, wanted[name].abs().max().item()), (name, error)
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        error = (actual[name] - expected[name]).abs().max()
+        assert error <= tolerance * max(1.0, expected[name].abs().max().item()), (name, error)
 
 
-def difference(ours: dict[str, Tensor], others: dict[str, Tensor]) -> float:
-    """Norm of the difference of two gradients, as a share of the second's."""
-    apart = sum((ours[name] - others[name]).square().sum() for name in others)
-    return (apart / sum(part.square().sum() for part in others.values())).sqrt().item()
+def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """Norm of the difference of two gradients, relative to the second's norm."""
+    squares = sum((first[name] - second[name]).square().sum() for name in second)
+    return (squares / sum(part.square().sum() for part in second.values())).sqrt().item()
 
 
 class Toy(nn.Module):
@@ -149,13 +153,12 @@ class Toy(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         features = self.encoder * images.double().mean((1, 2, 3))
-        return Outputs(
-            torch.stack([0 * features, self.classifier * features], 1), features[:, None]
-        )
+        logits = torch.stack([0 * features, self.classifier * features], 1)
+        return Outputs(logits, features[:, None])
 
 
 @dataclass(frozen=True)
-class One(Objective):
+class ToyObjective(Objective):
     """½ (feature − 1)²."""
 
     def loss(self, network, views: Tensor, generator, share=None) -> Tensor:
@@ -168,16 +171,15 @@ def test_gradient_is_the_closed_form(steps):
     pixels = torch.from_numpy(brightness)[:, None, None, None, None].expand(3, 1, 2, 2, 3)
     batch = {"classify": pixels, "objective": pixels, "labels": torch.from_numpy(labels)}
     toy = Toy()
-    terms = meta_loss(One(), WEIGHT, LR, steps, clip=None)(toy, batch, torch_generator(1))
+    terms = meta_loss(ToyObjective(), WEIGHT, LR, steps, clip=None)(toy, batch, torch_generator(1))
     m = (brightness.astype(np.float32) / 255).astype(np.float64)
     w, v, sign = np.full(3, 0.7), 1.3, 2 * labels - 1
     for _ in range(steps):
         w = w - LR * (w * m - 1) * m
     slope = -sign / (1 + np.exp(sign * v * w * m))  # of the cross-entropy, by the second logit
     by_w = (slope * v * m + WEIGHT * (w * m - 1) * m) * (1 - LR * m**2) ** steps
-    assert terms["classification_loss"].item() == pytest.approx(
-        np.log1p(np.exp(-sign * v * w * m)).mean(), rel=1e-10
-    )
+    supervised = np.log1p(np.exp(-sign * v * w * m)).mean()
+    assert terms["classification_loss"].item() == pytest.approx(supervised, rel=1e-10)
     assert terms["objective_loss"].item() == pytest.approx(((w * m - 1) ** 2).mean() / 2, rel=1e-10)
     terms["loss"].backward()
     assert toy.encoder.grad.item() == pytest.approx(by_w.mean(), rel=1e-10)
@@ -189,36 +191,33 @@ def test_gradient_is_the_closed_form(steps):
 def test_second_derivatives_are_those_of_every_image_on_its_own(kind, steps, clipped):
     network, objective, batch = setting(kind)
     with sdpa_kernel(SDPBackend.MATH):
-        clip = (
-            float(np.median(one_by_one(network, objective, batch, steps)[1])) if clipped else None
-        )
-        wanted, norms = one_by_one(network, objective, batch, steps, clip)
+        clip = None
+        if clipped:
+            _, norms = one_by_one(network, objective, batch, steps)
+            clip = float(np.median(norms))
+        expected, norms = one_by_one(network, objective, batch, steps, clip)
         first_order, _ = one_by_one(network, objective, batch, steps, clip, second_order=False)
-        wanted_gradients, first_order_gradients = (
-            gradients(wanted, network),
-            gradients(first_order, network),
-        )
+        expected_gradients = gradients(expected, network)
+        first_order_gradients = gradients(first_order, network)
     assert not clipped or min(norms) < clip < max(norms)
-    terms = meta_loss(objective, WEIGHT, LR, steps, clip)(
-        network.train(), batch, torch_generator(1)
-    )
-    assert terms["loss"].item() == pytest.approx(wanted.item(), rel=1e-10)
-    assert_same(gradients(terms["loss"], network), wanted_gradients)
-    assert (
-        difference(first_order_gradients, wanted_gradients) > 1e-2
-    )  # or the comparison would not be about second derivatives
+    loss = meta_loss(objective, WEIGHT, LR, steps, clip)
+    terms = loss(network.train(), batch, torch_generator(1))
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-10)
+    assert_same(gradients(terms["loss"], network), expected_gradients)
+    # Without a difference the test would say nothing about second derivatives.
+    assert difference(first_order_gradients, expected_gradients) > 1e-2
 
 
 def test_gradient_is_that_of_central_differences():
     network, objective, batch = setting("mae-layernorm")  # smooth, and no gradient is stopped
     loss = meta_loss(objective, WEIGHT, LR, 2, clip=0.01)
-    found = gradients(loss(network, batch, torch_generator(1))["loss"], network)
+    parts = gradients(loss(network, batch, torch_generator(1))["loss"], network)
     parameters, generator = dict(network.named_parameters()), torch_generator(2)
     directions = {
         name: torch.randn(part.shape, generator=generator, dtype=part.dtype)
-        for name, part in found.items()
+        for name, part in parts.items()
     }
-    slope = sum((part * directions[name]).sum() for name, part in found.items()).item()
+    slope = sum((part * directions[name]).sum() for name, part in parts.items()).item()
 
     @torch.no_grad()
     def move(distance: float) -> None:
@@ -235,17 +234,17 @@ def test_gradient_is_that_of_central_differences():
 @KINDS
 def test_without_inner_steps_it_is_joint_training(kind):
     network, objective, _ = setting(kind)
-    batch = batch_of(
-        objective, pairs=1, count=1 if kind.startswith("clust3") else IMAGES
-    )  # ClusT3's loss is no mean over images
+    # ClusT3's loss is not a mean over images.
+    count = 1 if kind.startswith("clust3") else IMAGES
+    batch = batch_of(objective, pairs=1, count=count)
     joint = joint_loss(objective, WEIGHT)(network.eval(), batch, torch_generator(1))
-    wanted = gradients(joint["loss"], network)
+    expected = gradients(joint["loss"], network)
     for options in ({"inner_lr": 0.0}, {"inner_lr": LR, "inner_steps": 0}):
         terms = meta_loss(objective, WEIGHT, **options)(network.train(), batch, torch_generator(1))
         assert terms.keys() == joint.keys()
         for name, value in joint.items():
             assert terms[name].item() == pytest.approx(value.item(), rel=1e-10)
-        assert_same(gradients(terms["loss"], network), wanted)
+        assert_same(gradients(terms["loss"], network), expected)
 
 
 @KINDS
@@ -265,14 +264,13 @@ def test_training_moves_all_parts_but_no_statistics(kind):
         return terms
 
     task = Task("finetune", PARTS, loss, views, Recipe(epochs=1, batch_size=5, lr=1e-2))
-    # In any precision the loss is computed in full, as test-time training is.
-    rows = [
-        Trainer(open_fabric("cpu", precision), seed=5).fit(
-            copy.deepcopy(network), trainings.image_set(10), task
-        )
-        for precision in ("bf16", "32")
-    ]
-    assert [{**row, "seconds": 0} for row in rows[0]] == [{**row, "seconds": 0} for row in rows[1]]
+    # The loss is computed in single precision whatever the setting, as test-time training is.
+    curves = []
+    for precision in ("bf16", "32"):
+        trainer, trained = Trainer(open_fabric("cpu", precision), seed=5), copy.deepcopy(network)
+        rows = trainer.fit(trained, trainings.image_set(10), task)
+        curves.append([{**row, "seconds": 0} for row in rows])
+    assert curves[0] == curves[1]
     Trainer(open_fabric("cpu", "32"), seed=5).fit(network, trainings.image_set(10), task)
     changed = {
         name for name, value in network.state_dict().items() if not torch.equal(value, before[name])
@@ -286,10 +284,10 @@ def test_what_is_frozen_takes_no_inner_step():
     network, objective, batch = setting("simsiam-groupnorm")
     network.encoder.conv1.requires_grad_(False)
     network.encoder.bn1.requires_grad_(False)
-    wanted, _ = one_by_one(network, objective, batch)
+    expected, _ = one_by_one(network, objective, batch)
     terms = meta_loss(objective, WEIGHT, LR, clip=None)(network, batch, torch_generator(1))
-    assert terms["loss"].item() == pytest.approx(wanted.item(), rel=1e-10)
-    assert_same(gradients(terms["loss"], network), gradients(wanted, network))
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-10)
+    assert_same(gradients(terms["loss"], network), gradients(expected, network))
     network.encoder.requires_grad_(False)
     network.head.requires_grad_(False)
     with pytest.raises(UserError, match="found none among the 2 trainable ones"):
@@ -303,20 +301,19 @@ def test_objectives_that_contrast_images_are_refused():
 
 def test_several_processes_are_refused():
     network, objective, batch = setting("simsiam-groupnorm")
+    batch["share"] = Share(6, 0, 2)
     with pytest.raises(UserError, match="expected one process, found 2"):
-        meta_loss(objective, WEIGHT, LR)(
-            network, batch | {"share": Share(6, 0, 2)}, torch_generator(1)
-        )
+        meta_loss(objective, WEIGHT, LR)(network, batch, torch_generator(1))
 
 
 def test_the_inner_step_learns_to_help():
-    """On new images, where after joint training the same step does next to nothing for the classification."""
+    """After joint training, the same step on new images hardly changes their classification."""
     held_out = batch_of(MAE(), pairs=1, count=60, seed=9)
     views = {"classify": Views(1, trainings.VIEWS), "objective": Views(1, trainings.VIEWS)}
 
     def change(inner_steps_in_training: int) -> float:
-        """Cross-entropy after an inner step as a share of that before, mean over three networks."""
-        shares = []
+        """Cross-entropy after an inner step relative to before; mean over three networks."""
+        ratios = []
         for seed in range(3):
             network, objective = build_network(
                 trainings.MAE, trainings.CLASSES, trainings.SIZE, seed
@@ -328,9 +325,9 @@ def test_the_inner_step_learns_to_help():
                 meta_loss(objective, 0.1, LR, steps)(network, held_out, torch_generator(3))
                 for steps in (0, 1)
             ]
-            before, after = (found["classification_loss"].item() for found in terms)
-            shares.append(after / before)
-        return sum(shares) / len(shares)
+            before, after = (step_terms["classification_loss"].item() for step_terms in terms)
+            ratios.append(after / before)
+        return sum(ratios) / len(ratios)
 
     assert 0.97 < change(0) < 1.03
     assert change(1) < 0.95

@@ -29,12 +29,13 @@ def test_only_weights_decay(settings):
     network, _ = trainings.build(settings)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     groups = build_optimizer(network, Recipe(epochs=1, weight_decay=0.05)).param_groups
-    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
-    others = {
-        names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]
-    }
+    by_decay = {0.0: set(), 0.05: set()}
+    for group in groups:
+        by_decay[group["weight_decay"]] |= {names[id(p)] for p in group["params"]}
+    decayed, undecayed = by_decay[0.05], by_decay[0.0]
     assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
-    assert decayed | others == {name for name, p in network.named_parameters() if p.requires_grad}
+    trained = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert decayed | undecayed == trained
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     assert decayed == {
         f"{name}.weight" for name, module in network.named_modules() if isinstance(module, kinds)
@@ -45,6 +46,6 @@ def test_frozen_parameters_get_no_optimiser_state():
     network, _ = trainings.build(trainings.SIMCLR)
     network.encoder.requires_grad_(False)
     groups = build_optimizer(network, Recipe(epochs=1, optimizer="sgd")).param_groups
-    held = {id(parameter) for group in groups for parameter in group["params"]}
-    assert not held & {id(parameter) for parameter in network.encoder.parameters()}
+    optimised = {id(parameter) for group in groups for parameter in group["params"]}
+    assert not optimised & {id(parameter) for parameter in network.encoder.parameters()}
     assert {group["momentum"] for group in groups} == {0.9}

@@ -10,23 +10,19 @@ from tttlab.training.probing import Encoded, classification, encode, knn_accurac
 def encoded(count: int, seed: int) -> Encoded:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
-    features = (
-        torch.randn(count, 5, generator=generator) + 1.2 * torch.eye(5)[labels]
-    ).double()  # no two alike by rounding
+    noise = torch.randn(count, 5, generator=generator)
+    # In double precision, so that rounding makes no two features equal.
+    features = (noise + 1.2 * torch.eye(5)[labels]).double()
     return Encoded(features, torch.randn(count, 3, generator=generator), labels)
 
 
 def slow_knn(train: Encoded, test: Encoded, neighbours: int, temperature: float) -> float:
     correct = 0
     for feature, label in zip(test.features.numpy(), test.labels.numpy(), strict=True):
-        norms = [
-            math.sqrt(np.dot(feature, feature) * np.dot(other, other))
-            for other in train.features.numpy()
-        ]
-        similarities = [
-            np.dot(feature, other) / norm
-            for other, norm in zip(train.features.numpy(), norms, strict=True)
-        ]
+        similarities = []
+        for neighbour in train.features.numpy():
+            norm = math.sqrt(np.dot(feature, feature) * np.dot(neighbour, neighbour))
+            similarities.append(np.dot(feature, neighbour) / norm)
         votes = np.zeros(3)
         for index in np.argsort(similarities)[::-1][:neighbours]:
             votes[train.labels[index]] += math.exp(similarities[index] / temperature)
@@ -49,10 +45,10 @@ def test_fewer_images_than_neighbours_all_vote():
 
 def test_classification_is_cross_entropy_and_accuracy():
     logits = torch.tensor([[2.0, 0.0], [1.0, 3.0], [0.0, 1.0]])
-    found = classification(Encoded(torch.zeros(3, 1), logits, torch.tensor([0, 1, 0])))
+    metrics = classification(Encoded(torch.zeros(3, 1), logits, torch.tensor([0, 1, 0])))
     losses = [math.log(1 + math.exp(-2)), math.log(1 + math.exp(-2)), math.log(1 + math.exp(1))]
-    assert math.isclose(found["validation_loss"], sum(losses) / 3, rel_tol=1e-6)
-    assert math.isclose(found["validation_accuracy"], 2 / 3, rel_tol=1e-6)
+    assert math.isclose(metrics["validation_loss"], sum(losses) / 3, rel_tol=1e-6)
+    assert math.isclose(metrics["validation_accuracy"], 2 / 3, rel_tol=1e-6)
 
 
 def test_encoding_uses_running_statistics_whatever_the_batch_size():
@@ -60,7 +56,7 @@ def test_encoding_uses_running_statistics_whatever_the_batch_size():
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network.train()
     images = trainings.image_set()
-    one, many = encode(network, images, 5), encode(network, images)
-    torch.testing.assert_close(one.features, many.features)
-    assert one.features.shape == (22, 8)
+    by_fives, automatic = encode(network, images, 5), encode(network, images)
+    torch.testing.assert_close(by_fives.features, automatic.features)
+    assert by_fives.features.shape == (22, 8)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -18,9 +18,10 @@ RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2)
 
 
 def assert_same_weights(left: torch.nn.Module, right: torch.nn.Module) -> None:
-    ours, theirs = left.state_dict(), right.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    left_state, right_state = left.state_dict(), right.state_dict()
+    assert left_state.keys() == right_state.keys()
+    for name, value in left_state.items():
+        assert torch.equal(value, right_state[name]), name
 
 
 def without_seconds(curves: list) -> list:
@@ -34,7 +35,10 @@ def in_a_process(*arguments: object, timeout: float = 300) -> subprocess.Complet
     script = Path(trainings.__file__)
     root = script.parents[2]
     path = [str(root / "src"), str(root)]
-    code = f"import sys, runpy; sys.path[:0] = {path}; runpy.run_path({str(script)!r}, run_name='__main__')"
+    code = (
+        f"import sys, runpy; sys.path[:0] = {path}; "
+        f"runpy.run_path({str(script)!r}, run_name='__main__')"
+    )
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, check=False, timeout=timeout, capture_output=True, text=True)
 
@@ -43,83 +47,69 @@ def in_a_process(*arguments: object, timeout: float = 300) -> subprocess.Complet
     ("kind", "task", "epoch"), [("mae", "pretrain", 2), ("simclr", "finetune", 3)]
 )
 def test_a_killed_training_goes_on_and_ends_with_the_same_numbers(kind, task, epoch, tmp_path):
-    """The killed one is a process of its own, stopped by SIGKILL after an epoch's steps, before they are kept."""
+    """SIGKILL ends the separate process after an epoch's steps, before they are saved."""
     settings, folder = {"simclr": trainings.SIMCLR, "mae": trainings.MAE}[kind], tmp_path / "work"
     assert in_a_process(folder, kind, task, epoch).returncode == -9
     assert (folder / "process.json").exists()
 
     with Work(folder) as work:
-        assert (
-            len(work.load(task)["rows"]) == epoch
-        )  # with the row of epoch 0: the killed epoch is not among them
+        # The rows include epoch 0, but not the killed epoch.
+        assert len(work.load(task)["rows"]) == epoch
         resumed, curves = trainings.train(settings, work)
-    whole, expected = trainings.train(settings)
-    assert_same_weights(resumed, whole)
+    uninterrupted, expected = trainings.train(settings)
+    assert_same_weights(resumed, uninterrupted)
     assert without_seconds(curves) == without_seconds(expected)
 
 
 def test_workers_change_no_weight():
-    network, objective = trainings.build(trainings.SIMCLR)
-    other, _ = trainings.build(trainings.SIMCLR)
-    task = Task(
-        "a",
-        ("encoder", "head"),
-        objective_loss(objective),
-        ssl_views(objective, trainings.VIEWS),
-        RECIPE,
-    )
-    for each, workers in ((network, 0), (other, 2)):
-        trainings.trainer(workers=workers).fit(each, trainings.image_set(), task)
-    assert_same_weights(network, other)
+    alone, objective = trainings.build(trainings.SIMCLR)
+    with_workers, _ = trainings.build(trainings.SIMCLR)
+    loss, views = objective_loss(objective), ssl_views(objective, trainings.VIEWS)
+    task = Task("a", ("encoder", "head"), loss, views, RECIPE)
+    trainings.trainer(workers=0).fit(alone, trainings.image_set(), task)
+    trainings.trainer(workers=2).fit(with_workers, trainings.image_set(), task)
+    assert_same_weights(alone, with_workers)
 
 
 def test_a_process_that_augments_and_is_killed_ends_the_training_with_one_line():
-    """In a process of its own: torch may tell of the loss a second time, at any moment after."""
+    """In a separate process: torch may report the loss a second time, at any later moment."""
     ended = in_a_process(timeout=60)
     assert ended.returncode == 1
-    assert re.search(
-        r"UserError: a process that augments images was lost \(.*\): memory probably ran out; lower machine\.workers;.*\n$",
-        ended.stderr,
+    message = (
+        r"UserError: a process that augments images was lost \(.*\): memory probably ran out; "
+        r"lower machine\.workers;.*\n$"
     )
+    assert re.search(message, ended.stderr)
 
 
 def test_the_curve_holds_the_means_of_all_steps_and_their_learning_rate():
     network, _ = trainings.build(trainings.SIMCLR)
-    seen, told = [], []
+    losses, reports = [], []
 
     def loss(model, batch, generator):
-        seen.append(float(len(seen)))
-        value = sum(parameter.sum() for parameter in model.classifier.parameters())
-        return {"loss": 0 * value + seen[-1], "half": torch.tensor(seen[-1] / 2)}
+        losses.append(float(len(losses)))
+        zero = 0 * sum(parameter.sum() for parameter in model.classifier.parameters())
+        return {"loss": zero + losses[-1], "half": torch.tensor(losses[-1] / 2)}
 
-    task = Task(
-        "t",
-        ("classifier",),
-        loss,
-        {},
-        Recipe(epochs=2, batch_size=8, lr=0.5, warmup_epochs=2),
-        measure=lambda epoch: {"measured": 10 * epoch},
-    )
-    teacher = trainings.trainer(report=lambda name, row: told.append((name, row)))
-    rows = teacher.fit(network, trainings.image_set(), task)
+    def measure(epoch: int) -> dict:
+        return {"measured": 10 * epoch}
+
+    recipe = Recipe(epochs=2, batch_size=8, lr=0.5, warmup_epochs=2)
+    task = Task("t", ("classifier",), loss, {}, recipe, measure=measure)
+    trainer = trainings.trainer(report=lambda name, row: reports.append((name, row)))
+    rows = trainer.fit(network, trainings.image_set(), task)
     assert rows[0] == {"epoch": 0, "measured": 0}
     assert [row.pop("seconds") > 0 for row in rows[1:]] == [True, True]
     assert rows[1] == {"epoch": 1, "loss": 1.0, "half": 0.5, "lr": 0.25, "measured": 10}
     assert rows[2] == {"epoch": 2, "loss": 4.0, "half": 2.0, "lr": 0.5, "measured": 20}
-    assert told == [("t", row) for row in rows]
+    assert reports == [("t", row) for row in rows]
 
 
 def test_no_epochs_leave_the_network_as_it_is():
     network, objective = trainings.build(trainings.MAE)
     fresh, _ = trainings.build(trainings.MAE)
-    task = Task(
-        "t",
-        ("encoder",),
-        objective_loss(objective),
-        {},
-        Recipe(epochs=0),
-        measure=lambda epoch: {"a": 1.0},
-    )
+    loss, recipe = objective_loss(objective), Recipe(epochs=0)
+    task = Task("t", ("encoder",), loss, {}, recipe, measure=lambda epoch: {"a": 1.0})
     assert trainings.trainer().fit(network, trainings.image_set(), task) == [{"epoch": 0, "a": 1.0}]
     assert_same_weights(network, fresh)
 
@@ -141,16 +131,16 @@ def test_a_loss_that_explodes_ends_the_training_with_advice():
 
 def test_freezing_ends_with_the_block_and_never_thaws_what_was_frozen():
     network, _ = trainings.build(trainings.MAE)
-    fixed = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    assert fixed == {"head.blocks.pos_embed"}
-    with training_only(network, ("head",)):
-        trainable = {
-            name for name, parameter in network.named_parameters() if parameter.requires_grad
+
+    def frozen() -> set[str]:
+        return {
+            name for name, parameter in network.named_parameters() if not parameter.requires_grad
         }
-        assert (
-            trainable
-            == {name for name, _ in network.named_parameters() if name.startswith("head.")} - fixed
-        )
-    assert {
-        name for name, parameter in network.named_parameters() if not parameter.requires_grad
-    } == fixed
+
+    always_frozen = frozen()
+    assert always_frozen == {"head.blocks.pos_embed"}
+    names = {name for name, _ in network.named_parameters()}
+    head = {name for name in names if name.startswith("head.")}
+    with training_only(network, ("head",)):
+        assert names - frozen() == head - always_frozen
+    assert frozen() == always_frozen

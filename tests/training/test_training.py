@@ -6,8 +6,8 @@ from torch import Tensor
 
 from tests.helpers import trainings
 from tttlab.adaptation.inner_loop import select_parameters
+from tttlab.config.inner_loop import Augmentation
 from tttlab.data.pixels import as_images
-from tttlab.data.views import Augmentation
 from tttlab.networks.network import Network, add_probe
 from tttlab.seeding import torch_generator
 from tttlab.training.loaders import Views, open_loader
@@ -44,23 +44,23 @@ def tune(network: Network, objective, mode: str, recipe: Recipe = RECIPE, **sett
 
 def changed(network: Network, before: Network) -> set[str]:
     """Name the parts of a network with a parameter or buffer that differs."""
-    ours, theirs = network.state_dict(), before.state_dict()
-    return {name.partition(".")[0] for name in ours if not torch.equal(ours[name], theirs[name])}
+    state, old = network.state_dict(), before.state_dict()
+    return {name.partition(".")[0] for name in state if not torch.equal(state[name], old[name])}
 
 
 def test_meta_learned_fine_tuning_takes_the_inner_step_and_trains_every_part():
-    first = {}
+    objective_losses = {}
     for lr in (0.0, 0.5):
         network, objective = trainings.build(trainings.OF_EACH["simsiam"])
         before, inner = copy.deepcopy(network), {"lr": lr, "steps": 1, "pairs": 2}
         (_, row, _), refit = tune(network, objective, "meta", inner=inner, objective_weight=0.1)
         assert changed(network, before) == {"encoder", "classifier", "head"}
-        assert row["loss"] == pytest.approx(
-            row["classification_loss"] + 0.1 * row["objective_loss"]
-        )
+        total = row["classification_loss"] + 0.1 * row["objective_loss"]
+        assert row["loss"] == pytest.approx(total)
         assert not refit
-        first[lr] = row["objective_loss"]
-    assert first[0.5] < first[0.0] - 0.01  # after a step on the same views
+        objective_losses[lr] = row["objective_loss"]
+    # The objective is measured after a step on the same views.
+    assert objective_losses[0.5] < objective_losses[0.0] - 0.01
 
 
 def test_a_probe_reads_the_tokens_of_a_frozen_encoder():
@@ -68,7 +68,7 @@ def test_a_probe_reads_the_tokens_of_a_frozen_encoder():
     add_probe(network, depth=2, heads=4, seed=0)
     before = copy.deepcopy(network)
     rows, _ = tune(network, objective, "linear", Recipe(epochs=8, batch_size=8, lr=1e-2))
-    assert changed(network, before) == {"probe", "classifier", "head"}  # the decoder is fitted anew
+    assert changed(network, before) == {"probe", "classifier", "head"}  # the decoder is refitted
     assert rows[-1]["loss"] < rows[1]["loss"] - 0.1
     images = as_images(torch.from_numpy(trainings.image_set(3).pixels))
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_a_probe_reads_the_tokens_of_a_frozen_encoder():
         torch.testing.assert_close(network(images).features, features)
         torch.testing.assert_close(network(images).logits, network.classifier(features))
     names = [name.partition(".")[0] for name in select_parameters(network, "encoder")]
-    assert set(names) == {"encoder"}  # what test-time training moves, as published
+    assert set(names) == {"encoder"}  # test-time training adapts only the encoder, as published
 
 
 @EACH
@@ -97,47 +97,45 @@ def test_joint_gradient_is_the_sum_of_both(settings):
             return network(images.double(), **options)
 
     def gradients(loss: Tensor) -> dict[str, Tensor]:
-        named = [
-            (name, parameter)
+        parameters = {
+            name: parameter
             for name, parameter in network.named_parameters()
             if parameter.requires_grad
-        ]
-        found = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
-        return {name: gradient for (name, _), gradient in zip(named, found, strict=True)}
+        }
+        values = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        return {
+            name: value for name, value in zip(parameters, values, strict=True) if value is not None
+        }
 
     logits = network(as_images(batch["classify"][:, 0]).double()).logits
-    wanted = [
-        (torch.logsumexp(row, 0) - row[label])
+    losses = [
+        torch.logsumexp(row, 0) - row[label]
         for row, label in zip(logits, batch["labels"], strict=True)
     ]
-    supervised = gradients(sum(wanted) / len(wanted))
-    known = {"labels": batch["labels"]} if objective.labels else {}
-    ours = gradients(
-        objective.loss(Doubling(), as_images(batch["objective"]), torch_generator(1), **known)
+    supervised = gradients(sum(losses) / len(losses))
+    labels = {"labels": batch["labels"]} if objective.labels else {}
+    objective_views = as_images(batch["objective"])
+    self_supervised = gradients(
+        objective.loss(Doubling(), objective_views, torch_generator(1), **labels)
     )
     terms = joint_loss(objective, 0.3)(Doubling(), batch, torch_generator(1))
-    for name, gradient in gradients(terms["loss"]).items():
-        parts = [part for part in (supervised[name], ours[name]) if part is not None]
-        assert parts, name
+    joint = gradients(terms["loss"])
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert joint.keys() == supervised.keys() | self_supervised.keys() == trained
+    for name, gradient in joint.items():
         zero = torch.zeros_like(gradient)
-        expected = (zero if supervised[name] is None else supervised[name]) + 0.3 * (
-            zero if ours[name] is None else ours[name]
-        )
+        expected = supervised.get(name, zero) + 0.3 * self_supervised.get(name, zero)
         torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-8)
-    encoder = [name for name in supervised if name.startswith("encoder.")]
-    assert any(
-        supervised[name] is not None and supervised[name].abs().max() > 0 for name in encoder
-    )
-    assert any(ours[name] is not None and ours[name].abs().max() > 0 for name in encoder)
-    assert terms["loss"].item() == pytest.approx(
-        (terms["classification_loss"] + 0.3 * terms["objective_loss"]).item()
-    )
+    for parts in (supervised, self_supervised):
+        assert any(parts[name].abs().max() > 0 for name in parts if name.startswith("encoder."))
+    total = (terms["classification_loss"] + 0.3 * terms["objective_loss"]).item()
+    assert terms["loss"].item() == pytest.approx(total)
 
 
 @EACH
 def test_each_mode_changes_its_own_parts_only(settings):
     network, objective = trainings.build(settings)
-    # Linear leaves the encoder's parameters and buffers bit for bit; the head is fitted anew in both of these modes.
+    # The linear mode leaves the encoder unchanged; both it and the full mode refit the head.
     for mode, parts in (
         ("linear", {"classifier", "head"}),
         ("full", {"encoder", "classifier", "head"}),
@@ -161,9 +159,7 @@ def test_refitting_trains_the_head_alone(settings):
     assert min(row["loss"] for row in rows[2:]) < rows[1]["loss"]
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in trainings.OF_EACH if name != "it3"]
-)  # that one learns from labels
+@pytest.mark.parametrize("name", sorted(trainings.OF_EACH.keys() - {"it3"}))  # IT3 needs labels
 def test_pretraining_trains_all_but_the_classifier_and_lowers_its_loss(name):
     network, objective = trainings.build(trainings.OF_EACH[name])
     before = copy.deepcopy(network)
@@ -174,7 +170,7 @@ def test_pretraining_trains_all_but_the_classifier_and_lowers_its_loss(name):
     )
     assert changed(network, before) == {"encoder", "head"}
     first, last = (sum(row["loss"] for row in part) for part in (rows[1:4], rows[-3:]))
-    # Random squares stand on no side: how they were turned can only be learnt by heart.
+    # Random squares have no upright position: their turns can only be memorised.
     assert first - last > abs(first) * (0.05 if name == "rotation" else 0.1)
     assert [row["epoch"] for row in rows if "knn_accuracy" in row] == [0, 2, 4, 6, 8, 10, 12, 14]
 
@@ -188,26 +184,18 @@ def test_classes_that_colour_tells_are_learned():
 def test_a_network_without_objective_is_fine_tuned_and_has_no_head_to_refit():
     network, objective = trainings.build(trainings.SIMCLR | {"objective": {"name": "none"}})
     images = trainings.image_set()
-    probe = pretrain(
-        trainings.trainer(),
-        network,
-        objective,
-        images,
-        (images, images),
-        trainings.VIEWS,
-        Recipe(epochs=0),
-    )
-    assert [row["epoch"] for row in probe] == [0]
+    trainer, probe, recipe = trainings.trainer(), (images, images), Recipe(epochs=0)
+    rows = pretrain(trainer, network, objective, images, probe, trainings.VIEWS, recipe)
+    assert [row["epoch"] for row in rows] == [0]
     rows, refit = tune(network, objective, "full")
     assert (len(rows), refit) == (3, [])
 
 
 def test_mae_views_are_not_jittered_and_its_second_average_forgets_faster():
-    (_, simclr), (_, mae) = trainings.build(trainings.SIMCLR), trainings.build(trainings.MAE)
-    (_, rotation), (_, simsiam) = (
-        trainings.build(trainings.ROTATION),
-        trainings.build(trainings.SIMSIAM),
-    )
+    _, simclr = trainings.build(trainings.SIMCLR)
+    _, mae = trainings.build(trainings.MAE)
+    _, rotation = trainings.build(trainings.ROTATION)
+    _, simsiam = trainings.build(trainings.SIMSIAM)
     assert ssl_views(mae, trainings.VIEWS)["objective"].augmentation.jitter == 0
     assert ssl_views(simclr, trainings.VIEWS)["objective"] == Views(2, trainings.VIEWS)
     assert ssl_views(simsiam, trainings.VIEWS)["objective"] == Views(2, trainings.VIEWS)

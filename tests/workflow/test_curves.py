@@ -1,4 +1,4 @@
-"""Which shifts, and how many of their images, the curves along the steps follow."""
+"""The shifts, and the number of their images, that the curves along the steps follow."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from tttlab.workflow import curves, places
 
 @pytest.fixture
 def follow(tmp_path, monkeypatch):
-    """Follow a run that was not tuned; give what was adapted to, by shift."""
+    """A function that follows a run without tuning: shift → the image ids that were adapted to."""
     monkeypatch.setattr(places, "OUTPUTS", tmp_path)
     monkeypatch.setattr(curves, "build_run", lambda *_: None)
     blobs(30).save(tmp_path / "data" / "test")
@@ -19,14 +19,10 @@ def follow(tmp_path, monkeypatch):
     write_sets(tmp_path / "data" / "shifted", {"photos/night": blobs(24, "night", seed=2)})
 
     def follow(along, trains=True, images=9, **wish):
-        wish = {
-            "corruptions": ("fog", "snow"),
-            "severities": (1, 3, 5),
-            "images": None,
-            "sets": {},
-        } | wish
+        default = {"corruptions": ("fog", "snow"), "severities": (1, 3, 5)}
+        shifts = Shifts(**{"images": None, "sets": {}} | default | wish)
         curve = SimpleNamespace(images=images, severities=along, candidates=0)
-        adapter = SimpleNamespace(steps=2)
+        loop = SimpleNamespace(steps=2)
         seen = {}
 
         def over(shifts, test, *_, **settings):
@@ -34,19 +30,16 @@ def follow(tmp_path, monkeypatch):
             seen["steps"] = settings["record"]
 
         adapt = SimpleNamespace(curve=curve)
-        curves.adapt_along_steps(
-            SimpleNamespace(
-                params=SimpleNamespace(seed=0, adapt=adapt, shifts=Shifts(**wish)),
-                tuned={"tuned": False, "settings": {}, "default": {}, "candidates": []},
-                piece=("r", "m", 0),
-                source=None,
-                ready=SimpleNamespace(
-                    settings=SimpleNamespace(trains=trains, adapter=adapter, protocol="episodic")
-                ),
-                over=over,
-            ),
-            None,
+        settings = SimpleNamespace(trains=trains, loop=loop, protocol="episodic")
+        run = SimpleNamespace(
+            params=SimpleNamespace(seed=0, adapt=adapt, shifts=shifts),
+            tuned={"tuned": False, "settings": {}, "default": {}, "candidates": []},
+            piece=("r", "m", 0),
+            source=None,
+            ready=SimpleNamespace(settings=settings),
+            over=over,
         )
+        curves.adapt_along_steps(run, None)
         return seen
 
     return follow

@@ -1,4 +1,4 @@
-"""All stages after one another on few images, as DVC runs them, and what others may build on."""
+"""All stages in order on few images, as DVC runs them, and the promised form of their results."""
 
 import importlib
 import json
@@ -42,21 +42,20 @@ STAGES = {
 
 
 def write_photos(root):
-    """Digits that are shifted by nature: inverted ones in class folders, and turned ones of which nothing is known."""
+    """Write digits as shifted sets: inverted ones in class folders, turned ones without labels."""
     source = open_source(ImageSpec(source="sklearn/digits"), "labeled", root)
     for number in range(30):
         digit = PIL.Image.fromarray(255 - np.asarray(source.read(number)))
-        for file, image in (
-            (root / "inverted" / source.classes[source.groups[number]], digit),
-            (root / "turned", digit.rotate(90)),
-        ):
-            file.mkdir(parents=True, exist_ok=True)
-            image.save(file / f"{number}.png")
+        label = source.classes[source.groups[number]]
+        images = {root / "inverted" / label: digit, root / "turned": digit.rotate(90)}
+        for folder, image in images.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f"{number}.png")
     return {"format": "domain_folders", "root": str(root)}
 
 
 def tiny_params(folder):
-    """The project's own settings, with everything that takes time made small, and a set that comes shifted."""
+    """Write the project's settings with small sizes and one more shifted set, and read them."""
     values = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     limits = {"unlabeled": 60, "labeled": 120, "test": 60}
     values["data"] |= {
@@ -74,11 +73,8 @@ def tiny_params(folder):
     values["adapt"]["curve"] |= {"images": 6, "severities": [5], "candidates": 1}
     values["distance"] = {"images": 20, "permutations": 19}
     values["alignment"] = {"images": 6}
-    values["machine"] |= {
-        "workers": 0,
-        "device": "cpu",
-        "images_per_step": 10,
-    }  # not by the clock: every time the same groups
+    # A fixed group size: with `auto` it would depend on the clock.
+    values["machine"] |= {"workers": 0, "device": "cpu", "images_per_step": 10}
     path = folder / "params.yaml"
     with path.open("w") as file:
         YAML().dump(values, file)
@@ -87,9 +83,8 @@ def tiny_params(folder):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    root = (
-        tmp_path_factory.mktemp("project") / "it's 100%20 a#b?"
-    )  # what means something in an address or in a filter
+    # Characters that have a meaning in a URL or in a filter of MLflow.
+    root = tmp_path_factory.mktemp("project") / "it's 100%20 a#b?"
     root.mkdir()
     params = tiny_params(root)
     with pytest.MonkeyPatch.context() as patch:
@@ -100,7 +95,7 @@ def project(tmp_path_factory):
 
 
 def run_stages(params, stages):
-    """Run stages after one another in this process, each for all that it is for."""
+    """Run stages in this process, each for all its models, runs or networks."""
     names = {
         "all": [([],)],
         "networks": [(model, seed) for model in params.models for seed in params.seeds],
@@ -113,7 +108,7 @@ def run_stages(params, stages):
 
 @pytest.fixture
 def elsewhere(project, tmp_path, monkeypatch):
-    """The finished project at another place: where, its settings, and a way to run stages there under changed ones."""
+    """A copy of the finished project: its folder, its settings, and a function that runs stages."""
     root, _ = project
     copy = Path(shutil.copytree(root, tmp_path / "elsewhere"))
     monkeypatch.setattr(places, "ROOT", copy)
@@ -166,7 +161,7 @@ def test_metrics_have_the_promised_shape(project):
     }
     for name, entry in metrics["runs"].items():
         assert set(entry) == keys
-        assert entry["images"] == 30  # of the test set and of two domains
+        assert entry["images"] == 30  # 10 of the test set and 10 of each of two domains
         assert entry["seeds"] == 2
         assert (entry["training_gain"] is None) == (name.split("/")[1] not in ("ssl", "actmad"))
         assert entry["gain"] == pytest.approx(entry["accuracy_adapted"] - entry["accuracy_source"])
@@ -179,9 +174,9 @@ def test_every_run_is_judged_on_the_same_images_and_checkpoint(project):
             pd.read_parquet(root / "outputs" / "predictions" / model / f"{run}.parquet")
             for run in params.adapt.runs
         ]
-        same = ["image_id", "seed", "shift", "label", "source_prediction"]
+        common = ["image_id", "seed", "shift", "label", "source_prediction"]
         for table in tables[1:]:
-            pd.testing.assert_frame_equal(table[same], tables[0][same])
+            pd.testing.assert_frame_equal(table[common], tables[0][common])
         control = tables[0]
         assert (control["adapted_prediction"] == control["source_prediction"]).all()
         assert (control["adapted_confidence"] == control["source_confidence"]).all()
@@ -210,24 +205,24 @@ def test_mlflow_holds_one_run_per_execution_linked_to_where_it_came_from(project
         for stage in ("pretrain", "finetune", "tune", "adapt")
     }
     counts = {"pretrain": 4, "finetune": 4, "tune": 8, "adapt": 24}
-    assert {stage: len(found) for stage, found in by_stage.items()} == counts
+    assert {stage: len(part) for stage, part in by_stage.items()} == counts
     assert {run.info.status for run in runs} == {"FINISHED"}
-    parents = {run.data.tags["mlflow.parentRunId"] for found in by_stage.values() for run in found}
+    parents = {run.data.tags["mlflow.parentRunId"] for part in by_stage.values() for run in part}
     assert len(parents) == 1
     for before, after in (("pretrain", "finetune"), ("finetune", "tune"), ("finetune", "adapt")):
-        known = {run.info.run_id: run.data.tags["model"] for run in by_stage[before]}
+        models = {run.info.run_id: run.data.tags["model"] for run in by_stage[before]}
         for run in by_stage[after]:
-            assert known[run.data.tags["source_run_id"]] == run.data.tags["model"]
+            assert models[run.data.tags["source_run_id"]] == run.data.tags["model"]
     trials = [run for run in runs if run.data.tags.get("stage") == "trial"]
     tunings = {run.info.run_id: run.data.tags for run in by_stage["tune"]}
     searched = {tags["run"]: {} for tags in tunings.values()}
-    for run in by_stage["tune"]:  # what this run searches, not what those that train do
-        found = {
+    for run in by_stage["tune"]:
+        search = {
             name.removeprefix("search."): value
             for name, value in run.data.params.items()
             if name.startswith("search.")
         }
-        searched[run.data.tags["run"]][run.data.tags["model"]] = found
+        searched[run.data.tags["run"]][run.data.tags["model"]] = search
     assert searched["shrink"]["mae_vit"] == {"threshold": "[0.5, 1.0, 2.0, 4.0, 8.0]"}
     assert searched["ssl"]["mae_vit"]["lr"] == "[3e-05, 0.0001, 0.0003, 0.001]"
     assert len(trials) == 8 * 3
@@ -240,33 +235,29 @@ def test_statistics_of_another_checkpoint_are_refused(project):
     from tttlab.networks import source_statistics
 
     root, _ = project
-    with pytest.raises(
-        UserError, match=r"expected statistics of checkpoint 000000000000, found those of"
-    ):
+    message = "expected statistics of checkpoint 000000000000, found those of"
+    with pytest.raises(UserError, match=message):
         source_statistics.load(root / "outputs" / "source_stats" / "mae_vit" / "5", "0" * 64)
-    with pytest.raises(
-        UserError,
-        match=r"expected source statistics, found none that can be read; run the stage source_stats",
-    ):
+    message = "expected source statistics, found none that can be read; run the stage source_stats"
+    with pytest.raises(UserError, match=message):
         source_statistics.load(root / "outputs" / "nowhere", "0" * 64)
 
 
 @pytest.fixture
 def copied(project, tmp_path):
-    """The finished project at another place, set up for two processes; and a way to run a stage there."""
+    """A copy of the finished project for two processes, and a function that runs a stage in it."""
     root, _ = project
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     values = YAML(typ="safe").load((copy / "params.yaml").read_text())
     values["machine"]["devices"] = 2
     with (copy / "params.yaml").open("w") as file:
         YAML().dump(values, file)
-    environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"} | {
-        "PYTHONPATH": str(ROOT)
-    }
+    environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"}
+    environment |= {"PYTHONPATH": str(ROOT)}
 
     def run(*words: str) -> None:
         command = [sys.executable, "-m", *words]
-        done = subprocess.run(
+        finished = subprocess.run(
             command,
             cwd=copy,
             env=environment,
@@ -275,7 +266,7 @@ def copied(project, tmp_path):
             timeout=300,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
+        assert finished.returncode == 0, finished.stderr
 
     return copy, run
 
@@ -295,16 +286,15 @@ def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, cop
     run("pipeline.adapt", "actmad")
     timed = ["milliseconds", "gate_milliseconds"]
     for model, seed in product(params.models, params.seeds):
-        one, two = (
-            pd.read_parquet(place / "outputs" / "adapted" / "actmad" / model / f"{seed}.parquet")
-            for place in (root, copy)
+        by_one_process, by_two = (
+            pd.read_parquet(folder / "outputs" / "adapted" / "actmad" / model / f"{seed}.parquet")
+            for folder in (root, copy)
         )
         pd.testing.assert_frame_equal(
-            one.drop(columns=timed), two.drop(columns=timed), check_exact=True
+            by_one_process.drop(columns=timed), by_two.drop(columns=timed), check_exact=True
         )
-    assert count_runs(copy) == before + len(params.models) * len(
-        params.seeds
-    )  # the first process's alone
+    # Only the first process has runs in MLflow.
+    assert count_runs(copy) == before + len(params.models) * len(params.seeds)
     assert not [path for path in (copy / ".resume").iterdir() if path.is_dir()]
 
 
@@ -328,7 +318,7 @@ def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, cop
 def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
     project, tmp_path, monkeypatch, stage, item, computes, outputs
 ):
-    """As DVC runs it: that ends, another begins, and has removed the outputs."""
+    """As with a DVC that is killed: the next DVC removes the outputs and starts the stage again."""
     root, params = project
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     monkeypatch.setattr(places, "ROOT", copy)
@@ -339,10 +329,8 @@ def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
     drivers, run = [100.0, 200.0, 200.0], importlib.import_module(f"pipeline.{stage}").run
 
     def written() -> dict[str, bytes]:
-        made = copy / "outputs" / outputs
-        files = (
-            [made] if made.is_file() else sorted(path for path in made.rglob("*") if path.is_file())
-        )
+        path = copy / "outputs" / outputs
+        files = [path] if path.is_file() else sorted(filter(Path.is_file, path.rglob("*")))
         return {path.relative_to(copy).as_posix(): path.read_bytes() for path in files}
 
     def runs() -> list[tuple]:
@@ -352,7 +340,7 @@ def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
             ).fetchall()
 
     run(params, *item)
-    before, known = written(), runs()
+    before, runs_before = written(), runs()
     for path in before:
         (copy / path).unlink()
     monkeypatch.setattr(computes, lambda *_arguments, **_settings: pytest.fail("computed again"))
@@ -360,7 +348,7 @@ def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
     assert written() == before
     assert len(before) > 0
     assert [status for _, status in runs()].count("RUNNING") == 0
-    assert len(runs()) == len(known)  # the same runs in MLflow, the trials of a tuning among them
+    assert len(runs()) == len(runs_before)  # no new runs in MLflow, nor trials of a tuning
     assert [path.name for path in (copy / ".resume").iterdir() if path.is_dir()]
     importlib.import_module("tttlab.workflow.leftovers").tidy()
     assert not [path.name for path in (copy / ".resume").iterdir() if path.is_dir()]
@@ -370,23 +358,15 @@ def test_two_processes_started_by_torchrun_pretrain_as_one_does(project, copied)
     root, _ = project
     copy, run = copied
     before = count_runs(copy)
-    run(
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "pipeline.pretrain",
-        "mae_vit",
-        "5",
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    run(*torchrun, "-m", "pipeline.pretrain", "mae_vit", "5")
+    by_one_process, by_two = (
+        pd.read_csv(folder / "outputs" / "pretrained" / "mae_vit" / "5" / "curve.csv").drop(
+            columns="knn_accuracy"
+        )
+        for folder in (root, copy)
     )
-    one, two = (
-        pd.read_csv(place / "outputs" / "pretrained" / "mae_vit" / "5" / "curve.csv")
-        for place in (root, copy)
-    )
-    pd.testing.assert_frame_equal(
-        one.drop(columns="knn_accuracy"), two.drop(columns="knn_accuracy"), rtol=1e-4
-    )
+    pd.testing.assert_frame_equal(by_one_process, by_two, rtol=1e-4)
     assert count_runs(copy) == before + 1
 
 
@@ -435,7 +415,7 @@ def test_one_more_run_or_seed_computes_only_itself(elsewhere, stage):
     [
         (("adapt", "runs", "bn", "prior"), {"bn"}),
         (("adapt", "runs", "shrink", "search", "threshold"), {"shrink"}),
-        (("seed",), {"none", "views", "bn", "shrink", "ssl", "actmad"}),
+        (("seed",), {"bn", "shrink", "ssl", "actmad"}),
     ],
 )
 def test_a_changed_setting_computes_what_it_concerns(elsewhere, change, touched):
@@ -449,8 +429,7 @@ def test_a_changed_setting_computes_what_it_concerns(elsewhere, change, touched)
     run("tune")
     after = made(copy, "tune")
     changed = {name.partition("/")[0] for name in before if before[name] != after[name]}
-    # What is not searched is written each time: it takes no work.
-    assert changed - {"none", "views"} == touched - {"none", "views"}
+    assert changed == touched
 
 
 def test_a_file_that_somebody_changed_is_made_again(elsewhere):
@@ -486,14 +465,13 @@ def test_a_tuned_file_that_cannot_be_read_is_told_in_one_line(project, monkeypat
     (tmp_path / "tuned" / "ssl").mkdir(parents=True)
     for text in ('{"tuned"', "{}", '{"tuned": true}', "[]"):
         (tmp_path / "tuned" / "ssl" / "mae_vit.json").write_text(text)
-        with pytest.raises(
-            UserError, match=r"found nothing that can be read; run python -m pipeline\.tune ssl$"
-        ):
+        message = r"found nothing that can be read; run python -m pipeline\.tune ssl$"
+        with pytest.raises(UserError, match=message):
             load_tuned("ssl", "mae_vit")
 
 
 def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
-    """Without them, and with every opened file listed, the stage chooses the same."""
+    """The stage chooses the same without them, and opens no file of theirs."""
     root, params = project
     copy, run = copied
     for folder in ("test", "shifted"):
@@ -504,7 +482,7 @@ def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
     spy.write_text(
         "import runpy, sys\n"
         "seen = open('opened.txt', 'w')\n"
-        "sys.addaudithook(lambda event, found: event == 'open' and seen.write(f'{found[0]}\\n'))\n"
+        "sys.addaudithook(lambda event, args: event == 'open' and seen.write(f'{args[0]}\\n'))\n"
         "sys.argv = ['pipeline.tune', sys.argv[1]]\n"
         "runpy.run_module('pipeline.tune', run_name='__main__', alter_sys=True)\n"
     )
@@ -527,7 +505,7 @@ def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
         for line in (copy / "opened.txt").read_text().splitlines()
         if "outputs/" in line
     }
-    assert "weights.safetensors" in opened  # the list works
+    assert "weights.safetensors" in opened  # the list is not empty
     assert {line.split("outputs/")[1].split("/")[0] for line in opened.values()} <= {
         "data",
         "finetuned",
@@ -535,11 +513,8 @@ def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
         "source_stats",
         "tuned",
     }
-    assert not [
-        line
-        for line in opened.values()
-        if "data/test" in line or "data/shifted" in line or "photos" in line
-    ]
+    forbidden = ("data/test", "data/shifted", "photos")
+    assert not [line for line in opened.values() if any(part in line for part in forbidden)]
 
 
 def test_too_few_images_for_distances_stop_nothing_else(elsewhere):
@@ -554,7 +529,10 @@ def test_too_few_images_for_distances_stop_nothing_else(elsewhere):
 def test_tables_hold_every_part_of_the_answer(project):
     root, params = project
     tables = {path.stem: pd.read_csv(path) for path in (root / "outputs" / "tables").glob("*.csv")}
-    expected = "summary by_shift by_corruption by_severity reliability steps tuning alignment correlations distances"
+    expected = (
+        "summary by_shift by_corruption by_severity reliability steps tuning alignment "
+        "correlations distances"
+    )
     assert set(tables) == set(expected.split())
     for name in ("summary", "by_shift", "reliability"):
         assert set(tables[name]["run"]) == set(params.adapt.runs)
@@ -574,25 +552,23 @@ def test_images_that_come_shifted_go_all_the_way_with_and_without_labels(project
     root, _ = project
     tables = {path.stem: pd.read_csv(path) for path in (root / "outputs" / "tables").glob("*.csv")}
     shifts = tables["by_shift"].set_index(["model", "run", "shift"])
-    known, unknown = (
+    labeled, unlabeled = (
         shifts.xs(f"photos/{domain}", level="shift") for domain in ("inverted", "turned")
     )
-    assert set(known["n"]) == set(unknown["n"]) == {20}  # under two training seeds
-    assert known["accuracy_source"].notna().all()
-    assert unknown[["accuracy_source", "gain", "mcnemar_p"]].isna().all(axis=None)
-    assert unknown["changed"].notna().all()
+    assert set(labeled["n"]) == set(unlabeled["n"]) == {20}  # 10 under each of two training seeds
+    assert labeled["accuracy_source"].notna().all()
+    assert unlabeled[["accuracy_source", "gain", "mcnemar_p"]].isna().all(axis=None)
+    assert unlabeled["changed"].notna().all()
     assert {"photos/inverted", "photos/turned"} <= set(tables["by_corruption"]["corruption"])
     assert set(tables["by_severity"]["severity"]) == {0, 2, 5}
-    assert set(tables["alignment"]["shift"]) == set(shifts.index.unique("shift")) - {
-        "photos/turned"
-    }
+    with_labels = set(shifts.index.unique("shift")) - {"photos/turned"}
+    assert set(tables["alignment"]["shift"]) == with_labels
     assert {"photos/inverted", "photos/turned"} <= set(tables["distances"]["target"])
     predictions = pd.read_parquet(root / "outputs" / "predictions" / "mae_vit" / "actmad.parquet")
-    own = predictions[predictions["shift"] == "photos/inverted"].drop_duplicates("image_id")
-    assert [int(name.split("/")[1]) for name in own["image_id"]] == own[
-        "label"
-    ].tolist()  # inverted/<digit>/<number>.png
-    assert sorted(own["label"]) == list(range(10))
+    rows = predictions[predictions["shift"] == "photos/inverted"].drop_duplicates("image_id")
+    digits = [int(name.split("/")[1]) for name in rows["image_id"]]  # inverted/<digit>/<number>.png
+    assert digits == rows["label"].tolist()
+    assert sorted(digits) == list(range(10))
     assert (root / "outputs" / "figures" / "examples_of_sets.png").stat().st_size > 5_000
     assert "photos/inverted" in (root / "outputs" / "report.html").read_text()
 
@@ -625,9 +601,8 @@ def test_streams_go_all_the_way(elsewhere):
     values["tune"]["search"] = {"steps": [1, 2]}
     shifted = copy / "outputs" / "data" / "shifted" / "shifts.json"
     entries = json.loads(shifted.read_text())
-    shifted.write_text(
-        json.dumps([entry for entry in entries if entry["corruption"] != "photos/turned"])
-    )  # without labels
+    labeled = [entry for entry in entries if entry["corruption"] != "photos/turned"]
+    shifted.write_text(json.dumps(labeled))
     params = run("tune", "adapt", "align", "evaluate", "report")
     for model in params.models:
         choice = json.loads((copy / "outputs" / "tuned" / "tent" / f"{model}.json").read_text())
@@ -649,7 +624,7 @@ def test_streams_go_all_the_way(elsewhere):
         }
         for table in tables.values():
             pd.testing.assert_series_equal(table["image_id"], tables["none"]["image_id"])
-        # Before its first step the stream of `tent` is that of batch statistics.
+        # Before its first step `tent` normalises by batch statistics, as `bn` does.
         assert (tables["tent"]["untrained_prediction"] == tables["bn"]["adapted_prediction"]).all()
         assert tables["tent"]["loss_first"].notna().all()
     assert "every shift a stream of its own" in (copy / "outputs" / "report.html").read_text()
@@ -657,7 +632,6 @@ def test_streams_go_all_the_way(elsewhere):
 
 @pytest.mark.parametrize(("method", "own"), [("ttt_plus_plus", True), ("adacontrast", False)])
 def test_a_head_gets_the_views_that_it_was_trained_on(project, monkeypatch, method, own):
-    from dataclasses import asdict
 
     from tttlab.workflow.loading import build_run, load_source
 
@@ -667,13 +641,12 @@ def test_a_head_gets_the_views_that_it_was_trained_on(project, monkeypatch, meth
     params = read_params(root / "params.yaml")
     params.adapt.runs["own"] = {"method": method, "protocol": "online"}
     model = next(name for name, objective in params.objectives.items() if objective == "simclr")
-    ready = build_run(params, "own", model, load_source(params, model, params.seeds[0]), {})
-    trained, given = (
-        params.models[model].pretrain.augment.model_dump(),
-        params.adapt.augment.model_dump(),
-    )
-    assert trained != given
-    assert asdict(ready.task.method.augmentation) == (trained if own else given)
+    source = load_source(params, model, params.seeds[0])
+    augmentation = build_run(params, "own", model, source, {}).task.method.augmentation
+    of_pretraining = params.models[model].pretrain.augment
+    of_adapting = params.adapt.augment
+    assert of_pretraining != of_adapting
+    assert augmentation == (of_pretraining if own else of_adapting)
 
 
 BROKEN = """
@@ -703,16 +676,15 @@ def test_a_stage_started_by_hand_tells_what_is_wrong_with_a_method_before_it_wor
     monkeypatch.setattr(places, "ROOT", tmp_path)
     params = read_params(root / "params.yaml")
     params.adapt.runs["own"] = {"method": "package.broken", "search": {"lr": [0.1, 0.2]}}
-    with pytest.raises(
-        UserError,
-        match=r"^adapt\.runs\.own, method package\.broken on .*: loss \(line 10\) branches on a value",
-    ):
+    message = (
+        r"^adapt\.runs\.own, method package\.broken on .*: loss \(line 10\) branches on a value"
+    )
+    with pytest.raises(UserError, match=message):
         tune.run(params, ["own"])
     assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_nothing_unfinished_is_left(project):
     root, _ = project
-    left = [path for path in (root / ".resume").iterdir() if path.is_dir()]
-    assert not left
+    assert not [path for path in (root / ".resume").iterdir() if path.is_dir()]
     assert (root / "outputs" / "report.html").stat().st_size > 50_000

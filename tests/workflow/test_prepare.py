@@ -38,12 +38,8 @@ def run(tmp_path, monkeypatch):
 
     def run(workers=1, seed=0, shifts=None, **changes):
         values.update(seed=seed, data=DATA | changes, machine={"workers": workers})
-        values["shifts"] = {
-            "corruptions": ["fog"],
-            "severities": [5],
-            "images": None,
-            "sets": {},
-        } | (shifts or {})
+        default = {"corruptions": ["fog"], "severities": [5], "images": None, "sets": {}}
+        values["shifts"] = default | (shifts or {})
         run.params = Params.model_validate(values)
         prepare.run(run.params)
         return {name: ImageSet.load(tmp_path / "outputs/data" / name) for name in SETS}
@@ -56,15 +52,14 @@ def tree(root, counts, seed):
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
         for index in range(count):
-            Image.fromarray(rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)).save(
-                root / name / f"{index}.png"
-            )
+            pixels = rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
     return {"source": "folder", "root": str(root)}
 
 
 @pytest.fixture
 def three(tmp_path):
-    """Make three folders of one's own, and say where."""
+    """Settings for three folders of small images."""
     return {
         "image_size": 8,
         "unlabeled": tree(tmp_path / "u", {"any": 4}, 1),
@@ -81,8 +76,8 @@ def test_the_default_sets_are_disjoint_and_together_hold_every_digit(run, capsys
     sets = run()
     ids = [name for images in sets.values() for name in images.image_ids]
     assert len(ids) == len(set(ids)) == 1797
-    for which, share in zip(SETS, (0.45, 0.28, 0.07, 0.20), strict=True):
-        assert abs(len(sets[which]) / 1797 - share) < 0.005
+    for name, share in zip(SETS, (0.45, 0.28, 0.07, 0.20), strict=True):
+        assert abs(len(sets[name]) / 1797 - share) < 0.005
     assert set(sets["unlabeled"].labels) == {-1}
     assert sets["test"].classes == sets["labeled_train"].classes == tuple("0123456789")
     lines = capsys.readouterr().out.splitlines()
@@ -91,25 +86,23 @@ def test_the_default_sets_are_disjoint_and_together_hold_every_digit(run, capsys
 
 def test_the_summary_counts_what_lies_on_disk(run, tmp_path):
     sets = run()
-    found = summary(tmp_path)
-    assert list(found) == list(SETS)
+    entries = summary(tmp_path)
+    assert list(entries) == list(SETS)
     for name, images in sets.items():
-        assert found[name]["images"] == len(images)
-        assert found[name]["sha256"] == images.digest()
-        assert found[name]["source"] == "sklearn/digits"
-        assert found[name]["packed"]
-    assert (
-        list(found["test"]["images_per_class"].values())
-        == np.bincount(sets["test"].labels).tolist()
-    )
-    assert [found[name]["classes"] for name in SETS] == [0, 10, 10, 10]
+        assert entries[name]["images"] == len(images)
+        assert entries[name]["sha256"] == images.digest()
+        assert entries[name]["source"] == "sklearn/digits"
+        assert entries[name]["packed"]
+    counts = list(entries["test"]["images_per_class"].values())
+    assert counts == np.bincount(sets["test"].labels).tolist()
+    assert [entries[name]["classes"] for name in SETS] == [0, 10, 10, 10]
 
 
 def test_the_seed_alone_decides(run):
-    first, again, other = run(), run(workers=3), run(seed=1)
+    first, again, other_seed = run(), run(workers=3), run(seed=1)
     assert all(first[name].digest() == again[name].digest() for name in SETS)
     assert all(first[name].image_ids == again[name].image_ids for name in SETS)
-    assert set(first["test"].image_ids) != set(other["test"].image_ids)
+    assert set(first["test"].image_ids) != set(other_seed["test"].image_ids)
 
 
 def test_three_folders_of_ones_own(run, three):
@@ -131,23 +124,16 @@ def test_an_image_that_is_tested_on_is_never_trained_on(run, tmp_path, capsys):
     labeled = tree(tmp_path / "l", {"ape": 3, "bee": 3}, 2) | {"validation": 0.4}
     test = tree(tmp_path / "t", {"ape": 2}, 3)
     (tmp_path / "t/ape/1.png").write_bytes((tmp_path / "l/bee/2.png").read_bytes())
-    with pytest.raises(
-        UserError, match=r"^data\.test: .*t/ape/1\.png has the same pixels as .*l/bee/2\.png"
-    ):
+    message = r"^data\.test: .*t/ape/1\.png has the same pixels as .*l/bee/2\.png"
+    with pytest.raises(UserError, match=message):
         run(image_size=8, labeled=labeled, test=test)
-    with pytest.raises(
-        UserError, match=r"^data\.test: .*t/ape/1\.png has the same pixels as .*l/bee/2\.png"
-    ):
+    with pytest.raises(UserError, match=message):
         run(image_size=8, labeled=labeled, test=test, duplicates="allow")
     sets = run(image_size=8, labeled=labeled, test=test, duplicates="skip")
     assert len(sets["test"]) == 2
-    assert sorted(sets["labeled_train"].image_ids + sets["labeled_validation"].image_ids) == [
-        "ape/0.png",
-        "ape/1.png",
-        "ape/2.png",
-        "bee/0.png",
-        "bee/1.png",
-    ]
+    image_ids = sets["labeled_train"].image_ids + sets["labeled_validation"].image_ids
+    apes_and_bees = ["ape/0.png", "ape/1.png", "ape/2.png", "bee/0.png", "bee/1.png"]
+    assert sorted(image_ids) == apes_and_bees
     assert "left out: " in capsys.readouterr().out
 
 
@@ -164,14 +150,10 @@ def test_skipped_files_are_printed_and_kept_in_the_record(run, tmp_path, capsys)
 
 
 def test_files_of_other_kinds_are_told_and_stop_nothing(run, tmp_path, capsys):
-    """A photograph that cannot be read must not vanish in silence, nor may a list of labels beside it stop the run."""
+    """An unreadable photograph must be reported, and a list of labels must not stop the run."""
     test = tree(tmp_path / "t", {"1": 2, "2": 2}, 3)
-    for name in (
-        "1/IMG_7.HEIC",
-        "2/labels.txt",
-        "2/.DS_Store",
-        *(f"2/{index:02}.cr2" for index in range(12)),
-    ):
+    raw = [f"2/{index:02}.cr2" for index in range(12)]
+    for name in ("1/IMG_7.HEIC", "2/labels.txt", "2/.DS_Store", *raw):
         (tmp_path / "t" / name).write_text("something else")
     assert len(run(test=test)["test"]) == 4
     printed = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
@@ -183,7 +165,7 @@ def test_files_of_other_kinds_are_told_and_stop_nothing(run, tmp_path, capsys):
     assert len(recorded) == summary(tmp_path)["test"]["skipped"] == 14
 
 
-# --- without labels ----------------------------------------------------------------------------------------------
+# --- without labels ---
 
 
 @pytest.mark.parametrize("how", ["no folders", "no classes"])
@@ -191,22 +173,20 @@ def test_test_images_without_labels_are_taken_and_the_price_is_told(
     run, three, tmp_path, capsys, how
 ):
     if how == "no classes":
-        three["test"] = tree(tmp_path / "days", {"monday": 2, "tuesday/morning": 3}, 5) | {
-            "labels": "none"
-        }
+        folders = {"monday": 2, "tuesday/morning": 3}
+        three["test"] = tree(tmp_path / "days", folders, 5) | {"labels": "none"}
     else:
         three["test"] = tree(tmp_path / "days", {".": 5}, 5)
     sets = run(**three)
     assert sets["test"].labels.tolist() == [-1] * 5
-    assert (
-        sets["test"].classes == sets["labeled_train"].classes == ("ape", "bee", "cow")
-    )  # the predictions' names
-    found = summary(tmp_path)["test"]
-    assert (found["images"], found["classes"], found["images_per_class"]) == (5, 0, {})
+    # The classes are the names of the predictions.
+    assert sets["test"].classes == sets["labeled_train"].classes == ("ape", "bee", "cow")
+    entry = summary(tmp_path)["test"]
+    assert (entry["images"], entry["classes"], entry["images_per_class"]) == (5, 0, {})
     lines = capsys.readouterr().out.splitlines()
-    (place,) = [number for number, line in enumerate(lines) if line.startswith("test ")]
-    assert "5 images, no labels, from folder" in lines[place]
-    assert lines[place + 1].startswith("  its accuracy will be unknown")
+    (position,) = [number for number, line in enumerate(lines) if line.startswith("test ")]
+    assert "5 images, no labels, from folder" in lines[position]
+    assert lines[position + 1].startswith("  its accuracy will be unknown")
 
 
 def test_shifts_that_settings_are_tuned_under_are_told_in_a_line_and_not_tested_on(
@@ -216,10 +196,8 @@ def test_shifts_that_settings_are_tuned_under_are_told_in_a_line_and_not_tested_
     (tmp_path / "c/snow").rename(tmp_path / "c/spatter")
     run(**three, shifts={"sets": {"c": wish}})
     lines = capsys.readouterr().out.splitlines()
-    assert (
-        "shifts.sets.c: left out spatter: settings are tuned under corruptions of these names"
-        in lines
-    )
+    line = "shifts.sets.c: left out spatter: settings are tuned under corruptions of these names"
+    assert line in lines
     assert list(summary(tmp_path))[4:] == ["c/fog-2", "c/fog-5"]
 
 
@@ -230,9 +208,8 @@ def test_nothing_is_told_of_accuracy_where_it_will_be_known(run, three, capsys):
 
 def test_a_typo_in_a_class_folder_is_an_error_that_names_both_ways_out(run, three, tmp_path):
     three["test"] = tree(tmp_path / "typo", {"bee": 1, "cwo": 1}, 5)
-    with pytest.raises(
-        UserError, match=r"^data\.test: class 'cwo' is not in data\.labeled; did you mean 'cow'\?"
-    ) as caught:
+    message = r"^data\.test: class 'cwo' is not in data\.labeled; did you mean 'cow'\?"
+    with pytest.raises(UserError, match=message) as caught:
         run(**three)
     assert "set labels: none if the folders are no classes" in str(caught.value)
 
@@ -243,7 +220,7 @@ def test_labeled_images_need_their_class_folders_all_the_same(run, three, tmp_pa
         run(**three)
 
 
-# --- read in place -----------------------------------------------------------------------------------------------
+# --- read in place ---
 
 
 def test_folders_from_the_bound_on_are_read_in_place_and_hold_the_same(
@@ -254,35 +231,35 @@ def test_folders_from_the_bound_on_are_read_in_place_and_hold_the_same(
         for name, images in run(**three).items()
     }
     assert "read in place" not in capsys.readouterr().out
-    lazy = run(**three, pack_below=0)
+    in_place = run(**three, pack_below=0)
     for name, (image_ids, labels, pixels) in packed.items():
-        assert (lazy[name].image_ids, lazy[name].labels.tolist()) == (image_ids, labels)
-        np.testing.assert_array_equal(lazy[name].pixels[:], pixels)
+        images = in_place[name]
+        assert (images.image_ids, images.labels.tolist()) == (image_ids, labels)
+        np.testing.assert_array_equal(images.pixels[:], pixels)
         assert not summary(tmp_path)[name]["packed"]
-        assert summary(tmp_path)[name]["sha256"] == lazy[name].digest()
+        assert summary(tmp_path)[name]["sha256"] == images.digest()
     assert not list((tmp_path / "outputs").rglob("pixels.npy"))
     assert all(line.endswith(", read in place") for line in capsys.readouterr().out.splitlines())
 
 
 def test_duplicates_are_found_among_images_read_in_place(run, three, tmp_path):
     (tmp_path / "t/bee/1.png").write_bytes((tmp_path / "u/any/2.png").read_bytes())
-    with pytest.raises(
-        UserError,
-        match=r"^data\.test: .*t/bee/1\.png has the same pixels as .*u/any/2\.png of data\.unlabeled",
-    ):
+    message = (
+        r"^data\.test: .*t/bee/1\.png has the same pixels as .*u/any/2\.png of data\.unlabeled"
+    )
+    with pytest.raises(UserError, match=message):
         run(**three, pack_below=0)
 
 
-# --- sets that come shifted --------------------------------------------------------------------------------------
+# --- sets that come shifted ---
 
 
 def corrupted(root, severities=(2, 5)):
-    """Write fog and snow as ImageNet-C is distributed: four apes, five bees and three cows at every severity."""
+    """Write fog and snow in the form of ImageNet-C."""
+    counts = {"ape": 4, "bee": 5, "cow": 3}
     for number, name in enumerate(("fog", "snow")):
         for severity in severities:
-            tree(
-                root / name / str(severity), {"ape": 4, "bee": 5, "cow": 3}, 10 * severity + number
-            )
+            tree(root / name / str(severity), counts, 10 * severity + number)
     return {"format": "corruption_folders", "root": str(root)}
 
 
@@ -294,10 +271,8 @@ def photographed(root):
 
 
 def test_sets_that_come_shifted_land_beside_the_three(run, three, tmp_path, capsys):
-    run(
-        **three,
-        shifts={"sets": {"c": corrupted(tmp_path / "c"), "photos": photographed(tmp_path / "p")}},
-    )
+    shifted = {"c": corrupted(tmp_path / "c"), "photos": photographed(tmp_path / "p")}
+    run(**three, shifts={"sets": shifted})
     folder = tmp_path / "outputs/data/shifted"
     entries = json.loads((folder / "shifts.json").read_text())
     assert [(entry["corruption"], entry["severity"]) for entry in entries] == [
@@ -308,54 +283,34 @@ def test_sets_that_come_shifted_land_beside_the_three(run, three, tmp_path, caps
         ("photos/by night", 0),
         ("photos/day", 0),
     ]
-    assert {path.name for path in folder.iterdir()} == {
-        "shifts.json",
-        *(entry["folder"] for entry in entries),
-    }
+    folders = {entry["folder"] for entry in entries}
+    assert {path.name for path in folder.iterdir()} == {"shifts.json"} | folders
     sets = {
         (entry["corruption"], entry["severity"]): ImageSet.load(folder / entry["folder"])
         for entry in entries
     }
     assert [len(images) for images in sets.values()] == [12, 12, 12, 12, 4, 5]
     assert all(images.classes == ("ape", "bee", "cow") for images in sets.values())
-    assert sets["photos/day", 0].labels.tolist() == [
-        0,
-        0,
-        0,
-        2,
-        2,
-    ]  # cow is the third class there as everywhere
+    assert sets["photos/day", 0].labels.tolist() == [0, 0, 0, 2, 2]  # cow is the third class
     assert sets["photos/by night", 0].labels.tolist() == [-1] * 4
     assert len({sets["c/fog", severity].image_ids for severity in (2, 5)}) == 1
-    pixels = np.asarray(
-        Image.open(tmp_path / "c/snow/5/bee/3.png").resize(
-            (8, 8), Image.Resampling.BICUBIC, (2, 0, 12, 10)
-        )
-    )
-    found = sets["c/snow", 5].pixels[sets["c/snow", 5].image_ids.index("bee/3.png")]
-    assert abs(found.astype(int) - pixels).max() <= 1
+    image = Image.open(tmp_path / "c/snow/5/bee/3.png")
+    expected = np.asarray(image.resize((8, 8), Image.Resampling.BICUBIC, (2, 0, 12, 10)))
+    pixels = sets["c/snow", 5].pixels[sets["c/snow", 5].image_ids.index("bee/3.png")]
+    assert abs(pixels.astype(int) - expected).max() <= 1
 
-    told = summary(tmp_path)
-    assert list(told) == [
-        *SETS,
-        "c/fog-2",
-        "c/fog-5",
-        "c/snow-2",
-        "c/snow-5",
-        "photos/by night",
-        "photos/day",
-    ]
-    assert told["c/fog-2"]["images_per_class"] == {"ape": 4, "bee": 5, "cow": 3}
-    assert told["c/fog-2"]["source"] == f"corruption_folders {tmp_path / 'c'} fog 2"
-    assert (told["photos/by night"]["classes"], told["photos/by night"]["images_per_class"]) == (
-        0,
-        {},
-    )
-    assert told["photos/day"]["sha256"] == sets["photos/day", 0].digest()
+    entries = summary(tmp_path)
+    shifted = ["c/fog-2", "c/fog-5", "c/snow-2", "c/snow-5", "photos/by night", "photos/day"]
+    assert list(entries) == [*SETS, *shifted]
+    assert entries["c/fog-2"]["images_per_class"] == {"ape": 4, "bee": 5, "cow": 3}
+    assert entries["c/fog-2"]["source"] == f"corruption_folders {tmp_path / 'c'} fog 2"
+    assert entries["photos/by night"]["classes"] == 0
+    assert entries["photos/by night"]["images_per_class"] == {}
+    assert entries["photos/day"]["sha256"] == sets["photos/day", 0].digest()
     lines = capsys.readouterr().out.splitlines()
     assert any(line.split()[:2] == ["c/snow-5", "12"] for line in lines)
     _, shifts = open_test(run.params)
-    assert [shift.name for shift in shifts] == ["clean", "fog-5", *list(told)[4:]]
+    assert [shift.name for shift in shifts] == ["clean", "fog-5", *shifted]
 
 
 def test_the_images_of_a_shift_are_limited_and_balanced_and_fewer_are_among_more(
@@ -365,19 +320,17 @@ def test_the_images_of_a_shift_are_limited_and_balanced_and_fewer_are_among_more
     chosen = {}
     for count in (3, 6):
         run(**three, shifts={"sets": sets, "images": count})
-        told = summary(tmp_path)
-        assert [told[name]["images"] for name in ("c/fog-2", "photos/by night", "photos/day")] == [
-            count,
-            min(count, 4),
-            min(count, 5),
-        ]
-        assert set(told["c/snow-5"]["images_per_class"].values()) == {count // 3}
+        entries = summary(tmp_path)
+        assert entries["c/fog-2"]["images"] == count
+        assert entries["photos/by night"]["images"] == min(count, 4)
+        assert entries["photos/day"]["images"] == min(count, 5)
+        assert set(entries["c/snow-5"]["images_per_class"].values()) == {count // 3}
         test, shifts = open_test(run.params)
         chosen[count] = {shift.name: set(shift.of(test).image_ids) for shift in shifts[2:]}
     for name, few in chosen[3].items():
         assert few < chosen[6][name]
     assert chosen[6]["c/fog-2"] == chosen[6]["c/snow-5"]  # the same under every corruption
-    test, shifts = open_test(run.params, 3)  # what a later stage makes of the six
+    test, shifts = open_test(run.params, 3)  # a later stage that takes 3 of the 6 images
     assert {shift.name: set(shift.of(test).image_ids) for shift in shifts[2:]} == chosen[3]
 
 
@@ -389,11 +342,8 @@ def test_cifar_10_c_arrives_as_it_is_and_its_images_are_those_of_the_clean_test_
     np.save(tmp_path / "c/labels.npy", np.tile(labels, 5))
     labeled = tree(tmp_path / "l", dict.fromkeys(CIFAR10, 2), 2) | {"validation": 0.5}
     wish = {"format": "cifar10_c", "root": str(tmp_path / "c"), "severities": [4]}
-    run(
-        labeled=labeled,
-        test=tree(tmp_path / "t", {"cat": 2}, 3),
-        shifts={"sets": {"c": wish}, "images": 20},
-    )
+    test = tree(tmp_path / "t", {"cat": 2}, 3)
+    run(labeled=labeled, test=test, shifts={"sets": {"c": wish}, "images": 20})
     images = ImageSet.load(tmp_path / "outputs/data/shifted/c%2Ffog-4")
     rows = [int(name.removeprefix("cifar10/test/")) for name in images.image_ids]
     np.testing.assert_array_equal(images.pixels, pixels[90:120][rows])
@@ -422,21 +372,24 @@ def test_a_shifted_image_that_was_trained_on_stops_the_run_or_is_left_out_of_tra
 ):
     shifts = {"sets": {"photos": photographed(tmp_path / "p")}}
     (tmp_path / "p/day/cow/1.png").write_bytes((tmp_path / "l/ape/3.png").read_bytes())
-    told = r"^shifts\.sets\.photos/day: .*p/day/cow/1\.png has the same pixels as .*l/ape/3\.png of data\.labeled \(1 such"
-    with pytest.raises(UserError, match=told):
+    message = (
+        r"^shifts\.sets\.photos/day: .*p/day/cow/1\.png has the same pixels as "
+        r".*l/ape/3\.png of data\.labeled \(1 such"
+    )
+    with pytest.raises(UserError, match=message):
         run(**three, shifts=shifts, pack_below=pack_below)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         run(**three, shifts=shifts, pack_below=pack_below, duplicates="allow")
     sets = run(**three, shifts=shifts, pack_below=pack_below, duplicates="skip")
     assert "ape/3.png" not in sets["labeled_train"].image_ids + sets["labeled_validation"].image_ids
     assert summary(tmp_path)["photos/day"]["images"] == 5
 
 
-# --- what pretraining sees ---------------------------------------------------------------------------------------
+# --- what pretraining sees ---
 
 
 def shared(tmp_path, pack_below):
-    """One folder for pretraining and for training, as settings/cifar10.yaml has it."""
+    """Settings with one folder for pretraining and for training, as in settings/cifar10.yaml."""
     source = tree(tmp_path / "all", {"ape": 10, "bee": 10}, 9)
     return {
         "image_size": 8,
@@ -470,47 +423,47 @@ def test_validation_images_are_known_by_their_pixels_whatever_they_are_called(ru
     (tmp_path / "u").mkdir()
     for number, file in enumerate(sorted((tmp_path / "all").rglob("*.png"))):
         (tmp_path / f"u/{number:02}.png").write_bytes(file.read_bytes())
-    found = run(**settings | {"unlabeled": {"source": "folder", "root": str(tmp_path / "u")}})
+    renamed = run(**settings | {"unlabeled": {"source": "folder", "root": str(tmp_path / "u")}})
     expected = run(**settings)
-    assert len(found["unlabeled"]) == 14
-    assert found["unlabeled"].hashes == expected["unlabeled"].hashes
+    assert len(renamed["unlabeled"]) == 14
+    assert renamed["unlabeled"].hashes == expected["unlabeled"].hashes
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10_methods"])
 def test_the_ready_made_settings_share_images_for_pretraining_and_keep_validation_apart(
     run, tmp_path, name
 ):
-    """The parts of the file, on one folder in place of the training split and another in place of the test split."""
-    given = YAML(typ="safe", pure=True).load((PROJECT / f"settings/{name}.yaml").read_text())[
-        "data"
-    ]
+    """One folder stands for the training split of the file, and another for its test split."""
+    values = YAML(typ="safe", pure=True).load((PROJECT / f"settings/{name}.yaml").read_text())
+    data = values["data"]
     folders = {
         "train": tree(tmp_path / "train", dict.fromkeys(CIFAR10, 40), 1),
         "test": tree(tmp_path / "test", {"cat": 9}, 2),
     }
-    for which in ("unlabeled", "labeled", "test"):
-        given[which] |= folders[given[which]["split"]] | {"split": None}
-    sets = run(**given)
-    unlabeled, train, validation, _ = (set(sets[which].image_ids) for which in SETS)
+    for part in ("unlabeled", "labeled", "test"):
+        data[part] |= folders[data[part]["split"]] | {"split": None}
+    sets = run(**data)
+    unlabeled, train, validation, _ = (set(sets[part].image_ids) for part in SETS)
     assert unlabeled == train
     assert not unlabeled & validation
     share = len(validation) / (len(train) + len(validation))
-    assert (
-        abs(share - given["labeled"]["validation"]) < 10 * 0.5 / 160
-    )  # half an image for each class, of 160 or more
+    # Rounded by half an image for each of 10 classes, of 160 images or more.
+    assert abs(share - data["labeled"]["validation"]) < 10 * 0.5 / 160
 
 
 def test_the_same_picture_in_two_classes_or_twice_in_one_is_named(run, three, tmp_path):
     copy = tmp_path / "l/bee/copy.png"
     copy.write_bytes((tmp_path / "l/ape/3.png").read_bytes())
+    message = (
+        r"^data\.labeled: .*l/bee/copy\.png of class 'bee' has the same pixels as "
+        r".*l/ape/3\.png of class 'ape'"
+    )
     for duplicates in ("error", "allow"):
-        told = r"^data\.labeled: .*l/bee/copy\.png of class 'bee' has the same pixels as .*l/ape/3\.png of class 'ape'"
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             run(**three, duplicates=duplicates)
     copy.rename(tmp_path / "l/ape/copy.png")
-    with pytest.raises(
-        UserError, match=r"^data\.labeled: .*l/ape/copy\.png has the same pixels as .*l/ape/3\.png"
-    ):
+    message = r"^data\.labeled: .*l/ape/copy\.png has the same pixels as .*l/ape/3\.png"
+    with pytest.raises(UserError, match=message):
         run(**three)
     for seed in range(6):
         sets = run(**three, duplicates="allow", seed=seed)
@@ -524,16 +477,15 @@ def test_the_same_picture_in_two_classes_or_twice_in_one_is_named(run, three, tm
 def test_a_loop_of_links_adds_no_image(run, three, tmp_path):
     before = {name: (images.image_ids, images.digest()) for name, images in run(**three).items()}
     (tmp_path / "l/ape/loop").symlink_to("..", target_is_directory=True)
-    assert {
-        name: (images.image_ids, images.digest()) for name, images in run(**three).items()
-    } == before
+    after = {name: (images.image_ids, images.digest()) for name, images in run(**three).items()}
+    assert after == before
 
 
-# --- more than eight bits ----------------------------------------------------------------------------------------
+# --- more than eight bits ---
 
 
 def twelve_bits(root, counts):
-    """Write grey pictures of 12 bits in files of 16; give what to expect of them by their names below the root."""
+    """Write grey images of 12 bits in 16-bit files; return the expected pixels by relative path."""
     rng, expected = np.random.default_rng(5), {}
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
@@ -548,16 +500,14 @@ def twelve_bits(root, counts):
 def test_a_declared_depth_reaches_every_look_at_every_set(run, three, tmp_path, pack_below):
     expected = twelve_bits(tmp_path / "d/night", {"ape": 3, "cow": 2})
     photos = {"photos": {"format": "domain_folders", "root": str(tmp_path / "d")}}
-    wish = three | {
-        "pack_below": pack_below,
-        "test": three["test"] | {"root": str(tmp_path / "d/night")},
-    }
-    with pytest.raises(
-        UserError,
-        match=r"^data\.test: .*d/night/ape/0\.png: 16-bit grey .*; set data\.depth to .* 12 or more$",
-    ):
-        run(**wish, shifts={"sets": photos})
-    test = run(**wish, depth=12, shifts={"sets": photos})["test"]
+    test = three["test"] | {"root": str(tmp_path / "d/night")}
+    settings = three | {"pack_below": pack_below, "test": test}
+    message = (
+        r"^data\.test: .*d/night/ape/0\.png: 16-bit grey .*; set data\.depth to .* 12 or more$"
+    )
+    with pytest.raises(UserError, match=message):
+        run(**settings, shifts={"sets": photos})
+    test = run(**settings, depth=12, shifts={"sets": photos})["test"]
     assert test.packed == bool(pack_below)
     night = ImageSet.load(tmp_path / "outputs/data/shifted/photos%2Fnight")
     for images in (test, night, night.take(np.arange(len(night))[::-1])):
@@ -567,26 +517,20 @@ def test_a_declared_depth_reaches_every_look_at_every_set(run, three, tmp_path, 
 
 def test_an_unknown_scale_is_no_unreadable_image_that_could_be_skipped(run, three, tmp_path):
     twelve_bits(tmp_path / "t/cow/more", {"a": 1})
-    with pytest.raises(
-        UserError, match=r"^data\.test: .*t/cow/more/a/0\.png: 16-bit grey with values up to"
-    ):
+    message = r"^data\.test: .*t/cow/more/a/0\.png: 16-bit grey with values up to"
+    with pytest.raises(UserError, match=message):
         run(**three, unreadable="skip")
 
 
 def test_images_that_are_tested_on_twice_are_no_leak(run, three, tmp_path):
-    shifts = {
-        "sets": {
-            "photos": photographed(tmp_path / "p"),
-            "again": {"format": "domain_folders", "root": str(tmp_path / "p")},
-        }
-    }
+    photos = photographed(tmp_path / "p")
     (tmp_path / "t/bee/1.png").write_bytes((tmp_path / "p/day/ape/1.png").read_bytes())
-    run(**three, shifts=shifts)
+    run(**three, shifts={"sets": {"photos": photos, "again": photos}})
     assert summary(tmp_path)["again/day"]["sha256"] == summary(tmp_path)["photos/day"]["sha256"]
 
 
 @pytest.mark.parametrize(
-    ("wish", "told"),
+    ("wish", "message"),
     [
         ({"only": ["fgo"]}, r"^shifts\.sets\.z\.only: 'fgo' is not in .*; did you mean 'fog'\?"),
         (
@@ -599,19 +543,20 @@ def test_images_that_are_tested_on_twice_are_no_leak(run, three, tmp_path):
         ),
         (
             {"format": "cifar10_c"},
-            r"^shifts\.sets\.z\.root: expected a NumPy file, found none that can be read at .*labels\.npy",
+            r"^shifts\.sets\.z\.root: expected a NumPy file, "
+            r"found none that can be read at .*labels\.npy",
         ),
     ],
 )
 def test_what_is_wrong_with_a_set_shows_before_any_image_is_decoded(
-    run, three, tmp_path, monkeypatch, wish, told
+    run, three, tmp_path, monkeypatch, wish, message
 ):
     def decoding(*_):
         raise AssertionError
 
     monkeypatch.setattr("tttlab.data.reading.to_square", decoding)
     sets = {"photos": photographed(tmp_path / "p"), "z": corrupted(tmp_path / "c") | wish}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         run(**three, shifts={"sets": sets})
 
 
@@ -620,38 +565,32 @@ def test_an_unreadable_shifted_image_is_named_or_left_out_as_any_other(
 ):
     shifts = {"sets": {"photos": photographed(tmp_path / "p")}}
     (tmp_path / "p/day/cow/1.png").write_text("no image")
-    with pytest.raises(
-        UserError,
-        match=r"^shifts\.sets\.photos: 1 of 5 files cannot be read .* first is .*day/cow/1\.png",
-    ):
+    message = r"^shifts\.sets\.photos: 1 of 5 files cannot be read .* first is .*day/cow/1\.png"
+    with pytest.raises(UserError, match=message):
         run(**three, shifts=shifts)
     run(**three, shifts=shifts, unreadable="skip")
-    assert (
-        summary(tmp_path)["photos/day"]["images"],
-        summary(tmp_path)["photos/day"]["skipped"],
-    ) == (4, 1)
+    entry = summary(tmp_path)["photos/day"]
+    assert (entry["images"], entry["skipped"]) == (4, 1)
     assert "left out: " in capsys.readouterr().out
 
 
-# --- the side of the images --------------------------------------------------------------------------------------
+# --- the side of the images ---
 
 
 def sized(wish, **backbones):
     models = {
         name: types.SimpleNamespace(backbone=backbone) for name, backbone in backbones.items()
     }
-    return image_size(
-        types.SimpleNamespace(data=types.SimpleNamespace(image_size=wish), models=models)
-    )
+    data = types.SimpleNamespace(image_size=wish)
+    return image_size(types.SimpleNamespace(data=data, models=models))
 
 
 def test_the_side_is_that_of_the_file_or_the_one_that_all_backbones_were_trained_on():
     assert sized(40, a="resnet18", b="vit_tiny_patch16_384") == 40
     assert sized("auto", a="resnet18", b="vit_tiny_patch16_224") == 224
     assert sized("auto", a="vit_tiny_patch16_384") == 384
-    with pytest.raises(
-        UserError, match=r"^data\.image_size: auto .* must be one, found a 224, b 384; set a number"
-    ):
+    message = r"^data\.image_size: auto .* must be one, found a 224, b 384; set a number"
+    with pytest.raises(UserError, match=message):
         sized("auto", a="resnet18", b="vit_tiny_patch16_384")
 
 

@@ -1,4 +1,4 @@
-"""How the stages find out who started them, and in what folder."""
+"""How the stages find out which launcher started them, and in which folder."""
 
 import os
 import shutil
@@ -17,10 +17,8 @@ from tttlab.workflow.processes import started
     ("environment", "expected"),
     [
         ({}, None),
-        (
-            {"LOCAL_RANK": "1", "WORLD_SIZE": "2"},
-            None,
-        ),  # Fabric's own launcher: machine.devices says how many
+        # Fabric's own launcher, for which machine.devices holds the number.
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, None),
         ({"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, (4, 2)),
         ({"SLURM_NTASKS": "6", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "3"}, (2, 3)),
         ({"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}, (1, 1)),
@@ -49,13 +47,12 @@ def test_unfinished_work_is_of_all_the_projects_code():
 
 @pytest.fixture
 def experiment(tmp_path):
-    """A project with files that git does not know, and the copy without them that DVC makes for a queued experiment."""
+    """A project with untracked files, and the copy without them that DVC makes of an experiment."""
     project, copy = tmp_path / "project", tmp_path / "project" / ".dvc" / "tmp" / "exps" / "copy"
+    ignore = shutil.ignore_patterns("__pycache__")
     for folder in (project, copy):
         for part in ("pipeline", "src"):
-            shutil.copytree(
-                ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            shutil.copytree(ROOT / part, folder / part, ignore=ignore)
     (project / "own").mkdir()
     for file in ("src/tttlab/methods/mine.py", "src/flat.py", "own/flip.py"):
         shutil.copy(ROOT / "src" / "tttlab" / "methods" / "none.py", project / file)
@@ -65,18 +62,18 @@ def experiment(tmp_path):
         values["adapt"]["runs"]["added"] = {"method": method}
         with (folder / "params.yaml").open("w") as file:
             YAML().dump(values, file)
-        others = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
-        done = subprocess.run(
+        inherited = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
+        finished = subprocess.run(
             [sys.executable, "-m", "pipeline.methods"],
             cwd=folder,
-            env=others | environment,
+            env=inherited | environment,
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
-        assert done.returncode == 2
-        return done.stderr.strip()
+        assert finished.returncode == 2
+        return finished.stderr.strip()
 
     return project, copy, run
 
@@ -86,14 +83,14 @@ def experiment(tmp_path):
 )
 def test_a_queued_experiment_says_which_file_git_does_not_know(experiment, method, file):
     project, copy, run = experiment
-    told = run(method, copy, {"DVC_ROOT": str(project)})
-    assert told.startswith(
-        f"error: adapt.runs.added.method: {'unknown method' if method == 'mine' else 'no module'} '{method}'"
+    message = run(method, copy, {"DVC_ROOT": str(project)})
+    problem = "unknown method" if method == "mine" else "no module"
+    assert message.startswith(f"error: adapt.runs.added.method: {problem} '{method}'")
+    assert message.endswith(
+        f"; {file} is not in the copy that an experiment gets, "
+        f"for git does not know it: git add {file}"
     )
-    assert told.endswith(
-        f"; {file} is not in the copy that an experiment gets, for git does not know it: git add {file}"
-    )
-    assert "\n" not in told
+    assert "\n" not in message
 
 
 def test_a_name_that_is_nowhere_is_not_gits_fault(experiment):

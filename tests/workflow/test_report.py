@@ -44,7 +44,7 @@ def number(text: str) -> float:
 
 
 def run_stages(root, **options) -> str:
-    """Make a project as it is before `evaluate`, run `evaluate` and `report` on it; return what they printed."""
+    """Make a project as before `evaluate`, run `evaluate` and `report`, and return their output."""
     outputs, lines = root / "outputs", []
     params = evaluated.write_project(outputs, **options)
     for path in (outputs / "predictions").rglob("*.parquet"):
@@ -74,7 +74,7 @@ def run_stages(root, **options) -> str:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """A project after `evaluate` and `report`, with what `report` printed."""
+    """A project after `evaluate` and `report`, with their output in the file ``printed``."""
     root = tmp_path_factory.mktemp("project")
     printed = run_stages(root, models=MODELS, images=32, corruptions=("fog", "frost"))
     (root / "printed").write_text(printed, encoding="utf-8")
@@ -96,15 +96,12 @@ def unlabeled(tmp_path_factory):
 class TestStage:
     def test_prints_the_comparison_and_where_to_look(self, outputs):
         printed = (outputs.parent / "printed").read_text(encoding="utf-8")
-        entry = json.loads((outputs / "metrics.json").read_text(encoding="utf-8"))["runs"][
-            "vit/actmad"
-        ]
-        ((line, gated),) = re.findall(
-            r"^(vit +actmad .*)\n +(with gate .*)$", printed, re.MULTILINE
-        )
-        assert (
-            f"{100 * entry['accuracy_source']:.1f} → {100 * entry['accuracy_adapted']:.1f}" in line
-        )
+        metrics = json.loads((outputs / "metrics.json").read_text(encoding="utf-8"))
+        entry = metrics["runs"]["vit/actmad"]
+        pattern = r"^(vit +actmad .*)\n +(with gate .*)$"
+        ((line, gated),) = re.findall(pattern, printed, re.MULTILINE)
+        before, after = 100 * entry["accuracy_source"], 100 * entry["accuracy_adapted"]
+        assert f"{before:.1f} → {after:.1f}" in line
         assert f"+{100 * entry['gain']:.1f}  [+" in line
         assert f" {points(entry['training_gain'])} " in line
         assert "clean 0.0" in line
@@ -119,16 +116,10 @@ class TestStage:
         for key, entry in entries.items():
             assert run.data.metrics[f"gain/{key}"] == pytest.approx(entry["gain"], abs=5.1e-5)
         assert "| vit | actmad |" in run.data.tags["mlflow.note.content"]
-        kept = {
-            path.name for path in (root / "mlruns" / run.info.run_id).rglob("*") if path.is_file()
-        }
-        assert {
-            "report.html",
-            "comparison.json",
-            "gain_vit.png",
-            "examples.png",
-            "cost.png",
-        } <= kept
+        artifacts = (root / "mlruns" / run.info.run_id).rglob("*")
+        names = {path.name for path in artifacts if path.is_file()}
+        expected = "report.html comparison.json gain_vit.png examples.png cost.png"
+        assert set(expected.split()) <= names
 
     def test_the_page_shows_flips_of_the_runs_that_train(self, outputs):
         text = (outputs / "report.html").read_text(encoding="utf-8")
@@ -137,29 +128,22 @@ class TestStage:
         ]
 
     def test_flips_are_those_of_the_first_training_seed_that_params_yaml_lists(self, tmp_path):
-        """The first one is not the smallest one."""
-        run_stages(
-            tmp_path,
-            models=MODELS,
-            runs=("none", "actmad"),
-            images=24,
-            corruptions=("fog",),
-            seeds=(3, 0),
-        )
-        table = pd.read_parquet(
-            tmp_path / "outputs" / "predictions" / "vit" / "actmad.parquet"
-        ).query("shift != 'clean'")
-        before, after = (
-            table[f"{who}_prediction"] == table["label"] for who in ("source", "adapted")
-        )
+        """The first seed here is not the smallest."""
+        options = {"runs": ("none", "actmad"), "images": 24, "corruptions": ("fog",)}
+        run_stages(tmp_path, models=MODELS, seeds=(3, 0), **options)
+        predictions = tmp_path / "outputs" / "predictions" / "vit" / "actmad.parquet"
+        table = pd.read_parquet(predictions).query("shift != 'clean'")
+        before = table["source_prediction"] == table["label"]
+        after = table["adapted_prediction"] == table["label"]
         flips = [
             (turned & (table["seed"] == seed)).sum()
             for seed in (3, 0)
             for turned in (~before & after, before & ~after)
         ]
         text = (tmp_path / "outputs" / "report.html").read_text(encoding="utf-8")
-        found = re.findall(r"<h4>(?:wrong → right|right → wrong): (?:\d+ of (\d+)|none)</h4>", text)
-        assert [int(count or 0) for count in found] == flips[:2] != flips[2:]
+        headings = r"<h4>(?:wrong → right|right → wrong): (?:\d+ of (\d+)|none)</h4>"
+        counts = [int(count or 0) for count in re.findall(headings, text)]
+        assert counts == flips[:2] != flips[2:]
 
 
 class TestNames:
@@ -201,26 +185,16 @@ class TestNames:
             table = results.rows(name)
             assert set(table["model"]) == set(self.MODELS), name
             assert set(table.get("run", ())) == set(runs), name
-        assert set(results.rows("by_shift")["shift"]) == {
-            "clean",
-            "fog-5",
-            "photos/nan",
-            "photos/None",
-        }
-        assert set(results.rows("distances")["corruption"]) == {
-            "none",
-            "fog",
-            "photos/nan",
-            "photos/None",
-        }
+        photos = {"photos/nan", "photos/None"}
+        assert set(results.rows("by_shift")["shift"]) == {"clean", "fog-5"} | photos
+        assert set(results.rows("distances")["corruption"]) == {"none", "fog"} | photos
         assert results.changed("50", "true") > 0
 
     def test_terminal_page_and_mlflow_show_them(self, named):
         outputs, printed = named
         page = (outputs / "report.html").read_text(encoding="utf-8")
-        run = open_store(outputs.parent)[0].get_run(
-            pipeline_run(outputs.parent, Execution("repro", os.getpid()))
-        )
+        run_id = pipeline_run(outputs.parent, Execution("repro", os.getpid()))
+        run = open_store(outputs.parent)[0].get_run(run_id)
         for model, name in product(self.MODELS, self.RUNS):
             assert re.search(rf"^{model} +{name} ", printed, re.MULTILINE)
             assert f'data-row="{model}/{name}"' in page
@@ -254,32 +228,21 @@ class TestRead:
 
     def test_names_that_look_like_missing_values_are_names(self, tmp_path):
         evaluated.write_project(tmp_path, models=("vit",), runs=("none",), images=4)
+
+        def substitute(path, old: str, new: str) -> None:
+            text = path.read_text(encoding="utf-8")
+            path.write_text(text.replace(old, new), encoding="utf-8")
+
         for path in (tmp_path / "tables").glob("*.csv"):
-            path.write_text(
-                path.read_text(encoding="utf-8").replace("vit,none,", "null,none,"),
-                encoding="utf-8",
-            )
-        metrics = (tmp_path / "metrics.json").read_text(encoding="utf-8")
-        (tmp_path / "metrics.json").write_text(
-            metrics.replace("vit/none", "null/none"), encoding="utf-8"
-        )
-        sidecar = tmp_path / "runs" / "none.json"
-        sidecar.write_text(
-            sidecar.read_text(encoding="utf-8").replace('"vit"', '"null"'), encoding="utf-8"
-        )
-        assert (
-            len(
-                Results.read(tmp_path, list(product(("null",), ("none",)))).rows(
-                    "by_shift", model="null"
-                )
-            )
-            > 0
-        )
+            substitute(path, "vit,none,", "null,none,")
+        substitute(tmp_path / "metrics.json", "vit/none", "null/none")
+        substitute(tmp_path / "runs" / "none.json", '"vit"', '"null"')
+        results = Results.read(tmp_path, [("null", "none")])
+        assert len(results.rows("by_shift", model="null")) > 0
 
     def test_changes_are_those_of_the_predictions(self, outputs, results):
-        table = pd.read_parquet(outputs / "predictions" / "vit" / "actmad.parquet").query(
-            "shift != 'clean'"
-        )
+        table = pd.read_parquet(outputs / "predictions" / "vit" / "actmad.parquet")
+        table = table.query("shift != 'clean'")
         expected = (table["source_prediction"] != table["adapted_prediction"]).mean()
         assert results.changed("vit", "actmad") == pytest.approx(expected)
         assert results.changed("vit", "none") == 0
@@ -328,7 +291,7 @@ def test_interval_as_text():
     assert interval(None, None) == "–"
 
 
-def told(extra=(), streamed=(), adapted=(), **gains) -> str:
+def sentence(extra=(), streamed=(), adapted=(), **gains) -> str:
     """Write the sentence for runs given as (low, gain, high, clean change)."""
     entries = {
         ("m", run): {
@@ -342,8 +305,8 @@ def told(extra=(), streamed=(), adapted=(), **gains) -> str:
         }
         for run, (low, gain, high, clean) in gains.items()
     }
-    for run, more in dict(extra).items():
-        entries["m", run] |= more
+    for run, entry in dict(extra).items():
+        entries["m", run] |= entry
     adapted = {
         ("m", run): {"settings": {"protocol": "online" if run in streamed else "episodic"}}
         | dict(adapted).get(run, {})
@@ -354,27 +317,26 @@ def told(extra=(), streamed=(), adapted=(), **gains) -> str:
 
 class TestSentence:
     def test_the_best_comes_first_with_its_numbers(self):
-        text = told(a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0))
+        text = sentence(a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0))
         assert text.startswith(
-            "b helped most, 50.0 % → 55.0 % (+5.0 points, 95 % interval +2.0 to +8.0); a helped too."
+            "b helped most, 50.0 % → 55.0 % (+5.0 points, 95 % interval +2.0 to +8.0); "
+            "a helped too."
         )
         assert text.endswith("No run lost more than one point on clean images.")
 
     def test_streams_are_not_compared_with_single_images(self):
-        text = told(
-            a=(0.01, 0.02, 0.03, 0),
-            b=(0.02, 0.05, 0.08, 0),
-            c=(-0.03, -0.02, -0.01, 0),
-            streamed=("b", "c"),
+        hurt = (-0.03, -0.02, -0.01, 0)
+        text = sentence(
+            a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0), c=hurt, streamed=("b", "c")
         )
         alone, along = text.removeprefix("Image by image: ").split(" On streams: ")
         assert alone.startswith("a helped most, 50.0 % → 52.0 %")
         assert along.startswith("b helped most, 50.0 % → 55.0 %")
         assert "c hurt" in along
-        assert told(b=(0.02, 0.05, 0.08, 0), streamed=("b",)).startswith("b helped most")
+        assert sentence(b=(0.02, 0.05, 0.08, 0), streamed=("b",)).startswith("b helped most")
 
     def test_nothing_helped_some_hurt_some_are_undecided(self):
-        text = told(
+        text = sentence(
             a=(-0.03, -0.02, -0.01, 0),
             b=(-0.01, 0.01, 0.03, 0),
             c=(-0.02, 0.0, 0.02, 0),
@@ -387,25 +349,24 @@ class TestSentence:
         )
 
     def test_too_few_images_for_an_interval_are_told_and_not_called_a_failure(self):
-        text = told(a=(None, 0.02, None, 0))
-        assert (
-            text
-            == "a: unknown, too few images for an interval. No run lost more than one point on clean images."
+        assert sentence(a=(None, 0.02, None, 0)) == (
+            "a: unknown, too few images for an interval. "
+            "No run lost more than one point on clean images."
         )
 
     def test_a_loss_on_clean_images_is_told(self):
-        text = told(
+        text = sentence(
             a=(0.01, 0.02, 0.03, -0.03), b=(0.01, 0.02, 0.03, -0.06), c=(0.01, 0.02, 0.03, -0.005)
         )
         assert text.endswith("On clean images b lost 6.0 points and a lost 3.0 points.")
 
     def test_the_control_is_left_out(self):
-        assert "none" not in told(none=(0, 0, 0, 0), a=(0.01, 0.02, 0.03, 0))
+        assert "none" not in sentence(none=(0, 0, 0, 0), a=(0.01, 0.02, 0.03, 0))
 
     def test_training_is_told_apart_from_the_rest_of_the_gain(self):
         trained = {"training_gain": 0.01, "training_gain_low": 0.005, "training_gain_high": 0.02}
         unclear = {"training_gain": -0.002, "training_gain_low": -0.01, "training_gain_high": 0.01}
-        text = told(
+        text = sentence(
             {"a": trained, "b": unclear},
             a=(0.01, 0.02, 0.03, 0),
             b=(0.02, 0.05, 0.08, 0),
@@ -414,24 +375,17 @@ class TestSentence:
         assert "Points by training alone: a +1.0, b −0.2 (undecided)." in text
 
     def test_a_setting_that_had_no_influence_is_told(self):
-        tuning = {"tuned": True, "without_influence": ["prior"]}
-        text = told(
-            adapted={"a": {"tuning": tuning}}, a=(0.01, 0.02, 0.03, 0), b=(0.02, 0.05, 0.08, 0)
-        )
+        def tuned(*without_influence: str) -> dict:
+            return {"tuning": {"tuned": True, "without_influence": list(without_influence)}}
+
+        gains = {"a": (0.01, 0.02, 0.03, 0), "b": (0.02, 0.05, 0.08, 0)}
+        text = sentence(adapted={"a": tuned("prior")}, **gains)
         assert text.endswith("Tuning: prior of a had no influence, all values tie.")
-        two = {"tuned": True, "without_influence": ["lr", "clip"]}
-        text = told(
-            adapted={"a": {"tuning": tuning}, "b": {"tuning": two}},
-            a=(0.01, 0.02, 0.03, 0),
-            b=(0.02, 0.05, 0.08, 0),
-        )
+        text = sentence(adapted={"a": tuned("prior"), "b": tuned("lr", "clip")}, **gains)
         assert text.endswith(
             "Tuning: prior of a and lr, clip of b had no influence, all values tie."
         )
-        assert "Tuning" not in told(
-            adapted={"a": {"tuning": {"tuned": True, "without_influence": []}}},
-            a=(0.1, 0.2, 0.3, 0),
-        )
+        assert "Tuning" not in sentence(adapted={"a": tuned()}, a=(0.1, 0.2, 0.3, 0))
 
     def test_the_gate_is_told_with_its_price(self):
         gated = {
@@ -444,15 +398,15 @@ class TestSentence:
             "clean_open": 0.1,
             "milliseconds": 3.0,
         }
-        text = told({"a": {"gated": gated}}, a=(0.01, 0.03, 0.05, -0.03))
+        text = sentence({"a": {"gated": gated}}, a=(0.01, 0.03, 0.05, -0.03))
         assert text.endswith("With the gate: a +2.0 (clean −0.5).")
 
 
 class TestSettingsInUse:
-    """What MLflow and the report show of a run are the settings that act on it."""
+    """MLflow and the report show the settings of a run that act on it, and no others."""
 
-    ALWAYS = {"run", "method", "protocol", "normalisation", "average", "seed"}  # noqa: RUF012
-    TRAINING = {"steps", "optimizer", "lr", "momentum", "trainable", "clip", "sharpness"}  # noqa: RUF012
+    ALWAYS = frozenset({"run", "method", "protocol", "normalisation", "average", "seed"})
+    TRAINING = frozenset({"steps", "optimizer", "lr", "momentum", "trainable", "clip", "sharpness"})
 
     @pytest.mark.parametrize(
         ("entry", "shown"),
@@ -488,16 +442,12 @@ class TestMarkdown:
 
     def test_training_and_gate_have_their_numbers(self, results):
         entry = results.summary["vit", "actmad"]
-        lines = {
-            line.split(" | ")[1]: line.strip("| ").split(" | ")
-            for line in report.markdown(results, {}).splitlines()
-            if "| vit |" in line
-        }
-        assert number(lines["actmad"][6]) == pytest.approx(100 * entry["training_gain"], abs=0.0501)
-        assert number(lines["actmad with gate"][3]) == pytest.approx(
-            100 * entry["gated"]["accuracy_adapted"], abs=0.0501
-        )
-        assert lines["shrink"][6] == ""
+        lines = [line for line in report.markdown(results, {}).splitlines() if "| vit |" in line]
+        cells = {line.split(" | ")[1]: line.strip("| ").split(" | ") for line in lines}
+        training_gain, accuracy = entry["training_gain"], entry["gated"]["accuracy_adapted"]
+        assert number(cells["actmad"][6]) == pytest.approx(100 * training_gain, abs=0.0501)
+        assert number(cells["actmad with gate"][3]) == pytest.approx(100 * accuracy, abs=0.0501)
+        assert cells["shrink"][6] == ""
 
     def test_searched_settings_are_listed_with_the_chosen_values_bold(self, results):
         text = report.markdown(results, {})
@@ -512,8 +462,9 @@ class TestMarkdown:
         runs = [f"run_{number}" for number in range(80)]
         summary = {("vit", run): results.summary["vit", "actmad"] for run in runs}
         adapted = {key: {} for key in summary}
-        many = Results(("vit",), tuple(runs), summary, results.tables, adapted)
-        text = report.markdown(many, dict.fromkeys(summary, f"#/experiments/1/runs/{'0' * 32}"))
+        results = Results(("vit",), tuple(runs), summary, results.tables, adapted)
+        pages = dict.fromkeys(summary, f"#/experiments/1/runs/{'0' * 32}")
+        text = report.markdown(results, pages)
         assert len(text) <= TAG_LIMIT
         assert "comparison.json" in text
         assert all(line.endswith(" |") for line in text.splitlines() if line.startswith("| vit"))
@@ -528,7 +479,8 @@ class TestMarkdown:
         assert 1 < len(lines) < 30
         assert all(line.endswith("steps 1, **5**") for line in lines[:-1])
         assert text.endswith(
-            "- and more in `report.html`\n\nFigures and the page `report.html` are among the artifacts."
+            "- and more in `report.html`\n\n"
+            "Figures and the page `report.html` are among the artifacts."
         )
 
 
@@ -548,11 +500,8 @@ class TestWithoutLabels:
         entry = results.summary["vit", "actmad"]
         price = points(entry["clean_adapted"] - entry["clean_source"])
         share = percent(results.changed("vit", "actmad"))
-        assert re.search(
-            rf"^vit +actmad +{share} +clean {re.escape(price)} ",
-            report.plain_table(results),
-            re.MULTILINE,
-        )
+        row = rf"^vit +actmad +{share} +clean {re.escape(price)} "
+        assert re.search(row, report.plain_table(results), re.MULTILINE)
         assert f"| vit | actmad | {share} | {price} |" in report.markdown(results, {})
         assert entry["gain"] is None
 
@@ -567,98 +516,83 @@ class TestAbout:
     ALONE = "each adapted to on its own, from the source weights, without labels."
 
     def about(self, results, models=("a", "b"), runs=RUNS, seeds=1, streamed=(), **shifts):
-        """Tell of the 32 images under each of five shifts."""
+        """Write the text about 32 images under each of five shifts."""
         entry = results.summary["vit", "none"] | {"seeds": seeds}
-        told = {
-            (model, run): {"settings": {"protocol": "online"}}
-            for model in models
-            for run in streamed
-        }
-        some = Results(
-            models, runs, dict.fromkeys(product(models, runs), entry), results.tables, told
-        )
-        return report.about(some, "digits", evaluated.settings(**shifts), STREAM)
+        summary = dict.fromkeys(product(models, runs), entry)
+        online = {"settings": {"protocol": "online"}}
+        adapted = dict.fromkeys(product(models, streamed), online)
+        results = Results(models, runs, summary, results.tables, adapted)
+        return report.about(results, "digits", evaluated.settings(**shifts), STREAM)
 
     @pytest.fixture
     def results(self, results):
-        """Make every row one of model a."""
+        """All rows as rows of model a."""
         tables = {"by_shift": results.rows("by_shift").assign(model="a")}
         return Results(results.models, results.runs, results.summary, tables)
 
     def test_says_what_was_tested_on_what(self, results):
         text = self.about(results, corruptions=("fog", "snow"), severities=(1, 5))
         assert text == (
-            "2 models, trained once each; 6 runs each; 32 test images from digits, under 2 synthetic corruptions at "
-            f"2 severities and clean, {self.ALONE}"
+            "2 models, trained once each; 6 runs each; 32 test images from digits, "
+            f"under 2 synthetic corruptions at 2 severities and clean, {self.ALONE}"
         )
 
     def test_says_how_many_training_seeds(self, results):
         by_shift = results.tables["by_shift"]
-        tripled = Results(
-            ("a",), ("none",), results.summary, {"by_shift": by_shift.assign(n=3 * by_shift["n"])}
-        )
-        text = self.about(
-            tripled, ("a",), ("none",), seeds=3, corruptions=("fog",), severities=(5,)
-        )
+        tables = {"by_shift": by_shift.assign(n=3 * by_shift["n"])}
+        results = Results(("a",), ("none",), results.summary, tables)
+        fog = {"corruptions": ("fog",), "severities": (5,)}
+        text = self.about(results, ("a",), ("none",), seeds=3, **fog)
         assert text.startswith("1 model, trained with 3 seeds; 1 run; 32 test images from digits, ")
         assert "1 synthetic corruption at 1 severity and clean, each adapted to on its own" in text
 
     def test_says_which_runs_are_on_streams(self, results):
-        stream = "the shifts of a severity mixed in one stream (batches of 64, one class after another), without labels."
-        some, every = (
-            self.about(
-                results, ("a",), ("none", "bn", "tent"), streamed=streamed, corruptions=("fog",)
-            )
-            for streamed in (("tent",), ("bn", "tent"))
+        stream = (
+            "the shifts of a severity mixed in one stream "
+            "(batches of 64, one class after another), without labels."
         )
-        assert some.endswith(
+        runs = ("none", "bn", "tent")
+        text = self.about(results, ("a",), runs, streamed=("tent",), corruptions=("fog",))
+        assert text.endswith(
             f"and clean, each adapted to on its own, from the source weights; tent: {stream}"
         )
-        assert every.endswith(f"and clean, {stream}")
+        text = self.about(results, ("a",), runs, streamed=("bn", "tent"), corruptions=("fog",))
+        assert text.endswith(f"and clean, {stream}")
 
     def test_says_how_many_runs_there_are_for_each_model(self, results):
         entry = results.summary["vit", "none"]
         pairs = [("a", "none"), ("a", "tent"), ("b", "none")]
-        some = Results(("a", "b"), ("none", "tent"), dict.fromkeys(pairs, entry), results.tables)
-        assert "; 1 to 2 runs each; " in report.about(
-            some, "digits", evaluated.settings(corruptions=("fog",)), STREAM
-        )
+        summary = dict.fromkeys(pairs, entry)
+        results = Results(("a", "b"), ("none", "tent"), summary, results.tables)
+        settings = evaluated.settings(corruptions=("fog",))
+        assert "; 1 to 2 runs each; " in report.about(results, "digits", settings, STREAM)
 
     def test_says_which_sets_came_shifted(self, results):
-        text = self.about(
-            results,
-            corruptions=("fog",),
-            severities=(5,),
-            sets=("cifar10_c/fog", "cifar10_c/snow", "photos/night"),
-        )
-        assert (
-            "digits, under 1 synthetic corruption at 1 severity, clean and those of cifar10_c and photos, each adapted"
-            in text
-        )
-        alone = self.about(results, corruptions=(), sets=("photos/night",))
-        assert f"32 test images from digits, clean and those of photos, {self.ALONE}" in alone
+        sets = ("cifar10_c/fog", "cifar10_c/snow", "photos/night")
+        text = self.about(results, corruptions=("fog",), severities=(5,), sets=sets)
+        shifts = "1 synthetic corruption at 1 severity, clean and those of cifar10_c and photos"
+        assert f"digits, under {shifts}, each adapted" in text
+        text = self.about(results, corruptions=(), sets=("photos/night",))
+        assert f"32 test images from digits, clean and those of photos, {self.ALONE}" in text
 
     def test_counts_the_test_images_and_not_those_of_a_larger_set(self, results):
         by_shift = results.tables["by_shift"]
         larger = by_shift[by_shift["shift"] == "fog-5"].assign(
             shift="photos/night", corruption="photos/night", severity=0, n=500
         )
-        more = Results(("vit",), RUNS, results.summary, {"by_shift": pd.concat([by_shift, larger])})
-        assert "32 test images from digits" in self.about(
-            more, corruptions=("fog",), sets=("photos/night",)
-        )
+        tables = {"by_shift": pd.concat([by_shift, larger])}
+        results = Results(("vit",), RUNS, results.summary, tables)
+        text = self.about(results, corruptions=("fog",), sets=("photos/night",))
+        assert "32 test images from digits" in text
 
     def test_says_where_the_test_images_are_themselves_shifted(self, results):
         text = self.about(results, corruptions=(), clean="validation")
-        assert (
-            f"32 test images from digits, as they are (clean: the validation images), {self.ALONE}"
-            in text
-        )
+        images = "32 test images from digits, as they are (clean: the validation images)"
+        assert f"{images}, {self.ALONE}" in text
 
 
 def test_the_number_of_images_is_that_of_each_shift_and_not_of_all_together(results):
-    by_shift = results.rows("by_shift").assign(
-        n=lambda table: table["n"].where(table["shift"] != "fog-5", 20)
-    )
+    by_shift = results.rows("by_shift")
+    by_shift = by_shift.assign(n=by_shift["n"].where(by_shift["shift"] != "fog-5", 20))
     assert results.images == (32, 32)
     assert Results(MODELS, RUNS, results.summary, {"by_shift": by_shift}).images == (20, 32)

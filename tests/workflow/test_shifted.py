@@ -1,4 +1,4 @@
-"""What the stages after `prepare` see of the test images: which shifts, in which order, and which of their images."""
+"""The shifts that the stages after `prepare` see: their order, and the choice of their images."""
 
 import types
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.prepare import write_shifted
 from tttlab.config.images import Shifts
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import InPlace, Place, pixel_hash
@@ -14,21 +13,21 @@ from tttlab.errors import UserError
 from tttlab.shifts.corruptions import corrupt_all
 from tttlab.shifts.shift import Shift
 from tttlab.workflow import places
+from tttlab.workflow.set_files import write_shifted
 from tttlab.workflow.shifted import open_test
 
 
 def image_set(count, prefix, seed=0, labels=None):
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
     labels = np.arange(count) % 3 if labels is None else labels
-    return ImageSet(
-        pixels, labels, tuple(f"{prefix}/{number:03d}" for number in range(count)), ("a", "b", "c")
-    )
+    image_ids = tuple(f"{prefix}/{number:03d}" for number in range(count))
+    return ImageSet(pixels, labels, image_ids, ("a", "b", "c"))
 
 
 SETS = {
     "test": image_set(60, "test"),
     "labeled_validation": image_set(45, "validation", seed=1),
-    # The names and labels of the test images, as CIFAR-10-C has them; photos of its own number, and some without labels.
+    # As CIFAR-10-C, with the names and labels of the test images; and two sets of other sizes.
     "c": image_set(60, "test", seed=2),
     "photos": image_set(36, "photos", seed=3),
     "unknown": image_set(40, "unknown", seed=4, labels=np.full(40, -1)),
@@ -37,23 +36,21 @@ SETS = {
 
 @pytest.fixture
 def opened(tmp_path, monkeypatch):
-    """Open what `prepare` left, with changed settings."""
+    """A function that opens the sets that `prepare` wrote, with changed settings."""
     monkeypatch.setattr(places, "OUTPUTS", tmp_path)
     for name in ("test", "labeled_validation"):
         SETS[name].save(tmp_path / "data" / name)
-    own = [
+    sets = [
         Shift("z/fog", 3, SETS["c"]),
         Shift("a b/by night", 0, SETS["photos"]),
         Shift("a b/unknown", 0, SETS["unknown"]),
     ]
-    write_shifted(own, tmp_path / "data" / "shifted")
+    write_shifted(sets, tmp_path / "data" / "shifted")
 
     def opened(count=None, seed=0, **wish):
-        wish = {"corruptions": ("snow", "fog"), "severities": (5, 1)} | wish
-        return open_test(
-            types.SimpleNamespace(seed=seed, shifts=Shifts(**{"images": None, "sets": {}} | wish)),
-            count,
-        )
+        default = {"corruptions": ("snow", "fog"), "severities": (5, 1)}
+        shifts = Shifts(**{"images": None, "sets": {}} | default | wish)
+        return open_test(types.SimpleNamespace(seed=seed, shifts=shifts), count)
 
     return opened
 
@@ -111,15 +108,14 @@ def test_fewer_images_are_among_the_more_under_every_shift(opened, clean):
     every = names(opened, clean=clean)
     assert most == names(opened, 100, images=30, clean=clean)  # never more than shifts.images
     for name in every:
-        assert [len(found[name]) for found in (few, more, most)] == [6, 15, 30]
+        assert [len(image_ids[name]) for image_ids in (few, more, most)] == [6, 15, 30]
         assert set(few[name]) < set(more[name]) < set(most[name]) < set(every[name])
-    assert {len(found) for found in every.values()} == {60, 36, 40, 45} - (
-        {45} if clean == "test" else set()
-    )
+    sizes = {60, 36, 40} if clean == "test" else {60, 36, 40, 45}
+    assert {len(image_ids) for image_ids in every.values()} == sizes
 
 
 def test_a_count_alone_is_a_limit_too(opened):
-    assert {len(found) for found in names(opened, 9).values()} == {9}
+    assert {len(image_ids) for image_ids in names(opened, 9).values()} == {9}
     assert names(opened, 9) == names(opened, 9, images=60)
 
 
@@ -131,35 +127,32 @@ def test_as_many_of_every_class_are_taken_where_classes_are_known(opened):
 
 
 def test_images_with_the_names_of_test_images_are_those_that_are_chosen_of_them(opened):
-    found = names(opened, 12)
-    assert found["z/fog-3"] == found["clean"]
-    assert names(opened, 12, seed=1)["clean"] != found["clean"]
+    image_ids = names(opened, 12)
+    assert image_ids["z/fog-3"] == image_ids["clean"]
+    assert names(opened, 12, seed=1)["clean"] != image_ids["clean"]
 
 
 def test_images_read_in_place_are_chosen_without_a_look(opened, tmp_path):
     images = SETS["photos"]
     for number, pixels in enumerate(images.pixels):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    places = [Place(str(tmp_path / f"{number}.png")) for number in range(len(images))]
-    lazy = InPlace(places, [*map(pixel_hash, images.pixels)], 16)
-    ImageSet(lazy, images.labels, images.image_ids, images.classes).save(
-        tmp_path / "data/shifted/a b%2Fby night"
-    )
-    (tmp_path / "0.png").unlink()  # a look at all would fail
+    files = [Place(str(tmp_path / f"{number}.png")) for number in range(len(images))]
+    pixels = InPlace(files, [*map(pixel_hash, images.pixels)], 16)
+    unpacked = ImageSet(pixels, images.labels, images.image_ids, images.classes)
+    unpacked.save(tmp_path / "data/shifted/a b%2Fby night")
+    (tmp_path / "0.png").unlink()  # so that reading all images would fail
     test, shifts = opened(9)
-    chosen = shifts[-2].of(test)
-    assert not chosen.packed
-    wanted = [images.image_ids.index(name) for name in chosen.image_ids]
-    assert 0 not in wanted
-    np.testing.assert_array_equal(shifts[-2].apply(chosen, 0), images.pixels[wanted])
+    subset = shifts[-2].of(test)
+    assert not subset.packed
+    rows = [images.image_ids.index(name) for name in subset.image_ids]
+    assert 0 not in rows
+    np.testing.assert_array_equal(shifts[-2].apply(subset, 0), images.pixels[rows])
 
 
 @pytest.mark.parametrize("text", [None, "", "[{"])
 def test_sets_that_were_not_prepared_are_named(opened, tmp_path, text):
-    listed = tmp_path / "data/shifted/shifts.json"
-    listed.unlink() if text is None else listed.write_text(text)
-    with pytest.raises(
-        UserError,
-        match=r"data/shifted: expected the list of shifted sets, found none; run the stage prepare",
-    ):
+    file = tmp_path / "data/shifted/shifts.json"
+    file.unlink() if text is None else file.write_text(text)
+    message = "data/shifted: expected the list of shifted sets, found none; run the stage prepare"
+    with pytest.raises(UserError, match=message):
         opened()

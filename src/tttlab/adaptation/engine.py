@@ -1,13 +1,13 @@
-"""The adapter as one module, called as the engines of torch-ttt are: images in, logits and a loss out.
+"""The adapter as a module in the calling form of torch-ttt's engines: images → logits and a loss.
 
     engine = Engine(network, "tent", InnerLoop(lr=1e-3, trainable="norm"))
     engine.train()
     logits, loss = engine(images)  # train on the supervised loss of the logits, plus this one
     engine.eval()
-    logits, loss = engine(images)  # every image is adapted to on its own; the network is left as it was
+    logits, loss = engine(images)  # adapt to every image on its own; the network does not change
 
-What it holds beside the network is no part of its ``state_dict``, and of one call nothing is kept for the next but the number
-of images seen, which keys the random views.
+The ``state_dict`` holds the network alone. Between calls the engine keeps only the number of images
+seen, which keys the random views.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,10 +35,11 @@ class Engine(nn.Module):
     """A network that is adapted to every image it classifies.
 
     Args:
-        network: a `Network`, or any module from images to logits; see `tttlab.networks.classifiers`.
-        method: what to minimise, or its name for its default settings; one that is defined for single images.
-        loop: how.
-        statistics: source statistics; `measure` adds what is missing.
+        network: a `Network`, or any module from images to logits; see
+            `tttlab.networks.classifiers`.
+        method: a method that is defined for single images, or its name for its default settings.
+        loop: settings of the steps.
+        statistics: source statistics; `measure` adds the missing ones.
         seed: of all random streams.
         images_per_step: images adapted at once, a machine setting.
     """
@@ -60,7 +61,15 @@ class Engine(nn.Module):
         self._group, self._seen = GroupSize(images_per_step), 0
 
     def measure(self, batches: Iterable[Tensor], bank_size: int = 256) -> "Engine":
-        """Measure the source statistics that the method and the normalisation need, on source images ``(N, 3, H, W)``."""
+        """Measure the source statistics that the method and the normalisation need.
+
+        Args:
+            batches: source images ``(N, 3, H, W)``.
+            bank_size: rows of the projection bank.
+
+        Returns:
+            the engine itself.
+        """
         network, batches = as_network(self.network), list(batches)
         needed = set(self.method.needs)
         if "layers" in needed or normalised_layers(network, self.loop):
@@ -74,36 +83,38 @@ class Engine(nn.Module):
     def forward(
         self, images: Tensor, image_ids: Sequence[str | int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Classify images, and tell the method's loss.
+        """Classify images and compute the method's loss.
 
         Args:
-            images: ``(N, 3, H, W)``: in [0, 1] for a `Network`, as it wants them for any other module.
-            image_ids: names of the images, which key their random views; by default they are numbered as they come.
+            images: ``(N, 3, H, W)``: in [0, 1] for a `Network`, preprocessed for any other module.
+            image_ids: names of the images, which key their random views; by default the images are
+                numbered in the order in which they arrive.
 
         Returns:
-            logits ``(N, K)`` and a scalar, the mean over the images. In training mode the network's own logits and the loss at
-            its weights, both differentiable; in evaluation mode the logits after adaptation and the loss before the last step,
-            not a number if no step is taken.
+            logits ``(N, K)`` and a scalar, the mean loss of the images. In training mode the
+            network's own logits and the loss at its weights, both differentiable. In evaluation
+            mode the logits after adaptation and the loss before the last step, NaN without a step.
+
+        Raises:
+            UserError: source statistics are missing, or the network or the images do not fit.
         """
-        names = [
-            str(name)
-            for name in (
-                range(self._seen, self._seen + len(images)) if image_ids is None else image_ids
-            )
-        ]
-        self._seen += len(images) if image_ids is None else 0
+        if image_ids is None:
+            image_ids = range(self._seen, self._seen + len(images))
+            self._seen += len(images)
+        names = [str(name) for name in image_ids]
         if missing := set(self.method.needs) - kinds(self.statistics):
             raise UserError(
                 f"{self.method} needs source statistics of the kind {', '.join(sorted(missing))}; "
                 "call engine.measure(batches of source images) first"
             )
-        if self.training:  # in this order: the first pass moves BatchNorm's running statistics, the second keeps them for later
-            return as_network(self.network)(images).logits, self._loss(images, names)
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-        ):  # whatever mode the caller is in, steps need gradients
-            found = adapt(
+        if self.training:
+            # The order matters: this pass updates BatchNorm's running statistics, which the loss's
+            # pass saves for its backward pass.
+            logits = as_network(self.network)(images).logits
+            return logits, self._loss(images, names)
+        # The steps need gradients, even if the caller has turned them off.
+        with torch.inference_mode(False), torch.enable_grad():
+            adapted = adapt(
                 self.network,
                 images.clone(),
                 self.method,
@@ -113,20 +124,19 @@ class Engine(nn.Module):
                 seed=self.seed,
                 images_per_step=self._group,
             )
-        before_last = found.losses[:, -2] if found.losses.shape[1] > 1 else found.losses[:, -1]
-        return found.logits.to(images.device), before_last.mean().to(images.device)
+        losses = adapted.losses[:, -2 if adapted.losses.shape[1] > 1 else -1]
+        return adapted.logits.to(images.device), losses.mean().to(images.device)
 
     def _loss(self, images: Tensor, names: Sequence[str]) -> Tensor:
-        """Average the loss that every image would be adapted by, seen with the network's own parameters, as at test time."""
+        """Average the images' losses at the network's own parameters, computed as at test time."""
         network, method = as_network(self.network), self.method
         if not method.trains:
             raise UserError(f"{method} has no loss to train with; use it in evaluation mode")
         statistics = {name: value.to(images.device) for name, value in self.statistics.items()}
         with evaluating(network), normalised(network, self.loop, statistics):
             check(network, images[:0], method, self.loop, statistics)
-            views = method.views(
-                network, images, [torch_generator(self.seed, "training", name) for name in names]
-            )
+            generators = [torch_generator(self.seed, "training", name) for name in names]
+            views = method.views(network, images, generators)
             state = tree_map(
                 lambda value: value.expand(len(images), *value.shape), method.init_state()
             )

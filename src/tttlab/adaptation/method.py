@@ -20,21 +20,22 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 class Method:
-    """A test-time method: a frozen value of settings whose `loss` is minimised for every image on its own.
+    """A test-time method: its settings, frozen, and the `loss` that is minimised for every image.
 
-    A subclass is a ``@dataclass(frozen=True)`` in its own file of ``tttlab/methods``; its fields are its settings in
-    params.yaml. Only `loss` is required of a method that trains. Every hook but `views` sees a single image, whatever number
-    the adapter works on at once: write for one, the adapter vectorises.
+    A subclass is a ``@dataclass(frozen=True)`` in its own file of ``tttlab/methods``; its fields
+    are its settings in params.yaml. A method that trains must define `loss`; all else is optional.
+    Every hook but `views` is written for a single image, and the adapter vectorises it.
 
     Attributes:
         protocols: the protocols under which the method is defined.
-        whole_batch: on a stream the loss sees the images of a batch together, ``(N·V, 3, H, W)``; False: each on its own.
-        smallest_batch: the fewest images of a stream's batch that it can work on.
+        whole_batch: True: on a stream the loss sees all images of a batch, ``(N·V, 3, H, W)``.
+            False: it sees one image.
+        smallest_batch: the fewest images in a batch of a stream that the method can work on.
         trains: False for methods that only change the prediction; they take no steps.
         head: the objective (``simclr``, ``mae``, …) whose head it needs; None: any network will do.
-        features: whether it looks at the network's features, which are not known of every module from images to logits.
-        needs: what it reads of the source statistics: ``layers``, ``bank``, or a kind of its own, of which its
-            `source_statistics` gives ``<kind>`` or ``<kind>.<…>``.
+        features: whether it needs the network's features, which not every classifier gives.
+        needs: the kinds of source statistics that it reads: ``layers``, ``bank``, or a kind of its
+            own, which its `source_statistics` gives as ``<kind>`` or ``<kind>.<…>``.
     """
 
     protocols: ClassVar[tuple[str, ...]] = ("episodic",)
@@ -46,21 +47,28 @@ class Method:
     needs: ClassVar[tuple[str, ...]] = ()
 
     def check(self, network: nn.Module) -> None:
-        """Raise a `UserError` if the method cannot work on this network: by default, if the `head` it needs is not there."""
+        """Refuse a network on which the method cannot work.
+
+        Raises:
+            UserError: by default, the network lacks the `head` that the method needs.
+        """
         if self.head and getattr(getattr(network, "head", None), "objective", None) != self.head:
             raise UserError(
-                f"{self} needs a network with the head of objective {self.head}; pretrain or fine-tune it with "
-                "that objective, or choose another method"
+                f"{self} needs a network with the head of objective {self.head}; pretrain or "
+                "fine-tune it with that objective, or choose another method"
             )
 
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
-        """Measure on source images ``(N, 3, H, W)`` what the method needs; asked when the standard statistics lack it."""
+        """Measure the method's own kinds of statistics, where the standard ones are not enough.
+
+        ``batches`` are source images ``(N, 3, H, W)``.
+        """
         return {}
 
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
     ) -> Any:
-        """Draw what the loss looks at; called before every step, outside the differentiated code.
+        """Draw the input of the loss; called before every step, outside the differentiated code.
 
         Args:
             network: the source network, for its structure.
@@ -68,12 +76,12 @@ class Method:
             generators: B streams, one per image; all randomness comes from them.
 
         Returns:
-            a pytree of tensors with leading dimension B; by default the images themselves as single views.
+            a pytree of tensors with leading dimension B; by default each image as its only view.
         """
         return images.unsqueeze(1)
 
     def init_state(self) -> State:
-        """Give the state that `loss` passes on from step to step."""
+        """Give the state before the first step; `loss` passes it on from step to step."""
         return ()
 
     def loss(
@@ -82,12 +90,12 @@ class Method:
         """Compute one image's loss.
 
         Args:
-            net: the network with this image's parameters. ``net.trained`` are those that are trained, as they are now, and
-                ``net.source`` all of them as they are in the source network: whether a tensor requires a gradient tells
-                nothing here.
-            views: this image's part of what `views` drew; by default ``(1, 3, H, W)``.
+            net: the network with this image's parameters. ``net.trained`` are the current values of
+                the trained ones, and ``net.source`` the source network's values of all. Do not look
+                at ``requires_grad``: under ``vmap`` it tells nothing.
+            views: this image's part of the result of `views`; by default ``(1, 3, H, W)``.
             statistics: source statistics, shared by all images.
-            state: what the last step returned.
+            state: the state that the last step returned.
 
         Returns:
             scalar loss and the next state.
@@ -105,8 +113,9 @@ class Method:
 
         Args:
             parameters: the trainable ones, name → ``(*shape)``.
-            source: the same of the source network; returned as they are, they also start the optimiser anew.
-            state: what `loss` returned.
+            source: the source network's values of them; returning these very tensors also resets
+                the optimiser.
+            state: the state that `loss` returned.
             generator: this step's stream, on the CPU; all randomness comes from it.
 
         Returns:
@@ -121,5 +130,15 @@ class Method:
     def predict_batch(
         self, net: Bound, images: Tensor, statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
-        """Classify a batch of a stream after adaptation: ``images (N, 3, H, W)`` → logits ``(N, K)`` and the next state."""
+        """Classify a batch of a stream after adaptation.
+
+        Args:
+            net: the network with the stream's current parameters.
+            images: ``(N, 3, H, W)``.
+            statistics: source statistics.
+            state: the current state.
+
+        Returns:
+            logits ``(N, K)`` and the next state.
+        """
         return net(images).logits, state

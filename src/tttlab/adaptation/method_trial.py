@@ -1,4 +1,7 @@
-"""A method tried on a few random images before any work, and what is wrong with it told by hook and line."""
+"""A trial of a method on a few random images before any work.
+
+A mistake is reported with the hook and the line that it is in.
+"""
 
 import copy
 import sys
@@ -20,18 +23,24 @@ from tttlab.errors import UserError
 from tttlab.networks.source_statistics import Statistics
 from tttlab.seeding import torch_generator
 
-IMAGES = 2  # each on its own: the fewest that show whether predictions depend on the other images of a batch
-BATCH = 8  # of a stream, where that is enough for the method
+IMAGES = 2  # the fewest that show whether a prediction depends on the other images of a batch
+BATCH = 8  # images of a stream, unless the method needs more
 
-_OTHERWISE = "which is another one for every image"
-_ADVICE = {  # what torch says: what it means, and what to do
-    "random operation": "draws random numbers; draw them in `views`, from the generators that are given there",
-    "data-dependent control flow": f"branches on a value, {_OTHERWISE}; use torch.where, or multiply by zero and one",
-    ".item()": f"takes a number out of a tensor, {_OTHERWISE}; compute with the tensor itself",
-    "data pointer": f"takes an array out of a tensor, {_OTHERWISE}; compute with the tensor itself",
-    "dynamic shape": f"selects a number of elements, {_OTHERWISE}; use torch.where, or multiply by zero and one",
+_PER_IMAGE = "which is another one for every image"
+_COMPUTE = "compute with the tensor itself"
+_SELECT = "use torch.where, or multiply by zero and one"
+_ADVICE = {  # words in torch's message → what is wrong and how to correct it
+    "random operation": (
+        "draws random numbers; draw them in `views`, from the generators that are given there"
+    ),
+    "data-dependent control flow": f"branches on a value, {_PER_IMAGE}; {_SELECT}",
+    ".item()": f"takes a number out of a tensor, {_PER_IMAGE}; {_COMPUTE}",
+    "data pointer": f"takes an array out of a tensor, {_PER_IMAGE}; {_COMPUTE}",
+    "dynamic shape": f"selects a number of elements, {_PER_IMAGE}; {_SELECT}",
     "broadcast shape": "changes a tensor in place that all images share; write x = x + y",
-    "inside a functorch transform": "differentiates by itself; return the loss, the adapter differentiates it",
+    "inside a functorch transform": (
+        "differentiates by itself; return the loss, the adapter differentiates it"
+    ),
 }
 
 
@@ -44,160 +53,166 @@ def try_method(
     protocol: str = "episodic",
     batch_size: int = BATCH,
 ) -> None:
-    """Lead random images through all that the adapter does with a method: views, loss, one step, prediction.
+    """Adapt to random images once, with everything the adapter calls of a method.
+
+    That is: views, loss, one step, prediction.
 
     Args:
-        network: a network of the kind that is to be adapted, trained or not; it is left exactly as it was.
-        method: what to try.
-        loop: how; one step is taken, if the method trains.
+        network: a network like the one to be adapted, trained or not; it is not changed.
+        method: the method to try.
+        loop: settings of the steps; one step is taken, or none if the method does not train.
         statistics: source statistics.
         image_size: side of the square images, pixels.
         protocol: ``episodic`` or ``online``.
-        batch_size: most images of a stream's batch.
+        batch_size: the most images in a batch of a stream.
 
     Raises:
-        UserError: a hook fails or gives what the adapter cannot use; it names the hook, the line, and what to do.
+        UserError: a hook fails or returns a value that the adapter cannot use; the message names
+            the hook, the line, and the remedy.
     """
-    device = next(network.parameters()).device
     count = IMAGES if protocol == "episodic" else min(batch_size, max(BATCH, method.smallest_batch))
-    images = torch.rand(count, 3, image_size, image_size, generator=torch_generator(0, "trial")).to(
-        device
-    )
-    tried, loop = watched(method), replace(loop, steps=int(method.trains))
+    generator = torch_generator(0, "trial")
+    images = torch.rand(count, 3, image_size, image_size, generator=generator)
+    images = images.to(next(network.parameters()).device)
+    method, loop = watched(method), replace(loop, steps=int(method.trains))
     if protocol == "online":
-        adapt_stream(network, images, tried, loop, batch_size=count, statistics=statistics)
+        adapt_stream(network, images, method, loop, batch_size=count, statistics=statistics)
     else:
-        adapt(network, images, tried, loop, statistics=statistics, images_per_step=1)
+        adapt(network, images, method, loop, statistics=statistics, images_per_step=1)
 
 
 def watched(method: Method) -> Method:
-    """Copy a method such that the hooks that it has itself tell what is wrong with them as a `UserError`."""
+    """Copy a method so that the hooks it defines itself raise a `UserError` for every mistake."""
     kind = type(method)
-    named = {name: getattr(kind, name) for name in ("__module__", "__qualname__")}
-    watching = type(kind.__name__, (kind,), {"__slots__": (), **named})
+    names = {name: getattr(kind, name) for name in ("__module__", "__qualname__")}
+    watching = type(kind.__name__, (kind,), {"__slots__": (), **names})
     for hook in HOOKS:
         if getattr(kind, hook) is not getattr(Method, hook):
             setattr(watching, hook, _watched(hook, watching))
     copied = copy.copy(method)
-    object.__setattr__(
-        copied, "__class__", watching
-    )  # without slots of its own it can take the other's place
+    # Python allows this because both classes have the same slots.
+    object.__setattr__(copied, "__class__", watching)
     return copied
 
 
 def _watched(hook: str, watching: type[Method]) -> Callable[..., Any]:
     def call(self: Method, *arguments: Any, **named: Any) -> Any:
         try:
-            found = getattr(super(watching, self), hook)(*arguments, **named)
+            result = getattr(super(watching, self), hook)(*arguments, **named)
         except (UserError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            raise UserError(f"{hook}{_line(error, watching)} {_told(error)}") from error
-        if mistake := _MISTAKES[hook](found, arguments):
+            raise UserError(f"{hook}{_line(error, watching)} {_explain(error)}") from error
+        if mistake := _MISTAKES[hook](result, arguments):
             raise UserError(f"{hook} {mistake}")
-        return found
+        return result
 
     return call
 
 
 def _line(error: Exception, kind: type[Method]) -> str:
-    """Name the line of the method's own file that an error comes from; nothing where it comes from its call."""
+    """Name the last line of the method's file in an error's traceback; empty if there is none."""
     file = getattr(sys.modules[kind.__module__], "__file__", None)
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == file
-    ]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
     return f" (line {lines[-1]})" if lines else ""
 
 
-def _told(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     text = str(error)
-    known = next((advice for words, advice in _ADVICE.items() if words in text), None)
-    return known or f"fails with {type(error).__name__}: {(text.splitlines() or [''])[0]}"
+    for words, advice in _ADVICE.items():
+        if words in text:
+            return advice
+    return f"fails with {type(error).__name__}: {(text.splitlines() or [''])[0]}"
 
 
-# --- what a hook must give: what is wrong with it, or nothing --------------------------------------------------------
+# Each function below takes a hook's result and its arguments, and says what is wrong with the
+# result, or None.
 
 
-def _no_mistake(_found: Any, _arguments: tuple) -> None:
+def _no_mistake(_result: Any, _arguments: tuple) -> None:
     return None
 
 
-def _statistics_mistake(found: Any, _arguments: tuple) -> str | None:
-    if not isinstance(found, Mapping) or not all(
-        isinstance(value, Tensor) for value in found.values()
-    ):
-        return f"must give tensors by name, found {_show(found)}"
+def _statistics_mistake(result: Any, _arguments: tuple) -> str | None:
+    if isinstance(result, Mapping) and all(isinstance(value, Tensor) for value in result.values()):
+        return None
+    return f"must give tensors by name, found {_show(result)}"
+
+
+def _views_mistake(result: Any, arguments: tuple) -> str | None:
+    leaves, count = tree_leaves(result), len(arguments[1])
+    if leaves and all(isinstance(leaf, Tensor) and leaf.shape[:1] == (count,) for leaf in leaves):
+        return None
+    return (
+        f"must give tensors whose first dimension counts the images, here {count}, "
+        f"found {_show(result)}"
+    )
+
+
+def _state_mistake(result: Any, _arguments: tuple = ()) -> str | None:
+    if not all(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
+        return f"must give a state of tensors, in tuples, lists and dicts, found {_show(result)}"
     return None
 
 
-def _views_mistake(found: Any, arguments: tuple) -> str | None:
-    leaves, count = tree_leaves(found), len(arguments[1])
-    if not leaves or not all(
-        isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count for leaf in leaves
-    ):
-        return f"must give tensors whose first dimension counts the images, here {count}, found {_show(found)}"
-    return None
+def _pair_mistake(result: Any, names: str) -> str | None:
+    if not isinstance(result, tuple) or len(result) != 2:
+        return f"must return two things, {names}, found {_show(result)}; write return {names}"
+    return _state_mistake(result[1])
 
 
-def _state_mistake(found: Any, _arguments: tuple = ()) -> str | None:
-    if not all(isinstance(leaf, Tensor) for leaf in tree_leaves(found)):
-        return f"must give a state of tensors, in tuples, lists and dicts, found {_show(found)}"
-    return None
-
-
-def _pair_mistake(found: Any, names: str) -> str | None:
-    if not isinstance(found, tuple) or len(found) != 2:
-        return f"must return two things, {names}, found {_show(found)}; write return {names}"
-    return _state_mistake(found[1])
-
-
-def _loss_mistake(found: Any, _arguments: tuple) -> str | None:
-    if mistake := _pair_mistake(found, "loss, state"):
+def _loss_mistake(result: Any, _arguments: tuple) -> str | None:
+    if mistake := _pair_mistake(result, "loss, state"):
         return mistake
-    if not isinstance(found[0], Tensor) or found[0].dim() or not found[0].is_floating_point():
-        return f"must return a tensor of one number, without dimensions, found {_show(found[0])}; take the mean over the views"
-    return None
+    loss = result[0]
+    if isinstance(loss, Tensor) and not loss.dim() and loss.is_floating_point():
+        return None
+    return (
+        f"must return a tensor of one number, without dimensions, found {_show(loss)}; "
+        "take the mean over the views"
+    )
 
 
-def _after_step_mistake(found: Any, arguments: tuple) -> str | None:
-    if mistake := _pair_mistake(found, "parameters, state"):
+def _after_step_mistake(result: Any, arguments: tuple) -> str | None:
+    if mistake := _pair_mistake(result, "parameters, state"):
         return mistake
     expected = _shapes(arguments[0])
-    if not isinstance(found[0], Mapping) or _shapes(found[0]) != expected:
-        return f"must return the {len(expected)} parameters that it is given, by name and of their shapes"
-    return None
+    if isinstance(result[0], Mapping) and _shapes(result[0]) == expected:
+        return None
+    return (
+        f"must return the {len(expected)} parameters that it is given, by name and of their shapes"
+    )
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(value, "shape", None) for name, value in tensors.items()}
 
 
-def _predict_mistake(found: Any, arguments: tuple) -> str | None:
+def _predict_mistake(result: Any, arguments: tuple) -> str | None:
     net, image = arguments[:2]
-    return _logits_mistake(found, net(image.unsqueeze(0)).logits.shape[1:])
+    return _logits_mistake(result, net(image.unsqueeze(0)).logits.shape[1:])
 
 
-def _predict_batch_mistake(found: Any, arguments: tuple) -> str | None:
+def _predict_batch_mistake(result: Any, arguments: tuple) -> str | None:
     net, images = arguments[:2]
-    return _pair_mistake(found, "logits, state") or _logits_mistake(
-        found[0], net(images).logits.shape
-    )
+    if mistake := _pair_mistake(result, "logits, state"):
+        return mistake
+    return _logits_mistake(result[0], net(images).logits.shape)
 
 
-def _logits_mistake(found: Any, shape: torch.Size) -> str | None:
-    if not isinstance(found, Tensor) or found.shape != shape:
-        return f"must return logits of shape {tuple(shape)}, found {_show(found)}"
+def _logits_mistake(result: Any, shape: torch.Size) -> str | None:
+    if not isinstance(result, Tensor) or result.shape != shape:
+        return f"must return logits of shape {tuple(shape)}, found {_show(result)}"
     return None
 
 
-def _show(found: Any) -> str:
-    if isinstance(found, Tensor):
-        return f"a tensor of shape {tuple(found.shape)}"
-    if isinstance(found, tuple):
-        return f"({', '.join(map(_show, found))})"
-    return "None" if found is None else f"something of type {type(found).__name__}"
+def _show(result: Any) -> str:
+    if isinstance(result, Tensor):
+        return f"a tensor of shape {tuple(result.shape)}"
+    if isinstance(result, tuple):
+        return f"({', '.join(map(_show, result))})"
+    return "None" if result is None else f"something of type {type(result).__name__}"
 
 
 _MISTAKES: dict[str, Callable[[Any, tuple], str | None]] = {

@@ -16,22 +16,23 @@ _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 def to_square(
     picture: Image.Image | Path | BinaryIO, size: int, depth: int | None = None
 ) -> np.ndarray:
-    """Decode, turn upright, convert to RGB, resize the shorter side to ``size`` and crop the centre.
+    """Decode, turn upright, convert to RGB, resize the shorter side to ``size``, crop the centre.
 
-    Bicubic with antialiasing. Transparent pixels are laid on white. Grey of more than eight bits keeps the upper eight of
-    those that were recorded. JPEG files much larger than needed are decoded at a reduced scale, never below twice ``size``.
+    Bicubic with antialiasing. Transparent pixels are laid on white. Grey of more than eight bits
+    keeps the upper eight of the recorded bits. JPEG files much larger than needed are decoded at a
+    reduced scale, never below twice ``size``.
 
     Args:
         picture: an image, the path of an image file, or such a file opened.
         size: side of the square, in pixels.
-        depth: bits that were recorded of a pixel, of images with more than eight; None: what the file says.
+        depth: recorded bits per value of images with more than eight; None: what the file says.
 
     Returns:
         ``(size, size, 3)`` uint8.
 
     Raises:
-        UnknownScale: nothing says which of an image's values is white.
-        Exception: whatever else Pillow raises on a damaged, unknown or oversized file.
+        UnknownScale: nothing says which of the image's values is white.
+        Exception: Pillow's various errors on a damaged, unknown or oversized file.
     """
     image = picture if isinstance(picture, Image.Image) else Image.open(picture)
     with image:
@@ -48,7 +49,10 @@ def to_square(
 
 
 def why_unreadable(error: Exception) -> str:
-    """Tell in a line why an image could not be decoded, in the same words every time: without addresses in memory."""
+    """Say in one line why an image could not be decoded.
+
+    Memory addresses are cut out, so that the line is the same every time.
+    """
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r" <[^>]* object at 0x[0-9a-f]+>", "", line)
 
@@ -63,7 +67,6 @@ def _to_rgb(image: Image.Image, samples: Samples, depth: int | None) -> Image.Im
     samples.check_colours(image, depth)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         colours = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", colours.size, _WHITE), colours).convert(
-            "RGB"
-        )
+        white = Image.new("RGBA", colours.size, _WHITE)
+        return Image.alpha_composite(white, colours).convert("RGB")
     return image.convert("RGB")

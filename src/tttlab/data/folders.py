@@ -1,4 +1,4 @@
-"""Images in a folder: links are followed and never round, what systems leave behind is passed over."""
+"""Images in a folder: links are followed but never in a circle; system files are ignored."""
 
 import os
 from collections import deque
@@ -26,8 +26,15 @@ SUFFIXES = (
 )
 
 
-class Found(NamedTuple):
-    """Image files by their names below the root, in the order of `nfc`; first-level folders, even empty ones; other files."""
+class Listing(NamedTuple):
+    """What lies below a root.
+
+    Attributes:
+        names: image files by their paths below the root, in the order of `nfc`.
+        folders: first-level folders, even empty ones.
+        places: where each image is.
+        ignored: other files.
+    """
 
     names: list[str]
     folders: set[str]
@@ -40,20 +47,21 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def list_folder(root: Path, apart: bool) -> Found:
-    """List the image files below a folder, but for what is hidden or left behind by a system.
+def list_folder(root: Path, apart: bool) -> Listing:
+    """List the image files below a folder, except hidden and system files.
 
-    A link to a folder is followed, unless it leads back up; a folder that can be reached in several ways is listed once,
-    where it lies rather than behind a link.
+    A link to a folder is followed, unless it leads back up. A folder that can be reached in several
+    ways is listed once, where it lies rather than behind a link.
 
     Args:
         root: the folder.
-        apart: its first-level folders are classes: what can be reached from several of them is listed in each.
+        apart: its first-level folders are classes; a folder reached from several of them is listed
+            in each.
 
     Raises:
         UserError: a folder cannot be listed.
     """
-    above = {_identity(place) for place in (root.resolve(), *root.resolve().parents)}
+    above = {_identity(folder) for folder in (root.resolve(), *root.resolve().parents)}
     loose, folders, links = _entries(root)
     tops = [*folders, *links]
     names, ignored = [], []
@@ -64,21 +72,28 @@ def list_folder(root: Path, apart: bool) -> Found:
             ignored.append(name.encode(errors="backslashreplace").decode())
     names.sort(key=lambda name: (nfc(name), name))
     places = [Place(str(root / name)) for name in names]
-    return Found(names, {top.name for top in tops}, places, tuple(sorted(ignored)))
+    return Listing(names, {top.name for top in tops}, places, tuple(sorted(ignored)))
 
 
 def _below(
     root: Path, tops: Sequence[Path], above: set[tuple[int, int]], apart: bool
 ) -> Iterator[str]:
-    """Yield the names below the root of all files in some first-level folders, each for itself or all as one."""
+    """Yield the names below the root of all files in the first-level folders ``tops``.
+
+    ``above`` are the identities of the root and its parents. A folder that is reached twice is
+    listed once, or with ``apart`` once from each of ``tops``.
+    """
     for starts in [[top] for top in tops] if apart else [tops]:
         for folder, files in _walk(starts, set(above)):
-            place = folder.relative_to(root).as_posix()
-            yield from (f"{place}/{file}" for file in files)
+            path = folder.relative_to(root).as_posix()
+            yield from (f"{path}/{file}" for file in files)
 
 
 def _walk(starts: Iterable[Path], seen: set[tuple[int, int]]) -> Iterator[tuple[Path, list[str]]]:
-    """Yield every folder from ``starts`` on, with its files, once and none that was seen; what lies behind links comes last."""
+    """Yield every folder from ``starts`` on that is not in ``seen``, once, with its files.
+
+    Folders behind links come last.
+    """
     waiting = deque(starts)
     while waiting:
         folder = waiting.popleft()
@@ -93,8 +108,8 @@ def _walk(starts: Iterable[Path], seen: set[tuple[int, int]]) -> Iterator[tuple[
 def _entries(folder: Path) -> tuple[list[str], list[Path], list[Path]]:
     """List a folder in sorted order: the files' names, the folders, and the links to folders."""
     files, folders, links = [], [], []
-    with _reading(folder), os.scandir(folder) as found:
-        for entry in sorted(found, key=lambda entry: entry.name):
+    with _reading(folder), os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             if is_own(entry.name) and not _is_folder(entry):
                 files.append(entry.name)
             elif is_own(entry.name):
@@ -104,12 +119,13 @@ def _entries(folder: Path) -> tuple[list[str], list[Path], list[Path]]:
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """Tell in a line which folder the system does not let us read."""
+    """Turn the system's refusal to read a folder into a `UserError`."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{folder}: expected a folder that can be read, found none ({error.strerror}); allow it, or move the folder away"
+            f"{folder}: expected a folder that can be read, found none ({error.strerror}); "
+            "allow it, or move the folder away"
         ) from error
 
 
@@ -121,7 +137,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """Tell a folder from all others, by whatever way it was reached."""
+    """Find a folder's device and inode numbers, the same by whatever path it was reached."""
     with _reading(folder):
         status = folder.stat()
     return status.st_dev, status.st_ino

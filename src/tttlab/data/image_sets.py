@@ -1,8 +1,4 @@
-"""Image sets: what is in them, which part of a source they take, how they lie on disk.
-
-Every choice is drawn from (seed, source, image id), never from an order of work, and parts of one source that do not
-overlap hold different images whatever set asks for them.
-"""
+"""Image sets: images with their labels and names, in memory and on disk."""
 
 import hashlib
 import json
@@ -22,16 +18,16 @@ from tttlab.errors import UserError, choices
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size with what is known about them.
+    """Images of one size, with labels and names.
 
     Attributes:
-        pixels: ``(N, S, S, 3)`` uint8, in memory, on disk, or decoded at every look.
+        pixels: ``(N, S, S, 3)`` uint8, in memory, on disk, or decoded at every access.
         labels: ``(N,)`` int64 indices into ``classes``; -1 where unknown.
         image_ids: N names, unique within the set.
         classes: class names; empty when no label is known.
-        paths: N places to look at, possibly empty strings.
+        paths: N paths for people, possibly empty strings.
         source: where the images come from.
-        skipped: images and files that were left out, each with its reason.
+        skipped: a line for each image or file that was left out, with the reason.
     """
 
     pixels: np.ndarray | InPlace | Lazy
@@ -48,10 +44,8 @@ class ImageSet:
     @property
     def names(self) -> list[str]:
         """What a person can find each image by: its path, else its id."""
-        return [
-            path or image_id
-            for path, image_id in zip(self.paths or self.image_ids, self.image_ids, strict=True)
-        ]
+        pairs = zip(self.paths or self.image_ids, self.image_ids, strict=True)
+        return [path or image_id for path, image_id in pairs]
 
     @cached_property
     def hashes(self) -> tuple[str, ...]:
@@ -60,30 +54,27 @@ class ImageSet:
 
     @cached_property
     def firsts(self) -> np.ndarray:
-        """``(N,)`` int64: the index of the first image with the same pixels, as a rule the image itself."""
-        places: dict[str, int] = {}
-        return np.array(
-            [places.setdefault(pixels, index) for index, pixels in enumerate(self.hashes)],
-            dtype=np.int64,
-        )
+        """``(N,)`` int64: index of the first image with the same pixels, often the image itself."""
+        first_by_hash: dict[str, int] = {}
+        firsts = [
+            first_by_hash.setdefault(pixels, index) for index, pixels in enumerate(self.hashes)
+        ]
+        return np.array(firsts, dtype=np.int64)
 
     @property
     def packed(self) -> bool:
-        """Whether the pixels are kept, not decoded anew at every look."""
+        """Whether the pixels are kept, not decoded anew at every access."""
         return not isinstance(self.pixels, InPlace)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
-        """Choose some images, in the given order; pixels that are read in place stay where they are, others are copied."""
+        """Choose images, in the given order; kept pixels are copied, others are not decoded."""
         indices = np.asarray(indices, dtype=np.int64)
-        return self._choose(
-            indices,
-            np.ascontiguousarray(self.pixels[indices])
-            if self.packed
-            else self.pixels.take(indices),
-        )
+        if self.packed:
+            return self._choose(indices, np.ascontiguousarray(self.pixels[indices]))
+        return self._choose(indices, self.pixels.take(indices))
 
     def view(self, indices: Sequence[int] | np.ndarray) -> "ImageSet":
-        """Choose some images, in the given order, without a copy: whatever their pixels are, they stay where they are."""
+        """Choose some images, in the given order, without copying any pixels."""
         indices = np.asarray(indices, dtype=np.int64)
         if not self.packed:
             return self.take(indices)
@@ -100,7 +91,7 @@ class ImageSet:
         )
 
     def save(self, folder: Path) -> None:
-        """Write ``index.parquet``, ``meta.json`` and, unless the pixels are read in place, ``pixels.npy``."""
+        """Write ``index.parquet``, ``meta.json`` and, if the pixels are kept, ``pixels.npy``."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = self.paths or ("",) * len(self)
         columns = {
@@ -111,10 +102,10 @@ class ImageSet:
         meta = {"classes": self.classes, "source": self.source, "skipped": self.skipped}
         if not self.packed:
             columns |= {
-                "file": [p.path for p in self.pixels.places],
-                "member": [p.member for p in self.pixels.places],
-                "offset": [p.offset for p in self.pixels.places],
-                "length": [p.length for p in self.pixels.places],
+                "file": [place.path for place in self.pixels.places],
+                "member": [place.member for place in self.pixels.places],
+                "offset": [place.offset for place in self.pixels.places],
+                "length": [place.length for place in self.pixels.places],
                 "hash": self.pixels.hashes,
             }
             meta |= {"read_in_place": self.pixels.shape[1], "depth": self.pixels.depth}
@@ -127,7 +118,7 @@ class ImageSet:
 
     @classmethod
     def load(cls, folder: Path) -> "ImageSet":
-        """Open what `save` wrote; the pixels stay where they are until they are used."""
+        """Open what `save` wrote; pixels are read when they are used."""
         if not (folder / "meta.json").exists():
             raise UserError(
                 f"{folder}: expected an image set, found none; run the stage prepare first"
@@ -150,37 +141,39 @@ class ImageSet:
         )
 
     def digest(self) -> str:
-        """Hash the pixels (SHA-256, hexadecimal), or, if they are read in place, their hashes."""
+        """Hash the pixels, or, if they are read in place, their hashes (SHA-256, hexadecimal)."""
         if not self.packed:
             return hashlib.sha256("".join(self.pixels.hashes).encode()).hexdigest()
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for pixels in self.pixels:
-            found.update(np.ascontiguousarray(pixels))
-        return found.hexdigest()
+            digest.update(np.ascontiguousarray(pixels))
+        return digest.hexdigest()
 
 
-def check_classes(found: Sequence[str], classes: Sequence[str], key: str) -> None:
-    """Refuse a class that is not among those of the labeled images.
+def check_classes(names: Sequence[str], classes: Sequence[str], key: str) -> None:
+    """Refuse a class that the labeled images do not have.
 
     Args:
-        found: class names of the set to check; some may be missing.
+        names: class names of the set to check; some may be missing.
         classes: class names of the labeled images.
-        key: of the set in params.yaml, for messages.
+        key: the set's key in params.yaml, for messages.
+
+    Raises:
+        UserError: there is such a class.
     """
-    for name in found:
+    for name in names:
         if name not in classes:
             raise UserError(
-                f"{key}: class {name!r} is not in data.labeled; {choices(name, classes)}; set labels: none if the "
-                "folders are no classes"
+                f"{key}: class {name!r} is not in data.labeled; {choices(name, classes)}; "
+                "set labels: none if the folders are no classes"
             )
 
 
 def align_classes(images: ImageSet, classes: Sequence[str]) -> ImageSet:
-    """Renumber the labels so that they count along ``classes``, matching by name; what has no labels stays without."""
-    places = np.array(
-        [*map(classes.index, images.classes), -1], dtype=np.int64
-    )  # a label of -1 reads the last
-    return replace(images, labels=places[images.labels], classes=tuple(classes))
+    """Renumber the labels by the order of ``classes``, matching names; −1 (unknown) stays −1."""
+    # The last entry is for images without a label: index −1 reads it.
+    numbers = np.array([*map(classes.index, images.classes), -1], dtype=np.int64)
+    return replace(images, labels=numbers[images.labels], classes=tuple(classes))
 
 
 def class_counts(images: ImageSet) -> dict[str, int]:

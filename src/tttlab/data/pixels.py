@@ -1,4 +1,4 @@
-"""Images decoded whenever they are looked at: a folder larger than memory is read where it lies, without a copy."""
+"""Images decoded at every access, so that a folder larger than memory needs no decoded copy."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes outside the interpreter'
 
 
 class Place(NamedTuple):
-    """Where the bytes of an encoded image are: a whole file, or the ``length`` bytes of a tar's member from ``offset`` on."""
+    """Where an encoded image is: a whole file, or a tar member's ``length`` bytes at ``offset``."""
 
     path: str
     member: str = ""
@@ -32,20 +32,20 @@ class Place(NamedTuple):
         return f"{self.path}:{self.member}" if self.member else self.path
 
     def open(self) -> Path | BinaryIO:
-        """Give the file's path, or its part in memory."""
+        """Return the file's path, or the tar member's bytes as a file in memory."""
         if not self.member:
             return Path(self.path)
-        with open(self.path, "rb") as file:  # its own handle: threads read side by side
+        with open(self.path, "rb") as file:  # a handle of its own, for threads
             file.seek(self.offset)
             return io.BytesIO(file.read(self.length))
 
 
 class Lazy:
-    """``(N, S, S, 3)`` uint8 that are made at every look; an index gives them as a NumPy array.
+    """``(N, S, S, 3)`` uint8 computed at every access; indexing gives a NumPy array.
 
     Args:
         shape: ``(N, S, S, 3)``.
-        look: makes the pixels ``(n, S, S, 3)`` of the images with some numbers ``(n,)``.
+        look: computes the pixels ``(n, S, S, 3)`` of the images with given indices ``(n,)``.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Lazy:
         return self.shape[0]
 
     def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
-        wanted = np.arange(len(self))[key]
-        return self._look(wanted) if wanted.ndim else self._look(wanted[None])[0]
+        indices = np.arange(len(self))[key]
+        return self._look(indices) if indices.ndim else self._look(indices[None])[0]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[index] for index in range(len(self)))
@@ -68,16 +68,16 @@ class Lazy:
 
 
 class InPlace:
-    """``(N, S, S, 3)`` uint8 that are decoded anew at every look; an index copies them out, as a NumPy array.
+    """``(N, S, S, 3)`` uint8 decoded at every access; indexing gives a NumPy array.
 
-    An image that is no longer what it was when the set was made stops the work, since nothing computed from it could be
-    set beside what was computed before.
+    An image that has changed since the set was made raises a `UserError`: results from it could not
+    be compared with earlier ones.
 
     Attributes:
         places: where the images are.
         hashes: N hashes of the decoded pixels, from `pixel_hash`.
         shape: ``(N, S, S, 3)``.
-        depth: bits that were recorded of a pixel, of images with more than eight; None: what each file says.
+        depth: recorded bits per value of images with more than eight; None: what each file says.
     """
 
     def __init__(
@@ -90,22 +90,20 @@ class InPlace:
         return len(self.places)
 
     def __getitem__(self, key: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
-        wanted = np.arange(len(self))[key]
-        pixels = np.empty((wanted.size, *self.shape[1:]), np.uint8)
+        indices = np.arange(len(self))[key]
+        pixels = np.empty((indices.size, *self.shape[1:]), np.uint8)
 
-        def fill(place: int) -> None:
-            pixels[place] = self._decode(int(wanted.flat[place]))
+        def fill(row: int) -> None:
+            pixels[row] = self._decode(int(indices.flat[row]))
 
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Pillow's remarks on odd metadata, told when the sets were prepared
-            if wanted.size == 1:
+            warnings.simplefilter("ignore")  # Pillow's warnings about odd metadata
+            if indices.size == 1:
                 fill(0)
             else:
                 with ThreadPoolExecutor(THREADS) as pool:
-                    list(pool.map(fill, range(wanted.size)))
-        return pixels if wanted.ndim else pixels[0]
+                    list(pool.map(fill, range(indices.size)))
+        return pixels if indices.ndim else pixels[0]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[index] for index in range(len(self)))
@@ -114,26 +112,26 @@ class InPlace:
         return np.asarray(self[:], dtype)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "InPlace":
-        """Choose some images, in the given order, without looking at them."""
-        places, hashes = (
-            [known[index] for index in indices] for known in (self.places, self.hashes)
-        )
+        """Choose some images, in the given order, without decoding them."""
+        places = [self.places[index] for index in indices]
+        hashes = [self.hashes[index] for index in indices]
         return InPlace(places, hashes, self.shape[1], self.depth)
 
     def _decode(self, index: int) -> np.ndarray:
         place = self.places[index]
         try:
             pixels = to_square(place.open(), self.shape[1], self.depth)
-        except Exception as error:  # damaged files fail in every way there is
+        except Exception as error:  # damaged files raise many kinds of errors
             reason = why_unreadable(error)
             raise UserError(
-                f"{place}: expected the image that was there when the sets were prepared, found none that can "
-                f"be read ({reason}); bring it back, or run dvc repro -f prepare"
+                f"{place}: expected the image that was there when the sets were prepared, "
+                f"found none that can be read ({reason}); "
+                "bring it back, or run dvc repro -f prepare"
             ) from error
         if pixel_hash(pixels) != self.hashes[index]:
             raise UserError(
-                f"{place}: expected the image that was there when the sets were prepared, found another; "
-                "bring it back, or run dvc repro -f prepare"
+                f"{place}: expected the image that was there when the sets were prepared, "
+                "found another; bring it back, or run dvc repro -f prepare"
             )
         return pixels
 
@@ -146,6 +144,6 @@ def pixel_hash(pixels: np.ndarray) -> str:
 def as_images(pixels: "torch.Tensor") -> "torch.Tensor":
     """Turn pixels ``(…, H, W, 3)`` uint8 into images ``(…, 3, H, W)`` in [0, 1].
 
-    The memory keeps its order, colours innermost, in which convolutions are a quarter faster.
+    The memory layout stays: colours innermost, with which convolutions are a quarter faster.
     """
     return pixels.movedim(-1, -3).float() / 255

@@ -1,4 +1,4 @@
-"""From a source to an image set: decoded once and packed, or read where the images lie."""
+"""From a source to an image set: decoded once and packed, or read in place."""
 
 import warnings
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def gather(
     Args:
         source: what `tttlab.data.sources.open_source` found for the spec.
         spec: source, part and limit.
-        which: ``unlabeled``, ``labeled`` or ``test``; the first keeps no labels.
+        which: ``unlabeled``, ``labeled`` or ``test``; ``unlabeled`` keeps no labels.
         image_size: side of the squares, in pixels.
         seed: the seed of the experiment.
         settings: further arguments of `read_images`.
@@ -37,32 +37,27 @@ def gather(
     Raises:
         UserError: there are no images, or a file is unreadable and must not be.
     """
-    chosen = take_part(source, spec.part, seed, f"{spec.source}/{spec.split}")
-    groups = (
-        source.groups[chosen]
-        if source.labeled and which != "unlabeled"
-        else np.zeros(len(chosen), dtype=np.int64)
-    )
-    names = [source.image_ids[index] for index in chosen]
-    chosen = chosen[balanced_subset(names, groups, spec.limit, seed, "limit")]
-    if not len(chosen):
+    indices = take_part(source, spec.part, seed, f"{spec.source}/{spec.split}")
+    with_labels = source.labeled and which != "unlabeled"
+    groups = source.groups[indices] if with_labels else np.zeros(len(indices), dtype=np.int64)
+    names = [source.image_ids[index] for index in indices]
+    indices = indices[balanced_subset(names, groups, spec.limit, seed, "limit")]
+    if not len(indices):
         raise UserError(
-            f"data.{which}.part: {list(spec.part)} of {len(source.image_ids)} images is none; widen it"
+            f"data.{which}.part: {list(spec.part)} of {len(source.image_ids)} images is none; "
+            "widen it"
         )
-    origin = " ".join(
-        str(part) for part in (spec.source, spec.root, spec.split) if part is not None
-    )
-    images = read_images(source, chosen, f"data.{which}", image_size, origin, **settings)
-    return (
-        images
-        if which != "unlabeled"
-        else replace(images, labels=np.full(len(images), -1, np.int64), classes=())
-    )
+    words = (spec.source, spec.root, spec.split)
+    origin = " ".join(str(word) for word in words if word is not None)
+    images = read_images(source, indices, f"data.{which}", image_size, origin, **settings)
+    if which == "unlabeled":
+        return replace(images, labels=np.full(len(images), -1, np.int64), classes=())
+    return images
 
 
 def read_images(
     source: Source,
-    chosen: np.ndarray,
+    indices: np.ndarray,
     key: str,
     image_size: int,
     origin: str,
@@ -72,62 +67,64 @@ def read_images(
     depth: int | None = None,
     workers: int = 1,
 ) -> ImageSet:
-    """Decode some images of a source, and keep their pixels or, of many image files, only where they are.
+    """Decode images of a source, and keep their pixels or, of large sets of files, their places.
 
     Args:
         source: the images.
-        chosen: indices of those to take.
-        key: of the set in params.yaml, for messages.
+        indices: numbers of the images to take.
+        key: the set's key in params.yaml, for messages.
         image_size: side of the squares, in pixels.
-        origin: what the result says of its source.
+        origin: the result's ``source``.
         unreadable: ``error`` or ``skip``.
-        pack_below: MiB of decoded pixels from which on image files are read in place, without a copy.
-        depth: bits that were recorded of a pixel, of images with more than eight; None: what each file says.
+        pack_below: MiB of decoded pixels from which on image files are read in place, not copied.
+        depth: recorded bits per value of images with more than eight; None: what each file says.
         workers: threads that decode; changes no pixel.
 
     Raises:
-        UserError: a file is unreadable and must not be, or all are, or nothing says which of its values is white.
+        UserError: a file is unreadable and must not be, all files are unreadable, or nothing says
+            which of a file's values is white.
     """
-    mebibytes = len(chosen) * image_size * image_size * 3 / 2**20
-    in_place = (
-        mebibytes >= pack_below and len(chosen) and isinstance(source.read(int(chosen[0])), Place)
-    )
-    decoded = _decode(source, chosen, image_size, depth, workers, key, keep=not in_place)
-    good = np.array([reason is None for reason in decoded.reasons], dtype=bool)
+    mebibytes = len(indices) * image_size * image_size * 3 / 2**20
+    large = mebibytes >= pack_below and len(indices)
+    in_place = large and isinstance(source.read(int(indices[0])), Place)
+    decoded = _decode(source, indices, image_size, depth, workers, key, keep=not in_place)
+    readable = np.array([reason is None for reason in decoded.reasons], dtype=bool)
     skipped = tuple(
         f"{source.paths[index] or source.image_ids[index]}: {reason}"
-        for index, reason in zip(chosen, decoded.reasons, strict=True)
+        for index, reason in zip(indices, decoded.reasons, strict=True)
         if reason is not None
     )
-    _check_readable(skipped, len(chosen), key, unreadable)
+    _check_readable(skipped, len(indices), key, unreadable)
     skipped += tuple(
         f"{name}: its name does not end like an image's that can be read" for name in source.ignored
     )
-    chosen = chosen[good]
+    indices = indices[readable]
+    unknown = np.full(len(indices), -1, dtype=np.int64)
     if in_place:
-        pixels = InPlace(
-            [source.read(int(index)) for index in chosen],
-            [h for h in decoded.hashes if h],
-            image_size,
-            depth,
-        )
+        places = [source.read(int(index)) for index in indices]
+        hashes = [pixels_hash for pixels_hash in decoded.hashes if pixels_hash]
+        pixels = InPlace(places, hashes, image_size, depth)
     else:
-        pixels = decoded.pixels if good.all() else decoded.pixels[good]
+        pixels = decoded.pixels if readable.all() else decoded.pixels[readable]
     return ImageSet(
         pixels=pixels,
-        labels=source.groups[chosen]
-        if source.labeled
-        else np.full(len(chosen), -1, dtype=np.int64),
-        image_ids=tuple(source.image_ids[index] for index in chosen),
+        labels=source.groups[indices] if source.labeled else unknown,
+        image_ids=tuple(source.image_ids[index] for index in indices),
         classes=source.classes if source.labeled else (),
-        paths=tuple(source.paths[index] for index in chosen),
+        paths=tuple(source.paths[index] for index in indices),
         source=origin,
         skipped=skipped,
     )
 
 
 class _Decoded(NamedTuple):
-    """``pixels (N, S, S, 3)``, or none and N hashes of them; and N reasons why an image could not be read."""
+    """What became of N images.
+
+    Attributes:
+        pixels: ``(N, S, S, 3)``; empty if they are not kept.
+        hashes: hashes of the pixels that are not kept; ``""`` where there is none.
+        reasons: why an image could not be read; None: it could.
+    """
 
     pixels: np.ndarray
     hashes: list[str]
@@ -136,7 +133,7 @@ class _Decoded(NamedTuple):
 
 def _decode(
     source: Source,
-    chosen: np.ndarray,
+    indices: np.ndarray,
     size: int,
     depth: int | None,
     workers: int,
@@ -144,43 +141,39 @@ def _decode(
     keep: bool,
 ) -> _Decoded:
     """Decode in threads (Pillow works outside the interpreter's lock)."""
-    pixels = np.zeros((len(chosen) if keep else 0, size, size, 3), dtype=np.uint8)
-    hashes = [""] * len(chosen)
+    count = len(indices)
+    pixels = np.zeros((count if keep else 0, size, size, 3), dtype=np.uint8)
+    hashes = [""] * count
 
-    def decode(place: int) -> str | None:
+    def decode(row: int) -> str | None:
+        index = int(indices[row])
         try:
-            found = source.read(int(chosen[place]))
-            square = to_square(found.open() if isinstance(found, Place) else found, size, depth)
+            picture = source.read(index)
+            picture = picture.open() if isinstance(picture, Place) else picture
+            square = to_square(picture, size, depth)
         except UnknownScale as error:  # readable, so never skipped
-            index = int(chosen[place])
-            raise UserError(
-                f"{key}: {source.paths[index] or source.image_ids[index]}: {error}"
-            ) from error
-        except Exception as error:  # damaged files fail in every way there is
+            name = source.paths[index] or source.image_ids[index]
+            raise UserError(f"{key}: {name}: {error}") from error
+        except Exception as error:  # damaged files raise many kinds of errors
             return why_unreadable(error)
         if keep:
-            pixels[place] = square
+            pixels[row] = square
         else:
-            hashes[place] = pixel_hash(square)
+            hashes[row] = pixel_hash(square)
         return None
 
     with warnings.catch_warnings(), ThreadPoolExecutor(max(workers, 1)) as pool:
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-        places = tqdm(
-            pool.map(decode, range(len(chosen))),
-            f"decode {key}",
-            len(chosen),
-            disable=None,
-            unit="image",
-        )
-        return _Decoded(pixels, hashes, list(places))
+        warnings.simplefilter("ignore")  # Pillow's warnings about odd metadata
+        reasons = pool.map(decode, range(count))
+        progress = tqdm(reasons, f"decode {key}", count, disable=None, unit="image")
+        return _Decoded(pixels, hashes, list(progress))
 
 
 def _check_readable(skipped: Sequence[str], count: int, key: str, unreadable: str) -> None:
     if not skipped:
         return
-    found = f"{len(skipped)} of {count} files cannot be read as images, the first is {skipped[0]}"
+    fault = f"{len(skipped)} of {count} files cannot be read as images, the first is {skipped[0]}"
     if unreadable == "error":
-        raise UserError(f"{key}: {found}; repair or remove them, or set data.unreadable: skip")
+        raise UserError(f"{key}: {fault}; repair or remove them, or set data.unreadable: skip")
     if len(skipped) == count:
-        raise UserError(f"{key}: {found}; expected at least one that can")
+        raise UserError(f"{key}: {fault}; expected at least one that can")

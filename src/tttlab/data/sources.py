@@ -1,10 +1,13 @@
-"""Where images come from: an embedded set, a folder, a tar file, or a named data set of torchvision or Hugging Face."""
+"""Where images come from: scikit-learn's digits, a folder, tar files, or a named data set.
+
+Named data sets are those of torchvision and Hugging Face.
+"""
 
 import gzip
 import importlib.util
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +17,7 @@ from PIL import Image
 
 from tttlab.config.images import ImageSpec
 from tttlab.config.names import is_own, is_utf8, nfc
-from tttlab.data.folders import SUFFIXES, Found, is_image, list_folder
+from tttlab.data.folders import SUFFIXES, Listing, is_image, list_folder
 from tttlab.data.pixels import Place
 from tttlab.errors import UserError
 
@@ -24,14 +27,14 @@ class Source:
     """Images that can be read one by one, in a fixed order.
 
     Attributes:
-        image_ids: N names, unique within the source and the same on every machine, also where accents are encoded in
-            another way (as a rule in Unicode's form NFC).
-        paths: N places a person can look at.
+        image_ids: N names, unique within the source and the same on every machine; usually in
+            Unicode's form NFC, for file systems encode accents differently.
+        paths: N paths for people, possibly empty strings.
         groups: N class indices.
-        classes: class names in the form NFC, sorted; images without classes are of the one class ``""``.
+        classes: class names in the form NFC, sorted; images without classes have the class ``""``.
         read: index → an image, or the place of an encoded one; called from several threads.
         labeled: whether the groups are labels; else they only say which images belong together.
-        ignored: files whose names do not end as an image's that can be read, such as ``photo.heic``.
+        ignored: files without the suffix of a readable image, such as ``photo.heic``.
     """
 
     image_ids: tuple[str, ...]
@@ -49,7 +52,7 @@ def open_source(spec: ImageSpec, which: str, downloads: Path) -> Source:
     Args:
         spec: where the images are.
         which: the set's key under ``data``, for messages; ``unlabeled`` needs no classes.
-        downloads: where named data sets are kept when ``root`` is null.
+        downloads: where named data sets are kept if ``root`` is null.
 
     Raises:
         UserError: there are no images, a class is empty, or the source cannot be opened.
@@ -57,70 +60,76 @@ def open_source(spec: ImageSpec, which: str, downloads: Path) -> Source:
     kind = spec.source.partition("/")[0]
     if kind in ("sklearn", "torch", "hfds"):
         source = _digits() if kind == "sklearn" else _named(spec, which, downloads)
-        return (
-            source if getattr(spec, "labels", "auto") == "auto" else replace(source, labeled=False)
-        )
+        wants_labels = getattr(spec, "labels", "auto") == "auto"
+        return source if wants_labels else replace(source, labeled=False)
     root = spec.root / spec.split if spec.split else spec.root
     labels = {"unlabeled": "none", "labeled": "folders"}.get(which) or spec.labels
-    found = list_folder(root, apart=labels != "none") if kind == "folder" else _tar(root, which)
-    return by_class(found, f"data.{which}.root", root, labels)
+    listing = list_folder(root, apart=labels != "none") if kind == "folder" else _tar(root, which)
+    return by_class(listing, f"data.{which}.root", root, labels)
 
 
-def by_class(found: Found, key: str, root: Path, labels: str) -> Source:
-    """Take the first-level folders for classes; names that differ only in the encoding of an accent are the same class.
+def by_class(listing: Listing, key: str, root: Path, labels: str) -> Source:
+    """Take the first-level folders for classes.
+
+    Names that differ only in the encoding of an accent are the same class.
 
     Args:
-        found: the images.
-        key: of the root in params.yaml, for messages.
+        listing: the images.
+        key: the root's key in params.yaml, for messages.
         root: the folder or file that was listed.
-        labels: ``folders``: they are; ``none``: they only say which images belong together; ``auto``: they are, unless no
-            image lies in any.
+        labels: ``folders``: first-level folders are classes; ``none``: they only say which images
+            belong together; ``auto``: they are classes, unless no image lies in any.
 
     Raises:
-        UserError: there is no image, a name is not UTF-8, an image lies outside the class folders, or one of these is empty.
+        UserError: there is no image, a name is not UTF-8, an image lies outside the class folders,
+            or a class folder is empty.
     """
-    if not found.names:
-        others = (
-            f"; what is there, such as {found.ignored[0]}, is of another kind"
-            if found.ignored
-            else ""
-        )
+    if not listing.names:
+        others = ""
+        if listing.ignored:
+            others = f"; what is there, such as {listing.ignored[0]}, is of another kind"
         raise UserError(
             f"{key}: expected images ({', '.join(SUFFIXES)}), found none in {root}{others}"
         )
-    _check_encoding(found, key)
-    normal = [nfc(name) for name in found.names]
-    tops = [name.partition("/")[0] if "/" in name else "" for name in normal]
-    labeled = labels == "folders" or (labels == "auto" and any(tops))
+    _check_encoding(listing, key)
+    normal = [nfc(name) for name in listing.names]
+    folders = [name.partition("/")[0] if "/" in name else "" for name in normal]
+    labeled = labels == "folders" or (labels == "auto" and any(folders))
     if labeled:
-        _check_classes(tops, found, key, root)
-    classes = tuple(sorted(set(tops)))
+        _check_classes(folders, listing, key, root)
+    classes = tuple(sorted(set(folders)))
     numbers = {name: index for index, name in enumerate(classes)}
-    groups = np.array([numbers[top] for top in tops], dtype=np.int64)
+    groups = np.array([numbers[folder] for folder in folders], dtype=np.int64)
     times = Counter(normal)
+    # Where two names have the same normal form, both images keep the names they have on disk.
     image_ids = tuple(
-        own if times[name] > 1 else name for own, name in zip(found.names, normal, strict=True)
+        on_disk if times[name] > 1 else name
+        for on_disk, name in zip(listing.names, normal, strict=True)
     )
-    paths = tuple(map(str, found.places))
+    paths = tuple(map(str, listing.places))
     return Source(
-        image_ids, paths, groups, classes, found.places.__getitem__, labeled, found.ignored
+        image_ids, paths, groups, classes, listing.places.__getitem__, labeled, listing.ignored
     )
 
 
-def _check_encoding(found: Found, key: str) -> None:
-    wrong = [str(place) for place in found.places if not is_utf8(str(place))]
+def _check_encoding(listing: Listing, key: str) -> None:
+    wrong = [str(place) for place in listing.places if not is_utf8(str(place))]
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise UserError(f"{key}: expected file names in UTF-8, found {wrong[0]!r}{more}; rename it")
 
 
-def _check_classes(tops: list[str], found: Found, key: str, root: Path) -> None:
-    if "" in tops:
-        loose = found.names[tops.index("")]
+def _check_classes(folders: list[str], listing: Listing, key: str, root: Path) -> None:
+    """Refuse images outside the class folders, and empty class folders.
+
+    ``folders`` has every image's first-level folder, ``""`` where it lies in none.
+    """
+    if "" in folders:
+        loose = listing.names[folders.index("")]
         raise UserError(
             f"{key}: expected <class>/<image> in {root}, found {loose} outside any class folder"
         )
-    empty = sorted(set(map(nfc, found.folders)) - set(tops))
+    empty = sorted(set(map(nfc, listing.folders)) - set(folders))
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise UserError(
@@ -128,49 +137,49 @@ def _check_classes(tops: list[str], found: Found, key: str, root: Path) -> None:
         )
 
 
-def _tar(root: Path, which: str) -> Found:
+def _tar(root: Path, which: str) -> Listing:
     """List the images in a tar file, or in all tar files of a folder.
 
-    A folder that wraps everything in a file is passed over. In a folder of files, an image that lies in no folder
-    belongs to the class named like its file.
+    A folder that wraps everything in a tar file is left out of the names. Of several tar files, an
+    image that lies in no folder belongs to the class named like its tar file.
     """
-    archives = (
-        [root]
-        if root.is_file()
-        else sorted(file for file in root.glob("*.tar") if is_own(file.name))
-    )
+    archives = [root]
+    if not root.is_file():
+        archives = sorted(file for file in root.glob("*.tar") if is_own(file.name))
     if not archives:
         raise UserError(
             f"data.{which}.root: expected a tar file or a folder of them, found no .tar in {root}"
         )
     entries: dict[str, tuple[Path, tarfile.TarInfo]] = {}
-    tops: set[str] = set()
+    folders: set[str] = set()
     for archive in archives:
-        members, folders = _members(archive, which)
-        tops |= folders
+        members, folders_in_archive = _members(archive, which)
+        folders |= folders_in_archive
         for name, member in members.items():
-            top, slash, rest = name.partition("/")
-            shard = f"{top}/{archive.stem}/{rest}" if slash else f"{archive.stem}/{name}"
+            folder, slash, rest = name.partition("/")
+            shard = f"{folder}/{archive.stem}/{rest}" if slash else f"{archive.stem}/{name}"
             entries[name if root.is_file() else shard] = archive, member
     names = sorted(entries, key=lambda name: (nfc(name), name))
     places = [
         Place(str(archive), member.name, member.offset_data, member.size)
         for archive, member in map(entries.get, names)
     ]
-    return Found(names, tops, places)
+    return Listing(names, folders, places)
 
 
 def _members(archive: Path, which: str) -> tuple[dict[str, tarfile.TarInfo], set[str]]:
-    """Read a tar file's table: name → image, and the first-level folders, both below a folder that wraps everything."""
+    """Read a tar file's table of contents: name → image, and the first-level folders.
+
+    Both are below the folder that wraps everything, if there is one.
+    """
     try:
         with tarfile.open(archive, "r:") as file:
-            members = {
-                PurePosixPath(member.name).as_posix(): member for member in file.getmembers()
-            }
+            table = file.getmembers()
     except (tarfile.TarError, OSError) as error:
         raise UserError(
             f"data.{which}.root: expected an uncompressed tar file, found {archive} ({error})"
         ) from error
+    members = {PurePosixPath(member.name).as_posix(): member for member in table}
     members = {
         name: member
         for name, member in members.items()
@@ -180,27 +189,33 @@ def _members(archive: Path, which: str) -> tuple[dict[str, tarfile.TarInfo], set
         name: member for name, member in members.items() if member.isfile() and is_image(name)
     }
     folders = {name for name, member in members.items() if member.isdir()}
-    while len({name.partition("/")[0] for name in images}) == 1 and all(
-        name.count("/") > 1 for name in images
-    ):
+    while _one_folder_wraps(images):
         images = {name.partition("/")[2]: member for name, member in images.items()}
         folders = {name.partition("/")[2] for name in folders}
     return images, {name.partition("/")[0] for name in folders if name not in ("", ".")}
 
 
+def _one_folder_wraps(names: Collection[str]) -> bool:
+    """Whether one folder holds folders with all the images, and so is no class itself."""
+    folders = {name.partition("/")[0] for name in names}
+    return len(folders) == 1 and all(name.count("/") > 1 for name in names)
+
+
 def _digits() -> Source:
-    """Open the 1,797 handwritten digits (8×8, 17 grey levels) that come inside scikit-learn."""
+    """Open the 1,797 handwritten digits (8×8, 17 grey levels) that come with scikit-learn."""
     pixels, labels = _digits_table()
     scaled = np.round(pixels * (255 / 16)).astype(np.uint8)
     names = tuple(f"digits/{index:05d}" for index in range(len(labels)))
     classes = tuple(str(digit) for digit in range(10))
-    return Source(
-        names, ("",) * len(names), labels, classes, lambda index: Image.fromarray(scaled[index])
-    )
+    paths = ("",) * len(names)
+    return Source(names, paths, labels, classes, lambda index: Image.fromarray(scaled[index]))
 
 
 def _digits_table() -> tuple[np.ndarray, np.ndarray]:
-    """Read grey levels ``(1797, 8, 8)`` in 0–16 and labels; from the file itself, which spares seconds of imports."""
+    """Read grey levels ``(1797, 8, 8)`` in 0–16 and labels.
+
+    They are read from the file, if it is found: importing scikit-learn takes seconds.
+    """
     spec = importlib.util.find_spec("sklearn")
     file = Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
     if not file.exists():
@@ -214,7 +229,7 @@ def _digits_table() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _named(spec: ImageSpec, which: str, downloads: Path) -> Source:
-    """Open ``torch/<name>`` or ``hfds/<name>`` through timm's factory, downloading it on first use."""
+    """Open ``torch/<name>`` or ``hfds/<name>`` through timm, downloading it on first use."""
     from timm.data import create_dataset
 
     root = spec.root or downloads
@@ -225,33 +240,30 @@ def _named(spec: ImageSpec, which: str, downloads: Path) -> Source:
         )
         reader = getattr(dataset, "reader", None)
         labels, classes = _targets(dataset, reader)
-    except (
-        Exception
-    ) as error:  # each library fails in its own way when there is no network, or no such split
+    # Every library raises other errors without a network, or for an unknown split.
+    except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"data.{which}.source: {spec.source} (split {spec.split}) is not in {root} and cannot be fetched: {reason}"
+            f"data.{which}.source: {spec.source} (split {spec.split}) is not in {root} "
+            f"and cannot be fetched: {reason}"
         ) from error
-    if not (labeled := labels.min(initial=0) >= 0):
+    labeled = labels.min(initial=0) >= 0
+    if not labeled:
         if which == "labeled":
             raise UserError(
-                f"data.{which}.split: {spec.source} has no labels in its split {spec.split!r}; choose another"
+                f"data.{which}.split: {spec.source} has no labels in its split {spec.split!r}; "
+                "choose another"
             )
         labels, classes = np.zeros_like(labels), [""]
-    names = tuple(
-        f"{spec.source.partition('/')[2]}/{spec.split}/{index:07d}" for index in range(len(labels))
-    )
+    name = spec.source.partition("/")[2]
+    names = tuple(f"{name}/{spec.split}/{index:07d}" for index in range(len(labels)))
     # timm's ImageDataset puts another image in the place of an unreadable one; its reader does not.
-    read = (
-        (lambda index: reader[index][0])
-        if reader is not None
-        else (lambda index: dataset[index][0])
-    )
+    images = dataset if reader is None else reader
     order = sorted(range(len(classes)), key=classes.__getitem__)
     groups = np.argsort(order)[labels]
-    return Source(
-        names, ("",) * len(names), groups, tuple(classes[index] for index in order), read, labeled
-    )
+    sorted_classes = tuple(classes[index] for index in order)
+    paths = ("",) * len(names)
+    return Source(names, paths, groups, sorted_classes, lambda index: images[index][0], labeled)
 
 
 def _targets(dataset: Any, reader: Any) -> tuple[np.ndarray, list[str]]:
@@ -261,20 +273,20 @@ def _targets(dataset: Any, reader: Any) -> tuple[np.ndarray, list[str]]:
         names = {index: name for name, index in reader.class_to_idx.items()}
     else:
         targets = getattr(dataset, "targets", None)
-        labels = np.asarray(
-            [dataset[index][1] for index in range(len(dataset))] if targets is None else targets
-        )
-        labels = (labels[:, 0] if labels.ndim == 2 else labels).astype(
-            np.int64
-        )  # QMNIST: the class comes first
+        if targets is None:
+            targets = [dataset[index][1] for index in range(len(dataset))]
+        labels = np.asarray(targets)
+        if labels.ndim == 2:  # QMNIST: the class is the first column
+            labels = labels[:, 0]
+        labels = labels.astype(np.int64)
         names = dict(enumerate(getattr(dataset, "classes", ())))
     count = max(labels.max(initial=-1) + 1, len(names))
-    plain = [_plain(names.get(index, index)) for index in range(count)]
-    twice = [name for name, times in Counter(plain).items() if times > 1]
-    return labels, [
-        f"{name} {index}" if name in twice else name for index, name in enumerate(plain)
-    ]
+    classes = [_class_name(names.get(index, index)) for index in range(count)]
+    repeated = [name for name, times in Counter(classes).items() if times > 1]
+    unique = [f"{name} {index}" if name in repeated else name for index, name in enumerate(classes)]
+    return labels, unique
 
 
-def _plain(name: str | int | Sequence[str]) -> str:
+def _class_name(name: str | int | Sequence[str]) -> str:
+    """Turn a number, a name or several synonyms into one name."""
     return nfc(str(name) if isinstance(name, str | int) else str(name[0]))

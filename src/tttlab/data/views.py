@@ -17,22 +17,18 @@ def random_views(
 
     Args:
         images: ``(B, C, H, W)``, in [0, 1] or normalised (then brightness acts about the mean).
-        generators: one CPU stream per image, so that a view depends on nothing but its image's stream.
+        generators: one CPU stream per image, so that a view depends on its image's stream alone.
         count: V, views per image.
         augmentation: the strength.
 
     Returns:
         ``(B, V, C, H, W)``, bilinear, on the images' device.
     """
-    draws = torch.stack([torch.rand(count, 6, generator=generator) for generator in generators]).to(
-        images
-    )
+    draws = torch.stack([torch.rand(count, 6, generator=generator) for generator in generators])
+    draws = draws.to(images)
     batch, channels, height, width = images.shape
-    grid = F.affine_grid(
-        crop_transforms(draws[..., :4].flatten(0, 1), augmentation),
-        [batch * count, channels, height, width],
-        False,
-    )
+    transforms = crop_transforms(draws[..., :4].flatten(0, 1), augmentation)
+    grid = F.affine_grid(transforms, [batch * count, channels, height, width], False)
     repeated = images.unsqueeze(1).expand(-1, count, -1, -1, -1).flatten(0, 1)
     views = F.grid_sample(
         repeated, grid, mode="bilinear", padding_mode="reflection", align_corners=False
@@ -47,14 +43,15 @@ def log_mean_probabilities(logits: Tensor) -> Tensor:
 
 
 def crop_transforms(draws: Tensor, augmentation: Augmentation) -> Tensor:
-    """Turn uniform draws ``(M, 4)`` (area, horizontal and vertical place, flip) into affine maps ``(M, 2, 3)``.
+    """Turn uniform draws ``(M, 4)`` into affine maps ``(M, 2, 3)``.
 
-    A crop of area share ``s`` is a zoom by ``√s`` about a centre that keeps the crop inside the image.
+    The draws are area, horizontal and vertical position, and flip. A crop of area share ``s`` is a
+    zoom by ``√s`` about a centre that keeps the crop inside the image.
     """
     side = (augmentation.min_scale + (1 - augmentation.min_scale) * draws[:, 0]).sqrt()
-    mirror = (
-        torch.where(draws[:, 3] < 0.5, -1.0, 1.0) if augmentation.flip else torch.ones_like(side)
-    )
+    mirror = torch.ones_like(side)
+    if augmentation.flip:
+        mirror = torch.where(draws[:, 3] < 0.5, -1.0, 1.0)
     transforms = torch.zeros(len(draws), 2, 3, dtype=draws.dtype, device=draws.device)
     transforms[:, 0, 0] = side * mirror
     transforms[:, 1, 1] = side
@@ -63,7 +60,7 @@ def crop_transforms(draws: Tensor, augmentation: Augmentation) -> Tensor:
 
 
 def jitter(views: Tensor, draws: Tensor, strength: float) -> Tensor:
-    """Scale brightness and contrast of ``views (M, C, H, W)`` by factors from uniform draws ``(M, 2)``."""
+    """Scale brightness and contrast of views ``(M, C, H, W)`` by uniform draws ``(M, 2)``."""
     if strength == 0:
         return views
     factors = 1 + 0.8 * strength * (2 * draws - 1)
@@ -75,7 +72,9 @@ def jitter(views: Tensor, draws: Tensor, strength: float) -> Tensor:
 def random_masks(
     generators: Sequence[torch.Generator], count: int, patches: int, ratio: float
 ) -> tuple[Tensor, Tensor]:
-    """Draw ``count`` random masks per image, as MAE does: a permutation of the patches, the first part kept.
+    """Draw ``count`` random masks per image, as MAE does.
+
+    A mask is a permutation of the patches of which the first part is kept.
 
     Args:
         generators: one stream per image.

@@ -1,4 +1,4 @@
-"""Does the confidence tell how often a prediction is right? Equal-width bins, all groups at once."""
+"""Calibration: confidence beside accuracy in equal-width bins, for many groups of rows at once."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,10 @@ NUM_BINS = 15
 
 
 class Reliability(NamedTuple):
-    """Mean confidence and accuracy (fractions, NaN in an empty bin) and number of rows, (G, ``NUM_BINS``) each."""
+    """Mean confidence, accuracy and number of rows, (G, ``NUM_BINS``) each.
+
+    Confidence and accuracy are fractions, NaN in an empty bin.
+    """
 
     confidence: np.ndarray
     accuracy: np.ndarray
@@ -18,11 +21,11 @@ class Reliability(NamedTuple):
 def reliability(
     confidences: np.ndarray, correct: np.ndarray, groups: np.ndarray, num_groups: int
 ) -> Reliability:
-    """Gather the rows of every group in bins of the confidence, ``(m/15, (m+1)/15]``.
+    """Sort the rows of every group into bins of the confidence, ``(m/15, (m+1)/15]``.
 
     Args:
         confidences: (R,) probability of the predicted class, in [0, 1].
-        correct: (R,) whether it is the true one; 0 or 1.
+        correct: (R,) 1 where the predicted class is the true one, else 0.
         groups: (R,) integers in ``[0, num_groups)``.
         num_groups: G.
 
@@ -41,9 +44,10 @@ def reliability(
 
 
 def calibration_error(table: Reliability) -> np.ndarray:
-    """Average |accuracy − confidence| over the bins, weighted by their size: the expected calibration error, (G,).
+    """Compute the expected calibration error of every group, (G,).
 
-    NaN for a group without rows. For few rows it is too large: a perfectly calibrated network's is above zero.
+    This is |accuracy − confidence| averaged over the bins, weighted by their number of rows; NaN
+    for a group without rows. Few rows bias it upwards: even perfect calibration gives more than 0.
     """
     gap = np.nansum(np.abs(table.accuracy - table.confidence) * table.count, axis=1)
     with np.errstate(invalid="ignore"):

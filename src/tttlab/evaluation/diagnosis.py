@@ -1,6 +1,6 @@
-"""When does test-time training help, and what was it worth to tune it: tables from what the stages measured.
+"""Tables on when test-time training helps and what tuning was worth.
 
-Labels are used here, after the fact; nothing of this reaches `adapt` or `tune`.
+They use labels, but only after the fact: nothing of this reaches `adapt` or `tune`.
 """
 
 from pathlib import Path
@@ -14,39 +14,34 @@ from tttlab.seeding import numpy_generator
 
 TABLES = ("steps", "tuning", "alignment", "correlations")
 RESAMPLES = 999
-LABEL_FREE = (
-    "loss_first",
-    "source_confidence",
-    "distance",
-)  # known before adapting, and without a label
+# Signals that are known before adapting and without a label.
+LABEL_FREE = ("loss_first", "source_confidence", "distance")
 
 
 def read(
     predictions: pd.DataFrame, steps: Path, aligned: Path, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Make those of `TABLES` for which one run left what they need.
+    """Make the `TABLES` of one run, as far as its files allow.
 
     Args:
         predictions: of this run; see `tttlab.evaluation.predictions`.
-        steps: what `adapt` wrote along the steps, if it did.
-        aligned: what `align` wrote, if it had something to compare.
+        steps: the file that `adapt` writes along the steps; it may be missing.
+        aligned: the file that `align` writes; it is missing if there was nothing to compare.
         seed: of the resampling.
     """
-    found = {}
+    tables = {}
     if steps.is_file():
         table = pd.read_parquet(steps)
-        found |= {"steps": along_steps(table), "tuning": choices(table)}
+        tables |= {"steps": along_steps(table), "tuning": choices(table)}
     if aligned.is_file():
         joined = join_alignment(predictions, pd.read_parquet(aligned))
-        found |= {
-            "alignment": alignment_by_shift(joined),
-            "correlations": correlations(joined, seed),
-        }
-    return found
+        tables["alignment"] = alignment_by_shift(joined)
+        tables["correlations"] = correlations(joined, seed)
+    return tables
 
 
 def along_steps(steps: pd.DataFrame) -> pd.DataFrame:
-    """Average the curves of every setting: the columns of ``tables/steps.csv`` behind model and run.
+    """Average the curves of every setting: ``tables/steps.csv`` without model and run.
 
     Args:
         steps: a row per (setting, step, image, shift), as `adapt` wrote it; label -1 means unknown.
@@ -72,16 +67,19 @@ def along_steps(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def choices(steps: pd.DataFrame) -> pd.DataFrame:
-    """Compare no adaptation, the default, the tuned setting and the oracle on the same images: ``tables/tuning.csv``.
+    """Compare no adaptation, default, tuned setting and oracle: ``tables/tuning.csv``.
 
-    The oracle is the best of all settings and steps that were followed, picked by test accuracy: an upper bound of what any
-    choice among them could have given, never a result.
+    All are measured on the same images. The oracle is the best of all settings and steps that were
+    followed, picked by test accuracy. It is an upper bound on any choice among them, not a result.
 
     Args:
         steps: as for `along_steps`.
+
+    Returns:
+        a row per choice; none if no shifted image has a label.
     """
     labeled = steps[steps["label"] >= 0]
-    if (labeled["shift"] == "clean").all():  # nothing shifted whose label is known
+    if (labeled["shift"] == "clean").all():
         return pd.DataFrame()
     first = labeled.groupby(["image_id", "shift"], sort=False).first().reset_index()
     right = (first["source_prediction"] == first["label"]).groupby(first["shift"] == "clean").mean()
@@ -94,18 +92,15 @@ def choices(steps: pd.DataFrame) -> pd.DataFrame:
     }
     curves = along_steps(labeled)
     used = curves[curves["used"]].set_index("setting")
+    columns = ["settings", "step", "accuracy", "clean_accuracy"]
     rows = [none]
     for choice in ("default", "tuned") if "tuned" in used.index else ("default",):
-        name = choice if choice in used.index else "tuned"  # the default was what tuning chose
+        # Where tuning chose the default, there is a curve named "tuned" only.
+        name = choice if choice in used.index else "tuned"
         if name in used.index:
-            rows.append(
-                {
-                    "choice": choice,
-                    **used.loc[name, ["settings", "step", "accuracy", "clean_accuracy"]],
-                }
-            )
+            rows.append({"choice": choice, **used.loc[name, columns]})
     best = curves.loc[curves["accuracy"].idxmax()]
-    rows.append({"choice": "oracle", **best[["settings", "step", "accuracy", "clean_accuracy"]]})
+    rows.append({"choice": "oracle", **best[columns]})
     table = pd.DataFrame(rows)
     table["gain"] = table["accuracy"] - none["accuracy"]
     table["clean_change"] = table["clean_accuracy"] - none["clean_accuracy"]
@@ -115,9 +110,13 @@ def choices(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def join_alignment(predictions: pd.DataFrame, aligned: pd.DataFrame) -> pd.DataFrame:
-    """Put the gradients' agreement beside the predictions of the same network; rows are (image, shift) with a label."""
-    known = (predictions["label"] >= 0) & predictions["seed"].isin(aligned["seed"])
-    table = score(predictions[known]).merge(aligned, on=["image_id", "shift", "seed"], how="left")
+    """Put the gradients' agreement beside the predictions of the same network.
+
+    Returns:
+        a row per (image, shift) with a label.
+    """
+    rows = predictions[(predictions["label"] >= 0) & predictions["seed"].isin(aligned["seed"])]
+    table = score(rows).merge(aligned, on=["image_id", "shift", "seed"], how="left")
     return table.assign(
         loss_change=table["loss_last"] - table["loss_first"],
         confidence_change=table["adapted_confidence"] - table["source_confidence"],
@@ -127,25 +126,25 @@ def join_alignment(predictions: pd.DataFrame, aligned: pd.DataFrame) -> pd.DataF
 def alignment_by_shift(joined: pd.DataFrame) -> pd.DataFrame:
     """Average per shift over the images whose gradients have an angle: ``tables/alignment.csv``.
 
-    Images without a gradient, which a method leaves alone, have none. The interval of the mean cosine is Student's.
+    Images that a method leaves alone have no gradient, hence no angle. The mean cosine's interval
+    is Student's.
     """
-    known = joined[joined["cosine"].notna()]
-    groups = known.groupby("shift", sort=False)
+    groups = joined[joined["cosine"].notna()].groupby("shift", sort=False)
     columns = ["cosine", "gain", "loss_change", "confidence_change", "distance"]
     table = groups[columns].mean().assign(n=groups.size())
-    count, spread = groups["cosine"].count(), groups["cosine"].sem()
-    reach = spread * stats.t.ppf(0.975, (count - 1).clip(lower=1))
-    return table.assign(
-        cosine_low=table["cosine"] - reach, cosine_high=table["cosine"] + reach
-    ).reset_index()
+    count, standard_error = groups["cosine"].count(), groups["cosine"].sem()
+    half = standard_error * stats.t.ppf(0.975, (count - 1).clip(lower=1))
+    low, high = table["cosine"] - half, table["cosine"] + half
+    return table.assign(cosine_low=low, cosine_high=high).reset_index()
 
 
 def correlations(joined: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Rank-correlate every signal with the gain, over images and over shifts: ``tables/correlations.csv``.
+    """Rank-correlate every signal with the gain: ``tables/correlations.csv``.
 
-    Both are taken over the rows where the signal is known. Over images a row is an (image, shift), its gain -1, 0 or 1, and the
-    p-value comes from resampling whole images, since the shifts of one image are not independent. Over shifts, the means
-    over their images are correlated, and the p-value comes from permuting the shifts.
+    Only rows with a known signal count. Over images, a row is an (image, shift) with a gain of -1,
+    0 or 1, and the p-value comes from resampling whole images, because the shifts of one image are
+    not independent. Over shifts, the means over their images are correlated, and the p-value comes
+    from permuting the shifts.
 
     Args:
         joined: from `join_alignment`.
@@ -164,46 +163,45 @@ def correlations(joined: pd.DataFrame, seed: int) -> pd.DataFrame:
     for signal in signals:
         finite = shifted[np.isfinite(shifted[signal])]
         by_shift = finite.groupby("shift", sort=False)[[signal, "gain"]].mean().reset_index()
-        for level, known in (("image", finite), ("shift", by_shift)):
-            if len(known) < 3 or known[signal].nunique() < 2 or known["gain"].nunique() < 2:
+        for level, table in (("image", finite), ("shift", by_shift)):
+            if len(table) < 3 or table[signal].nunique() < 2 or table["gain"].nunique() < 2:
                 continue
             if level == "shift":
-                rho, p = permuted_spearman(known[signal], known["gain"], seed)
+                rho, p = permuted_spearman(table[signal], table["gain"], seed)
             else:
-                rho, p = clustered_spearman(known[signal], known["gain"], known["image_id"], seed)
-            label_free = signal in LABEL_FREE
+                rho, p = clustered_spearman(table[signal], table["gain"], table["image_id"], seed)
             rows.append(
                 {
                     "level": level,
                     "signal": signal,
-                    "label_free": label_free,
+                    "label_free": signal in LABEL_FREE,
                     "spearman": rho,
                     "p": p,
-                    "n": len(known),
+                    "n": len(table),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def permuted_spearman(one: pd.Series, other: pd.Series, seed: int) -> tuple[float, float]:
-    """Spearman's rank correlation with the two-sided p-value of random permutations."""
-    x, y = (stats.zscore(stats.rankdata(values)) for values in (one, other))
-    drawn = numpy_generator(seed, "permutation").permuted(np.tile(y, (RESAMPLES, 1)), axis=1)
+def permuted_spearman(first: pd.Series, second: pd.Series, seed: int) -> tuple[float, float]:
+    """Compute Spearman's rank correlation with the two-sided p-value of random permutations."""
+    x, y = (stats.zscore(stats.rankdata(values)) for values in (first, second))
+    permuted = numpy_generator(seed, "permutation").permuted(np.tile(y, (RESAMPLES, 1)), axis=1)
     rho = float((x * y).mean())
-    return rho, float(
-        (1 + (np.abs(drawn @ x) / len(x) >= abs(rho) - 1e-12).sum()) / (1 + RESAMPLES)
-    )
+    as_extreme = np.abs(permuted @ x) / len(x) >= abs(rho) - 1e-12
+    return rho, float((1 + as_extreme.sum()) / (1 + RESAMPLES))
 
 
 def clustered_spearman(
-    one: pd.Series, other: pd.Series, clusters: pd.Series, seed: int
+    first: pd.Series, second: pd.Series, clusters: pd.Series, seed: int
 ) -> tuple[float, float]:
-    """Spearman's rank correlation of rows that come in clusters, with a p-value that resamples whole clusters.
+    """Compute Spearman's rank correlation of rows that come in clusters.
 
     Returns:
-        ρ, and the two-sided p-value of ρ divided by the standard deviation of its bootstrap replicates; NaN for one cluster.
+        ρ and its two-sided p-value, from ρ over the standard deviation of its replicates in a
+        bootstrap of whole clusters; NaN for one cluster.
     """
-    x, y = (stats.rankdata(values) - (len(values) + 1) / 2 for values in (one, other))
+    x, y = (stats.rankdata(values) - (len(values) + 1) / 2 for values in (first, second))
     codes, names = pd.factorize(clusters, sort=True)
     sums = np.zeros((len(names), 6))
     np.add.at(sums, codes, np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1))

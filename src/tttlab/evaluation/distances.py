@@ -1,7 +1,8 @@
 """How far two samples of images lie apart: fitted Gaussians, transport, a kernel, a classifier.
 
-All functions take plain arrays, a row per image. Those that take ``members`` measure many divisions of one pooled sample
-into reference and target at once: the division that was found first, permuted ones after it (`divisions`, `permutation_p`).
+All functions take plain arrays, a row per image. Those with an argument ``members`` measure many
+divisions of one pooled sample into reference and target at once: first the true division, then
+permuted ones (see `divisions` and `permutation_p`).
 """
 
 from typing import NamedTuple
@@ -25,19 +26,19 @@ class Gaussian(NamedTuple):
     covariance: np.ndarray
 
 
-# --- divisions of a pooled sample ----------------------------------------------------------------------------------
+# --- divisions of a pooled sample ----------------------------------------------------------------
 
 
 def divisions(
     reference: int, target: int, permutations: int = 0, generator: np.random.Generator | None = None
 ) -> np.ndarray:
-    """Say who belongs to the reference, in the samples as they are and after permuting who is who.
+    """Mark the images of the reference in a pooled sample, truly and after random permutations.
 
     Args:
-        reference: how many images come first.
-        target: how many follow.
+        reference: number of images of the reference, which come first.
+        target: number of images of the target, which follow.
         permutations: B.
-        generator: of the permutations; not needed for none.
+        generator: of the permutations; not needed if there are none.
 
     Returns:
         bool ``(1 + B, reference + target)``, the true division first.
@@ -47,24 +48,26 @@ def divisions(
 
 
 def permutation_p(values: np.ndarray) -> float:
-    """Find the share of divisions that lie at least as far apart as the true one: (1 + #≥) / (1 + B).
+    """Compute the p-value of the permutation test: (1 + #{permuted ≥ true}) / (1 + B).
 
     Args:
-        values: ``(1 + B,)`` as the metrics return them, the true division first; with B = 0 the result is NaN.
+        values: ``(1 + B,)`` as the metrics return them, the true division first. With B = 0 the
+            result is NaN.
     """
     if len(values) < 2:
         return float("nan")
-    rounding = 1e-9 * np.abs(values).max()  # equal but for the order of a sum counts as equal
+    rounding = 1e-9 * np.abs(values).max()  # the order of a sum must not break a tie
     return float(np.mean(values >= values[0] - rounding))
 
 
-# --- fitted Gaussians ----------------------------------------------------------------------------------------------
+# --- fitted Gaussians ----------------------------------------------------------------------------
 
 
 def feature_scale(reference: np.ndarray) -> np.ndarray:
-    """Measure the spread of each feature ``(D,)``: its standard deviation, at least a tenth of the typical one.
+    """Compute the scale of each feature ``(D,)``: its standard deviation, bounded from below.
 
-    The bound keeps a unit that is all but silent on the reference from drowning the others once it speaks.
+    The bound is a tenth of the root mean square over features. Without it, a unit that hardly
+    varies on the reference would dominate all others as soon as it varies on the target.
     """
     spread = reference.std(axis=0)
     typical = np.sqrt(np.mean(spread**2)) or 1.0
@@ -74,8 +77,9 @@ def feature_scale(reference: np.ndarray) -> np.ndarray:
 def fit_gaussians(reference: np.ndarray, target: np.ndarray) -> tuple[Gaussian, Gaussian]:
     """Fit both samples in the main directions of the reference.
 
-    A full covariance of D features needs many more than D images. So PCA of the reference keeps a direction for every
-    `IMAGES_PER_COMPONENT` images of the smaller sample, and there the covariances are shrunk.
+    A full covariance of D features needs many more than D images. So PCA of the reference keeps a
+    direction for every `IMAGES_PER_COMPONENT` images of the smaller sample, and the covariances
+    in this subspace are shrunk.
 
     Args:
         reference: ``(N, D)``.
@@ -94,26 +98,23 @@ def fit_gaussians(reference: np.ndarray, target: np.ndarray) -> tuple[Gaussian, 
 
 
 def _fit(values: np.ndarray) -> Gaussian:
-    # A trace of the identity: images that all look alike to the network have no spread to invert.
+    # The multiple of the identity keeps it invertible even if all images have the same features.
     covariance = ledoit_wolf(values)[0] + 1e-6 * np.eye(values.shape[1])
     return Gaussian(values.mean(axis=0), covariance)
 
 
 def kl_gaussians(target: Gaussian, reference: Gaussian) -> float:
-    """Compute KL(target ‖ reference), nats: how surprising the target is to who expects the reference."""
+    """Compute KL(target ‖ reference), nats."""
     difference = target.mean - reference.mean
     ratio = np.linalg.solve(reference.covariance, np.column_stack([target.covariance, difference]))
-    logarithms = (
-        np.linalg.slogdet(reference.covariance)[1] - np.linalg.slogdet(target.covariance)[1]
-    )
-    return (
-        float(np.trace(ratio[:, :-1]) + difference @ ratio[:, -1] - len(difference) + logarithms)
-        / 2
-    )
+    trace, mahalanobis = np.trace(ratio[:, :-1]), difference @ ratio[:, -1]
+    covariances = reference.covariance, target.covariance
+    reference_logdet, target_logdet = (np.linalg.slogdet(matrix)[1] for matrix in covariances)
+    return float(trace + mahalanobis - len(difference) + (reference_logdet - target_logdet)) / 2
 
 
 def wasserstein_gaussians(first: Gaussian, second: Gaussian) -> float:
-    """Compute the 2-Wasserstein (Fréchet) distance of two Gaussians, in the unit of their variables.
+    """Compute the 2-Wasserstein (Fréchet) distance of two Gaussians, in units of the variables.
 
     Its square is ‖Δμ‖² + tr(A + B − 2 (A½ B A½)½).
 
@@ -122,41 +123,42 @@ def wasserstein_gaussians(first: Gaussian, second: Gaussian) -> float:
     """
     values, vectors = np.linalg.eigh(first.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    common = np.linalg.eigvalsh(root @ second.covariance @ root)
-    spread = (
-        np.trace(first.covariance)
-        + np.trace(second.covariance)
-        - 2 * np.sqrt(np.maximum(common, 0)).sum()
-    )
+    common = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second.covariance @ root), 0)).sum()
+    spread = np.trace(first.covariance) + np.trace(second.covariance) - 2 * common
     return float(np.sqrt(max(np.sum((first.mean - second.mean) ** 2) + spread, 0)))
 
 
 def fid(reference: np.ndarray, target: np.ndarray) -> float:
     """Compute the Fréchet inception distance's formula on these features, in squared feature units.
 
-    tr (A B)½ of sample covariances A = XᵀX/(N−1), B = YᵀY/(M−1) is the sum of the singular values of X Yᵀ/√((N−1)(M−1)):
-    a matrix of images rather than of features, real and quick whatever the rank.
+    For the sample covariances A = XᵀX/(N−1) and B = YᵀY/(M−1), tr (A B)½ is the sum of the singular
+    values of X Yᵀ/√((N−1)(M−1)). This matrix is of images rather than features, so that the result
+    is real and quick to compute, whatever the rank.
 
     Args:
         reference: ``(N, D)``, N ≥ 2.
         target: ``(M, D)``, M ≥ 2.
 
     Reference:
-        Heusel et al., NeurIPS 2017, arXiv 1706.08500, equation 6; on Inception features there, on the encoder's here.
+        Heusel et al., NeurIPS 2017, arXiv 1706.08500, equation 6; there on features of an Inception
+        network, here on the encoder's.
     """
-    centred = [(part - part.mean(axis=0)) / np.sqrt(len(part) - 1) for part in (reference, target)]
+    samples = (reference, target)
+    centred = [(sample - sample.mean(axis=0)) / np.sqrt(len(sample) - 1) for sample in samples]
     common = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
     difference = reference.mean(axis=0) - target.mean(axis=0)
-    return float(difference @ difference + sum(np.sum(part**2) for part in centred) - 2 * common)
+    traces = sum(np.sum(sample**2) for sample in centred)
+    return float(difference @ difference + traces - 2 * common)
 
 
-# --- metrics of many divisions at once -----------------------------------------------------------------------------
+# --- metrics of many divisions at once -----------------------------------------------------------
 
 
 def kl_labels(probabilities: np.ndarray, members: np.ndarray) -> np.ndarray:
     """Compute KL(target ‖ reference) between the mean predicted class probabilities, nats.
 
-    Half an image is added to every class, so that one which is never predicted costs no infinity.
+    Half an image is added to every class, so that the result is finite even if a class is never
+    predicted.
 
     Args:
         probabilities: ``(N, K)`` of the pooled sample.
@@ -182,9 +184,10 @@ def draw_directions(dimension: int, count: int, generator: np.random.Generator) 
 def sliced_wasserstein(
     features: np.ndarray, members: np.ndarray, directions: np.ndarray
 ) -> np.ndarray:
-    """Average the 1-Wasserstein distance of the samples' projections over directions, in feature units.
+    """Average the 1-Wasserstein distance of the samples' projections over directions.
 
-    On a line that distance is ∫ |F − G|, so that one sorting per direction serves all divisions.
+    It is in feature units. On a line the distance is ∫ |F − G| with the distribution functions F
+    and G, so that one sorting per direction serves all divisions.
 
     Args:
         features: ``(N, D)`` of the pooled sample.
@@ -195,12 +198,12 @@ def sliced_wasserstein(
         ``(R,)``.
 
     Reference:
-        Bonneel et al., Journal of Mathematical Imaging and Vision 2015 (for the 2-Wasserstein distance).
+        Bonneel et al., Journal of Mathematical Imaging and Vision 2015, for the 2-Wasserstein
+        distance.
     """
     sizes = members.sum(axis=1, keepdims=True)
-    weights = (
-        np.where(members, 1 / sizes, -1 / (members.shape[1] - sizes)).astype(np.float32).T.copy()
-    )
+    weights = np.where(members, 1 / sizes, -1 / (members.shape[1] - sizes))
+    weights = weights.astype(np.float32).T.copy()
     total = np.zeros(len(members))
     for projection in directions @ features.T:
         order = np.argsort(projection, kind="stable")
@@ -210,9 +213,9 @@ def sliced_wasserstein(
 
 
 def mmd(features: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Compute the squared maximum mean discrepancy, unbiased, which can be negative.
+    """Compute an unbiased estimate of the squared maximum mean discrepancy; it can be negative.
 
-    The kernel is exp(−d²/2σ²) with σ the median distance between any two images of the pooled sample.
+    The kernel is exp(−d²/2σ²) with σ the median distance of two images of the pooled sample.
 
     Args:
         features: ``(N, D)`` of the pooled sample.
@@ -225,18 +228,16 @@ def mmd(features: np.ndarray, members: np.ndarray) -> np.ndarray:
         Gretton et al., JMLR 2012, equation 3 and section 8 (the median).
     """
     lengths = pdist(features)
-    kernel = squareform(
-        np.exp(-((lengths / (np.median(lengths) or 1.0)) ** 2) / 2)
-    )  # zero diagonal: no image meets itself
+    sigma = np.median(lengths) or 1.0
+    # The diagonal is zero, so that the sums leave out the pairs of an image with itself.
+    kernel = squareform(np.exp(-((lengths / sigma) ** 2) / 2))
     inside = members.astype(float)
-    met = inside @ kernel
-    size, other = inside.sum(axis=1), (1 - inside).sum(axis=1)
-    within, total = np.sum(met * inside, axis=1), kernel.sum()
-    between = met.sum(axis=1) - within
-    beyond = total - within - 2 * between
-    return (
-        within / (size * (size - 1)) + beyond / (other * (other - 1)) - 2 * between / (size * other)
-    )
+    n, m = inside.sum(axis=1), (1 - inside).sum(axis=1)
+    to_reference = inside @ kernel
+    within_reference = np.sum(to_reference * inside, axis=1)
+    between = to_reference.sum(axis=1) - within_reference
+    within_target = kernel.sum() - within_reference - 2 * between
+    return within_reference / (n * (n - 1)) + within_target / (m * (m - 1)) - 2 * between / (n * m)
 
 
 def confidence_drop(confidences: np.ndarray, members: np.ndarray) -> np.ndarray:
@@ -254,29 +255,31 @@ def confidence_drop(confidences: np.ndarray, members: np.ndarray) -> np.ndarray:
     return sums / sizes - (confidences.sum() - sums) / (len(confidences) - sizes)
 
 
-# --- a classifier --------------------------------------------------------------------------------------------------
+# --- a classifier --------------------------------------------------------------------------------
 
 
 def classifier_accuracy(reference: np.ndarray, target: np.ndarray, seed: int) -> float:
-    """Let a logistic regression tell the samples apart; return its accuracy on images it was not fitted on.
+    """Compute the cross-validated accuracy of a logistic regression that tells the samples apart.
 
-    No binomial test belongs to it: the folds' classifiers share images, and of samples from one distribution that test
-    would call a tenth different at the level of a twentieth.
+    A binomial test of it is not valid, because the folds' classifiers share images: at a level of
+    5 % it rejects 10 % of pairs of samples from one distribution.
 
     Args:
         reference: ``(N, D)``.
-        target: ``(N, D)``, as many: guessing is then right half the time.
+        target: ``(N, D)``; as many images, so that guessing is right half the time.
         seed: of the folds.
 
     Reference:
-        Lopez-Paz and Oquab, ICLR 2017, arXiv 1610.06545; there one held-out half, here every image is held out once.
+        Lopez-Paz and Oquab, ICLR 2017, arXiv 1610.06545; there half of the images are held out,
+        here every image is held out once.
     """
     features = StandardScaler().fit_transform(np.concatenate([reference, target]))
     if features.shape[1] > len(features):
-        # A rotation onto as many axes as there are images: the same classifier, from far smaller matrices.
+        # A rotation onto as many axes as there are images gives the same classifier, faster.
         squares, axes = np.linalg.eigh(features @ features.T)
         features = axes * np.sqrt(np.maximum(squares, 0))
-    domain = np.repeat([0, 1], [len(reference), len(target)])
+    domains = np.repeat([0, 1], [len(reference), len(target)])
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed % 2**32)
-    found = cross_val_predict(LogisticRegression(solver="liblinear"), features, domain, cv=folds)
-    return float(np.mean(found == domain))
+    classifier = LogisticRegression(solver="liblinear")
+    predicted = cross_val_predict(classifier, features, domains, cv=folds)
+    return float(np.mean(predicted == domains))

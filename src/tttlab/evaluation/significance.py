@@ -7,12 +7,13 @@ LEVEL = 0.05
 
 
 def mcnemar(wrong_to_right: np.ndarray, right_to_wrong: np.ndarray) -> np.ndarray:
-    """Test exactly, per row, whether predictions turned right as often as wrong, in every one of S networks.
+    """Test exactly, per row, if as many predictions turned right as wrong in each of S networks.
 
-    For one network this is the exact McNemar test, as `statsmodels.stats.contingency_tables.mcnemar(exact=True)`; written on
-    SciPy's binomial distribution because that takes one table per call. For several, the p-value is the largest over
-    the networks of each one-sided test, twice the smaller side: small only if every network changed, all in one direction.
-    No assumption on how the networks depend on each other is made (the intersection–union principle).
+    For one network this is the exact McNemar test, equal to
+    `statsmodels.stats.contingency_tables.mcnemar(exact=True)`, which takes one table per call. For
+    several networks, each one-sided p-value is the largest over the networks, and the result is
+    twice the smaller side. It is small only if all networks changed in one direction, and assumes
+    nothing on how they depend on each other (the intersection–union principle).
 
     Args:
         wrong_to_right: (..., S) number of images.
@@ -33,17 +34,16 @@ def mcnemar(wrong_to_right: np.ndarray, right_to_wrong: np.ndarray) -> np.ndarra
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """Adjust (T,) p-values such that any false one among all T is as rare as the level; NaN are not counted and stay.
+    """Adjust (T,) p-values to control the familywise error rate; NaN do not count and stay NaN.
 
-    The same as `statsmodels.stats.multitest.multipletests(method="holm")`, which collects Python's garbage in every call: 13 to
-    200 ms for 76 tests.
+    Equal to `statsmodels.stats.multitest.multipletests(method="holm")`, which takes 13 to 200 ms
+    for 76 tests because it collects Python's garbage in every call.
 
     Reference:
         Holm, Scand. J. Stat. 6 (1979); valid under any dependence between the tests.
     """
     adjusted = np.array(p_values, dtype=float)
     order = np.argsort(adjusted)[: np.isfinite(adjusted).sum()]  # NaN sort last
-    adjusted[order] = np.minimum(
-        np.maximum.accumulate(adjusted[order] * np.arange(len(order), 0, -1)), 1
-    )
+    scaled = adjusted[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
     return adjusted

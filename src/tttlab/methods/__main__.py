@@ -8,7 +8,8 @@ from tabulate import tabulate
 
 from tttlab.config.method_settings import METHODS, declared, method_names
 
-BACKBONES = {  # by the head that a method needs
+# By the head that a method needs.
+BACKBONES = {
     None: "any",
     "simclr": "any, with a SimCLR head",
     "mae": "ViT, with an MAE head",
@@ -20,43 +21,40 @@ BACKBONES = {  # by the head that a method needs
 
 
 def rows() -> list[dict[str, str]]:
-    """Tell of every method what its file says: what it does, its paper, and what it needs and supports.
+    """List every method with what it does, its paper, what it needs and what it supports.
 
-    MT3 is no method of its own: a way to train, for the methods of objectives at test time.
+    The last row is MT3. It is not a method but a way to train for the methods of objectives.
     """
     table = []
     for name in method_names():
-        own = declared(name)
+        declaration = declared(name)
         table.append(
             {
                 "method": name,
                 **summary(METHODS / f"{name}.py"),
-                "trains": "yes" if own.trains else "no",
-                "protocols": ", ".join(own.protocols),
-                "backbones": BACKBONES[own.head],
+                "trains": "yes" if declaration.trains else "no",
+                "protocols": ", ".join(declaration.protocols),
+                "backbones": BACKBONES[declaration.head],
             }
         )
-    mt3 = {
-        "trains": "yes",
-        "protocols": "episodic, online",
-        "backbones": "any, with the head of an objective but simclr",
-    }
-    return [
-        *table,
+    table.append(
         {
             "method": "MT3 (finetune.mode: meta)",
             **summary(METHODS.parent / "training" / "meta_training.py"),
-            **mt3,
-        },
-    ]
+            "trains": "yes",
+            "protocols": "episodic, online",
+            "backbones": "any, with the head of an objective but simclr",
+        }
+    )
+    return table
 
 
 def summary(file: Path) -> dict[str, str]:
-    """Read what a file's docstring says it does, and its paper."""
-    told = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
-    papers = re.findall(r"(?:[A-Z]\w+ \d{4}|arXiv \d{4}\.\d{5})", " ".join(told.split()))
+    """Read from a file's docstring what the method does, and its paper."""
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    papers = re.findall(r"(?:[A-Z]\w+ \d{4}|arXiv \d{4}\.\d{5})", " ".join(docstring.split()))
     return {
-        "what it does": told.partition("\n")[0].rstrip("."),
+        "what it does": docstring.partition("\n")[0].rstrip("."),
         "paper": ", ".join(papers[:2]) or "–",
     }
 

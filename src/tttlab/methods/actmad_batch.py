@@ -1,15 +1,19 @@
-"""ActMAD on a batch: move the mean and variance of every activation, place by place, to the source domain's.
+"""ActMAD on a batch: match mean and variance at every position of the activations to the source's.
 
-Mirza et al., CVPR 2023, arXiv 2211.12870, as published: at the output of every BatchNorm layer (of every stage, where there is
-none) the mean and the unbiased variance are taken over the images of the batch alone, so that they are maps of the activation's
-own shape, ``(C, H, W)`` or ``(L, C)``. The loss is half the sum over layers of the mean absolute differences to the same maps
-of the source domain: their mean over source batches of 128 images. Needs source images for those; `actmad` is the variant for
-single images, which have no variance over a batch.
+Mirza et al., CVPR 2023, arXiv 2211.12870, as published: at the output of every BatchNorm layer (of
+every stage where there is none), mean and unbiased variance are taken over the images of the batch
+alone. They are maps of the activation's own shape, ``(C, H, W)`` or ``(L, C)``. The loss is half
+the sum over layers of the mean absolute differences to the maps of the source domain, which are
+means over source batches of 128 images. The method needs source images for these maps. `actmad` is
+the variant for single images, which have no variance over a batch.
 
-In params.yaml the rest is the adapter's: ``trainable: all``, ``normalisation: source``, one step of SGD with momentum 0.9 on
-every batch of 128, lr 1e-2 (CIFAR-10), 1e-3 (CIFAR-100), 2.5e-4 (ImageNet). What differs: the published steps are Nesterov's
-and decay the weights by 5e-4, the published images, source and test, are cropped and mirrored at random, ours are as they are;
-and the published code tests after every batch on all test images and reports the lowest error, ours predicts each batch once.
+In params.yaml the rest is the adapter's: ``trainable: all``, ``normalisation: source``, one step
+of SGD with momentum 0.9 on every batch of 128, lr 1e-2 (CIFAR-10), 1e-3 (CIFAR-100), 2.5e-4
+(ImageNet).
+
+What differs from the published code: it takes Nesterov steps with weight decay 5e-4, and crops and
+mirrors source and test images at random; ours are not augmented. It tests on all test images after
+every batch and reports the lowest error; ours predicts each batch once.
 """
 
 import math
@@ -27,12 +31,12 @@ from tttlab.networks.source_statistics import Spread, Statistics, looked_up, ran
 from tttlab.networks.taps import batch_norm_layers, record, token_layers
 from tttlab.runtime.group_size import GroupSize, through
 
-SOURCE_BATCH = 128  # both maps are unbiased at any size, so this weighs on their noise alone
+SOURCE_BATCH = 128  # both maps are unbiased at any size: this affects only their noise
 
 
 @dataclass(frozen=True)
 class BatchActMAD(Method):
-    """Match the moments of a batch's activations, at every place of every map, to the source domain."""
+    """Match the moments of a batch's activations, at every position, to the source domain."""
 
     protocols = ("online",)
     whole_batch = True
@@ -40,47 +44,47 @@ class BatchActMAD(Method):
     needs = ("maps",)
 
     def check(self, network: nn.Module) -> None:
-        """Refuse a network that is not known to have such layers."""
+        """Refuse a network without the layers to match."""
         matched_layers(network)
 
     @torch.no_grad()
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
-        """Average the maps of moments over batches of source images: ``maps.<layer>.mean`` and ``.variance``."""
+        """Average the maps over source batches: ``maps.<layer>.mean`` and ``.variance``."""
         network = as_network(network)
-        layers, (count, look) = matched_layers(network), looked_up(batches)
-        parts = random_parts(
-            torch.arange(count), math.ceil(count / SOURCE_BATCH)
-        )  # nearly equal: none of one image
-        total: Statistics = {}
+        layers = matched_layers(network)
+        count, look = looked_up(batches)
+        # Parts of nearly equal size, so that none is left with a single image.
+        parts = random_parts(torch.arange(count), math.ceil(count / SOURCE_BATCH))
         sizes = GroupSize(largest=SOURCE_BATCH, timed=False)
-        with (
-            evaluating(network),
-            record(network, layers, lambda _layer, own: Spread.of(own)) as spreads,
-        ):
+        averages: Statistics = {}
+
+        def spread_of(_layer: str, activation: Tensor) -> Spread:
+            return Spread.of(activation)
+
+        with evaluating(network), record(network, layers, spread_of) as spreads:
 
             def run(images: Tensor) -> dict[str, Spread]:
                 network(images)
                 return dict(spreads)
 
             for part in parts:
-                for layer, whole in together(through(run, [look(part)], sizes)).items():
-                    for name, value in zip(
-                        names(layer), (whole.mean, whole.variance()), strict=True
-                    ):
-                        total[name] = total.get(name, 0) + value / len(parts)
-        kind = next(network.parameters()).dtype
-        return {name: value.to(kind) for name, value in total.items()}
+                groups = through(run, [look(part)], sizes)
+                for layer, spread in joined(groups).items():
+                    maps = (spread.mean, spread.variance())
+                    for name, value in zip(map_names(layer), maps, strict=True):
+                        averages[name] = averages.get(name, 0) + value / len(parts)
+        dtype = next(network.parameters()).dtype
+        return {name: value.to(dtype) for name, value in averages.items()}
 
     def loss(
         self, net: Bound, views: Any, statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
-        """Half the sum, over layers, of the distances of the maps of ``views (N, 3, H, W)``."""
+        """Discrepancy of ``views (N, 3, H, W)``, half the sum over the matched layers."""
         layers = matched_layers(net.module)
         with record(net.module, layers) as activations:
             net(views)
-        return 0.5 * torch.stack(
-            [discrepancy(activations[layer], statistics, layer) for layer in layers]
-        ).sum(), state
+        terms = [discrepancy(activations[layer], statistics, layer) for layer in layers]
+        return 0.5 * torch.stack(terms).sum(), state
 
 
 def matched_layers(network: nn.Module) -> list[str]:
@@ -88,18 +92,18 @@ def matched_layers(network: nn.Module) -> list[str]:
     return batch_norm_layers(network) or token_layers(network)
 
 
-def names(layer: str) -> tuple[str, str]:
+def map_names(layer: str) -> tuple[str, str]:
     """Name a layer's two maps among the statistics."""
     return f"maps.{layer}.mean", f"maps.{layer}.variance"
 
 
-def together(groups: Iterable[dict[str, Spread]]) -> dict[str, Spread]:
+def joined(groups: Iterable[dict[str, Spread]]) -> dict[str, Spread]:
     """Join the moments of a batch's groups, layer by layer."""
-    whole: dict[str, Spread] = {}
-    for own in groups:
-        for layer, spread in own.items():
-            whole.setdefault(layer, Spread()).add(spread)
-    return whole
+    batch: dict[str, Spread] = {}
+    for group in groups:
+        for layer, spread in group.items():
+            batch.setdefault(layer, Spread()).add(spread)
+    return batch
 
 
 def moments(activation: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,6 +112,6 @@ def moments(activation: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def discrepancy(activation: Tensor, statistics: Statistics, layer: str) -> Tensor:
-    """Mean absolute difference of the means' map plus that of the variances'."""
-    pairs = zip(moments(activation), names(layer), strict=True)
+    """Mean absolute difference of the maps of means plus that of the maps of variances."""
+    pairs = zip(moments(activation), map_names(layer), strict=True)
     return sum((value - statistics[name]).abs().mean() for value, name in pairs)

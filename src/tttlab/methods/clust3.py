@@ -1,14 +1,17 @@
-"""ClusT3: the places of early feature maps fall into the clusters that the source network learnt, surely and evenly.
+"""ClusT3: positions of early feature maps fall into the source clusters, surely and evenly.
 
-Vargas Hakim et al., ICCV 2023, arXiv 2310.12345: minimise H(Z|X) − H(Z), Z being the cluster that a linear head gives to
-the features X at one place of a map; the second entropy is that of the mean over all places, here of one image and its
-views (episodic) or of a batch (online). Needs nothing from the source domain but the heads.
+Vargas Hakim et al., ICCV 2023, arXiv 2310.12345: minimise H(Z|X) − H(Z), where Z is the cluster
+that a linear head gives to the features X at one position of a map. The second entropy is that of
+the mean over all positions, here of one image and its views (episodic) or of a batch (online).
+Needs nothing from the source domain but the heads.
 
-In params.yaml the rest is the adapter's. The paper's code adapts the first three stages of a ResNet-50 on batches of 128
-images, un-augmented, each batch from the source weights on, BatchNorm in training mode (nearest: ``normalisation: image``),
-by Adam with lr 1e-5 and frozen heads (``trainable: encoder``; stages behind the last head get no gradient), and reports the
-best of 1 to 100 steps. It adds the heads' losses up, which Adam cannot tell from their mean. Here weights go on from batch
-to batch (online), or every image starts from the source's (episodic).
+In params.yaml the rest is the adapter's. The paper's code adapts the first three stages of a
+ResNet-50 on batches of 128 un-augmented images, each batch from the source weights on, with
+BatchNorm in training mode (nearest: ``normalisation: image``), by Adam with lr 1e-5 and frozen
+heads (``trainable: encoder``; stages behind the last head get no gradient), and reports the best of
+1 to 100 steps. It adds up the heads' losses; ours takes their mean, which is the same to Adam. Here
+the weights go on from batch to batch (online), or every image starts from the source weights
+(episodic).
 """
 
 from collections.abc import Sequence
@@ -20,7 +23,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method, State
-from tttlab.data.views import Augmentation, random_views
+from tttlab.config.inner_loop import Augmentation
+from tttlab.data.views import random_views
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
 from tttlab.objectives.clust3 import lost_information
@@ -28,10 +32,10 @@ from tttlab.objectives.clust3 import lost_information
 
 @dataclass(frozen=True)
 class ClusT3Training(Method):
-    """Make the clusters of an image's, or a batch's, places informative.
+    """Make the clusters at the positions of an image, or of a batch, informative.
 
     Attributes:
-        num_views: random views drawn at every step beside each image itself; the paper has none.
+        num_views: V, random views drawn at every step beside the image itself; the paper has none.
     """
 
     protocols = ("episodic", "online")
@@ -43,7 +47,7 @@ class ClusT3Training(Method):
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
     ) -> Tensor:
-        """Give every image and, beside it, fresh views: ``(B, 1 + V, 3, H, W)``."""
+        """Give every image, and fresh views of it: ``(B, 1 + V, 3, H, W)``."""
         if not self.num_views:
             return images.unsqueeze(1)
         drawn = random_views(images, generators, self.num_views, self.augmentation)
@@ -52,5 +56,5 @@ class ClusT3Training(Method):
     def loss(
         self, net: Bound, views: Tensor, statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
-        """Lost information over the places of ``views (N, 3, H, W)``, of one image or of a batch."""
+        """H(Z|X) − H(Z) over the positions of ``views (N, 3, H, W)``, of one image or a batch."""
         return lost_information(net(views, branch=True).branch), state

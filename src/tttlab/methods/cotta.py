@@ -1,16 +1,23 @@
-"""CoTTA: learn from a slowly moving teacher that looks at many views where the source is unsure, and forget a little.
+"""CoTTA: learn from a slow teacher, averaged over views if the source is unsure; forget a little.
 
-Wang et al., CVPR 2022, arXiv 2203.13591: the student is trained by cross-entropy against the prediction of a teacher, whose
-weights are an exponential moving average of the student's. Where the source network (the anchor) is less confident than a
-threshold, mean over a batch, the teacher's prediction is the average over augmented views. After every step each weight of the
-student goes back to its source value with a small probability. Nothing is needed of the source domain beyond its weights; the
-paper's threshold is the 5 % quantile of the source network's confidence on source images, less a margin. In params.yaml the
-rest is the adapter's: ``trainable: all``, ``normalisation: image``, one step of Adam with lr 1e-3 on batches of 200 (CIFAR).
+Wang et al., CVPR 2022, arXiv 2203.13591: the student is trained by cross-entropy against the
+prediction of a teacher, whose weights are an exponential moving average of the student's. If the
+source network (the anchor) has a mean confidence on the batch below a threshold, the teacher's
+prediction is the average over augmented views. After every step each weight of the student goes
+back to its source value with a small probability. Nothing is needed of the source domain beyond the
+source weights; the paper's threshold is the 5 % quantile of the source network's confidence on
+source images, less a margin.
 
-As in the published code, the average is one of logits, every set of views is normalised as a batch of its own, and the teacher
-moves before the student forgets. What differs: the published views are stronger (colours, rotation, blur, noise); the published
-prediction is the one that the student was trained on, that of the teacher before the step, averaged or not, while ours is the
-teacher's after the step, of the plain images; the published code for ImageNet-C makes the cross-entropy symmetric.
+In params.yaml the rest is the adapter's: ``trainable: all``, ``normalisation: image``, one step of
+Adam with lr 1e-3 on batches of 200 (CIFAR).
+
+As in the published code, the average is one of logits, every set of views is normalised as a batch
+of its own, and the teacher moves before the student forgets.
+
+What differs: the published views are stronger (colours, rotation, blur, noise). The published
+prediction is the target that the student was trained on: the teacher's before the step, averaged or
+not. Ours is the teacher's after the step, on the un-augmented images. The published code for
+ImageNet-C makes the cross-entropy symmetric.
 """
 
 from collections.abc import Sequence
@@ -22,7 +29,8 @@ from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method, State
-from tttlab.data.views import Augmentation, random_views
+from tttlab.config.inner_loop import Augmentation
+from tttlab.data.views import random_views
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
 
@@ -32,8 +40,8 @@ class CoTTA(Method):
     """Follow an averaged teacher, and restore weights at random.
 
     Attributes:
-        num_views: V, views that the teacher's prediction is averaged over where the anchor is unsure.
-        confidence: the anchor's mean confidence below which it is; 0: never average.
+        num_views: V, views over which the teacher's prediction is averaged.
+        confidence: average if the anchor's mean confidence is below; 0: never.
         restore: probability that a weight goes back to its source value after a step.
         teacher_momentum: share of the old teacher in the new one.
     """
@@ -50,21 +58,24 @@ class CoTTA(Method):
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor]:
         """Give the images ``(B, 1, 3, H, W)`` and fresh views of them ``(B, V, 3, H, W)``."""
-        return images.unsqueeze(1), random_views(
-            images, generators, self.num_views, self.augmentation
-        )
+        augmented = random_views(images, generators, self.num_views, self.augmentation)
+        return images.unsqueeze(1), augmented
 
     def loss(
         self, net: Bound, views: tuple[Tensor, Tensor], statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
-        """Cross-entropy of the student against the teacher, mean over images ``(N, 3, H, W)`` with views ``(N·V, 3, H, W)``."""
+        """Cross-entropy of the student against the teacher, mean over images.
+
+        The views are images ``(N, 3, H, W)`` and augmented ones ``(N·V, 3, H, W)``.
+        """
         images, augmented = views
         with torch.no_grad():
             anchor, teacher = net.module, teacher_of(net, state)
             if mean_confidence(anchor(images).logits) < self.confidence:
-                # One view of every image at a time: a batch like the plain one, for its statistics and for the memory.
+                # One view of every image at a time: a batch as large as the un-augmented one, with
+                # batch statistics of its own.
                 sets = augmented.unflatten(0, (len(images), self.num_views)).unbind(1)
-                target = torch.stack([teacher(part).logits for part in sets]).mean(0)
+                target = torch.stack([teacher(batch).logits for batch in sets]).mean(0)
             else:
                 target = teacher(images).logits
         return -(target.softmax(-1) * net(images).logits.log_softmax(-1)).sum(-1).mean(), state
@@ -76,7 +87,7 @@ class CoTTA(Method):
         state: State,
         generator: torch.Generator,
     ) -> tuple[dict[str, Tensor], State]:
-        """Move the teacher towards the student, then restore a random share of the student's weights."""
+        """Move the teacher towards the student, then restore some of the student's weights."""
         teacher = {
             name: torch.lerp(value, parameters[name], 1 - self.teacher_momentum)
             for name, value in (state or source).items()
@@ -91,7 +102,7 @@ class CoTTA(Method):
 
 
 def teacher_of(net: Bound, state: State) -> Bound | nn.Module:
-    """Bind the network to the teacher's weights; before the first step these are the source network's."""
+    """Bind the network to the teacher's weights, before the first step the source weights."""
     return net.rebound(state) if state else net.module
 
 
@@ -106,7 +117,7 @@ def restored(
     probability: float,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Set every number of the parameters to its source value with a probability, each on its own."""
+    """Set each element of the parameters to its source value, independently, with a probability."""
     masks = {
         name: torch.rand(value.shape, generator=generator) < probability
         for name, value in source.items()

@@ -1,14 +1,18 @@
-"""EATA: be sure of the test images that are neither doubtful nor like the ones before, and stay near the source weights.
+"""EATA: be sure of the test images that are reliable and novel, and stay near the source weights.
 
-Niu et al., ICML 2022, arXiv 2204.02610: images whose entropy exceeds a share of the largest possible one teach nothing, nor do
-those whose class probabilities point the way of the average of what was learnt from; the others weigh the more the surer they
-are. A penalty, β Σ F (θ − θ_source)², holds the weights that matter on the source domain, with the Fisher information F of the
-network's own predictions, which is measured on unlabeled source images (2,000 in the paper).
+Niu et al., ICML 2022, arXiv 2204.02610: images are left out if their entropy exceeds a share of the
+largest possible one, or if their class probabilities are similar to the moving average over the
+images learnt from so far. The others weigh the more, the surer their prediction. A penalty,
+β Σ F (θ − θ_source)², holds the weights that matter on the source domain. F is the Fisher
+information of the network's own predictions, measured on unlabeled source images (2,000 in the
+paper).
 
-In params.yaml the rest of it is the adapter's: ``trainable: norm``, ``normalisation: image``; for ImageNet the published code
-takes SGD with momentum 0.9, ``lr: 2.5e-4``, batches of 64, ``epsilon: 0.05``, ``beta: 2000``. Our defaults are the figures for
-CIFAR-10. What differs: the published code measures F normalised by the statistics of the batch, ours in evaluation mode; and
-it returns the predictions before the step, ours are made after it.
+In params.yaml the rest is the adapter's: ``trainable: norm``, ``normalisation: image``. For
+ImageNet the published code takes SGD with momentum 0.9, ``lr: 2.5e-4``, batches of 64,
+``epsilon: 0.05``, ``beta: 2000``. Our defaults are the values for CIFAR-10.
+
+What differs: the published code measures F with batch statistics, ours in evaluation mode; it
+returns the predictions before the step, ours are made after it.
 """
 
 import math
@@ -27,7 +31,8 @@ from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Statistics, looked_up, random_parts
 from tttlab.runtime.group_size import GroupSize, in_groups
 
-# The scale of β depends on it: gradients of unlike images cancel in a batch's mean, so that its square shrinks with the size.
+# The scale of β depends on this size: the gradients of different images partly cancel in a batch's
+# mean, so that its square is smaller for larger batches.
 FISHER_BATCH = 64
 
 
@@ -37,11 +42,12 @@ class EATA(Method):
 
     Attributes:
         margin: share of log K, the largest entropy, beyond which an image is left out.
-        epsilon: cosine similarity to the average probabilities from which on an image is left out. Sure predictions of K
-            equally frequent classes have 1/√K with their average, and a smaller figure leaves them all out: the published ones
-            are 0.4 for 10 classes and 0.05 for 1000.
+        epsilon: cosine similarity to the average probabilities from which an image is left out.
+            Sure predictions of K equally frequent classes have 1/√K, so that a smaller value leaves
+            all of them out. Published values are 0.4 for 10 classes and 0.05 for 1000.
         memory: share of the old average in the new one.
-        beta: β, weight of the penalty; 1 for CIFAR, 2000 for ImageNet; 0: none, which is the paper's ETA.
+        beta: β, weight of the penalty; 1 for CIFAR, 2000 for ImageNet; 0, no penalty, is the
+            paper's ETA.
     """
 
     protocols = ("online",)
@@ -53,7 +59,11 @@ class EATA(Method):
     beta: Annotated[float, Ge(0)] = 1.0
 
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
-        """Measure the Fisher information on source images ``(N, 3, H, W)``: ``fisher.<parameter>``, shaped like it."""
+        """Measure the Fisher information on source images ``(N, 3, H, W)``.
+
+        Returns:
+            ``fisher.<parameter>``, of the parameter's shape.
+        """
         network = as_network(network)
         count, look = looked_up(batches)
         parts = random_parts(torch.arange(count), math.ceil(count / FISHER_BATCH))
@@ -62,18 +72,21 @@ class EATA(Method):
         return {f"fisher.{name}": value for name, value in information.items()}
 
     def init_state(self) -> State:
-        """Give the average probabilities; zero before the first ones, to which nothing is similar."""
+        """Give the average probabilities: at first zero, to which nothing is similar."""
         return torch.zeros(1)
 
     def loss(
         self, net: Bound, views: Any, statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
-        """Weighted entropy, in nats, mean over the selected ones of ``views (N, 3, H, W)``, and the penalty; 0 if none is."""
+        """Weighted entropy, in nats, mean over the selected images, plus the penalty.
+
+        The images are ``views (N, 3, H, W)``; the loss is 0 if none is selected.
+        """
         logits = net(views).logits
         entropies, probabilities = entropy(logits), logits.detach().softmax(-1)
-        largest = self.margin * math.log(logits.shape[-1])
-        selected = (entropies < largest) & is_novel(probabilities, state, self.epsilon)
-        weights = (largest - entropies.detach()).exp() * selected
+        threshold = self.margin * math.log(logits.shape[-1])
+        selected = (entropies < threshold) & is_novel(probabilities, state, self.epsilon)
+        weights = (threshold - entropies.detach()).exp() * selected
         loss = (weights * entropies).sum() / selected.sum().clamp_min(1)
         if self.beta:
             loss = loss + self.beta * selected.any() * fisher_penalty(net, statistics)
@@ -81,24 +94,29 @@ class EATA(Method):
 
 
 def is_novel(probabilities: Tensor, average: Tensor, epsilon: float) -> Tensor:
-    """Tell which of the probabilities ``(N, K)`` point elsewhere than their average ``(K,)`` so far: ``(N,)``."""
-    return (
-        F.cosine_similarity(probabilities, average.expand(probabilities.shape[-1]), dim=-1).abs()
-        < epsilon
-    )
+    """Tell which probabilities ``(N, K)`` are unlike the average ``(K,)`` so far: ``(N,)``."""
+    average = average.expand(probabilities.shape[-1])
+    return F.cosine_similarity(probabilities, average, dim=-1).abs() < epsilon
 
 
 def moving_average(
     average: Tensor, probabilities: Tensor, selected: Tensor, memory: float
 ) -> Tensor:
-    """Update the average ``(K,)``, or all zeros, by the selected ``(N,)`` of the probabilities ``(N, K)``."""
-    own = (probabilities * selected[:, None]).sum(0) / selected.sum().clamp_min(1)
-    updated = torch.where(average.any(), memory * average + (1 - memory) * own, own)
+    """Update the average by the mean of the selected probabilities.
+
+    Args:
+        average: ``(K,)``, or zero at first.
+        probabilities: ``(N, K)``.
+        selected: ``(N,)``.
+        memory: share of the old average in the new one.
+    """
+    mean = (probabilities * selected[:, None]).sum(0) / selected.sum().clamp_min(1)
+    updated = torch.where(average.any(), memory * average + (1 - memory) * mean, mean)
     return torch.where(selected.any(), updated, average)
 
 
 def fisher_penalty(net: Bound, statistics: Statistics) -> Tensor:
-    """Squared distance of the weights from the source's, each times its Fisher information, summed."""
+    """Sum of the weights' squared distances from the source weights times Fisher information."""
     return sum(
         (statistics[f"fisher.{name}"] * (value - net.source[name]).square()).sum()
         for name, value in net.trained.items()
@@ -106,20 +124,22 @@ def fisher_penalty(net: Bound, statistics: Statistics) -> Tensor:
 
 
 def fisher_information(network: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Mean over batches ``(N, 3, H, W)`` of the squared gradient of a batch's mean loss, by parameter.
+    """Mean over batches ``(N, 3, H, W)`` of the squared gradient of a batch's mean loss.
 
     The loss is the cross-entropy with the class that the network predicts.
+
+    Returns:
+        by parameter.
     """
     parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
-    total, count = [torch.zeros_like(value) for value in parameters.values()], 0
+    sums = [torch.zeros_like(value) for value in parameters.values()]
+    count = 0
     sizes = GroupSize(largest=FISHER_BATCH, timed=False)
     for images in batches:
-        slopes = mean_gradient(network, list(parameters.values()), images, sizes)
-        total, count = (
-            [known + slope.square() for known, slope in zip(total, slopes, strict=True)],
-            count + 1,
-        )
-    return {name: (value / count).detach() for name, value in zip(parameters, total, strict=True)}
+        gradients = mean_gradient(network, list(parameters.values()), images, sizes)
+        sums = [total + slope.square() for total, slope in zip(sums, gradients, strict=True)]
+        count += 1
+    return {name: (total / count).detach() for name, total in zip(parameters, sums, strict=True)}
 
 
 def mean_gradient(
@@ -127,13 +147,13 @@ def mean_gradient(
 ) -> list[Tensor]:
     """Differentiate the mean loss of a batch ``(N, 3, H, W)``, group by group."""
 
-    def share(part: slice) -> tuple[Tensor, ...]:
-        logits = network(images[part]).logits
+    def group_gradient(group: slice) -> tuple[Tensor, ...]:
+        logits = network(images[group]).logits
         loss = F.cross_entropy(logits, logits.argmax(-1), reduction="sum") / len(images)
-        # A self-supervised head has no part in the logits: zero.
+        # A self-supervised head has no part in the logits; its gradient is zero.
         return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
-    total = [torch.zeros_like(value) for value in parameters]
-    for own in in_groups(share, len(images), images.device, sizes):
-        total = [whole + part for whole, part in zip(total, own, strict=True)]
-    return total
+    gradient = [torch.zeros_like(value) for value in parameters]
+    for group in in_groups(group_gradient, len(images), images.device, sizes):
+        gradient = [total + slope for total, slope in zip(gradient, group, strict=True)]
+    return gradient

@@ -1,8 +1,9 @@
-"""Masked autoencoding at test time: the image is painted from a quarter of its patches, under many masks.
+"""Masked autoencoding at test time: reconstruct the image from a quarter of it, under many masks.
 
-Gandelsman et al., NeurIPS 2022, arXiv 2209.07522: encoder trained, decoder frozen, identical centre crops under different
-random masks. Pixels are in [0, 1]; the published loss normalises those of each patch. Needs nothing from the source domain but
-the decoder that pretraining and fine-tuning kept alive.
+Gandelsman et al., NeurIPS 2022, arXiv 2209.07522: the encoder is trained, the decoder is frozen,
+and identical centre crops are seen under different random masks. Pixels are in [0, 1]; the
+published loss normalises those of each patch. Needs nothing from the source domain but the decoder
+of pretraining and fine-tuning.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,11 @@ class MAETraining(Method):
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
-        """Draw fresh masks: ``image (B, 1, 3, H, W)``, ``keep (B, V, L_keep)``, ``hidden (B, V, L − L_keep)``."""
+        """Draw fresh masks over the L patches.
+
+        Returns:
+            ``image (B, 1, 3, H, W)``, ``keep (B, V, L_keep)`` and ``hidden (B, V, L − L_keep)``.
+        """
         patches = network.head.num_patches
         keep, hidden = random_masks(generators, self.num_views, patches, self.mask_ratio)
         return {
@@ -52,6 +57,5 @@ class MAETraining(Method):
         """Mean squared error on the hidden patches, mean over the masks."""
         images = views["image"].expand(len(views["keep"]), -1, -1, -1)
         reconstruction = net(images, keep=views["keep"]).reconstruction
-        return masked_error(
-            reconstruction, images, views["hidden"], net.module.head.patch_size
-        ), state
+        patch_size = net.module.head.patch_size
+        return masked_error(reconstruction, images, views["hidden"], patch_size), state

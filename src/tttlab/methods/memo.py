@@ -1,9 +1,10 @@
 """MEMO: the image's views should agree on one class, and be sure of it.
 
-Zhang, Levine and Finn, NeurIPS 2022, arXiv 2110.09506: minimise the entropy of the class probabilities averaged over augmented
-copies of one image. It needs nothing but a classifier, neither a self-supervised head nor anything of the source domain.
-The published copies are AugMix-like; these are the crops and brightness of `tttlab.data.views`, the same that the control
-`views` averages over without training.
+Zhang, Levine and Finn, NeurIPS 2022, arXiv 2110.09506: minimise the entropy of the class
+probabilities averaged over augmented copies of one image. It needs only a classifier: no
+self-supervised head, and nothing of the source domain. The published copies are AugMix-like; ours
+are crops of changed brightness from `tttlab.data.views`, over which the control `views` averages
+without training.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method, State
-from tttlab.data.views import Augmentation, log_mean_probabilities, random_views
+from tttlab.config.inner_loop import Augmentation
+from tttlab.data.views import log_mean_probabilities, random_views
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
 

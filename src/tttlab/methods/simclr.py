@@ -1,7 +1,8 @@
 """SimCLR at test time: the image's views agree, against a bank of source projections.
 
-Chen et al., ICML 2020, arXiv 2002.05709, as a test-time objective. The published loss has no gradient on one image, because
-its two views have no negatives; here the negatives are frozen projections of source images. Needs the bank.
+Chen et al., ICML 2020, arXiv 2002.05709, as a test-time objective. The published loss has no
+gradient on one image, because its two views have no negatives. Here the negatives are frozen
+projections of source images: the method needs this bank.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method, State
-from tttlab.data.views import Augmentation, random_views
+from tttlab.config.inner_loop import Augmentation
+from tttlab.data.views import random_views
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
 from tttlab.objectives.simclr import bank_contrast

@@ -1,15 +1,18 @@
-"""SimSiam at test time: every view of the image predicts the projections of its other views; no negatives.
+"""SimSiam at test time: views of the image predict each other's projections, without negatives.
 
-Chen and He, CVPR 2021, arXiv 2011.10566, as a test-time objective: unlike a contrastive loss it needs no other images, so
-that on a single one it has a gradient as it stands. In the same place MT3 (Bartler et al., AISTATS 2022, arXiv 2103.16201)
-has BYOL, with the source network as the target: ``target: source``. In the first step both targets give the same loss and
-the same gradient; later ``self`` follows the network, where nothing but the stop-gradient keeps all views from one point,
-and ``source`` stays. Needs nothing from the source domain but the two heads, whose BatchNorm keeps its source statistics.
+Chen and He, CVPR 2021, arXiv 2011.10566, as a test-time objective. Unlike a contrastive loss it
+needs no other images, so that it has a gradient on a single one. MT3 (Bartler et al., AISTATS 2022,
+arXiv 2103.16201) uses BYOL in the same way, with the source network as the target:
+``target: source``. In the first step both targets give the same loss and the same gradient. Later
+``self`` follows the network, and only the stop-gradient keeps all views from collapsing to one
+point; ``source`` never changes. Needs nothing from the source domain but the two heads, whose
+BatchNorm keeps its source statistics.
 
-MT3's settings, in params.yaml the adapter's, are one step of plain SGD with lr 0.1 on 32 pairs of views, 0.01 for its
-baseline that is not meta-trained; its networks have GroupNorm, and all weights are trained (``trainable: all``). Its loss
-of a pair, (2 − 2 cos) both ways, is four times as steep as the mean of −cos that is taken here: its lr 0.1 is 0.4 here. Every
-ordered pair of V views counts: 8 views are 56 pairs at the cost of 8.
+MT3's settings, in params.yaml the adapter's, are one step of plain SGD with lr 0.1 on 32 pairs of
+views, and 0.01 for its baseline without meta-training. Its networks have GroupNorm, and all weights
+are trained (``trainable: all``). Its loss of a pair, (2 − 2 cos) both ways, is four times as steep
+as our mean of −cos: its lr 0.1 is 0.4 here. Ours counts every ordered pair of V views: 8 views are
+56 pairs at the cost of 8.
 """
 
 from collections.abc import Sequence
@@ -21,7 +24,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method, State
-from tttlab.data.views import Augmentation, random_views
+from tttlab.config.inner_loop import Augmentation
+from tttlab.data.views import random_views
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
 from tttlab.objectives.simsiam import disagreement
@@ -33,7 +37,8 @@ class SimSiamTraining(Method):
 
     Attributes:
         num_views: V, views drawn at every step.
-        target: whose projections are predicted: the network's own, held fixed, or the source network's.
+        target: whose projections are predicted: ``self``, the network's own without gradient, or
+            ``source``, the source network's.
     """
 
     protocols = ("episodic", "online")
@@ -52,9 +57,9 @@ class SimSiamTraining(Method):
         self, net: Bound, views: Tensor, statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
         """Negative cosine similarity over the ordered pairs of ``views (V, 3, H, W)``."""
-        found = net(views)
+        outputs = net(views)
         if self.target == "self":
-            return disagreement(found.predictions, found.projections), state
+            return disagreement(outputs.predictions, outputs.projections), state
         with torch.no_grad():
             source = net.module(views)
-        return disagreement(found.predictions, source.projections), state
+        return disagreement(outputs.predictions, source.projections), state

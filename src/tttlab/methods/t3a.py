@@ -1,8 +1,9 @@
 """T3A: classify by the centroids of what the classifier was surest of so far.
 
-Iwasawa and Matsuo, NeurIPS 2021 (Test-Time Classifier Adjustment Module): every class begins with its weight vector as the one
-support, each image of the stream joins the supports of the class that the classifier gives it, and of these only the
-``filter_size`` with the lowest entropy count. Nothing is trained and nothing is needed of the source domain.
+Iwasawa and Matsuo, NeurIPS 2021 (Test-Time Classifier Adjustment Module): every class begins with
+its weight vector as its only support. Each image of the stream joins the supports of the class that
+the classifier predicts, and only the ``filter_size`` supports with the lowest entropy count.
+Nothing is trained, and nothing is needed of the source domain.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tttlab.networks.source_statistics import Statistics
 
 
 class Supports(NamedTuple):
-    """S supports: ``features (S, D)`` of length 1, their ``classes (S,)`` and ``entropies (S,)``."""
+    """S supports: ``features (S, D)`` of length 1, ``classes (S,)`` and ``entropies (S,)``."""
 
     features: Tensor
     classes: Tensor
@@ -32,7 +33,7 @@ class T3A(Method):
     """Classify by centroids of confident features.
 
     Attributes:
-        filter_size: M, most supports of a class.
+        filter_size: M, largest number of supports of a class.
     """
 
     protocols = ("online",)
@@ -41,7 +42,7 @@ class T3A(Method):
     filter_size: Annotated[int, Ge(1)] = 100
 
     def check(self, network: nn.Module) -> None:
-        """Refuse a network whose classifier is not linear, and so has no weight vector for every class."""
+        """Refuse a network whose classifier is not linear: it has no weight vector per class."""
         super().check(network)
         linear_classifier(network)
 
@@ -50,25 +51,24 @@ class T3A(Method):
     ) -> tuple[Tensor, State]:
         """Add the batch to the supports, and compare its features with their centroids."""
         outputs, classifier = net(images), linear_classifier(net.module)
-        known = state or supports_of(classifier.weight, classifier(classifier.weight))
-        fresh = supports_of(outputs.features, outputs.logits)
-        state = most_confident(
-            Supports(*map(torch.cat, zip(known, fresh, strict=True))), self.filter_size
-        )
-        members = F.one_hot(state.classes, outputs.logits.shape[1]).to(state.features)
-        return outputs.features @ F.normalize(state.features.T @ members, dim=0), state
+        past = state or supports_of(classifier.weight, classifier(classifier.weight))
+        batch = supports_of(outputs.features, outputs.logits)
+        joined = Supports(*map(torch.cat, zip(past, batch, strict=True)))
+        supports = most_confident(joined, self.filter_size)
+        members = F.one_hot(supports.classes, outputs.logits.shape[1]).to(supports.features)
+        centroids = F.normalize(supports.features.T @ members, dim=0)
+        return outputs.features @ centroids, supports
 
 
 def supports_of(features: Tensor, logits: Tensor) -> Supports:
-    """Make supports of features ``(N, D)``, each of the class that its logits ``(N, K)`` are for."""
+    """Make supports of features ``(N, D)``, of the classes that logits ``(N, K)`` predict."""
     return Supports(F.normalize(features), logits.argmax(-1), entropy(logits))
 
 
 def most_confident(supports: Supports, count: int) -> Supports:
-    """Keep the ``count`` supports of the lowest entropy of every class."""
+    """Keep of every class the ``count`` supports with the lowest entropy."""
     order = supports.entropies.argsort(stable=True)
     classes = supports.classes[order]
-    rank = (
-        F.one_hot(classes).cumsum(0).gather(1, classes[:, None])[:, 0]
-    )  # within its class, from 1
+    # The rank of a support within its class, from 1.
+    rank = F.one_hot(classes).cumsum(0).gather(1, classes[:, None])[:, 0]
     return Supports(*(part[order[rank <= count]] for part in supports))

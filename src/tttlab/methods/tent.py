@@ -1,9 +1,10 @@
 """TENT: be sure of the test images, by the normalisation layers' affine parameters.
 
-Wang et al., ICLR 2021, arXiv 2006.10726: minimise the mean entropy of a batch's predictions, normalised by the batch's own
-statistics; nothing is needed of the source domain. In params.yaml the rest of it is the adapter's: ``trainable: norm``,
-``normalisation: image``, ``adapt.protocol: online``. The paper's code returns the predictions of the forward pass before the
-step, ours are made after it.
+Wang et al., ICLR 2021, arXiv 2006.10726: minimise the mean entropy of a batch's predictions, with
+activations normalised by the batch's own statistics. Nothing is needed of the source domain. In
+params.yaml the rest is the adapter's: ``trainable: norm``, ``normalisation: image``,
+``adapt.protocol: online``. The paper's code returns the predictions before the step; ours are made
+after it.
 """
 
 from dataclasses import dataclass

@@ -1,26 +1,33 @@
-"""TTT++: contrast the views of a batch's images, and keep the features' first two moments where the source domain has them.
+"""TTT++: contrast the views of a batch's images, and match the features' moments to the source's.
 
-Liu et al., NeurIPS 2021 (When Does Self-Supervised Test-Time Training Fail or Thrive?). The loss is NT-Xent, the other images
-of the batch being the negatives, and at two places, the encoder's features and the projections, the distance of mean and
-covariance, Σ, to the source domain's, D being the width:
+Liu et al., NeurIPS 2021 (When Does Self-Supervised Test-Time Training Fail or Thrive?). The loss is
+NT-Xent, with the other images of the batch as negatives, plus two alignment terms: for the
+encoder's features and for the projections, the distance of mean μ and covariance Σ from the source
+domain's, with width D:
 
     s·(‖Σ_s − Σ_t‖²/(4·D²))/c + ½·s·(‖μ_s − μ_t‖²/D)/m
 
-c and m are what a mini-batch of *source* images scores on average against all of them, so that the terms of a batch without
-any shift come to about s and s/2. A batch alone would estimate the covariance poorly: its moments are taken together with the
-features, without gradient, of the images that came before. Contrast sees augmented views, alignment the images themselves.
-Needs a SimCLR head and source images.
+c and m are the same distances between a mini-batch of *source* images and all of them, on average,
+so that the terms of a batch without any shift are about s and s/2. A single batch would estimate
+the covariance poorly: its moments are taken together with the features of the images before it,
+without gradient. The contrast sees augmented views, the alignment the images themselves. Needs a
+SimCLR head and source images.
 
-In params.yaml the rest is the adapter's: ``trainable: encoder``, ``normalisation: image``, SGD with momentum 0.9, batches of
-256; CIFAR-10: lr 1e-2; CIFAR-100: lr 1e-4, scales 5 and 20, queue 2048.
+In params.yaml the rest is the adapter's: ``trainable: encoder``, ``normalisation: image``, SGD with
+momentum 0.9, batches of 256; CIFAR-10: lr 1e-2; CIFAR-100: lr 1e-4, scales 5 and 20, queue 2048.
 
-What differs from the published code: it goes over the test images up to 500 times (twice only for BatchNorm's statistics, and
-aligning from the fourth time on), halves its learning rate and stops by the *test error*, and predicts with BatchNorm's moving
-averages; ours passes once, never sees a label, and leaves normalisation to the adapter's policy. It aligns each batch on its
-own until the queue is full, ours with whatever the queue holds already, which is a better estimate from the second batch on.
-Its c and m are distances to the first source batch, which it leaves out of everything else, ours to the moments of all source
-images, of which none is left out: by that alone they are about half of its, and equal scales weigh about twice. It crops and
-mirrors the source images at random, ours are as they are.
+What differs from the published code:
+
+- It passes over the test images up to 500 times (twice only for BatchNorm's statistics, with
+  alignment from the fourth pass on), halves its learning rate and stops by the *test error*, and
+  predicts with BatchNorm's moving averages. Ours passes once, never sees a label, and leaves
+  normalisation to the adapter's policy.
+- It aligns each batch alone until the queue is full. Ours uses the queue as far as it is filled,
+  which is a better estimate from the second batch on.
+- Its c and m are distances to the first source batch, which it leaves out of everything else. Ours
+  are distances to the moments of all source images. They are about half of its, so that equal
+  scales weigh about twice.
+- It crops and mirrors the source images at random; ours are not augmented.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,7 +39,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method, State
-from tttlab.data.views import Augmentation, random_views
+from tttlab.config.inner_loop import Augmentation
+from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
@@ -45,10 +53,11 @@ NAMES = ("mean", "covariance", "noise_mean", "noise_covariance")
 
 
 class Seen(NamedTuple):
-    """What is remembered of images, in order of arrival: rows of features and projections next to each other.
+    """Images in order of arrival, each a row of its features and its projections.
 
-    ``queue (M, D + P)`` of earlier batches; ``batch (N, D + P)`` of the present one at its latest step: however many steps it
-    takes, an image joins the queue once.
+    ``queue (M, D + P)`` has those of earlier batches, ``batch (N, D + P)`` those of the present
+    batch at its latest step. They are apart so that an image joins the queue once, however many
+    steps its batch takes.
     """
 
     queue: Tensor
@@ -63,8 +72,9 @@ class TTTPlusPlus(Method):
         temperature: τ of NT-Xent.
         scale_features: s of the encoder's features; 0: they are not aligned.
         scale_projections: s of the projections; 0: they are not aligned.
-        queue_size: images whose moments are taken: those of the batch, all of them, and the latest before it; source
-            mini-batches have as many, or half the source images if these are fewer than two such.
+        queue_size: images whose moments are taken: the whole batch, and the latest images before
+            it. Source mini-batches have the same size, or half the source images if these are too
+            few for two mini-batches.
     """
 
     protocols = ("online",)
@@ -79,7 +89,7 @@ class TTTPlusPlus(Method):
 
     @torch.no_grad()
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
-        """Summarise both places over source images: ``alignment.<place>.`` and one of `NAMES`."""
+        """Summarise source images: ``alignment.<place>.<name>``, see `PLACES` and `NAMES`."""
         network = as_network(network)
 
         def look(images: Tensor) -> tuple[Tensor, ...]:
@@ -89,58 +99,63 @@ class TTTPlusPlus(Method):
         with evaluating(network):
             rows = list(through(look, batches, GroupSize(largest=LARGEST, timed=False)))
         statistics: Statistics = {}
-        for place, parts in zip(PLACES, zip(*rows, strict=True), strict=True):
-            found = summarise(torch.cat(parts), self.queue_size)
-            statistics |= {
-                f"alignment.{place}.{name}": value for name, value in zip(NAMES, found, strict=True)
-            }
+        for place, groups in zip(PLACES, zip(*rows, strict=True), strict=True):
+            values = summarise(torch.cat(groups), self.queue_size)
+            for name, value in zip(NAMES, values, strict=True):
+                statistics[f"alignment.{place}.{name}"] = value
         return statistics
 
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor]:
-        """Give the images themselves ``(B, 1, 3, H, W)``, and two fresh views of each ``(B, 2, 3, H, W)``."""
+        """Give the images ``(B, 1, 3, H, W)``, and two fresh views of each ``(B, 2, 3, H, W)``."""
         return images.unsqueeze(1), random_views(images, generators, 2, self.augmentation)
 
     def loss(
         self, net: Bound, views: tuple[Tensor, Tensor], statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
-        """Contrast of views ``(2·N, 3, H, W)`` plus alignment of images ``(N, 3, H, W)`` and of those seen before."""
+        """Contrast of pairs of views ``(2·N, 3, H, W)``, plus alignment of images ``(N, 3, H, W)``.
+
+        The moments are those of the images and of the images before them.
+        """
         images, pairs = views
         outputs = net(images)
-        parts = [getattr(outputs, place) for place in PLACES]
-        rows, widths = torch.cat(parts, dim=1), [part.shape[1] for part in parts]
-        queue = state.queue if state else rows[:0].detach()
-        known = torch.cat([queue, rows])[-max(self.queue_size, len(rows)) :]
+        batch = torch.cat([outputs.features, outputs.projections], dim=1)
+        queue = state.queue if state else batch[:0].detach()
+        latest = torch.cat([queue, batch])[-max(self.queue_size, len(batch)) :]
         loss = nt_xent(net(pairs).projections.unflatten(0, (-1, 2)), self.temperature)
-        if len(known) > 1:  # one image has no covariance
+        if len(latest) > 1:  # one image has no covariance
+            widths = (outputs.features.shape[1], outputs.projections.shape[1])
             scales = (self.scale_features, self.scale_projections)
-            for place, scale, part in zip(PLACES, scales, known.split(widths, dim=1), strict=True):
-                loss = loss + scale * misalignment(part, place, statistics)
-        return loss, Seen(queue, rows.detach())
+            for place, scale, rows in zip(PLACES, scales, latest.split(widths, dim=1), strict=True):
+                loss = loss + scale * misalignment(rows, place, statistics)
+        return loss, Seen(queue, batch.detach())
 
     def predict_batch(
         self, net: Bound, images: Tensor, statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
-        """Classify the batch, which has taken its steps, and let it join the queue."""
+        """Classify the batch after its steps, and let it join the queue."""
         if state:
             state = Seen(torch.cat(state)[-self.queue_size :], state.batch[:0])
         return net(images).logits, state
 
 
 def misalignment(rows: Tensor, place: str, statistics: Statistics) -> Tensor:
-    """Distance of the moments of ``rows (N, D)`` to the source domain's, in units of source noise."""
-    *source, noise_mean, noise_covariance = (
-        statistics[f"alignment.{place}.{name}"] for name in NAMES
-    )
-    mean, covariance = distances(rows, *source)
-    return covariance / noise_covariance + 0.5 * mean / noise_mean
+    """Distance of the moments of ``rows (N, D)`` from the source domain's, over source noise."""
+    values = [statistics[f"alignment.{place}.{name}"] for name in NAMES]
+    mean, covariance, noise_mean, noise_covariance = values
+    mean_distance, covariance_distance = distances(rows, mean, covariance)
+    return covariance_distance / noise_covariance + 0.5 * mean_distance / noise_mean
 
 
 def distances(rows: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Compare the moments of ``rows (N, D)`` to ``mean (D,)``, squared per dimension, and ``covariance (D, D)``, by CORAL."""
-    own_mean, own_covariance = moments(rows)
-    return (own_mean - mean).square().mean(), (own_covariance - covariance).square().mean() / 4
+    """Give the squared distances of the moments of ``rows (N, D)``, that of covariances by CORAL.
+
+    Returns:
+        ‖μ − mean‖²/D and ‖Σ − covariance‖²/(4·D²).
+    """
+    mu, sigma = moments(rows)
+    return (mu - mean).square().mean(), (sigma - covariance).square().mean() / 4
 
 
 def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,15 +164,24 @@ def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def summarise(rows: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Take the moments of all source ``rows (N, D)``, and the mean distances of mini-batches of ``size`` to them: `NAMES`.
+    """Take the moments of source ``rows (N, D)``, and the mean distances of mini-batches to them.
+
+    Args:
+        rows: features or projections of all source images.
+        size: of a mini-batch.
+
+    Returns:
+        values of the `NAMES`.
 
     Raises:
         UserError: there are too few images for two mini-batches with a covariance.
     """
     if len(rows) < 4:
         raise UserError(
-            f"method ttt_plus_plus: expected 4 source images or more, found {len(rows)}; raise source_stats.images"
+            f"method ttt_plus_plus: expected 4 source images or more, found {len(rows)}; "
+            "raise source_stats.images"
         )
-    own = moments(rows)
+    mean, covariance = moments(rows)
     parts = random_parts(rows, max(2, len(rows) // size))
-    return *own, *torch.stack([torch.stack(distances(part, *own)) for part in parts]).mean(0)
+    noise = [torch.stack(distances(part, mean, covariance)) for part in parts]
+    return mean, covariance, *torch.stack(noise).mean(0)

@@ -1,6 +1,6 @@
 """Averaging over augmented views without training: what the views alone are worth.
 
-A method that trains on views must beat it, for it costs the same forward passes and no backward ones.
+A method that trains on views must beat it: it costs the same forward passes and no backward ones.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method
-from tttlab.data.views import Augmentation, log_mean_probabilities, random_views
+from tttlab.config.inner_loop import Augmentation
+from tttlab.data.views import log_mean_probabilities, random_views
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
 

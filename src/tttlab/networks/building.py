@@ -1,4 +1,4 @@
-"""Encoders from timm: any of its names, with a stem for small images."""
+"""Encoders from timm, with a stem for small images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,27 +23,27 @@ def build_encoder(
     Args:
         backbone: a timm model name.
         image_size: side of the square images, pixels.
-        stem: ``small`` (convolutional networks: no max-pool and a first convolution of stride 1, 3×3 where it was larger;
-            networks of patches: these are of 4 pixels unless ``options`` says otherwise), ``stride2`` (the same with stride
-            2; the same as ``small`` for networks of patches), or ``original``.
+        stem: ``small``, ``stride2`` or ``original``. In convolutional networks ``small`` removes
+            the max-pool and makes the first convolution 3×3 with stride 1; ``stride2`` does the
+            same with stride 2. In patch-based networks both set patches of 4 pixels, unless
+            ``options`` has another ``patch_size``.
         options: further arguments of ``timm.create_model``.
-        pretrained: start from timm's weights (downloaded by timm on first use).
+        pretrained: start from timm's weights, which timm downloads on first use.
 
     Raises:
         UserError: timm does not know the backbone, or refuses the options.
     """
     options = dict(options or {})
-    if not backbone.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(
-        backbone.split(".")[0]
-    ):
+    has_source = backbone.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    if not has_source and not timm.is_model(backbone.split(".")[0]):
         raise UserError(
             f"models: backbone {backbone!r} is unknown to timm {timm.__version__}; "
             f"{choices(backbone, timm.list_models())[:300]}"
         )
     if pretrained and stem != "original":
         raise UserError(
-            f"models: stem {stem!r} would replace the first layer of {backbone!r}, whose weights are pretrained; "
-            "set stem: original"
+            f"models: stem {stem!r} would replace the first layer of {backbone!r}, "
+            "whose weights are pretrained; set stem: original"
         )
     config = pretrained_config(backbone)
     made_of_patches = bool(config and config.fixed_input_size)
@@ -53,11 +53,12 @@ def build_encoder(
             options.setdefault("patch_size", 4)
         if image_size % options.get("patch_size", 1):
             raise UserError(
-                f"data.image_size: expected a multiple of the patches' {options['patch_size']} pixels, "
+                "data.image_size: expected a multiple of the patches' "
+                f"{options['patch_size']} pixels, "
                 f"found {image_size}; change it or backbone_options.patch_size"
             )
     if "channels" in options or "layers" in options:
-        # A fresh residual branch that starts at zero would leave BatchNorm parameters without gradient for a while.
+        # If residual branches started at zero, BatchNorm parameters would at first get no gradient.
         options.setdefault("zero_init_last", False)
     try:
         encoder = timm.create_model(backbone, pretrained=pretrained, num_classes=0, **options)
@@ -71,7 +72,7 @@ def build_encoder(
 
 
 def pretrained_config(backbone: str) -> PretrainedCfg | None:
-    """Look up what timm knows of a model's weights; None for weights that it does not list.
+    """Look up timm's configuration of a model's weights; None for weights that it does not list.
 
     Raises:
         UserError: timm lists the model, but not with this tag.
@@ -80,9 +81,8 @@ def pretrained_config(backbone: str) -> PretrainedCfg | None:
         return timm.get_pretrained_cfg(backbone)
     except RuntimeError as error:
         name = backbone.partition(".")[0]
-        tags = [
-            known for known in timm.list_pretrained(f"{name}.*") if known.partition(".")[0] == name
-        ]
+        pretrained_names = timm.list_pretrained(f"{name}.*")
+        tags = [tagged for tagged in pretrained_names if tagged.partition(".")[0] == name]
         raise UserError(
             f"models: timm {timm.__version__} has no weights {backbone!r}; "
             f"{choices(backbone, tags) if tags else f'it has none for {name}'}"
@@ -90,7 +90,7 @@ def pretrained_config(backbone: str) -> PretrainedCfg | None:
 
 
 def native_size(backbone: str) -> int:
-    """Find the side of the square images, in pixels, that a timm model's weights were trained on.
+    """Find the side, in pixels, of the square images that a timm model's weights were trained on.
 
     Raises:
         UserError: timm does not know the backbone, or its images are not square.
@@ -98,25 +98,28 @@ def native_size(backbone: str) -> int:
     config = pretrained_config(backbone) if timm.is_model(backbone.split(".")[0]) else None
     if config is None or not config.input_size:
         raise UserError(
-            f"data.image_size: auto knows the models that timm lists, found {backbone!r}; set a number of pixels"
+            f"data.image_size: auto knows the models that timm lists, found {backbone!r}; "
+            "set a number of pixels"
         )
     height, width = config.input_size[-2:]
     if height != width:
         raise UserError(
-            f"data.image_size: auto knows square inputs, found {height}×{width} of {backbone!r}; set a number"
+            f"data.image_size: auto knows square inputs, found {height}×{width} of {backbone!r}; "
+            "set a number"
         )
     return height
 
 
 def shrink_stem(encoder: nn.Module, stride: int) -> None:
-    """Give a ResNet-like encoder the stem for small images: stride 1 or 2 in all, no max-pool.
+    """Give a ResNet-like encoder a stem for small images: total stride 1 or 2, no max-pool.
 
     Raises:
         UserError: the encoder has no ``conv1``/``maxpool`` pair to change.
     """
     if not (hasattr(encoder, "conv1") and hasattr(encoder, "maxpool")):
         raise UserError(
-            f"models: stem 'small' knows ResNet-like and patch networks, found {type(encoder).__name__}; set stem: original"
+            "models: stem 'small' knows ResNet-like and patch networks, "
+            f"found {type(encoder).__name__}; set stem: original"
         )
     first = encoder.conv1[0] if isinstance(encoder.conv1, nn.Sequential) else encoder.conv1
     small = nn.Conv2d(

@@ -1,4 +1,4 @@
-"""Networks on disk: weights and, beside them, the settings that rebuild the network; never a pickle."""
+"""Networks on disk: weights (no pickle) and, beside them, the settings to rebuild the network."""
 
 import hashlib
 import json
@@ -24,21 +24,19 @@ from tttlab.seeding import stream_seed
 OBJECTIVES = tuple(
     sorted(file.stem for file in (Path(__file__).parents[1] / "objectives").glob("[!_]*.py"))
 )
-SETTINGS = (
-    "backbone",
-    "backbone_options",
-    "stem",
-    "objective",
-    "probe",
-)  # what rebuilds a network, but for its weights
+# The settings that rebuild a network, apart from its weights.
+SETTINGS = ("backbone", "backbone_options", "stem", "objective", "probe")
 _WEIGHTS, _SIDECAR = "weights.safetensors", "network.json"
 
 
-# --- building ------------------------------------------------------------------------------------------------------
+# --- building -------------------------------------------------------------------------------------
 
 
 def build_objective(settings: Mapping[str, Any]) -> Objective | None:
-    """Create the objective from ``name`` (one of `OBJECTIVES`, whose file alone is imported, or ``none``) and its settings.
+    """Create an objective, importing its file alone; None for the name ``none``.
+
+    Args:
+        settings: ``name`` (one of `OBJECTIVES`, or ``none``) and the objective's fields.
 
     Raises:
         UserError: there is no such objective.
@@ -52,14 +50,14 @@ def build_objective(settings: Mapping[str, Any]) -> Objective | None:
             f"objective.name: unknown objective {name!r}; {choices(name, [*OBJECTIVES, 'none'])}"
         )
     module = import_module(f"tttlab.objectives.{name}")
-    (own,) = (
+    (objective_class,) = (
         value
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, Objective)
         and value.__module__ == module.__name__
     )
-    return own(**values)
+    return objective_class(**values)
 
 
 def build_network(
@@ -68,15 +66,15 @@ def build_network(
     """Create a network with its initial weights, in evaluation mode.
 
     Args:
-        settings: ``backbone``, ``objective`` and, as far as wanted, ``backbone_options``, ``stem``, ``probe`` (``depth`` and
-            ``heads``) and ``weights``: None (random), ``timm`` (timm's pretrained ones), or the path of a checkpoint folder or
-            timm state dict.
+        settings: ``backbone``, ``objective`` and, optionally, ``backbone_options``, ``stem``,
+            ``probe`` (``depth`` and ``heads``) and ``weights``: None (random), ``timm`` (timm's
+            pretrained weights), or the path of a checkpoint folder or timm state dict.
         num_classes: K.
         image_size: side of the square images, pixels.
-        seed: of the random weights; the global random state is left alone.
+        seed: of the random weights; the global random state does not change.
 
     Raises:
-        UserError: backbone, objective and weights do not fit each other.
+        UserError: backbone, objective and weights are incompatible.
     """
     objective = build_objective(settings["objective"])
     weights = settings.get("weights")
@@ -103,8 +101,9 @@ def _build_encoder(settings: Mapping[str, Any], image_size: int, pretrained: boo
     except OSError as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"weights: expected timm's weights of {settings['backbone']!r}, found neither a copy nor a network to fetch "
-            f"them through ({reason}); connect once, or give the path of a file"
+            f"weights: expected timm's weights of {settings['backbone']!r}, found neither a copy "
+            f"nor a network to fetch them through ({reason}); "
+            "connect once, or give the path of a file"
         ) from error
 
 
@@ -112,7 +111,7 @@ def _build_head(objective: Objective, encoder: nn.Module, num_classes: int) -> n
     return objective.head(encoder, num_classes) if objective.labels else objective.head(encoder)
 
 
-# --- our checkpoints -----------------------------------------------------------------------------------------------
+# --- our checkpoints ------------------------------------------------------------------------------
 
 
 def save(
@@ -127,15 +126,15 @@ def save(
     """Write ``weights.safetensors`` and ``network.json``.
 
     Args:
-        network: what to keep.
-        folder: where; made if need be.
-        settings: those of `build_network`; what the weights were initialised from is kept as a note.
+        network: the network to save.
+        folder: created if it does not exist.
+        settings: as for `build_network`; ``weights`` is recorded as ``initial_weights``.
         classes: names of the K classes.
         image_size: side of the images, pixels.
-        extra: more entries of the JSON file: where the network comes from, its metrics.
+        extra: further entries of the JSON file: the network's origin, its metrics.
 
     Returns:
-        what was written to ``network.json``; its ``sha256`` names these weights.
+        the contents of ``network.json``, with the weights' hash as ``sha256``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
@@ -149,7 +148,7 @@ def save(
         "image_size": image_size,
         "sha256": file_hash(folder / _WEIGHTS),
         "versions": {
-            "tttlab": _own_version(),
+            "tttlab": _package_version(),
             **{name: version(name) for name in ("torch", "timm", "lightly")},
         },
         **(extra or {}),
@@ -161,7 +160,7 @@ def save(
 
 
 def load(folder: Path, device: str | torch.device = "cpu") -> tuple[Network, dict[str, Any]]:
-    """Rebuild what `save` wrote: the network in evaluation mode, and the contents of ``network.json``.
+    """Load what `save` wrote: the network in evaluation mode, and the contents of ``network.json``.
 
     Raises:
         UserError: the folder holds no checkpoint, or its two files do not belong together.
@@ -173,7 +172,7 @@ def load(folder: Path, device: str | torch.device = "cpu") -> tuple[Network, dic
             f"{folder / _WEIGHTS}: expected the weights that {_SIDECAR} describes, found others; "
             "run the stage that makes this folder again"
         )
-    # The seed is never seen: every weight is replaced.
+    # The seed does not matter: every weight is replaced.
     network, _ = build_network(
         {name: about[name] for name in SETTINGS if name in about},
         len(about["classes"]),
@@ -188,14 +187,14 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     """Read ``network.json`` of a checkpoint folder.
 
     Raises:
-        UserError: there is none that can be read.
+        UserError: the file is missing or unreadable.
     """
     try:
         return json.loads((folder / _SIDECAR).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder}: expected a checkpoint ({_WEIGHTS} and {_SIDECAR}), found none that can be read "
-            f"({type(error).__name__}); run the stage that makes it"
+            f"{folder}: expected a checkpoint ({_WEIGHTS} and {_SIDECAR}), "
+            f"found none that can be read ({type(error).__name__}); run the stage that makes it"
         ) from error
 
 
@@ -205,49 +204,49 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --- initial weights -----------------------------------------------------------------------------------------------
+# --- initial weights ------------------------------------------------------------------------------
 
 
 def load_weights(network: Network, path: Path) -> None:
-    """Start a network from a checkpoint, in place.
+    """Load initial weights into a network, in place.
+
+    A timm state dict fills the encoder; its classifier is ignored. One of our checkpoints fills the
+    encoder, and each other part (classifier, head, probe) only if all of the part's tensors fit.
 
     Args:
-        network: what to fill. Of a timm state dict its encoder takes everything but timm's own classifier. Of one of
-            our checkpoints the encoder takes all of its own too, and head and classifier where all of theirs fits.
-        path: a checkpoint folder, or a timm state dict (``.safetensors``, or what ``torch.save`` wrote).
+        network: the network to fill.
+        path: a checkpoint folder, or a timm state dict (``.safetensors``, or from ``torch.save``).
 
     Raises:
-        UserError: the file cannot be read as weights, or they are not those of this encoder.
+        UserError: the file cannot be read as weights, or they do not fit the encoder.
     """
     if not path.is_dir():
-        own = network.encoder.default_cfg.get("classifier", ())
-        own = (own,) if isinstance(own, str) else own or ()
+        classifiers = network.encoder.default_cfg.get("classifier", ())
+        classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers or ()
         state = {
             name: tensor
             for name, tensor in _read_weights(path).items()
-            if name.rpartition(".")[0] not in own
+            if name.rpartition(".")[0] not in classifiers
         }
         _fill(network.encoder, state, path)
         return
     read_sidecar(path)
     state = _read_weights(path / _WEIGHTS)
     for part, module in network.named_children():
-        own = {
+        part_state = {
             name.removeprefix(f"{part}."): tensor
             for name, tensor in state.items()
             if name.startswith(f"{part}.")
         }
-        if part == "encoder" or _misfit(module, own) is None:
-            _fill(module, own, path / _WEIGHTS)
+        if part == "encoder" or _misfit(module, part_state) is None:
+            _fill(module, part_state, path / _WEIGHTS)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        return (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else dict(load_state_dict(str(path), weights_only=True))
-        )
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return dict(load_state_dict(str(path), weights_only=True))
     except (
         OSError,
         RuntimeError,
@@ -260,8 +259,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path}: expected weights (.safetensors, or a state dict from torch.save), found a file that "
-            f"cannot be read as such ({reason})"
+            f"{path}: expected weights (.safetensors, or a state dict from torch.save), "
+            f"found a file that cannot be read as such ({reason})"
         ) from error
 
 
@@ -275,7 +274,7 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _misfit(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """Describe the first entry that is missing, of another shape, or too much; None when all fits."""
+    """Describe the first missing, misshapen or surplus entry; None if all entries fit."""
     expected = module.state_dict()
     for name, tensor in expected.items():
         if name not in state:
@@ -286,8 +285,8 @@ def _misfit(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     return surplus and f"expected no entry {surplus}, found one {tuple(state[surplus].shape)}"
 
 
-def _own_version() -> str:
+def _package_version() -> str:
     try:
         return version("ttt-lab")
-    except ModuleNotFoundError:  # run from the sources, not installed
+    except ModuleNotFoundError:  # the package is not installed
         return "source"

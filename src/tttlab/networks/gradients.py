@@ -1,4 +1,4 @@
-"""Many images' gradients as parts ``(B, *shape)``, each image's one vector: its norm, and its bound."""
+"""Norms of per-image gradients; an image's parts ``(B, *shape)`` together are one vector."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,13 +8,12 @@ from torch import Tensor
 
 def norms(gradients: Iterable[Tensor]) -> Tensor:
     """Norm ``(B,)`` of every image's gradient over all its parts ``(B, *shape)``."""
-    return torch.stack([torch.linalg.vector_norm(rows(part), dim=1) for part in gradients]).norm(
-        dim=0
-    )
+    part_norms = [torch.linalg.vector_norm(rows(part), dim=1) for part in gradients]
+    return torch.stack(part_norms).norm(dim=0)
 
 
 def rows(part: Tensor) -> Tensor:
-    """View every image's part ``(B, *shape)``, which may be a single number, as a row: ``(B, size)``."""
+    """View a part ``(B, *shape)`` as one row per image ``(B, size)``; ``shape`` may be empty."""
     return part.unsqueeze(-1).flatten(1)
 
 
@@ -29,5 +28,5 @@ def scale(gradients: Mapping[str, Tensor], factors: Tensor) -> dict[str, Tensor]
 
 
 def clip_gradients(gradients: Mapping[str, Tensor], largest: float) -> dict[str, Tensor]:
-    """Bound the norm of every image's gradient ``(B, *shape)``; the images do not meet, and the bound can be differentiated."""
+    """Bound the norm of each image's gradient ``(B, *shape)`` separately, differentiably."""
     return scale(gradients, (largest / norms(gradients.values()).clamp_min(1e-12)).clamp_max(1))

@@ -1,4 +1,4 @@
-"""The network every stage shares: a timm encoder, a linear classifier, and the head of a self-supervised objective."""
+"""The network of all stages: a timm encoder, a linear classifier, and a self-supervised head."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -17,11 +17,16 @@ from tttlab.seeding import stream_seed
 
 
 class Outputs(NamedTuple):
-    """What one forward pass gives for ``N`` images.
+    """Results of one forward pass on ``N`` images; None where the pass does not compute them.
 
-    ``logits (N, K)``, ``features (N, D)``; ``projections (N, P)`` with a SimCLR or SimSiam head, and ``predictions (N, P)``
-    with the latter; ``reconstruction (N, L, C·p²)``, pixels of all ``L`` patches, with an MAE head and a mask; ``branch``, what
-    a head gives that branches off inside the encoder: logits ``(N, 4)`` of rotations, per stage ``(N, L, M, K)`` of clusters.
+    Attributes:
+        logits: ``(N, K)``.
+        features: ``(N, D)``.
+        projections: ``(N, P)``, of a SimCLR or SimSiam head.
+        reconstruction: ``(N, L, C·p²)``, pixels of all ``L`` patches, of an MAE head given a mask.
+        predictions: ``(N, P)``, of a SimSiam head.
+        branch: output of a head that branches off inside the encoder: rotation logits ``(N, 4)``,
+            or cluster logits ``(N, L, M, K)`` per stage.
     """
 
     logits: Tensor | None
@@ -33,10 +38,11 @@ class Outputs(NamedTuple):
 
 
 class Probe(nn.Module):
-    """Transformer blocks on an encoder's tokens and the mean of what they give: a classifier's features, the encoder frozen.
+    """Transformer blocks on a frozen encoder's tokens; the mean of their outputs is the features.
 
-    Gandelsman et al., NeurIPS 2022, arXiv 2209.07522, put such a classifier (12 blocks) on their MAE encoder, so that test-time
-    training finds the encoder as pretraining left it.
+    Reference:
+        Gandelsman et al., NeurIPS 2022, arXiv 2209.07522, put such a classifier (12 blocks) on
+        their MAE encoder, so that test-time training starts from the encoder as pretrained.
     """
 
     def __init__(self, encoder: nn.Module, depth: int, heads: int) -> None:
@@ -51,10 +57,10 @@ class Probe(nn.Module):
 
 
 class Network(nn.Module):
-    """Encoder, classifier and self-supervised head behind one call, and, where fine-tuning has put one in, a probe.
+    """Encoder, classifier, self-supervised head and optional probe behind one call.
 
-    Images come in as RGB in [0, 1]; the encoder's own mean and standard deviation are applied inside, so that views and
-    corruptions never need to know them.
+    Images are RGB in [0, 1]. The network applies the encoder's mean and standard deviation itself,
+    so that views and corruptions need not know them.
     """
 
     def __init__(self, encoder: nn.Module, num_classes: int, head: nn.Module | None = None) -> None:
@@ -64,14 +70,13 @@ class Network(nn.Module):
         self.head = head
         self.probe: Probe | None = None
         config = resolve_data_config({}, model=encoder)
-        self.register_buffer(
-            "mean", torch.tensor(config["mean"]).view(1, -1, 1, 1), persistent=False
-        )
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, -1, 1, 1), persistent=False)
+        for name in ("mean", "std"):
+            value = torch.tensor(config[name]).view(1, -1, 1, 1)
+            self.register_buffer(name, value, persistent=False)
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the encoder's stages (residual stages, transformer blocks), as timm lists them."""
+        """Names of the encoder's stages (residual stages, transformer blocks), in timm's order."""
         return tuple(stage["module"] for stage in self.encoder.feature_info)
 
     @property
@@ -85,7 +90,7 @@ class Network(nn.Module):
         return getattr(self.encoder, "output_fmt", "NCHW") == "NHWC"
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Map RGB in [0, 1] ``(N, 3, H, W)`` to what the encoder was made for."""
+        """Standardise RGB in [0, 1] ``(N, 3, H, W)`` with the encoder's mean and deviation."""
         return (images - self.mean) / self.std
 
     def forward(
@@ -99,16 +104,16 @@ class Network(nn.Module):
 
         Args:
             images: ``(N, 3, H, W)``, RGB in [0, 1].
-            keep: ``(N, L_keep)`` patch tokens that stay visible (MAE head only); then nothing but the reconstruction
-                is computed.
-            branch: compute nothing but what the head gives that branches off inside the encoder, which stops there.
+            keep: ``(N, L_keep)`` patch tokens that stay visible (MAE head only); only the
+                reconstruction is computed.
+            branch: compute only the output of a head that branches off inside the encoder; the
+                encoder stops there.
             given: ``(N, K)`` class probabilities that come with the images (IT3 head only).
         """
         images = self.normalise(images)
         if keep is not None:
-            return Outputs(
-                None, None, reconstruction=self.head.reconstruct(self.encoder, images, keep)
-            )
+            reconstruction = self.head.reconstruct(self.encoder, images, keep)
+            return Outputs(None, None, reconstruction=reconstruction)
         if branch:
             return Outputs(None, None, branch=self.head.branch_off(self.encoder, images))
         if given is not None:
@@ -121,26 +126,32 @@ class Network(nn.Module):
         if hasattr(self.head, "project_and_predict"):
             projections, predictions = self.head.project_and_predict(features)
             return Outputs(logits, features, projections, predictions=predictions)
-        return Outputs(
-            logits, features, self.head.project(features) if hasattr(self.head, "project") else None
-        )
+        projections = self.head.project(features) if hasattr(self.head, "project") else None
+        return Outputs(logits, features, projections)
 
 
 def add_probe(network: Network, depth: int, heads: int, seed: int) -> None:
-    """Put a probe of ``depth`` blocks with ``heads`` attention heads, its weights drawn by ``seed``, before the classifier.
+    """Put a probe before the classifier, in place.
+
+    Args:
+        network: with a plain vision transformer as encoder.
+        depth: transformer blocks.
+        heads: attention heads of a block.
+        seed: of the probe's weights.
 
     Raises:
-        UserError: the encoder gives no tokens, or their width is no multiple of the heads.
+        UserError: the encoder gives no tokens, or their width is no multiple of ``heads``.
     """
     encoder, device = network.encoder, next(network.parameters()).device
     if not isinstance(encoder, VisionTransformer):
         raise UserError(
-            f"finetune.probe: expected a plain vision transformer (vit_*, deit_*), found {type(encoder).__name__}; "
-            "remove it, or choose such a backbone"
+            "finetune.probe: expected a plain vision transformer (vit_*, deit_*), "
+            f"found {type(encoder).__name__}; remove it, or choose such a backbone"
         )
     if encoder.num_features % heads:
         raise UserError(
-            f"finetune.probe.heads: expected a divisor of the backbone's width {encoder.num_features}, found {heads}"
+            "finetune.probe.heads: expected a divisor of the backbone's width "
+            f"{encoder.num_features}, found {heads}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "probe"))
@@ -149,9 +160,9 @@ def add_probe(network: Network, depth: int, heads: int, seed: int) -> None:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for a while, and restore every part's mode after.
+    """Put a network into evaluation mode inside the context, then restore every module's mode.
 
-    Parts that were given to ``torch.compile`` run as they were written: they were compiled for ordinary calls.
+    Parts compiled by ``torch.compile`` run eagerly: they were compiled for ordinary calls.
     """
     modes = [(module, module.training) for module in network.modules()]
     compiled = any(
@@ -167,16 +178,16 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def places(module: nn.Module) -> dict[str, str]:
-    """Find where a module's parameters stand: for every place, once, the name of the parameter that stands there.
+    """Map every attribute path that holds a parameter, once, to the parameter's name.
 
-    Parameters may be tied, and modules shared. `functional_call`, left to tie weights itself, visits a shared module once for
-    each of its names, and on the way back leaves in it what was to be taken out.
+    Parameters may be tied and modules shared. When `functional_call` ties weights itself, it visits
+    a shared module once per name, and afterwards leaves replaced parameters in it.
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return {
-        f"{path}.{own}".lstrip("."): names[id(parameter)]
+        f"{path}.{attribute}".lstrip("."): names[id(parameter)]
         for path, part in module.named_modules()
-        for own, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
+        for attribute, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
     }
 
 
@@ -184,9 +195,9 @@ class Bound:
     """A network bound to one image's parameters; called like the network itself.
 
     Attributes:
-        module: the source network: its structure (taps, patch size), and what it says of the image itself.
-        trained: the parameters that are trained, by name, as they are for this image.
-        source: all parameters, by name, as they are in the source network: constants.
+        module: the source network, for its structure (taps, patch size) and its own predictions.
+        trained: this image's values of the trained parameters, by name.
+        source: the source network's values of all parameters, by name; constants.
     """
 
     def __init__(self, module: nn.Module, trained: Mapping[str, Tensor]) -> None:
@@ -195,30 +206,30 @@ class Bound:
             {name: value.detach() for name, value in module.named_parameters()}
         )
         self.trained = MappingProxyType(dict(trained))
-        # Frozen parameters are constants too: attached, they would gather gradients that nobody reads.
+        # Frozen parameters are detached: otherwise autograd computes gradients that nobody reads.
         self._values = {**self.source, **trained}
-        self._places = places(module)
+        self._names_by_path = places(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Outputs:
-        """Run the network with this image's parameters in place of its own."""
-        values = {place: self._values[name] for place, name in self._places.items()}
+        """Run the network with this image's parameters."""
+        values = {path: self._values[name] for path, name in self._names_by_path.items()}
         return functional_call(self.module, values, args, kwargs, tie_weights=False)
 
     def rebound(self, parameters: Mapping[str, Tensor]) -> "Bound":
-        """Bind the same network to other values of some parameters, as of a teacher; the rest stays the image's."""
-        other = copy.copy(self)
-        other.trained = MappingProxyType(
+        """Return a copy with other values of some parameters, such as a teacher's."""
+        bound = copy.copy(self)
+        bound.trained = MappingProxyType(
             {name: parameters.get(name, value) for name, value in self.trained.items()}
         )
-        other._values = {**self._values, **parameters}
-        return other
+        bound._values = {**self._values, **parameters}
+        return bound
 
 
 def feature_width(encoder: nn.Module) -> int:
-    """Find D of the features ``(N, D)`` that a timm model's classifier reads; some widen what the last stage gives."""
+    """Return D of a timm model's features ``(N, D)``; some models widen the last stage's output."""
     return getattr(encoder, "head_hidden_size", None) or encoder.num_features
 
 
 def pooled_features(encoder: nn.Module, images: Tensor) -> Tensor:
-    """Encode ``images (N, C, H, W)`` to the features ``(N, D)`` that a timm model's classifier reads."""
+    """Encode ``images (N, C, H, W)`` to the features ``(N, D)`` that timm's classifier reads."""
     return encoder.forward_head(encoder.forward_features(images), pre_logits=True)

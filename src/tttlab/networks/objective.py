@@ -12,14 +12,15 @@ from tttlab.runtime.ranks import Share
 class Objective:
     """A self-supervised loss together with its views and its head: a frozen value of settings.
 
-    A subclass is a ``@dataclass(frozen=True)`` in its own file of ``tttlab/objectives``; its fields are its settings in
-    params.yaml. At test time it is the method of the same name that takes the network's head further.
+    A subclass is a ``@dataclass(frozen=True)`` in its own file of ``tttlab/objectives``; its fields
+    are its settings in params.yaml. At test time the method of the same name uses the trained head.
 
     Attributes:
-        num_views: V, random views of each image that `loss` looks at.
-        jitter: whether these differ in brightness and contrast too; False: they are cropped and mirrored only.
+        num_views: V, random views of each image that `loss` takes.
+        jitter: whether views get colour jitter; False: they are only cropped and mirrored.
         betas: AdamW's decay rates.
-        labels: whether it is about the classes: `head` is then also given their number, and `loss` the images' ``labels (N,)``.
+        labels: whether the objective needs labels. If so, `head` also takes the number of classes,
+            and `loss` the images' ``labels (N,)``.
     """
 
     num_views: ClassVar[int] = 1
@@ -28,15 +29,15 @@ class Objective:
     labels: ClassVar[bool] = False
 
     def head(self, encoder: nn.Module) -> nn.Module:
-        """Build the head for an encoder; its attribute ``objective`` tells methods that it is this one's.
+        """Build the head for an encoder; its attribute ``objective`` is the objective's name.
 
         Raises:
-            UserError: they do not fit.
+            UserError: the objective does not work with this encoder.
         """
         raise NotImplementedError
 
     def initialise(self, encoder: nn.Module) -> None:
-        """Draw the weights of a fresh encoder as the objective wants them, in place; by default they are as timm drew them."""
+        """Initialise a new encoder's weights in place; by default they stay as timm drew them."""
 
     def loss(
         self,
@@ -51,9 +52,10 @@ class Objective:
             network: with this objective's head.
             views: ``(N, V, 3, H, W)``, RGB in [0, 1].
             generator: CPU stream for the whole batch, the same on all ranks.
-            share: the part of the batch that ``views`` are; None: all of it.
+            share: which part of the batch ``views`` holds; None: all of it.
 
         Returns:
-            scalar; with several ranks the mean over this rank's images, or on every rank the loss of the whole batch.
+            scalar; with several ranks either the mean over this rank's images, or the loss of the
+            whole batch, the same on every rank.
         """
         raise NotImplementedError

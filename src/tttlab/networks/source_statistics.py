@@ -1,8 +1,8 @@
-"""What the source domain looks like from inside the network, one image at a time.
+"""Statistics of the source domain inside the network, estimated image by image.
 
-The estimator is the one used on a test image: the moments of a single, un-augmented image's activations. Over many source
-images these moments have a centre and a natural variation, and a test image can be judged by its distance from the centre
-in units of that variation.
+The estimator is the one used on a test image: the moments of a single un-augmented image's
+activations. Over many source images these moments have a centre and a natural variation, and a test
+image's distance from the centre is measured in units of that variation.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,14 +34,14 @@ _FILE = "statistics.safetensors"
 
 
 class SourceImages:
-    """Source images that are looked at when they are asked for, and as often: they may be more than memory holds.
+    """Source images that are read on every access, for sets larger than memory.
 
-    It is iterated over as batches ``(N, 3, H, W)``.
+    Iterating yields batches ``(N, 3, H, W)``.
 
     Args:
-        look: makes images ``(n, 3, H, W)`` from their places ``(n,)``.
-        count: of all images.
-        batch_size: most images of a batch.
+        look: reads the images ``(n, 3, H, W)`` at some indices ``(n,)``.
+        count: number of all images.
+        batch_size: largest number of images in a batch.
     """
 
     def __init__(self, look: Callable[[Tensor], Tensor], count: int, batch_size: int) -> None:
@@ -56,15 +56,16 @@ class SourceImages:
 
 @dataclass
 class Spread:
-    """Mean and variance of samples that come bit by bit; they are summed in double precision, and none of them is kept.
+    """Running mean and variance of samples, in double precision, without keeping the samples.
 
     Attributes:
-        count: samples so far.
-        mean: of them.
-        squares: sum of their squared deviations from it.
+        count: number of samples so far.
+        mean: their mean.
+        squares: sum of their squared deviations from the mean.
 
     Reference:
-        Chan, Golub and LeVeque, The American Statistician 37, 1983, for the moments of two sets of samples together.
+        Chan, Golub and LeVeque, The American Statistician 37, 1983, on combining the moments of two
+        sets of samples.
     """
 
     count: int = 0
@@ -73,24 +74,22 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Tensor) -> "Spread":
-        """Measure samples ``(N, …)``, each of them a tensor ``(…)``."""
+        """Measure ``N`` samples ``(N, …)``."""
         mean = samples.mean(0, dtype=torch.double)
         return cls(len(samples), mean, (samples - mean).square_().sum(0))
 
     def add(self, other: "Spread") -> None:
-        """Take in other samples."""
-        count, away = self.count + other.count, other.mean - self.mean
-        self.squares = self.squares + other.squares + away**2 * (self.count * other.count / count)
-        self.mean = self.mean + away * (other.count / count)
+        """Add other samples, in place."""
+        count, delta = self.count + other.count, other.mean - self.mean
+        self.squares = self.squares + other.squares + delta**2 * (self.count * other.count / count)
+        self.mean = self.mean + delta * (other.count / count)
         self.count = count
 
     def variance(self, correction: int = 1) -> Tensor:
-        """Give the unbiased variance, or with ``correction`` 0 that of a population; of too few samples not a number."""
-        return (
-            self.squares / (self.count - correction)
-            if self.count > correction
-            else self.squares * torch.nan
-        )
+        """Sample variance (``correction`` 0: population variance); NaN of too few samples."""
+        if self.count <= correction:
+            return self.squares * torch.nan
+        return self.squares / (self.count - correction)
 
 
 @torch.no_grad()
@@ -100,14 +99,19 @@ def layer_statistics(
     """Measure the per-image channel moments of named layers over the source domain.
 
     Args:
-        network: the source network, a `Network` or any module from images to logits; it is run in evaluation mode.
+        network: the source network, a `Network` or any module from images to logits; it runs in
+            evaluation mode.
         batches: source images ``(N, 3, H, W)``.
-        layers: names as for `taps.record`; None: input and output of every BatchNorm layer, and every stage of the encoder.
+        layers: names as for `taps.record`; None: `standard_layers`.
 
     Returns:
-        for every layer ``<layer>.mean_center``, ``.mean_scale``, ``.log_variance_center``, ``.log_variance_scale``: mean and
-        standard deviation over images of the per-image moments; ``.pooled_mean``, ``.pooled_variance``: moments over all
-        positions of all images; each ``(C,)``.
+        for every layer, each ``(C,)``: ``<layer>.mean_center``, ``.mean_scale``,
+        ``.log_variance_center``, ``.log_variance_scale``, the mean and standard deviation over
+        images of the per-image moments; ``.pooled_mean``, ``.pooled_variance``, the moments over
+        all positions of all images.
+
+    Raises:
+        UserError: a layer's channels do not come second.
     """
     network = as_network(network)
     layers = list(layers or standard_layers(network))
@@ -115,17 +119,14 @@ def layer_statistics(
         f"encoder.{stage['module']}": stage["num_chs"]
         for stage in getattr(network.encoder, "feature_info", ())
     }
-    found = {layer: LayerMoments() for layer in layers}
+    totals = {layer: LayerMoments() for layer in layers}
     sizes = GroupSize(largest=LARGEST, timed=False)
     floors, count = {layer: variance_floor(network, layer) for layer in layers}, 0
-    with (
-        evaluating(network),
-        record(
-            network,
-            layers,
-            lambda layer, activation: batch_moments(activation, floors[layer], count),
-        ) as moments,
-    ):
+
+    def reduce(layer: str, activation: Tensor) -> Moments:
+        return batch_moments(activation, floors[layer], count)
+
+    with evaluating(network), record(network, layers, reduce) as moments:
 
         def look(images: Tensor) -> dict[str, Moments]:
             nonlocal count
@@ -133,42 +134,44 @@ def layer_statistics(
             network(images)
             return dict(moments)
 
-        for own in through(look, batches, sizes):
+        for group_moments in through(look, batches, sizes):
             for layer in layers:
-                check_width(network, layer, widths.get(layer), own[layer].mean.shape[1])
-                found[layer].add(own[layer])
+                width = group_moments[layer].mean.shape[1]
+                check_width(network, layer, widths.get(layer), width)
+                totals[layer].add(group_moments[layer])
     return {
         f"{layer}.{name}": value
-        for layer, own in found.items()
-        for name, value in own.summary().items()
+        for layer, total in totals.items()
+        for name, value in total.summary().items()
     }
 
 
 def check_width(network: nn.Module, layer: str, expected: int | None, found: int) -> None:
-    """Raise a `UserError` if a layer's channels are not where they are looked for; ``expected`` None: not known."""
+    """Raise a `UserError` unless a layer has ``expected`` channels; None: not known."""
     if expected not in (None, found):
         raise UserError(
-            f"layer {layer} of {type(network.encoder).__name__}: expected {expected} channels second, "
-            f"found {found}; backbones with channels last are not supported"
+            f"layer {layer} of {type(network.encoder).__name__}: "
+            f"expected {expected} channels second, found {found}; "
+            "backbones with channels last are not supported"
         )
 
 
 class LayerMoments:
-    """What is known of one layer's moments over the images so far."""
+    """One layer's per-image moments, accumulated over images."""
 
     def __init__(self) -> None:
         self.mean, self.log_variance, self.variance = Spread(), Spread(), Spread()
 
     def add(self, moments: Moments) -> None:
-        """Take in the moments of some images ``(N, C)``."""
-        self.kind = moments.mean.dtype
+        """Add the moments ``(N, C)`` of some images."""
+        self.dtype = moments.mean.dtype
         self.mean.add(Spread.of(moments.mean))
         self.log_variance.add(Spread.of(moments.log_variance))
         self.variance.add(Spread.of(moments.log_variance.exp()))
 
     def summary(self) -> Statistics:
-        """Summarise by centre, natural variation, and pooled moments, each ``(C,)``."""
-        found = {
+        """Return centre, natural variation and pooled moments, each ``(C,)``."""
+        values = {
             "mean_center": self.mean.mean,
             "mean_scale": self.mean.variance().sqrt(),
             "log_variance_center": self.log_variance.mean,
@@ -177,26 +180,32 @@ class LayerMoments:
             # The law of total variance: all images have equally many positions.
             "pooled_variance": self.variance.mean + self.mean.variance(correction=0),
         }
-        return {name: value.to(self.kind) for name, value in found.items()}
+        return {name: value.to(self.dtype) for name, value in values.items()}
 
 
 def kinds(statistics: Statistics) -> set[str]:
-    """Tell what a method can find here: ``layers`` (moments of layers), and what names begin with: ``bank``, ``fisher.<…>``."""
-    known = {name.partition(".")[0] for name in statistics}
-    return known | (
-        {"layers"} if any(name.endswith(".mean_center") for name in statistics) else set()
-    )
+    """Return the kinds of statistics: ``layers`` (layer moments) and the prefixes of all names.
+
+    A prefix is what precedes the first dot: ``bank``, or ``fisher`` of ``fisher.<parameter>``.
+    """
+    available = {name.partition(".")[0] for name in statistics}
+    if any(name.endswith(".mean_center") for name in statistics):
+        available.add("layers")
+    return available
 
 
 def standard_layers(network: nn.Module) -> list[str]:
-    """Name every layer that the built-in methods and normalisation policies look at."""
+    """Name the layers that the built-in methods and normalisation policies use.
+
+    These are the input and output of every BatchNorm layer, and the `token_layers` that are known.
+    """
     normalisation = batch_norm_layers(network)
-    others = token_layers(network) if network.stages or not normalisation else []
-    return [f"{name}.input" for name in normalisation] + normalisation + others
+    tokens = token_layers(network) if network.stages or not normalisation else []
+    return [f"{name}.input" for name in normalisation] + normalisation + tokens
 
 
 def looked_up(batches: Iterable[Tensor]) -> tuple[int, Callable[[Tensor], Tensor]]:
-    """Count source images, and say how to look at those with some places ``(n,)``: ``(n, 3, H, W)``."""
+    """Return the number of source images, and a function from indices ``(n,)`` to images."""
     if isinstance(batches, SourceImages):
         return batches.count, batches.look
     images = torch.cat(list(batches))
@@ -204,9 +213,10 @@ def looked_up(batches: Iterable[Tensor]) -> tuple[int, Callable[[Tensor], Tensor
 
 
 def random_parts(rows: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Divide source images, or their features, ``(N, …)`` into parts of nearly equal size.
+    """Divide source images or features ``(N, …)`` at random into parts of nearly equal size.
 
-    At random, but always alike: images often come class by class, and a part of a single class is no sample of the domain.
+    Images often come class by class, and one class does not represent the domain. The permutation
+    is always the same.
     """
     order = torch.randperm(len(rows), generator=torch_generator(0, "source batches"))
     return rows[order.to(rows.device)].tensor_split(count)
@@ -214,18 +224,15 @@ def random_parts(rows: Tensor, count: int) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def projection_bank(network: nn.Module, batches: Iterable[Tensor], size: int) -> Statistics:
-    """Keep the projections of the first ``size`` source images: ``{"bank": (size, P)}``."""
-    rows: list[Tensor] = []
+    """Compute the projections of the first ``size`` source images: ``{"bank": (size, P)}``."""
+    groups: list[Tensor] = []
+    sizes = GroupSize(largest=LARGEST, timed=False)
     with evaluating(network):
-        for own in through(
-            lambda images: network(images).projections,
-            batches,
-            GroupSize(largest=LARGEST, timed=False),
-        ):
-            rows.append(own)
-            if sum(map(len, rows)) >= size:
+        for projections in through(lambda images: network(images).projections, batches, sizes):
+            groups.append(projections)
+            if sum(map(len, groups)) >= size:
                 break
-    return {"bank": torch.cat(rows)[:size]}
+    return {"bank": torch.cat(groups)[:size]}
 
 
 def save(statistics: Statistics, folder: Path, *, checkpoint: str, images: int) -> None:
@@ -239,23 +246,25 @@ def load(folder: Path, checkpoint: str) -> Statistics:
     """Read what `save` wrote.
 
     Args:
-        folder: where.
-        checkpoint: SHA-256 of the network's weights, which must be those the statistics were measured on.
+        folder: where `save` wrote.
+        checkpoint: SHA-256 of the network's weights; the statistics must be of the same weights.
 
     Raises:
-        UserError: there are none, or they belong to another checkpoint.
+        UserError: there are no statistics, or they belong to another checkpoint.
     """
     try:
         with safe_open(folder / _FILE, framework="pt") as file:
             measured_on = file.metadata()["checkpoint"]
-            statistics = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            # keys() is needed: the file is no mapping.
+            statistics = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{folder / _FILE}: expected source statistics, found none that can be read; run the stage source_stats"
+            f"{folder / _FILE}: expected source statistics, found none that can be read; "
+            "run the stage source_stats"
         ) from error
     if measured_on != checkpoint:
         raise UserError(
-            f"{folder / _FILE}: expected statistics of checkpoint {checkpoint[:12]}, found those of "
-            f"{measured_on[:12]}; run the stage source_stats again"
+            f"{folder / _FILE}: expected statistics of checkpoint {checkpoint[:12]}, "
+            f"found those of {measured_on[:12]}; run the stage source_stats again"
         )
     return statistics

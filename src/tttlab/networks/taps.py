@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from tttlab.errors import UserError
 
-VARIANCE_FLOOR = 1e-5  # BatchNorm's usual epsilon: a channel that is constant over an image has log-variance log(1e-5)
+# BatchNorm's usual epsilon. A channel that is constant over an image has log-variance log(1e-5).
+VARIANCE_FLOOR = 1e-5
 
 
 class Moments(NamedTuple):
@@ -30,21 +32,24 @@ def batch_norm_layers(network: nn.Module) -> list[str]:
 
 
 def stage_layers(network: nn.Module) -> list[str]:
-    """Name the encoder's stages: those that a timm model lists (residual stages, transformer blocks), or that its user named.
+    """Name the encoder's stages: those that a timm model lists, or those given to a `Classifier`.
 
     Raises:
-        UserError: none are known.
+        UserError: no stages are known.
     """
     if not network.stages:
         raise UserError(
-            f"the outputs of stages are asked for, and none are known of this {type(network.encoder).__name__}; "
+            "the outputs of stages are asked for, and none are known of this "
+            f"{type(network.encoder).__name__}; "
             "name some: tttlab.networks.classifiers.Classifier(model, stages=['name', …])"
         )
     return [f"encoder.{name}" for name in network.stages]
 
 
 def token_layers(network: nn.Module) -> list[str]:
-    """Name where a network without BatchNorm can be re-normalised: the patch embedding, if there is one, and the stages.
+    """Name the layers where a network without BatchNorm is re-normalised.
+
+    These are the patch embedding, if there is one, and the stages.
 
     Raises:
         UserError: no stages are known.
@@ -53,16 +58,17 @@ def token_layers(network: nn.Module) -> list[str]:
 
 
 class Activations(dict[str, Tensor]):
-    """Of layers, by name; asked for one that the forward pass did not reach, it says so."""
+    """Layer name → activation; a layer that the forward pass did not reach raises a `UserError`."""
 
     def __missing__(self, name: str) -> Tensor:
         raise UserError(
-            f"layer {name} took no part in the forward pass, so that there is no activation to look at; name others"
+            f"layer {name} took no part in the forward pass, "
+            "so that there is no activation to look at; name others"
         )
 
 
 def copied(_layer: str, activation: Tensor) -> Tensor:
-    """Keep a copy, for the layers behind may work in place, as timm's residual blocks do on the output of their BatchNorm."""
+    """Copy an activation: later layers may change it in place, as timm's residual blocks do."""
     return activation.clone()
 
 
@@ -70,22 +76,23 @@ def copied(_layer: str, activation: Tensor) -> Tensor:
 def record(
     network: nn.Module, layers: Sequence[str], keep: Callable[[str, Tensor], Any] = copied
 ) -> Iterator[dict[str, Any]]:
-    """Collect the outputs of named layers while the context is open; works under ``torch.func`` transforms.
+    """Record the outputs of named layers inside the context; works under ``torch.func``.
 
     Args:
         network: the module that is called inside the context.
-        layers: names as in ``named_modules``; with ``.input`` behind it, a layer's input.
-        keep: called with a layer's name and its activation as it comes: what to keep of it. Where nothing is differentiated,
-            what is smaller than the activations of all layers together should be made here.
+        layers: names as in ``named_modules``; with the suffix ``.input``, a layer's input.
+        keep: function (layer name, activation) → value to keep. Reductions belong here when nothing
+            is differentiated: then the activations of all layers are not in memory together.
 
     Yields:
-        the name as given → what was kept of the latest activation.
+        the name as given → the value kept of the latest activation.
     """
     kept = Activations()
-    handles = [
-        tap(network, name, lambda own, name=name: kept.__setitem__(name, keep(name, own)))
-        for name in layers
-    ]
+
+    def save(name: str, activation: Tensor) -> None:
+        kept[name] = keep(name, activation)
+
+    handles = [tap(network, name, partial(save, name)) for name in layers]
     try:
         yield kept
     finally:
@@ -94,26 +101,25 @@ def record(
 
 
 def tap(network: nn.Module, name: str, give: Callable[[Tensor], None]) -> RemovableHandle:
-    """Give one layer's activation away on every forward pass, with the channels second in an image.
+    """Call ``give`` with a layer's activation, channels second, on every forward pass.
 
     Raises:
-        UserError: in the forward pass, if the layer gives something else than one activation.
+        UserError: in the forward pass, if the layer's output is not a single tensor.
     """
     last = channels_last(network)
 
-    def note(activation: Any) -> None:
-        if not isinstance(activation, Tensor):
+    def give_output(_layer: nn.Module, _inputs: tuple, output: Any) -> None:
+        if not isinstance(output, Tensor):
             raise UserError(
-                f"layer {name}: expected one activation, found {type(activation).__name__}; name another layer"
+                f"layer {name}: expected one activation, found {type(output).__name__}; "
+                "name another layer"
             )
-        give(channels_second(activation, last))
+        give(channels_second(output, last))
 
     if name.endswith(".input"):
         layer = network.get_submodule(name.removesuffix(".input"))
         return layer.register_forward_pre_hook(lambda _layer, inputs: give(inputs[0]))
-    return network.get_submodule(name).register_forward_hook(
-        lambda _layer, _inputs, output: note(output)
-    )
+    return network.get_submodule(name).register_forward_hook(give_output)
 
 
 def channels_last(network: nn.Module) -> bool:
@@ -122,12 +128,12 @@ def channels_last(network: nn.Module) -> bool:
 
 
 def channels_second(activation: Tensor, last: bool) -> Tensor:
-    """View ``(N, H, W, C)`` as ``(N, C, H, W)`` where channels come last; other activations are left as they are."""
+    """View ``(N, H, W, C)`` as ``(N, C, H, W)`` if channels come last; else change nothing."""
     return activation.movedim(-1, 1) if last and activation.ndim == 4 else activation
 
 
 def channel_dims(activation: Tensor) -> tuple[int, tuple[int, ...]]:
-    """Find the channel dimension and the positions of ``(N, C, H, W)``, ``(N, L, C)`` or ``(N, C)``."""
+    """Return channel and position dimensions of ``(N, C, H, W)``, ``(N, L, C)`` or ``(N, C)``."""
     if activation.ndim == 4:
         return 1, (2, 3)
     if activation.ndim == 3:
@@ -136,15 +142,16 @@ def channel_dims(activation: Tensor) -> tuple[int, tuple[int, ...]]:
 
 
 def variance_floor(network: nn.Module, layer: str) -> float:
-    """Find what is added to the variances at a layer, a name for `record`, before their logarithm is taken.
+    """Return what is added to the variances at a layer (a name for `record`) before the logarithm.
 
-    At the input of a BatchNorm layer it is that layer's own epsilon, so that an image's variance takes the place of the running
-    one in the layer's formula; everywhere else it only keeps the logarithm finite.
+    At the input of a BatchNorm layer it is that layer's epsilon, so that an image's variance can
+    replace the running one in the layer's formula. Elsewhere it only keeps the logarithm finite.
     """
-    module = (
-        network.get_submodule(layer.removesuffix(".input")) if layer.endswith(".input") else None
-    )
-    return module.eps if isinstance(module, _BatchNorm) else VARIANCE_FLOOR
+    if layer.endswith(".input"):
+        module = network.get_submodule(layer.removesuffix(".input"))
+        if isinstance(module, _BatchNorm):
+            return module.eps
+    return VARIANCE_FLOOR
 
 
 def image_moments(activation: Tensor, floor: float = VARIANCE_FLOOR) -> Moments:
@@ -167,7 +174,8 @@ def batch_moments(
     """Take the channel moments of each of ``N`` single images.
 
     Args:
-        activation: ``(N, C, H, W)``, ``(N, L, C)`` or ``(N, C)``; ``(N·L, C)`` where tokens stand below each other.
+        activation: ``(N, C, H, W)``, ``(N, L, C)`` or ``(N, C)``; or ``(N·L, C)``, where the tokens
+            of all images are stacked.
         floor: added to the variances; see `variance_floor`.
         count: N; None: the activation's first dimension.
 
@@ -181,7 +189,8 @@ def batch_moments(
 
 
 def moments_over(activation: Tensor, dims: tuple[int, ...], floor: float) -> Moments:
-    """Take mean and logarithm of the population variance, plus the ``floor``, over some dimensions."""
+    """Take the mean and log(population variance + ``floor``) over some dimensions."""
     mean = activation.mean(dims, keepdim=True)
-    variance = (activation - mean).square().mean(dims)  # on a CPU a tenth of the time of torch.var
+    # On a CPU this takes a tenth of the time of torch.var.
+    variance = (activation - mean).square().mean(dims)
     return Moments(mean.squeeze(dims), (variance + floor).log())

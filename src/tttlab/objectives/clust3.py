@@ -1,8 +1,9 @@
-"""ClusT3: linear heads sort the places of early feature maps into clusters, surely and evenly.
+"""ClusT3: linear heads assign the positions of early feature maps to clusters.
 
-Vargas Hakim et al., ICCV 2023, arXiv 2310.12345: the information that a place's features X give on its cluster Z is to be
-large, that is, H(Z|X) − H(Z) small. Needs nothing from the source domain but the heads. The paper adds the heads' losses
-up, here is their mean, which lies in [−log K, 0] for any number of them.
+Vargas Hakim et al., ICCV 2023, arXiv 2310.12345. The objective maximises the mutual information of
+a position's features X and its cluster Z: it minimises H(Z|X) − H(Z), so that assignments are
+confident and clusters equally frequent. It needs only the heads from the source domain. The paper
+sums the heads' losses; here they are averaged, so that the loss lies in [−log K, 0].
 """
 
 import math
@@ -21,7 +22,7 @@ from tttlab.runtime.ranks import Share
 
 
 class ClusterHeads(nn.Module):
-    """At the output of some stages M linear classifiers of K clusters each, the same at all places of the map."""
+    """M linear classifiers of K clusters at each of some stages, shared by all positions."""
 
     objective = "clust3"
 
@@ -33,13 +34,18 @@ class ClusterHeads(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(width, heads * clusters) for width in widths)
 
     def branch_off(self, encoder: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-        """Sort the places of ``images (N, 3, H, W)``, as the encoder wants them: per stage logits ``(N, L, M, K)``."""
+        """Compute the cluster logits ``(N, L, M, K)`` of every stage.
+
+        Args:
+            encoder: the encoder.
+            images: ``(N, 3, H, W)``, standardised for the encoder.
+        """
         maps = stage_maps(encoder, images, self.stages)
-        places = (activation.flatten(2).transpose(1, 2) for activation in maps)
-        return tuple(
-            layer(own).unflatten(-1, self.shape)
-            for layer, own in zip(self.layers, places, strict=True)
-        )
+        logits = []
+        for layer, activation in zip(self.layers, maps, strict=True):
+            positions = activation.flatten(2).transpose(1, 2)
+            logits.append(layer(positions).unflatten(-1, self.shape))
+        return tuple(logits)
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,8 @@ class ClusT3(Objective):
     """The clustering objective.
 
     Attributes:
-        stages: numbers of the stages (residual stages, transformer blocks) that have heads, the first being 1.
-        heads: M, classifiers at each of them.
+        stages: numbers of the stages (residual stages, transformer blocks) with heads, from 1.
+        heads: M, classifiers at each stage.
         clusters: K.
     """
 
@@ -60,11 +66,12 @@ class ClusT3(Objective):
         """Build the heads for an encoder.
 
         Raises:
-            UserError: the encoder has fewer stages, or none.
+            UserError: the encoder does not have these stages.
         """
         if not hasattr(encoder, "forward_intermediates"):
             raise UserError(
-                f"objective clust3 needs a backbone with stages that timm can stop at (forward_intermediates), "
+                "objective clust3 needs a backbone with stages "
+                "that timm can stop at (forward_intermediates), "
                 f"found {type(encoder).__name__}; choose another backbone or objective"
             )
         stages, widths = sorted(self.stages), stage_widths(encoder)
@@ -73,9 +80,8 @@ class ClusT3(Objective):
                 f"objective.stages: expected numbers from 1 to {len(widths)}, the stages of this "
                 f"{type(encoder).__name__}, found {list(self.stages)}"
             )
-        return ClusterHeads(
-            stages, [widths[stage - 1] for stage in stages], self.heads, self.clusters
-        )
+        stage_channels = [widths[stage - 1] for stage in stages]
+        return ClusterHeads(stages, stage_channels, self.heads, self.clusters)
 
     def loss(
         self,
@@ -84,40 +90,41 @@ class ClusT3(Objective):
         generator: torch.Generator,
         share: Share | None = None,
     ) -> Tensor:
-        """Lost information over the places of all images of a batch.
+        """Compute `lost_information` over all positions of a batch.
 
         Args:
             network: with `ClusterHeads`.
             views: ``(N, 1, 3, H, W)``.
             generator: unused; objectives share one signature.
-            share: the part of the batch that ``views`` are; None: all of it.
+            share: which part of the batch ``views`` holds; None: all of it.
 
         Returns:
-            scalar, of the whole batch, on every rank.
+            scalar, of the whole batch, the same on every rank.
         """
         del generator
         return lost_information(network(views[:, 0], branch=True).branch, share)
 
 
 def lost_information(assignments: Sequence[Tensor], share: Share | None = None) -> Tensor:
-    """Mean entropy of the places' clusters less the entropy of their mean: H(Z|X) − H(Z), in nats.
+    """H(Z|X) − H(Z) in nats: mean entropy of the assignments minus the entropy of their mean.
 
-    0 where all places are alike; −log K where each is sure of its cluster and all K clusters are as frequent.
+    It is 0 if all positions have the same assignment, and −log K if each is confident and all K
+    clusters are equally frequent.
 
     Args:
-        assignments: per stage logits ``(N, L, M, K)``.
-        share: the part of a batch that these N images are; None: all of it.
+        assignments: logits ``(N, L, M, K)`` of every stage.
+        share: which part of a batch the N images are; None: all of it.
 
     Returns:
         scalar, mean over stages and their M heads.
     """
-    terms = []
+    losses = []
     for logits in assignments:
-        own = logits.log_softmax(-1)
-        entropies = -(own.exp() * own).sum(-1).mean(1)  # (N, M)
-        marginals = own.logsumexp(1) - math.log(own.shape[1])  # logarithms, (N, M, K)
+        log_p = logits.log_softmax(-1)
+        entropies = -(log_p.exp() * log_p).sum(-1).mean(1)  # (N, M)
+        log_means = log_p.logsumexp(1) - math.log(log_p.shape[1])  # (N, M, K)
         if share and share.ranks > 1:
-            entropies, marginals = gather(entropies, share), gather(marginals, share)
-        marginal = marginals.logsumexp(0) - math.log(len(marginals))
-        terms.append((entropies.mean(0) + (marginal.exp() * marginal).sum(-1)).mean())
-    return torch.stack(terms).mean()
+            entropies, log_means = gather(entropies, share), gather(log_means, share)
+        log_marginal = log_means.logsumexp(0) - math.log(len(log_means))
+        losses.append((entropies.mean(0) + (log_marginal.exp() * log_marginal).sum(-1)).mean())
+    return torch.stack(losses).mean()

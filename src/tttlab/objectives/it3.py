@@ -1,21 +1,23 @@
-"""IT3: classify an image that comes with its label, so that a prediction can be given back to the network.
+"""IT3: classify an image given its label, so that a prediction can be fed back to the network.
 
-Durasov et al., ICML 2025, arXiv 2410.04201, on the training of their ZigZag: one network f(x, y) is trained to give the
-label y both when it gets it, f(x, y) ≈ y, and when it gets a neutral signal instead, f(x, 0) ≈ y. Here the first is this
-objective and the second is the classification loss of joint training. It is no self-supervised objective: images without
-labels teach it nothing, so that it has no pretraining.
+Durasov et al., ICML 2025, arXiv 2410.04201, with the training of their ZigZag: one network f(x, y)
+is trained to predict the label y both given y, f(x, y) ≈ y, and given a neutral signal instead,
+f(x, 0) ≈ y. Here the first term is this objective, and the second is the classification loss of
+joint training. The objective needs labels, so it has no self-supervised pretraining.
 
-As in the authors' code for CIFAR-10, y is a vector of class probabilities, the neutral one is the uniform distribution, and
-what a linear layer makes of it is added to all places of the activation in the middle of the network. Here that layer sees
-how far y is from uniform and has no bias, so that f(x, 0) is the network itself: to classify, and for every other method, the
-head need not be there. The authors' layer has a bias and a leaky ReLU behind it.
+As in the authors' code for CIFAR-10, y is a vector of class probabilities, the neutral signal is
+the uniform distribution, and a linear layer's output is added to all positions of the activation in
+the middle of the network. Here the layer's input is y minus the uniform distribution and it has no
+bias, so that f(x, 0) is the network without this head, which classification and all other methods
+use. The authors' layer has a bias, followed by a leaky ReLU.
 
-What differs in training: BatchNorm's running statistics are those of images without labels alone, as the network classifies
-them (on digits, its loss on clean images is then a third lower). And the authors' code draws for each batch whether the first
-of two passes gets the uniform distribution (80 %) or the labels, gives its prediction to the second pass, and adds up the
-cross-entropy of both.
+The training differs in two ways. BatchNorm's running statistics are measured only on images without
+labels, as at classification (on digits, this lowers the loss on clean images by a third). The
+authors' code draws for each batch whether the first of two passes gets the uniform distribution
+(80 %) or the labels, feeds its prediction to the second pass, and adds both cross-entropies.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ from tttlab.runtime.ranks import Share
 
 
 class LabelInjection(nn.Module):
-    """What is added to the output of a stage: a linear map from class probabilities, less the uniform ones, to channels."""
+    """Adds to a stage's output a linear map of the class probabilities minus the uniform ones."""
 
     objective = "it3"
 
@@ -47,28 +49,27 @@ class LabelInjection(nn.Module):
         """Encode images together with class probabilities.
 
         Args:
-            encoder: whose stage it is.
-            images: ``(N, 3, H, W)`` as the encoder wants them.
+            encoder: the encoder.
+            images: ``(N, 3, H, W)``, standardised for the encoder.
             given: class probabilities ``(N, K)``.
 
         Returns:
             features ``(N, D)``.
 
         Raises:
-            UserError: the stage does not give one activation.
+            UserError: the stage's output is not a single tensor.
         """
-        added = self.embedding(given.to(self.embedding.weight.dtype) - 1 / self.num_classes)
+        offsets = self.embedding(given.to(self.embedding.weight.dtype) - 1 / self.num_classes)
         reached = []
 
         def add(_stage: nn.Module, _inputs: tuple, output: Tensor) -> Tensor | None:
             if not isinstance(output, Tensor):
                 return None
             reached.append(self.stage)
-            last = output.ndim == 3 or getattr(encoder, "output_fmt", "NCHW") == "NHWC"
-            places = [1] * (output.ndim - 2)
-            return output + (
-                added.view(len(added), *places, -1) if last else added.view(*added.shape, *places)
-            )
+            positions = [1] * (output.ndim - 2)
+            if output.ndim == 3 or getattr(encoder, "output_fmt", "NCHW") == "NHWC":
+                return output + offsets.view(len(offsets), *positions, -1)  # channels last
+            return output + offsets.view(*offsets.shape, *positions)
 
         handle = encoder.get_submodule(self.stage).register_forward_hook(add)
         try:
@@ -78,36 +79,37 @@ class LabelInjection(nn.Module):
             handle.remove()
         if not reached:
             raise UserError(
-                f"objective it3: expected one activation from {self.stage} of this {type(encoder).__name__}, found "
-                "none; choose another stage or backbone"
+                f"objective it3: expected one activation from {self.stage} "
+                f"of this {type(encoder).__name__}, found none; choose another stage or backbone"
             )
         return features
 
 
 @contextmanager
 def statistics_kept(encoder: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise with the batch's statistics, in training, and leave its running ones as they are."""
-    layers = {
+    """Keep BatchNorm's running statistics unchanged in training, inside the context."""
+    momenta = {
         layer: layer.momentum
         for layer in encoder.modules()
         if isinstance(layer, _BatchNorm) and layer.training
     }
     try:
-        for layer in layers:
+        for layer in momenta:
             layer.momentum = 0.0
         yield
     finally:
-        for layer, momentum in layers.items():
+        for layer, momentum in momenta.items():
             layer.momentum = momentum
 
 
 @dataclass(frozen=True)
 class IT3(Objective):
-    """The objective of images that come with their labels.
+    """The objective of classifying images given their labels.
 
     Attributes:
-        stage: number of the stage (residual stage, transformer block) behind which labels come in; None: half of them, rounded
-            up: a ResNet's second, with the channels and places that the authors chose in their network.
+        stage: number of the stage (residual stage, transformer block) after which the labels enter;
+            None: half the number of stages, rounded up. For a ResNet this is the second stage, with
+            the channels and positions of the authors' choice.
     """
 
     stage: int | None = None
@@ -117,13 +119,14 @@ class IT3(Objective):
         """Build the map from labels to channels.
 
         Raises:
-            UserError: the encoder has fewer stages.
+            UserError: the encoder does not have this stage.
         """
         count = len(stage_places(encoder))
-        stage = -(-count // 2) if self.stage is None else self.stage
+        stage = math.ceil(count / 2) if self.stage is None else self.stage
         if not 1 <= stage <= count:
             raise UserError(
-                f"objective.stage: expected null or 1 to {count}, the stages of this {type(encoder).__name__}, found {stage}"
+                f"objective.stage: expected null or 1 to {count}, "
+                f"the stages of this {type(encoder).__name__}, found {stage}"
             )
         return LabelInjection(encoder, num_classes, stage)
 
@@ -136,13 +139,13 @@ class IT3(Objective):
         *,
         labels: Tensor,
     ) -> Tensor:
-        """Cross-entropy of images that come with their labels.
+        """Compute the cross-entropy of images given their labels.
 
         Args:
             network: with a `LabelInjection`.
             views: ``(N, 1, 3, H, W)``.
             generator: unused; objectives share one signature.
-            share: unused: the whole batch's loss is the mean of the parts'.
+            share: unused; the whole batch's loss is the mean of the parts' losses.
             labels: ``(N,)``.
 
         Returns:

@@ -1,7 +1,7 @@
-"""Masked autoencoding: hide most patches of an image and paint them from the rest.
+"""Masked autoencoding: hide most patches of an image and reconstruct them from the rest.
 
-He et al., CVPR 2022, arXiv 2111.06377; as a test-time objective Gandelsman et al., NeurIPS 2022, arXiv 2209.07522.
-Needs nothing from the source domain but the decoder.
+He et al., CVPR 2022, arXiv 2111.06377; as a test-time objective Gandelsman et al., NeurIPS 2022,
+arXiv 2209.07522. It needs only the decoder from the source domain.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from tttlab.runtime.ranks import Share
 
 
 class Decoder(nn.Module):
-    """From the visible tokens' encodings to the pixels of all patches."""
+    """Transformer decoder: encodings of the visible tokens → pixels of all patches."""
 
     objective = "mae"
 
@@ -45,19 +45,18 @@ class Decoder(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def reconstruct(self, vit: VisionTransformer, images: Tensor, keep: Tensor) -> Tensor:
-        """Encode the visible patches, decode all.
+        """Encode the visible patches and decode all patches.
 
         Args:
             vit: the encoder.
-            images: ``(N, 3, H, W)`` as the encoder wants them.
-            keep: ``(N, L_keep)`` visible patches in ``[0, L)``.
+            images: ``(N, 3, H, W)``, standardised for the encoder.
+            keep: ``(N, L_keep)`` indices of the visible patches, in ``[0, L)``.
 
         Returns:
             ``(N, L, 3·p²)`` predicted pixels, RGB in [0, 1] like the network's input.
         """
-        tokens = torch.cat(
-            [torch.zeros_like(keep[:, :1]), keep + 1], dim=1
-        )  # the class token is always seen
+        # Token 0 is the class token, which is always visible.
+        tokens = torch.cat([torch.zeros_like(keep[:, :1]), keep + 1], dim=1)
         encoded = self.embed(encode_visible(vit, images, tokens))
         hidden = self.blocks.mask_token.expand(images.shape[0], self.num_patches + 1, -1)
         decoded = self.blocks(set_at_index(hidden, tokens, encoded.to(hidden)))
@@ -65,7 +64,7 @@ class Decoder(nn.Module):
 
 
 def encode_visible(vit: VisionTransformer, images: Tensor, tokens: Tensor) -> Tensor:
-    """Run the transformer on the chosen tokens ``(N, T)`` alone, through lightly; → ``(N, T, D)``."""
+    """Encode only the tokens with indices ``(N, T)``, by lightly; returns ``(N, T, D)``."""
     masked = MaskedVisionTransformerTIMM(
         vit, mask_token=vit.cls_token, weight_initialization="skip", pos_embed_initialization="skip"
     )
@@ -77,7 +76,7 @@ class MAE(Objective):
     """The masked-reconstruction objective.
 
     Attributes:
-        mask_ratio: share of patches hidden.
+        mask_ratio: share of patches that are hidden.
         decoder_dim: width of the decoder.
         decoder_depth: transformer blocks of the decoder.
         decoder_heads: attention heads of the decoder.
@@ -87,28 +86,30 @@ class MAE(Objective):
     decoder_dim: int = 64
     decoder_depth: int = 1
     decoder_heads: int = 2
-    jitter = False  # the mask is augmentation enough
-    betas = (0.9, 0.95)  # the second average forgets faster
+    jitter = False  # masking is enough augmentation
+    betas = (0.9, 0.95)
 
     def head(self, encoder: nn.Module) -> Decoder:
         """Build the decoder for an encoder.
 
         Raises:
-            UserError: the encoder is no plain vision transformer with one class token.
+            UserError: the encoder is not a plain vision transformer with one class token.
         """
-        if (
-            not isinstance(encoder, VisionTransformer)
-            or encoder.num_prefix_tokens != 1
-            or not encoder.has_class_token
-        ):
+        plain = (
+            isinstance(encoder, VisionTransformer)
+            and encoder.num_prefix_tokens == 1
+            and encoder.has_class_token
+        )
+        if not plain:
             raise UserError(
-                "objective mae needs a plain timm vision transformer with one class token (vit_*, deit_*), found "
-                f"{type(encoder).__name__}; choose such a backbone or objective simclr"
+                "objective mae needs a plain timm vision transformer with one class token "
+                f"(vit_*, deit_*), found {type(encoder).__name__}; "
+                "choose such a backbone or objective simclr"
             )
         return Decoder(encoder, self.decoder_dim, self.decoder_depth, self.decoder_heads)
 
     def initialise(self, encoder: VisionTransformer) -> None:
-        """Draw the weights as MAE does: Xavier, and sine-cosine position embeddings, here learnable."""
+        """Draw MAE's Xavier weights and sine-cosine position embeddings, which stay learnable."""
         MaskedVisionTransformerTIMM(
             encoder, weight_initialization="", pos_embed_initialization="sincos"
         )
@@ -121,13 +122,13 @@ class MAE(Objective):
         generator: torch.Generator,
         share: Share | None = None,
     ) -> Tensor:
-        """Mean squared error on the hidden patches of a batch.
+        """Compute the mean squared error on the hidden patches of a batch.
 
         Args:
             network: with a `Decoder` as head.
-            views: ``(N, 1, 3, H, W)`` RGB in [0, 1].
+            views: ``(N, 1, 3, H, W)``, RGB in [0, 1].
             generator: CPU stream for the masks of the whole batch, the same on all ranks.
-            share: the part of the batch that ``views`` are; None: all of it.
+            share: which part of the batch ``views`` holds; None: all of it.
 
         Returns:
             scalar, mean over hidden patches and their pixels.
@@ -135,19 +136,18 @@ class MAE(Objective):
         images, share = views[:, 0], share or Share(len(views))
         masks = random_masks([generator], share.whole, network.head.num_patches, self.mask_ratio)
         keep, hidden = (mask[0, share.own].to(images.device) for mask in masks)
-        return masked_error(
-            network(images, keep=keep).reconstruction, images, hidden, network.head.patch_size
-        )
+        reconstruction = network(images, keep=keep).reconstruction
+        return masked_error(reconstruction, images, hidden, network.head.patch_size)
 
 
 def masked_error(reconstruction: Tensor, images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
-    """Mean squared error over hidden patches.
+    """Compute the mean squared error over hidden patches.
 
     Args:
         reconstruction: ``(N, L, 3·p²)``.
         images: ``(N, 3, H, W)``, RGB in [0, 1].
-        hidden: ``(N, L_hidden)`` patch numbers.
+        hidden: ``(N, L_hidden)`` patch indices.
         patch_size: p, pixels.
     """
-    truth = get_at_index(patchify(images, patch_size), hidden)
-    return (get_at_index(reconstruction, hidden) - truth).square().mean()
+    targets = get_at_index(patchify(images, patch_size), hidden)
+    return (get_at_index(reconstruction, hidden) - targets).square().mean()

@@ -1,11 +1,12 @@
-"""Rotation: say by which multiple of 90° an image was turned.
+"""Rotation: predict by which multiple of 90° an image was turned.
 
-Gidaris, Singh and Komodakis, ICLR 2018, arXiv 1803.07728; as a test-time objective, in a network of the form of a Y, Sun et
-al., ICML 2020, arXiv 1909.13231: classifier and rotation have the encoder's first stages in common, and behind them each
-has its own. Needs nothing from the source domain but that second branch. Of all objectives it is the one that images
-without an upright position (textures, cells, views from above) cannot be trained with.
+Gidaris, Singh and Komodakis, ICLR 2018, arXiv 1803.07728; as a test-time objective Sun et al., ICML
+2020, arXiv 1909.13231, with a Y-shaped network: classification and rotation share the encoder's
+first stages, and each has its own later stages. It needs only the rotation branch from the source
+domain. It does not work for images without an upright position (textures, cells, aerial views).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,11 +19,11 @@ from tttlab.networks.objective import Objective
 from tttlab.networks.stages import Remainder, shared_part, stage_places
 from tttlab.runtime.ranks import Share
 
-TURNS = 4  # by 0°, 90°, 180° and 270°, against the clock
+TURNS = 4  # 0°, 90°, 180° and 270°, counter-clockwise
 
 
 class RotationHead(nn.Module):
-    """The second branch: the stages that are not shared, pooled, and a linear classifier of the turns."""
+    """The rotation branch: a copy of the stages that are not shared, and a linear classifier."""
 
     objective = "rotation"
 
@@ -33,7 +34,12 @@ class RotationHead(nn.Module):
         self.classifier = nn.Linear(feature_width(encoder), TURNS)
 
     def branch_off(self, encoder: nn.Module, images: Tensor) -> Tensor:
-        """Classify the turns of ``images (N, 3, H, W)``, as the encoder wants them: logits ``(N, 4)``."""
+        """Compute the rotation logits ``(N, 4)``.
+
+        Args:
+            encoder: the encoder.
+            images: ``(N, 3, H, W)``, standardised for the encoder.
+        """
         return self.classifier(self.branch(shared_part(encoder, images, self.shared)))
 
 
@@ -42,20 +48,20 @@ class Rotation(Objective):
     """The rotation objective.
 
     Attributes:
-        shared_stages: first stages (residual stages, transformer blocks) in common; None: half of them, rounded up, which are
-            two of a ResNet's four.
+        shared_stages: number of first stages (residual stages, transformer blocks) that both tasks
+            share; None: half of all, rounded up, two of a ResNet's four.
     """
 
     shared_stages: int | None = None
 
     def head(self, encoder: nn.Module) -> RotationHead:
-        """Build the branch for an encoder; its stages start as copies of the encoder's, fresh where these are.
+        """Build the branch for an encoder; its stages start as copies of the encoder's.
 
         Raises:
-            UserError: the encoder cannot be cut, or has fewer stages.
+            UserError: the encoder cannot be cut, or does not have so many stages.
         """
         count = len(stage_places(encoder))
-        shared = -(-count // 2) if self.shared_stages is None else self.shared_stages
+        shared = math.ceil(count / 2) if self.shared_stages is None else self.shared_stages
         if not 1 <= shared <= count:
             raise UserError(
                 f"objective.shared_stages: expected null or 1 to {count}, the stages of this "
@@ -70,13 +76,13 @@ class Rotation(Objective):
         generator: torch.Generator,
         share: Share | None = None,
     ) -> Tensor:
-        """Cross-entropy over all four turns of every image.
+        """Compute the cross-entropy over all four turns of every image.
 
         Args:
             network: with a `RotationHead`.
             views: ``(N, 1, 3, S, S)``.
             generator: unused; objectives share one signature.
-            share: unused: the whole batch's loss is the mean of the parts'.
+            share: unused; the whole batch's loss is the mean of the parts' losses.
 
         Returns:
             scalar, mean over images and turns.
@@ -90,10 +96,9 @@ class Rotation(Objective):
 
 
 def rotate(images: Tensor, labels: Tensor) -> Tensor:
-    """Turn every one of ``images (…, 3, S, S)`` by 90° · ``labels (…)``, in 0 to 3, against the clock."""
-    turned = images
+    """Turn each of ``images (…, 3, S, S)`` counter-clockwise by 90° · its label, 0 to 3."""
+    rotated = images
     for turns in range(1, TURNS):
-        turned = torch.where(
-            (labels == turns)[..., None, None, None], torch.rot90(images, turns, (-2, -1)), turned
-        )
-    return turned
+        selected = (labels == turns)[..., None, None, None]
+        rotated = torch.where(selected, torch.rot90(images, turns, (-2, -1)), rotated)
+    return rotated

@@ -1,7 +1,7 @@
-"""SimCLR: views of one image agree, views of different images do not.
+"""SimCLR: projections of one image's views agree, those of different images do not.
 
-Chen et al., ICML 2020, arXiv 2002.05709. From the source domain it needs, at test time, projections of source images:
-the views of a single test image have no negatives among themselves (their NT-Xent loss is constant).
+Chen et al., ICML 2020, arXiv 2002.05709. At test time it needs projections of source images as
+negatives: the NT-Xent loss of a single image's views is constant.
 """
 
 from dataclasses import dataclass
@@ -58,16 +58,16 @@ class SimCLR(Objective):
         generator: torch.Generator,
         share: Share | None = None,
     ) -> Tensor:
-        """NT-Xent over a batch.
+        """Compute NT-Xent over a batch.
 
         Args:
             network: with a `Projector` as head.
             views: ``(N, 2, 3, H, W)``.
             generator: unused; objectives share one signature.
-            share: the part of the batch that ``views`` are; None: all of it.
+            share: which part of the batch ``views`` holds; None: all of it.
 
         Returns:
-            scalar, mean over the anchors of the whole batch, on every rank.
+            scalar, mean over the anchors of the whole batch, the same on every rank.
         """
         del generator
         projections = network(views.flatten(0, 1)).projections.unflatten(0, views.shape[:2])
@@ -77,7 +77,7 @@ class SimCLR(Objective):
 
 
 def nt_xent(projections: Tensor, temperature: float) -> Tensor:
-    """NT-Xent of two views of every image of a batch, the other images' views being the negatives.
+    """Compute NT-Xent of two views per image; the other images' views are the negatives.
 
     Args:
         projections: ``(N, 2, P)``.
@@ -90,9 +90,9 @@ def nt_xent(projections: Tensor, temperature: float) -> Tensor:
 
 
 def gather(rows: Tensor, share: Share) -> Tensor:
-    """Collect the rows of a batch from all ranks, with gradients: a row's is the sum over the ranks' losses.
+    """Gather the rows of a batch from all ranks; a row's gradient sums over all ranks' losses.
 
-    Not by way of ``NTXentLoss(gather_distributed=True)``, which needs as many images on every rank.
+    ``NTXentLoss(gather_distributed=True)`` would need equally many images on every rank.
 
     Args:
         rows: ``(n, …)`` of this rank.
@@ -101,16 +101,16 @@ def gather(rows: Tensor, share: Share) -> Tensor:
     Returns:
         ``(N, …)``, the same on all ranks.
     """
-    spare = rows.new_zeros(max(share.sizes) - len(rows), *rows.shape[1:])
-    parts = dist.gather(torch.cat([rows, spare]))
+    padding = rows.new_zeros(max(share.sizes) - len(rows), *rows.shape[1:])
+    parts = dist.gather(torch.cat([rows, padding]))
     return torch.cat([part[:size] for part, size in zip(parts, share.sizes, strict=True)])
 
 
 def bank_contrast(projections: Tensor, bank: Tensor, temperature: float) -> Tensor:
-    """NT-Xent of one image's views against negatives from elsewhere.
+    """Compute NT-Xent of one image's views with a bank of source projections as negatives.
 
-    Every ordered pair of views is an anchor and its positive; the negatives are the bank's rows, and no view of the same
-    image: −log e^{sᵢⱼ/τ} / (e^{sᵢⱼ/τ} + Σ_b e^{sᵢb/τ}), s cosine similarity.
+    Every ordered pair of views is an anchor and its positive. Only the bank's rows are negatives:
+    −log e^{sᵢⱼ/τ} / (e^{sᵢⱼ/τ} + Σ_b e^{sᵢb/τ}), with cosine similarity s.
 
     Args:
         projections: ``(V, P)``, V ≥ 2.
@@ -125,5 +125,5 @@ def bank_contrast(projections: Tensor, bank: Tensor, temperature: float) -> Tens
     positives = projections @ projections.T / temperature
     negatives = torch.logsumexp(projections @ bank.T / temperature, dim=-1, keepdim=True)
     losses = torch.logaddexp(positives, negatives) - positives
-    others = 1 - torch.eye(count, device=losses.device, dtype=losses.dtype)
-    return (losses * others).sum() / (count * (count - 1))
+    off_diagonal = 1 - torch.eye(count, device=losses.device, dtype=losses.dtype)
+    return (losses * off_diagonal).sum() / (count * (count - 1))

@@ -1,7 +1,8 @@
-"""SimSiam: each view of an image predicts the projections of the others; no negatives.
+"""SimSiam: each view of an image predicts the projections of its other views; no negatives.
 
-Chen and He, CVPR 2021, arXiv 2011.10566. What is predicted is held fixed (stop-gradient), without which all images would end in
-one point. Needs nothing from the source domain but the two heads.
+Chen and He, CVPR 2021, arXiv 2011.10566. The projections that are predicted get no gradient
+(stop-gradient); otherwise all images would collapse to one point. It needs only the two heads from
+the source domain.
 """
 
 from dataclasses import dataclass
@@ -29,14 +30,14 @@ class SimSiamHead(nn.Module):
         self.prediction = SimSiamPredictionHead(projection_dim, prediction_dim, projection_dim)
 
     def project_and_predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Project ``features (N, D)`` to ``(N, P)``, and predict from this, ``(N, P)``, what another view's would be."""
+        """Turn ``features (N, D)`` into projections and predictions, each ``(N, P)``."""
         projections = self.projection(features)
         return projections, self.prediction(projections)
 
 
 @dataclass(frozen=True)
 class SimSiam(Objective):
-    """The objective of positives only.
+    """The objective of positive pairs only.
 
     Attributes:
         hidden_dim: width of the projection head.
@@ -62,38 +63,38 @@ class SimSiam(Objective):
         generator: torch.Generator,
         share: Share | None = None,
     ) -> Tensor:
-        """Negative cosine similarity, symmetrised.
+        """Compute the symmetrised negative cosine similarity.
 
         Args:
             network: with a `SimSiamHead`.
             views: ``(N, 2, 3, H, W)``.
             generator: unused; objectives share one signature.
-            share: unused: but for BatchNorm, the whole batch's loss is the mean of the parts'.
+            share: unused; apart from BatchNorm, the whole batch's loss is the mean of the parts'.
 
         Returns:
             scalar in [−1, 1], mean over images.
         """
         del generator, share
-        found = network(views.flatten(0, 1))
-        predictions, projections = (
-            part.unflatten(0, views.shape[:2]) for part in (found.predictions, found.projections)
-        )
+        outputs = network(views.flatten(0, 1))
+        predictions = outputs.predictions.unflatten(0, views.shape[:2])
+        projections = outputs.projections.unflatten(0, views.shape[:2])
         return disagreement(predictions, projections)
 
 
 def disagreement(predictions: Tensor, projections: Tensor) -> Tensor:
-    """Negative cosine similarity of each view's prediction with the projections of the image's other views.
+    """Compute the negative cosine similarity of predictions with the other views' projections.
 
-    With two views this is the published symmetrised loss; with more, every ordered pair counts once.
+    With two views this is the published symmetrised loss; with more it is the mean over all ordered
+    pairs.
 
     Args:
         predictions: ``(…, V, P)``, V ≥ 2.
-        projections: ``(…, V, P)``; held fixed.
+        projections: ``(…, V, P)``; without gradient.
 
     Returns:
         scalar, mean over images and their V·(V − 1) pairs.
     """
     count = predictions.shape[-2]
     cosines = F.normalize(predictions, dim=-1) @ F.normalize(projections.detach(), dim=-1).mT
-    others = 1 - torch.eye(count, device=cosines.device, dtype=cosines.dtype)
-    return -(cosines * others).sum((-2, -1)).mean() / (count * (count - 1))
+    off_diagonal = 1 - torch.eye(count, device=cosines.device, dtype=cosines.dtype)
+    return -(cosines * off_diagonal).sum((-2, -1)).mean() / (count * (count - 1))

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs no network: figures, tables and examples put into their sections."""
+"""The report as one HTML page that needs no network: figures, tables and examples by section."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,9 +7,10 @@ from typing import Any
 
 from tttlab.evaluation.results import Results, known
 from tttlab.reporting import plots
-from tttlab.reporting.drawings import Drawing
+from tttlab.reporting.drawing import Drawing
+from tttlab.reporting.headline import rows
 from tttlab.reporting.pictures import Flips
-from tttlab.reporting.report import rows, sentence
+from tttlab.reporting.report import sentence
 from tttlab.reporting.tables import comparison, distances
 from tttlab.reporting.tables.comparison import Table
 from tttlab.reporting.words import setting
@@ -36,7 +37,7 @@ _TABLES = (
     comparison.gates,
     comparison.shifts,
 )
-_NONE = object()
+_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def render(
     """Write the whole page.
 
     Args:
-        results: What to tell.
+        results: What to report.
         drawings: From `drawings.draw`.
         settings: The whole of params.yaml.
         note: A sentence on what was tested on what.
@@ -76,9 +77,7 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["svg"] = lambda named: Markup(
-        plots.to_svg(named[1].figure, *_names(*named))
-    )
+    environment.filters["svg"] = lambda named: Markup(_svg(*named))
     table = _with_bars(results)
     used, common = _settings_used(results)
     return environment.get_template("report.html").render(
@@ -98,9 +97,10 @@ def render(
     )
 
 
-def _names(name: str, drawing: Drawing) -> tuple[str, str]:
-    """Give a figure's name and what a screen reader says: its title and caption."""
-    return name, " ".join(filter(None, [drawing.figure.get_suptitle(), drawing.caption]))
+def _svg(name: str, drawing: Drawing) -> str:
+    """Write a figure as SVG, with its title and caption as the label for screen readers."""
+    label = " ".join(filter(None, [drawing.figure.get_suptitle(), drawing.caption]))
+    return plots.to_svg(drawing.figure, name, label)
 
 
 def _themes() -> dict[str, dict[str, str]]:
@@ -111,6 +111,8 @@ def _themes() -> dict[str, dict[str, str]]:
         "muted": "#5f5f69",
         "grid": plots.GRID,
         "wash": "#f6f6f8",
+        "gain": plots.GAIN,
+        "loss": plots.LOSS,
     }
     dark = {
         "paper": "#15161a",
@@ -118,80 +120,76 @@ def _themes() -> dict[str, dict[str, str]]:
         "muted": "#9b9ba6",
         "grid": "#34353d",
         "wash": "#1e1f25",
+        "gain": plots.DARK_GAIN,
+        "loss": plots.DARK_LOSS,
     }
-    light |= {"gain": plots.GAIN, "loss": plots.LOSS} | {
-        f"run-{number}": color for number, color in enumerate(plots.LIGHT)
-    }
-    dark |= {"gain": plots.DARK_GAIN, "loss": plots.DARK_LOSS}
-    return {
-        "light": light,
-        "dark": dark | {f"run-{number}": color for number, color in enumerate(plots.DARK)},
-    }
+    for number, (light_color, dark_color) in enumerate(zip(plots.LIGHT, plots.DARK, strict=True)):
+        light[f"run-{number}"], dark[f"run-{number}"] = light_color, dark_color
+    return {"light": light, "dark": dark}
 
 
 def _sections(
     results: Results, drawings: Mapping[str, Drawing], flips: Sequence[Flips]
 ) -> list[Section]:
-    """Put figures and tables into sections; one with nothing in it is left out."""
-    tables = [table for make in _TABLES for table in make(results) if table.lines]
+    """Put figures and tables into sections; empty sections are left out."""
+    all_tables = [table for make in _TABLES for table in make(results) if table.lines]
     sections = []
     for name, title in SECTIONS.items():
-        figures = tuple(
-            (key, drawing) for key, drawing in drawings.items() if drawing.section == name
-        )
-        own = tuple(table for table in tables if table.section == name)
-        if figures or own or (name == "flips" and flips):
-            sections.append(Section(name, title, figures, own))
+        figures = tuple((key, fig) for key, fig in drawings.items() if fig.section == name)
+        tables = tuple(table for table in all_tables if table.section == name)
+        if figures or tables or (name == "flips" and flips):
+            sections.append(Section(name, title, figures, tables))
     return sections
 
 
 def _with_bars(results: Results) -> list[dict[str, Any]]:
-    """Add to each row where its intervals lie on a common scale, 0 to 100, for the small graphic beside the numbers."""
+    """Make the headline table with positions for the small graphics of the intervals.
+
+    All graphics have one scale from 0 to 100.
+    """
     entries = list(results.summary.values())
     sides = [*entries, *(entry["gated"] for entry in entries if entry.get("gated"))]
     ends = [side[key] for side in sides for key in ("gain_low", "gain_high") if known(side[key])]
     low, high = min(0, *ends, 0), max(0.001, *ends, 0)
 
-    def place(value: float) -> float:
+    def position(value: float) -> float:
         return round(4 + 92 * (value - low) / (high - low), 1)
 
     def bar(side: Mapping[str, Any]) -> dict[str, float] | None:
-        return (
-            {key: place(side[key]) for key in ("gain_low", "gain", "gain_high")}
-            if known(side["gain_low"])
-            else None
-        )
+        if not known(side["gain_low"]):
+            return None
+        return {key: position(side[key]) for key in ("gain_low", "gain", "gain_high")}
 
     table = rows(results)
     for row, entry in zip(table, entries, strict=True):
-        row["bar"], row["zero"] = bar(entry), place(0)
+        row["bar"], row["zero"] = bar(entry), position(0)
         if row["gated"]:
             row["gated"] |= {"bar": bar(entry["gated"])}
     return table
 
 
 def _settings_used(results: Results) -> tuple[list[tuple[str, str, str]], str]:
-    """List (model, run, settings) as `adapt` used them, and apart from them the settings that all have in common."""
+    """List (model, run, settings) as `adapt` used them; put settings common to all apart."""
     used = {key: results.adapted.get(key, {}).get("settings") or {} for key in results.summary}
     first = next(iter(used.values()))
     common = {
         name: value
         for name, value in first.items()
-        if all(other.get(name, _NONE) == value for other in used.values())
+        if all(settings.get(name, _MISSING) == value for settings in used.values())
     }
+    table = []
+    for (model, run), settings in used.items():
+        specific = {name: value for name, value in settings.items() if name not in common}
+        table.append((model, run, _as_text(specific)))
+    return table, _as_text(common)
 
-    def told(settings: Mapping[str, Any]) -> str:
-        return ", ".join(
-            f"{name.replace('_', ' ')} {setting(value)}"
-            for name, value in settings.items()
-            if value is not None
-        )
 
-    own = [
-        {name: value for name, value in settings.items() if name not in common}
-        for settings in used.values()
-    ]
-    return [(*key, told(settings)) for key, settings in zip(used, own, strict=True)], told(common)
+def _as_text(settings: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {setting(value)}"
+        for name, value in settings.items()
+        if value is not None
+    )
 
 
 def _as_yaml(settings: Mapping[str, Any]) -> str:
@@ -201,7 +199,7 @@ def _as_yaml(settings: Mapping[str, Any]) -> str:
 
     buffer = io.StringIO()
     writer = YAML()
-    writer.default_flow_style = None  # one line for what holds no further level
+    writer.default_flow_style = None  # innermost lists and mappings on one line
     writer.width = 100
     writer.dump(dict(settings), buffer)
     return buffer.getvalue()

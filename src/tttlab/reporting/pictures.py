@@ -1,4 +1,4 @@
-"""The test images themselves: one under each corruption, and some whose prediction adaptation turned."""
+"""Pictures of test images: one under each corruption, and examples of turned predictions."""
 
 import base64
 import io
@@ -21,12 +21,10 @@ if TYPE_CHECKING:
 
 FLIPS = 6  # examples of each direction
 EXAMPLES = 4  # images of a set that comes shifted
-_THUMBNAIL = (
-    64  # pixels; larger pictures would make a heavy page and look no different at their size
-)
-_LOSSLESS = (
-    32  # pixels; up to this side every pixel is seen, beyond it a JPEG is a fifth of the size
-)
+# Largest side in pixels. Larger pictures look the same at their size, but make a heavy page.
+_THUMBNAIL = 64
+# Largest side in pixels of a PNG, whose every pixel is seen. A larger JPEG is a fifth of its size.
+_LOSSLESS = 32
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class Flip:
 
     Attributes:
         image: ``data:`` address of the picture.
-        title: Which image under which shift.
+        title: Names of the image and its shift.
         truth: Name of its class.
-        before: Name and confidence (a fraction) of the source's prediction.
+        before: The source's prediction: name of the class and confidence (a fraction).
         after: The same with adaptation.
         gate_open: Whether the run's gate would have adapted to it.
     """
@@ -52,7 +50,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Flips:
-    """Examples of one run on one model, and of how many they were drawn."""
+    """Examples of one run on one model, with the number of flips of each direction."""
 
     model: str
     run: str
@@ -72,66 +70,58 @@ def read_flips(
     training_seed: int,
     at_most: int = FLIPS,
 ) -> Flips | None:
-    """Draw examples of both directions from ``outputs/predictions/<model>/<run>.parquet``, at random.
+    """Draw random examples of both directions from ``outputs/predictions/<model>/<run>.parquet``.
 
-    Every flipped prediction of a shifted image, with one training seed's network, is as likely as any other to be drawn,
-    from a stream keyed by (seed, model, run, direction).
+    All flips of shifted images with one training seed's network are equally likely. The random
+    stream is keyed by (seed, model, run, direction).
 
     Args:
         outputs: The folder of outputs.
-        model: Its name.
-        run: Its name.
+        model: Name of the model.
+        run: Name of the run.
         test: The test set.
-        shifts: What was done to it, or shown in its place.
+        shifts: What was done to the test set, or shown in its place.
         seed: The seed of params.yaml, on which the corruptions and the draw depend.
-        training_seed: Whose network: the first of ``seeds`` in params.yaml, as in every other stage.
+        training_seed: Of the network: the first of ``seeds`` in params.yaml, as in other stages.
         at_most: Examples of each direction.
 
     Returns:
-        None where there are no predictions, or no labels.
+        None without predictions or labels.
     """
     path = outputs / "predictions" / model / f"{run}.parquet"
     if not path.is_file():
         return None
     table = pd.read_parquet(path)
-    table = table[
-        (table["shift"] != "clean") & (table["label"] >= 0) & (table["seed"] == training_seed)
-    ]
+    labeled = (table["shift"] != "clean") & (table["label"] >= 0)
+    table = table[labeled & (table["seed"] == training_seed)]
     if table.empty:
         return None
-    before, after = (table[f"{who}_prediction"] == table["label"] for who in ("source", "adapted"))
-    by_name, drawn, counts = {shift.name: shift for shift in shifts}, [], []
-    for name, chosen in (("wrong to right", ~before & after), ("right to wrong", before & ~after)):
-        rows = table[chosen].sort_values(["image_id", "shift"])
+    before = table["source_prediction"] == table["label"]
+    after = table["adapted_prediction"] == table["label"]
+    by_name, examples, counts = {shift.name: shift for shift in shifts}, [], []
+    for name, flipped in (("wrong to right", ~before & after), ("right to wrong", before & ~after)):
+        rows = table[flipped].sort_values(["image_id", "shift"])
         order = numpy_generator(seed, "flips", model, run, name).permutation(len(rows))[:at_most]
-        drawn.append(
-            tuple(
-                _flip(row, by_name[row.shift], test, seed) for row in rows.iloc[order].itertuples()
-            )
-        )
+        drawn = rows.iloc[order].itertuples()
+        examples.append(tuple(_flip(row, by_name[row.shift], test, seed) for row in drawn))
         counts.append(len(rows))
-    return Flips(model, run, *drawn, counts=tuple(counts))
+    return Flips(model, run, *examples, counts=tuple(counts))
 
 
 def _flip(row: tuple, shift: "Shift", test: "ImageSet", seed: int) -> Flip:
     images = shift.of(test)
     pixels = shift.apply(images.take([images.image_ids.index(row.image_id)]), seed)[0]
-    title = f"{row.image_id}, {shift_name(row.corruption)} {row.severity or ''}".rstrip()
 
     def name(label: int) -> str:
         return images.classes[label] if 0 <= label < len(images.classes) else str(label)
 
-    before, after = (
-        (name(getattr(row, f"{who}_prediction")), getattr(row, f"{who}_confidence"))
-        for who in ("source", "adapted")
-    )
     return Flip(
-        data_address(thumbnail(pixels)),
-        title,
-        name(row.label),
-        before,
-        after,
-        bool(getattr(row, "gate_open", True)),
+        image=data_address(thumbnail(pixels)),
+        title=f"{row.image_id}, {shift_name(row.corruption)} {row.severity or ''}".rstrip(),
+        truth=name(row.label),
+        before=(name(row.source_prediction), row.source_confidence),
+        after=(name(row.adapted_prediction), row.adapted_confidence),
+        gate_open=bool(getattr(row, "gate_open", True)),
     )
 
 
@@ -148,23 +138,21 @@ def shift_pictures(
     """
     from tttlab.shifts.shift import Shift
 
-    places = np.linspace(0, len(images) - 1, len(corruptions)).astype(int)
+    indices = np.linspace(0, len(images) - 1, len(corruptions)).astype(int)
     pictures = {}
-    for place, name in zip(places, corruptions, strict=True):
-        one = images.take([place])
+    for index, name in zip(indices, corruptions, strict=True):
+        image = images.take([index])
         shifts = [Shift(), *(Shift(name, severity) for severity in severities)]
-        pictures[name] = [thumbnail(shift.apply(one, seed)[0]) for shift in shifts]
+        pictures[name] = [thumbnail(shift.apply(image, seed)[0]) for shift in shifts]
     return pictures
 
 
 def set_pictures(shifts: Sequence["Shift"], at_most: int = EXAMPLES) -> dict[str, list[np.ndarray]]:
-    """Show a few images of every shift that comes with its own."""
-    own = {
-        shift.name: shift.images for shift in shifts if shift.images is not None and not shift.clean
-    }
+    """Show a few images of every shift that has images of its own."""
     return {
-        name: [thumbnail(pixels) for pixels in images.pixels[:at_most]]
-        for name, images in own.items()
+        shift.name: [thumbnail(pixels) for pixels in shift.images.pixels[:at_most]]
+        for shift in shifts
+        if shift.images is not None and not shift.clean
     }
 
 
@@ -176,7 +164,7 @@ def draw_pictures(
 
     Args:
         pictures: Per corruption, one (S, S, 3) uint8 image per row.
-        rows: What the rows are, such as ``clean, 1, …, 5``.
+        rows: Labels of the rows, such as ``clean, 1, …, 5``.
         title: Above all.
     """
     columns = min(len(pictures), 15)
@@ -190,24 +178,22 @@ def draw_pictures(
         block, column = divmod(number, columns)
         panels = grid[block * len(rows) : (block + 1) * len(rows), column]
         panels[0].set_title(_wrapped(name), loc="center", fontsize=7)
-        for axes, image, row in zip(
-            panels, images, rows, strict=False
-        ):  # a small set has fewer images than rows
+        # A small set has fewer images than rows.
+        for axes, image, row in zip(panels, images, rows, strict=False):
             axes.imshow(image, interpolation="none")
             if column == 0:
-                axes.text(
-                    -0.12, 0.5, row, ha="right", va="center", transform=axes.transAxes, color=MUTED
-                )
+                options = {"ha": "right", "va": "center", "color": MUTED}
+                axes.text(-0.12, 0.5, row, transform=axes.transAxes, **options)
     return figure
 
 
 def _wrapped(name: str) -> str:
-    """Break a name of a shift into short lines, so that no two names become one."""
+    """Break a shift's name into short lines; different names stay different."""
     return shift_name(name).replace("_", "_\n").replace(" ", "\n").replace("/", "\n")
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """Make a picture small enough for a page: (S, S, 3) uint8, at most 64 pixels a side."""
+    """Shrink a picture (S, S, 3) uint8 to at most 64 pixels a side."""
     from PIL import Image
 
     if max(image.shape[:2]) <= _THUMBNAIL:
@@ -218,12 +204,11 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def data_address(image: np.ndarray) -> str:
-    """Write a picture (S, S, 3) uint8 as a ``data:`` address that a page can hold."""
+    """Write a picture (S, S, 3) uint8 as a ``data:`` address for a page."""
     from PIL import Image
 
     kind = "png" if max(image.shape[:2]) <= _LOSSLESS else "jpeg"
+    options = {"quality": 85} if kind == "jpeg" else {}
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(
-        buffer, format=kind, **({"quality": 85} if kind == "jpeg" else {})
-    )
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format=kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,6 +1,6 @@
-"""The comparison with and without test-time training as text: a plain table, a Markdown table, a few sentences.
+"""The comparison as text: a plain table, a Markdown table, a few sentences.
 
-All numbers come from the tables that `evaluate` wrote; here they are only put into words. `page` makes the HTML page.
+All numbers come from the tables that `evaluate` wrote. `page` makes the HTML page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from tttlab.evaluation.metrics import verdict
 from tttlab.evaluation.results import Results, difference, known
+from tttlab.reporting.headline import gated_outcome, rows
+from tttlab.reporting.words import enumerate_words, percent, points, setting
 
 if TYPE_CHECKING:
     from tttlab.config.experiments import Online
     from tttlab.config.images import Shifts
-from tttlab.reporting.words import amount, enumerate_words, interval, percent, points, setting
 
-_CLEAN_LOSS = 0.01  # a clean accuracy that falls by more is told in words
+_CLEAN_LOSS = 0.01  # sentences report a larger loss of clean accuracy
 ARRIVALS = {  # by adapt.online.shifts
     "separate": "every shift a stream of its own",
     "continual": "the shifts of a severity one after another in one stream, without a reset",
@@ -24,98 +25,31 @@ ARRIVALS = {  # by adapt.online.shifts
 _MARKDOWN_LIMIT = 7_500  # characters; MLflow cuts a description at 8,000
 
 
-def rows(results: Results) -> list[dict[str, Any]]:
-    """Write the headline table, a row per model and run, all values as text; ``gated`` is the run with its gate."""
-    table = []
-    for (model, run), entry in results.summary.items():
-        table.append(
-            {
-                "model": model,
-                "run": run,
-                "source": percent(entry["accuracy_source"]),
-                **_outcome(entry, entry["clean_source"]),
-                "training": points(entry.get("training_gain")),
-                "training_interval": interval(
-                    entry.get("training_gain_low"), entry.get("training_gain_high")
-                ),
-                "training_verdict": verdict(
-                    entry.get("training_gain_low"), entry.get("training_gain_high")
-                ),
-                "seed_sd": percent(entry.get("gain_seed_sd")),
-                "changed": percent(results.changed(model, run)),
-                "milliseconds_p50": amount(entry["milliseconds_p50"]),
-                "milliseconds_p95": amount(entry["milliseconds_p95"]),
-                "memory": amount(results.adapted.get((model, run), {}).get("peak_memory_mb")),
-                "fell_back": f"{entry['fell_back']:,}",
-                "gated": _gated(entry),
-            }
-        )
-    return table
-
-
-def _outcome(entry: Mapping[str, Any], clean_source: float | None) -> dict[str, str]:
-    clean = difference(entry["clean_adapted"], clean_source)
-    ends = entry["gain_low"], entry["gain_high"]
-    return {
-        "adapted": percent(entry["accuracy_adapted"]),
-        "gain": points(entry["gain"]),
-        "interval": interval(*ends),
-        "verdict": verdict(*ends),
-        "clean": points(clean),
-    }
-
-
-def _gated(entry: Mapping[str, Any]) -> dict[str, str] | None:
-    gated = entry.get("gated")
-    if not gated:
-        return None
-    shares = {"open": percent(gated["open"]), "clean_open": percent(gated["clean_open"])}
-    return {
-        **_outcome(gated, entry["clean_source"]),
-        **shares,
-        "milliseconds": amount(gated["milliseconds"]),
-    }
-
-
 def plain_table(results: Results) -> str:
-    """Write the comparison for a terminal, a line per model and run: ``61.3 → 66.0  +4.7 [+3.9, +5.5]  clean −0.2``.
+    """Write the comparison for a terminal, a line per model and run.
 
-    A run that trains says how much of its gain training is; one with a gate has a second line.
+    Such as ``61.3 → 66.0  +4.7 [+3.9, +5.5]  clean −0.2``. A run that trains has its gain by
+    training too; a run with a gate has a second line.
     """
     from tabulate import tabulate
 
     trained = any(results.trains(*key) for key in results.summary)
     lines = []
     for row in rows(results):
-        cost = (f"{row['milliseconds_p50']} / {row['milliseconds_p95']}", row["fell_back"])
+        name = row["model"], row["run"]
+        cost = f"{row['milliseconds_p50']} / {row['milliseconds_p95']}", row["fell_back"]
         if not results.labeled:
-            clean = (f"clean {row['clean']}",) if results.clean else ()
-            lines.append((row["model"], row["run"], row["changed"], *clean, *cost))
+            clean = [f"clean {row['clean']}"] if results.clean else []
+            lines.append((*name, row["changed"], *clean, *cost))
             continue
-        own = (f"{row['source']} → {row['adapted']}", row["gain"], row["interval"])
-        by_training = (
-            (row["training"] if results.trains(row["model"], row["run"]) else "",)
-            if trained
-            else ()
-        )
-        lines.append((row["model"], row["run"], *own, *by_training, f"clean {row['clean']}", *cost))
+        accuracy = f"{row['source']} → {row['adapted']}", row["gain"], row["interval"]
+        training = [row["training"] if results.trains(*name) else ""] if trained else []
+        lines.append((*name, *accuracy, *training, f"clean {row['clean']}", *cost))
         if gated := row["gated"]:
-            own = (
-                f"→ {gated['adapted']}",
-                gated["gain"],
-                gated["interval"],
-                *(("",) if trained else ()),
-            )
-            lines.append(
-                (
-                    "",
-                    "with gate",
-                    *own,
-                    f"clean {gated['clean']}",
-                    f"mean {gated['milliseconds']}",
-                    "",
-                )
-            )
+            accuracy = f"→ {gated['adapted']}", gated["gain"], gated["interval"]
+            training = [""] if trained else []
+            clean, cost = f"clean {gated['clean']}", f"mean {gated['milliseconds']}"
+            lines.append(("", "with gate", *accuracy, *training, clean, cost, ""))
     columns = [("model", "left"), ("run", "left")]
     if results.labeled:
         columns += [("accuracy, %", "right"), ("gain", "right"), ("95 % interval", "left")]
@@ -128,23 +62,21 @@ def plain_table(results: Results) -> str:
 
 
 def markdown(results: Results, links: Mapping[tuple[str, str], str | None]) -> str:
-    """Write the comparison in Markdown: the sentences, the table, whose runs link to their own pages, and what tuning searched.
+    """Write the comparison in Markdown: sentences, a table, and the values that tuning compared.
 
     Args:
-        results: What to tell.
-        links: Address of a page by (model, run), where there is one.
+        results: What to report.
+        links: Address of the run's page by (model, run), or None.
     """
-    told = [f"**{model}**: {sentence(results, model)}" for model in results.models]
+    sentences = [f"**{model}**: {sentence(results, model)}" for model in results.models]
     if results.labeled:
         heads = "without, % | with, % | gain, points | 95 % interval | by training | clean"
-        keys = ("source", "adapted", "gain", "interval", "training", "clean", "milliseconds_p50")
+        keys = ["source", "adapted", "gain", "interval", "training", "clean"]
     else:
-        clean = (" | clean", ("clean",)) if results.clean else ("", ())
-        heads, keys = (
-            f"predictions changed, %{clean[0]}",
-            ("changed", *clean[1], "milliseconds_p50"),
-        )
-    text = "\n\n".join([*told, f"| model | run | {heads} | ms per image |"])
+        heads = "predictions changed, %" + (" | clean" if results.clean else "")
+        keys = ["changed", "clean"] if results.clean else ["changed"]
+    keys.append("milliseconds_p50")
+    text = "\n\n".join([*sentences, f"| model | run | {heads} | ms per image |"])
     text += f"\n|---|---|{'--:|' * len(keys)}"
     for row in rows(results):
         link = links.get((row["model"], row["run"]))
@@ -166,23 +98,24 @@ def markdown(results: Results, links: Mapping[tuple[str, str], str | None]) -> s
 
 
 def _markdown_line(model: str, name: str, row: Mapping[str, Any], keys: Sequence[str]) -> str:
-    bold = row["verdict"] in ("helped", "hurt")
-    cells = (
-        f"**{row[key]}**" if key == "gain" and bold else row[key].replace("–", "") for key in keys
-    )
-    return f"\n| {' | '.join((model, name, *cells))} |"
+    cells = {key: row[key].replace("–", "") for key in keys}
+    if "gain" in cells and row["verdict"] in ("helped", "hurt"):
+        cells["gain"] = f"**{row['gain']}**"
+    return f"\n| {' | '.join((model, name, *cells.values()))} |"
 
 
 def _searches_in_markdown(results: Results, room: int) -> str:
-    """List what tuning compared for every run, the chosen values in bold, as far as there is room (characters)."""
+    """List the values that tuning compared for every run, chosen ones in bold.
+
+    The list ends where it would exceed ``room`` characters.
+    """
     text = ""
     for model, run in results.summary:
         tuning = results.tuning(model, run)
-        if line := "; ".join(
-            _search_in_markdown(tuning, name) for name in tuning.get("search", ())
-        ):
+        searches = [_search_in_markdown(tuning, name) for name in tuning.get("search", ())]
+        if searches:
             text = text or "\n\nCompared by tuning, chosen in bold:\n"
-            line = f"\n- {model} · {run}: {line}"
+            line = f"\n- {model} · {run}: {'; '.join(searches)}"
             if len(text) + len(line) > room:
                 return f"{text}\n- and more in `report.html`"
             text += line
@@ -190,58 +123,62 @@ def _searches_in_markdown(results: Results, room: int) -> str:
 
 
 def _search_in_markdown(tuning: Mapping[str, Any], name: str) -> str:
-    chosen = tuning["settings"].get(name)
+    in_use = tuning["settings"].get(name)
     values = ", ".join(
-        f"**{setting(value)}**" if value == chosen else setting(value)
+        f"**{setting(value)}**" if value == in_use else setting(value)
         for value in tuning["search"][name]
     )
-    return f"{name} {values}" + (
-        " (no influence: all values tie)" if name in tuning["without_influence"] else ""
-    )
+    idle = name in tuning["without_influence"]
+    return f"{name} {values}" + (" (no influence: all values tie)" if idle else "")
 
 
 def sentence(results: Results, model: str) -> str:
-    """Say in plain words which runs helped a model, hurt it, or are undecided, and which settings made no difference."""
+    """Say which runs helped or hurt a model, or are undecided, and which settings had no effect."""
     return f"{_about_runs(results, model)} {_about_ties(results, model)}".rstrip()
 
 
 def _about_runs(results: Results, model: str) -> str:
     entries = {run: results.summary[model, run] for run in results.acting_on(model)}
     if not entries:
-        return f"There is nothing to compare: {'this model has' if results.acting else 'params.yaml lists'} only the control."
+        reason = "this model has" if results.acting else "params.yaml lists"
+        return f"There is nothing to compare: {reason} only the control."
     if not any(known(entry["gain"]) for entry in entries.values()):
-        told = "The test images have no labels, so accuracy is unknown; what is known is how many predictions changed."
-        return f"{told} {_about_clean(entries)}".rstrip()
-    along = {run: entry for run, entry in entries.items() if run in results.streamed}
-    alone = {run: entry for run, entry in entries.items() if run not in along}
-    if alone and along:  # a batch knows more than an image: they are not to be compared
-        return f"Image by image: {_compare(alone)} On streams: {_compare(along)}"
+        unlabeled = (
+            "The test images have no labels, so accuracy is unknown; "
+            "what is known is how many predictions changed."
+        )
+        return f"{unlabeled} {_about_clean(entries)}".rstrip()
+    on_streams = {run: entry for run, entry in entries.items() if run in results.streamed}
+    by_image = {run: entry for run, entry in entries.items() if run not in on_streams}
+    if by_image and on_streams:  # not comparable: a batch carries more information than an image
+        return f"Image by image: {_compare(by_image)} On streams: {_compare(on_streams)}"
     return _compare(entries)
 
 
 def _compare(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    runs: dict[str, list[str]] = {
-        word: [] for word in ("helped", "hurt", "undecided", "unchanged", "unknown")
-    }
-    for run in sorted(
-        entries, key=lambda run: -(entries[run]["gain"] if known(entries[run]["gain"]) else 0)
-    ):
+    verdicts = ("helped", "hurt", "undecided", "unchanged", "unknown")
+    runs: dict[str, list[str]] = {word: [] for word in verdicts}
+    gains = {run: entry["gain"] if known(entry["gain"]) else 0 for run, entry in entries.items()}
+    for run in sorted(entries, key=lambda run: -gains[run]):
         runs[verdict(entries[run]["gain_low"], entries[run]["gain_high"])].append(run)
-    told = [_about_helpers(entries, runs["helped"])] if len(runs["unknown"]) < len(entries) else []
+    names = {word: enumerate_words(names) for word, names in runs.items() if names}
+    sentences = []
+    if len(runs["unknown"]) < len(entries):
+        sentences.append(_about_helpers(entries, runs["helped"]))
     if runs["hurt"]:
-        told.append(f"{enumerate_words(runs['hurt'])} hurt: the interval lies below zero.")
+        sentences.append(f"{names['hurt']} hurt: the interval lies below zero.")
     if runs["undecided"]:
-        told.append(f"{enumerate_words(runs['undecided'])}: undecided, the interval includes zero.")
+        sentences.append(f"{names['undecided']}: undecided, the interval includes zero.")
     if runs["unchanged"]:
-        told.append(f"{enumerate_words(runs['unchanged'])} made no difference to the accuracy.")
+        sentences.append(f"{names['unchanged']} made no difference to the accuracy.")
     if runs["unknown"]:
-        told.append(f"{enumerate_words(runs['unknown'])}: unknown, too few images for an interval.")
-    told += [_about_training(entries), _about_clean(entries), _about_gates(entries)]
-    return " ".join(filter(None, told))
+        sentences.append(f"{names['unknown']}: unknown, too few images for an interval.")
+    sentences += [_about_training(entries), _about_clean(entries), _about_gates(entries)]
+    return " ".join(filter(None, sentences))
 
 
 def _runs(results: Results) -> str:
-    """Count the runs of a model, which may be fewer of one than of another."""
+    """Count the runs of a model; models may have different numbers of runs."""
     counts = sorted({len(results.runs_of(model)) for model in results.models})
     return _count(counts[0], "run") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} runs"
 
@@ -256,94 +193,90 @@ def about(results: Results, source: str, shifts: "Shifts", stream: "Online") -> 
     """Say in a sentence what was tested on what.
 
     Args:
-        results: What was found.
-        source: Of the test images.
+        results: The results.
+        source: Where the test images come from.
         shifts: As params.yaml has them.
         stream: How the images of streams arrive.
     """
-    alone = "each adapted to on its own, from the source weights"
+    protocol = "each adapted to on its own, from the source weights"
     if streamed := results.streamed:
-        some = f"{alone}; {enumerate_words(streamed)}: {arrival(stream)}"
-        alone = some if set(results.acting) - set(streamed) else arrival(stream)
+        mixed = f"{protocol}; {enumerate_words(streamed)}: {arrival(stream)}"
+        protocol = mixed if set(results.acting) - set(streamed) else arrival(stream)
     each = " each" if len(results.models) > 1 else ""
     table = results.rows("by_shift")
-    own = ~table["shift"].str.contains("/") & (
-        (table["shift"] != "clean") | (shifts.clean == "test")
-    )  # a set's name has a slash
-    tested = int(table[own]["n"].max()) // results.seeds
-    trained = (
-        f"trained with {results.seeds} seeds{each}" if results.seeds > 1 else f"trained once{each}"
-    )
+    from_sets = table["shift"].str.contains("/")
+    of_test_images = ~from_sets & ((table["shift"] != "clean") | (shifts.clean == "test"))
+    tested = _count(int(table[of_test_images]["n"].max()) // results.seeds, "test image")
+    times = f"with {results.seeds} seeds" if results.seeds > 1 else "once"
     return (
-        f"{_count(len(results.models), 'model')}, {trained}; {_runs(results)}{each}; "
-        f"{_count(tested, 'test image')} from {source}, {_seen_under(shifts)}, {alone}, without labels."
+        f"{_count(len(results.models), 'model')}, trained {times}{each}; {_runs(results)}{each}; "
+        f"{tested} from {source}, {_seen_under(shifts)}, {protocol}, without labels."
     )
 
 
 def _seen_under(shifts: "Shifts") -> str:
-    told = []
+    parts = []
     if shifts.corruptions:
+        corruptions = _count(len(shifts.corruptions), "synthetic corruption")
         severities = _count(len(shifts.severities), "severity", "severities")
-        told.append(
-            f"under {_count(len(shifts.corruptions), 'synthetic corruption')} at {severities}"
-        )
-    told.append("clean" if shifts.clean == "test" else "as they are (clean: the validation images)")
+        parts.append(f"under {corruptions} at {severities}")
+    tests_clean = shifts.clean == "test"
+    parts.append("clean" if tests_clean else "as they are (clean: the validation images)")
     if shifts.sets:
-        told.append(f"those of {enumerate_words(list(shifts.sets))}")
-    return enumerate_words(told)
+        parts.append(f"those of {enumerate_words(list(shifts.sets))}")
+    return enumerate_words(parts)
 
 
-def _count(number: int, word: str, many: str = "") -> str:
-    return f"{number} {word if number == 1 else many or word + 's'}"
+def _count(number: int, word: str, plural: str = "") -> str:
+    return f"{number} {word if number == 1 else plural or word + 's'}"
 
 
 def _about_helpers(entries: Mapping[str, Mapping[str, Any]], helped: Sequence[str]) -> str:
     if not helped:
         return "No run helped: no interval lies above zero."
-    best, *others = helped
+    best, *rest = helped
     entry = entries[best]
-    text = f"{best} helped most, {percent(entry['accuracy_source'])} % → {percent(entry['accuracy_adapted'])} % "
-    text += f"({points(entry['gain'])} points, 95 % interval {points(entry['gain_low'])} to {points(entry['gain_high'])})"
-    return f"{text}; {enumerate_words(others)} helped too." if others else f"{text}."
+    source, adapted = percent(entry["accuracy_source"]), percent(entry["accuracy_adapted"])
+    gain, low, high = (points(entry[key]) for key in ("gain", "gain_low", "gain_high"))
+    text = (
+        f"{best} helped most, {source} % → {adapted} % "
+        f"({gain} points, 95 % interval {low} to {high})"
+    )
+    return f"{text}; {enumerate_words(rest)} helped too." if rest else f"{text}."
 
 
 def _about_training(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    told = []
+    parts = []
     for run, entry in entries.items():
         if known(entry.get("training_gain")):
-            unclear = verdict(entry["training_gain_low"], entry["training_gain_high"]) in (
-                "undecided",
-                "unknown",
-            )
-            told.append(
-                f"{run} {points(entry['training_gain'])}{' (undecided)' if unclear else ''}"
-            )
-    return f"Points by training alone: {', '.join(told)}." if told else ""
+            word = verdict(entry["training_gain_low"], entry["training_gain_high"])
+            unclear = " (undecided)" if word in ("undecided", "unknown") else ""
+            parts.append(f"{run} {points(entry['training_gain'])}{unclear}")
+    return f"Points by training alone: {', '.join(parts)}." if parts else ""
 
 
 def _about_clean(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    losses = {
-        run: difference(entry["clean_source"], entry["clean_adapted"])
-        for run, entry in entries.items()
-    }
-    losses = {run: loss for run, loss in losses.items() if known(loss)}
-    worst = sorted(
-        (run for run in losses if losses[run] > _CLEAN_LOSS), key=lambda run: -losses[run]
-    )
+    losses = {}
+    for run, entry in entries.items():
+        loss = difference(entry["clean_source"], entry["clean_adapted"])
+        if known(loss):
+            losses[run] = loss
+    if not losses:
+        return ""
+    worst = sorted((run for run in losses if losses[run] > _CLEAN_LOSS), key=lambda r: -losses[r])
     if not worst:
-        return "No run lost more than one point on clean images." if losses else ""
-    return f"On clean images {enumerate_words([f'{run} lost {percent(losses[run])} points' for run in worst])}."
+        return "No run lost more than one point on clean images."
+    parts = [f"{run} lost {percent(losses[run])} points" for run in worst]
+    return f"On clean images {enumerate_words(parts)}."
 
 
 def _about_gates(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    gated = {run: _gated(entry) for run, entry in entries.items() if entry.get("gated")}
-    told = [f"{run} {gate['gain']} (clean {gate['clean']})" for run, gate in gated.items()]
-    return f"With the gate: {', '.join(told)}." if told else ""
+    gated = {run: gated_outcome(entry) for run, entry in entries.items() if entry.get("gated")}
+    parts = [f"{run} {gate['gain']} (clean {gate['clean']})" for run, gate in gated.items()]
+    return f"With the gate: {', '.join(parts)}." if parts else ""
 
 
 def _about_ties(results: Results, model: str) -> str:
-    idle = {
-        run: results.tuning(model, run).get("without_influence") for run in results.acting_on(model)
-    }
-    told = [f"{', '.join(names)} of {run}" for run, names in idle.items() if names]
-    return f"Tuning: {enumerate_words(told)} had no influence, all values tie." if told else ""
+    idle = {r: results.tuning(model, r).get("without_influence") for r in results.acting_on(model)}
+    parts = [f"{', '.join(names)} of {run}" for run, names in idle.items() if names]
+    return f"Tuning: {enumerate_words(parts)} had no influence, all values tie." if parts else ""

@@ -1,21 +1,18 @@
 """How numbers, settings and lists are written for a reader."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tttlab.evaluation.results import known
 
-if TYPE_CHECKING:
-    pass
-
 
 def percent(fraction: float | None) -> str:
-    """Write a fraction as a percentage: 0.613 becomes ``61.3``; what is unknown becomes a dash."""
+    """Write a fraction as a percentage: 0.613 as ``61.3``; an unknown one as a dash."""
     return f"{100 * fraction:.1f}" if known(fraction) else "–"
 
 
 def points(fraction: float | None) -> str:
-    """Write a difference of fractions in percentage points, with its sign: 0.047 becomes ``+4.7``."""
+    """Write a difference of fractions in percentage points with its sign: 0.047 as ``+4.7``."""
     if not known(fraction):
         return "–"
     text = f"{100 * fraction:+.1f}"
@@ -29,7 +26,10 @@ def interval(low: float | None, high: float | None) -> str:
 
 def amount(value: float | None) -> str:
     """Write a cost with as many digits as matter: 0.05, 4.57, 18.3, 183, 12,400."""
-    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}" if known(value) else "–"
+    if not known(value):
+        return "–"
+    decimals = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{decimals}f}"
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -41,14 +41,16 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def probability(p: float | None) -> str:
-    """Write a p-value: 0.31, 0.004, or that it is below 0.001."""
+    """Write a p-value: 0.31, 0.004 or < 0.001."""
     if not known(p):
         return "–"
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.095 else f"{p:.2f}"
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}" if p < 0.095 else f"{p:.2f}"
 
 
 def setting(value: Any) -> str:
-    """Write a value of a setting much as params.yaml has it: 0.03, null, true, ``[blocks.0, norm]``."""
+    """Write a setting's value as in params.yaml: 0.03, null, true, ``[blocks.0, norm]``."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(setting, value))}]"
     if value is None or isinstance(value, bool):

@@ -9,10 +9,10 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 def keep_freed_memory() -> None:
     """Keep freed blocks in the process.
 
-    By default glibc hands large blocks back to the system when they are freed and takes them anew in the next step, page by
-    page, each page first filled with zeros: on a CPU a fifth of the time of a training step and more. No threshold that
-    glibc accepts covers the activations of a batch, hence no memory maps at all. Elsewhere than on Linux with glibc this
-    does nothing.
+    By default glibc hands large freed blocks back to the system and takes them anew in the next
+    step, page by page, each page first filled with zeros. On a CPU that is a fifth or more of the
+    time of a training step. The largest threshold that glibc accepts is smaller than a batch's
+    activations, so memory maps are turned off altogether. Without Linux and glibc nothing is done.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(_MMAP_MAX, 0)

@@ -1,8 +1,8 @@
-"""PyTorch's compiler, imported when something is compiled and not before.
+"""PyTorch's compiler, imported only when something is compiled.
 
-Importing it takes longer than importing the rest of PyTorch. timm, torchvision and every optimiser do so for trifles: to mark
-what must not be compiled, and to ask about a layer for object detection. The pipeline compiles nothing, so where nothing
-else is wanted of the compiler the marks have no meaning and can be left out.
+Importing it takes longer than importing the rest of PyTorch. timm, torchvision and every optimiser
+import it only to mark functions that must not be compiled, and to ask about a layer for object
+detection. The pipeline compiles nothing, so the marks have no effect and can be left out.
 """
 
 import sys
@@ -15,12 +15,12 @@ _PACKAGE, _QUESTIONS = "torch._dynamo", "torch._dynamo.utils"
 
 
 class _Postponed(ModuleType):
-    """Stands for a module until anything is wanted of it that it cannot give; then the module is imported, and asked."""
+    """Stands for a module, which is imported once an attribute is wanted that is missing here."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and not (
-            name == "__path__" and self.__name__ == _PACKAGE
-        ):  # what any import looks for
+        # Every import looks for such attributes, and only a package needs its path.
+        is_path = name == "__path__" and self.__name__ == _PACKAGE
+        if name.startswith("__") and not is_path:
             raise AttributeError(name)
         return getattr(_load(self.__name__), name)
 
@@ -35,7 +35,7 @@ class _Compiler(_Postponed):
 
     @staticmethod
     def graph_break(*_reason: str) -> None:
-        """Do what this does to code that is not being compiled: nothing."""
+        """Do nothing, as in code that is not being compiled."""
 
 
 class _Questions(_Postponed):
@@ -43,19 +43,23 @@ class _Questions(_Postponed):
 
     @staticmethod
     def is_compile_supported(device_type: str) -> bool:
-        """Pass the question on, when that layer runs."""
+        """Import the module and ask it; this happens only when the layer runs."""
         return _load(_QUESTIONS).is_compile_supported(device_type)
 
 
 def postpone_compiler() -> None:
-    """Have the compiler imported when it is needed; call this in a process that compiles nothing, before timm is imported."""
+    """Have the compiler imported only when it is needed.
+
+    Call this in a process that compiles nothing, before timm is imported.
+    """
     if _PACKAGE not in sys.modules:
-        sys.modules[_PACKAGE], sys.modules[_QUESTIONS] = _Compiler(_PACKAGE), _Questions(_QUESTIONS)
+        sys.modules[_PACKAGE] = _Compiler(_PACKAGE)
+        sys.modules[_QUESTIONS] = _Questions(_QUESTIONS)
 
 
 def _load(name: str) -> ModuleType:
-    """Import the module itself in place of what stands for it."""
-    for known in (_PACKAGE, _QUESTIONS):
-        if isinstance(sys.modules.get(known), _Postponed):
-            del sys.modules[known]
+    """Import the module itself in place of its stand-in."""
+    for module in (_PACKAGE, _QUESTIONS):
+        if isinstance(sys.modules.get(module), _Postponed):
+            del sys.modules[module]
     return import_module(name)

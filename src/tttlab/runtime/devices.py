@@ -4,9 +4,8 @@ import torch
 
 from tttlab.errors import UserError
 
-_peaks: dict[
-    int, int
-] = {}  # of every GPU, in bytes, of the time before somebody began to count anew
+# By number of the GPU: the largest memory in bytes before PyTorch's count was last reset.
+_earlier_peaks: dict[int, int] = {}
 
 
 def choose_device(wish: str, precision: str = "auto") -> torch.device:
@@ -14,8 +13,8 @@ def choose_device(wish: str, precision: str = "auto") -> torch.device:
 
     Args:
         wish: the device.
-        precision: ``32`` has a GPU compute float32 as such; else its convolutions may keep ten bits of the mantissa (TF32),
-            which is faster and moves a logit in the third digit.
+        precision: ``32`` has a GPU compute in full float32. Otherwise its convolutions may keep ten
+            bits of the mantissa (TF32), which is faster and changes a logit in the third digit.
 
     Raises:
         UserError: a GPU is wanted and there is none.
@@ -34,26 +33,29 @@ def choose_device(wish: str, precision: str = "auto") -> torch.device:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Let `peak_memory` count anew from here."""
+    """Start anew the count of `peak_memory`."""
     restart_peak(device)
-    _peaks.pop(device.index or 0, None)
+    _earlier_peaks.pop(device.index or 0, None)
 
 
 def restart_peak(device: torch.device) -> int:
-    """Let PyTorch count a GPU's peak anew from here, which `peak_memory` takes note of; → bytes in use."""
+    """Reset PyTorch's count of a GPU's peak, but not that of `peak_memory`; → bytes in use."""
     if device.type != "cuda":
         return 0
     number = device.index or 0
-    _peaks[number] = max(_peaks.get(number, 0), torch.cuda.max_memory_allocated(device))
+    peak = torch.cuda.max_memory_allocated(device)
+    _earlier_peaks[number] = max(_earlier_peaks.get(number, 0), peak)
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device)
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """Largest memory of a GPU's tensors since `forget_peak`, MiB; None on a CPU.
+    """Largest memory of a GPU's tensors since `forget_peak`, in MiB; None on a CPU.
 
-    There the system knows only the largest resident set of a process's whole life, and workers have one each.
+    On a CPU the system knows only the largest resident set of a process's whole life, and every
+    worker is a process.
     """
     if device.type != "cuda":
         return None
-    return max(_peaks.get(device.index or 0, 0), torch.cuda.max_memory_allocated(device)) / 2**20
+    earlier = _earlier_peaks.get(device.index or 0, 0)
+    return max(earlier, torch.cuda.max_memory_allocated(device)) / 2**20

@@ -1,8 +1,9 @@
-"""How many images to work on at once: no more than fit into memory, and of these as many as is fastest.
+"""How many images to work on at once: the fastest number of those that fit into memory.
 
-Whatever looks at images does so by these groups. On a GPU the bytes that an image takes are read from its allocator, and what
-is too much raises an error there. On a CPU nothing does until the system kills the process: so the tensors of the first group
-are counted while it is worked on, within a limit, and one that would go beyond it is tried again at half the size.
+All work on images is done in these groups. On a GPU the allocator tells how many bytes an image
+takes, and a group that is too large raises an error. On a CPU there is no error: the system kills
+the process. So there the tensors of the first group are counted while it runs, and a group that
+goes beyond the limit is stopped and tried again at half the size.
 """
 
 import time
@@ -20,16 +21,23 @@ from tttlab.runtime.memory import Tally, free_bytes
 
 FIRST, LARGEST = 8, 1024
 TRIALS = 2  # groups timed before a size is judged: the first one of a size pays for warming up
-WORTH = 0.95  # a size is worth while if an image takes at most this share of the time it took at half the size
-SHARE = 0.7  # of the free memory that a group may be expected to take
-CPU_LIMIT = 2**31  # bytes; a CPU's cores are busy with far less than that
+# A size is worth while if an image takes at most this share of the time it takes at half the size.
+WORTH = 0.95
+SHARE = 0.7  # a group may be expected to take this share of the free memory
+CPU_LIMIT = 2**31  # bytes; far fewer keep a CPU's cores busy
 Wish = int | Literal["auto"]
 T = TypeVar("T")
 
 
 @dataclass
 class Group:
-    """One group's ``size``, and the ``work`` it was, in images: one that is done after the first step counts for less."""
+    """One group of images.
+
+    Attributes:
+        size: number of images.
+        work: the work that they took, in images; an image that stops after the first step counts
+            for less than one.
+    """
 
     size: int
     work: float
@@ -38,15 +46,16 @@ class Group:
 class GroupSize:
     """The number of images per group; learns from the groups that it sizes.
 
-    A fixed wish is followed. ``auto`` begins small and, once it is known what an image takes, goes on with the largest size
-    that fits or, timed, doubles the size for as long as that saves time. In any case a group that runs out of memory is tried
-    again at half the size. Results do not depend on any of it.
+    A fixed wish is followed. ``auto`` begins small. Once the memory per image is known, it takes
+    the largest size that fits or, if timed, doubles the size for as long as that saves time. In any
+    case a group that runs out of memory is tried again at half the size. No result depends on it.
 
     Args:
         wish: images per group.
-        processes: how many like this one share the memory of a CPU.
-        largest: most images of a group, where there is no fixed wish.
-        timed: whether to find the size that is fastest; False: it is the same in every execution, unless memory is scarce.
+        processes: number of processes that share the memory of a CPU.
+        largest: most images of a group, for ``auto``.
+        timed: whether to find the fastest size. If not, the size is the same in every execution,
+            unless memory is scarce.
 
     Attributes:
         size: images of the next group.
@@ -64,14 +73,14 @@ class GroupSize:
 
     @contextmanager
     def open(self, left: int, device: torch.device) -> Iterator[Group]:
-        """Work on one group inside the context; if that runs out of memory, leave it as if nothing had been tried.
+        """Work on one group inside the context; running out of memory ends it without an error.
 
         Args:
-            left: images that wait.
+            left: images not yet done.
             device: where the work is done.
 
         Yields:
-            how many of them to take; set its ``work`` where that is less.
+            how many of these to take; set its ``work`` if they took less than that.
 
         Raises:
             UserError: not even one image fits into memory.
@@ -79,7 +88,8 @@ class GroupSize:
         size = min(self.size, left)
         group, trial = Group(size, size), self.growing and size == self.size
         tally = self._tally(size, device)
-        before, began = restart_peak(device) if trial else 0, time.perf_counter()
+        bytes_before = restart_peak(device) if trial else 0
+        started = time.perf_counter()
         try:
             with tally or nullcontext():
                 yield group
@@ -87,27 +97,26 @@ class GroupSize:
             if not _out_of_memory(error):
                 raise
             if size == 1:
-                others = "" if self._processes == 1 else ", or lower machine.workers"
+                advice = "" if self._processes == 1 else ", or lower machine.workers"
                 raise UserError(
-                    f"one image does not fit into the memory of {device}; lower num_views, choose fewer trainable "
-                    f"parameters or a smaller backbone{others}"
+                    f"one image does not fit into the memory of {device}; lower num_views, "
+                    f"choose fewer trainable parameters or a smaller backbone{advice}"
                 ) from error
             self.size, self.growing = size // 2, False
             torch.cuda.empty_cache()
             return
-        spent = time.perf_counter() - began
+        seconds = time.perf_counter() - started
         if tally:
             self._bytes_per_image = max(tally.peak, 1) / group.work
             self._fit(device)
         elif trial and device.type == "cuda":
-            self._bytes_per_image = max(
-                self._bytes_per_image, (torch.cuda.max_memory_allocated(device) - before) / size
-            )
+            taken = torch.cuda.max_memory_allocated(device) - bytes_before
+            self._bytes_per_image = max(self._bytes_per_image, taken / size)
         if trial and self.growing:
-            self._learn(spent / group.work, device)
+            self._learn(seconds / group.work, device)
 
     def _tally(self, size: int, device: torch.device) -> Tally | None:
-        """Count the tensors of a group on a CPU, as long as it is not known what an image takes."""
+        """Make a counter of a group's tensors; None on a GPU or once an image's bytes are known."""
         if device.type == "cuda" or not self._automatic or self._bytes_per_image:
             return None
         return Tally(self._limit(device) if size > 1 else free_bytes(device) / self._processes)
@@ -119,39 +128,37 @@ class GroupSize:
         return min(SHARE * free_bytes(device) / self._processes, CPU_LIMIT)
 
     def _fit(self, device: torch.device) -> None:
-        """Take fewer images where so many may not fit, as when those that were counted were less work than others will be."""
+        """Lower the size if it may not fit: the images counted may have taken less than others."""
         fitting = int(self._limit(device) / self._bytes_per_image)
         if fitting < self.size:
             self.size, self.growing = max(fitting, 1), False
 
     def _learn(self, seconds: float, device: torch.device) -> None:
-        """Take in the time per image at this size, and choose the next one."""
+        """Record the time per image at this size, and choose the next size."""
         if not self._timed:
             fitting = int(self._limit(device) / self._bytes_per_image)
             self.size, self.growing = max(min(fitting, self._largest), self.size), False
             return
-        known = self._seconds.setdefault(self.size, [])
-        known.append(seconds)
-        if len(known) < TRIALS:
+        times = self._seconds.setdefault(self.size, [])
+        times.append(seconds)
+        if len(times) < TRIALS:
             return
         best = {size: min(times) for size, times in self._seconds.items()}
-        fits = 2 * self.size * self._bytes_per_image < self._limit(device)
-        if (
-            best[self.size] <= WORTH * best.get(self.size // 2, float("inf"))
-            and fits
-            and 2 * self.size <= self._largest
-        ):
-            self.size *= 2
+        doubled = 2 * self.size
+        faster = best[self.size] <= WORTH * best.get(self.size // 2, float("inf"))
+        fits = doubled * self._bytes_per_image < self._limit(device) and doubled <= self._largest
+        if faster and fits:
+            self.size = doubled
         else:
             self.size, self.growing = min(best, key=best.__getitem__), False
 
 
 class Groups:
-    """Sizes of the groups of several kinds of work, each learnt on its own: what an image takes differs between them.
+    """Group sizes of several kinds of work, each learnt apart: they differ in memory per image.
 
     Args:
         wish: as for `GroupSize`.
-        processes: likewise.
+        processes: as for `GroupSize`.
     """
 
     def __init__(self, wish: Wish = "auto", processes: int = 1) -> None:
@@ -168,42 +175,46 @@ class Groups:
 
 
 def as_sizes(wish: Wish | GroupSize, **kind: Any) -> GroupSize:
-    """Return what has learnt already as it is, and begin anew with a mere wish; further arguments as for `GroupSize`."""
+    """Return a `GroupSize` as it is, and make one of a wish; ``kind``: its further arguments."""
     return wish if isinstance(wish, GroupSize) else GroupSize(wish, **kind)
 
 
 def in_groups(
     work: Callable[[slice], T], count: int, device: torch.device, sizes: GroupSize
 ) -> Iterator[T]:
-    """Yield what ``work`` makes of images, group by group.
+    """Yield ``work``'s result for every group of images.
 
     Args:
-        work: called with the places of a group's images; again, with fewer, if memory ran out.
-        count: of all images.
+        work: called with the positions of a group's images; again with fewer if memory ran out.
+        count: number of all images.
         device: where the work is done.
-        sizes: of the groups.
+        sizes: sizes of the groups.
     """
     done = 0
     while done < count:
-        found = []
+        results = []  # stays empty if memory runs out
         with sizes.open(count - done, device) as group:
-            found.append(work(slice(done, done + group.size)))
-        if found:
+            results.append(work(slice(done, done + group.size)))
+        if results:
             done += group.size
-            yield found.pop()
+            yield results.pop()
 
 
 def through(
     work: Callable[[Tensor], T], batches: Iterable[Tensor], sizes: GroupSize
 ) -> Iterator[T]:
-    """Yield what ``work`` makes of the images of every batch ``(N, …)``, group by group."""
+    """Yield ``work``'s result for every group of images of every batch ``(N, …)``."""
     for images in batches:
-        yield from in_groups(lambda part: work(images[part]), len(images), images.device, sizes)  # noqa: B023
+
+        def work_on(part: slice, images: Tensor = images) -> T:
+            return work(images[part])
+
+        yield from in_groups(work_on, len(images), images.device, sizes)
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out; PyTorch's CPU allocator and some GPU libraries only say so in words."""
-    words = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    """Whether memory ran out; PyTorch's CPU allocator and some GPU libraries say so in words."""
+    phrases = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        word in str(error) for word in words
+        phrase in str(error) for phrase in phrases
     )

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that may still be taken: a GPU's, or the machine's within what a container or a batch system grants."""
+    """Bytes that may still be taken on a GPU, or on the machine within a container's limits."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -22,13 +22,14 @@ def free_bytes(device: torch.device) -> int:
 def granted(
     mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> Iterator[int]:
-    """Tell what Linux's control groups, this process's and those around it, leave of their limits, in bytes.
+    """Yield the bytes that are left of the limits of Linux's control groups.
 
-    Pages of files that nobody has looked at for a while count as free: the kernel gives them back before it kills.
+    These are this process's group and those around it, set by a container or a batch system.
+    Inactive file pages count as free: the kernel gives them back before it kills a process.
 
     Args:
         mount: where control groups are found.
-        own: the file that names this process's.
+        own: the file that names this process's groups.
     """
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
@@ -36,39 +37,33 @@ def granted(
         return
     for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
         if not controllers:  # version 2, alone or beside version 1
-            folders, names = (
-                [mount, mount / "unified"],
-                ("memory.max", "memory.current", "inactive_file"),
-            )
+            folders = [mount, mount / "unified"]
+            names = ("memory.max", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
-            folders, names = (
-                [mount / "memory"],
-                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-            )
+            folders = [mount / "memory"]
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
         parts = [part for part in path.split("/") if part]
-        # A container often sees its own group as the root, under a path that only the machine around it knows.
+        # In a container the group is often at the root, and the path is the one on the host.
         for depth in range(len(parts) + 1):
             for folder in folders:
-                if (room := _room(folder.joinpath(*parts[:depth]), *names)) is not None:
-                    yield room
+                free = _free_in_group(folder.joinpath(*parts[:depth]), *names)
+                if free is not None:
+                    yield free
 
 
-def _room(group: Path, limit: str, used: str, inactive: str) -> int | None:
-    """Bytes that one control group leaves; None: it has no limit, or is not to be seen."""
+def _free_in_group(group: Path, limit: str, used: str, inactive: str) -> int | None:
+    """Bytes left in one control group; None: it has no limit or cannot be read.
+
+    ``limit`` and ``used`` are names of files, ``inactive`` is a name in ``memory.stat``.
+    """
     try:
-        most = int((group / limit).read_text(encoding="utf-8"))  # "max" is no number
-        statistics = dict(
-            line.split()
-            for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines()
-        )
-        return max(
-            most
-            - int((group / used).read_text(encoding="utf-8"))
-            + int(statistics.get(inactive, 0)),
-            0,
-        )
+        limit_bytes = int((group / limit).read_text(encoding="utf-8"))  # fails for "max": no limit
+        lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
+        statistics = dict(line.split() for line in lines)
+        used_bytes = int((group / used).read_text(encoding="utf-8"))
+        return max(limit_bytes - used_bytes + int(statistics.get(inactive, 0)), 0)
     except (OSError, ValueError):
         return None
 
@@ -78,60 +73,62 @@ class OverLimit(MemoryError):
 
 
 class Tally(TorchDispatchMode):
-    """Context that counts the bytes of the tensors made inside it, and stops the work when it takes too many at once.
+    """Context that counts the bytes of tensors made inside it, and stops beyond a limit.
 
-    What tensors take does not depend on what the process held before, nor on what its allocator does. Every operation costs
-    some 15 µs more.
+    Unlike the process's memory, the count depends neither on earlier work nor on the allocator.
+    Every operation takes some 15 µs longer.
 
     Args:
         limit: most bytes at once; None: any number.
 
     Attributes:
-        peak: most bytes at once so far: of the tensors alive, and again of those that an operation read and made, for libraries
-            such as oneDNN copy both into a layout of their own.
+        peak: most bytes at once so far. The tensors that an operation reads and makes count twice,
+            for libraries such as oneDNN copy them into a layout of their own.
     """
 
     def __init__(self, limit: float | None = None) -> None:
         super().__init__()
         self.limit, self.peak = limit, 0
         self._alive = 0
-        self._known: dict[int, weakref.ref] = {}  # by address
+        self._storages: dict[int, weakref.ref] = {}  # counted and alive, by address
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation and count what is new of its result."""
+        """Run an operation and count the new memory of its result."""
         result = func(*args, **(kwargs or {}))
-        made = [
+        outputs = [
             tensor
             for tensor in _tensors((result,))
-            if tensor.untyped_storage().data_ptr() not in self._known
+            if tensor.untyped_storage().data_ptr() not in self._storages
         ]
-        if made:  # of most operations the result is a view
-            read = list(_tensors(args))
-            there = {tensor.untyped_storage().data_ptr() for tensor in read}
-            size = sum(self._keep(tensor.untyped_storage(), there) for tensor in made)
-            again = (
-                size + sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in read)
-                if size and read
-                else 0
+        if outputs:  # often there are none, for the result is a view
+            inputs = list(_tensors(args))
+            input_addresses = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+            new_bytes = sum(
+                self._count(tensor.untyped_storage(), input_addresses) for tensor in outputs
             )
-            self.peak = max(self.peak, self._alive + again)
+            copied_bytes = 0
+            if new_bytes and inputs:
+                copied_bytes = new_bytes + sum(
+                    min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in inputs
+                )
+            self.peak = max(self.peak, self._alive + copied_bytes)
             if self.limit is not None and self.peak > self.limit:
                 raise OverLimit(f"{self.peak} bytes of tensors, where {self.limit:.0f} are allowed")
         return result
 
-    def _keep(self, memory: torch.UntypedStorage, there: set[int]) -> int:
-        """Take note of memory, and of its end; → its bytes, 0 of what was ``there`` before."""
-        place = memory.data_ptr()
-        size = 0 if place in there else memory.nbytes()
+    def _count(self, storage: torch.UntypedStorage, input_addresses: set[int]) -> int:
+        """Count a storage until it is freed; → its bytes, 0 if an input has it or it is counted."""
+        address = storage.data_ptr()
+        size = 0 if address in input_addresses else storage.nbytes()
 
-        def forget(_memory: weakref.ref) -> None:
-            del self._known[place]
+        def forget(_storage: weakref.ref) -> None:
+            del self._storages[address]
             self._alive -= size
 
-        if place and place not in self._known:
-            self._known[place] = weakref.ref(memory, forget)
+        if address and address not in self._storages:
+            self._storages[address] = weakref.ref(storage, forget)
             self._alive += size
             return size
         return 0

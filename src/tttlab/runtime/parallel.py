@@ -1,4 +1,7 @@
-"""The same function on many items in several processes, in order; small operations gain nothing from several threads."""
+"""The same function on many items in several processes, in order.
+
+Processes with one thread each, because small operations gain nothing from several threads.
+"""
 
 import multiprocessing
 import os
@@ -17,7 +20,8 @@ import torch
 
 from tttlab.errors import UserError
 
-# In a worker, inherited and so never pickled: what to do, with what, and a place where all see which item is whose.
+# In a worker: the function, the items, and for every item the number of the process at work on it.
+# Workers inherit them, so that they are never pickled.
 _job: Callable[[Any], Any] | None = None
 _items: Sequence[Any] = ()
 _owners: MutableSequence[int] = []
@@ -29,86 +33,88 @@ def in_order(
     """Yield ``job(item)`` for every item, in order.
 
     Args:
-        job: what to do; its results must be picklable, and small: they wait for those before them.
-        items: what to do it with.
-        workers: processes; fewer than two, or a system without fork (each process would import torch anew): this one alone.
-        name: what an item is called, for people.
+        job: the function. Its results must be picklable, and small: each waits for earlier ones.
+        items: its arguments.
+        workers: number of processes. Fewer than two, or a system other than Linux: this process
+            alone (without fork, each worker would import torch anew).
+        name: gives an item's name for messages.
 
     Raises:
-        UserError: a worker was killed or crashed, which no job can do anything about.
+        UserError: a worker was killed or crashed.
     """
     if workers < 2 or len(items) < 2 or sys.platform != "linux":
         yield from map(job, items)
         return
-    context, others = multiprocessing.get_context("fork"), set(multiprocessing.active_children())
-    owners = context.RawArray(
-        "q", len(items)
-    )  # the number of the process that has the item in hand, else 0
+    context = multiprocessing.get_context("fork")
+    earlier_children = set(multiprocessing.active_children())
+    owners = context.RawArray("q", len(items))  # numbers of processes; 0: nobody is at work on it
     executor = ProcessPoolExecutor(min(workers, len(items)), context, _start, (job, items, owners))
     processes: set[BaseProcess] = set()
     try:
         futures = [executor.submit(_call, number) for number in range(len(items))]
-        processes = set(multiprocessing.active_children()) - others
+        processes = set(multiprocessing.active_children()) - earlier_children
         for future in futures:
             yield future.result()
     except BrokenProcessPool as error:
-        if (
-            error.__cause__ is not None
-        ):  # not a process that ended, but a result that cannot be read here
+        if error.__cause__ is not None:  # no process ended, but a result cannot be unpickled
             raise
-        executor.shutdown()  # from here on it is known how each of them ended
-        raise UserError(_tell(processes, zip(map(name, items), owners, strict=True))) from error
+        executor.shutdown()  # waits for all workers, so that their exit codes are known
+        raise UserError(_describe(processes, zip(map(name, items), owners, strict=True))) from error
     except BaseException:
-        for process in processes:  # nobody wants their results any more
+        for process in processes:  # their results are not needed any more
             process.terminate()
         raise
     finally:
         executor.shutdown()
 
 
-def _tell(processes: Iterable[BaseProcess], owners: Iterable[tuple[str, int]]) -> str:
-    """Say which process ended by what, and which items were in its hands.
+def _describe(processes: Iterable[BaseProcess], owners: Iterable[tuple[str, int]]) -> str:
+    """Say how workers ended, and which items they were at work on.
 
     Args:
         processes: all workers, ended.
-        owners: every item's name, and the number of the process that had it in hand, else 0.
+        owners: every item's name, and the number of the process at work on it, else 0.
     """
-    # The executor ends those that are left by SIGTERM; if there are no others, somebody else did the same to one of them.
-    ended = {
+    # The executor ends the remaining workers by SIGTERM. If all ended by it, the first one was
+    # sent the signal from elsewhere.
+    crashed = {
         process.pid: process.exitcode
         for process in processes
         if process.exitcode not in (0, -signal.SIGTERM)
     }
-    codes = sorted(set(ended.values())) or [-signal.SIGTERM]
-    how = " and ".join(
+    codes = sorted(set(crashed.values())) or [-signal.SIGTERM]
+    ends = " and ".join(
         signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in codes
     )
-    in_hand = [name for name, owner in owners if owner and (owner in ended or not ended)]
-    advice = {
-        -signal.SIGKILL: "memory probably ran out; lower machine.workers or machine.images_per_step",
+    unfinished = [name for name, owner in owners if owner and (owner in crashed or not crashed)]
+    causes = {
+        -signal.SIGKILL: "memory probably ran out; "
+        "lower machine.workers or machine.images_per_step",
         -signal.SIGTERM: "something else stopped it",
     }
-    cause = advice.get(
-        codes[0], "a library probably crashed; machine.workers: 1 works without such processes"
+    crash = "a library probably crashed; machine.workers: 1 works without such processes"
+    cause = causes.get(codes[0], crash)
+    when = "before its first piece of work"
+    if unfinished:
+        when = f"at work on {'; '.join(unfinished)}"
+    return (
+        f"a worker process was ended by {ends}, {when}: {cause}; "
+        "what is done is kept, and the same command goes on"
     )
-    where = f"at work on {'; '.join(in_hand)}" if in_hand else "before its first piece of work"
-    return f"a worker process was ended by {how}, {where}: {cause}; what is done is kept, and the same command goes on"
 
 
 def _start(job: Callable[[Any], Any], items: Sequence[Any], owners: MutableSequence[int]) -> None:
-    """Prepare a worker: one thread, and no life after its parent's, however that ends."""
+    """Prepare a worker: one thread, and it ends when its parent does."""
     global _job, _items, _owners
     _job, _items, _owners = job, items, owners
-    # Workers are ended by this signal. What the parent does with it (an exception that closes its run in MLflow) was
-    # inherited, and raised in the wrong moment leaves a worker that never ends.
+    # SIGTERM ends workers. They inherit the parent's handler, which raises an exception to close
+    # its run in MLflow; raised at the wrong moment, it leaves a worker that never ends.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes; the parent ends these
+    # Ctrl-C reaches all processes, and the parent ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A system short of memory then kills a worker, and the parent is left to report it.
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(
-            "500"
-        )  # a system short of memory takes a worker, and the parent tells
+        Path("/proc/self/oom_score_adj").write_text("500")
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

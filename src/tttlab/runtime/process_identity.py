@@ -1,32 +1,31 @@
-"""Which process is which: the system gives numbers anew, so that the time of its start belongs to a process."""
+"""Which process is which: by number and start time, for the system reuses numbers."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
-CLOCK_SECONDS = (
-    2.0  # the same process start, read twice, can differ by this much after the clock was set
-)
+# If the clock is set, two readings of the same start time can differ by this much.
+CLOCK_SECONDS = 2.0
 
 
 class Identity(NamedTuple):
-    """A process of this machine: its number, and when it began, in seconds since 1970."""
+    """A process of this machine: its number and its start time, in seconds since 1970."""
 
     pid: int
     created: float
 
     @classmethod
     def of(cls, process: psutil.Process) -> "Identity":
-        """Identify a process that runs."""
+        """Identify a running process."""
         return cls(process.pid, process.create_time())
 
     def same(self, other: "Identity") -> bool:
-        """Tell whether both are the same process."""
+        """Whether both are the same process."""
         return self.pid == other.pid and abs(self.created - other.created) <= CLOCK_SECONDS
 
     def lives(self) -> bool:
-        """Tell whether the process still runs; a later one with the same number does not count."""
+        """Whether the process still runs; a later one with the same number does not count."""
         try:
             process = psutil.Process(self.pid)
             return self.same(Identity.of(process)) and process.status() != psutil.STATUS_ZOMBIE
@@ -35,7 +34,7 @@ class Identity(NamedTuple):
 
 
 def find_driver(process: psutil.Process) -> Identity | None:
-    """Find the DVC that started a process: its nearest ancestor of that name; None: it was started by hand."""
+    """Find the DVC that started a process, its nearest such ancestor; None: there is none."""
     return next((Identity.of(ancestor) for ancestor in process.parents() if is_dvc(ancestor)), None)
 
 

@@ -1,11 +1,13 @@
-"""Half-finished work: kept outside the stage's outputs, found again by what it is made of, thrown away when nobody needs it.
+"""Half-finished work: where it is kept, how it is found again, when it is deleted.
 
-DVC deletes the outputs of a stage before it runs it, and work under other settings must never be taken up. So each
-piece of work has a folder named by a hash of its settings, its inputs and the code. The folder is also a lock: killing
-DVC can leave its training process alive, and two of them must not write to one place.
+DVC deletes the outputs of a stage before it runs it, and work under other settings must never be
+resumed. So every piece of work has a folder outside the outputs, named by a hash of its settings,
+its inputs and the code. The folder is also a lock: killing DVC can leave its training process
+alive, and two processes must not write to one place.
 
-A stage that DVC started keeps its work when it is finished, too: DVC may be killed before it has recorded the outputs, and then
-runs the stage again. Once the same DVC starts another stage, it has recorded this one. Torch is imported when tensors are.
+A stage that DVC started keeps even its finished work: DVC may be killed before it has recorded the
+outputs, and then runs the stage again. Once the same DVC starts another stage, it has recorded this
+one. Torch is imported only to save and load tensors.
 """
 
 import hashlib
@@ -27,7 +29,7 @@ from filelock import FileLock
 from tttlab.errors import UserError
 from tttlab.runtime.process_identity import Identity
 
-# All that computes, decodes or draws random numbers on the way from images to predictions.
+# All libraries that decode images, compute or draw random numbers on the way to predictions.
 LIBRARIES = (
     "albucore",
     "albumentations",
@@ -42,10 +44,9 @@ LIBRARIES = (
     "torch",
     "torchvision",
 )
-KEPT_DAYS, KEPT_BYTES = (
-    14,
-    5 * 2**30,
-)  # of abandoned work, all pieces together; the newest piece may be larger
+# Limits of abandoned work; the bytes are those of all pieces together, but for the newest piece,
+# which may be larger.
+KEPT_DAYS, KEPT_BYTES = 14, 5 * 2**30
 _LOCK, _ABOUT, _FINISHED = "process.json", "about.json", "finished.json"  # in a piece's folder
 _DAY = 86_400  # seconds
 
@@ -55,8 +56,8 @@ def work_key(stage: str, settings: Any, inputs: Iterable[Path], code: Iterable[P
 
     Args:
         stage: the stage's name.
-        settings: values that JSON can hold; leave out what never changes a result (device, workers).
-        inputs: files, or folders with all that is in them.
+        settings: values that JSON can hold, without those that change no result (device, workers).
+        inputs: files, or folders with all their files.
         code: folders with Python files.
     """
     parts = {
@@ -71,9 +72,9 @@ def work_key(stage: str, settings: Any, inputs: Iterable[Path], code: Iterable[P
 
 def content_hash(path: Path, pattern: str = "*") -> str:
     """Hash a file, or the names and contents of a folder's files at any depth."""
-    files = (
-        [path] if path.is_file() else sorted(file for file in path.rglob(pattern) if file.is_file())
-    )
+    files = [path]
+    if not path.is_file():
+        files = sorted(file for file in path.rglob(pattern) if file.is_file())
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -83,16 +84,19 @@ def content_hash(path: Path, pattern: str = "*") -> str:
 
 
 class Work:
-    """A piece of work's folder, locked while the ``with`` block lasts and needless when it ends well.
+    """A piece of work's folder, locked during the ``with`` block, unneeded once that succeeds.
 
-    Of several processes that share the work the first is its owner; the others join it, once it has the lock.
+    Of several processes that share the work, the first is its owner. The others join it once it has
+    the lock.
 
     Attributes:
         folder: place for what must survive a kill.
-        stage: what the work is, for people.
+        stage: name of the work, for messages.
         owner: whether this process locks and deletes the folder.
-        driver: the DVC that will record the result; None: nobody will, and finished work is deleted at once.
-        id: what tells this work from other work that had the same folder; known to the owner, inside the block.
+        driver: the DVC that will record the result; None: nobody will, and finished work is deleted
+            at once.
+        id: identifies this work among all that ever had this folder; set for the owner, inside the
+            block.
     """
 
     def __init__(
@@ -105,20 +109,20 @@ class Work:
         """Lock the folder.
 
         Raises:
-            UserError: a process that is still alive has it.
+            UserError: another process that still runs holds it.
         """
         if not self.owner:
             return self
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder.parent / "lock"):  # of two that find the lock free, one takes it
-            if (owner := _living_owner(self.folder)) is not None:
+        with FileLock(self.folder.parent / "lock"):  # only one process checks and takes the folder
+            owner = _living_owner(self.folder)
+            if owner is not None:
                 raise UserError(
-                    f"this work is already running as process {owner}; wait for it to end or stop it (kill {owner})"
+                    f"this work is already running as process {owner}; "
+                    f"wait for it to end or stop it (kill {owner})"
                 )
-            _write(
-                self.folder / _LOCK,
-                Identity.of(psutil.Process())._asdict() | {"host": socket.gethostname()},
-            )
+            identity = Identity.of(psutil.Process())._asdict()
+            _write(self.folder / _LOCK, identity | {"host": socket.gethostname()})
             (self.folder / _FINISHED).unlink(missing_ok=True)
             self.id = _read(self.folder / _ABOUT).get("id") or uuid.uuid4().hex
             _write(self.folder / _ABOUT, {"id": self.id, "stage": self.stage})
@@ -130,7 +134,7 @@ class Work:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Unlock the folder, and throw it away after success if nobody can want it again."""
+        """Unlock the folder, or after success, if no DVC will record the result, delete it."""
         if not self.owner:
             return
         if kind is None and self.driver is None:
@@ -141,7 +145,7 @@ class Work:
         (self.folder / _LOCK).unlink(missing_ok=True)
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Keep tensors and plain values under a name; a kill leaves the old state or the new one, never a half."""
+        """Save tensors and plain values under a name; a kill leaves the old state or the new."""
         import torch
 
         partial = self.folder / f"{name}.partial"
@@ -152,11 +156,11 @@ class Work:
         os.replace(partial, self.folder / f"{name}.pt")
 
     def has(self, name: str) -> bool:
-        """Tell whether something is kept under a name."""
+        """Whether something is saved under a name."""
         return (self.folder / f"{name}.pt").exists()
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """Read what was kept under a name, on the CPU; None when there is nothing."""
+        """Read what was saved under a name, to the CPU; None if there is nothing."""
         import torch
 
         file = self.folder / f"{name}.pt"
@@ -164,22 +168,25 @@ class Work:
 
 
 def forget_recorded(store: Path, driver: Identity) -> None:
-    """Throw away what stages finished that the same DVC ran before: it has recorded them, or it would not run this one."""
+    """Delete the work of finished stages that the same DVC ran.
+
+    It has recorded them, for it runs another stage now.
+    """
     with FileLock(store / "lock"):
-        for mark in store.glob(f"*/{_FINISHED}"):
-            found = _identity(mark)
-            if found is not None and found.same(driver):
-                shutil.rmtree(mark.parent, ignore_errors=True)
+        for file in store.glob(f"*/{_FINISHED}"):
+            recorder = _identity(file)
+            if recorder is not None and recorder.same(driver):
+                shutil.rmtree(file.parent, ignore_errors=True)
 
 
-class Left(NamedTuple):
-    """Work that nobody is known to use.
+class AbandonedWork(NamedTuple):
+    """Work that no process of this machine uses.
 
     Attributes:
-        folder: where it is.
-        days: since anything in it was written.
+        folder: its folder.
+        days: time since anything in it was written.
         size: bytes on disk.
-        elsewhere: whether a process of another machine, of which nothing is known here, locked it.
+        elsewhere: whether a process of another machine locked it; that one may still run.
     """
 
     folder: Path
@@ -189,14 +196,14 @@ class Left(NamedTuple):
 
 
 def forget_abandoned(store: Path, wanted: Path) -> list[str]:
-    """Throw away work that nobody went on with for `KEPT_DAYS`; of the rest, from the newest on, what exceeds `KEPT_BYTES`.
+    """Delete work that was not used for `KEPT_DAYS`, and the oldest beyond `KEPT_BYTES` in all.
 
     Args:
         store: the folder that holds all work.
-        wanted: the piece of work that is about to go on, which is not counted.
+        wanted: the piece of work that is about to go on; it is kept and not counted.
 
     Returns:
-        a line for each piece that is gone.
+        a line for each deleted piece.
     """
     store.mkdir(parents=True, exist_ok=True)
     lines, total = [], 0
@@ -206,33 +213,34 @@ def forget_abandoned(store: Path, wanted: Path) -> list[str]:
             for path in store.iterdir()
             if path.is_dir() and path != wanted and not _in_use(path)
         ]
-        for number, left in enumerate(sorted(map(_look, folders), key=lambda left: left.days)):
-            if left.days > KEPT_DAYS:
-                why = f"more than {KEPT_DAYS} days ago"
-            elif number and total + left.size > KEPT_BYTES and not left.elsewhere:
-                why = f"{left.days:.0f} days ago, and {KEPT_BYTES / 2**30:.0f} GiB of newer work are kept"
+        pieces = sorted(map(_describe, folders), key=lambda piece: piece.days)
+        for number, piece in enumerate(pieces):
+            if piece.days > KEPT_DAYS:
+                reason = f"more than {KEPT_DAYS} days ago"
+            elif number and total + piece.size > KEPT_BYTES and not piece.elsewhere:
+                kept = f"{KEPT_BYTES / 2**30:.0f} GiB of newer work are kept"
+                reason = f"{piece.days:.0f} days ago, and {kept}"
             else:
-                total += left.size
+                total += piece.size
                 continue
-            stage = _read(left.folder / _ABOUT).get("stage") or "a stage"
+            stage = _read(piece.folder / _ABOUT).get("stage") or "a stage"
             lines.append(
-                f"threw away what {stage} left in {store.name} ({left.size / 2**20:,.0f} MiB): last used {why}"
+                f"threw away what {stage} left in {store.name} "
+                f"({piece.size / 2**20:,.0f} MiB): last used {reason}"
             )
-            shutil.rmtree(left.folder, ignore_errors=True)
+            shutil.rmtree(piece.folder, ignore_errors=True)
     return lines
 
 
-def _look(folder: Path) -> Left:
-    found = [file.stat() for file in (folder, *folder.rglob("*"))]
-    elsewhere = _host(folder) != socket.gethostname()
-    newest = max(stat.st_mtime for stat in found)
-    return Left(
-        folder, (time.time() - newest) / _DAY, sum(stat.st_size for stat in found), elsewhere
-    )
+def _describe(folder: Path) -> AbandonedWork:
+    stats = [file.stat() for file in (folder, *folder.rglob("*"))]
+    days = (time.time() - max(stat.st_mtime for stat in stats)) / _DAY
+    size = sum(stat.st_size for stat in stats)
+    return AbandonedWork(folder, days, size, elsewhere=_host(folder) != socket.gethostname())
 
 
 def _in_use(folder: Path) -> bool:
-    """Tell whether a process of this machine is at work on it, or finished it for a DVC that has yet to record it."""
+    """Whether a process of this machine works on it, or a running DVC has yet to record it."""
     driver = _identity(folder / _FINISHED)
     return _living_owner(folder) is not None or (driver is not None and driver.lives())
 
@@ -242,13 +250,13 @@ def _host(folder: Path) -> str:
 
 
 def _living_owner(folder: Path) -> int | None:
-    """Find the process of this machine that holds a folder; None when it is gone, or its number now belongs to another."""
+    """Find the running process of this machine that holds a folder; None: there is none."""
     owner = _identity(folder / _LOCK)
     return owner.pid if owner and _host(folder) == socket.gethostname() and owner.lives() else None
 
 
 def _identity(file: Path) -> Identity | None:
-    """Read which process a file names; None when it cannot be read, such as one that a full disk cut off."""
+    """Read which process a file names; None if it cannot be read, say if a full disk cut it off."""
     try:
         values = _read(file)
         return Identity(int(values["pid"]), float(values["created"]))

@@ -1,18 +1,21 @@
-"""Shifted images as others distribute them: CIFAR-10-C, CIFAR-100-C, CIFAR-10.1, ImageNet-C's folders, a folder per domain.
+"""Shifted images as others distribute them: CIFAR-10-C, CIFAR-10.1, ImageNet-C, domains.
 
-========================  ============================================================================================
-format                    below ``root``
-========================  ============================================================================================
-``cifar10_c``             ``<corruption>.npy`` (50,000, 32, 32, 3) uint8, the 10,000 test images at severity 1, then at 2, …;
-                          ``labels.npy`` (50,000,). Hendrycks and Dietterich, ICLR 2019, arXiv 1903.12261
-``cifar100_c``            the same, of CIFAR-100
-``cifar10_1``             ``cifar10.1_<version>_data.npy`` (N, 32, 32, 3) uint8 and ``…_labels.npy`` (N,), N = 2,021 for v4 and
-                          2,000 for v6. Recht et al. 2018, arXiv 1806.00451
-``corruption_folders``    ``<corruption>/<severity>/<class>/<image>``, as ImageNet-C is distributed
-``domain_folders``        ``<domain>/<class>/<image>``, or ``<domain>/<image>`` without labels
-========================  ============================================================================================
+======================  =========================================================================
+format                  below ``root``
+======================  =========================================================================
+``cifar10_c``           ``<corruption>.npy`` (50,000, 32, 32, 3) uint8, the 10,000 test images at
+                        severity 1, then at 2, …; ``labels.npy`` (50,000,). Hendrycks and
+                        Dietterich, ICLR 2019, arXiv 1903.12261
+``cifar100_c``          the same, of CIFAR-100
+``cifar10_1``           ``cifar10.1_<version>_data.npy`` (N, 32, 32, 3) uint8 and
+                        ``…_labels.npy`` (N,), N = 2,021 for v4 and 2,000 for v6. Recht et al.
+                        2018, arXiv 1806.00451
+``corruption_folders``  ``<corruption>/<severity>/<class>/<image>``, as ImageNet-C is distributed
+``domain_folders``      ``<domain>/<class>/<image>``, or ``<domain>/<image>`` without labels
+======================  =========================================================================
 
-No set has shifts that settings are tuned under: `choose_shifts` is where the names of every format pass.
+Shifts that settings are tuned under are never tested on: `choose_shifts` leaves them out for every
+format.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,8 +44,14 @@ _FORMS = dict.fromkeys(_BENCHMARKS, "<corruption>.npy") | {
 }
 
 
-class Chosen(NamedTuple):
-    """A set's shifts by name: file or folder of those that are tested on; those kept for tuning; files beside a benchmark's."""
+class Selection(NamedTuple):
+    """Which shifts of a set are tested on.
+
+    Attributes:
+        tested: name → file or folder of the shifts that are tested on.
+        held_out: names of shifts kept for tuning.
+        others: names of shifts beyond the 15 of a benchmark.
+    """
 
     tested: dict[str, Path]
     held_out: tuple[str, ...] = ()
@@ -50,7 +59,13 @@ class Chosen(NamedTuple):
 
 
 class Shifted(NamedTuple):
-    """Images under one shift: its name within the set, its severity (0: it has none), and where the images are."""
+    """Images under one shift of a set.
+
+    Attributes:
+        name: the shift's name within the set.
+        severity: 1 to 5; 0: the shift has no degrees.
+        source: where the images are.
+    """
 
     name: str
     severity: int
@@ -58,15 +73,16 @@ class Shifted(NamedTuple):
 
 
 def open_shift_set(name: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shifted]:
-    """Open what a set holds, shift after shift; what is wrong with one shows before the next is opened.
+    """Open a set, shift after shift; a fault in one shows before the next is opened.
 
     Args:
-        name: its name in params.yaml.
-        spec: its format, and what of it is wanted.
-        classes: names of the source's classes, sorted; the numbers in ``labels.npy`` count along them.
+        name: the set's name in params.yaml.
+        spec: its format, and which shifts of it are wanted.
+        classes: names of the source's classes, sorted; the numbers in ``labels.npy`` index them.
 
     Raises:
-        UserError: files are missing, or their shapes, types, order or classes are not those of the format.
+        UserError: files are missing, or their shapes, types, order or classes are not those of the
+            format.
     """
     readers = {
         "cifar10_1": _cifar10_1,
@@ -76,92 +92,86 @@ def open_shift_set(name: str, spec: ShiftSet, classes: Sequence[str]) -> Iterato
     return readers.get(spec.format, _cifar_c)(f"shifts.sets.{name}", spec, classes)
 
 
-def choose_shifts(key: str, spec: ShiftSet) -> Chosen:
-    """Choose the shifts that are tested on: those that ``only`` names, else a benchmark's 15 corruptions, else all.
+def choose_shifts(key: str, spec: ShiftSet) -> Selection:
+    """Choose the shifts to test on: those in ``only``, else a benchmark's 15 corruptions, else all.
 
     Args:
-        key: of the set in params.yaml.
-        spec: its format, and what of it is wanted; its ``only`` names nothing that is kept for tuning.
+        key: the set's key in params.yaml.
+        spec: its format, and which shifts are wanted; ``only`` names none that is kept for tuning.
 
     Raises:
-        UserError: there are none, or not what is wanted.
+        UserError: there are no shifts, or not those that are wanted.
     """
-    found = _list_shifts(key, spec)
-    if not found:
+    paths = _list_shifts(key, spec)
+    if not paths:
         raise UserError(
-            f"{key}.root: expected {_FORMS[spec.format]} in {spec.root}, found none; check root and format"
+            f"{key}.root: expected {_FORMS[spec.format]} in {spec.root}, found none; "
+            "check root and format"
         )
     for name in spec.only or ():
-        if name not in found:
-            raise UserError(f"{key}.only: {name!r} is not in {spec.root}; {choices(name, found)}")
+        if name not in paths:
+            raise UserError(f"{key}.only: {name!r} is not in {spec.root}; {choices(name, paths)}")
     if spec.only:
-        return Chosen({name: found[name] for name in spec.only})
-    held_out = tuple(filter(is_held_out, found))
-    others = tuple(
-        name
-        for name in found
-        if spec.format in _BENCHMARKS and name not in (*CORRUPTIONS, *held_out)
-    )
-    tested = {name: place for name, place in found.items() if name not in held_out + others}
+        return Selection({name: paths[name] for name in spec.only})
+    is_benchmark = spec.format in _BENCHMARKS
+    held_out = tuple(filter(is_held_out, paths))
+    others = tuple(name for name in paths if is_benchmark and name not in (*CORRUPTIONS, *held_out))
+    tested = {name: path for name, path in paths.items() if name not in held_out + others}
     if not tested:
-        kind = (
-            "one of the 15 corruptions"
-            if spec.format in _BENCHMARKS
-            else "a shift that is not kept for tuning"
-        )
+        kind = "a shift that is not kept for tuning"
+        if is_benchmark:
+            kind = "one of the 15 corruptions"
         raise UserError(
-            f"{key}.root: expected {kind} in {spec.root}, found only {', '.join(found)}; add some"
+            f"{key}.root: expected {kind} in {spec.root}, found only {', '.join(paths)}; add some"
         )
-    return Chosen(tested, held_out, others)
+    return Selection(tested, held_out, others)
 
 
 def left_out(key: str, spec: ShiftSet) -> list[str]:
-    """Tell, in a line each, which shifts lie there and are not tested on though nothing in params.yaml says so."""
-    chosen = choose_shifts(key, spec)
-    told = [
-        (chosen.held_out, "settings are tuned under corruptions of these names"),
-        (chosen.others, f"beside the 15 corruptions of the benchmark; {key}.only can name them"),
+    """Give a line for each kind of shift that is left out though params.yaml does not say so."""
+    selection = choose_shifts(key, spec)
+    reasons = [
+        (selection.held_out, "settings are tuned under corruptions of these names"),
+        (selection.others, f"beside the 15 corruptions of the benchmark; {key}.only can name them"),
     ]
-    return [f"{key}: left out {', '.join(names)}: {why}" for names, why in told if names]
+    return [f"{key}: left out {', '.join(names)}: {reason}" for names, reason in reasons if names]
 
 
 def _list_shifts(key: str, spec: ShiftSet) -> dict[str, Path]:
-    """List the shifts of a set in sorted order: the name by which each is called, its file or folder."""
+    """List the shifts of a set in sorted order: name → file or folder."""
     if spec.format == "cifar10_1":
         files = {version: spec.root / f"cifar10.1_{version}_data.npy" for version in VERSIONS}
         return {version: file for version, file in files.items() if file.is_file()}
     if spec.format not in _BENCHMARKS:
         return _folders(key, spec.root)
-    files = [
-        file for file in spec.root.glob("*.npy") if file.stem != "labels" and is_own(file.name)
-    ]
-    return _by_name(key, {file: file.stem for file in files})
+    files = [file for file in spec.root.glob("*.npy") if is_own(file.name)]
+    return _by_name(key, {file: file.stem for file in files if file.stem != "labels"})
 
 
 def _folders(key: str, root: Path) -> dict[str, Path]:
-    return _by_name(
-        key,
-        {entry: entry.name for entry in root.iterdir() if entry.is_dir() and is_own(entry.name)},
-    )
+    folders = [entry for entry in root.iterdir() if entry.is_dir() and is_own(entry.name)]
+    return _by_name(key, {folder: folder.name for folder in folders})
 
 
 def _by_name(key: str, names: dict[Path, str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for place, name in sorted(names.items()):
+    """Turn path → name into name in the form NFC → path, sorted."""
+    paths: dict[str, Path] = {}
+    for path, name in sorted(names.items()):
         if not is_utf8(name):
             raise UserError(
-                f"{key}.root: expected names in UTF-8, found {name!r} in {place.parent}; rename it"
+                f"{key}.root: expected names in UTF-8, found {name!r} in {path.parent}; rename it"
             )
-        if nfc(name) in found:
+        if nfc(name) in paths:
             raise UserError(
-                f"{key}.root: expected every name once, found {nfc(name)!r} twice in {place.parent}, its accents "
-                "encoded in two ways; make it one"
+                f"{key}.root: expected every name once, "
+                f"found {nfc(name)!r} twice in {path.parent}, "
+                "its accents encoded in two ways; make it one"
             )
-        found[nfc(name)] = place
-    return dict(sorted(found.items()))
+        paths[nfc(name)] = path
+    return dict(sorted(paths.items()))
 
 
-# --- NumPy files -------------------------------------------------------------------------------------------------
+# --- NumPy files ---------------------------------------------------------------------------------
 
 
 def _cifar_c(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shifted]:
@@ -170,20 +180,17 @@ def _cifar_c(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shift
     count, rest = divmod(len(labels), len(SEVERITIES))
     if rest or not (labels.reshape(len(SEVERITIES), -1) == labels[:count]).all():
         raise UserError(
-            f"{key}.root: expected the same labels five times, a severity after the other, in "
-            f"{spec.root / 'labels.npy'}, found another order; restore the file"
+            f"{key}.root: expected the same labels five times, a severity after the other, "
+            f"in {spec.root / 'labels.npy'}, found another order; restore the file"
         )
-    # The names that torchvision's test set gets here: an image is the same one under every corruption, and uncorrupted.
+    # The ids of torchvision's test set: an image has one id, clean and under every corruption.
     image_ids = tuple(f"{data_set}/test/{row:07d}" for row in range(count))
     for name, file in choose_shifts(key, spec).tested.items():
         pixels = _pixels(key, file, len(labels))
         for severity in spec.severities or SEVERITIES:
             start = (severity - 1) * count
-            yield Shifted(
-                name,
-                severity,
-                _rows(pixels[start : start + count], image_ids, labels[:count], classes),
-            )
+            rows = pixels[start : start + count]
+            yield Shifted(name, severity, _source(rows, image_ids, labels[:count], classes))
 
 
 def _cifar10_1(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shifted]:
@@ -191,26 +198,24 @@ def _cifar10_1(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shi
         labels = _labels(key, spec.root / f"cifar10.1_{version}_labels.npy", classes, "cifar10")
         pixels = _pixels(key, file, len(labels))
         image_ids = tuple(f"cifar10.1/{version}/{row:07d}" for row in range(len(labels)))
-        yield Shifted(version, 0, _rows(pixels, image_ids, labels, classes))
+        yield Shifted(version, 0, _source(pixels, image_ids, labels, classes))
 
 
-def _rows(
+def _source(
     pixels: np.ndarray, image_ids: tuple[str, ...], labels: np.ndarray, classes: Sequence[str]
 ) -> Source:
-    return Source(
-        image_ids,
-        ("",) * len(image_ids),
-        labels,
-        tuple(classes),
-        lambda row: Image.fromarray(pixels[row]),
-    )
+    def read(row: int) -> Image.Image:
+        return Image.fromarray(pixels[row])
+
+    return Source(image_ids, ("",) * len(image_ids), labels, tuple(classes), read)
 
 
 def _pixels(key: str, file: Path, count: int) -> np.ndarray:
     pixels = _load(key, file)
     if pixels.dtype != np.uint8 or pixels.shape != (count, 32, 32, 3):
         raise UserError(
-            f"{key}.root: expected uint8 of shape {(count, 32, 32, 3)}, as many as there are labels, in {file}, "
+            f"{key}.root: expected uint8 of shape {(count, 32, 32, 3)}, "
+            f"as many as there are labels, in {file}, "
             f"found {pixels.dtype} of shape {pixels.shape}; restore the file"
         )
     return pixels
@@ -220,24 +225,24 @@ def _labels(key: str, file: Path, classes: Sequence[str], data_set: str) -> np.n
     labels = _load(key, file)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(
-            f"{key}.root: expected whole numbers of shape (N,) in {file}, found {labels.dtype} of shape "
-            f"{labels.shape}; restore the file"
+            f"{key}.root: expected whole numbers of shape (N,) in {file}, "
+            f"found {labels.dtype} of shape {labels.shape}; restore the file"
         )
     count = 100 if data_set == "cifar100" else 10
     if len(classes) != count or (data_set == "cifar10" and tuple(classes) != CIFAR10):
-        expected = (
-            f"the classes of CIFAR-10 ({', '.join(CIFAR10)})"
-            if count == 10
-            else "the 100 classes of CIFAR-100"
-        )
+        expected = "the 100 classes of CIFAR-100"
+        if count == 10:
+            expected = f"the classes of CIFAR-10 ({', '.join(CIFAR10)})"
+        names = ", ".join(classes[:10]) + (", …" if len(classes) > 10 else "")
         raise UserError(
-            f"{key}: expected {expected} in data.labeled, for the labels are numbers, found "
-            f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}; rename the class folders"
+            f"{key}: expected {expected} in data.labeled, for the labels are numbers, "
+            f"found {names}; rename the class folders"
         )
     if not len(labels) or labels.min() < 0 or labels.max() >= count:
+        span = f"{labels.min()} to {labels.max()}" if len(labels) else "none"
         raise UserError(
-            f"{key}.root: expected labels from 0 to {count - 1} in {file}, found "
-            f"{f'{labels.min()} to {labels.max()}' if len(labels) else 'none'}; restore the file"
+            f"{key}.root: expected labels from 0 to {count - 1} in {file}, "
+            f"found {span}; restore the file"
         )
     return labels.astype(np.int64)
 
@@ -251,21 +256,24 @@ def _load(key: str, file: Path) -> np.ndarray:
         ) from error
 
 
-# --- folders -----------------------------------------------------------------------------------------------------
+# --- folders -------------------------------------------------------------------------------------
 
 
 def _corruption_folders(key: str, spec: ShiftSet, _: Sequence[str]) -> Iterator[Shifted]:
     for name, folder in choose_shifts(key, spec).tested.items():
-        if not (found := _folders(key, folder)):
+        levels = _folders(key, folder)
+        if not levels:
             raise UserError(
-                f"{key}.root: expected folders 1 to 5 in {folder}, found none; check root, or leave {name!r} out by {key}.only"
+                f"{key}.root: expected folders 1 to 5 in {folder}, found none; "
+                f"check root, or leave {name!r} out by {key}.only"
             )
-        if wrong := [own for own in found if own not in map(str, SEVERITIES)]:
+        unknown = [level for level in levels if level not in map(str, SEVERITIES)]
+        if unknown:
             raise UserError(
-                f"{key}.root: expected folders 1 to 5 in {folder}, found {wrong[0]!r}; for a folder per "
-                "domain set format: domain_folders"
+                f"{key}.root: expected folders 1 to 5 in {folder}, found {unknown[0]!r}; "
+                "for a folder per domain set format: domain_folders"
             )
-        for severity in spec.severities or map(int, found):
+        for severity in spec.severities or map(int, levels):
             root = folder / str(severity)
             if not root.is_dir():
                 raise UserError(
@@ -277,13 +285,11 @@ def _corruption_folders(key: str, spec: ShiftSet, _: Sequence[str]) -> Iterator[
 def _domain_folders(key: str, spec: ShiftSet, _: Sequence[str]) -> Iterator[Shifted]:
     for name, folder in choose_shifts(key, spec).tested.items():
         source = _images(key, folder, spec)
-        # Unlike under a corruption, files of one name in two domains are not the same image.
-        yield Shifted(
-            name, 0, replace(source, image_ids=tuple(f"{name}/{own}" for own in source.image_ids))
-        )
+        # Unlike under a corruption, files of one name in two domains are different images.
+        image_ids = tuple(f"{name}/{image_id}" for image_id in source.image_ids)
+        yield Shifted(name, 0, replace(source, image_ids=image_ids))
 
 
 def _images(key: str, root: Path, spec: ShiftSet) -> Source:
-    return by_class(
-        list_folder(root, apart=spec.labels != "none"), f"{key}.root", root, spec.labels
-    )
+    listing = list_folder(root, apart=spec.labels != "none")
+    return by_class(listing, f"{key}.root", root, spec.labels)

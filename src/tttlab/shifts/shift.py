@@ -1,4 +1,4 @@
-"""The test shifts: the clean images, every corruption at every severity, and images that are shifted by nature."""
+"""The test shifts: clean images, every corruption at every severity, and sets shifted by nature."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,9 +15,10 @@ class Shift:
     """One version of the test set.
 
     Attributes:
-        corruption: ``none`` for clean images, a synthetic corruption, or the name of a distributed set and of what in it.
-        severity: 1 to 5; 0 for clean images and where a shift has no degrees.
-        images: the shifted images, of a set that comes with its own; None: the test images, corrupted here.
+        corruption: ``none`` for clean images, a synthetic corruption, or the names of a distributed
+            set and of a shift in it.
+        severity: 1 to 5; 0 for clean images and for shifts without degrees.
+        images: the shifted images of a distributed set; None: the test images, corrupted here.
     """
 
     corruption: str = "none"
@@ -32,30 +33,28 @@ class Shift:
     @property
     def name(self) -> str:
         """``clean``, or for example ``fog-3``, ``cifar10_c/fog-3`` or ``photos/night``."""
-        return (
-            "clean"
-            if self.clean
-            else f"{self.corruption}-{self.severity}"
-            if self.severity
-            else self.corruption
-        )
+        if self.clean:
+            return "clean"
+        return f"{self.corruption}-{self.severity}" if self.severity else self.corruption
 
     def of(self, test: ImageSet) -> ImageSet:
-        """Find whose version this shift is: its own images as they are, or the test images, still to be corrupted."""
+        """Return the shift's own images, or the test images, which `apply` has yet to corrupt."""
         return test if self.images is None else self.images
 
     def apply(self, images: ImageSet, seed: int) -> np.ndarray:
-        """Look at images that came from `of`, each corrupted from its own stream: uint8 ``(N, S, S, 3)``."""
+        """Corrupt images that came from `of`, each from its own stream: uint8 ``(N, S, S, 3)``."""
         if self.clean or self.images is not None:
             return np.asarray(images.pixels)
         return corrupt_all(images.pixels, images.image_ids, self.corruption, self.severity, seed)
 
     def seen(self, test: ImageSet, seed: int) -> ImageSet:
-        """Give the images of this shift, each corrupted when it is looked at: a whole set need not fit into memory."""
-        own = self.of(test)
-        return replace(
-            own, pixels=Lazy(own.pixels.shape, lambda numbers: self.apply(own.take(numbers), seed))
-        )
+        """Return the shifted images, corrupted at every access: a set need not fit into memory."""
+        images = self.of(test)
+
+        def look(indices: np.ndarray) -> np.ndarray:
+            return self.apply(images.take(indices), seed)
+
+        return replace(images, pixels=Lazy(images.pixels.shape, look))
 
 
 def list_shifts(corruptions: Sequence[str], severities: Sequence[int]) -> list[Shift]:

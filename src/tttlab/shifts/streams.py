@@ -1,4 +1,4 @@
-"""How test images arrive: which shifts one stream leads through, and in what order their images come."""
+"""How test images arrive: which shifts a stream goes through, and in what order images come."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,11 @@ from tttlab.shifts.shift import Shift
 
 
 class Visit(NamedTuple):
-    """A stretch of a stream in which the images of some shifts arrive in one order; batches do not reach beyond it.
+    """A stretch of a stream with the images of some shifts in one order; no batch crosses its end.
 
-    ``half``: 0 or 1 for one of two halves of the images; None: all of them.
+    Attributes:
+        shifts: the shifts, whose images are shuffled together.
+        half: 0 or 1 for one of two halves of the images; None: all of them.
     """
 
     shifts: tuple[Shift, ...]
@@ -25,13 +27,11 @@ class Visit(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name the order; one shift's is the same in every stream."""
+        """Name of the order; a single shift has the same one in every stream."""
         first = self.shifts[0]
-        return (
-            f"{quote(first.name, safe=' ')}-0"
-            if len(self.shifts) == 1
-            else f"mixed-{first.severity}"
-        )
+        if len(self.shifts) == 1:
+            return f"{quote(first.name, safe=' ')}-0"
+        return f"mixed-{first.severity}"
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,17 @@ class Stream:
 
     Attributes:
         batch_size: most images of a batch; the batches of a visit differ by at most one image.
-        order: ``shuffled``, as if drawn independently, or ``by_class``: one class after another, the hardest correlation of
-            labels there is (Boudiaf et al., CVPR 2022, arXiv 2201.05718, and Gong et al., NeurIPS 2022, arXiv 2208.05117, test
-            on such streams).
-        shifts: ``separate``: each is a stream of its own, from the source weights on; ``continual``: those of one severity
-            follow each other in one stream without a reset (Wang et al., CVPR 2022, arXiv 2203.13591); ``gradual``: one
-            stream leads through all, each corruption swelling from its lowest severity to its highest and back, with half of
-            the images of the lower ones on either way; ``mixed``: those of one severity arrive shuffled together. The clean
-            images are always a stream of their own, so that their accuracy tells the price of one shift alone.
+        order: ``shuffled``, as if drawn independently, or ``by_class``: one class after another,
+            the strongest correlation of labels. Boudiaf et al., CVPR 2022, arXiv 2201.05718, and
+            Gong et al., NeurIPS 2022, arXiv 2208.05117, test on such streams.
+        shifts: which shifts share a stream. The clean images are always a stream of their own, so
+            that their accuracy shows the cost of adapting to them alone.
+            ``separate``: each is a stream of its own, from the source weights on.
+            ``continual``: shifts of one severity follow each other in one stream without a reset
+            (Wang et al., CVPR 2022, arXiv 2203.13591).
+            ``gradual``: one stream goes through all. Each corruption rises from its lowest severity
+            to its highest and falls back; of the lower ones half of the images come on either way.
+            ``mixed``: shifts of one severity arrive shuffled together.
     """
 
     batch_size: int = 64
@@ -55,51 +58,53 @@ class Stream:
     shifts: Literal["separate", "continual", "gradual", "mixed"] = "separate"
 
     def routes(self, shifts: Sequence[Shift]) -> list[tuple[Visit, ...]]:
-        """Divide the shifts into streams, each a sequence of visits; every image of every shift arrives once."""
+        """Divide the shifts into streams, each a tuple of visits; every image arrives once."""
         alone = [(Visit((shift,)),) for shift in shifts if shift.clean or self.shifts == "separate"]
-        others = [shift for shift in shifts if not shift.clean and self.shifts != "separate"]
-        swelling = [shift for shift in others if shift.severity] if self.shifts == "gradual" else []
-        rest = sorted(
-            (shift for shift in others if shift not in swelling), key=lambda shift: shift.severity
+        joined = [shift for shift in shifts if not shift.clean and self.shifts != "separate"]
+        swelling: list[Shift] = []
+        if self.shifts == "gradual":
+            swelling = [shift for shift in joined if shift.severity]
+        by_severity = sorted(
+            (shift for shift in joined if shift not in swelling), key=lambda shift: shift.severity
         )
-        together = [tuple(group) for _, group in groupby(rest, key=lambda shift: shift.severity)]
+        groups = [
+            tuple(group) for _, group in groupby(by_severity, key=lambda shift: shift.severity)
+        ]
         if self.shifts == "mixed":
-            return alone + [(Visit(group),) for group in together]
-        continual = [tuple(Visit((shift,)) for shift in group) for group in together]
+            return alone + [(Visit(group),) for group in groups]
+        continual = [tuple(Visit((shift,)) for shift in group) for group in groups]
         return alone + ([swell(swelling)] if swelling else []) + continual
 
     def batches(self, visit: Visit, labels: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
         """List the batches of a visit in their order of arrival.
 
         Args:
-            visit: of a route.
-            labels: of the images of each of its shifts ``(N_i,)``; only ``by_class`` looks at them, and only to simulate who
-                comes when.
+            visit: a visit of a route.
+            labels: labels ``(N_i,)`` of the images of each of its shifts; only ``by_class`` uses
+                them, and only for the order.
             seed: the experiment's seed.
 
         Returns:
-            arrays ``(n, 2)``: number of the shift within the visit, and place in its set.
+            arrays ``(n, 2)``: number of the shift within the visit, and position in its set.
         """
-        known = [
-            np.stack([np.full(len(own), number), np.arange(len(own))], axis=1)
-            for number, own in enumerate(labels)
+        rows = [
+            np.stack([np.full(len(of_shift), number), np.arange(len(of_shift))], axis=1)
+            for number, of_shift in enumerate(labels)
         ]
         order = self.arrange(np.concatenate(labels), seed, visit.name, visit.half)
-        return (
-            np.array_split(np.concatenate(known)[order], math.ceil(len(order) / self.batch_size))
-            if len(order)
-            else []
-        )
+        if not len(order):
+            return []
+        return np.array_split(np.concatenate(rows)[order], math.ceil(len(order) / self.batch_size))
 
     def arrange(
         self, labels: np.ndarray, seed: int, name: str, half: int | None = None
     ) -> np.ndarray:
-        """Order images: their places among ``labels (N,)``, in their order of arrival.
+        """Order images: positions in ``labels``, in their order of arrival.
 
         Args:
-            labels: of all images.
+            labels: labels ``(N,)`` of all images.
             seed: the experiment's seed.
-            name: of the order.
+            name: name of the order.
             half: which half of the images; None: all of them.
 
         Raises:
@@ -107,26 +112,25 @@ class Stream:
         """
         if self.order == "by_class" and (labels < 0).any():
             raise UserError(
-                "adapt.online.order: by_class needs the labels of all images, found images without; set shuffled"
+                "adapt.online.order: by_class needs the labels of all images, "
+                "found images without; set shuffled"
             )
         order = numpy_generator(seed, "stream", name).permutation(len(labels))
-        order = order if half is None else np.array_split(order, 2)[half]
-        return (
-            order if self.order == "shuffled" else order[np.argsort(labels[order], kind="stable")]
-        )
+        if half is not None:
+            order = np.array_split(order, 2)[half]
+        if self.order == "by_class":
+            order = order[np.argsort(labels[order], kind="stable")]
+        return order
 
 
 def swell(shifts: Sequence[Shift]) -> tuple[Visit, ...]:
-    """Lead through corruptions, in the order in which they first appear, each from its lowest severity up and back."""
-    corruptions = dict.fromkeys(shift.corruption for shift in shifts)
+    """Go through the corruptions in order, each from its lowest severity up and back."""
+    corruptions = dict.fromkeys(shift.corruption for shift in shifts)  # each once, in order
     visits: list[Visit] = []
     for corruption in corruptions:
-        *lower, top = sorted(
-            (s for s in shifts if s.corruption == corruption), key=lambda shift: shift.severity
-        )
-        visits += (
-            [Visit((shift,), 0) for shift in lower]
-            + [Visit((top,))]
-            + [Visit((shift,), 1) for shift in reversed(lower)]
-        )
+        of_corruption = [shift for shift in shifts if shift.corruption == corruption]
+        *lower, highest = sorted(of_corruption, key=lambda shift: shift.severity)
+        visits += [Visit((shift,), 0) for shift in lower]
+        visits.append(Visit((highest,)))
+        visits += [Visit((shift,), 1) for shift in reversed(lower)]
     return tuple(visits)

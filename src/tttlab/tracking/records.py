@@ -1,4 +1,4 @@
-"""What is written of one run: points, tags, settings, within MLflow's limits."""
+"""Points, tags and settings of one run, within MLflow's limits."""
 
 import hashlib
 import re
@@ -6,17 +6,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 from tttlab.tracking.store import quiet
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 _NAME_LIMIT = 250  # characters of the name of a metric or parameter; MLflow refuses longer ones
-TAG_LIMIT = 8_000  # characters; MLflow cuts longer ones, which would break a table in two
+TAG_LIMIT = 8_000  # characters; MLflow cuts longer ones, perhaps within a table
 
 
 def create_run(client: "MlflowClient", experiment: str, name: str, tags: Mapping[str, Any]) -> str:
-    """Create a run with its tags, and MLflow's own of who and which commit; return its id."""
-    from mlflow.tracking.context.registry import resolve_tags  # who, which script, which commit
+    """Create a run with its tags and MLflow's own of user, script and commit; return its id."""
+    from mlflow.tracking.context.registry import resolve_tags
 
     tags = {key: str(value)[:TAG_LIMIT] for key, value in tags.items()}
     with quiet():
@@ -31,12 +32,11 @@ def log_points(
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    known = [
-        (name, float(value), step)
+    metrics = [
+        Metric(legal_name(name), float(value), now, step)
         for name, value, step in points
         if value is not None and value == value
     ]
-    metrics = [Metric(legal_name(name), value, now, step) for name, value, step in known]
     for start in range(0, len(metrics), 1_000):  # MLflow's limit for one call
         client.log_batch(run_id, metrics=metrics[start : start + 1_000])
 
@@ -45,9 +45,8 @@ def log_tags(client: "MlflowClient", run_id: str, tags: Mapping[str, Any]) -> No
     """Set tags; values become text."""
     from mlflow.entities import RunTag
 
-    client.log_batch(
-        run_id, tags=[RunTag(name, str(value)[:TAG_LIMIT]) for name, value in tags.items()]
-    )
+    entries = [RunTag(name, str(value)[:TAG_LIMIT]) for name, value in tags.items()]
+    client.log_batch(run_id, tags=entries)
 
 
 def log_params(client: "MlflowClient", run_id: str, params: Mapping[str, Any]) -> None:
@@ -64,14 +63,18 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in nested.items():
         path = f"{prefix}{name}"
-        flat |= (
-            flatten(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
-        )
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = value
     return flat
 
 
 def legal_name(name: str) -> str:
-    """Write a name as MLflow takes it for a metric or parameter; where that changes it, a digest keeps it unlike all others."""
+    """Write a name as MLflow accepts it for a metric or parameter.
+
+    A name that has to change ends with a digest, so that different names stay different.
+    """
     legal = re.sub(r"[^\w\-. :/]", "_", name)
     if legal == name and len(name) <= _NAME_LIMIT:
         return name

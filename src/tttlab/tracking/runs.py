@@ -1,6 +1,7 @@
-"""One run for each execution of a stage.
+"""One MLflow run for each execution of a stage, below one run for each execution of the pipeline.
 
-Every call names the run it writes to, so several processes can write at once and no global state is left behind.
+Every call names the run it writes to, so that several processes can write at once and no global
+state remains.
 """
 
 import json
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from filelock import FileLock
 
+from tttlab.tracking.executions import Execution, close_left_open, owner_lives, owner_tags
+from tttlab.tracking.records import create_run, log_params, log_points, log_tags
+from tttlab.tracking.store import MODE, find_runs, open_store, quiet
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-from tttlab.tracking.executions import Execution, close_left_open, owner_lives, owner_tags
-from tttlab.tracking.records import create_run, log_params, log_points, log_tags
-from tttlab.tracking.store import MODE, find_runs, open_store, quiet
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Run:
 
     Attributes:
         id: MLflow's id of the run.
-        resumed: Whether this goes on with a run that was killed.
+        resumed: Whether this continues a run that was killed.
     """
 
     id: str
@@ -51,7 +53,7 @@ class Run:
         log_points(self._client, self.id, points)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keep a copy of a file, or of a folder with what is in it."""
+        """Keep a copy of a file or of a folder with its contents."""
         log = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
         log(self.id, str(path), folder)
 
@@ -72,20 +74,24 @@ class Run:
         """Record a data set that the run reads.
 
         Args:
-            name: What it is called, such as ``test``.
-            source: Where it comes from, such as ``sklearn/digits``.
-            digest: What identifies its content; the first 36 characters are kept.
+            name: Such as ``test``.
+            source: Its origin, such as ``sklearn/digits``.
+            digest: Identifies its content; the first 36 characters are kept.
             count: Number of images.
-            context: What it is used for: ``training``, ``validation`` or ``test``.
+            context: Its use: ``training``, ``validation`` or ``test``.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        # The entity, and not mlflow.data.from_…: that would read the images, guess a schema and warn about it.
-        profile, place = json.dumps({"num_rows": count}), json.dumps({"uri": source})
-        data = Dataset(name, digest[:36], source_type="local", source=place, profile=profile)
-        self._client.log_inputs(
-            self.id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])]
+        # mlflow.data.from_… would read the images, guess a schema and warn about it.
+        data = Dataset(
+            name,
+            digest[:36],
+            source_type="local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps({"num_rows": count}),
         )
+        tags = [InputTag("mlflow.data.context", context)]
+        self._client.log_inputs(self.id, [DatasetInput(data, tags)])
 
 
 def pipeline_run(root: Path, execution: Execution, description: str = "") -> str:
@@ -93,20 +99,19 @@ def pipeline_run(root: Path, execution: Execution, description: str = "") -> str
 
     Args:
         root: Folder of ``mlflow.db``.
-        execution: From `find_execution`. Without a process that drives it, the run is closed at once: nobody would be
-            there to close it later, and a closed run still takes results.
-        description: Markdown shown until the comparison takes its place.
+        execution: From `find_execution`. If no process drives it, nothing could close the run
+            later. So it is closed at once; a closed run still takes results.
+        description: Markdown shown until the comparison replaces it.
     """
     client, experiment = open_store(root)
     with FileLock(root / "mlflow.db.lock"):
         owner = owner_tags(execution.pid) if execution.pid else {}
-        own = {"role": "pipeline", "execution": execution.name}
-        for run in find_runs(
-            client, experiment, own | {name: owner[name] for name in ("host", "pid") if owner}
-        ):
+        identity = {"role": "pipeline", "execution": execution.name}
+        process = {name: owner[name] for name in ("host", "pid") if owner}
+        for run in find_runs(client, experiment, identity | process):
             if not owner or owner_lives(run.data.tags):
                 return run.info.run_id
-        tags = {**own, "stage": "pipeline", **owner}
+        tags = {**identity, "stage": "pipeline", **owner}
         tags |= {"mlflow.note.content": description} if description else {}
         name = f"pipeline · {execution.name} · {time.strftime('%d %b %H:%M')}"
         run_id = create_run(client, experiment, name, tags)
@@ -128,33 +133,28 @@ def start_run(
 ) -> Iterator[Run]:
     """Open a run for the time of a ``with`` block.
 
-    It ends FINISHED, FAILED after an exception (whose text becomes the tag ``error``), or KILLED after Ctrl-C or a
-    polite kill. What a kill -9 left open is closed by the next run that starts.
+    It ends FINISHED, FAILED after an exception (whose text becomes the tag ``error``), or KILLED
+    after Ctrl-C or SIGTERM. After SIGKILL, the next run that starts closes it.
 
     Args:
         root: Folder of ``mlflow.db``.
         stage: The stage's name.
-        name: What the run is, in words: ``pretrain mae_vit · mae · 40 epochs``.
-        params: Settings, nested as they are in params.yaml; logged when the run is created.
+        name: The run in words: ``pretrain mae_vit · mae · 40 epochs``.
+        params: Settings, nested as in params.yaml; logged when the run is created.
         parent: Id of the pipeline's run.
         tags: More tags, such as model, method, protocol, source_run_id.
-        resume_key: What identifies a piece of work as long as it is kept (`resuming.Work.id`). A run with this key is
-            opened again, and its curves go on; else a new one is created.
+        resume_key: Identifies unfinished work as long as it is kept (`resuming.Work.id`). A run
+            with this key is opened again and its curves continue; else a new one is created.
     """
     client, experiment = open_store(root)
     close_left_open(root)
-    tags = {
-        "stage": stage,
-        **(tags or {}),
-        "mlflow.parentRunId": parent,
-        **owner_tags(psutil.Process().pid),
-    }
-    before = find_runs(client, experiment, {"resume_key": resume_key}) if resume_key else []
-    if before:
-        run = Run(before[0].info.run_id, resumed=True, _client=client)
-        log_tags(
-            client, run.id, tags
-        )  # first its new process, then its state: a sweep may look in between
+    tags = {"stage": stage, **(tags or {}), "mlflow.parentRunId": parent}
+    tags |= owner_tags(psutil.Process().pid)
+    earlier = find_runs(client, experiment, {"resume_key": resume_key}) if resume_key else []
+    if earlier:
+        run = Run(earlier[0].info.run_id, resumed=True, _client=client)
+        # The tags come first: another process closes a RUNNING run whose tags name a dead process.
+        log_tags(client, run.id, tags)
         client.update_run(run.id, status="RUNNING")
     else:
         tags |= {"resume_key": resume_key} if resume_key else {}
@@ -180,25 +180,24 @@ def _closing(client: "MlflowClient", run_id: str) -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end the block with an exception, as Ctrl-C does; without this the run would stay open."""
+    """Let SIGTERM raise an exception in the block, as Ctrl-C does, so that the run is closed."""
 
     def stop(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # Python takes signals in the main thread only
+    # Python handles signals in the main thread only.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def run_link(root: Path, run_id: str | None) -> str | None:
-    """Give the address of a run's page inside MLflow's pages; None when this store has no such run."""
+    """Give the address of a run's page within MLflow's; None if this store has no such run."""
     from mlflow.exceptions import MlflowException
 
     client, experiment = open_store(root)

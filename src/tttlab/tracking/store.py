@@ -1,6 +1,7 @@
-"""MLflow's store of this project: runs in ``<root>/mlflow.db``, their files in ``<root>/mlruns``, and what its pages show.
+"""MLflow's store of this project and the tables that its pages show.
 
-Importing this room is cheap; mlflow is imported on first use, and nowhere else.
+Runs are in ``<root>/mlflow.db``, their files in ``<root>/mlruns``. Only this room imports mlflow,
+and only on first use, so that importing the room is cheap.
 """
 
 import json
@@ -30,26 +31,29 @@ ABOUT = """\
 **Does training on the test image itself, without its label, help on shifted data?**
 
 - [All adapt runs side by side](COMPARISON), the largest gain first
-- [All executions of the pipeline](EXECUTIONS), with every setting and gain: for ablations, select some and press *Compare*
+- [All executions of the pipeline](EXECUTIONS), with every setting and gain: for ablations, \
+select some and press *Compare*
 - [All trials of the tuning](TRIALS), the first of each tuning on top
 
 | stage | what its run shows |
 | --- | --- |
-| `pipeline` | one execution, with its stages below it; its *Overview* holds the comparison, its artifacts the report |
+| `pipeline` | one execution, with its stages below it; its *Overview* holds the comparison, \
+its artifacts the report |
 | `pretrain` | self-supervised loss and kNN accuracy along the epochs |
 | `finetune` | accuracy on the labeled validation images along the epochs |
-| `tune` | what was chosen on source images under held-out corruptions, with one run per `trial` below it |
-| `adapt` | per method and model: `gain/…`, `accuracy/<corruption>`, `accuracy_source/<corruption>`, `gate/…`, `cost/…` |
+| `tune` | what was chosen on source images under held-out corruptions, \
+with one run per `trial` below it |
+| `adapt` | per method and model: `gain/…`, `accuracy/<corruption>`, \
+`accuracy_source/<corruption>`, `gate/…`, `cost/…` |
 
-Charts are grouped by the part of a metric's name before the slash; `accuracy/<corruption>` runs along the severity, which is
+Charts are grouped by the part of a metric's name before the slash; `accuracy/<corruption>` runs \
+along the severity, which is
 the step of these metrics. All accuracies and gains are fractions.
 """
-_LABELS = {
-    "pipeline": ["execution"],
-    "adapt": ["run", "model"],
-    "trial": ["run", "model"],
-}  # tags shown for a stage
-_SHOWN = {  # metrics shown for a stage, sorted by the first one: the largest gain, the smallest rank
+# Tags shown for a stage.
+_LABELS = {"pipeline": ["execution"], "adapt": ["run", "model"], "trial": ["run", "model"]}
+# Metrics shown for a stage. The rows are sorted by the first: the largest gain, the smallest rank.
+_SHOWN = {
     "adapt": [
         "gain/mean",
         "gain/training",
@@ -64,25 +68,20 @@ _SHOWN = {  # metrics shown for a stage, sorted by the first one: the largest ga
     "trial": ["rank", "score", "gain", "clean_change", "milliseconds"],
 }
 _SETTINGS = ["steps", "lr", "trainable", "normalisation"]  # settings shown for a trial
-VIEWS = {
-    "comparison": "adapt",
-    "executions": "pipeline",
-    "trials": "trial",
-}  # name in an address: stage
+# By name in an address: the stage.
+VIEWS = {"comparison": "adapt", "executions": "pipeline", "trials": "trial"}
 MODE = "?workflowType=machine_learning"  # else MLflow shows its pages for language models
-_PLAIN = re.compile(r"[\w .:@-]*")  # what can stand between quotes in a filter
+_PLAIN = re.compile(r"[\w .:@-]*")  # values that need no escape in a filter
 
 
 def database_uri(root: Path) -> str:
-    """Give the absolute address of the store, the same from every working directory, whatever the folder is called."""
-    from sqlalchemy import (
-        URL,
-    )  # it knows how the version of it that is installed will read its own addresses
+    """Give the absolute address of the store, for any working directory and name of the folder."""
+    from sqlalchemy import URL  # the installed version reads the addresses that it wrote
 
-    # With the driver's name: MLflow takes an address without it literally, and makes the folder that has %3F in its name.
-    return URL.create(
-        "sqlite+pysqlite", database=(root / "mlflow.db").resolve().as_posix()
-    ).render_as_string()
+    # With the driver's name. MLflow takes an address without it literally: for a folder with a
+    # question mark it would create one with %3F in its name.
+    database = (root / "mlflow.db").resolve().as_posix()
+    return URL.create("sqlite+pysqlite", database=database).render_as_string()
 
 
 def files_uri(root: Path) -> str:
@@ -92,12 +91,15 @@ def files_uri(root: Path) -> str:
 
 @cache
 def open_store(root: Path) -> tuple["MlflowClient", str]:
-    """Open the store, creating it on first use: a client and the experiment's id.
+    """Open the store, or create it on first use.
 
-    MLflow's own creation of the database fails when several processes begin at once, hence the lock.
+    The lock is needed because MLflow fails to create the database in several processes at once.
+
+    Returns:
+        a client and the experiment's id.
 
     Raises:
-        UserError: there is a file that this version of MLflow cannot use.
+        UserError: this version of MLflow cannot use the existing file.
     """
     from mlflow import MlflowClient
 
@@ -106,21 +108,12 @@ def open_store(root: Path) -> tuple["MlflowClient", str]:
         try:
             client = MlflowClient(database_uri(root))
         except Exception as error:
-            if misfit := _misfit(root):
-                raise UserError(f"{root / 'mlflow.db'}: {misfit}") from error
+            if reason := _why_unusable(root):
+                raise UserError(f"{root / 'mlflow.db'}: {reason}") from error
             raise
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
-            number = client.create_experiment(EXPERIMENT, artifact_location=files)
-            pages = addresses(number)
-            about = re.sub("[A-Z]{5,}", lambda match: pages.get(match[0].lower(), match[0]), ABOUT)
-            client.set_experiment_tag(number, "mlflow.note.content", about)
-            client.set_experiment_tag(number, "mlflow.experimentKind", "custom_model_development")
-            for name, stage in VIEWS.items():
-                client.set_experiment_tag(
-                    number, f"mlflow.sharedViewState.{name}", json.dumps(table_view(stage))
-                )
-            return client, number
+            return client, _create_experiment(client, files)
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
         if experiment.artifact_location != files:
@@ -128,33 +121,55 @@ def open_store(root: Path) -> tuple["MlflowClient", str]:
     return client, experiment.experiment_id
 
 
-def _misfit(root: Path) -> str | None:
-    """Say why this version of MLflow cannot use the database, and what to do; None: that is not what is wrong."""
+def _create_experiment(client: "MlflowClient", files: str) -> str:
+    experiment = client.create_experiment(EXPERIMENT, artifact_location=files)
+    pages = addresses(experiment)
+    about = re.sub("[A-Z]{5,}", lambda match: pages.get(match[0].lower(), match[0]), ABOUT)
+    client.set_experiment_tag(experiment, "mlflow.note.content", about)
+    client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
+    for name, stage in VIEWS.items():
+        view = json.dumps(table_view(stage))
+        client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{name}", view)
+    return experiment
+
+
+def _why_unusable(root: Path) -> str | None:
+    """Say why MLflow cannot use the database, and what to do; None if its version is not why."""
     from alembic.script import ScriptDirectory
     from mlflow import __version__
     from mlflow.store import db_migrations
 
-    away = "move it away and a new one is made: results do not depend on it, and the runs' files in mlruns stay"
+    move_away = (
+        "move it away and a new one is made: results do not depend on it, "
+        "and the runs' files in mlruns stay"
+    )
     try:
         with closing(sqlite3.connect(root / "mlflow.db")) as connection:
-            ((found,),) = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+            rows = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+            ((revision,),) = rows
     except (sqlite3.DatabaseError, ValueError) as error:
-        return f"expected a database of MLflow, found none that can be read ({error}); {away}"
+        return f"expected a database of MLflow, found none that can be read ({error}); {move_away}"
     versions = ScriptDirectory(*db_migrations.__path__)
-    if found == versions.get_current_head():
+    if revision == versions.get_current_head():
         return None
-    if found in {version.revision for version in versions.walk_revisions()}:
+    expected = f"expected tables of MLflow {__version__}"
+    if revision in {version.revision for version in versions.walk_revisions()}:
         upgrade = shlex.join([sys.executable, "-m", "mlflow", "db", "upgrade", database_uri(root)])
-        return f"expected tables of MLflow {__version__}, found those of an older version; copy it and run {upgrade}, or {away}"
-    return f"expected tables of MLflow {__version__}, found those of a newer version; install that, or {away}"
+        remedy = f"copy it and run {upgrade}, or {move_away}"
+        return f"{expected}, found those of an older version; {remedy}"
+    return f"{expected}, found those of a newer version; install that, or {move_away}"
 
 
 def table_view(stage: str, metrics: Sequence[str] = ()) -> dict[str, Any]:
-    """Describe to MLflow's pages a table of all runs of one stage, with its own columns or with others."""
+    """Describe a table of all runs of one stage to MLflow's pages.
+
+    Args:
+        stage: The stage.
+        metrics: Columns; empty for the usual ones of the stage.
+    """
     metrics = list(metrics) or _SHOWN.get(stage, [])
-    columns = [f"tags.`{name}`" for name in _LABELS[stage]] + [
-        f"metrics.`{name}`" for name in metrics
-    ]
+    columns = [f"tags.`{name}`" for name in _LABELS[stage]]
+    columns += [f"metrics.`{name}`" for name in metrics]
     columns += [f"params.`{name}`" for name in _SETTINGS] if stage == "trial" else []
     order = f"metrics.`{metrics[0]}`" if stage in _SHOWN else "attributes.start_time"
     return {
@@ -167,55 +182,57 @@ def table_view(stage: str, metrics: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _relocate(root: Path, old: str, new: str) -> None:
-    """Point the store at files that moved together with the project; MLflow keeps absolute paths."""
+    """Correct MLflow's absolute paths of files that moved together with the project."""
+    columns = {
+        "experiments": "artifact_location",
+        "runs": "artifact_uri",
+        "logged_models": "artifact_location",
+    }
     with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
-        places = {
-            "experiments": "artifact_location",
-            "runs": "artifact_uri",
-            "logged_models": "artifact_location",
-        }
-        for table, column in places.items():
+        for table, column in columns.items():
             database.execute(
-                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                f"WHERE substr({column}, 1, ?) = ?",
                 (new, len(old) + 1, len(old), old),
             )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back what MLflow says of making the database and of no git, and its uses of other libraries' deprecated ways."""
-    least = {"mlflow.store.db.utils": logging.WARNING, "mlflow.utils.git_utils": logging.ERROR}
-    before = {name: logging.getLogger(name).level for name in least}
-    for name, level in least.items():
+    """Silence MLflow's messages on creating the database and a missing git, and its warnings."""
+    levels = {"mlflow.store.db.utils": logging.WARNING, "mlflow.utils.git_utils": logging.ERROR}
+    previous = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in before.items():
+        for name, level in previous.items():
             logging.getLogger(name).setLevel(level)
 
 
 def find_runs(
     client: "MlflowClient", experiment: str, tags: Mapping[str, str], status: str | None = None
 ) -> list["Record"]:
-    """Find the runs that have all these tags, and a status, the newest first.
+    """Find the runs that have all these tags, and a status if it is given, the newest first.
 
-    MLflow's filters have no escape for quotes and backslashes, so what may hold one is not written into them but compared here.
+    MLflow's filters cannot escape quotes and backslashes. So they leave out values that may hold
+    one, and the tags are compared here again.
     """
-    parts = [
-        f"tags.`{name}` = '{value}'" for name, value in tags.items() if _PLAIN.fullmatch(value)
-    ]
-    query = " and ".join(parts + ([f"attributes.status = '{status}'"] if status else []))
-    found = page = client.search_runs([experiment], query)
+    plain = {name: value for name, value in tags.items() if _PLAIN.fullmatch(value)}
+    parts = [f"tags.`{name}` = '{value}'" for name, value in plain.items()]
+    parts += [f"attributes.status = '{status}'"] if status else []
+    query = " and ".join(parts)
+    runs = page = client.search_runs([experiment], query)
     while page.token:
         page = client.search_runs([experiment], query, page_token=page.token)
-        found += page
-    return [run for run in found if tags.items() <= run.data.tags.items()]
+        runs += page
+    return [run for run in runs if tags.items() <= run.data.tags.items()]
 
 
 def addresses(experiment: str) -> dict[str, str]:
-    """Give the addresses, inside MLflow's pages, of the table of all runs and of the tables of single stages."""
+    """Give the addresses of MLflow's tables: of all runs and of single stages."""
     runs = f"#/experiments/{experiment}/runs{MODE}"
     return {"all runs": runs} | {name: f"{runs}&viewStateShareKey={name}" for name in VIEWS}

@@ -1,4 +1,7 @@
-"""Augmented batches for training: every view from its own random stream, so that workers never change a result."""
+"""Augmented batches for training.
+
+Every view has its own random stream, so that the number of workers never changes a result.
+"""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -13,8 +16,8 @@ from lightly.transforms.multi_view_transform import MultiViewTransform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from tttlab.config.inner_loop import Augmentation
 from tttlab.data.image_sets import ImageSet
-from tttlab.data.views import Augmentation
 from tttlab.errors import UserError
 from tttlab.runtime.ranks import Share
 from tttlab.seeding import numpy_generator, stream_seed
@@ -36,30 +39,28 @@ class Item(NamedTuple):
 
 
 def build_transform(augmentation: Augmentation, image_size: int) -> A.Compose:
-    """Compose crop, mirroring and colour jitter as SimCLR has them, without what small images do not bear (blur, grey).
+    """Compose SimCLR's crop, mirroring and colour jitter.
+
+    SimCLR's blur and grey are left out: small images lose too much by them.
 
     Args:
         augmentation: the strength.
         image_size: side of the result, pixels.
     """
-    spread, strength = 0.8 * augmentation.jitter, augmentation.jitter
-    factors = (1 - spread, 1 + spread)
-    steps = [
-        A.RandomResizedCrop(
-            (image_size, image_size), scale=(augmentation.min_scale, 1), ratio=(3 / 4, 4 / 3)
-        ),
-        *([A.HorizontalFlip()] if augmentation.flip else []),
-        *(
-            [A.ColorJitter(factors, factors, factors, (-0.2 * strength, 0.2 * strength), p=0.8)]
-            if strength
-            else []
-        ),
-    ]
+    size, scale = (image_size, image_size), (augmentation.min_scale, 1)
+    steps = [A.RandomResizedCrop(size, scale=scale, ratio=(3 / 4, 4 / 3))]
+    if augmentation.flip:
+        steps.append(A.HorizontalFlip())
+    strength = augmentation.jitter
+    if strength:
+        factors = (1 - 0.8 * strength, 1 + 0.8 * strength)
+        hues = (-0.2 * strength, 0.2 * strength)
+        steps.append(A.ColorJitter(factors, factors, factors, hues, p=0.8))
     return A.Compose(steps)
 
 
 class SeededView:
-    """One random view of an image from the stream of (seed, name, epoch, image, number)."""
+    """Draws one random view of an image from the stream (seed, name, epoch, image, number)."""
 
     def __init__(self, transform: A.Compose, seed: int, name: str, number: int) -> None:
         self.transform, self.seed, self.name, self.number = transform, seed, name, number
@@ -67,23 +68,22 @@ class SeededView:
     def __call__(self, item: Item) -> np.ndarray:
         """Draw the view ``(S, S, 3)`` uint8."""
         key = stream_seed(self.seed, "augment", self.name, item.epoch, item.image_id, self.number)
-        # Not set_random_seed: that starts every step of the composition at the same seed, so that the area of the crop
-        # and the brightness rise and fall together (correlation 0.99).
+        # Not set_random_seed: it gives every transform the same seed, and then crop area and
+        # brightness correlate at 0.99.
         self.transform.set_random_state(np.random.default_rng(key), random.Random(key))
         return self.transform(image=item.pixels)["image"]
 
 
 class AugmentedImages(Dataset):
-    """Whole batches of views and labels; an entry is asked for by its (epoch, image) pairs."""
+    """Whole batches of views and labels; a batch's index is its list of (epoch, image) pairs."""
 
     def __init__(self, images: ImageSet, views: Mapping[str, Views], seed: int) -> None:
         self.images = images
         self.transforms = {}
         for name, (count, augmentation) in views.items():
             transform = build_transform(augmentation, images.pixels.shape[1])
-            self.transforms[name] = MultiViewTransform(
-                [SeededView(transform, seed, name, v) for v in range(count)]
-            )
+            seeded = [SeededView(transform, seed, name, number) for number in range(count)]
+            self.transforms[name] = MultiViewTransform(seeded)
 
     def __getitem__(self, batch: list[tuple[int, int]]) -> dict[str, Tensor]:
         """Draw a batch: per name ``(N, V, S, S, 3)`` uint8, and ``labels (N,)``."""
@@ -91,20 +91,20 @@ class AugmentedImages(Dataset):
         items = [
             Item(images.pixels[index], images.image_ids[index], epoch) for epoch, index in batch
         ]
-        views = {
-            name: torch.from_numpy(
-                np.stack([view for item in items for view in draw(item)])
-            ).unflatten(0, (len(items), -1))
-            for name, draw in self.transforms.items()
-        }
-        return views | {"labels": torch.from_numpy(images.labels[[index for _, index in batch]])}
+        tensors = {}
+        for name, draw in self.transforms.items():
+            views = np.stack([view for item in items for view in draw(item)])
+            tensors[name] = torch.from_numpy(views).unflatten(0, (len(items), -1))
+        tensors["labels"] = torch.from_numpy(images.labels[[index for _, index in batch]])
+        return tensors
 
 
 class EpochBatches(Sampler):
-    """Every image once per epoch, in an order drawn from (seed, epoch), in batches whose sizes differ by at most one.
+    """Every image once per epoch, in an order drawn from (seed, epoch).
 
-    No image is dropped, and no batch is left with the one image that BatchNorm cannot take. The whole batches are the same
-    for any number of ranks; each rank gets its `Share` of every one, and no image is repeated to make these equal.
+    Batch sizes differ by at most one. So no image is dropped, and the last batch is not a single
+    image, which BatchNorm cannot take. The whole batches are the same for any number of ranks. Each
+    rank gets its `Share` of every batch; no image is repeated to make the shares equal.
     """
 
     def __init__(
@@ -114,15 +114,14 @@ class EpochBatches(Sampler):
         batches = -(-count // batch_size)
         if count // batches < ranks:
             raise UserError(
-                f"batch_size: expected at least one image for each of {ranks} processes, found batches of "
-                f"{count // batches}; raise it or start fewer processes"
+                f"batch_size: expected at least one image for each of {ranks} processes, "
+                f"found batches of {count // batches}; raise it or start fewer processes"
             )
-        self.shares = [
-            Share(len(batch), rank, ranks) for batch in np.array_split(np.empty(count), batches)
-        ]
+        sizes = [len(batch) for batch in np.array_split(np.empty(count), batches)]
+        self.shares = [Share(size, rank, ranks) for size in sizes]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next pass follows."""
+        """Set the epoch that determines the order of the next pass."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -135,7 +134,7 @@ class EpochBatches(Sampler):
 
 
 class Loader(DataLoader):
-    """A data loader whose workers' mistakes are told as everyone's are: torch would put their traceback into the message."""
+    """A data loader that re-raises a worker's `UserError` without torch's traceback in its text."""
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         try:
@@ -159,11 +158,11 @@ def open_loader(
     Args:
         images: what to augment.
         views: the views of each image, by name.
-        batch_size: images per batch, at most, on all ranks together.
+        batch_size: largest number of images per batch, on all ranks together.
         seed: the experiment's seed.
         workers: processes that augment; 0 augments in this one.
         rank: number of this process among those that train together.
-        ranks: how many they are.
+        ranks: number of processes that train together.
 
     Raises:
         UserError: there are more ranks than images in a batch.
@@ -175,20 +174,20 @@ def open_loader(
         num_workers=workers,
         worker_init_fn=_single_threaded,
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # else every pass would draw from the global stream
+        generator=torch.Generator(),  # otherwise every pass draws from the global stream
         pin_memory=torch.cuda.is_available(),
     )
 
 
 @contextmanager
-def told_of_lost_workers() -> Iterator[None]:
-    """Say in one line that the system ended a worker of a loader.
+def reporting_lost_workers() -> Iterator[None]:
+    """Raise a one-line error when the system kills a worker of a loader.
 
-    torch raises a RuntimeError wherever the main thread then is; but if that is just taking over a batch, its connection to the
-    worker may break before torch knows why.
+    torch raises a RuntimeError wherever the main thread is at that moment. But while it receives a
+    batch, the connection to the worker may break before torch knows the cause.
 
     Raises:
-        UserError: it did.
+        UserError: a worker was killed.
     """
     try:
         yield
@@ -197,8 +196,8 @@ def told_of_lost_workers() -> Iterator[None]:
             raise
         reason = str(error).strip() or type(error).__name__
         raise UserError(
-            f"a process that augments images was lost ({reason}): memory probably ran out; lower machine.workers; "
-            "whole epochs are kept, and the same command goes on"
+            f"a process that augments images was lost ({reason}): memory probably ran out; "
+            "lower machine.workers; whole epochs are kept, and the same command goes on"
         ) from error
 
 

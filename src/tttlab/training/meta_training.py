@@ -1,28 +1,32 @@
-"""Meta-learned fine-tuning: train a network so that a self-supervised step on an image alone helps to classify it.
+"""Meta-learned fine-tuning: training through a self-supervised step on each single image.
 
-MT3, Bartler et al., AISTATS 2022, arXiv 2103.16201. The step that test-time training will take is part of the training, and
-is differentiated through. For every image on its own, from the network's parameters θ:
+MT3, Bartler et al., AISTATS 2022, arXiv 2103.16201. The training contains the step that test-time
+training will take, and differentiates through it. For every image alone, from the parameters θ:
 
-    θ' = θ − α · clip(∇_θ objective(θ; its views))      the inner step, taken by every trainable parameter
+    θ' = θ − α · clip(∇_θ objective(θ; views))        the inner step, of every trainable parameter
     loss = cross-entropy(θ'; the image) + weight · objective(θ'; the same views)
 
-and the outer loss, the mean over images, is differentiated by θ, second derivatives included. Published settings: α 0.1, one
-inner step, weight 0.1, gradients clipped at 10, SGD of lr 0.01 and momentum 0.9 outside, batches of 4 inner steps.
+The outer loss is the mean over images; its gradient by θ includes second derivatives. Published
+settings: α 0.1, one inner step, weight 0.1, gradients clipped at 10, outer SGD with lr 0.01 and
+momentum 0.9, batches of 4 inner steps.
 
-Those numbers are of its own objective, BYOL with (2 − 2 cos) both ways, which is four times as steep as `simsiam`'s mean of
-−cos: with that one, α and weight of 0.1 there are 0.4 here, and clipping at 10 there is at 2.5.
+The published objective is BYOL with (2 − 2 cos) in both directions, four times as steep as the mean
+of −cos in `simsiam`. So with `simsiam` the published α and weight of 0.1 correspond to 0.4, and
+clipping at 10 to clipping at 2.5.
 
-What differs from the paper's released code: there an inner step is taken on 8 different images under one common augmentation,
-a pair of views each (its option ``image_repetition``, for 8 pairs of one image, is off); here always on one image, as at test
-time. There the gradient of each parameter is clipped; here an image's whole gradient, as by `InnerLoop.clip`.
+Differences from the paper's released code: There an inner step takes 8 different images under one
+common augmentation, with a pair of views each (the option ``image_repetition``, 8 pairs of one
+image, is off); here it takes one image, as at test time. There the gradient of each parameter is
+clipped; here an image's whole gradient, as in `InnerLoop.clip`.
 
-The network works as it will at test time: in evaluation mode, so that BatchNorm normalises with its running statistics and
-leaves them as they are (they must be of the source domain already, from pretraining) and nothing is dropped out; and without
-autocast, which under ``vmap`` reaches some layers and misses others. Beside its activations, every image of a batch takes the
-memory of about four copies of the parameters.
+The network runs as at test time, in evaluation mode: BatchNorm uses its running statistics and does
+not change them (pretraining must have set them on the source domain), and dropout is off. Autocast
+is off, because under ``vmap`` it reaches only some layers. Beside its activations, every image of a
+batch takes the memory of about four copies of the parameters.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,86 +55,82 @@ def meta_loss(
     inner_steps: int = 1,
     clip: float | None = 10.0,
 ) -> Loss:
-    """Make the loss of meta-learned fine-tuning; see the module.
+    """Make the loss of meta-learned fine-tuning; see the module's docstring.
 
-    Its batches hold ``classify (N, 1, H, W, 3)``, ``labels (N,)`` and ``objective (N, P·V, H, W, 3)``: P times the objective's
-    V ``num_views`` of each image, which are the little batch that the objective is a mean over.
+    A batch holds ``classify (N, 1, H, W, 3)``, ``labels (N,)`` and ``objective (N, P·V, H, W, 3)``:
+    each image's V ``num_views``, drawn P times. An image's objective is the mean over the draws.
 
     Args:
-        objective: the self-supervised loss; a single image must be able to lower it.
+        objective: the self-supervised loss; it must not need other images.
         weight: of the objective in the outer loss.
         inner_lr: α.
-        inner_steps: inner steps, all with the same views and masks.
+        inner_steps: number of inner steps, all with the same views and masks.
         clip: largest norm of one image's inner gradient; None: no clipping.
 
     Returns:
-        a loss with the terms of joint training, both of them after the inner steps.
+        a loss with the terms of joint training, both measured after the inner steps.
 
     Raises:
         UserError: the objective contrasts images with each other.
     """
     if isinstance(objective, SimCLR):
         raise UserError(
-            "meta-learned fine-tuning: expected an objective that one image alone can lower, found simclr, whose "
-            "negatives are other images; choose another objective"
+            "meta-learned fine-tuning: expected an objective that one image alone can lower, "
+            "found simclr, whose negatives are other images; choose another objective"
         )
 
     def loss(
         network: Network, batch: dict[str, Any], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        share = batch.get("share")
-        if share and share.ranks > 1:
-            raise UserError(
-                f"meta-learned fine-tuning: expected one process, found {share.ranks}; set machine.devices: 1"
-            )
-        network = getattr(
-            network, "module", network
-        )  # Fabric's wrapper has other names, and brings autocast
-        # Contiguous, for under vmap GroupNorm asks what else they are, and gets no answer.
+        check_single_process(batch)
+        # Fabric's wrapper renames the parameters and switches autocast on.
+        network = getattr(network, "module", network)
+        # Contiguous, because GroupNorm asks for the memory format, which fails under vmap.
         images, views = (as_images(batch[name]).contiguous() for name in ("classify", "objective"))
         views = views.unflatten(1, (-1, objective.num_views))
         masks = draw_masks(objective, network, views, generator)
         classify = per_image(network, lambda network, image: network(image).logits[0])
-        objectives_of = per_image(
-            network,
-            lambda network, views, *masks: image_objective(
-                objective, network, views, masks, generator
-            ),
-        )
-        with (
-            evaluating(network),
-            sdpa_kernel(SDPBackend.MATH),
-        ):  # fused attention has no second derivative
+        compute_objectives = per_image(network, partial(image_objective, objective, generator))
+        # Fused attention has no second derivative.
+        with evaluating(network), sdpa_kernel(SDPBackend.MATH):
             parameters = expanded(network, len(images))
             for _ in range(inner_steps):
-                parameters = inner_step(
-                    objectives_of(parameters, views, *masks), parameters, inner_lr, clip
-                )
-            ours = objectives_of(parameters, views, *masks).mean()
+                objectives = compute_objectives(parameters, views, *masks)
+                parameters = inner_step(objectives, parameters, inner_lr, clip)
+            self_supervised = compute_objectives(parameters, views, *masks).mean()
             supervised = F.cross_entropy(classify(parameters, images), batch["labels"])
         return {
-            "loss": supervised + weight * ours,
+            "loss": supervised + weight * self_supervised,
             "classification_loss": supervised,
-            "objective_loss": ours,
+            "objective_loss": self_supervised,
         }
 
     return loss
 
 
+def check_single_process(batch: dict[str, Any]) -> None:
+    """Raise a `UserError` if several processes share a batch."""
+    share = batch.get("share")
+    if share and share.ranks > 1:
+        raise UserError(
+            f"meta-learned fine-tuning: expected one process, found {share.ranks}; "
+            "set machine.devices: 1"
+        )
+
+
 def expanded(network: nn.Module, count: int) -> Parameters:
-    """Give each of ``count`` images the trainable parameters, as one and the same memory: name → ``(count, *shape)``."""
-    trainable = {
-        name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad
-    }
+    """Expand the trainable parameters, without copying, to name → ``(count, *shape)``."""
     return {
-        name: parameter.expand(count, *parameter.shape) for name, parameter in trainable.items()
+        name: parameter.expand(count, *parameter.shape)
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
     }
 
 
 def inner_step(
     objectives: Tensor, parameters: Parameters, lr: float, clip: float | None
 ) -> Parameters:
-    """Step every image's parameters down the gradient of its own objective, in a way that can be differentiated.
+    """Take a differentiable gradient step on every image's own objective.
 
     Args:
         objectives: ``(B,)``, at ``parameters``.
@@ -139,25 +139,25 @@ def inner_step(
         clip: largest norm of one image's gradient; None: no clipping.
 
     Returns:
-        the parameters that influence the objective; the others stay the network's own.
+        new values of the parameters that influence the objective, and of no others.
 
     Raises:
-        UserError: none does.
+        UserError: no parameter influences the objective.
     """
-    found = (None,) * len(parameters)
+    gradients = {}
     if objectives.requires_grad:
-        found = torch.autograd.grad(
+        gradients_or_none = torch.autograd.grad(
             objectives.sum(), list(parameters.values()), create_graph=True, allow_unused=True
         )
-    gradients = {
-        name: gradient
-        for name, gradient in zip(parameters, found, strict=True)
-        if gradient is not None
-    }
+        gradients = {
+            name: gradient
+            for name, gradient in zip(parameters, gradients_or_none, strict=True)
+            if gradient is not None
+        }
     if not gradients:
         raise UserError(
-            "meta-learned fine-tuning: expected parameters that influence the objective, found none among the "
-            f"{len(parameters)} trainable ones; train the encoder"
+            "meta-learned fine-tuning: expected parameters that influence the objective, "
+            f"found none among the {len(parameters)} trainable ones; train the encoder"
         )
     if clip is not None:
         gradients = clip_gradients(gradients, clip)
@@ -165,9 +165,10 @@ def inner_step(
 
 
 class PerImage(nn.Module):
-    """A function of a network, as a module: `functional_call` then replaces the parameters in all that the function does.
+    """A function of a network as a module, so that `functional_call` replaces its parameters.
 
-    A `Bound` network would do so in its forward pass alone, and an objective may use its head beside that.
+    A `Bound` network replaces them only in its own forward pass, but an objective may also call the
+    head directly.
     """
 
     def __init__(self, network: nn.Module, function: Callable[..., Tensor]) -> None:
@@ -180,19 +181,22 @@ class PerImage(nn.Module):
 
 
 def per_image(network: nn.Module, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Vectorise ``function(network, *data of one image)`` over images to a function of stacked (parameters, data).
+    """Vectorise ``function(network, *data)`` of one image over images.
 
-    With plain ``vmap``: `PerImageLayers` are made for first derivatives, and some of their second ones are wrong.
+    It uses plain ``vmap``: `PerImageLayers` has some wrong second derivatives.
+
+    Returns:
+        a function of all images' parameters (see `expanded`) and stacked data.
     """
-    whole, found = PerImage(network, function), places(network)
+    module, names_by_path = PerImage(network, function), places(network)
 
     def call(parameters: Parameters, *data: Tensor) -> Tensor:
         values = {
-            f"network.{place}": parameters[name]
-            for place, name in found.items()
+            f"network.{path}": parameters[name]
+            for path, name in names_by_path.items()
             if name in parameters
         }
-        return functional_call(whole, values, data, tie_weights=False)
+        return functional_call(module, values, data, tie_weights=False)
 
     return vmap(call, randomness="error")
 
@@ -200,16 +204,17 @@ def per_image(network: nn.Module, function: Callable[..., Tensor]) -> Callable[.
 def draw_masks(
     objective: Objective, network: Network, views: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, ...]:
-    """Draw all images' masks, for under ``vmap`` nothing can be drawn.
+    """Draw all images' masks beforehand: nothing can be drawn under ``vmap``.
 
     Args:
         objective: only MAE has masks.
-        network: with its head.
+        network: with the objective's head.
         views: ``(B, P, 1, 3, H, W)``.
         generator: CPU stream.
 
     Returns:
-        kept ``(B, P, L_keep)`` and hidden ``(B, P, L − L_keep)`` patch numbers; nothing for other objectives.
+        indices of kept ``(B, P, L_keep)`` and hidden ``(B, P, L − L_keep)`` patches; empty for
+        other objectives.
     """
     if not isinstance(objective, MAE):
         return ()
@@ -221,23 +226,22 @@ def draw_masks(
 
 def image_objective(
     objective: Objective,
+    generator: torch.Generator,
     network: Network,
     views: Tensor,
-    masks: tuple[Tensor, ...],
-    generator: torch.Generator,
+    *masks: Tensor,
 ) -> Tensor:
     """Compute the objective on one image.
 
     Args:
-        objective: which one.
+        objective: the objective.
+        generator: for the objective's signature; drawing from it under ``vmap`` is an error.
         network: with this image's parameters.
-        views: ``(P, V, 3, H, W)``, a little batch.
-        masks: this image's part of what `draw_masks` drew.
-        generator: for the objective's signature; to draw from it here is an error.
+        views: ``(P, V, 3, H, W)``.
+        masks: this image's part of the masks from `draw_masks`.
     """
     if not masks:
         return objective.loss(network, views, generator)
     (keep, hidden), images = masks, views[:, 0]
-    return masked_error(
-        network(images, keep=keep).reconstruction, images, hidden, network.head.patch_size
-    )
+    reconstruction = network(images, keep=keep).reconstruction
+    return masked_error(reconstruction, images, hidden, network.head.patch_size)

@@ -1,6 +1,5 @@
-"""How long and with which optimiser a training runs."""
+"""Length and optimiser of a training."""
 
-import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,9 +15,9 @@ class Recipe:
 
     Attributes:
         epochs: passes over the images.
-        batch_size: images per batch, at most.
+        batch_size: largest number of images per batch.
         optimizer: ``sgd`` with momentum 0.9, or ``adamw``.
-        lr: learning rate after the warm-up, from where it falls to 0 along a cosine.
+        lr: learning rate after the warm-up; from there it falls to 0 along a cosine.
         weight_decay: for weights; biases, norms, position and class tokens have none.
         warmup_epochs: epochs over which the learning rate rises linearly.
     """
@@ -31,9 +30,9 @@ class Recipe:
     warmup_epochs: int = 0
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        """Find the learning rate of a step, counted from 0 over the whole training."""
+        """Return the learning rate of a step, counted from 0 over the whole training."""
         total, warmup = self.epochs * steps_per_epoch, self.warmup_epochs * steps_per_epoch
-        # One step beyond the last: the rate reaches 0 after the training, not in it.
+        # With total + 1 steps the rate reaches 0 after the last step, not in it.
         return self.lr * cosine_warmup_schedule(step, total + 1, 1.0, 0.0, warmup, 0.0)
 
 
@@ -43,8 +42,8 @@ def build_optimizer(
     """Create the optimiser of a network's trainable parameters.
 
     Args:
-        network: parameters that do not require a gradient are left out.
-        recipe: which optimiser, learning rate and weight decay.
+        network: its parameters that require a gradient are optimised.
+        recipe: choice of optimiser, learning rate and weight decay.
         betas: decay rates of AdamW's two averages; 0.95 for the second is usual with MAE.
     """
     groups = param_groups_weight_decay(
@@ -56,18 +55,16 @@ def build_optimizer(
 
 
 def undecayed(network: nn.Module) -> set[str]:
-    """Name the parameters that timm's models, or the parts of a network, keep free of weight decay.
-
-    These are position embeddings and tokens: more than one dimension, yet no weights.
-    """
-    names = (
-        [f"{path}.{name}".lstrip(".") for name in module.no_weight_decay()]
+    """Name the position embeddings and tokens: they have several dimensions, but get no decay."""
+    listed_by_timm = {
+        f"{path}.{name}".lstrip(".")
         for path, module in network.named_modules()
         if hasattr(module, "no_weight_decay")
-    )
-    tokens = (
+        for name in module.no_weight_decay()
+    }
+    tokens = {
         name
         for name, _ in network.named_parameters()
         if name.endswith(("mask_token", "cls_token", "pos_embed"))
-    )
-    return {*itertools.chain.from_iterable(names), *tokens}
+    }
+    return listed_by_timm | tokens

@@ -1,4 +1,4 @@
-"""How good a network is on labeled images it does not train on."""
+"""Quality of a network on labeled images that it is not trained on."""
 
 from typing import NamedTuple
 
@@ -25,12 +25,12 @@ class Encoded(NamedTuple):
 
 @torch.no_grad()
 def encode(network: Network, images: ImageSet, images_per_step: Wish = "auto") -> Encoded:
-    """Run the network on all images as they are; leaves it in evaluation mode.
+    """Run the network on all images without augmentation; leaves it in evaluation mode.
 
     Args:
-        network: moved to no other device.
+        network: runs on the device that it is on.
         images: the images.
-        images_per_step: images at once; changes nothing but time and memory.
+        images_per_step: images per forward pass; changes only time and memory.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -54,16 +54,16 @@ def classification(encoded: Encoded) -> dict[str, float]:
 def knn_accuracy(
     train: Encoded, test: Encoded, neighbours: int = NEIGHBOURS, temperature: float = 0.1
 ) -> float:
-    """Classify each image by its nearest neighbours' labels, weighted by e^{cosine similarity / temperature}.
+    """Classify images by their nearest neighbours, weighted by e^{cosine similarity / temperature}.
 
     Args:
         train: labeled neighbours.
         test: images to classify.
-        neighbours: k, at most the number of training images.
-        temperature: of the weights; small ones let the nearest decide.
+        neighbours: k; limited to the number of training images.
+        temperature: the lower, the more weight the nearest neighbours have.
 
     Returns:
-        share of ``test`` that is classified as labeled.
+        accuracy on ``test``.
 
     Reference:
         Wu et al., CVPR 2018, arXiv 1805.01978, section 3.4 (there k = 200, temperature 0.07).
@@ -72,11 +72,9 @@ def knn_accuracy(
     classes = int(train.labels.max()) + 1
     correct = 0
     for features, labels in zip(test.features.split(1024), test.labels.split(1024), strict=True):
-        similarity, nearest = (F.normalize(features, dim=-1) @ bank.T).topk(
-            min(neighbours, len(bank)), dim=-1
-        )
-        votes = (similarity / temperature).exp().unsqueeze(-1) * F.one_hot(
-            train.labels[nearest], classes
-        )
+        similarities = F.normalize(features, dim=-1) @ bank.T
+        nearest, indices = similarities.topk(min(neighbours, len(bank)), dim=-1)
+        weights = (nearest / temperature).exp().unsqueeze(-1)
+        votes = weights * F.one_hot(train.labels[indices], classes)
         correct += int((votes.sum(1).argmax(-1) == labels).sum())
     return correct / len(test.labels)

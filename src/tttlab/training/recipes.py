@@ -1,4 +1,4 @@
-"""The source network's two trainings: self-supervised, then supervised with the self-supervised head kept alive."""
+"""The source network's two trainings: self-supervised pretraining and supervised fine-tuning."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tttlab.config.inner_loop import Augmentation
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
-from tttlab.data.views import Augmentation
 from tttlab.networks.network import Network
 from tttlab.networks.objective import Objective
 from tttlab.training.loaders import Views
@@ -26,7 +26,7 @@ MODES = {
     "joint": ALL,
     "meta": ALL,
 }
-PROBES = 5  # kNN accuracies along a pretraining
+PROBES = 5  # kNN accuracies measured during a pretraining
 REFIT_EPOCHS = 5
 
 
@@ -44,19 +44,19 @@ def pretrain(
     Args:
         trainer: device, seed, workers, resuming.
         network: the network.
-        objective: the self-supervised loss; None goes with a recipe of no epochs.
+        objective: the self-supervised loss; None only if the recipe has no epochs.
         unlabeled: images to train on.
-        probe: labeled training and validation images whose kNN accuracy is watched and decides nothing.
+        probe: labeled training and validation images; their kNN accuracy is only recorded.
         augmentation: strength of the views.
         recipe: length and optimiser.
 
     Returns:
-        a row per epoch: ``loss``, ``lr``, and now and then ``knn_accuracy``; see `Trainer.fit`.
+        a row per epoch: ``loss``, ``lr``, and in some epochs ``knn_accuracy``; see `Trainer.fit`.
     """
-    every = max(1, recipe.epochs // PROBES)
+    interval = max(1, recipe.epochs // PROBES)
 
     def measure(epoch: int) -> Row:
-        if epoch % every and epoch != recipe.epochs:
+        if epoch % interval and epoch != recipe.epochs:
             return {}
         return {"knn_accuracy": knn_accuracy(*(encode(network, images) for images in probe))}
 
@@ -87,31 +87,31 @@ def finetune(
     augmentation: Augmentation,
     objective_augmentation: Augmentation,
 ) -> tuple[list[Row], list[Row]]:
-    """Train the classifier, in place, and leave the network with a self-supervised head that fits its encoder.
+    """Train the classifier, in place; afterwards the self-supervised head fits the encoder.
 
-    ``linear`` trains the classifier, and the probe if there is one, on the frozen encoder, ``full`` the encoder too; the head
-    is then fitted anew. ``joint`` minimises cross-entropy + ``objective_weight`` · objective on the same images, and needs no
-    such repair; ``meta`` does so after a step on every image's own objective, through which it differentiates (see
-    `tttlab.training.meta_training`).
+    ``linear`` trains classifier and probe on the frozen encoder; ``full`` trains classifier and
+    encoder. Both then refit the head. ``joint`` minimises cross-entropy + ``objective_weight`` ·
+    objective on the same images. ``meta`` does the same after a step on every image's own
+    objective, and differentiates through that step (see `tttlab.training.meta_training`).
 
     Args:
         trainer: device, seed, workers, resuming.
         network: the network.
         objective: the self-supervised loss; None for a network without head.
         train: labeled images to train on.
-        validation: labeled images on which accuracy is watched; it chooses nothing, the last epoch is kept.
+        validation: labeled images whose accuracy is only recorded: the last epoch is kept.
         recipe: length and optimiser.
         mode: see above.
         objective_weight: of the objective in ``joint`` and ``meta``.
-        inner: of ``meta``: ``lr`` and ``steps`` of the inner step, and ``pairs``, how often the objective's views are drawn of
-            each image.
+        inner: for ``meta``: ``lr`` and ``steps`` of the inner steps, and ``pairs``, how many times
+            the objective's views of each image are drawn.
         augmentation: strength of the views that are classified.
         objective_augmentation: strength of the objective's views.
 
     Returns:
-        the curve: a row per epoch with ``loss``, ``lr``, ``validation_loss``, ``validation_accuracy`` and, in
-        ``joint`` and ``meta``, ``classification_loss`` and ``objective_loss``; and the curve of the head's refit, empty where
-        there was none.
+        the curve, a row per epoch with ``loss``, ``lr``, ``validation_loss``,
+        ``validation_accuracy`` and, in ``joint`` and ``meta``, ``classification_loss`` and
+        ``objective_loss``; and the curve of the head's refit, empty without a refit.
     """
     joint = mode in ("joint", "meta")
     assert objective or not joint
@@ -143,9 +143,9 @@ def refit_head(
     augmentation: Augmentation,
     recipe: Recipe,
 ) -> list[Row]:
-    """Train the self-supervised head alone, for a few epochs, on an encoder that has moved on without it.
+    """Train only the self-supervised head, for a few epochs, after the encoder has changed.
 
-    At test time the head's gradient steers the encoder; from a head that fits another encoder it would be noise.
+    Test-time training follows the head's gradient, which is noise if the head fits another encoder.
     """
     task = Task(
         "refit",
@@ -161,7 +161,7 @@ def refit_head(
 def ssl_views(
     objective: Objective | None, augmentation: Augmentation, count: int = 1
 ) -> dict[str, Views]:
-    """Choose the objective's views, drawn ``count`` times."""
+    """Describe the objective's views, drawn ``count`` times per image; none without objective."""
     if objective is None:
         return {}
     augmentation = augmentation if objective.jitter else replace(augmentation, jitter=0)
@@ -183,12 +183,9 @@ def objective_loss(objective: Objective) -> Loss:
     def loss(
         network: Network, batch: dict[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        known = {"labels": batch["labels"]} if objective.labels else {}
-        return {
-            "loss": objective.loss(
-                network, as_images(batch["objective"]), generator, batch.get("share"), **known
-            )
-        }
+        views, share = as_images(batch["objective"]), batch.get("share")
+        labels = {"labels": batch["labels"]} if objective.labels else {}
+        return {"loss": objective.loss(network, views, generator, share, **labels)}
 
     return loss
 
@@ -203,28 +200,28 @@ def classification_loss(
 
 def joint_loss(objective: Objective, weight: float) -> Loss:
     """Make the loss cross-entropy + ``weight`` · objective."""
-    self_supervised = objective_loss(objective)
+    self_supervised_loss = objective_loss(objective)
 
     def loss(
         network: Network, batch: dict[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        ours = self_supervised(network, batch, generator)["loss"]
+        self_supervised = self_supervised_loss(network, batch, generator)["loss"]
         supervised = classification_loss(network, batch, generator)["loss"]
         return {
-            "loss": supervised + weight * ours,
+            "loss": supervised + weight * self_supervised,
             "classification_loss": supervised,
-            "objective_loss": ours,
+            "objective_loss": self_supervised,
         }
 
     return loss
 
 
 def betas(objective: Objective | None) -> tuple[float, float]:
-    """Choose AdamW's decay rates."""
+    """Return the objective's decay rates for AdamW, or the default ones without objective."""
     return (objective or Objective).betas
 
 
 def last_values(rows: Sequence[Row]) -> Row:
-    """Collect the latest value of everything a curve records, and its seconds in all."""
+    """Return the last value of every column of a curve, and the sum of its seconds."""
     latest = {name: value for row in rows for name, value in row.items()}
     return latest | {"seconds": sum(row.get("seconds", 0.0) for row in rows)}

@@ -1,7 +1,8 @@
-"""The training loop, on Lightning Fabric: any device, precision and number of processes, and a killed training goes on.
+"""The training loop, on Lightning Fabric; a killed training resumes.
 
-With several processes (ranks) every batch is shared out, and all take the step of the whole batch. The first rank alone
-measures, reports and keeps unfinished work; the others read that work too, so its folder must be on a file system of all.
+Several processes (ranks) divide every batch and take the same step, that of the whole batch. Only
+the first rank measures, reports and saves unfinished work. All ranks read that work, so its folder
+must be on a shared file system.
 """
 
 import logging
@@ -26,7 +27,7 @@ from tttlab.errors import UserError
 from tttlab.networks.network import Network
 from tttlab.runtime.resuming import Work
 from tttlab.seeding import stream_seed, torch_generator
-from tttlab.training.loaders import Views, open_loader, told_of_lost_workers
+from tttlab.training.loaders import Views, open_loader, reporting_lost_workers
 from tttlab.training.optimisers import Recipe, build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -37,19 +38,24 @@ Row = dict[str, float]  # one epoch of a curve
 
 @contextmanager
 def training_only(network: Network, parts: Sequence[str]) -> Iterator[None]:
-    """Freeze all parts of a network but the named ones (``encoder``, ``classifier``, ``head``)."""
-    others = [
+    """Freeze all other parts of a network inside the context; afterwards it is in evaluation mode.
+
+    Args:
+        network: the network.
+        parts: names of the parts to train (``encoder``, ``classifier``, ``head``, ``probe``).
+    """
+    frozen = [
         parameter
         for name, part in network.named_children()
         for parameter in part.parameters()
         if name not in parts and parameter.requires_grad
     ]
     try:
-        for parameter in others:
+        for parameter in frozen:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in others:
+        for parameter in frozen:
             parameter.requires_grad_(True)
         network.eval()
 
@@ -59,14 +65,17 @@ class Task:
     """One training of some parts of a network.
 
     Attributes:
-        name: tells several trainings of one piece of work apart.
-        parts: ``encoder``, ``classifier``, ``head``; the others keep their parameters and buffers.
-        loss: gives, from (network, batch, generator on the CPU), the terms to record, means over the batch; ``loss`` is
-            minimised. The batch holds this rank's images, and as ``share`` (a `Share`) which part of the whole they are.
-        views: the views that ``loss`` finds in a batch.
+        name: distinguishes the trainings that one `Work` saves.
+        parts: ``encoder``, ``classifier``, ``head``, ``probe``; all others keep their parameters
+            and buffers.
+        loss: function (network, batch, generator on the CPU) → terms to record, means over the
+            batch; the term ``loss`` is minimised. The batch holds this rank's images, and as
+            ``share`` (a `Share`) which part of the whole batch they are.
+        views: the views that a batch holds for ``loss``.
         recipe: length and optimiser.
         betas: of AdamW.
-        measure: what to record after an epoch, on the first rank; called with 0 before the first.
+        measure: function (epoch) → values to record; called on the first rank after every epoch,
+            and with 0 before the first.
     """
 
     name: str
@@ -80,13 +89,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Trainer:
-    """How tasks are carried out.
+    """Runs tasks.
 
     Attributes:
         fabric: device, precision and ranks.
         seed: the experiment's seed.
         workers: processes that augment.
-        work: where unfinished work is kept; None keeps none.
+        work: where unfinished work is saved; None: nowhere.
         report: called with (name of the task, row) after every epoch, on the first rank.
     """
 
@@ -97,7 +106,7 @@ class Trainer:
     report: Callable[[str, Row], None] = lambda _name, _row: None
 
     def fit(self, network: Network, images: ImageSet, task: Task) -> list[Row]:
-        """Train, in place, for all epochs of the recipe, or for those that a killed training had left.
+        """Train in place for all epochs of the recipe, or for those missing from a killed training.
 
         The network of the last epoch is kept: no epoch is chosen by its validation accuracy.
 
@@ -107,12 +116,12 @@ class Trainer:
             task: what to train, and how.
 
         Returns:
-            a row per epoch, the first one for epoch 0: ``epoch``, the means of the loss's terms, ``lr``, what
-            ``measure`` gave (on the first rank), and ``seconds``.
+            a row per epoch, from epoch 0: ``epoch``, the means of the loss's terms, ``lr``, the
+            values of ``measure`` (on the first rank), and ``seconds``.
 
         Raises:
-            UserError: the loss is no longer finite, a process that augments was lost, or the ranks do not find the same
-                unfinished work.
+            UserError: the loss is not finite, a process that augments was lost, or the ranks find
+                different unfinished work.
         """
         network.to(self.fabric.device)
         with training_only(network, task.parts):
@@ -127,7 +136,7 @@ class Trainer:
                 self._report(task, rows[0])
             self._check_rows(task, rows)
             if task.recipe.epochs:
-                with told_of_lost_workers():
+                with reporting_lost_workers():
                     self._run_epochs(network, images, task, optimizer, rows)
         return rows
 
@@ -139,14 +148,14 @@ class Trainer:
             self.report(task.name, row)
 
     def _check_rows(self, task: Task, rows: list[Row]) -> None:
-        """Refuse to start when ranks would go on from different epochs: they would wait for each other for ever."""
-        first = self.fabric.broadcast(len(rows))
-        differ = torch.tensor(float(len(rows) != first), device=self.fabric.device)
-        if count := int(self.fabric.all_reduce(differ, reduce_op="sum")):
+        """Fail if ranks would resume from different epochs: that would be a deadlock."""
+        expected = self.fabric.broadcast(len(rows))
+        differs = torch.tensor(float(len(rows) != expected), device=self.fabric.device)
+        if count := int(self.fabric.all_reduce(differs, reduce_op="sum")):
             raise UserError(
-                f"{task.name}: expected all processes to find the unfinished work that the first one does "
-                f"({first - 1} epochs), found other work on {count} of them; "
-                "use a file system that all machines share"
+                f"{task.name}: expected all processes to find the unfinished work "
+                f"that the first one does ({expected - 1} epochs), "
+                f"found other work on {count} of them; use a file system that all machines share"
             )
 
     def _run_epochs(
@@ -157,34 +166,25 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         rows: list[Row],
     ) -> None:
-        """Run the epochs that ``rows`` does not hold yet."""
-        epochs, loader, first = (
-            task.recipe.epochs,
-            self._open_loader(images, task),
-            self.fabric.is_global_zero,
-        )
+        """Run the epochs that are missing in ``rows``."""
+        epochs = task.recipe.epochs
+        loader = self._open_loader(images, task)
         self._share_statistics(network, task)
-        model, wrapped = self.fabric.setup(network, optimizer)
-        done, hidden = (
-            (len(rows) - 1) * len(images),
-            None if first else True,
-        )  # None: hidden where no terminal is
-        with tqdm(
-            total=epochs * len(images), initial=done, unit="image", unit_scale=True, disable=hidden
-        ) as bar:
+        model, wrapped_optimizer = self.fabric.setup(network, optimizer)
+        with self._progress_bar(len(rows) - 1, epochs, len(images)) as bar:
             for epoch in range(len(rows), epochs + 1):
                 bar.set_description(f"{task.name} {epoch}/{epochs}")
                 started = time.perf_counter()
                 network.eval()
                 for part in task.parts:
                     getattr(network, part).train()
-                terms = self._run_epoch(model, wrapped, loader, task, epoch, bar)
+                terms = self._run_epoch(model, wrapped_optimizer, loader, task, epoch, bar)
                 _check_finite(terms["loss"], task, epoch)
                 row = {"epoch": epoch, **terms, **self._measure(task, epoch)}
                 rows.append(row | {"seconds": time.perf_counter() - started})
                 bar.set_postfix(loss=f"{terms['loss']:.3f}")
                 self._report(task, rows[-1])
-                if self.work and first:
+                if self.work and self.fabric.is_global_zero:
                     state = {
                         "network": network.state_dict(),
                         "optimizer": optimizer.state_dict(),
@@ -192,11 +192,22 @@ class Trainer:
                     }
                     self.work.save(task.name, state)
 
-    def _share_statistics(self, network: Network, task: Task) -> None:
-        """Let BatchNorm see the whole batch, on GPUs; names in the network's state stay as they are.
+    def _progress_bar(self, done: int, epochs: int, count: int) -> tqdm:
+        """Open a bar over ``epochs`` of ``count`` images each, on the first rank."""
+        return tqdm(
+            total=epochs * count,
+            initial=done * count,
+            unit="image",
+            unit_scale=True,
+            # None: shown only in a terminal.
+            disable=None if self.fabric.is_global_zero else True,
+        )
 
-        On CPUs torch has no such layer: there every rank normalises with its own images' statistics. The running ones that
-        count are the first rank's, which the others take over at the start of the next task.
+    def _share_statistics(self, network: Network, task: Task) -> None:
+        """On GPUs, let BatchNorm use the whole batch; names in the state dict do not change.
+
+        On CPUs torch has no such layer: every rank normalises with its own images' statistics. The
+        next task starts from the first rank's running statistics.
         """
         if self.fabric.world_size == 1:
             return
@@ -208,7 +219,8 @@ class Trainer:
             for module in getattr(network, part).modules()
         ):
             logger.warning(
-                "%s: on CPUs each of the %d processes normalises (BatchNorm) with its own images' statistics; "
+                "%s: on CPUs each of the %d processes normalises (BatchNorm) "
+                "with its own images' statistics; "
                 "one process, or GPUs, would give other numbers",
                 task.name,
                 self.fabric.world_size,
@@ -216,23 +228,21 @@ class Trainer:
 
     def _open_loader(self, images: ImageSet, task: Task) -> DataLoader:
         ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}
-        size = task.recipe.batch_size
-        # Not through fabric.setup_dataloaders: that counts epochs itself, from the start of the process.
-        return open_loader(images, task.views, size, self.seed, workers=self.workers, **ranks)
+        batch_size = task.recipe.batch_size
+        # Not fabric.setup_dataloaders: it counts epochs itself, from the start of the process.
+        return open_loader(images, task.views, batch_size, self.seed, workers=self.workers, **ranks)
 
     def _run_epoch(
         self, model: Any, optimizer: Any, loader: DataLoader, task: Task, epoch: int, bar: tqdm
     ) -> Row:
-        """Run one epoch; → the means of the loss's terms, and the last learning rate.
+        """Run one epoch; return the means of the loss's terms, and the last learning rate.
 
-        All randomness is keyed by the epoch, so that a resumed training draws what an uninterrupted one would.
+        All random streams depend on the epoch, so that resuming does not change what is drawn.
         """
-        torch.manual_seed(
-            stream_seed(self.seed, "dropout", task.name, epoch, self.fabric.global_rank)
-        )
-        generator = torch_generator(
-            self.seed, "masks", task.name, epoch, 0
-        )  # for the whole batch, the same on all ranks
+        rank = self.fabric.global_rank
+        torch.manual_seed(stream_seed(self.seed, "dropout", task.name, epoch, rank))
+        # All ranks draw the masks of the whole batch from the same stream.
+        generator = torch_generator(self.seed, "masks", task.name, epoch, 0)
         loader.sampler.set_epoch(epoch)
         totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.fabric.device))
         steps = zip(loader, loader.sampler.shares, strict=True)
@@ -242,25 +252,22 @@ class Trainer:
                 group["lr"] = lr
             terms = task.loss(model, self.fabric.to_device(batch) | {"share": share}, generator)
             optimizer.zero_grad()
-            self.fabric.backward(
-                terms["loss"] * share.weight
-            )  # the ranks' gradients are then averaged
+            # The ranks' gradients are averaged afterwards.
+            self.fabric.backward(terms["loss"] * share.weight)
             optimizer.step()
             for term, value in terms.items():
                 totals[term] += value.detach() * share.weight
             bar.update(share.whole)
-        means = {
-            term: self.fabric.all_reduce(total / len(loader)).item()
-            for term, total in totals.items()
-        }
+        means = {}
+        for term, total in totals.items():
+            means[term] = self.fabric.all_reduce(total / len(loader)).item()
         return means | {"lr": lr}
 
 
 def synchronise_batchnorm(network: Network) -> None:
-    """Turn BatchNorm into its kind that takes the statistics of all ranks, in place; called again it changes nothing."""
-    if not any(
-        isinstance(module, nn.SyncBatchNorm) for module in network.modules()
-    ):  # timm would lose their activations
+    """Replace BatchNorm by SyncBatchNorm, in place; a second call changes nothing."""
+    # timm would lose the activation functions of layers that are already converted.
+    if not any(isinstance(module, nn.SyncBatchNorm) for module in network.modules()):
         convert_sync_batchnorm(network)
 
 

@@ -27,9 +27,11 @@ def choice_file(run: str, model: str) -> Path:
 
 
 def write_choice(pair: Pair, choice: dict[str, Any]) -> Path:
-    """Write what was chosen; a file that is there is whole."""
-    file = choice_file(*pair)
+    """Write what was chosen, unless just this is there; a file that is there is whole."""
+    file, text = choice_file(*pair), json.dumps(choice, indent=2) + "\n"
+    if file.is_file() and file.read_text(encoding="utf-8") == text:
+        return file
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".partial").write_text(json.dumps(choice, indent=2) + "\n", encoding="utf-8")
+    file.with_suffix(".partial").write_text(text, encoding="utf-8")
     file.with_suffix(".partial").replace(file)
     return file

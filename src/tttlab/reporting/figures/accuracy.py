@@ -24,58 +24,50 @@ from tttlab.reporting.plots import (
     small,
     styled,
 )
+from tttlab.reporting.words import points
 
-_LONGEST = 17  # letters of the longest of our own corruptions
+_LONGEST = 17  # characters of the longest of our own corruptions
 
 
 @styled
 def heat_map(
     table: pd.DataFrame, styles: Mapping[str, Style], title: str, largest: float
 ) -> Figure:
-    """Draw the gain of every run under every corruption as coloured cells with the numbers in them.
+    """Draw the gain of every run under every corruption as coloured cells with numbers.
 
-    Blue is a gain, orange a loss with an outline, so that they differ in grey too; the colour's strength is the square
-    root of the size, or one corruption that is easily cured would hide all others.
+    Blue is a gain, orange with an outline a loss, so that they differ in grey too. The colour's
+    strength is the square root of the size; else one large gain would hide all others.
 
     Args:
-        table: Rows of one model with columns run, corruption, accuracy_source, gain (fractions) and significant (bool), in
-            the order of drawing; the last corruption is set apart, for the mean. The control's accuracies stand above.
-        styles: From `run_styles`; the rows are its runs, but for the control.
+        table: Rows of one model with columns run, corruption, accuracy_source, gain (fractions) and
+            significant (bool), in the order of drawing. The last corruption is set apart, for the
+            mean. The control's accuracies are shown above the map.
+        styles: From `run_styles`; the rows are its runs without the control.
         title: Above the map.
-        largest: Absolute gain (fraction) of the full colour; the same for several maps makes them comparable.
+        largest: Absolute gain (fraction) of the full colour; maps with the same one are comparable.
     """
     runs, names = drawn_runs(table, styles), list(dict.fromkeys(table["corruption"]))
-    places = dict(zip(names, _set_apart(len(names)), strict=True))
+    xs = dict(zip(names, _set_apart(len(names)), strict=True))
     labels = [shift_name(name) for name in names]
-    # Names of folders may be longer than ours; they lean upwards and to the right.
-    beyond = [max(0, len(label) - _LONGEST) for label in labels]
-    width = max(
-        0.5 * len(names),
-        *(0.5 * place + 0.07 * more for place, more in zip(places.values(), beyond, strict=True)),
-    )
-    figure = blank(1.0 + width, 1.25 + 0.05 * max(beyond) + 0.3 * len(runs), title)
+    # Names of folders may be longer than ours. The labels lean upwards and to the right.
+    excess = [max(0, len(label) - _LONGEST) for label in labels]
+    ends = (0.5 * x + 0.07 * more for x, more in zip(xs.values(), excess, strict=True))
+    width = max(0.5 * len(names), *ends)
+    figure = blank(1.0 + width, 1.25 + 0.05 * max(excess) + 0.3 * len(runs), title)
     axes = figure.subplots()
-    for run, line in zip(runs, range(len(runs)), strict=True):
+    for y, run in enumerate(runs):
         for row in table[table["run"] == run].itertuples():
-            _cell(axes, places[row.corruption], line, row.gain, largest, row.significant)
+            _cell(axes, xs[row.corruption], y, row.gain, largest, row.significant)
     source = table[table["run"] == CONTROL].set_index("corruption")["accuracy_source"]
-    for name, place in places.items():
-        axes.text(
-            place,
-            -1.08,
-            f"{100 * source[name]:.1f}",
-            ha="center",
-            va="center",
-            color=MUTED,
-            fontsize=8,
-        )
+    options = {"ha": "center", "va": "center", "color": MUTED, "fontsize": 8}
+    for name, x in xs.items():
+        axes.text(x, -1.08, f"{100 * source[name]:.1f}", **options)
     axes.set_yticks([-1.08, *range(len(runs))], ["source, %", *runs])
     for label, run in zip(axes.get_yticklabels()[1:], runs, strict=True):
         label.set(color=styles[run].color, fontweight="bold")
     axes.xaxis.tick_top()
-    axes.set_xticks(
-        list(places.values()), labels, rotation=35, ha="left", rotation_mode="anchor", color=INK
-    )
+    options = {"rotation": 35, "ha": "left", "rotation_mode": "anchor", "color": INK}
+    axes.set_xticks(list(xs.values()), labels, **options)
     axes.get_xticklabels()[-1].set_fontweight("bold")
     axes.set(xlim=(-0.5, len(names)), ylim=(len(runs) - 0.5, -1.5))
     axes.grid(visible=False)
@@ -88,24 +80,18 @@ def _set_apart(count: int) -> np.ndarray:
     return np.arange(count) + (np.arange(count) == count - 1) * 0.5
 
 
-def _cell(axes: Axes, x: float, y: float, gain: float, largest: float, clear: bool) -> None:
+def _cell(axes: Axes, x: float, y: float, gain: float, largest: float, significant: bool) -> None:
     if np.isnan(gain):
         return
     strength = float(np.sqrt(min(1.0, abs(gain) / largest))) if largest else 0.0
     corner, color = (x - 0.47, y - 0.44), LOSS if gain < 0 else GAIN
     axes.add_patch(Rectangle(corner, 0.94, 0.88, facecolor=color, alpha=strength, linewidth=0))
     if gain < 0:
-        axes.add_patch(
-            Rectangle(
-                (x - 0.44, y - 0.4), 0.88, 0.8, facecolor="none", edgecolor=LOSS, linewidth=1.2
-            )
-        )
-    text = f"{100 * gain:+.1f}".replace("-", "−")
-    text = "0.0" if text in ("+0.0", "−0.0") else text
-    weight, alpha = (
-        ("bold", 1) if clear else ("normal", 0.72)
-    )  # in ink, which stays readable on the colour in both themes
-    axes.text(x, y, text, ha="center", va="center", fontsize=8, fontweight=weight, alpha=alpha)
+        corner, outline = (x - 0.44, y - 0.4), {"edgecolor": LOSS, "linewidth": 1.2}
+        axes.add_patch(Rectangle(corner, 0.88, 0.8, facecolor="none", **outline))
+    weight, alpha = ("bold", 1) if significant else ("normal", 0.72)
+    options = {"ha": "center", "va": "center", "fontsize": 8, "fontweight": weight}
+    axes.text(x, y, points(gain), alpha=alpha, **options)
 
 
 @styled
@@ -113,35 +99,27 @@ def gain_per_corruption(table: pd.DataFrame, styles: Mapping[str, Style], title:
     """Draw the gain with its interval per corruption, a panel per run.
 
     Args:
-        table: Rows of one model with columns run, corruption, gain, gain_low, gain_high (fractions), in the order of
-            drawing; the last corruption is set apart, for the mean.
-        styles: From `run_styles`; the panels are its runs, but for the control, whose gain is zero.
+        table: Rows of one model with columns run, corruption, gain, gain_low, gain_high
+            (fractions), in the order of drawing. The last corruption is set apart, for the mean.
+        styles: From `run_styles`; the panels are its runs without the control, whose gain is zero.
         title: Above all panels.
     """
     runs, names = drawn_runs(table, styles), list(dict.fromkeys(table["corruption"]))
-    places = _set_apart(len(names))
-    figure, axes_of = panels(
-        len(runs),
-        title,
-        columns=6,
-        height=0.6 + 0.21 * len(names),
-        extra=0.5,
-        sharex=True,
-        sharey=True,
-    )
-    for run, axes in zip(runs, axes_of, strict=True):
+    ys = _set_apart(len(names))
+    height, shared = 0.6 + 0.21 * len(names), {"sharex": True, "sharey": True}
+    figure, all_axes = panels(len(runs), title, columns=6, height=height, extra=0.5, **shared)
+    for run, axes in zip(runs, all_axes, strict=True):
         rows = table[table["run"] == run].set_index("corruption").reindex(names)
-        _intervals(
-            axes, places, 100 * rows[["gain_low", "gain", "gain_high"]].to_numpy(), styles[run]
-        )
+        values = 100 * rows[["gain_low", "gain", "gain_high"]].to_numpy()
+        _intervals(axes, ys, values, styles[run])
         axes.set_title(run, color=styles[run].color, fontweight="bold")
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color=INK, linewidth=0.8)
-    axes_of[0].set_yticks(places, [shift_name(name) for name in names], color=INK)
-    for axes in axes_of[::6]:
+    all_axes[0].set_yticks(ys, [shift_name(name) for name in names], color=INK)
+    for axes in all_axes[::6]:
         axes.get_yticklabels()[-1].set_fontweight("bold")
-    axes_of[0].set_ylim(places[-1] + 0.6, -0.6)
+    all_axes[0].set_ylim(ys[-1] + 0.6, -0.6)
     figure.supxlabel(
         "gain, percentage points (line: 95 % interval; filled: the interval leaves zero out)",
         **small(),
@@ -149,34 +127,30 @@ def gain_per_corruption(table: pd.DataFrame, styles: Mapping[str, Style], title:
     return figure
 
 
-def _intervals(axes: Axes, places: np.ndarray, values: np.ndarray, style: Style) -> None:
-    """Draw (N, 3) low, middle and high as lines with a marker: filled where zero lies outside, hollow elsewhere."""
+def _intervals(axes: Axes, ys: np.ndarray, values: np.ndarray, style: Style) -> None:
+    """Draw (N, 3) low, middle and high as lines with markers, filled if zero lies outside."""
     low, middle, high = values.T
-    axes.hlines(places, low, high, color=style.color, linewidth=1.3)
-    markers(axes, middle, places, style, filled=(low > 0) | (high < 0))
+    axes.hlines(ys, low, high, color=style.color, linewidth=1.3)
+    markers(axes, middle, ys, style, filled=(low > 0) | (high < 0))
 
 
 @styled
 def accuracy_by_severity(table: pd.DataFrame, styles: Mapping[str, Style], title: str) -> Figure:
-    """Draw accuracy along the severity, a panel per model, the source network and every run in it.
+    """Draw accuracy along the severity for the source network and every run, a panel per model.
 
     Args:
-        table: Columns model, run, severity (0 is clean), accuracy_source, accuracy_adapted (fractions).
+        table: Columns model, run, severity (0 is clean), accuracy_source and accuracy_adapted
+            (fractions).
         styles: From `run_styles`.
         title: Above all panels.
     """
     models = list(dict.fromkeys(table["model"]))
-    figure, axes_of = panels(len(models), title, columns=2, height=2.6, sharey=True)
-    for model, axes in zip(models, axes_of, strict=True):
+    figure, all_axes = panels(len(models), title, columns=2, height=2.6, sharey=True)
+    for model, axes in zip(models, all_axes, strict=True):
         rows = table[table["model"] == model]
         source = rows[rows["run"] == CONTROL]
-        options = {
-            "color": INK,
-            "linestyle": (0, (4, 2)),
-            "label": "source, not adapted",
-            "zorder": 4,
-        }
-        axes.plot(source["severity"], 100 * source["accuracy_source"], **options)
+        options = {"color": INK, "linestyle": (0, (4, 2)), "label": "source, not adapted"}
+        axes.plot(source["severity"], 100 * source["accuracy_source"], zorder=4, **options)
         for run, style in styles.items():
             line = rows[rows["run"] == run]
             if run != CONTROL and len(line):
@@ -187,49 +161,41 @@ def accuracy_by_severity(table: pd.DataFrame, styles: Mapping[str, Style], title
         axes.xaxis.set_major_formatter(lambda value, _: "clean" if value == 0 else f"{value:g}")
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("severity")
-    axes_of[0].set_ylabel("accuracy, %")
-    handles = {
-        label: line
-        for axes in axes_of
-        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    all_axes[0].set_ylabel("accuracy, %")
+    handles = {}
+    for axes in all_axes:
+        lines, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, lines, strict=True))
     legend(figure, list(handles.values()), list(handles))
     return figure
 
 
 @styled
 def gain_and_cost(table: pd.DataFrame, styles: Mapping[str, Style], title: str) -> Figure:
-    """Draw each run's gain against its cost, a panel per model, and the line of runs that none beats in both.
+    """Draw each run's gain against its cost, with the Pareto front, a panel per model.
 
     Args:
-        table: Columns model, run, gated (bool), milliseconds, gain, gain_low, gain_high (fractions).
+        table: Columns model, run, gated (bool), milliseconds, gain, gain_low, gain_high
+            (fractions).
         styles: From `run_styles`.
         title: Above all panels.
     """
     models = list(dict.fromkeys(table["model"]))
-    figure, axes_of = panels(len(models), title, columns=2, height=2.6, sharex=True, sharey=True)
-    labels = {}
-    for model, axes in zip(models, axes_of, strict=True):
+    figure, all_axes = panels(len(models), title, columns=2, height=2.6, sharex=True, sharey=True)
+    handles = {}
+    for model, axes in zip(models, all_axes, strict=True):
         rows = table[table["model"] == model]
         front = np.array(pareto_front(rows["milliseconds"], rows["gain"]))
         best = rows.iloc[front].sort_values("milliseconds")
-        (line,) = axes.step(
-            best["milliseconds"],
-            100 * best["gain"],
-            where="post",
-            color=MUTED,
-            linewidth=1,
-            zorder=1,
-        )
+        options = {"where": "post", "color": MUTED, "linewidth": 1, "zorder": 1}
+        (line,) = axes.step(best["milliseconds"], 100 * best["gain"], **options)
         for row in rows.itertuples():
             style, low, high = styles[row.run], 100 * row.gain_low, 100 * row.gain_high
             axes.vlines(row.milliseconds, low, high, color=style.color, linewidth=1.2, alpha=0.8)
-            markers(
-                axes, [row.milliseconds], [100 * row.gain], style, filled=not row.gated, size=30
-            )
-            labels.setdefault(
-                f"{row.run} with gate" if row.gated else row.run, axes.collections[-1]
-            )
+            x, y = [row.milliseconds], [100 * row.gain]
+            markers(axes, x, y, style, filled=not row.gated, size=30)
+            label = f"{row.run} with gate" if row.gated else row.run
+            handles.setdefault(label, axes.collections[-1])
         axes.set_title(model, fontweight="bold")
         axes.axhline(0, color=INK, linewidth=0.8, zorder=0)
         axes.set_xscale("log")
@@ -237,16 +203,20 @@ def gain_and_cost(table: pd.DataFrame, styles: Mapping[str, Style], title: str) 
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter("")
         axes.set_xlabel("milliseconds per image")
-    axes_of[0].set_ylabel("gain, percentage points")
-    legend(figure, [*labels.values(), line], [*labels, "no run is cheaper and better"])
+    all_axes[0].set_ylabel("gain, percentage points")
+    legend(figure, [*handles.values(), line], [*handles, "no run is cheaper and better"])
     return figure
 
 
 def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """List the places that none beats: no other is at most as costly and gains at least as much without being equal."""
-    points = list(zip(costs, gains, strict=True))
+    """List the indices of pairs that no other pair dominates.
+
+    One pair dominates another if its cost is at most as high and its gain at least as high, and
+    the two are not equal.
+    """
+    pairs = list(zip(costs, gains, strict=True))
     return [
-        place
-        for place, (cost, gain) in enumerate(points)
-        if not any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points)
+        index
+        for index, (cost, gain) in enumerate(pairs)
+        if not any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in pairs)
     ]

@@ -1,4 +1,4 @@
-"""Figures of what goes with the gain: distance to the source, gradient alignment; and of confidence against truth."""
+"""Figures of the gain along a signal, and of confidence against accuracy."""
 
 from collections.abc import Mapping
 
@@ -38,11 +38,13 @@ def gain_along(
     label: str,
     notes: Mapping[str, str],
 ) -> Figure:
-    """Draw the gain of every shift against a signal, a panel per run; a point is larger at a higher severity.
+    """Draw the gain of every shift against a signal, a panel per run.
+
+    A point is larger at a higher severity.
 
     Args:
-        table: Rows of one model with columns run, shift, severity, gain (fraction), the signal and, where its interval is
-            known, ``<signal>_low`` and ``<signal>_high``.
+        table: Rows of one model with columns run, shift, severity, gain (fraction) and the signal;
+            if its interval is known, also ``<signal>_low`` and ``<signal>_high``.
         signal: Column of the horizontal axis.
         styles: From `run_styles`.
         title: Above all panels.
@@ -50,78 +52,61 @@ def gain_along(
         notes: A line beneath a run's name, such as its rank correlation.
     """
     runs = drawn_runs(table, styles)
-    figure, axes_of = panels(len(runs), title, columns=5, height=2.1, sharey=True, sharex=True)
-    for run, axes in zip(runs, axes_of, strict=True):
-        rows = table[table["run"] == run]
+    figure, all_axes = panels(len(runs), title, columns=5, height=2.1, sharey=True, sharex=True)
+    for run, axes in zip(runs, all_axes, strict=True):
+        rows, style = table[table["run"] == run], styles[run]
+        gains = 100 * rows["gain"]
         if f"{signal}_low" in rows:
             ends = rows[f"{signal}_low"], rows[f"{signal}_high"]
-            axes.hlines(
-                100 * rows["gain"], *ends, color=styles[run].color, linewidth=0.9, alpha=0.45
-            )
-        sizes = 7 + 3 * rows["severity"]
-        markers(
-            axes,
-            rows[signal],
-            100 * rows["gain"],
-            styles[run],
-            filled=rows["shift"] != "clean",
-            size=sizes,
-        )
+            axes.hlines(gains, *ends, color=style.color, linewidth=0.9, alpha=0.45)
+        filled, sizes = rows["shift"] != "clean", 7 + 3 * rows["severity"]
+        markers(axes, rows[signal], gains, style, filled=filled, size=sizes)
         axes.axhline(0, color=INK, linewidth=0.8, zorder=0)
-        axes.set_title(run, color=styles[run].color, fontweight="bold", pad=15 if notes else None)
+        axes.set_title(run, color=style.color, fontweight="bold", pad=15 if notes else None)
         _beneath_title(axes, notes.get(run, ""), MUTED)
         axes.xaxis.get_major_locator().set_params(nbins=5)
+    # Most shifts are near the source and a few are far. The panels share the axis.
     if (table[signal] > 0).all() and table[signal].max() > 5 * table[signal].min():
-        axes_of[0].set_xscale(
-            "log"
-        )  # of all panels: most shifts are near the source, a few are far
-        axes_of[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes_of[0].xaxis.set_major_formatter("{x:g}")
-        axes_of[0].xaxis.set_minor_formatter("")
-    axes_of[0].set_ylabel("gain, points")
+        all_axes[0].set_xscale("log")
+        all_axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        all_axes[0].xaxis.set_major_formatter("{x:g}")
+        all_axes[0].xaxis.set_minor_formatter("")
+    all_axes[0].set_ylabel("gain, points")
     figure.supxlabel(label, **small())
     return figure
 
 
 @styled
 def estimated_accuracy(table: pd.DataFrame, title: str) -> Figure:
-    """Draw the accuracy that confidences alone promise against the true one, a panel per model, a point per shift.
+    """Draw the estimated against the true accuracy, a panel per model, a point per shift.
 
     Args:
         table: Columns model, metric, shift, accuracy (true) and value (estimated), both fractions.
         title: Above all panels.
     """
     models = list(dict.fromkeys(table["model"]))
-    figure, axes_of = panels(len(models), title, columns=3, height=2.7, sharex=True, sharey=True)
+    figure, all_axes = panels(len(models), title, columns=3, height=2.7, sharex=True, sharey=True)
     values = 100 * table[["accuracy", "value"]].to_numpy()
     low, high = max(0.0, np.nanmin(values) - 4), min(102.0, np.nanmax(values) + 4)
-    present = [metric for metric in _ESTIMATES if metric in set(table["metric"])]
-    for model, axes in zip(models, axes_of, strict=True):
+    metrics = [metric for metric in _ESTIMATES if metric in set(table["metric"])]
+    for model, axes in zip(models, all_axes, strict=True):
         axes.plot([low, high], [low, high], color=MUTED, linewidth=0.8, zorder=0)
-        for metric in present:
-            rows, (marker, face, _) = (
-                table[(table["model"] == model) & (table["metric"] == metric)],
-                _ESTIMATES[metric],
-            )
+        for metric in metrics:
+            rows = table[(table["model"] == model) & (table["metric"] == metric)]
+            marker, face, _ = _ESTIMATES[metric]
             options = {"s": 12, "marker": marker, "c": face, "edgecolors": INK, "linewidths": 0.9}
             axes.scatter(100 * rows["accuracy"], 100 * rows["value"], **options)
         axes.set(xlim=(low, high), ylim=(low, high), xlabel="true accuracy, %")
         axes.set_title(model, fontweight="bold")
-    axes_of[0].set_ylabel("estimated without test labels, %")
-    looks = [
-        {
-            "marker": _ESTIMATES[m][0],
-            "markerfacecolor": _ESTIMATES[m][1],
-            "color": INK,
-            "linestyle": "",
-        }
-        for m in present
-    ]
-    handles = [
-        *(Line2D([], [], **look) for look in looks),
-        Line2D([], [], color=MUTED, linewidth=0.8),
-    ]
-    legend(figure, handles, [*(_ESTIMATES[metric][2] for metric in present), "estimate is true"])
+    all_axes[0].set_ylabel("estimated without test labels, %")
+    handles, labels = [], []
+    for metric in metrics:
+        marker, face, label = _ESTIMATES[metric]
+        options = {"marker": marker, "markerfacecolor": face, "color": INK, "linestyle": ""}
+        handles.append(Line2D([], [], **options))
+        labels.append(label)
+    diagonal = Line2D([], [], color=MUTED, linewidth=0.8)
+    legend(figure, [*handles, diagonal], [*labels, "estimate is true"])
     return figure
 
 
@@ -132,56 +117,46 @@ def reliability(
     title: str,
     errors: Mapping[str, tuple[str, str]],
 ) -> Figure:
-    """Draw accuracy against confidence in bins, source and adapted, with the share of the rows in each bin beneath.
+    """Draw accuracy against confidence in bins, source and adapted, with the bins' sizes beneath.
 
     Args:
-        table: Rows of one model with columns run, with (``source`` | ``adapted``), bin, confidence, accuracy, n.
+        table: Rows of one model with columns run, with (``source`` | ``adapted``), bin, confidence,
+            accuracy, n.
         styles: From `run_styles`.
         title: Above all panels.
         errors: Expected calibration error per run as text, before and after.
     """
     runs = drawn_runs(table, styles)
-    figure, axes_of = panels(len(runs), title, columns=5, height=2.4, sharex=True, sharey=True)
-    for run, axes in zip(runs, axes_of, strict=True):
+    figure, all_axes = panels(len(runs), title, columns=5, height=2.4, sharex=True, sharey=True)
+    ticks = range(0, 101, 25)
+    for run, axes in zip(runs, all_axes, strict=True):
         axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, zorder=0)
         rows = table[table["run"] == run]
-        for who, style in (("source", Style(None, "o")), ("adapted", styles[run])):
-            _bins(axes, rows[rows["with"] == who], style, filled=who == "adapted")
+        for side, style in (("source", Style(None, "o")), ("adapted", styles[run])):
+            _bins(axes, rows[rows["with"] == side], style, filled=side == "adapted")
         axes.set_title(run, color=styles[run].color, fontweight="bold", pad=15)
         _beneath_title(axes, "ECE {} → {} %".format(*errors[run]), INK)
-        axes.set(
-            xlim=(-3, 103), ylim=(-26, 103), yticks=range(0, 101, 25), xticks=range(0, 101, 25)
-        )
+        axes.set(xlim=(-3, 103), ylim=(-26, 103), yticks=ticks, xticks=ticks)
         axes.axhline(0, color=GRID, linewidth=0.8)
-    axes_of[0].set_ylabel("accuracy, %")
-    figure.supxlabel(
-        "confidence, % (beneath: how full the bins are; line: source, bars: adapted)", **small()
-    )
+    all_axes[0].set_ylabel("accuracy, %")
+    label = "confidence, % (beneath: how full the bins are; line: source, bars: adapted)"
+    figure.supxlabel(label, **small())
     return figure
 
 
 def _beneath_title(axes: Axes, text: str, color: str) -> None:
-    axes.annotate(
-        text, (0, 1), (0, 4), "axes fraction", textcoords="offset points", fontsize=7.5, color=color
-    )
+    options = {"textcoords": "offset points", "fontsize": 7.5, "color": color}
+    axes.annotate(text, (0, 1), (0, 4), "axes fraction", **options)
 
 
 def _bins(axes: Axes, rows: pd.DataFrame, style: Style, filled: bool) -> None:
-    """Draw one set of bins: points as large as they are full, and their sizes hanging below zero."""
+    """Draw the bins of one side: larger points for fuller bins, and their sizes below zero."""
     rows = rows.sort_values("bin")
     share = rows["n"] / max(1, rows["n"].max())
     full = rows[rows["n"] > 0]
-    axes.plot(
-        100 * full["confidence"],
-        100 * full["accuracy"],
-        color=style.color,
-        linewidth=0.9,
-        alpha=0.7,
-    )
-    sizes = 5 + 30 * np.sqrt(share[full.index])
-    markers(
-        axes, 100 * full["confidence"], 100 * full["accuracy"], style, filled=filled, size=sizes
-    )
+    x, y = 100 * full["confidence"], 100 * full["accuracy"]
+    axes.plot(x, y, color=style.color, linewidth=0.9, alpha=0.7)
+    markers(axes, x, y, style, filled=filled, size=5 + 30 * np.sqrt(share[full.index]))
     centres, width = 100 * (rows["bin"] + 0.5) / 15, 100 / 15
     if filled:
         axes.bar(centres, -22 * share, width=0.8 * width, color=style.color, linewidth=0)

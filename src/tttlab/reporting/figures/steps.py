@@ -1,4 +1,4 @@
-"""Figures of what happens along the training steps."""
+"""Figures of accuracy and loss along the training steps."""
 
 from collections.abc import Mapping, Sequence
 
@@ -38,13 +38,14 @@ _LEGEND = {
 
 @styled
 def step_curves(table: pd.DataFrame, styles: Mapping[str, Style], title: str) -> Figure:
-    """Draw accuracy along the steps, the loss beneath, and accuracy along the time, a column per run.
+    """Draw accuracy along the steps, the loss, and accuracy along the time, a column per run.
 
     Without labels only the loss is drawn.
 
     Args:
-        table: Rows of one model with columns run, setting (``tuned``, ``default``, ``candidate-0``…), step, accuracy,
-            clean_accuracy (fractions), loss, milliseconds and used (bool).
+        table: Rows of one model with columns run, setting (``tuned``, ``default``,
+            ``candidate-0``…), step, accuracy, clean_accuracy (fractions), loss, milliseconds and
+            used (bool).
         styles: From `run_styles`.
         title: Above all panels.
     """
@@ -53,77 +54,59 @@ def step_curves(table: pd.DataFrame, styles: Mapping[str, Style], title: str) ->
     kinds = ["accuracy", "loss", "time"] if labeled else ["loss"]
     columns, blocks = min(len(runs), _COLUMNS), -(-len(runs) // _COLUMNS)
     heights = [{"accuracy": 1.75, "loss": 1.15, "time": 1.75}[kind] for kind in kinds] * blocks
-    figure = blank(
-        max(4.2, 0.6 + columns * min(3.2, 8.4 / columns)), 0.8 + sum(heights) + 0.35 * blocks, title
-    )
+    width = max(4.2, 0.6 + columns * min(3.2, 8.4 / columns))
+    figure = blank(width, 0.8 + sum(heights) + 0.35 * blocks, title)
     grid = figure.subplots(len(kinds) * blocks, columns, squeeze=False, height_ratios=heights)
-    for place in range(blocks * columns):
-        block, column = divmod(place, columns)
-        axes_of = dict(
-            zip(kinds, grid[block * len(kinds) : (block + 1) * len(kinds), column], strict=True)
-        )
-        if place >= len(runs):
-            for axes in axes_of.values():
+    for number in range(blocks * columns):
+        block, column = divmod(number, columns)
+        column_axes = grid[block * len(kinds) : (block + 1) * len(kinds), column]
+        if number >= len(runs):
+            for axes in column_axes:
                 axes.remove()
             continue
-        rows = table[table["run"] == runs[place]]
-        _column(axes_of, rows, styles[runs[place]])
-        axes_of[kinds[0]].set_title(runs[place], color=styles[runs[place]].color, fontweight="bold")
+        run, axes_by_kind = runs[number], dict(zip(kinds, column_axes, strict=True))
+        _column(axes_by_kind, table[table["run"] == run], styles[run])
+        column_axes[0].set_title(run, color=styles[run].color, fontweight="bold")
         if column == 0:
-            for kind, axes in axes_of.items():
+            for kind, axes in axes_by_kind.items():
                 axes.set_ylabel("loss" if kind == "loss" else "accuracy, %")
-    shown = {name: look for name, look in _LEGEND.items() if labeled or "clean" not in name}
-    legend(figure, [Line2D([], [], **look) for look in shown.values()], list(shown))
+    looks = {name: look for name, look in _LEGEND.items() if labeled or "clean" not in name}
+    legend(figure, [Line2D([], [], **look) for look in looks.values()], list(looks))
     return figure
 
 
-def _column(axes_of: Mapping[str, Axes], rows: pd.DataFrame, style: Style) -> None:
-    """Draw one run's panels, the setting in use over the others."""
-    for kind, axes in axes_of.items():
+def _column(axes_by_kind: Mapping[str, Axes], rows: pd.DataFrame, style: Style) -> None:
+    """Draw one run's panels, with the setting in use on top."""
+    in_use = "tuned" if (rows["setting"] == "tuned").any() else "default"
+    order = {"default": 0, "tuned": 1}
+    settings = sorted(rows["setting"].unique(), key=lambda name: order.get(name, -1))
+    for kind, axes in axes_by_kind.items():
         x = "milliseconds" if kind == "time" else "step"
         y, scale = ("loss", 1) if kind == "loss" else ("accuracy", 100)
-        main, order = (
-            _in_use(rows),
-            {name: number for number, name in enumerate(["default", "tuned"])},
-        )
-        for setting in sorted(rows["setting"].unique(), key=lambda name: order.get(name, -1)):
+        for setting in settings:
             line = rows[rows["setting"] == setting]
-            if setting == main:
-                axes.plot(line[x], scale * line[y], color=style.color, linewidth=1.7, zorder=3)
-                if kind != "loss":
-                    look = {**_LEGEND["clean, setting in use"], "color": style.color}
-                    axes.plot(line[x], 100 * line["clean_accuracy"], **look)
-                used = line[line["used"]]
-                options = {
-                    "marker": "o",
-                    "markersize": 7,
-                    "markerfacecolor": "none",
-                    "linestyle": "",
-                    "zorder": 4,
-                }
-                axes.plot(used[x], scale * used[y], color=style.color, **options)
-            else:
-                axes.plot(
-                    line[x],
-                    scale * line[y],
-                    **_LEGEND["default" if setting == "default" else "other candidates"],
-                )
+            if setting != in_use:
+                look = _LEGEND["default" if setting == "default" else "other candidates"]
+                axes.plot(line[x], scale * line[y], **look)
+                continue
+            axes.plot(line[x], scale * line[y], color=style.color, linewidth=1.7, zorder=3)
+            if kind != "loss":
+                look = {**_LEGEND["clean, setting in use"], "color": style.color}
+                axes.plot(line[x], 100 * line["clean_accuracy"], **look)
+            used = line[line["used"]]
+            look = {**_LEGEND["step in use"], "color": style.color, "markersize": 7}
+            axes.plot(used[x], scale * used[y], zorder=4, **look)
         _focus(axes, rows, kind, scale)
         axes.set_xlabel({"accuracy": "", "loss": "steps", "time": "milliseconds per image"}[kind])
         if x == "step":
             axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
 
 
-def _in_use(rows: pd.DataFrame) -> str:
-    """Name the setting that the run was applied with: the tuned one, where the run was tuned."""
-    return "tuned" if (rows["setting"] == "tuned").any() else "default"
-
-
 def _focus(axes: Axes, rows: pd.DataFrame, kind: str, scale: float) -> None:
-    """Fit the range to the setting in use and the default; a candidate that collapses may leave the panel."""
-    near = rows[rows["setting"].isin(["tuned", "default"])]
-    values = near[["loss"]] if kind == "loss" else near[["accuracy", "clean_accuracy"]]
-    values = scale * values.to_numpy(dtype=float)
+    """Fit the range to the setting in use and the default; other candidates may leave the panel."""
+    rows = rows[rows["setting"].isin(["tuned", "default"])]
+    columns = ["loss"] if kind == "loss" else ["accuracy", "clean_accuracy"]
+    values = scale * rows[columns].to_numpy(dtype=float)
     if np.isfinite(values).any():
         low, high = np.nanmin(values), np.nanmax(values)
         pad = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
@@ -134,22 +117,19 @@ def _focus(axes: Axes, rows: pd.DataFrame, kind: str, scale: float) -> None:
 def loss_along_steps(
     curves: Mapping[tuple[str, str], Sequence[float]], styles: Mapping[str, Style], title: str
 ) -> Figure:
-    """Draw the mean loss before each step and after the last, a panel per run and model; the scales differ.
+    """Draw the mean loss before each step and after the last, a panel per run and model.
+
+    Every panel has a scale of its own.
 
     Args:
         curves: Losses by (run, model).
         styles: From `run_styles`.
         title: Above all panels.
     """
-    figure, axes_of = panels(len(curves), title, columns=4)
-    for ((run, model), losses), axes in zip(curves.items(), axes_of, strict=True):
-        steps = np.arange(len(losses))
-        axes.plot(
-            steps,
-            losses,
-            color=styles[run].color,
-            marker=styles[run].marker if len(losses) <= 40 else "",
-        )
+    figure, all_axes = panels(len(curves), title, columns=4)
+    for ((run, model), losses), axes in zip(curves.items(), all_axes, strict=True):
+        marker = styles[run].marker if len(losses) <= 40 else ""
+        axes.plot(np.arange(len(losses)), losses, color=styles[run].color, marker=marker)
         axes.set_title(f"{run} · {model}", color=styles[run].color)
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
         axes.yaxis.get_major_locator().set_params(nbins=4)

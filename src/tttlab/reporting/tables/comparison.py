@@ -1,4 +1,4 @@
-"""The report's tables beside the headline: which rows of which file, and how a number is written."""
+"""The report's tables of tuning, of when training helps, and of every shift."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Cell:
-    """One value: its text, a smaller line beneath it, and how it looks (``strong``, ``quiet`` or as it comes)."""
+    """One value: its text, a smaller line beneath, and its look (``strong``, ``quiet`` or none)."""
 
     text: str
     note: str = ""
@@ -40,13 +40,13 @@ class Table:
     """A table of the page.
 
     Attributes:
-        name: Its id, unlike those of the others.
+        name: Its id, unique on the page.
         section: Name of the page's section.
         heads: Column heads; a line break starts a new line.
         lines: Rows.
-        caption: Beneath it.
-        folded: What a reader clicks on to see it; empty: it is always shown.
-        left: How many columns are aligned to the left.
+        caption: Text beneath it.
+        folded: The line to click on to unfold the table; empty if it is always shown.
+        left: Number of columns that are aligned to the left.
     """
 
     name: str
@@ -63,7 +63,7 @@ def line(*texts: str | Cell, kind: str = "") -> Line:
     return Line(tuple(text if isinstance(text, Cell) else Cell(text) for text in texts), kind)
 
 
-# --- tuning --------------------------------------------------------------------------------------------------------
+# --- tuning --------------------------------------------------------------------------------------
 
 _CHOICES = {
     "none": ("not adapted", ""),
@@ -74,7 +74,7 @@ _CHOICES = {
 
 
 def tuning(results: Results) -> Iterator[Table]:
-    """Set what tuning chose beside the default and the oracle."""
+    """Compare the tuned setting with the default and the oracle."""
     rows = results.rows("tuning")
     if not len(rows) or not rows["accuracy"].notna().any():
         return
@@ -89,8 +89,9 @@ def tuning(results: Results) -> Iterator[Table]:
             lines.append(line(name, Cell(settings, kind="wrap"), step, *values, kind=kind))
     heads = ("setting", "values", "step", "accuracy, %", "gain, points", "clean, points", "n")
     caption = (
-        "Accuracy on shifted test images; n: images, the same for all settings of a run. Tuning saw labeled source images "
-        "only, under corruptions that are not tested. The oracle is the best of the final candidates and their steps."
+        "Accuracy on shifted test images; n: images, the same for all settings of a run. "
+        "Tuning saw labeled source images only, under corruptions that are not tested. "
+        "The oracle is the best of the final candidates and their steps."
     )
     if results.seeds > 1:
         caption += " All on the network of the first training seed."
@@ -98,12 +99,14 @@ def tuning(results: Results) -> Iterator[Table]:
 
 
 def searched(results: Results) -> Iterator[Table]:
-    """List what tuning compared for every run, what it chose, and which settings made no difference."""
+    """List the values that tuning compared and chose, and the settings without influence."""
     lines = []
     for model in results.models:
-        found = {run: results.tuning(model, run) for run in results.runs_of(model)}
-        own = [_search_line(run, tuning) for run, tuning in found.items() if tuning.get("search")]
-        lines += [line(model, kind="group"), *own] if own else []
+        tunings = {run: results.tuning(model, run) for run in results.runs_of(model)}
+        tuned = [run for run, record in tunings.items() if record.get("search")]
+        if tuned:
+            lines.append(line(model, kind="group"))
+            lines += [_search_line(run, tunings[run]) for run in tuned]
     heads = (
         "run",
         "values compared",
@@ -113,9 +116,10 @@ def searched(results: Results) -> Iterator[Table]:
         "score of the\ndefault, %",
     )
     caption = (
-        "All values that tuning tried; of a larger grid it takes a random part of the combinations. No influence: all values "
-        "of the setting scored the same, whatever the others were. Score: accuracy on labeled source images under corruptions "
-        "that are not tested, less a penalty for what clean ones lose."
+        "All values that tuning tried; of a larger grid it takes a random part of the "
+        "combinations. No influence: all values of the setting scored the same, whatever the "
+        "others were. Score: accuracy on labeled source images under corruptions that are not "
+        "tested, less a penalty for what clean ones lose."
     )
     yield Table("searched", "tuning", heads, tuple(lines), caption, left=4)
 
@@ -124,19 +128,20 @@ def _search_line(run: str, tuning: Mapping[str, Any]) -> Line:
     compared = "; ".join(
         f"{name}: {', '.join(map(setting, values))}" for name, values in tuning["search"].items()
     )
-    chosen = ", ".join(f"{name} {setting(value)}" for name, value in tuning["settings"].items())
-    texts = (compared, chosen, ", ".join(tuning["without_influence"]) or "–")
+    settings = ", ".join(f"{name} {setting(value)}" for name, value in tuning["settings"].items())
+    texts = (compared, settings, ", ".join(tuning["without_influence"]) or "–")
     scores = (_score(tuning, tuning[key]) for key in ("settings", "default"))
     return line(run, *(Cell(text, kind="wrap") for text in texts), *map(percent, scores))
 
 
 def _score(tuning: Mapping[str, Any], settings: Mapping[str, Any]) -> float | None:
-    return next(
-        (found["score"] for found in tuning["candidates"] if found["settings"] == settings), None
-    )
+    for candidate in tuning["candidates"]:
+        if candidate["settings"] == settings:
+            return candidate["score"]
+    return None
 
 
-# --- when training helps -------------------------------------------------------------------------------------------
+# --- when training helps -------------------------------------------------------------------------
 
 _SIGNALS = {
     "cosine": "gradient alignment",
@@ -149,7 +154,7 @@ _SIGNALS = {
 
 
 def correlations(results: Results) -> Iterator[Table]:
-    """Set side by side how well each signal ranks the gain, per image and per shift."""
+    """Compare how well the signals rank the gain, per image and per shift."""
     table = results.rows("correlations")
     groups = dict(list(table.groupby("model", sort=False))) if len(table) else {}
     for number, (model, rows) in enumerate(groups.items(), 1):
@@ -157,16 +162,18 @@ def correlations(results: Results) -> Iterator[Table]:
         columns.sort(key=lambda column: results.runs.index(column[0]))
         lines = []
         for signal, part in rows.groupby("signal", sort=False):
-            found = {(row.run, row.level): _correlation(row) for row in part.itertuples()}
+            by_column = {(row.run, row.level): _correlation(row) for row in part.itertuples()}
+            cells = (by_column.get(column, Cell("–")) for column in columns)
             name, free = _SIGNALS.get(signal, signal), "yes" if part["label_free"].all() else "no"
-            lines.append(line(name, free, *(found.get(column, Cell("–")) for column in columns)))
-        measured = (f"{run},\nper {level}" for run, level in columns)
-        heads = (model, "known before,\nwithout labels", *measured)
+            lines.append(line(name, free, *cells))
+        column_heads = (f"{run},\nper {level}" for run, level in columns)
+        heads = (model, "known before,\nwithout labels", *column_heads)
         caption = (
             "Spearman's rank correlation with the gain; the gain of one image is −1, 0 or +1. "
-            "p, per image: from resampling whole images; per shift: from permuting the shifts. n: where the signal is "
-            f"known{', first training seed' if results.seeds > 1 else ''}. Bold: p below {ALPHA}, not corrected for the "
-            "number of signals. "
+            "p, per image: from resampling whole images; per shift: from permuting the shifts. "
+            "n: where the signal is "
+            f"known{', first training seed' if results.seeds > 1 else ''}. "
+            f"Bold: p below {ALPHA}, not corrected for the number of signals. "
             "Only a signal known before adapting, without labels, can drive a gate."
         )
         caption = caption if number == len(groups) else ""
@@ -180,19 +187,21 @@ def _correlation(row: tuple) -> Cell:
 
 
 def gates(results: Results) -> Iterator[Table]:
-    """Set gain and harm with the gate beside those without."""
+    """Compare gain and harm with and without the gate."""
     lines = []
     for (model, run), entry in results.summary.items():
-        if gated := entry.get("gated") if known(entry["gain"]) else None:
-            lines.append(line(f"{model} · {run}{_rule(results, model, run)}", kind="group"))
-            for name, side, share, cost, kind in (
-                ("adapts to every image", entry, "100.0", entry["milliseconds_mean"], ""),
-                ("with the gate", gated, percent(gated["open"]), gated["milliseconds"], "strong"),
-            ):
-                clean = points(difference(side["clean_adapted"], entry["clean_source"]))
-                flips = (f"{side[key]:,}" for key in ("wrong_to_right", "right_to_wrong"))
-                gain = points(side["gain"]), interval(side["gain_low"], side["gain_high"])
-                lines.append(line(name, *gain, *flips, clean, share, amount(cost), kind=kind))
+        gated = entry.get("gated")
+        if not gated or not known(entry["gain"]):
+            continue
+        lines.append(line(f"{model} · {run}{_rule(results, model, run)}", kind="group"))
+        for name, side, share, cost, kind in (
+            ("adapts to every image", entry, "100.0", entry["milliseconds_mean"], ""),
+            ("with the gate", gated, percent(gated["open"]), gated["milliseconds"], "strong"),
+        ):
+            clean = points(difference(side["clean_adapted"], entry["clean_source"]))
+            flips = (f"{side[key]:,}" for key in ("wrong_to_right", "right_to_wrong"))
+            gain = points(side["gain"]), interval(side["gain_low"], side["gain_high"])
+            lines.append(line(name, *gain, *flips, clean, share, amount(cost), kind=kind))
     heads = (
         "",
         "gain, points",
@@ -204,21 +213,21 @@ def gates(results: Results) -> Iterator[Table]:
         "ms per image",
     )
     caption = (
-        "Shifted images, but for the clean column. The gate was chosen on source images and sees no test label. Milliseconds: "
-        "means, those of the gate included."
+        "Shifted images, but for the clean column. The gate was chosen on source images and sees "
+        "no test label. Milliseconds: means, those of the gate included."
     )
     yield Table("gates", "alignment", heads, tuple(lines), caption)
 
 
 def _rule(results: Results, model: str, run: str) -> str:
-    """Write a run's gate in words, where it is known."""
+    """Write a run's gate in words; nothing if it is unknown."""
     if not (gate := results.tuning(model, run).get("gate")):
         return ""
-    above = gate["signal"] != "confidence"
-    return f": adapts where the {gate['signal']} is {'≥' if above else '≤'} {significant(gate['threshold'])}"
+    sign = "≤" if gate["signal"] == "confidence" else "≥"
+    return f": adapts where the {gate['signal']} is {sign} {significant(gate['threshold'])}"
 
 
-# --- every shift ---------------------------------------------------------------------------------------------------
+# --- every shift ---------------------------------------------------------------------------------
 
 
 _SHIFT_HEADS = (
@@ -244,10 +253,11 @@ def shifts(results: Results) -> Iterator[Table]:
         for run in results.acting_on(model):
             rows = table[(table["model"] == model) & (table["run"] == run)]
             lines = tuple(_shift_line(row) for row in rows.itertuples())
-            told, entry = f"{model} · {run}", results.summary[model, run]
+            folded, entry = f"{model} · {run}", results.summary[model, run]
             if known(entry["gain"]) and known(entry.get("shifts_helped")):
-                told += f": better under {entry['shifts_helped']}, worse under {entry['shifts_hurt']} of {len(lines)}"
-            yield Table(f"shifts-{model}-{run}", "shifts", _SHIFT_HEADS, lines, folded=told)
+                helped, hurt = entry["shifts_helped"], entry["shifts_hurt"]
+                folded += f": better under {helped}, worse under {hurt} of {len(lines)}"
+            yield Table(f"shifts-{model}-{run}", "shifts", _SHIFT_HEADS, lines, folded=folded)
 
 
 def _shift_line(row: tuple) -> Line:

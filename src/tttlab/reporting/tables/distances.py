@@ -27,7 +27,7 @@ def _metric(name: str) -> tuple[str, Callable[[float], str]]:
 
 
 def _distances(results: Results) -> pd.DataFrame:
-    """Take every distance over the training seeds: the mean of the values, the largest p."""
+    """Summarise every distance over the training seeds: the mean value and the largest p."""
     rows = results.rows("distances")
     if not len(rows):
         return rows
@@ -39,44 +39,35 @@ def _distances(results: Results) -> pd.DataFrame:
 
 def _distance_cell(row: pd.Series, extra: str = "") -> Cell:
     write = _metric(row["metric"])[1]
-    parts = [
-        f"floor {write(row['floor'])}" if known(row["floor"]) else "",
-        f"p {probability(row['p'])}" if known(row["p"]) else "",
-    ]
-    return Cell(
-        write(row["value"]),
-        " · ".join(filter(None, [extra, *parts])),
-        "strong" if _is_far(row) else "",
-    )
+    floor = f"floor {write(row['floor'])}" if known(row["floor"]) else ""
+    p = f"p {probability(row['p'])}" if known(row["p"]) else ""
+    note = " · ".join(filter(None, [extra, floor, p]))
+    return Cell(write(row["value"]), note, "strong" if _is_far(row) else "")
 
 
 def _is_far(row: pd.Series) -> bool:
-    """Judge by the floor: a permutation test is too careful between balanced sets (docs/distances.md)."""
+    """Compare with the floor; between balanced sets p is too large (docs/distances.md)."""
     return not row["metric"].startswith("estimated") and bool(row["value"] > row["floor_high"])
 
 
 def distance_summary(results: Results) -> Iterator[Table]:
-    """Set the distances between the image sets side by side: the clean target, the shifts' mean, the worst shift."""
+    """Compare the distances between the sets: to clean images, to shifts, to the farthest shift."""
     table = _distances(results)
     groups = dict(list(table.groupby("model", sort=False))) if len(table) else {}
     for number, (model, rows) in enumerate(groups.items(), 1):
-        home, lines = rows[rows["reference"] == "labeled"], []
-        shifted = home[home["target"] != "clean"]
-        for metric in dict.fromkeys(rows["metric"]):
-            first = rows[
-                (rows["metric"] == metric)
-                & (rows["reference"] == "unlabeled")
-                & (rows["target"] == "labeled")
-            ]
-            clean = home[(home["metric"] == metric) & (home["target"] == "clean")]
+        lines = []
+        for metric, of_metric in rows.groupby("metric", sort=False):
+            from_labeled = of_metric[of_metric["reference"] == "labeled"]
+            from_unlabeled = of_metric[of_metric["reference"] == "unlabeled"]
+            to_clean = from_labeled["target"] == "clean"
             cells = [
-                _distance_cell(part.iloc[0]) if len(part) else Cell("–") for part in (first, clean)
-            ]
-            lines.append(
-                line(
-                    _metric(metric)[0], *cells, *_over_shifts(shifted[shifted["metric"] == metric])
+                _distance_cell(pair.iloc[0]) if len(pair) else Cell("–")
+                for pair in (
+                    from_unlabeled[from_unlabeled["target"] == "labeled"],
+                    from_labeled[to_clean],
                 )
-            )
+            ]
+            lines.append(line(_metric(metric)[0], *cells, *_over_shifts(from_labeled[~to_clean])))
         heads = (
             model,
             "unlabeled → labeled",
@@ -84,22 +75,15 @@ def distance_summary(results: Results) -> Iterator[Table]:
             "labeled → shifted, mean",
             "labeled → shifted, farthest",
         )
-        seeds = (
-            " Values are means over the training seeds, p the largest of them."
-            if results.seeds > 1
-            else ""
-        )
         caption = (
-            f"n = {_sizes(rows)} images. Floor: mean of the same metric between two samples of one distribution, of these "
-            f"sizes. Bold: beyond 95 % of such pairs. p: permutation test, too careful where both sets are balanced.{seeds}"
+            f"n = {_sizes(rows)} images. Floor: mean of the same metric between two samples of one "
+            "distribution, of these sizes. Bold: beyond 95 % of such pairs. p: permutation test, "
+            "too careful where both sets are balanced."
         )
-        yield Table(
-            f"distance-{model}",
-            "distance",
-            heads,
-            tuple(lines),
-            caption if number == len(groups) else "",
-        )
+        if results.seeds > 1:
+            caption += " Values are means over the training seeds, p the largest of them."
+        caption = caption if number == len(groups) else ""
+        yield Table(f"distance-{model}", "distance", heads, tuple(lines), caption)
 
 
 def _sizes(rows: pd.DataFrame) -> str:
@@ -108,35 +92,35 @@ def _sizes(rows: pd.DataFrame) -> str:
 
 
 def _over_shifts(rows: pd.DataFrame) -> tuple[Cell, Cell]:
-    """Sum one metric up over the shifts; the farthest is where an estimated accuracy is lowest, anything else highest."""
+    """Summarise one metric over the shifts: its mean and the farthest shift.
+
+    The farthest shift has the lowest estimated accuracy, or the highest value of another metric.
+    """
     values = rows["value"].dropna()
     if values.empty:
         return Cell("–"), Cell("–")
-    write, estimate = (
-        _metric(rows["metric"].iloc[0])[1],
-        rows["metric"].iloc[0].startswith("estimated"),
-    )
-    far = (
-        ""
-        if estimate
-        else f"beyond the floor: {sum(_is_far(row) for _, row in rows.iterrows())} of {len(rows)}"
-    )
-    farthest = rows.loc[values.idxmin() if estimate else values.idxmax()]
-    return Cell(write(values.mean()), far), _distance_cell(farthest, shift_name(farthest["target"]))
+    metric = rows["metric"].iloc[0]
+    mean = _metric(metric)[1](values.mean())
+    if metric.startswith("estimated"):
+        note, farthest = "", rows.loc[values.idxmin()]
+    else:
+        far = sum(_is_far(row) for _, row in rows.iterrows())
+        note, farthest = f"beyond the floor: {far} of {len(rows)}", rows.loc[values.idxmax()]
+    return Cell(mean, note), _distance_cell(farthest, shift_name(farthest["target"]))
 
 
 def distance_details(results: Results) -> Iterator[Table]:
-    """List every metric of every pair."""
+    """List every metric of every pair of sets."""
     table = _distances(results)
-    for (model, reference), rows in (
-        table.groupby(["model", "reference"], sort=False) if len(table) else ()
-    ):
+    if not len(table):
+        return
+    for (model, reference), rows in table.groupby(["model", "reference"], sort=False):
         metrics, lines = list(dict.fromkeys(rows["metric"])), []
-        for target, part in rows.groupby("target", sort=False):
-            found = {row["metric"]: _distance_cell(row) for _, row in part.iterrows()}
-            lines.append(
-                line(shift_name(target), *(found.get(metric, Cell("–")) for metric in metrics))
-            )
+        for target, of_target in rows.groupby("target", sort=False):
+            by_metric = {row["metric"]: _distance_cell(row) for _, row in of_target.iterrows()}
+            cells = (by_metric.get(metric, Cell("–")) for metric in metrics)
+            lines.append(line(shift_name(target), *cells))
         heads = ("target", *(_metric(metric)[0] for metric in metrics))
-        told = f"{model}: every shift from the {reference} images"
-        yield Table(f"distances-{reference}-{model}", "distance", heads, tuple(lines), folded=told)
+        name = f"distances-{reference}-{model}"
+        folded = f"{model}: every shift from the {reference} images"
+        yield Table(name, "distance", heads, tuple(lines), folded=folded)

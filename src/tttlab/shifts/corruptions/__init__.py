@@ -1,8 +1,8 @@
-"""Nineteen synthetic corruptions, the shifts of every experiment: (image, name, severity, generator) → image.
+"""Nineteen synthetic corruptions: (image, name, severity, generator) → image.
 
-The names are those of CIFAR-10-C, the pictures are not: transforms and strengths are our own, so accuracies on them
-must not be set beside published CIFAR-10-C numbers. docs/corruptions.md shows how much damage every severity does and
-how the strengths were found.
+The names are those of CIFAR-10-C, but transforms and strengths are our own: accuracies on them must
+not be compared with published CIFAR-10-C numbers. docs/corruptions.md shows how much damage every
+severity does and how the strengths were found.
 
 Reference: Hendrycks and Dietterich, ICLR 2019, arXiv:1903.12261, for the types and their names.
 """
@@ -18,68 +18,61 @@ from tttlab.shifts.corruptions import blur, digital, noise, weather
 
 
 class Corruption(NamedTuple):
-    """One type: (image, strength, generator) → image, and its strength at severities 1 to 5."""
+    """One type of corruption.
+
+    Attributes:
+        apply: (image, strength, generator) → image.
+        strengths: at severities 1 to 5.
+    """
 
     apply: Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
     strengths: tuple[float, float, float, float, float]
 
 
-# A length is in pixels of an image of side 32 and grows with larger images, see `canvas.length_scale`.
+# Every line's comment says what the strengths are. A length is in pixels of an image of side 32 and
+# grows with larger images, see `canvas.length_scale`.
 TABLE = {
-    "gaussian_noise": Corruption(
-        noise.gaussian, (0.03, 0.05, 0.07, 0.095, 0.13)
-    ),  # deviation, of the range 0–1
-    "shot_noise": Corruption(
-        noise.shot, (0.004, 0.009, 0.017, 0.03, 0.055)
-    ),  # light of one photon, linear range 0–1
-    "impulse_noise": Corruption(
-        noise.impulse, (0.006, 0.017, 0.033, 0.055, 0.085)
-    ),  # share of pixels hit
-    "defocus_blur": Corruption(
-        blur.defocus, (0.75, 0.95, 1.15, 1.4, 1.65)
-    ),  # radius of the disc, a length
-    "glass_blur": Corruption(
-        blur.glass, (0.4, 0.6, 0.85, 1.15, 1.5)
-    ),  # largest displacement of a pixel, a length
-    "motion_blur": Corruption(
-        blur.motion, (1.4, 2.0, 2.6, 3.2, 4.0)
-    ),  # way of the camera, a length
-    "zoom_blur": Corruption(
-        blur.zoom, (0.95, 1.9, 2.9, 4.0, 5.3)
-    ),  # way of the nearest edge, a length
-    "snow": Corruption(
-        weather.snow, (0.02, 0.04, 0.06, 0.08, 0.105)
-    ),  # share of the picture where flakes are born
-    "frost": Corruption(weather.frost, (0.14, 0.21, 0.28, 0.35, 0.42)),  # mean opacity of the ice
-    "fog": Corruption(weather.fog, (0.2, 0.32, 0.42, 0.51, 0.6)),  # mean opacity of the fog
-    "brightness": Corruption(
-        digital.brightness, (0.06, 0.11, 0.16, 0.22, 0.29)
-    ),  # added, of the range 0–1
-    "contrast": Corruption(digital.contrast, (0.75, 0.55, 0.42, 0.34, 0.27)),  # what is left of it
-    "elastic_transform": Corruption(
-        digital.elastic, (0.4, 0.65, 0.9, 1.1, 1.35)
-    ),  # rms shift along an axis, a length
-    "pixelate": Corruption(
-        digital.pixelate, (1.1, 1.23, 1.39, 1.6, 2.0)
-    ),  # side of a block, a length
-    "jpeg_compression": Corruption(digital.jpeg, (80, 62, 45, 30, 18)),  # JPEG quality
-    "speckle_noise": Corruption(
-        noise.speckle, (0.08, 0.18, 0.27, 0.37, 0.5)
-    ),  # factors spread over 1 ± this
-    "gaussian_blur": Corruption(
-        blur.gaussian, (0.5, 0.65, 0.78, 0.9, 1.05)
-    ),  # standard deviation, a length
-    "spatter": Corruption(weather.spatter, (0.35, 0.5, 0.65, 0.8, 0.95)),  # opacity of the mud
-    "saturate": Corruption(
-        digital.saturate, (0.4, 0.8, 1.2, 1.7, 2.4)
-    ),  # share by which saturation rises
+    # standard deviation, of the range 0–1
+    "gaussian_noise": Corruption(noise.gaussian, (0.03, 0.05, 0.07, 0.095, 0.13)),
+    # light of one photon, of the linear range 0–1
+    "shot_noise": Corruption(noise.shot, (0.004, 0.009, 0.017, 0.03, 0.055)),
+    # share of the pixels that are hit
+    "impulse_noise": Corruption(noise.impulse, (0.006, 0.017, 0.033, 0.055, 0.085)),
+    # radius of the disc, a length
+    "defocus_blur": Corruption(blur.defocus, (0.75, 0.95, 1.15, 1.4, 1.65)),
+    # largest displacement of a pixel along an axis, a length
+    "glass_blur": Corruption(blur.glass, (0.4, 0.6, 0.85, 1.15, 1.5)),
+    # movement of the camera, a length
+    "motion_blur": Corruption(blur.motion, (1.4, 2.0, 2.6, 3.2, 4.0)),
+    # movement of the nearest edge, a length
+    "zoom_blur": Corruption(blur.zoom, (0.95, 1.9, 2.9, 4.0, 5.3)),
+    # share of the picture where flakes begin
+    "snow": Corruption(weather.snow, (0.02, 0.04, 0.06, 0.08, 0.105)),
+    # mean opacity of the ice
+    "frost": Corruption(weather.frost, (0.14, 0.21, 0.28, 0.35, 0.42)),
+    # mean opacity of the fog
+    "fog": Corruption(weather.fog, (0.2, 0.32, 0.42, 0.51, 0.6)),
+    # amount added, of the range 0–1
+    "brightness": Corruption(digital.brightness, (0.06, 0.11, 0.16, 0.22, 0.29)),
+    # share of the contrast that is left
+    "contrast": Corruption(digital.contrast, (0.75, 0.55, 0.42, 0.34, 0.27)),
+    # root mean square of the shift along an axis, a length
+    "elastic_transform": Corruption(digital.elastic, (0.4, 0.65, 0.9, 1.1, 1.35)),
+    # side of a block, a length
+    "pixelate": Corruption(digital.pixelate, (1.1, 1.23, 1.39, 1.6, 2.0)),
+    # JPEG quality
+    "jpeg_compression": Corruption(digital.jpeg, (80, 62, 45, 30, 18)),
+    # factors are uniform on 1 ± this
+    "speckle_noise": Corruption(noise.speckle, (0.08, 0.18, 0.27, 0.37, 0.5)),
+    # standard deviation, a length
+    "gaussian_blur": Corruption(blur.gaussian, (0.5, 0.65, 0.78, 0.9, 1.05)),
+    # opacity of the mud
+    "spatter": Corruption(weather.spatter, (0.35, 0.5, 0.65, 0.8, 0.95)),
+    # share by which the saturation rises
+    "saturate": Corruption(digital.saturate, (0.4, 0.8, 1.2, 1.7, 2.4)),
 }
-HELD_OUT = (
-    "speckle_noise",
-    "gaussian_blur",
-    "spatter",
-    "saturate",
-)  # to choose settings with, never to test on
+# Settings are tuned under these, so nothing is tested on them.
+HELD_OUT = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 CORRUPTIONS = tuple(name for name in TABLE if name not in HELD_OUT)
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -93,7 +86,7 @@ def corrupt(
         image: RGB, uint8, shape (H, W, 3), both sides at least 16.
         name: one of ``CORRUPTIONS`` or ``HELD_OUT``.
         severity: 1 (mild) to 5 (strong).
-        generator: the only source of randomness: the same state gives the same picture.
+        generator: the only source of randomness, so that the same state gives the same picture.
 
     Returns:
         The corrupted image, uint8, shape (H, W, 3).
@@ -102,18 +95,16 @@ def corrupt(
         UserError: for an unknown name or severity, or an image of another kind.
     """
     _check_shift(name, severity)
-    if (
-        image.dtype != np.uint8
-        or image.ndim != 3
-        or image.shape[2] != 3
-        or min(image.shape[:2]) < 16
-    ):
+    is_rgb = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    if not is_rgb or min(image.shape[:2]) < 16:
         raise UserError(
-            "an image to corrupt: expected RGB, uint8, shape (H, W, 3) with both sides at least 16, "
+            "an image to corrupt: expected RGB, uint8, shape (H, W, 3) "
+            "with both sides at least 16, "
             f"found {image.dtype} of shape {image.shape}; convert or enlarge it first"
         )
-    kind = TABLE[name]
-    return kind.apply(np.ascontiguousarray(image), kind.strengths[int(severity) - 1], generator)
+    corruption = TABLE[name]
+    strength = corruption.strengths[int(severity) - 1]
+    return corruption.apply(np.ascontiguousarray(image), strength, generator)
 
 
 def corrupt_all(
@@ -121,7 +112,7 @@ def corrupt_all(
 ) -> np.ndarray:
     """Corrupt a set of images, each from its own stream of (seed, image id, name, severity).
 
-    What becomes of an image depends neither on its place in the set nor on the images beside it.
+    The result depends neither on an image's position in the set nor on the other images.
 
     Args:
         pixels: RGB, uint8, shape (N, H, W, 3).
@@ -140,9 +131,8 @@ def corrupt_all(
     corrupted = np.empty(pixels.shape, np.uint8)
     for index, (image, image_id) in enumerate(zip(pixels, image_ids, strict=True)):
         # Plain int and str: a key of NumPy scalars would open another stream.
-        generator = numpy_generator(
-            int(seed), "corruption", str(image_id), str(name), int(severity)
-        )
+        key = (int(seed), "corruption", str(image_id), str(name), int(severity))
+        generator = numpy_generator(*key)
         corrupted[index] = corrupt(image, name, severity, generator)
     return corrupted
 

@@ -1,4 +1,4 @@
-"""What the corruptions share: rounding, painting, lengths, smearing, clouds, and the way into albumentations."""
+"""What the corruptions share: lengths, rounding, painting, kernels, clouds, albumentations."""
 
 import random
 import threading
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 def length_scale(image: np.ndarray) -> float:
-    """Tell how much longer lengths are than on an image of side 32 (1 for smaller ones), by the shorter side.
+    """Factor of lengths relative to an image whose shorter side is 32 pixels; at least 1.
 
-    The square root, because it keeps the pixel error of blurred photographs alike from 32 to 224 pixels; in
-    proportion, a barely blurred large image would be as damaged as the most blurred small one.
+    It is the square root of the ratio of sides, because this keeps the pixel error of blurred
+    photographs similar from 32 to 224 pixels. With the ratio itself, the mildest blur of a large
+    image would do as much damage as the strongest of a small one.
     """
     return float(np.sqrt(max(min(image.shape[:2]), 32) / 32))
 
@@ -33,9 +34,14 @@ def cover(image: np.ndarray, opacity: np.ndarray, colour: tuple[int, int, int]) 
 
 
 def line_kernel(length: float, angle: float) -> np.ndarray:
-    """Make the blur kernel of a straight way of any length (pixels) and angle (radians from the x axis), summing to 1.
+    """Make the blur kernel of a straight line; it sums to 1.
 
-    Points along the way are shared out bilinearly between their four pixels, so that fractions of a pixel count.
+    Points along the line are distributed bilinearly to their four pixels, so that fractions of a
+    pixel count.
+
+    Args:
+        length: in pixels, not necessarily whole.
+        angle: in radians, from the x axis.
     """
     half = int(np.ceil(length / 2)) + 1
     count = 8 * half
@@ -54,9 +60,10 @@ def line_kernel(length: float, angle: float) -> np.ndarray:
 def clouds(
     shape: tuple[int, int], octaves: int, roughness: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """Draw fractal noise (H, W) from 0 to 1: smooth random fields, each twice as fine as the last.
+    """Draw fractal noise (H, W) from 0 to 1: a sum of smooth random fields.
 
-    The coarsest has three random values along the shorter side, so that the field looks alike at every image size.
+    Each field is twice as fine as the last. The coarsest has three random values along the shorter
+    side, so that the noise looks similar at every image size.
 
     Args:
         shape: height and width.
@@ -82,7 +89,7 @@ def stretch(field: np.ndarray) -> np.ndarray:
 def _transform(
     name: str, options: tuple[tuple[str, object], ...], _thread: int
 ) -> "albumentations.BasicTransform":
-    import albumentations  # it imports torch: seconds that only those who corrupt images should wait
+    import albumentations  # here, for it imports torch, which takes seconds
 
     return getattr(albumentations, name)(p=1.0, **dict(options))
 
@@ -90,7 +97,10 @@ def _transform(
 def albument(
     image: np.ndarray, generator: np.random.Generator, name: str, **options: object
 ) -> np.ndarray:
-    """Apply the albumentations transform of this name, built once per thread because it carries its random state."""
+    """Apply the albumentations transform of this name.
+
+    It is built once per thread, because it holds its random state.
+    """
     transform = _transform(name, tuple(options.items()), threading.get_ident())
     transform.set_random_state(generator, random.Random(int(generator.integers(2**32))))
     return transform(image=image)["image"]

@@ -1,4 +1,4 @@
-"""What processing does to an image: brightness, contrast, elastic, pixelate, JPEG and, held out, saturate."""
+"""Processing: brightness, contrast, elastic, pixelate, JPEG and, held out, saturate."""
 
 import cv2
 import numpy as np
@@ -20,9 +20,9 @@ def contrast(image: np.ndarray, factor: float, _generator: np.random.Generator) 
 
 
 def saturate(image: np.ndarray, amount: float, _generator: np.random.Generator) -> np.ndarray:
-    """Multiply the saturation by 1 + ``amount`` and add a tenth of ``amount``, which tints grey red.
+    """Multiply the saturation by 1 + ``amount``, then add a tenth of ``amount``.
 
-    albumentations leaves grey as it is: on grey images nothing would happen.
+    The addition tints grey red. albumentations leaves grey as it is, so grey images would stay.
     """
     hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
     hsv[..., 1] = np.minimum(hsv[..., 1] * (1 + amount) + 0.1 * amount, 1)
@@ -30,7 +30,7 @@ def saturate(image: np.ndarray, amount: float, _generator: np.random.Generator) 
 
 
 def elastic(image: np.ndarray, shift: float, generator: np.random.Generator) -> np.ndarray:
-    """Move every pixel by a smooth random field whose root mean square is ``shift`` along each axis."""
+    """Shift pixels by a smooth random field, with root mean square ``shift`` along each axis."""
     scale = length_scale(image)
     sigma = 4 * scale
     # Uniform noise on ±1 has deviation 1/√3; the blur leaves 1 / (2√π · sigma) of it.
@@ -44,22 +44,20 @@ def elastic(image: np.ndarray, shift: float, generator: np.random.Generator) -> 
 def pixelate(image: np.ndarray, block: float, _generator: np.random.Generator) -> np.ndarray:
     """Average the image over blocks and show each block as one colour.
 
-    albumentations enlarges with OpenCV's plain nearest neighbour, which is off by up to half a block: a picture
-    is then moved as well, and coarser blocks can come out less wrong.
+    albumentations enlarges with OpenCV's plain nearest neighbour, which is off by up to half a
+    block: the picture is then shifted as well, and coarser blocks can do less damage.
     """
     height, width = image.shape[:2]
     side = block * length_scale(image)
-    small = cv2.resize(
-        image, (round(width / side), round(height / side)), interpolation=cv2.INTER_AREA
-    )
+    blocks = (round(width / side), round(height / side))
+    small = cv2.resize(image, blocks, interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def jpeg(image: np.ndarray, quality: int, generator: np.random.Generator) -> np.ndarray:
     """Compress as JPEG and decode."""
-    # albumentations hands the channels to OpenCV as they are, and that takes the first one for blue.
+    # albumentations passes the channels to OpenCV as they are, which takes the first one for blue.
     blue_first = np.ascontiguousarray(image[..., ::-1])
     settings = {"compression_type": "jpeg", "quality_range": (quality, quality)}
-    return np.ascontiguousarray(
-        albument(blue_first, generator, "ImageCompression", **settings)[..., ::-1]
-    )
+    compressed = albument(blue_first, generator, "ImageCompression", **settings)
+    return np.ascontiguousarray(compressed[..., ::-1])

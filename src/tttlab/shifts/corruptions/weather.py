@@ -1,7 +1,8 @@
 """Weather: snow, frost, fog and, held out, spatter.
 
-Snow, frost and fog are drawn here, without textures from elsewhere. albumentations has no frost; its snow brightens by
-a threshold and tints, and its fog takes 10 ms for a small image and is not monotone in its strength.
+Snow, frost and fog are drawn here, without image files. albumentations has no frost; its snow
+brightens by a threshold and tints; its fog takes 10 ms for a small image and is not monotone in its
+strength.
 """
 
 import cv2
@@ -18,7 +19,10 @@ from tttlab.shifts.corruptions.canvas import (
 
 
 def snow(image: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:
-    """Let flakes fall: the highest ``share`` of a random field, smeared along a steep way, in a light haze."""
+    """Draw falling flakes in a light haze.
+
+    Flakes are the highest ``share`` of a random field, blurred along a steep line.
+    """
     scale = length_scale(image)
     height, width = image.shape[:2]
     coarse = generator.standard_normal((round(height / scale), round(width / scale)), np.float32)
@@ -29,7 +33,7 @@ def snow(image: np.ndarray, share: float, generator: np.random.Generator) -> np.
 
 
 def frost(image: np.ndarray, opacity: float, generator: np.random.Generator) -> np.ndarray:
-    """Grow patches of ice needles: the ridges of fractal noise, smeared in three random directions."""
+    """Draw ice needles in patches: ridges of fractal noise, blurred in three random directions."""
     scale = length_scale(image)
     shape = image.shape[:2]
     needles = np.zeros(shape, np.float32)
@@ -42,15 +46,15 @@ def frost(image: np.ndarray, opacity: float, generator: np.random.Generator) -> 
 
 
 def fog(image: np.ndarray, opacity: float, generator: np.random.Generator) -> np.ndarray:
-    """Veil the image in light grey, denser and thinner around a mean opacity."""
+    """Cover the image with light grey whose opacity varies smoothly around a mean."""
     field = clouds(image.shape[:2], 4, 0.6, generator)
     return cover(image, np.clip(opacity + 0.5 * (field - field.mean()), 0, 0.95), (220, 222, 226))
 
 
 def spatter(image: np.ndarray, opacity: float, generator: np.random.Generator) -> np.ndarray:
-    """Throw brown mud at about two fifths of the image."""
+    """Cover about two fifths of the image with brown mud."""
     sigma = 1.2 * length_scale(image)
-    # The mud lies where white noise, blurred, exceeds its mean by 0.3 of its deviation, which is 1 / (2√π · sigma).
+    # Mud is where blurred white noise exceeds its mean by 0.3 of its deviation, 1 / (2√π · sigma).
     threshold = 0.5 + 0.3 / (2 * np.sqrt(np.pi) * sigma)
     return albument(
         image,
