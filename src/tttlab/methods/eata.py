@@ -43,8 +43,8 @@ class EATA(Method):
     Attributes:
         margin: share of log K, the largest entropy, beyond which an image is left out.
         epsilon: cosine similarity to the average probabilities from which an image is left out.
-            Sure predictions of K equally frequent classes have 1/√K, so that a smaller value leaves
-            all of them out. Published values are 0.4 for 10 classes and 0.05 for 1000.
+            Sure predictions of K equally frequent classes have similarity 1/√K, so that a smaller
+            value leaves all of them out. Published: 0.4 for 10 classes, 0.05 for 1000.
         memory: share of the old average in the new one.
         beta: β, weight of the penalty; 1 for CIFAR, 2000 for ImageNet; 0, no penalty, is the
             paper's ETA.

@@ -2,7 +2,7 @@
 
 Iwasawa and Matsuo, NeurIPS 2021 (Test-Time Classifier Adjustment Module): every class begins with
 its weight vector as its only support. Each image of the stream joins the supports of the class that
-the classifier predicts, and only the ``filter_size`` supports with the lowest entropy count.
+the classifier predicts. Every class keeps the ``filter_size`` supports with the lowest entropy.
 Nothing is trained, and nothing is needed of the source domain.
 """
 
