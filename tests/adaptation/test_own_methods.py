@@ -14,7 +14,7 @@ from pipeline import methods as stage
 from tools.stage_code import ROOT
 from tttlab.adaptation.method_code import method_code, read_module, tell_changes
 from tttlab.adaptation.registry import load_method
-from tttlab.config.method_settings import declared, find_source
+from tttlab.config.method_settings import declared, find_module_file
 from tttlab.config.params import read_params
 from tttlab.errors import UserError
 from tttlab.workflow import places, untrained
@@ -148,12 +148,12 @@ def test_what_it_lacks_when_it_is_imported_is_told(package):
 
 
 def test_modules_are_found_wherever_python_finds_them(package):
-    assert find_source(f"{package.name}.methods.sharp") == package / "methods" / "sharp.py"
-    assert find_source(package.name) == package / "__init__.py"
+    assert find_module_file(f"{package.name}.methods.sharp") == package / "methods" / "sharp.py"
+    assert find_module_file(package.name) == package / "__init__.py"
     for name in ("pytest", "tttlab.methods.tent", "ruamel.yaml"):
-        assert str(find_source(name)) == importlib.import_module(name).__file__
+        assert str(find_module_file(name)) == importlib.import_module(name).__file__
     for name in ("sys", "__main__.x", "math.x", "no_such_thing.x", "a..b"):
-        assert find_source(name) is None
+        assert find_module_file(name) is None
 
 
 def test_its_code_is_hashed_with_all_that_it_imports(package):

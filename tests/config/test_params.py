@@ -271,7 +271,7 @@ MISTAKES = [
     (
         VIT + "backbone",
         "resnet18",
-        "models.vit.backbone: MAE masks patch tokens",
+        "models.vit.backbone: mae works on patch tokens",
         "objective.name: simclr",
     ),
     (

@@ -12,11 +12,11 @@ from tttlab.adaptation.adapter import InnerLoop, adapt
 from tttlab.adaptation.registry import load_method
 from tttlab.config.inner_loop import Augmentation
 from tttlab.config.method_settings import declared, method_names
+from tttlab.config.objective_settings import objective_names
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD, l1_discrepancy, natural_discrepancy
 from tttlab.methods.memo import MEMO
 from tttlab.methods.views import ViewAverage
-from tttlab.networks.checkpoints import OBJECTIVES
 from tttlab.networks.network import Outputs
 from tttlab.networks.taps import Moments, image_moments, record
 from tttlab.seeding import torch_generator
@@ -209,7 +209,8 @@ def test_memo_lies_between_certainty_and_a_die(classes):
 
 
 @pytest.mark.parametrize(
-    ("method", "head"), [(name, name) for name in OBJECTIVES] + [("memo", None), ("actmad", None)]
+    ("method", "head"),
+    [(name, name) for name in objective_names()] + [("memo", None), ("actmad", None)],
 )
 def test_a_method_says_whose_head_it_needs_without_being_imported(method, head):
     assert declared(method).head == head == load_method(method).head
@@ -231,8 +232,8 @@ def test_the_list_of_methods_tells_what_each_file_says():
     }
     assert table["MT3 (finetune.mode: meta)"] == {
         "method": "MT3 (finetune.mode: meta)",
-        "what it does": "Meta-learned fine-tuning: train a network so that a self-supervised step "
-        "on an image alone helps to classify it",
+        "what it does": "Meta-learned fine-tuning: training through a self-supervised step on each "
+        "single image",
         "paper": "AISTATS 2022, arXiv 2103.16201",
         "trains": "yes",
         "protocols": "episodic, online",

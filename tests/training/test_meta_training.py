@@ -295,7 +295,7 @@ def test_what_is_frozen_takes_no_inner_step():
 
 
 def test_objectives_that_contrast_images_are_refused():
-    with pytest.raises(UserError, match="found simclr, whose negatives are other images"):
+    with pytest.raises(UserError, match="found SimCLR, which contrasts images"):
         meta_loss(SimCLR(), WEIGHT, LR)
 
 

@@ -8,7 +8,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 from typing import NamedTuple
 
-from tttlab.config.method_settings import find_source
+from tttlab.config.method_settings import find_module_file
 from tttlab.errors import UserError
 
 Code = dict[str, str]  # module → SHA-256, hexadecimal; the method's own comes first
@@ -39,7 +39,7 @@ def method_code(method: str) -> Code:
             continue
         seen.add(name)
         if (
-            file := find_source(name)
+            file := find_module_file(name)
         ) is not None:  # else a class, a function, or a package without a file
             found[name], imported = read_module(name, file)
             waiting += imported

@@ -12,74 +12,13 @@ from pydantic import (
 )
 
 from tttlab.config.inner_loop import Views
-from tttlab.config.settings import Count, Fraction, Natural, NonNegative, Positive, Strict, fault
-from tttlab.config.values import DISTINCT, PLAIN_TRANSFORMERS, BackboneName, resolve
-
-
-class SimCLR(Strict):
-    """Contrastive objective."""
-
-    name: Literal["simclr"]
-    temperature: Positive
-    hidden_dim: Count
-    projection_dim: Count
-
-
-class MAE(Strict):
-    """Masked reconstruction."""
-
-    name: Literal["mae"]
-    mask_ratio: Fraction
-    decoder_dim: Count
-    decoder_depth: Count
-    decoder_heads: Count
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> "MAE":
-        if self.decoder_dim % self.decoder_heads:
-            raise fault(
-                f"expected a multiple of decoder_heads {self.decoder_heads}, found {self.decoder_dim}",
-                "decoder_dim",
-            )
-        return self
-
-
-class Rotation(Strict):
-    """Classification of the rotation, in a branch of its own behind the shared stages (null: half of the stages)."""
-
-    name: Literal["rotation"]
-    shared_stages: Count | None
-
-
-class SimSiam(Strict):
-    """Positives only."""
-
-    name: Literal["simsiam"]
-    hidden_dim: Count
-    projection_dim: Count
-    prediction_dim: Count
-
-
-class ClusT3(Strict):
-    """Clustering of the places of early feature maps."""
-
-    name: Literal["clust3"]
-    stages: Annotated[tuple[Count, ...], Field(min_length=1), DISTINCT]
-    heads: Count
-    clusters: Annotated[StrictInt, Field(ge=2)]
-
-
-class IT3(Strict):
-    """Classification of images that come with their labels, behind a stage (null: half of the stages)."""
-
-    name: Literal["it3"]
-    stage: Count | None
-
-
-class NoObjective(Strict):
-    """Supervised training only."""
-
-    name: Literal["none"]
+from tttlab.config.objective_settings import (
+    ObjectiveSection,
+    declared_objective,
+    objective_names,
+)
+from tttlab.config.settings import Count, Natural, NonNegative, Positive, Strict, fault
+from tttlab.config.values import PLAIN_TRANSFORMERS, BackboneName, resolve
 
 
 class Training(Strict):
@@ -153,9 +92,7 @@ class Model(Strict):
     backbone_options: dict[str, Any]
     stem: Literal["small", "stride2", "original"]
     weights: str | None
-    objective: Annotated[
-        SimCLR | MAE | Rotation | SimSiam | ClusT3 | IT3 | NoObjective, Field(discriminator="name")
-    ]
+    objective: ObjectiveSection
     pretrain: Training
     finetune: Finetune
 
@@ -171,41 +108,56 @@ class Model(Strict):
 
     @model_validator(mode="after")
     def _objective_fits(self) -> "Model":
-        architecture = self.backbone.rpartition("/")[2]
-        if self.objective.name == "mae" and not architecture.startswith(PLAIN_TRANSFORMERS):
+        name, mode = self.objective.name, self.finetune.mode
+        plain = self.backbone.rpartition("/")[2].startswith(PLAIN_TRANSFORMERS)
+        if self.finetune.probe and not plain:
             raise fault(
-                "MAE masks patch tokens and needs a plain vision transformer (vit_*, deit_*), "
+                "a probe reads patch tokens and needs a plain vision transformer (vit_*, deit_*), "
+                f"found {self.backbone!r}; remove it, or choose such a backbone",
+                "finetune.probe",
+            )
+        if name == "none":
+            return self._no_objective_fits()
+        declared = declared_objective(name)
+        if declared.patches and not plain:
+            raise fault(
+                f"{name} works on patch tokens and needs a plain vision transformer (vit_*, deit_*), "
                 f"found {self.backbone!r}; choose one or set objective.name: simclr",
                 "backbone",
             )
-        if self.objective.name == "none" and self.finetune.mode in ("joint", "meta"):
+        if mode == "meta" and not declared.alone:
+            usable = [other for other in objective_names() if _takes_one_image(other)]
             raise fault(
-                f"{self.finetune.mode} trains with an objective, but objective.name is none; set full or linear",
+                f"meta takes a step on one image alone, which {name} contrasts with others; "
+                f"set objective.name: {', '.join(usable[:-1])} or {usable[-1]}",
                 "finetune.mode",
             )
-        if self.objective.name == "simclr" and self.finetune.mode == "meta":
+        if mode == "meta" and declared.labels:
             raise fault(
-                "meta takes a step on one image alone, which simclr contrasts with others; set objective.name: "
-                "simsiam, rotation, clust3 or mae",
+                f"meta takes a step without labels, of which {name} makes its loss; set joint",
                 "finetune.mode",
             )
-        if self.objective.name == "it3" and self.finetune.mode == "meta":
+        if declared.labels and self.pretrain.epochs:
             raise fault(
-                "meta takes a step without labels, of which it3 makes its loss; set joint",
+                f"{name} learns from labels, which pretraining has none of; set 0",
+                "pretrain.epochs",
+            )
+        return self
+
+    def _no_objective_fits(self) -> "Model":
+        if self.finetune.mode in ("joint", "meta"):
+            raise fault(
+                f"{self.finetune.mode} trains with an objective, but objective.name is none; "
+                "set full or linear",
                 "finetune.mode",
             )
-        if self.finetune.probe and not architecture.startswith(PLAIN_TRANSFORMERS):
-            raise fault(
-                "a probe reads patch tokens and needs a plain vision transformer (vit_*, deit_*), found "
-                f"{self.backbone!r}; remove it, or choose such a backbone",
-                "finetune.probe",
-            )
-        if self.objective.name == "none" and self.pretrain.epochs:
+        if self.pretrain.epochs:
             raise fault(
                 "there is nothing to pretrain with objective.name: none; set 0", "pretrain.epochs"
             )
-        if self.objective.name == "it3" and self.pretrain.epochs:
-            raise fault(
-                "it3 learns from labels, which pretraining has none of; set 0", "pretrain.epochs"
-            )
         return self
+
+
+def _takes_one_image(name: str) -> bool:
+    declared = declared_objective(name)
+    return declared.alone and not declared.labels

@@ -15,15 +15,13 @@ from safetensors.torch import load_file, save_file
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from tttlab.config.objective_settings import objective_names
 from tttlab.errors import UserError, choices
 from tttlab.networks.building import build_encoder
 from tttlab.networks.network import Network, add_probe
 from tttlab.networks.objective import Objective
 from tttlab.seeding import stream_seed
 
-OBJECTIVES = tuple(
-    sorted(file.stem for file in (Path(__file__).parents[1] / "objectives").glob("[!_]*.py"))
-)
 # The settings that rebuild a network, apart from its weights.
 SETTINGS = ("backbone", "backbone_options", "stem", "objective", "probe")
 _WEIGHTS, _SIDECAR = "weights.safetensors", "network.json"
@@ -36,7 +34,7 @@ def build_objective(settings: Mapping[str, Any]) -> Objective | None:
     """Create an objective, importing its file alone; None for the name ``none``.
 
     Args:
-        settings: ``name`` (one of `OBJECTIVES`, or ``none``) and the objective's fields.
+        settings: ``name`` (see `objective_names`, or ``none``) and the objective's fields.
 
     Raises:
         UserError: there is no such objective.
@@ -45,10 +43,9 @@ def build_objective(settings: Mapping[str, Any]) -> Objective | None:
     name = values.pop("name")
     if name == "none":
         return None
-    if name not in OBJECTIVES:
-        raise UserError(
-            f"objective.name: unknown objective {name!r}; {choices(name, [*OBJECTIVES, 'none'])}"
-        )
+    if name not in objective_names():
+        allowed = choices(name, [*objective_names(), "none"])
+        raise UserError(f"objective.name: unknown objective {name!r}; {allowed}")
     module = import_module(f"tttlab.objectives.{name}")
     (objective_class,) = (
         value

@@ -21,12 +21,18 @@ class Objective:
         betas: AdamW's decay rates.
         labels: whether the objective needs labels. If so, `head` also takes the number of classes,
             and `loss` the images' ``labels (N,)``.
+        alone: whether one image alone can lower the loss; False: it contrasts images.
+        patches: whether it needs patch tokens, and so a plain vision transformer.
+        multiples: pairs of settings, of which the first must be a multiple of the second.
     """
 
     num_views: ClassVar[int] = 1
     jitter: ClassVar[bool] = True
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     labels: ClassVar[bool] = False
+    alone: ClassVar[bool] = True
+    patches: ClassVar[bool] = False
+    multiples: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def head(self, encoder: nn.Module) -> nn.Module:
         """Build the head for an encoder; its attribute ``objective`` is the objective's name.

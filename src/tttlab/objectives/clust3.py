@@ -9,10 +9,13 @@ sums the heads' losses; here they are averaged, so that the loss lies in [−log
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Len
 from torch import Tensor, nn
 
+from tttlab.config.values import DISTINCT
 from tttlab.errors import UserError
 from tttlab.networks.network import Network
 from tttlab.networks.objective import Objective
@@ -58,9 +61,9 @@ class ClusT3(Objective):
         clusters: K.
     """
 
-    stages: Sequence[int] = (1, 2)
-    heads: int = 5
-    clusters: int = 10
+    stages: Annotated[tuple[Annotated[int, Ge(1)], ...], Len(1), DISTINCT] = (1, 2)
+    heads: Annotated[int, Ge(1)] = 5
+    clusters: Annotated[int, Ge(2)] = 10
 
     def head(self, encoder: nn.Module) -> ClusterHeads:
         """Build the heads for an encoder.

@@ -21,8 +21,10 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -112,7 +114,7 @@ class IT3(Objective):
             the channels and positions of the authors' choice.
     """
 
-    stage: int | None = None
+    stage: Annotated[int, Ge(1)] | None = None
     labels = True
 
     def head(self, encoder: nn.Module, num_classes: int) -> LabelInjection:

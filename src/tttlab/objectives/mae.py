@@ -5,8 +5,10 @@ arXiv 2209.07522. It needs only the decoder from the source domain.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from lightly.models.modules import MaskedVisionTransformerTIMM
 from lightly.models.modules.masked_vision_transformer_decoder_timm import (
     MaskedVisionTransformerDecoderTIMM,
@@ -82,10 +84,12 @@ class MAE(Objective):
         decoder_heads: attention heads of the decoder.
     """
 
-    mask_ratio: float = 0.75
-    decoder_dim: int = 64
-    decoder_depth: int = 1
-    decoder_heads: int = 2
+    mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75
+    decoder_dim: Annotated[int, Ge(1)] = 64
+    decoder_depth: Annotated[int, Ge(1)] = 1
+    decoder_heads: Annotated[int, Ge(1)] = 2
+    patches = True
+    multiples = (("decoder_dim", "decoder_heads"),)
     jitter = False  # masking is enough augmentation
     betas = (0.9, 0.95)
 

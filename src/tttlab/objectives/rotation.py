@@ -8,8 +8,10 @@ domain. It does not work for images without an upright position (textures, cells
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,7 +54,7 @@ class Rotation(Objective):
             share; None: half of all, rounded up, two of a ResNet's four.
     """
 
-    shared_stages: int | None = None
+    shared_stages: Annotated[int, Ge(1)] | None = None
 
     def head(self, encoder: nn.Module) -> RotationHead:
         """Build the branch for an encoder; its stages start as copies of the encoder's.

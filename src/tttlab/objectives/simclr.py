@@ -5,8 +5,10 @@ negatives: the NT-Xent loss of a single image's views is constant.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt
 from lightly.loss import NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
 from lightly.utils import dist
@@ -42,10 +44,11 @@ class SimCLR(Objective):
         projection_dim: P.
     """
 
-    temperature: float = 0.5
-    hidden_dim: int = 128
-    projection_dim: int = 64
+    temperature: Annotated[float, Gt(0)] = 0.5
+    hidden_dim: Annotated[int, Ge(1)] = 128
+    projection_dim: Annotated[int, Ge(1)] = 64
     num_views = 2
+    alone = False  # its negatives are other images
 
     def head(self, encoder: nn.Module) -> Projector:
         """Build the projection head for an encoder."""

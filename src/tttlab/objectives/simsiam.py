@@ -6,8 +6,10 @@ the source domain.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,9 +47,9 @@ class SimSiam(Objective):
         prediction_dim: width of the prediction head, a bottleneck.
     """
 
-    hidden_dim: int = 128
-    projection_dim: int = 128
-    prediction_dim: int = 32
+    hidden_dim: Annotated[int, Ge(1)] = 128
+    projection_dim: Annotated[int, Ge(1)] = 128
+    prediction_dim: Annotated[int, Ge(1)] = 32
     num_views = 2
 
     def head(self, encoder: nn.Module) -> SimSiamHead:

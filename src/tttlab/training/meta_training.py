@@ -42,7 +42,6 @@ from tttlab.networks.gradients import clip_gradients
 from tttlab.networks.network import Network, evaluating, places
 from tttlab.networks.objective import Objective
 from tttlab.objectives.mae import MAE, masked_error
-from tttlab.objectives.simclr import SimCLR
 from tttlab.training.trainer import Loss
 
 Parameters = dict[str, Tensor]
@@ -73,10 +72,10 @@ def meta_loss(
     Raises:
         UserError: the objective contrasts images with each other.
     """
-    if isinstance(objective, SimCLR):
+    if not objective.alone:
         raise UserError(
             "meta-learned fine-tuning: expected an objective that one image alone can lower, "
-            "found simclr, whose negatives are other images; choose another objective"
+            f"found {type(objective).__name__}, which contrasts images; choose another objective"
         )
 
     def loss(
