@@ -1,4 +1,7 @@
-"""What a class in a source file declares, read from its text: importing it would cost seconds of torch."""
+"""What a class in a source file declares, read from its text.
+
+Importing the file would cost seconds, for it imports torch.
+"""
 
 import ast
 import re

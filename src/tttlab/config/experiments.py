@@ -16,7 +16,7 @@ from tttlab.config.values import DeviceName, GrowingCounts, Name, Severities
 
 
 class Curve(Strict):
-    """How much of the test set is adapted to along the steps, and by settings that tuning did not choose."""
+    """The part of the test set that is followed along the steps, and by how many runners-up."""
 
     images: Natural
     severities: Severities
@@ -32,7 +32,7 @@ class Online(Strict):
 
 
 class Adapt(Strict):
-    """The runs: name → method, adapter settings and the method's own settings, checked by ``read_params``."""
+    """The runs: name → method and settings, which ``read_params`` checks."""
 
     protocol: Literal["episodic", "online"]
     online: Online
@@ -42,7 +42,7 @@ class Adapt(Strict):
 
 
 class Tune(Strict):
-    """How settings are chosen on labeled source images under corruptions that are never tested on."""
+    """How settings are chosen: on labeled source images, under corruptions kept for it."""
 
     enabled: StrictBool
     severities: Severities
@@ -68,7 +68,11 @@ class Alignment(Strict):
 
 
 class Machine(Strict):
-    """Where and how fast; changes no result but for rounding, and BatchNorm over several processes without GPUs."""
+    """Where the work is done, and how fast.
+
+    Nothing here changes a result but for rounding, and for BatchNorm trained by several processes
+    without GPUs.
+    """
 
     device: DeviceName = "auto"
     precision: Annotated[

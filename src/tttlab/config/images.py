@@ -1,4 +1,4 @@
-"""The sections of params.yaml about images: where they come from, what stands for the source, what is tested on."""
+"""The sections of params.yaml about images: sources, source statistics and shifts."""
 
 import re
 from pathlib import Path
@@ -44,7 +44,8 @@ class ImageSpec(Strict):
             given = next((key for key in ("root", "split") if getattr(self, key) is not None), None)
             if given:
                 raise fault(
-                    f"expected null: {self.source} is built in, found {str(getattr(self, given))!r}",
+                    f"expected null: {self.source} is built in, "
+                    f"found {str(getattr(self, given))!r}",
                     given,
                 )
         elif self.split is None:
@@ -134,7 +135,8 @@ class ShiftSet(Strict):
     def _makes_sense(self) -> "ShiftSet":
         if not self.root.is_dir():
             raise fault(
-                f"expected the folder of a data set in the format {self.format}, found none at {self.root}",
+                f"expected the folder of a data set in the format {self.format}, "
+                f"found none at {self.root}",
                 "root",
             )
         for key, names in (("only", self.only or ()), ("root", (self.root.name,))):
@@ -168,7 +170,8 @@ class Shifts(Strict):
             raise fault(tell_held_out(held_out), f"sets.{held_out}")
         if not self.corruptions and not self.sets and self.clean == "test":
             raise fault(
-                "expected at least one corruption or an entry of sets, found neither; if the test images are "
+                "expected at least one corruption or an entry of sets, found neither; "
+                "if the test images are "
                 "themselves shifted, set shifts.clean: validation",
                 "corruptions",
             )

@@ -67,13 +67,15 @@ def _check_trainable(value: Any) -> Any:
     groups = ("all", "norm", "encoder", "none")
     if isinstance(value, str) and value not in groups:
         raise fault(
-            f"unknown group {value!r}; {choices(value, groups)}, or a list of parameter-name prefixes"
+            f"unknown group {value!r}; {choices(value, groups)}, "
+            "or a list of parameter-name prefixes"
         )
     prefixes = value if isinstance(value, list | tuple) else []
     named = prefixes and all(isinstance(prefix, str) and prefix for prefix in prefixes)
     if not isinstance(value, str) and not named:
         raise fault(
-            f"expected {', '.join(groups)} or a list of parameter-name prefixes, found {show(value)}"
+            f"expected {', '.join(groups)} or a list of parameter-name prefixes, "
+            f"found {show(value)}"
         )
     return value
 

@@ -1,4 +1,4 @@
-"""What a test-time method declares, read from its source text: importing the file would cost seconds of torch."""
+"""What a test-time method declares, read from its source text by `tttlab.config.declarations`."""
 
 import ast
 import importlib.util
@@ -25,8 +25,8 @@ METHODS = Path(__file__).parents[1] / "methods"
 ALIAS = "ssl"  # as a run's method: the objective that each model was trained with
 PROTOCOLS = ("episodic", "online")
 NO_LOSS = (
-    "has no loss to train with; write loss(self, net, views, statistics, state), or trains = False for a method that "
-    "only predicts"
+    "has no loss to train with; write loss(self, net, views, statistics, state), "
+    "or trains = False for a method that only predicts"
 )
 HOOKS = (
     "check",
@@ -50,7 +50,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
 
 
 class Attributes(Strict):
-    """What a method's class says of itself beside its settings, as `tttlab.adaptation.method.Method` has it."""
+    """What a method's class says of itself beside its settings: attributes of `Method`."""
 
     protocols: Annotated[
         tuple[Literal["episodic", "online"], ...], Field(min_length=1), BeforeValidator(_several)
@@ -98,7 +98,10 @@ def method_names(methods: Path = METHODS) -> tuple[str, ...]:
 
 
 def find_module_file(module: str) -> Path | None:
-    """Find the source file of a module by its dotted path, importing nothing; None: there is none."""
+    """Find the source file of a module by its dotted path; None: there is none.
+
+    Nothing is imported.
+    """
     top, *inner = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -121,22 +124,23 @@ def method_file(method: str, methods: Path = METHODS) -> Path:
         return methods / f"{method}.py"
     if (file := find_module_file(method)) is None:
         raise UserError(
-            f"no module {method!r} with a source file, neither in this folder nor in an installed package; "
-            "expected a dotted path such as my_package.my_method"
+            f"no module {method!r} with a source file, neither in this folder nor in an installed "
+            "package; expected a dotted path such as my_package.my_method"
         )
     return file
 
 
 @cache
 def declared(method: str, methods: Path = METHODS) -> Declared:
-    """Read the one public dataclass of a method's file that derives from `tttlab.adaptation.method.Method`.
+    """Read the one public dataclass of a method's file that derives from `Method`.
 
-    Its annotated fields are the settings, except those that are ``ClassVar``, private, ``init=False``, or of a type
-    that is not built from plain ones.
+    Its annotated fields are the settings, except those that are ``ClassVar``, private,
+    ``init=False``, or of a type that is not built from plain ones.
 
     Raises:
-        UserError: there is no such file, it is not valid Python, it has not exactly one such class, the class has no loss to
-            train with, a setting has no type or no default, or something else that it says of itself makes no sense.
+        UserError: there is no such file; it is not valid Python; it has not exactly one such class;
+            the class has no loss to train with; a setting has no type or no default; an attribute
+            makes no sense.
     """
     file = method_file(method, methods)
     try:
@@ -146,7 +150,8 @@ def declared(method: str, methods: Path = METHODS) -> Declared:
     classes = dataclasses_of(tree, "Method")
     if len(classes) != 1:
         raise UserError(
-            f"{file}: expected one public class with @dataclass and the base Method, found {len(classes)}"
+            f"{file}: expected one public class with @dataclass and the base Method, "
+            f"found {len(classes)}"
         )
     try:
         return _declared(classes[0], method)
@@ -188,8 +193,9 @@ def _refuse_untyped(node: ast.ClassDef) -> None:
             continue
         for name in assigned_names(statement):
             if name.islower() and not name.startswith("_") and name not in known:
+                kind, text = type(value).__name__, ast.unparse(statement.value)
                 raise Mistake(
                     statement.lineno,
-                    f"{name} has no type, so that it is no setting; write {name}: {type(value).__name__} = "
-                    f"{ast.unparse(statement.value)}, or in capitals if it is a constant",
+                    f"{name} has no type, so that it is no setting; write {name}: {kind} = {text}, "
+                    "or in capitals if it is a constant",
                 )

@@ -58,7 +58,7 @@ class Probe(Strict):
 
 
 class Finetune(Training):
-    """Supervised training: classifier only, everything, together with the objective, or after a step on it."""
+    """Supervised training: of the classifier, of all, with the objective, or after a step on it."""
 
     mode: Literal["linear", "full", "joint", "meta"]
     objective_weight: NonNegative
@@ -69,17 +69,20 @@ class Finetune(Training):
     def _parts_fit(self) -> "Finetune":
         if self.mode != "linear" and self.probe is not None:
             raise fault(
-                f"expected nothing: a probe is for mode linear, which freezes the encoder, found mode {self.mode}; remove it",
+                "expected nothing: a probe is for mode linear, which freezes the encoder, "
+                f"found mode {self.mode}; remove it",
                 "probe",
             )
         if self.mode == "meta" and self.inner is None:
             raise fault(
-                "missing; mode meta needs its inner step, for example {lr: 0.1, steps: 1, pairs: 4}",
+                "missing; mode meta needs its inner step, "
+                "for example {lr: 0.1, steps: 1, pairs: 4}",
                 "inner",
             )
         if self.mode != "meta" and self.inner is not None:
             raise fault(
-                f"expected nothing: only mode meta takes an inner step, found mode {self.mode}; remove it",
+                "expected nothing: only mode meta takes an inner step, "
+                f"found mode {self.mode}; remove it",
                 "inner",
             )
         return self
@@ -121,8 +124,8 @@ class Model(Strict):
         declared = declared_objective(name)
         if declared.patches and not plain:
             raise fault(
-                f"{name} works on patch tokens and needs a plain vision transformer (vit_*, deit_*), "
-                f"found {self.backbone!r}; choose one or set objective.name: simclr",
+                f"{name} works on patch tokens and needs a plain vision transformer "
+                f"(vit_*, deit_*), found {self.backbone!r}; choose one or set objective.name: simclr",
                 "backbone",
             )
         if mode == "meta" and not declared.alone:

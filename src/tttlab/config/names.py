@@ -1,4 +1,4 @@
-"""Names of files, folders and classes: which are somebody's own, how they are compared, which can be written."""
+"""Names of files, folders and classes: how they are compared, and which can be written."""
 
 import unicodedata
 
@@ -25,17 +25,23 @@ _LITTER = frozenset(
 
 
 def is_own(name: str) -> bool:
-    """Whether somebody put a file or folder of this name there: it is not hidden, and no system left it behind."""
+    """Tell whether a file of this name is the user's: not hidden, and not left by a system."""
     return not name.startswith(".") and name.lower() not in _LITTER
 
 
 def nfc(name: str) -> str:
-    """Encode accents in the one way (Unicode's form NFC) in which names are compared; what lies on disk may keep another."""
+    """Encode accents as Unicode's form NFC, in which names are compared.
+
+    Files on disk may have another form.
+    """
     return unicodedata.normalize("NFC", name)
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name can be written in UTF-8, as all results are; a file on Linux may be called by any bytes."""
+    """Tell whether a name can be written in UTF-8, as all results are.
+
+    On Linux the name of a file may be any bytes.
+    """
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""What a self-supervised objective declares, read from its source text: importing it would cost seconds of torch."""
+"""What a self-supervised objective declares, read by `tttlab.config.declarations`."""
 
 import ast
 from dataclasses import dataclass

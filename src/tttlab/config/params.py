@@ -1,7 +1,8 @@
 """params.yaml as typed, frozen values: the only reader of that file.
 
-The whole file is checked before anything heavy is imported, so a wrong key stops the first stage within a second.
-timm's backbone names and the methods' settings are therefore read from source text, never by importing them.
+The whole file is checked before anything heavy is imported, so a wrong key stops the first stage
+within a second. timm's backbone names and the settings of methods and objectives are therefore read
+from source text, never by importing them.
 """
 
 from pathlib import Path
@@ -116,7 +117,8 @@ def read_params(path: Path, base: Path | None = None, methods: Path = METHODS) -
         methods: the folder of method files.
 
     Raises:
-        UserError: the first mistake with its path, what was found and what is allowed, and how many more there are.
+        UserError: the first mistake (its path, what was found, what is allowed), and how many more
+            there are.
     """
     values = _read_yaml(path)
     try:

@@ -19,7 +19,7 @@ class RunSettings:
     """One run as one model sees it.
 
     Attributes:
-        method: name of a file in ``methods/`` (never the alias), or the dotted path of a module elsewhere.
+        method: name of a file in ``methods/`` (never the alias), or the dotted path of a module.
         loop: the inner loop.
         settings: keyword arguments of the method's dataclass, as far as they are set.
         trains: whether the method takes steps.
@@ -43,7 +43,10 @@ class RunSettings:
 
     @property
     def in_use(self) -> dict[str, Any]:
-        """Give the inner loop's settings that act on this run: no learning rate where nothing is learnt, for instance."""
+        """Give the inner loop's settings that act on this run.
+
+        Where nothing is learnt there is no learning rate, for instance.
+        """
         learns = self.trains and self.loop.steps and self.loop.trainable != "none"
         idle = (
             set() if learns else {*OF_TRAINING} - ({"steps", "trainable"} if self.trains else set())

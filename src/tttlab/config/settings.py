@@ -59,7 +59,10 @@ def show(value: Any) -> str:
 
 
 def _path(error: ErrorDetails, values: Any) -> str:
-    """Write the place of a mistake as keys of the file; steps that pydantic adds for its own unions are left out."""
+    """Write the path of a mistake as keys of the file.
+
+    Steps that pydantic adds for its own unions are left out.
+    """
     *inner, last = error["loc"] or ("",)
     text = ""
     for step in (*inner, last):
@@ -94,7 +97,10 @@ def _expected(error: ErrorDetails) -> str:
 
 
 def tell(error: ValidationError, values: Any) -> list[tuple[str, str]]:
-    """List (path, what is wrong) for every mistake that pydantic found; alternatives of one value become one."""
+    """List (path, what is wrong) for every mistake that pydantic found.
+
+    Alternatives of one value become one.
+    """
     told: dict[str, str] = {}
     expected: dict[str, list[str]] = {}
     for detail in error.errors(include_url=False):

@@ -28,14 +28,8 @@ CORRUPTIONS = (
 )
 HELD_OUT = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 TORCH_SOURCES = (
-    *(
-        "cifar10",
-        "cifar100",
-        "mnist",
-        "kmnist",
-        "fashion_mnist",
-        "qmnist",
-    ),  # these have the splits train and test
+    # These have the splits train and test.
+    *("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist"),
     *("places365", "inaturalist", "imagenet"),
 )
 _SOURCES = (
@@ -46,6 +40,7 @@ _SOURCES = (
     *(f"torch/{name}" for name in TORCH_SOURCES),
 )
 _FOREIGN_BACKBONES = ("hf-hub:", "hf_hub:", "local-dir:")
+DEVICES = ("auto", "cpu", "cuda", "cuda:<number>")
 PLAIN_TRANSFORMERS = ("vit_", "deit")
 
 
@@ -59,7 +54,10 @@ def _check_name(name: str) -> str:
 
 @cache
 def backbone_names() -> frozenset[str]:
-    """Collect the architecture names of the installed timm without importing it; empty when timm is absent."""
+    """Collect the architecture names of the installed timm, without importing it.
+
+    The set is empty where timm is not installed.
+    """
     spec = importlib.util.find_spec("timm")
     if spec is None or not spec.submodule_search_locations:
         return frozenset()
@@ -86,13 +84,19 @@ def _check_backbone(name: str) -> str:
 
 
 def is_held_out(shift: str) -> bool:
-    """Whether a shift is a corruption that settings are chosen under, however it is spelt, with a severity or without."""
+    """Tell whether settings are chosen under a corruption, however its name is spelt.
+
+    The name may have a severity.
+    """
     return re.sub(r"[\W\d_]+", "_", shift.casefold()).strip("_") in HELD_OUT
 
 
 def tell_held_out(name: str) -> str:
     """Say why a corruption cannot be tested on."""
-    return f"{name!r} is kept for tuning and never tested on, for settings are chosen under it; remove it"
+    return (
+        f"{name!r} is kept for tuning and never tested on, "
+        "for settings are chosen under it; remove it"
+    )
 
 
 def _check_corruption(name: str) -> str:
@@ -134,9 +138,7 @@ def _check_part(part: tuple[float, float]) -> tuple[float, float]:
 
 def _check_device(device: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise fault(
-            f"unknown device {device!r}; {choices(device, ['auto', 'cpu', 'cuda', 'cuda:<number>'])}"
-        )
+        raise fault(f"unknown device {device!r}; {choices(device, DEVICES)}")
     return device
 
 
