@@ -8,7 +8,7 @@ import torch
 from benchmarks.amount import FULL, Amount
 from benchmarks.cases import Case, MarginalEntropy, resnet
 from benchmarks.sides import ours, seconds
-from tttlab.adaptation.inner_loop import select_parameters
+from tttlab.adaptation.trainable import select_parameters
 from tttlab.networks.network import Network
 from tttlab.runtime.group_size import GroupSize
 

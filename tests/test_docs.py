@@ -16,9 +16,9 @@ from tests.methods.test_contract import LOOPS, assert_vectorised_equals_one_imag
 from tools.stage_code import ROOT
 from tttlab.adaptation.adapter import InnerLoop, adapt
 from tttlab.adaptation.engine import Engine
-from tttlab.adaptation.inner_loop import select_parameters
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.registry import load_method
+from tttlab.adaptation.trainable import select_parameters
 from tttlab.config.inner_loop import Augmentation
 from tttlab.config.method_settings import HOOKS, declared
 from tttlab.data.views import random_views

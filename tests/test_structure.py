@@ -25,20 +25,20 @@ METHODS = FOLDERS["tttlab"] / "methods"
 
 @pytest.mark.parametrize("name", stages())
 def test_every_stage_depends_on_the_code_it_runs(name):
-    """tools/stage_code.py writes it."""
+    """tools/stage_code.py writes this code into dvc.yaml."""
     deps = stages()[name].get("do", stages()[name])["deps"]
     assert [path for path in deps if path.startswith(("pipeline", "src"))] == expected(name)
 
 
 def test_what_is_no_python_is_watched_with_its_room():
-    """The report's template, say: imports do not tell of it, so that the room must be listed as a whole."""
-    others = {
+    """No import mentions the report's template, so its room must be listed as a whole."""
+    rooms = {
         path.parent.relative_to(ROOT).as_posix()
         for path in FOLDERS["tttlab"].rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
-    assert others == {"src/tttlab/reporting"}
-    assert others <= set(stages()["report"]["deps"])
+    assert rooms == {"src/tttlab/reporting"}
+    assert rooms <= set(stages()["report"]["deps"])
 
 
 def test_every_stage_that_loads_a_method_depends_on_its_text():
@@ -59,12 +59,12 @@ def test_every_stage_that_loads_a_method_depends_on_its_text():
 
 @pytest.mark.parametrize("method", method_names())
 def test_the_text_of_a_method_is_all_that_it_imports(method):
-    found = {BY_NAME[name] for name in method_code(method)}
-    assert {path for path in found if path.stat().st_size} == closure(METHODS / f"{method}.py")
+    files = {BY_NAME[name] for name in method_code(method)}
+    assert {path for path in files if path.stat().st_size} == closure(METHODS / f"{method}.py")
 
 
 def test_methods_are_tried_before_anything_else():
-    """What `prepare` waits for is always the same, so that nothing reruns for it."""
+    """`prepare` depends on a file whose content never changes, so that nothing runs again."""
     first = {
         name
         for name, stage in stages().items()
@@ -79,7 +79,7 @@ def test_methods_are_tried_before_anything_else():
 
 
 def test_every_stage_that_computes_depends_on_the_libraries_versions():
-    """After `make pins` nothing is up to date."""
+    """After `make pins` every stage runs again."""
     assert {
         name
         for name, stage in stages().items()
@@ -91,9 +91,8 @@ def test_stages_say_what_they_do_and_watch_parameters():
     for name, stage in stages().items():
         body = stage.get("do", stage)
         assert body.get("desc"), name
-        assert "machine" not in str(body.get("params", "")), (
-            f"{name}: machine settings change no result"
-        )
+        params = str(body.get("params", ""))
+        assert "machine" not in params, f"{name}: machine settings change no result"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
@@ -106,7 +105,7 @@ def test_only_tracking_imports_mlflow_and_sources_read_no_surroundings(path):
         assert not read & {"sys.argv", "os.environ", "os.getenv", "Path.cwd", "os.getcwd"}
 
 
-# Every room imports from those above it alone.
+# A room imports only from itself and from the rooms above it.
 ROOMS = (
     "errors",
     "seeding",
@@ -135,31 +134,32 @@ def test_every_module_is_in_a_room():
 def test_imports_go_one_way(room):
     below = ROOMS[ROOMS.index(room) + 1 :]
     wrong = {
-        (name, other)
+        (name, target)
         for name, path in BY_NAME.items()
         if name.split(".")[:2] == ["tttlab", room]
-        for other in imported(path) & BY_NAME.keys()
-        if other.startswith("pipeline") or set(other.split(".")[1:2]) & set(below)
+        for target in imported(path) & BY_NAME.keys()
+        if target.startswith("pipeline") or set(target.split(".")[1:2]) & set(below)
     }
     assert not wrong
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_no_modules_of_a_room_import_each_other_in_a_circle(room):
-    own = {name: path for name, path in BY_NAME.items() if name.split(".")[:2] == ["tttlab", room]}
+    prefix = ["tttlab", room]
+    modules = {name: path for name, path in BY_NAME.items() if name.split(".")[:2] == prefix}
     graph = {
-        name: {other for other in imported(path) & own.keys() if not name.startswith(other)}
-        for name, path in own.items()
+        name: {target for target in imported(path) & modules.keys() if not name.startswith(target)}
+        for name, path in modules.items()
     }
     order = TopologicalSorter(graph)
-    assert len(list(order.static_order())) == len(own)
+    assert len(list(order.static_order())) == len(modules)
 
 
 def test_package_files_are_empty_but_for_corruptions():
-    full = {
+    filled = {
         module_name(path) for path in SOURCES if path.name == "__init__.py" and path.stat().st_size
     }
-    assert full == {"pipeline", "tttlab.shifts.corruptions"}
+    assert filled == {"pipeline", "tttlab.shifts.corruptions"}
 
 
 @pytest.mark.parametrize(

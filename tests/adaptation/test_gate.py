@@ -10,7 +10,8 @@ from tests.helpers import networks
 from tests.helpers.contract import shifted
 from tttlab.adaptation import signals
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.gate import Gate, adapt_gated, choose_gate, fit_threshold, saves_time, score
+from tttlab.adaptation.gate import Gate, adapt_gated, saves_time
+from tttlab.adaptation.gate_choice import choose_gate, fit_threshold, score
 from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.task import Task
 from tttlab.errors import UserError

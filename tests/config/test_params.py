@@ -22,10 +22,12 @@ METHODS = {
     "views": HEAD + "    trains = False\n    views: Annotated[int, Ge(1)] = 8\n",
     "simclr": HEAD
     + LOSS
-    + "    views: Annotated[int, Ge(2)] = 8\n    temperature: Annotated[float, Gt(0)] | None = None\n",
+    + "    views: Annotated[int, Ge(2)] = 8\n"
+    + "    temperature: Annotated[float, Gt(0)] | None = None\n",
     "mae": HEAD
     + LOSS
-    + "    views: Annotated[int, Ge(1)] = 8\n    mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75\n",
+    + "    views: Annotated[int, Ge(1)] = 8\n"
+    + "    mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75\n",
     "actmad": HEAD
     + LOSS
     + '    form: Literal["natural", "l1"] = "natural"\n'
@@ -37,7 +39,9 @@ METHODS = {
     + "    derived: int = field(init=False, default=1)\n",
     "stream": HEAD
     + LOSS
-    + '    protocols = ("online",)\n    smallest_batch = 2\n    momentum_of_teacher: "float" = 0.9\n',
+    + '    protocols = ("online",)\n'
+    + "    smallest_batch = 2\n"
+    + '    momentum_of_teacher: "float" = 0.9\n',
 }
 
 BASE = """
@@ -55,24 +59,27 @@ models:
     stem: small
     weights: null
     objective: {name: simclr, temperature: 0.5, hidden_dim: 128, projection_dim: 64}
-    pretrain: {epochs: 20, batch_size: 128, optimizer: sgd, lr: 1e-3, weight_decay: 5.0e-4, warmup_epochs: 2,
-               augment: {min_scale: 0.4, flip: false, jitter: 0.5}}
-    finetune: {mode: joint, epochs: 20, batch_size: 64, optimizer: adamw, lr: 2.0e-3, weight_decay: 0.05,
-               warmup_epochs: 1, objective_weight: 0.5, augment: {min_scale: 0.7, flip: false, jitter: 0.2}}
+    pretrain: {epochs: 20, batch_size: 128, optimizer: sgd, lr: 1e-3, weight_decay: 5.0e-4,
+               warmup_epochs: 2, augment: {min_scale: 0.4, flip: false, jitter: 0.5}}
+    finetune: {mode: joint, epochs: 20, batch_size: 64, optimizer: adamw, lr: 2.0e-3,
+               weight_decay: 0.05, warmup_epochs: 1, objective_weight: 0.5,
+               augment: {min_scale: 0.7, flip: false, jitter: 0.2}}
   vit:
     backbone: vit_tiny_patch16_224.augreg_in21k
     backbone_options: {}
     stem: small
     weights: null
     objective: {name: mae, mask_ratio: 0.75, decoder_dim: 64, decoder_depth: 1, decoder_heads: 2}
-    pretrain: {epochs: 40, batch_size: 128, optimizer: adamw, lr: 1.5e-3, weight_decay: 0.05, warmup_epochs: 4,
-               augment: {min_scale: 0.4, flip: false, jitter: 0.5}}
-    finetune: {mode: full, epochs: 40, batch_size: 64, optimizer: adamw, lr: 1.0e-3, weight_decay: 0.05,
-               warmup_epochs: 2, objective_weight: 0, augment: {min_scale: 0.7, flip: false, jitter: 0.2}}
+    pretrain: {epochs: 40, batch_size: 128, optimizer: adamw, lr: 1.5e-3, weight_decay: 0.05,
+               warmup_epochs: 4, augment: {min_scale: 0.4, flip: false, jitter: 0.5}}
+    finetune: {mode: full, epochs: 40, batch_size: 64, optimizer: adamw, lr: 1.0e-3,
+               weight_decay: 0.05, warmup_epochs: 2, objective_weight: 0,
+               augment: {min_scale: 0.7, flip: false, jitter: 0.2}}
 source_stats: {images: 400, bank_size: 256}
 shifts: {corruptions: [gaussian_noise, fog], severities: [1, 5], images: 60, sets: {}}
 tune:
-  {enabled: true, severities: [2], images: [8, null], candidates: 6, keep: 0.5, clean_penalty: 1.0, gate: true, search: {}}
+  {enabled: true, severities: [2], images: [8, null], candidates: 6, keep: 0.5,
+   clean_penalty: 1.0, gate: true, search: {}}
 distance: {images: 100, permutations: 99}
 alignment: {images: 10}
 adapt:
@@ -82,7 +89,8 @@ adapt:
   curve: {images: 4, severities: [5], candidates: 1}
   runs:
     none: {method: none}
-    ssl: {method: ssl, views: 4, steps: 5, lr: 1.0e-3, per_model: {vit: {lr: 2.0e-3, mask_ratio: 0.5}}}
+    ssl: {method: ssl, views: 4, steps: 5, lr: 1.0e-3,
+          per_model: {vit: {lr: 2.0e-3, mask_ratio: 0.5}}}
     actmad: {method: actmad, steps: 5, trainable: [encoder.layer1, encoder.layer2]}
 machine: {device: auto, precision: 32, workers: 2, images_per_step: auto}
 """
@@ -100,19 +108,19 @@ def methods(tmp_path):
 
 @pytest.fixture
 def read(tmp_path, methods):
-    """Read BASE after setting dotted keys; a value of ``del`` takes the key away."""
+    """Read BASE with changes, path of a key → value; the value `del_` removes the key."""
 
     def read(changes=None, base=None):
         values = YAML(typ="safe", pure=True).load(BASE)
         for path, value in (changes or {}).items():
-            *inner, last = path.split("/")
-            place = values
-            for key in inner:
-                place = place[key]
+            *parents, key = path.split("/")
+            section = values
+            for parent in parents:
+                section = section[parent]
             if value is del_:
-                del place[last]
+                del section[key]
             else:
-                place[last] = value
+                section[key] = value
         file = tmp_path / "params.yaml"
         yaml = YAML(typ="safe", pure=True)
         with file.open("w") as out:
@@ -144,7 +152,7 @@ def test_a_legal_file_is_read_as_typed_values(read):
 
 
 def watched():
-    """The keys of params.yaml that dvc.yaml names one by one, with a model and a run of BASE in place of the templates."""
+    """List the keys of params.yaml in dvc.yaml, with a model and a run of BASE for templates."""
     stages = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())["stages"].values()
     keys = {key for stage in stages for key in stage.get("do", stage).get("params", ())}
     return sorted(
@@ -155,7 +163,7 @@ def watched():
 
 @pytest.mark.parametrize("key", [key for key in watched() if "/runs/" not in key])
 def test_a_key_that_dvc_watches_must_be_there(read, key):
-    """Else DVC would stop at the stage that reads it, after those before it have run."""
+    """Otherwise DVC would stop only at the stage that reads it, after running earlier ones."""
     assert message(read, {key: del_}).startswith(f"{key.replace('/', '.')}: missing")
 
 
@@ -176,7 +184,7 @@ VIT = "models/vit/"
 CLUST3 = {"name": "clust3", "stages": [1, 2], "heads": 5, "clusters": 10}
 IT3 = {"name": "it3", "stage": None}
 MISTAKES = [
-    # where, what is written there, how the message begins, what else it says
+    # path of the key, its value, how the message begins, what else it contains
     ("sed", 1, "sed: unknown key", "did you mean 'seed'?"),
     ("seed", "1", "seed: expected a valid integer", "found '1'"),
     ("seed", True, "seed: expected a valid integer", "found true"),
@@ -707,9 +715,8 @@ def test_several_mistakes_are_counted(read):
         },
     )
     assert text.startswith("seed: ")
-    assert text.endswith(
-        "(and 3 more)"
-    )  # an unknown key hides what else is wrong in its own section
+    # An unknown key hides the other mistakes of its section.
+    assert text.endswith("(and 3 more)")
     assert message(read, {"machine/gpu": 1, "machine/cpu": 1}).endswith("(and 1 more)")
     assert "more)" not in message(read, {"seed": -1})
 
@@ -750,8 +757,8 @@ def test_a_stream_must_have_batches_that_are_large_enough(read, batch_size, fits
         assert read(changes).adapt.online.batch_size == batch_size
     else:
         assert message(read, changes) == (
-            "adapt.online.batch_size: stream (adapt.runs.stream) needs batches of 2 images or more; "
-            f"expected 3 or more, found {batch_size}"
+            "adapt.online.batch_size: stream (adapt.runs.stream) needs batches of 2 images or "
+            f"more; expected 3 or more, found {batch_size}"
         )
 
 
@@ -765,7 +772,8 @@ def test_the_ssl_run_needs_an_objective(read):
         },
     )
     assert text.startswith(
-        "adapt.runs.ssl.method: ssl means the objective of each model, but models.vit.objective.name"
+        "adapt.runs.ssl.method: ssl means the objective of each model, but "
+        "models.vit.objective.name"
     )
 
 
@@ -773,18 +781,19 @@ def test_unlabeled_and_labeled_images_may_overlap_if_allowed_and_neither_those_o
     shared = {"data/duplicates": "allow", "data/unlabeled/part": [0.0, 0.8]}
     assert read(shared).data.unlabeled.part == (0.0, 0.8)
     for duplicates in ("error", "skip"):
-        told = message(read, shared | {"data/duplicates": duplicates})
-        assert told.startswith(
-            "data.unlabeled.part: overlaps data.labeled.part on the same source: [0.0, 0.8] and [0.45, 0.8]"
+        text = message(read, shared | {"data/duplicates": duplicates})
+        assert text.startswith(
+            "data.unlabeled.part: overlaps data.labeled.part on the same source: [0.0, 0.8] and "
+            "[0.45, 0.8]"
         )
-        assert told.endswith("make the parts disjoint or set data.duplicates: allow")
+        assert text.endswith("make the parts disjoint or set data.duplicates: allow")
     for key, changes in (
         ("unlabeled", {"data/unlabeled/part": [0.0, 1.0]}),
         ("labeled", {"data/labeled/part": [0.7, 0.9]}),
     ):
-        told = message(read, shared | changes)
-        assert told.startswith(f"data.{key}.part: overlaps data.test.part")
-        assert told.endswith("; make the parts disjoint")
+        text = message(read, shared | changes)
+        assert text.startswith(f"data.{key}.part: overlaps data.test.part")
+        assert text.endswith("; make the parts disjoint")
 
 
 @pytest.mark.parametrize(
@@ -850,8 +859,8 @@ def test_unlabeled_and_labeled_images_may_overlap_if_allowed_and_neither_those_o
     ],
 )
 def test_a_mistake_in_a_set_that_comes_shifted(read, tmp_path, changes, start, also):
-    wish = {"format": "cifar10_c", "root": str(tmp_path)} | changes
-    text = message(read, {"shifts/sets": {"photos": wish}})
+    photos = {"format": "cifar10_c", "root": str(tmp_path)} | changes
+    text = message(read, {"shifts/sets": {"photos": photos}})
     assert text.startswith(f"shifts.sets.photos{start}")
     assert also in text
 
@@ -859,15 +868,14 @@ def test_a_mistake_in_a_set_that_comes_shifted(read, tmp_path, changes, start, a
 def test_a_set_or_its_folder_is_not_called_like_what_settings_are_tuned_under_either(
     read, tmp_path
 ):
-    """Else the severities of one corruption, as domains, or a domain of any name, would slip through."""
+    """Otherwise a set could hold such a corruption in folders of any name, one per severity."""
     (tmp_path / "gaussian_blur").mkdir()
-    wish = {"format": "domain_folders", "root": str(tmp_path)}
-    assert message(read, {"shifts/sets": {"spatter": wish}}).startswith(
+    folders = {"format": "domain_folders", "root": str(tmp_path)}
+    assert message(read, {"shifts/sets": {"spatter": folders}}).startswith(
         "shifts.sets.spatter: 'spatter' is kept for tuning"
     )
-    text = message(
-        read, {"shifts/sets": {"blur": wish | {"root": str(tmp_path / "gaussian_blur")}}}
-    )
+    blur = folders | {"root": str(tmp_path / "gaussian_blur")}
+    text = message(read, {"shifts/sets": {"blur": blur}})
     assert text.startswith(
         "shifts.sets.blur.root: 'gaussian_blur' is kept for tuning and never tested on"
     )
@@ -875,15 +883,10 @@ def test_a_set_or_its_folder_is_not_called_like_what_settings_are_tuned_under_ei
 
 def test_a_set_that_comes_shifted_starts_from_the_base_and_wants_everything(read, tmp_path):
     (tmp_path / "photos").mkdir()
-    found = read(
-        {"shifts/sets": {"p": {"format": "domain_folders", "root": "photos"}}}, base=tmp_path
-    ).shifts.sets["p"]
-    assert (found.root, found.only, found.severities, found.labels) == (
-        tmp_path / "photos",
-        None,
-        None,
-        "auto",
-    )
+    changes = {"shifts/sets": {"p": {"format": "domain_folders", "root": "photos"}}}
+    photos = read(changes, base=tmp_path).shifts.sets["p"]
+    assert photos.root == tmp_path / "photos"
+    assert (photos.only, photos.severities, photos.labels) == (None, None, "auto")
 
 
 def test_names_of_the_corruptions_that_settings_are_tuned_under_are_known_however_they_are_spelt():
@@ -897,10 +900,8 @@ def test_names_of_the_corruptions_that_settings_are_tuned_under_are_known_howeve
 def test_a_project_in_a_folder_that_is_not_utf_8_is_told_so_at_once(read, tmp_path):
     base = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     (base / "photos").mkdir(parents=True)
-    with pytest.raises(
-        UserError,
-        match=r"^shifts\.sets\.p\.root: expected a path in UTF-8, found '.*caf\\udce9/photos'; rename",
-    ):
+    start = r"^shifts\.sets\.p\.root: expected a path in UTF-8, found"
+    with pytest.raises(UserError, match=start + r" '.*caf\\udce9/photos'; rename"):
         read({"shifts/sets": {"p": {"format": "domain_folders", "root": "photos"}}}, base=base)
 
 
@@ -926,7 +927,9 @@ def test_paths_start_from_the_base_and_must_exist(read, tmp_path):
     )
     (tmp_path / "photos").mkdir()
     assert read(changes, base=tmp_path).data.test.root == tmp_path / "photos"
-    text = message(lambda these: read(these, base=tmp_path), changes | {"data/test/split": "val"})
+    text = message(
+        lambda changes: read(changes, base=tmp_path), changes | {"data/test/split": "val"}
+    )
     assert text.startswith("data.test.split: expected the name of something inside")
 
 
@@ -1053,24 +1056,28 @@ def test_a_setting_of_a_type_that_the_file_cannot_hold_is_told(read):
 
 
 def test_what_is_no_setting_needs_neither_type_nor_default(methods):
-    constants = "    LEVELS = 3\n    _private = 2\n    limits: ClassVar[dict]\n    after: int = field(init=False)\n"
+    constants = (
+        "    LEVELS = 3\n    _private = 2\n"
+        "    limits: ClassVar[dict]\n    after: int = field(init=False)\n"
+    )
     hooks = (
         "    views = memo_views\n    predict: ClassVar = mean\n    head = None\n    _: KW_ONLY\n"
     )
     (methods / "views.py").write_text(HEAD + LOSS + constants + hooks + "    rate: float = 1.0\n")
     declared.cache_clear()
-    found = declared("views", methods)
-    assert (list(found.settings.model_fields), found.others, found.predicts) == (["rate"], (), True)
+    method = declared("views", methods)
+    assert list(method.settings.model_fields) == ["rate"]
+    assert (method.others, method.predicts) == ((), True)
 
 
 def test_what_a_class_may_say_of_itself_is_what_the_contract_knows():
     from tttlab.adaptation.method import Method
     from tttlab.config.method_settings import HOOKS, Attributes
 
-    known = {name for name in vars(Method) if not name.startswith("_")}
-    hooks = {name for name in known if callable(getattr(Method, name))}
+    names = {name for name in vars(Method) if not name.startswith("_")}
+    hooks = {name for name in names if callable(getattr(Method, name))}
     assert hooks == set(HOOKS)
-    for name in known - hooks:
+    for name in names - hooks:
         assert Attributes.model_fields[name].default == getattr(Method, name), name
 
 
@@ -1094,15 +1101,15 @@ def test_settings_read_from_text_are_those_of_the_class(methods):
             if dataclasses.is_dataclass(value) and value.__module__ == f"tttlab.methods.{name}"
         ]
         assert len(classes) == 1
-        found = declared(name)
+        method = declared(name)
         fields = {field.name: field for field in dataclasses.fields(classes[0])}
-        assert set(found.settings.model_fields) <= set(fields)
-        for key, field in found.settings.model_fields.items():
+        assert set(method.settings.model_fields) <= set(fields)
+        for key, field in method.settings.model_fields.items():
             if fields[key].default is not dataclasses.MISSING:
                 assert field.default == fields[key].default, f"{name}.{key}"
-        assert found.protocols == tuple(classes[0].protocols)
-        assert found.smallest_batch == classes[0].smallest_batch
-        assert found.trains == classes[0].trains
+        assert method.protocols == tuple(classes[0].protocols)
+        assert method.smallest_batch == classes[0].smallest_batch
+        assert method.trains == classes[0].trains
 
 
 def test_the_names_of_corruptions_are_those_that_are_implemented():
@@ -1121,16 +1128,17 @@ def test_the_projects_own_settings_are_legal_and_reading_them_imports_nothing_he
     code = (
         "import sys; from pathlib import Path; from tttlab.config.params import read_params; "
         f"read_params(Path({str(PROJECT / 'params.yaml')!r})); "
-        "print([name for name in ('torch', 'timm', 'sklearn', 'pandas', 'mlflow') if name in sys.modules])"
+        "heavy = ('torch', 'timm', 'sklearn', 'pandas', 'mlflow'); "
+        "print([name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         cwd=PROJECT,
         env={"PYTHONPATH": "src"},
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+    assert (process.returncode, process.stdout.strip()) == (0, "[]"), process.stderr
 
 
 SHARED = {"tune/search": {"steps": [1, 4], "lr": [0.1, 0.2]}}
@@ -1149,51 +1157,43 @@ class TestSearch:
         assert resolve("none", "conv").search == {}
 
     def test_of_a_run_adds_replaces_and_takes_away(self, resolve):
-        own = {"adapt/runs/actmad/search": {"lr": [0.5], "steps": None, "form": ["l1", "natural"]}}
-        assert resolve("actmad", "vit", own).search == {"lr": (0.5,), "form": ("l1", "natural")}
+        search = {"lr": [0.5], "steps": None, "form": ["l1", "natural"]}
+        run = resolve("actmad", "vit", {"adapt/runs/actmad/search": search})
+        assert run.search == {"lr": (0.5,), "form": ("l1", "natural")}
         assert resolve("actmad", "vit", {"adapt/runs/actmad/search": None}).search == {}
 
     def test_of_one_model_adds_to_that_of_the_run(self, resolve):
-        own = {
+        changes = {
             "adapt/runs/ssl/search": {"lr": [0.5]},
             "adapt/runs/ssl/per_model/vit/search": {"mask_ratio": [0.5, 0.75]},
         }
-        assert resolve("ssl", "conv", own).search == {"steps": (1, 4), "lr": (0.5,)}
-        assert resolve("ssl", "vit", own).search == {
-            "steps": (1, 4),
-            "lr": (0.5,),
-            "mask_ratio": (0.5, 0.75),
-        }
+        of_run = {"steps": (1, 4), "lr": (0.5,)}
+        assert resolve("ssl", "conv", changes).search == of_run
+        assert resolve("ssl", "vit", changes).search == of_run | {"mask_ratio": (0.5, 0.75)}
 
     def test_steps_that_are_not_searched_are_those_of_the_run(self, resolve):
-        found = resolve("actmad", "vit", {"adapt/runs/actmad/search": {"steps": None}})
-        assert found.search == {"lr": (0.1, 0.2)}
-        assert found.values() == {"lr": 1e-3, "steps": 5}
+        run = resolve("actmad", "vit", {"adapt/runs/actmad/search": {"steps": None}})
+        assert run.search == {"lr": (0.1, 0.2)}
+        assert run.values() == {"lr": 1e-3, "steps": 5}
 
     def test_values_given_twice_count_once(self, resolve):
-        assert resolve("actmad", "vit", {"adapt/runs/actmad/search": {"lr": [0.1, 0.1]}}).search[
-            "lr"
-        ] == (0.1,)
+        run = resolve("actmad", "vit", {"adapt/runs/actmad/search": {"lr": [0.1, 0.1]}})
+        assert run.search["lr"] == (0.1,)
 
     def test_names_the_values_that_a_run_has_without_tuning(self, resolve):
-        own = {
-            "adapt/runs/actmad/search": {"trainable": ["norm"], "form": ["l1"], "layers": [["a"]]}
-        }
-        values = resolve("actmad", "vit", own).values()
+        search = {"trainable": ["norm"], "form": ["l1"], "layers": [["a"]]}
+        values = resolve("actmad", "vit", {"adapt/runs/actmad/search": search}).values()
+        # The run does not set `form` and `layers`.
         assert values == {
             "steps": 5,
             "lr": 1e-3,
             "trainable": ("encoder.layer1", "encoder.layer2"),
-        }  # form is left to its default
+        }
 
     def test_chosen_values_take_the_place_of_those_of_the_file(self, resolve):
-        found = resolve("ssl", "vit").with_values(
-            {"lr": 0.2, "steps": 4, "mask_ratio": 0.25, "trainable": ["encoder.blocks"]}
-        )
-        assert (found.loop.lr, found.loop.steps, found.loop.trainable) == (
-            0.2,
-            4,
-            ("encoder.blocks",),
-        )
-        assert found.settings["mask_ratio"] == 0.25
-        assert found.settings["views"] == 4
+        chosen = {"lr": 0.2, "steps": 4, "mask_ratio": 0.25, "trainable": ["encoder.blocks"]}
+        run = resolve("ssl", "vit").with_values(chosen)
+        assert (run.loop.lr, run.loop.steps) == (0.2, 4)
+        assert run.loop.trainable == ("encoder.blocks",)
+        assert run.settings["mask_ratio"] == 0.25
+        assert run.settings["views"] == 4

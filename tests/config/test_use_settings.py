@@ -1,4 +1,4 @@
-"""Ready-made settings: they are valid, and laying one over params.yaml loses nothing, with git and without."""
+"""Ready-made settings are valid, and laying one over params.yaml loses nothing, with git or not."""
 
 import importlib.util
 import json
@@ -28,10 +28,9 @@ def load(name):
 tool, scm = load("use_settings"), load("without_git")
 
 
-def git(*words, folder="."):
-    subprocess.run(
-        ["git", "-c", "user.name=n", "-c", "user.email=e", *words], cwd=folder, check=True
-    )
+def git(*arguments, folder="."):
+    command = ["git", "-c", "user.name=n", "-c", "user.email=e", *arguments]
+    subprocess.run(command, cwd=folder, check=True)
 
 
 @pytest.fixture
@@ -82,33 +81,30 @@ def test_an_image_folder_takes_the_place_of_a_download(project):
     text = Path("params.yaml").read_text()
     assert "source: folder, root: pictures, split: test" in text
     assert "# why" in text
-    assert tool.use(Path("settings/b.yaml"))  # what the script wrote itself is not lost
-    with pytest.raises(
-        ValueError,
-        match=r"DATA: expected a folder with test/<class>/<image> inside, found none at nowhere",
-    ):
+    # A file that the script wrote itself can be written again.
+    assert tool.use(Path("settings/b.yaml"))
+    message = r"DATA: expected a folder with test/<class>/<image> inside, found none at nowhere"
+    with pytest.raises(ValueError, match=message):
         tool.use(Path("settings/a.yaml"), Path("nowhere"))
 
 
 def test_a_name_that_does_not_exist_is_answered_with_those_that_do(project):
-    with pytest.raises(
-        ValueError,
-        match=r"found none at settings/c\.yaml; there are settings/a\.yaml, settings/b\.yaml",
-    ):
+    message = r"found none at settings/c\.yaml; there are settings/a\.yaml, settings/b\.yaml"
+    with pytest.raises(ValueError, match=message):
         tool.use(Path("settings/c.yaml"))
 
 
-@pytest.mark.parametrize("what", ["no repository", "no commit", "no git", "not in it"])
+@pytest.mark.parametrize("situation", ["no repository", "no commit", "no git", "not in it"])
 def test_where_no_commit_holds_params_yaml_it_is_copied_and_can_be_brought_back(
-    project, monkeypatch, capsys, what
+    project, monkeypatch, capsys, situation
 ):
-    if what == "no git":
+    if situation == "no git":
         monkeypatch.setenv("PATH", str(project / "empty"))
     else:
         shutil.rmtree(project / ".git")
-    if what == "no commit":
+    if situation == "no commit":
         git("init", "-q")
-    if what == "not in it":  # but in a repository further up, say
+    if situation == "not in it":  # as in a project inside another repository
         git("init", "-q")
         git("add", "settings")
         git("commit", "-qm", "first")
@@ -164,7 +160,7 @@ def test_make_hands_over_files_and_folders_of_any_name(tmp_path, data):
     uv = tmp_path / "uv"
     uv.write_text(f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:])\n")
     uv.chmod(0o755)
-    words = [
+    command = [
         "make",
         "-s",
         "repro",
@@ -174,8 +170,8 @@ def test_make_hands_over_files_and_folders_of_any_name(tmp_path, data):
         "PARAMS=my settings.yaml",
         *([f"DATA={data}"] if data else []),
     ]
-    done = subprocess.run(
-        words,
+    process = subprocess.run(
+        command,
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -190,7 +186,7 @@ def test_make_hands_over_files_and_folders_of_any_name(tmp_path, data):
         "my settings.yaml",
         *(["--data", data] if data else []),
     ]
-    assert done.stdout.splitlines()[1] == str(expected)
+    assert process.stdout.splitlines()[1] == str(expected)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +213,7 @@ def test_whether_git_holds_the_project(tmp_path, inner, outer, expected):
 
 @pytest.mark.timeout(180)
 def test_dvc_runs_the_pipeline_without_git_and_with_it_again(tmp_path):
-    """As unpacked from a ZIP file; later there is a repository, first without a commit."""
+    """A project unpacked from a ZIP file becomes a repository, at first without a commit."""
     (tmp_path / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", tmp_path / ".dvc")
     (tmp_path / "dvc.yaml").write_text(
@@ -225,9 +221,9 @@ def test_dvc_runs_the_pipeline_without_git_and_with_it_again(tmp_path):
     )
     environment = {name: value for name, value in os.environ.items() if name != "DVC_ROOT"}
 
-    def run(*words) -> str:
-        done = subprocess.run(
-            [sys.executable, *words],
+    def run(*arguments) -> str:
+        process = subprocess.run(
+            [sys.executable, *arguments],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -235,7 +231,7 @@ def test_dvc_runs_the_pipeline_without_git_and_with_it_again(tmp_path):
             timeout=120,
             check=True,
         )
-        return done.stdout
+        return process.stdout
 
     for _ in range(2):
         run(ROOT / "tools" / "without_git.py")

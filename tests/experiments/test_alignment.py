@@ -6,10 +6,11 @@ from torch.nn import functional as F
 
 from tests.helpers import networks
 from tests.helpers.contract import Unbound, shifted
-from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.task import Task
+from tttlab.adaptation.trainable import select_parameters
 from tttlab.experiments.alignment import gradient_alignment
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import trainings
-from tttlab.adaptation.inner_loop import select_parameters
+from tttlab.adaptation.trainable import select_parameters
 from tttlab.config.inner_loop import Augmentation
 from tttlab.data.pixels import as_images
 from tttlab.networks.network import Network, add_probe

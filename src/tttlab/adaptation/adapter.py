@@ -1,41 +1,46 @@
 """Test-time training of many images at once, each on its own.
 
-Every image starts from the source weights, takes its own optimiser steps on its own loss, and is classified by its own
-weights. The images are worked on together only to fill the processor; see `tttlab.adaptation.inner_loop`. Frozen parameters
-stay shared.
+Every image starts from the source weights, takes optimiser steps on its own loss, and is classified
+by its own weights. Images are grouped only to use the processor fully; see
+`tttlab.adaptation.inner_loop`.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tttlab.adaptation.checks import check
-from tttlab.adaptation.inner_loop import InnerLoop, Parameters, bind, train
+from tttlab.adaptation.inner_loop import InnerLoop, Parameters, train
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.predicting import draw_looks, predict, predict_by_source
 from tttlab.adaptation.task import Task
+from tttlab.adaptation.trainable import bind
 from tttlab.errors import UserError
 from tttlab.networks.gradients import rows
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Statistics
-from tttlab.runtime.group_size import GroupSize
+from tttlab.runtime.group_size import GroupSize, Wish, as_sizes
 from tttlab.seeding import torch_generator
 
 EXPLOSION = 10.0  # a loss that grew by this factor (and by this much) has diverged, not improved
 
 
 class Adaptation(NamedTuple):
-    """Results for ``N`` images, on the CPU.
+    """Results for ``N`` images after S steps, on the CPU.
 
-    ``logits`` and ``source_logits (N, K)`` with and without adaptation; ``losses (N, steps + 1)`` before every step and after
-    the last one on the last step's views, or without training one column that is not a number; ``fell_back (N,)`` where the
-    adapted prediction was given up for the source's; ``milliseconds (N,)`` spent on adapting and predicting, an image's share
-    of its group's time. Of the R steps that `adapt` was asked to record ``logits_at (N, R, K)`` and ``milliseconds_at (N, R)``:
-    what an adaptation of so many steps gives and takes.
+    Attributes:
+        logits: ``(N, K)`` with adaptation.
+        source_logits: ``(N, K)`` without.
+        losses: ``(N, S + 1)``, before every step and after the last, there on the last step's
+            views; ``(N, 1)`` of NaN without training.
+        fell_back: ``(N,)``, whether ``logits`` are the source's because adaptation failed.
+        milliseconds: ``(N,)``, the image's share of its group's time for adapting and predicting.
+        logits_at: ``(N, R, K)``, the logits after each of R recorded numbers of steps.
+        milliseconds_at: ``(N, R)``, the time that an adaptation of so many steps takes.
     """
 
     logits: Tensor
@@ -57,55 +62,63 @@ def adapt(
     image_ids: Sequence[str | int] | None = None,
     seed: int = 0,
     record: Sequence[int] = (),
-    images_per_step: int | Literal["auto"] | GroupSize = "auto",
+    images_per_step: Wish | GroupSize = "auto",
     on_images: Callable[[int], None] | None = None,
 ) -> Adaptation:
-    """Adapt the network to every image on its own and predict with and without.
+    """Adapt the network to every image on its own, and predict with and without.
 
     Args:
-        network: a `Network`, or any module from images to logits (see `tttlab.networks.classifiers`); it is left as it was.
-        images: ``(N, 3, H, W)`` on any device: in [0, 1] for a `Network`, as it wants them for any other module.
-        method: what to minimise.
-        loop: how.
-        statistics: source statistics, as the method and the normalisation policy need them.
+        network: a `Network`, or any module from images to logits (see
+            `tttlab.networks.classifiers`); it is not changed.
+        images: ``(N, 3, H, W)`` on any device: in [0, 1] for a `Network`, preprocessed for any
+            other module.
+        method: gives the loss.
+        loop: settings of the steps.
+        statistics: source statistics that the method and the normalisation policy need.
         image_ids: names of the images, which key their random streams; by default their positions.
         seed: of all random streams.
-        record: numbers of steps, from 0 to ``loop.steps``, after which to predict too: the curve along the steps in one pass.
-            After 0 steps nothing but the normalisation policy has acted.
-        images_per_step: images worked on at once; ``auto`` measures what is fastest and fits, and a `GroupSize` passes what
-            one call has learnt on to the next. Changes time and memory, never a result.
-        on_images: called with the number of images done, after each group.
+        record: numbers of steps, from 0 to ``loop.steps``, after which to predict as well. After 0
+            steps only the normalisation policy has acted.
+        images_per_step: images in a group; ``auto`` measures which number is fastest and fits. A
+            `GroupSize` keeps what it has learnt from one call to the next. Changes no result.
+        on_images: called after each group, with the number of its images.
 
     Returns:
         logits, losses and cost per image.
 
     Raises:
-        UserError: the network or the statistics do not fit the method, or predictions depend on the other images in a batch.
+        UserError: the network or the statistics do not fit the method, or predictions depend on the
+            other images in a batch.
     """
     task = Task(network, method, loop, statistics or {}, seed).ready(images.device)
-    sizes = (
-        images_per_step if isinstance(images_per_step, GroupSize) else GroupSize(images_per_step)
-    )
+    sizes = as_sizes(images_per_step)
     names = [str(name) for name in (range(len(images)) if image_ids is None else image_ids)]
     if not names:
         raise UserError("expected images, found none")
-    parts: list[Adaptation] = []
+    results: list[Adaptation] = []
+    done = 0
     with evaluating(task.network):
         check(task.network, images[:2], method, loop, task.statistics)
-        while (done := sum(len(part.logits) for part in parts)) < len(images):
+        while done < len(images):
+            # A group that runs out of memory adds no results, and the next one is smaller.
             with sizes.open(len(images) - done, images.device) as group:
                 part = slice(done, done + group.size)
                 result, group.work = adapt_together(task, images[part], names[part], record)
-                parts.append(result)
+                results.append(result)
+                done += group.size
                 if on_images:
                     on_images(group.size)
-    return Adaptation(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    return Adaptation(*(torch.cat(values) for values in zip(*results, strict=True)))
 
 
 def adapt_together(
     task: Task, images: Tensor, names: Sequence[str], record: Sequence[int] = ()
 ) -> tuple[Adaptation, float]:
-    """Adapt one group of ``B`` images, each on its own; → results, and the work as a number of images (see `Group`)."""
+    """Adapt one group of B images, each on its own.
+
+    Returns:
+        results, and the work in images; see `tttlab.runtime.group_size.Group`.
+    """
     network, method, loop, seed = task.network, task.method, task.loop, task.seed
     net = bind(network, method, loop)
     if leaves_alone(net, method, loop):
@@ -113,39 +126,33 @@ def adapt_together(
     source_logits = predict_by_source(net, images)
     curve = Curve(record, images.device)
     looks = draw_looks(images, loop, [torch_generator(seed, "average", name) for name in names])
+    # Without steps, a method's prediction may still need the views of the first one.
     streams = [
         [torch_generator(seed, "views", name, step) for name in names]
         for step in range(max(loop.steps, 1))
     ]
     with normalised(network, loop, task.statistics):
         if net.trained and loop.steps:
-            logits, losses, usable, work = train_and_predict(
-                net, task, images, looks, streams, curve
-            )
+            outcome = train_and_predict(net, task, images, looks, streams, curve)
         else:
             views = method.views(network, images, streams[0])
-            logits = predict(net, {}, looks, views, method, task.statistics)
-            losses = images.new_full((len(images), 1), float("nan"))  # nothing was measured
-            usable = torch.ones(len(images), dtype=torch.bool, device=images.device)
-            work = len(images)
+            outcome = predict_untrained(net, task, looks, views)
+    logits, losses, usable, work = outcome
     usable &= logits.isfinite().all(-1)
     logits = torch.where(usable[:, None], logits, source_logits)
     cost = torch.full((len(images),), curve.spent() / len(images))
-    logits_at, milliseconds_at = curve.collect(logits, source_logits, losses)
+    recorded = curve.collect(logits, source_logits, losses)
     adaptation = Adaptation(
-        logits.cpu(),
-        source_logits.cpu(),
-        losses.cpu(),
-        ~usable.cpu(),
-        cost,
-        logits_at,
-        milliseconds_at,
+        logits.cpu(), source_logits.cpu(), losses.cpu(), ~usable.cpu(), cost, *recorded
     )
     return adaptation, work
 
 
 def leaves_alone(net: Bound, method: Method, loop: InnerLoop) -> bool:
-    """Tell whether predictions are the source network's: nothing is trained, normalised otherwise, averaged or corrected."""
+    """Tell whether all predictions are the source network's.
+
+    They are if no step is taken and normalisation and prediction are the ordinary ones.
+    """
     plain = (
         type(method).predict is Method.predict
         and loop.normalisation == "source"
@@ -155,66 +162,79 @@ def leaves_alone(net: Bound, method: Method, loop: InnerLoop) -> bool:
 
 
 def unadapted(net: Bound, images: Tensor, record: Sequence[int]) -> Adaptation:
-    """Classify images ``(B, 3, H, W)`` once, for with and without are the same; the clock runs."""
+    """Classify images ``(B, 3, H, W)`` once, where adaptation changes nothing; this is timed."""
     curve = Curve(record, images.device)
     logits = predict_by_source(net, images)
     cost = torch.full((len(images),), curve.spent() / len(images))
     losses = images.new_full((len(images), 1), float("nan"))  # nothing was measured
-    at = curve.collect(logits, logits, losses)
-    return Adaptation(
-        logits.cpu(), logits.cpu(), losses.cpu(), ~logits.isfinite().all(-1).cpu(), cost, *at
-    )
+    recorded = curve.collect(logits, logits, losses)
+    unusable = ~logits.isfinite().all(-1)
+    return Adaptation(logits.cpu(), logits.cpu(), losses.cpu(), unusable.cpu(), cost, *recorded)
 
 
 class Curve:
-    """What a group's images would be classified as on the way, and what it took; its clock stands still meanwhile.
+    """A group's predictions after recorded numbers of steps, and the time that each takes.
+
+    The clock stands still while a prediction is made only for the record.
 
     Attributes:
-        steps: those to look at.
+        steps: numbers of steps to record.
         device: where the work is done.
-        logits: ``(B, K)`` after those that have come.
-        milliseconds: of the whole group until then, a prediction included.
+        logits: step → ``(B, K)``, as far as recorded.
+        milliseconds: step → time of the whole group for so many steps and one prediction.
     """
 
     def __init__(self, steps: Sequence[int], device: torch.device) -> None:
         self.steps, self.device = steps, device
         self.logits: dict[int, Tensor] = {}
         self.milliseconds: dict[int, float] = {}
-        self._aside = 0.0
+        self._recording = 0.0
         wait_for(device)
-        self._began = time.perf_counter()
+        self._started = time.perf_counter()
 
     def spent(self) -> float:
-        """Give the milliseconds since the beginning, without those spent on looking aside."""
+        """Return the milliseconds since the start, without those for the record."""
         wait_for(self.device)
-        return (time.perf_counter() - self._began) * 1e3 - self._aside
+        return (time.perf_counter() - self._started) * 1e3 - self._recording
 
     def note(self, step: int, predict: Callable[[], Tensor]) -> None:
-        """Predict ``(B, K)`` after a step, if it is one of those to look at."""
+        """Predict ``(B, K)`` after a step, if it is to be recorded."""
         if step in self.steps:
             before = self.spent()
             self.logits[step] = predict()
             self.milliseconds[step] = self.spent()
-            self._aside += self.milliseconds[step] - before
+            self._recording += self.milliseconds[step] - before
 
     def collect(self, final: Tensor, source: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Give ``(B, R, K)`` logits and ``(B, R)`` milliseconds per image, by the rule that decides on falling back.
+        """Return logits ``(B, R, K)`` and milliseconds ``(B, R)`` per image.
+
+        Where adaptation failed by the recorded step, the logits are the source's.
 
         Args:
-            final: ``(B, K)``, for steps that never came because no image had a gradient.
+            final: ``(B, K)``, for steps that were not taken because no image had a gradient.
             source: ``(B, K)``.
             losses: ``(B, S + 1)``.
         """
         logits = source.new_empty(len(source), len(self.steps), source.shape[1])
-        milliseconds = torch.full((len(source), len(self.steps)), self.spent() / len(source))
-        for place, step in enumerate(self.steps):
-            found = self.logits.get(step, final)
-            usable = found.isfinite().all(-1)
+        milliseconds = torch.empty(len(source), len(self.steps))
+        for column, step in enumerate(self.steps):
+            predicted = self.logits.get(step, final)
+            usable = predicted.isfinite().all(-1)
             if step and losses.shape[1] > 1:
                 usable = usable & ~diverged(losses[:, : step + 1])
-            logits[:, place] = torch.where(usable[:, None], found, source)
-            milliseconds[:, place] = self.milliseconds.get(step, self.spent()) / len(source)
+            logits[:, column] = torch.where(usable[:, None], predicted, source)
+            milliseconds[:, column] = self.milliseconds.get(step, self.spent()) / len(source)
         return logits.cpu(), milliseconds
+
+
+def predict_untrained(
+    net: Bound, task: Task, looks: Tensor, views: Any
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Classify a group without training; returns what `train_and_predict` does."""
+    logits = predict(net, {}, looks, views, task.method, task.statistics)
+    losses = looks.new_full((len(looks), 1), float("nan"))  # nothing was measured
+    usable = torch.ones(len(looks), dtype=torch.bool, device=looks.device)
+    return logits, losses, usable, len(looks)
 
 
 def train_and_predict(
@@ -225,18 +245,31 @@ def train_and_predict(
     streams: Sequence[Sequence[torch.Generator]],
     curve: Curve,
 ) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Train a group and classify it: logits ``(B, K)``, losses ``(B, S + 1)``, where they can be used ``(B,)``, the work."""
+    """Train a group of images, then classify them.
+
+    Args:
+        net: the source network, bound.
+        task: method, settings of the steps and source statistics.
+        images: ``(B, 3, H, W)``.
+        looks: ``(B, 1 + A, 3, H, W)``, what predictions look at.
+        streams: for every step a random stream per image.
+        curve: records predictions after some steps.
+
+    Returns:
+        logits ``(B, K)``, losses ``(B, S + 1)``, whether the logits can be used ``(B,)``, and the
+        work in images.
+    """
     method, loop, statistics = task.method, task.loop, task.statistics
 
     def classify(moved: Tensor, parameters: Parameters, views: Any) -> Tensor:
         if len(moved) == len(images):
             return predict(net, parameters, looks, views, method, statistics)
-        unmoved = images.unsqueeze(1)  # the views of a method that draws none
-        logits = predict(net, {}, looks, unmoved, method, statistics)
+        # Only a method that draws no views leaves images out of the training.
+        source_logits = predict(net, {}, looks, images.unsqueeze(1), method, statistics)
         if not len(moved):
-            return logits
-        trained = predict(net, parameters, looks[moved], views, method, statistics)
-        return logits.index_copy(0, moved, trained)
+            return source_logits
+        trained_logits = predict(net, parameters, looks[moved], views, method, statistics)
+        return source_logits.index_copy(0, moved, trained_logits)
 
     def observe(step: int, *trained: Any) -> None:
         curve.note(step, lambda: classify(*trained))
@@ -247,23 +280,20 @@ def train_and_predict(
     usable = ~diverged(losses)
     logits = classify(moved, parameters, views)
     if len(moved):
-        finite = (
-            torch.stack([rows(value.detach()).sum(1) for value in parameters.values()])
-            .isfinite()
-            .all(0)
-        )
-        usable[moved] &= finite
+        sums = torch.stack([rows(value.detach()).sum(1) for value in parameters.values()])
+        usable[moved] &= sums.isfinite().all(0)
+    # An image that is not trained costs one of the S + 1 evaluations of the loss.
     work = len(moved) + (len(images) - len(moved)) / losses.shape[1]
     return logits, losses, usable, work
 
 
 def diverged(losses: Tensor) -> Tensor:
-    """Find images ``(B,)`` whose loss curve ``(B, S + 1)`` is not finite or has exploded."""
+    """Find images ``(B,)`` whose losses ``(B, S + 1)`` are not finite or have exploded."""
     growth = losses[:, -1] - losses[:, 0]
     return ~losses.isfinite().all(1) | (growth > EXPLOSION * losses[:, 0].abs().clamp_min(1))
 
 
 def wait_for(device: torch.device) -> None:
-    """Let a GPU finish what it was given, so that the clock tells the truth."""
+    """Wait until a GPU has finished its work, so that a clock counts it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,18 +1,19 @@
 """Whose statistics normalise a test image: the source domain's, its own, or a mixture of both.
 
-BatchNorm's running statistics belong to the source domain. For one test image and one channel with mean m and variance v
-over the positions of its views, and source mean μ and variance σ²:
+BatchNorm's running statistics belong to the source domain. For a test image and a channel with mean
+m and variance v over the positions of its views, and source mean μ and variance σ²:
 
-``source``  use μ, σ².
-``image``   use m, v.
-``mixed``   use (1 − p)·μ + p·m and (1 − p)·σ² + p·v, the same p for all (Schneider et al., NeurIPS 2020, arXiv 2006.16971,
-            with p = n / (N + n)).
-``shrink``  use the image's deviation from the typical *source image*, shrunk by James and Stein's positive-part factor
-            a = max(0, 1 − t / z²), where z² is the squared deviation in units of natural variation, averaged over channels:
-            what is no larger than the usual difference between source images is taken for noise and left alone.
+``source``  μ, σ².
+``image``   m, v.
+``mixed``   (1 − p)·μ + p·m and (1 − p)·σ² + p·v, with the same p for all channels (Schneider et
+            al., NeurIPS 2020, arXiv 2006.16971, with p = n / (N + n)).
+``shrink``  μ and log σ², each moved by its deviation from the typical *source image*, times James
+            and Stein's positive-part factor max(0, 1 − t / z²). Here z² is the mean over channels
+            of the squared deviation in units of natural variation. So a deviation that is usual
+            between source images counts as noise and is ignored.
 
-Networks without BatchNorm are treated at the outputs of the patch embedding and of their stages, about the typical source
-image's moments.
+A network without BatchNorm is normalised at the outputs of its patch embedding and its stages,
+where the moments of the typical source image stand for μ and σ².
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tttlab.config.inner_loop import Normalisation
 from tttlab.networks.source_statistics import Statistics
@@ -37,22 +39,22 @@ from tttlab.networks.taps import (
 
 def normalised_layers(network: nn.Module, policy: Normalisation) -> list[str]:
     """Name the layers whose natural variation a policy reads."""
-    if norm := batch_norm_layers(network):
-        return [f"{name}.input" for name in norm] if policy.normalisation == "shrink" else []
+    if batch_norms := batch_norm_layers(network):
+        return [f"{name}.input" for name in batch_norms] if policy.normalisation == "shrink" else []
     return token_layers(network) if policy.normalisation != "source" else []
 
 
 def target_moments(
     policy: Normalisation, image: Moments, source: Moments, center: Moments, scale: Moments
 ) -> Moments:
-    """Choose the moments to normalise with.
+    """Compute the moments to normalise with.
 
     Args:
         policy: any but ``source``.
         image: the test image's moments ``(C,)``.
-        source: what the source network normalises with.
-        center: mean over source images of their moments.
-        scale: standard deviation over source images of their moments.
+        source: the moments that the source network normalises with.
+        center: mean of the moments over source images.
+        scale: standard deviation of the moments over source images.
     """
     if policy.normalisation == "image":
         return image
@@ -60,16 +62,15 @@ def target_moments(
         variances = source.log_variance.exp(), image.log_variance.exp()
         variance = torch.lerp(*variances, policy.prior)
         return Moments(torch.lerp(source.mean, image.mean, policy.prior), variance.log())
-    return Moments(
-        *(
-            moment + shrinkage(policy, seen - typical, variation) * (seen - typical)
-            for seen, moment, typical, variation in zip(image, source, center, scale, strict=True)
-        )
-    )
+    moments = []
+    for measured, reference, typical, variation in zip(image, source, center, scale, strict=True):
+        deviation = measured - typical
+        moments.append(reference + shrinkage(policy, deviation, variation) * deviation)
+    return Moments(*moments)
 
 
 def shrinkage(policy: Normalisation, deviation: Tensor, scale: Tensor) -> Tensor:
-    """Give James–Stein's positive-part factor in [0, 1].
+    """Compute James and Stein's positive-part factor, in [0, 1].
 
     Args:
         policy: ``shrink`` with its threshold.
@@ -82,26 +83,13 @@ def shrinkage(policy: Normalisation, deviation: Tensor, scale: Tensor) -> Tensor
 
 @contextmanager
 def normalised(network: nn.Module, policy: Normalisation, statistics: Statistics) -> Iterator[None]:
-    """Apply a policy to every forward pass inside the context; the network's own buffers stay untouched.
+    """Apply a policy to every forward pass inside the context; no module or buffer is changed.
 
-    Each forward pass must hold the views of *one* image (as under ``vmap`` over images). BatchNorm layers are treated by
-    changing their input such that the layer's own formula, with running statistics, yields the wanted normalisation.
+    Each forward pass must hold the views of *one* image, as under ``vmap`` over images. The input
+    of a BatchNorm layer is changed so that the layer's own formula, with its running statistics,
+    yields the wanted normalisation.
     """
-    handles = []
-    if policy.normalisation != "source":
-        norm = {name: network.get_submodule(name) for name in batch_norm_layers(network)}
-        stages = {
-            name: network.get_submodule(name) for name in ([] if norm else token_layers(network))
-        }
-        handles += [
-            layer.register_forward_pre_hook(batch_norm_hook(policy, statistics, name))
-            for name, layer in norm.items()
-        ]
-        last = channels_last(network)
-        handles += [
-            layer.register_forward_hook(stage_hook(policy, statistics, name, last))
-            for name, layer in stages.items()
-        ]
+    handles = add_hooks(network, policy, statistics)
     try:
         yield
     finally:
@@ -109,8 +97,25 @@ def normalised(network: nn.Module, policy: Normalisation, statistics: Statistics
             handle.remove()
 
 
+def add_hooks(
+    network: nn.Module, policy: Normalisation, statistics: Statistics
+) -> list[RemovableHandle]:
+    """Add the hooks that apply a policy: to the BatchNorm layers or, without any, to the stages."""
+    if policy.normalisation == "source":
+        return []
+    if names := batch_norm_layers(network):
+        pre_hooks = {name: batch_norm_hook(policy, statistics, name) for name in names}
+        return [
+            network.get_submodule(name).register_forward_pre_hook(hook)
+            for name, hook in pre_hooks.items()
+        ]
+    last = channels_last(network)
+    hooks = {name: stage_hook(policy, statistics, name, last) for name in token_layers(network)}
+    return [network.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+
+
 def batch_norm_hook(policy: Normalisation, statistics: Statistics, name: str):
-    """Make the pre-hook that re-normalises a BatchNorm layer's input."""
+    """Make the pre-hook that changes a BatchNorm layer's input."""
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         source = Moments(layer.running_mean, (layer.running_var + layer.eps).log())
@@ -121,7 +126,10 @@ def batch_norm_hook(policy: Normalisation, statistics: Statistics, name: str):
 
 
 def stage_hook(policy: Normalisation, statistics: Statistics, name: str, last: bool = False):
-    """Make the hook that moves a stage's output towards the typical source image; ``last``: channels come last."""
+    """Make the hook that moves a stage's output towards the typical source image.
+
+    ``last``: channels come last.
+    """
 
     def hook(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         center, scale = natural_variation(statistics, name, None)
@@ -134,7 +142,7 @@ def stage_hook(policy: Normalisation, statistics: Statistics, name: str, last: b
 def natural_variation(
     statistics: Statistics, name: str, default: Moments | None
 ) -> tuple[Moments, Moments]:
-    """Read a layer's centre and scale; the default serves policies that do not look at them."""
+    """Read a layer's centre and scale; the default is for policies that do not use them."""
     if f"{name}.mean_center" not in statistics and default is not None:
         return default, default
     return (
@@ -151,9 +159,10 @@ def transport(
     scale: Moments,
     floor: float = VARIANCE_FLOOR,
 ) -> Tensor:
-    """Map an activation so that normalising it with ``source`` equals normalising the original with the chosen moments.
+    """Map an activation so that normalising it with ``source`` applies the policy's moments.
 
-    The ``floor`` of its own variances must be that of the others; see `tttlab.networks.taps.variance_floor`.
+    The ``floor`` added to the activation's variances must be the one in the other moments; see
+    `tttlab.networks.taps.variance_floor`.
     """
     channel, _ = channel_dims(activation)
     shape = [-1 if dim == channel else 1 for dim in range(activation.ndim)]

@@ -1,9 +1,10 @@
-"""Test-time training on a stream: parameters, optimiser and the method's state flow from one batch to the next.
+"""Test-time training on a stream: each batch starts from the weights that the last one left.
 
-The methods are those of the episodic protocol; what differs is who shares the weights. A method that is written for one image
-sees every image of a batch on its own, and the step is taken on the mean of their losses; one that is written for a whole
-batch (``whole_batch``) sees all its images together. Predictions are made batch by batch, after the batch's steps, and so the
-moments of the normalisation policies ``image``, ``mixed`` and ``shrink`` are those of a whole batch.
+The optimiser and the method's state are carried on too. All images of a batch share the weights. A
+method written for single images computes its loss for each image, and the steps minimise the mean;
+a method written for batches (``whole_batch``) sees all images together. Predictions are made after
+the batch's steps, for all its images together. So the moments that the normalisation policies
+``image``, ``mixed`` and ``shrink`` use are those of the batch.
 """
 
 import math
@@ -22,7 +23,6 @@ from tttlab.adaptation.checks import check
 from tttlab.adaptation.inner_loop import (
     InnerLoop,
     Parameters,
-    bind,
     loss_and_gradients,
     make_optimizer,
     over_images,
@@ -33,6 +33,7 @@ from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.predicting import draw_looks
 from tttlab.adaptation.predicting import predict as predict_each
 from tttlab.adaptation.task import Task
+from tttlab.adaptation.trainable import bind
 from tttlab.data.views import log_mean_probabilities
 from tttlab.errors import UserError
 from tttlab.networks.network import Bound, evaluating
@@ -53,25 +54,28 @@ def adapt_stream(
     record: Sequence[int] = (),
     on_images: Callable[[int], None] | None = None,
 ) -> Adaptation:
-    """Adapt the network to one stream of images, from the source weights on, and predict with and without.
+    """Adapt the network along a stream, from the source weights on; predict with and without.
+
+    A batch with a loss or a gradient that is not finite takes no further step and keeps the source
+    network's predictions. So does a batch whose step makes weights that are not finite; the next
+    batch then starts from the source weights.
 
     Args:
-        network: a `Network`, or any module from images to logits; it is left exactly as it was.
+        network: a `Network`, or any module from images to logits; it is not changed.
         images: ``(N, 3, H, W)`` in order of arrival, on any device.
-        method: what to minimise.
-        loop: how; ``steps`` are those on every batch.
+        method: gives the loss.
+        loop: settings of the steps; ``steps`` are taken on every batch.
         batch_size: most images of a batch.
         statistics: source statistics.
         image_ids: names of the images, which key their random streams.
         seed: of all random streams.
-        record: of 0 (the source weights under the normalisation policy) and ``loop.steps``, those to predict after as well.
-        on_images: called with the number of images done, after each batch.
+        record: numbers of steps after which to predict as well: 0 (the source weights under the
+            normalisation policy) or ``loop.steps``.
+        on_images: called after each batch, with the number of its images.
 
     Returns:
-        as `adapter.adapt`, but for ``losses (N, steps)``: before every step on the image's batch. A batch with a loss or
-        a gradient that is not finite takes no further step (that loss stands for those that would have followed) and gets the
-        source network's predictions; so does one whose step leaves weights that are not finite, and the next batch starts
-        again from the source weights.
+        what `tttlab.adaptation.adapter.adapt` returns, except ``losses (N, steps)``: before every
+        step on the image's batch. Where steps are missing, the last loss is repeated.
 
     Raises:
         UserError: the network, the statistics or the numbers of steps do not fit.
@@ -79,51 +83,51 @@ def adapt_stream(
     names = [str(name) for name in (range(len(images)) if image_ids is None else image_ids)]
     if not names:
         raise UserError("expected images, found none")
-    parts = []
-    bounds = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch_size))
-    check_batch(method, min(map(len, bounds)))
+    results = []
+    batches = np.array_split(np.arange(len(images)), math.ceil(len(images) / batch_size))
+    check_batch(method, min(map(len, batches)))
     task = Task(network, method, loop, statistics or {}, seed)
     with learning(task, images, record) as learner:
-        for places in bounds:
-            part = slice(places[0], places[-1] + 1)
-            parts.append(learner.adapt(images[part], names[part]))
+        for positions in batches:
+            part = slice(positions[0], positions[-1] + 1)
+            results.append(learner.adapt(images[part], names[part]))
             if on_images:
-                on_images(len(places))
-    return joined(parts)
+                on_images(len(positions))
+    return joined(results)
 
 
 def check_batch(method: Method, count: int) -> None:
-    """Raise a `UserError` if a batch of ``count`` images is smaller than the method can work on."""
+    """Raise a `UserError` if a batch of ``count`` images is too small for the method."""
     if count < method.smallest_batch:
         raise UserError(
-            f"{method} needs batches of {method.smallest_batch} images or more, found one of {count}; "
-            "give it larger ones, or use another method"
+            f"{method} needs batches of {method.smallest_batch} images or more, found one of "
+            f"{count}; give it larger ones, or use another method"
         )
 
 
 def joined(parts: Sequence[Adaptation]) -> Adaptation:
-    """Put the results of batches together, in their order."""
+    """Join the results of batches, in their order."""
     return Adaptation(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 @contextmanager
 def learning(task: Task, images: Tensor, record: Sequence[int] = ()) -> Iterator["Learner"]:
-    """Open a stream: what learns along it, one ``adapt(images, names)`` after another.
+    """Open a stream, to call `Learner.adapt` on one batch after the other.
 
     The network is in evaluation mode as long as the stream is open.
 
     Args:
         task: what the images are adapted by.
-        images: ``(N, 3, H, W)``, those of the first batch, to see whether the method fits.
-        record: of 0 and ``loop.steps``, those to predict after as well.
+        images: ``(N, 3, H, W)`` of the first batch, to check whether the method fits.
+        record: numbers of steps after which to predict as well, 0 or ``loop.steps``.
 
     Raises:
         UserError: see `adapt_stream`.
     """
     if unknown := set(record) - {0, task.loop.steps}:
         raise UserError(
-            f"record: a stream can be looked at after 0 and all {task.loop.steps} steps, found {sorted(unknown)}; "
-            "another number of steps leads to other weights for the next batch"
+            f"record: a stream can be looked at after 0 and all {task.loop.steps} steps, found "
+            f"{sorted(unknown)}; another number of steps leads to other weights for the next batch"
         )
     task = task.ready(images.device)
     with evaluating(task.network):
@@ -134,7 +138,7 @@ def learning(task: Task, images: Tensor, record: Sequence[int] = ()) -> Iterator
 class Learner:
     """The network on its way along a stream.
 
-    Its parameters are leaves ``(1, *shape)``: those of a group of one image, for the inner loop's functions.
+    Its parameters are leaves ``(1, *shape)``: the inner loop's functions see a group of one image.
     """
 
     def __init__(self, task: Task, record: Sequence[int] = ()) -> None:
@@ -144,60 +148,62 @@ class Learner:
         self.state = self.first_state()
         if tree_leaves(self.state) and not self.method.whole_batch:
             raise UserError(
-                f"{self.method} keeps a state for every image, which cannot flow along a stream; use protocol episodic"
+                f"{self.method} keeps a state for every image, which cannot flow along a stream; "
+                "use protocol episodic"
             )
         self.net = bind(self.network, self.method, self.loop)
-        moving = self.net.trained if self.loop.steps else {}
+        trained = self.net.trained if self.loop.steps else {}
         self.parameters: Parameters = {
-            name: value.unsqueeze(0).clone().requires_grad_() for name, value in moving.items()
+            name: value.unsqueeze(0).clone().requires_grad_() for name, value in trained.items()
         }
-        self.optimizer = (
-            make_optimizer(list(self.parameters.values()), self.loop) if moving else None
-        )
-        self.taken = 0  # steps
+        self.optimizer = self.fresh_optimizer() if trained else None
+        self.steps_taken = 0
 
     def first_state(self) -> Any:
-        """Give the method's state at the start of a stream."""
+        """Make the method's state at the start of a stream."""
         device = next(self.network.parameters()).device
         return tree_map(lambda value: value.to(device), self.method.init_state())
 
+    def fresh_optimizer(self) -> torch.optim.Optimizer:
+        """Make an optimiser without momentum from earlier steps."""
+        return make_optimizer(list(self.parameters.values()), self.loop)
+
     def adapt(self, images: Tensor, names: Sequence[str]) -> Adaptation:
-        """Take the steps of a batch ``images (N, 3, H, W)`` and predict it with and without."""
+        """Take the steps of a batch ``images (N, 3, H, W)``; predict it with and without."""
         check_batch(self.method, len(images))
         with torch.no_grad():
-            source = self.network(images).logits
+            source_logits = self.network(images).logits
         curve = Curve(self.record, images.device)
-        looks = draw_looks(
-            images, self.loop, [torch_generator(self.seed, "average", name) for name in names]
-        )
+        streams = [torch_generator(self.seed, "average", name) for name in names]
+        looks = draw_looks(images, self.loop, streams)
         with normalised(self.network, self.loop, self.statistics):
             curve.note(0, lambda: self.predict({}, looks, names))
             losses, usable = self.train(images, names)
             logits = self.classify(looks, names)
-        spent = curve.milliseconds | {self.loop.steps: curve.spent()}
+        milliseconds = curve.milliseconds | {self.loop.steps: curve.spent()}
         usable = usable & logits.isfinite().all(-1)
-        logits = torch.where(usable[:, None], logits, source)
-        at = curve.logits | {self.loop.steps: logits}
-        logits_at = (
-            torch.stack([at[step] for step in self.record], dim=1)
-            if self.record
-            else logits[:, None][:, :0]
-        )
-        cost = torch.tensor([spent[step] for step in (self.loop.steps, *self.record)]).expand(
-            len(images), -1
-        ) / len(images)
+        logits = torch.where(usable[:, None], logits, source_logits)
+        logits_after = curve.logits | {self.loop.steps: logits}
+        recorded = [logits_after[step] for step in self.record]
+        logits_at = torch.stack(recorded, dim=1) if recorded else logits.unsqueeze(1)[:, :0]
+        cost = torch.tensor([milliseconds[step] for step in (self.loop.steps, *self.record)])
+        cost = cost.expand(len(images), -1) / len(images)
         return Adaptation(
-            logits.cpu(),
-            source.cpu(),
-            losses.cpu(),
-            ~usable.cpu(),
-            cost[:, 0],
-            logits_at.cpu(),
-            cost[:, 1:],
+            logits=logits.cpu(),
+            source_logits=source_logits.cpu(),
+            losses=losses.cpu(),
+            fell_back=~usable.cpu(),
+            milliseconds=cost[:, 0],
+            logits_at=logits_at.cpu(),
+            milliseconds_at=cost[:, 1:],
         )
 
     def train(self, images: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Take the steps on one batch; → losses ``(N, steps)`` before each, and whether they could be taken ``(N,)``."""
+        """Take the steps on one batch.
+
+        Returns:
+            losses ``(N, steps)`` before every step, and whether all steps succeeded ``(N,)``.
+        """
         usable = torch.ones(len(images), dtype=torch.bool, device=images.device)
         if not self.parameters:
             return images.new_full((len(images), 1), float("nan")), usable  # nothing was measured
@@ -212,9 +218,8 @@ class Learner:
             if not all(part.isfinite().all() for part in (losses, *gradients.values())):
                 usable[:] = False
                 break
-            if any(
-                part.any() for part in gradients.values()
-            ):  # where nothing is to be learnt, momentum must not roll on
+            # Without any gradient there is no step: momentum alone must not move the weights.
+            if any(gradient.any() for gradient in gradients.values()):
                 update(self.optimizer, self.parameters, gradients, self.loop.clip)
             if not all(value.isfinite().all() for value in self.parameters.values()):
                 usable[:] = False
@@ -226,44 +231,43 @@ class Learner:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Go back to the source weights and the initial state: from weights that are not finite there is no way on."""
+        """Go back to the source weights and the first state, after weights that are not finite."""
         for name, value in self.parameters.items():
             value[0].copy_(self.net.source[name])
-        self.optimizer = make_optimizer(list(self.parameters.values()), self.loop)
+        self.optimizer = self.fresh_optimizer()
         self.state = self.first_state()
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Let the method have its word on the weights."""
+        """Let the method change the weights."""
         if type(self.method).after_step is Method.after_step:
             return
-        own = {name: value[0] for name, value in self.parameters.items()}
+        current = {name: value[0] for name, value in self.parameters.items()}
         source = dict(self.net.trained)
-        generator, self.taken = torch_generator(self.seed, "after_step", self.taken), self.taken + 1
-        found, self.state = self.method.after_step(own, source, self.state, generator)
+        generator = torch_generator(self.seed, "after_step", self.steps_taken)
+        self.steps_taken += 1
+        changed, self.state = self.method.after_step(current, source, self.state, generator)
         for name, value in self.parameters.items():
-            value[0].copy_(found[name])
-        if all(found[name] is source[name] for name in own):
-            self.optimizer = make_optimizer(
-                list(self.parameters.values()), self.loop
-            )  # with no momentum of what is undone
+            value[0].copy_(changed[name])
+        if all(changed[name] is source[name] for name in current):
+            self.optimizer = self.fresh_optimizer()  # all steps are undone, so is their momentum
 
     def losses(self, parameters: Parameters, views: Any, state: Any) -> tuple[Tensor, Any]:
-        """Compute every image's share ``(N,)`` of the loss to minimise, which is their sum, and the next state."""
+        """Compute every image's share ``(N,)`` of the batch's loss, and the next state."""
         count = len(tree_leaves(views)[0])
         if self.method.whole_batch:
-            together = tree_map(lambda part: part.flatten(0, 1), views)
-            loss, state = self.method.loss(self.bound(parameters), together, self.statistics, state)
+            views = tree_map(lambda part: part.flatten(0, 1), views)
+            loss, state = self.method.loss(self.bound(parameters), views, self.statistics, state)
             return loss.expand(count) / count, state
 
-        def one(parameters: Parameters, views: Any) -> Tensor:
+        def loss_of_image(parameters: Parameters, views: Any) -> Tensor:
             return self.method.loss(self.net.rebound(parameters), views, self.statistics, ())[0]
 
-        return over_images(one)(self.shared(parameters, count), views) / count, state
+        return over_images(loss_of_image)(self.shared(parameters, count), views) / count, state
 
     @torch.no_grad()
     def classify(self, looks: Tensor, names: Sequence[str]) -> Tensor:
-        """Classify a batch after its steps; a method's own way may change its state: ``(N, K)``."""
+        """Classify a batch after its steps: ``(N, K)``; the method's hook may change its state."""
         if type(self.method).predict_batch is Method.predict_batch:
             return self.predict(self.parameters, looks, names)
         net = self.bound(self.parameters)
@@ -274,14 +278,15 @@ class Learner:
 
     @torch.no_grad()
     def predict(self, parameters: Parameters, looks: Tensor, names: Sequence[str]) -> Tensor:
-        """Classify a batch ``looks (N, 1 + A, 3, H, W)``, all its images together: ``(N, K)``."""
+        """Classify a batch ``looks (N, 1 + A, 3, H, W)``: ``(N, K)``.
+
+        Its images are classified together, unless the method predicts image by image itself.
+        """
         if type(self.method).predict is not Method.predict:
             streams = [torch_generator(self.seed, "views", name, 0) for name in names]
-            views, own = (
-                self.method.views(self.network, looks[:, 0], streams),
-                self.shared(parameters, len(looks)),
-            )
-            return predict_each(self.net, own, looks, views, self.method, self.statistics)
+            views = self.method.views(self.network, looks[:, 0], streams)
+            shared = self.shared(parameters, len(looks))
+            return predict_each(self.net, shared, looks, views, self.method, self.statistics)
         logits = self.bound(parameters)(looks.flatten(0, 1)).logits.unflatten(0, looks.shape[:2])
         return vmap(log_mean_probabilities)(logits) if looks.shape[1] > 1 else logits[:, 0]
 

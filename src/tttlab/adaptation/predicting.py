@@ -1,4 +1,4 @@
-"""The prediction of an image by its own weights, over the views that it is averaged over, and by the source network."""
+"""The prediction of an image, by its own weights or by the source network's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,31 +26,32 @@ def predict(
     """Classify every image with its own parameters: logits ``(B, K)``.
 
     Args:
-        net: the source network, as `bind` binds it.
-        parameters: name → ``(B, *shape)``; those that are not among them are the source network's.
-        looks: the image and the views to average over ``(B, 1 + A, 3, H, W)``; with A > 0 the result are log-probabilities.
-        views: what the method drew last, None if it needs none.
-        method: whose prediction it is, unless views are averaged.
+        net: the source network, from `tttlab.adaptation.trainable.bind`.
+        parameters: name → ``(B, *shape)``; the source network's take the place of missing ones.
+        looks: every image followed by its views to average over, ``(B, 1 + A, 3, H, W)``, from
+            `draw_looks`. With A > 0 the results are log-probabilities.
+        views: what the method drew last; None if its prediction needs none.
+        method: makes the prediction if A = 0.
         statistics: source statistics.
     """
 
-    def one(parameters: dict[str, Tensor], looks: Tensor, views: Any) -> Tensor:
-        own = net.rebound(parameters)
+    def predict_one(parameters: Parameters, looks: Tensor, views: Any) -> Tensor:
+        adapted = net.rebound(parameters)
         if len(looks) > 1:
-            return log_mean_probabilities(own(looks).logits)
-        return method.predict(own, looks[0], views, statistics)
+            return log_mean_probabilities(adapted(looks).logits)
+        return method.predict(adapted, looks[0], views, statistics)
 
-    return over_images(one, in_dims=(0, 0, None if views is None else 0))(parameters, looks, views)
+    in_dims = (0, 0, None if views is None else 0)
+    return over_images(predict_one, in_dims)(parameters, looks, views)
 
 
 def draw_looks(images: Tensor, loop: InnerLoop, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw what predictions look at: every image itself, and the views to average over ``(B, 1 + A, 3, H, W)``."""
+    """Put every image before its A random views to average over: ``(B, 1 + A, 3, H, W)``."""
     looks = images.unsqueeze(1)
     if not loop.average:
         return looks
-    return torch.cat(
-        [looks, random_views(images, generators, loop.average, loop.augmentation)], dim=1
-    )
+    views = random_views(images, generators, loop.average, loop.augmentation)
+    return torch.cat([looks, views], dim=1)
 
 
 def predict_by_source(net: Bound, images: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ def predict_by_source(net: Bound, images: Tensor) -> Tensor:
         if "vmap" not in reason and "batching rule" not in reason.lower():
             raise
         raise UserError(
-            f"this {type(net.module.encoder).__name__} cannot be called for many images at once, as per-image "
-            f"adaptation does ({reason}); its forward must not branch on values, draw random numbers or write to "
-            "buffers"
+            f"this {type(net.module.encoder).__name__} cannot be called for many images at once, "
+            f"as per-image adaptation does ({reason}); its forward must not branch on values, draw "
+            "random numbers or write to buffers"
         ) from error

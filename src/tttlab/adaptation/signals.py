@@ -1,6 +1,6 @@
-"""What can be known of a test image before anything is adapted, and without its label.
+"""Signals of a test image, measured before adaptation and without its label.
 
-A gate reads one of these signals to tell which images are worth adapting to; the analysis relates them to the gain.
+A gate reads one of them to decide whether to adapt; the analysis relates them to the gain.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tttlab.adaptation.inner_loop import bind, over_images
+from tttlab.adaptation.inner_loop import over_images
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.task import Task
+from tttlab.adaptation.trainable import bind
 from tttlab.errors import UserError
 from tttlab.networks.source_statistics import Statistics
 from tttlab.networks.taps import (
@@ -34,7 +35,7 @@ LARGEST = 256  # images in one forward pass
 def confidence_and_distance(
     network: nn.Module, images: Tensor, statistics: Statistics
 ) -> tuple[Tensor, Tensor]:
-    """Classify images with the source network and measure how strange they are to it, in one forward pass.
+    """Classify images and measure their distance to the source, in one forward pass.
 
     Args:
         network: the source network, in evaluation mode.
@@ -42,19 +43,20 @@ def confidence_and_distance(
         statistics: source statistics of the network's layers.
 
     Returns:
-        logits ``(N, K)`` and distance to the source ``(N,)`` in units of natural variation: the mean, over layers and over
-        their channels' means and log-variances, of the squared deviation from the typical source image divided by its
-        variance over source images; about 1 on source images.
+        logits ``(N, K)`` and distance to the source ``(N,)``, about 1 for source images. The
+        distance is a mean over layers and over their channels' means and log-variances: of the
+        squared deviation from the typical source image, divided by its variance over source images.
 
     Raises:
         UserError: the statistics lack a layer.
     """
-    norm = batch_norm_layers(network)
-    layers = [f"{name}.input" for name in norm] if norm else token_layers(network)
+    batch_norms = batch_norm_layers(network)
+    layers = [f"{name}.input" for name in batch_norms] if batch_norms else token_layers(network)
     if missing := [layer for layer in layers if f"{layer}.mean_center" not in statistics]:
         raise UserError(
-            f"the distance to the source needs source statistics of {len(missing)} layers that have none, such as "
-            f"{missing[0]}; see tttlab.networks.source_statistics.layer_statistics"
+            f"the distance to the source needs source statistics of {len(missing)} layers that "
+            f"have none, such as {missing[0]}; see "
+            "tttlab.networks.source_statistics.layer_statistics"
         )
 
     def keep(layer: str, activation: Tensor) -> Moments:
@@ -71,27 +73,25 @@ def confidence_and_distance(
 
 
 def squared_deviation(moment: Tensor, statistics: Statistics, name: str) -> Tensor:
-    """Mean over channels of a moment's squared deviation ``(N, C)`` in units of its variance over source images: ``(N,)``.
+    """Mean squared deviation ``(N,)`` of a moment ``(N, C)`` over channels.
 
-    Channels that never vary over source images say nothing and are left out.
+    The unit is the channel's variance over source images. Channels that never vary are left out.
     """
     center, scale = statistics[f"{name}_center"], statistics[f"{name}_scale"]
     varies = scale > 1e-6
-    return (
-        ((moment - center) / scale)[:, varies].square().mean(1)
-        if varies.any()
-        else moment.new_ones(len(moment))
-    )
+    if not varies.any():
+        return moment.new_ones(len(moment))
+    return ((moment - center) / scale)[:, varies].square().mean(1)
 
 
 @torch.no_grad()
 def first_loss(task: Task, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Compute the loss ``(N,)`` of every image before the first step, from that step's views.
+    """Compute the loss ``(N,)`` of every image before the first step, on that step's views.
 
     Args:
-        task: the method whose loss it is, ready.
+        task: from `Task.ready`.
         images: ``(N, 3, H, W)``.
-        generators: the random stream of every image's views.
+        generators: the random streams of the images' views.
     """
     net, method = bind(task.network, task.method, task.loop), task.method
 
@@ -113,12 +113,12 @@ def measure(
     """Measure one signal of images.
 
     Args:
-        signal: which one.
-        task: the source network, in evaluation mode, and the method whose loss may be asked for.
+        signal: name of the signal.
+        task: the source network, in evaluation mode, and the method that gives the ``loss``.
         images: ``(N, 3, H, W)``, as `tttlab.adaptation.adapter.adapt` takes them.
         image_ids: names of the images, which key their random streams.
-        images_per_step: images looked at together, a machine setting; a `GroupSize` passes what one
-            call has learnt on to the next.
+        images_per_step: images in a group, a machine setting; a `GroupSize` keeps what it has
+            learnt from one call to the next.
 
     Returns:
         logits of the source network ``(N, K)``, and the signal ``(N,)``.

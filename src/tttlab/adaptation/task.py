@@ -1,4 +1,4 @@
-"""What every image is adapted by, as one value."""
+"""What images are adapted by: network, method, settings, source statistics and seed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -14,13 +14,13 @@ from tttlab.networks.source_statistics import Statistics, kinds
 
 @dataclass(frozen=True)
 class Task:
-    """What every image is adapted by; the same for all images.
+    """What images are adapted by, the same for all of them.
 
     Attributes:
         network: the source network: a `Network`, or any module from images to logits.
         method: the test-time method.
-        loop: its inner loop.
-        statistics: source statistics, as the method and the normalisation policy need them.
+        loop: settings of the steps.
+        statistics: source statistics that the method and the normalisation policy need.
         seed: of all random streams.
     """
 
@@ -31,7 +31,7 @@ class Task:
     seed: int = 0
 
     def ready(self, device: torch.device) -> "Task":
-        """Give the same task with a `Network` and with its statistics on the images' device."""
+        """Return the task for images on this device, its network callable like a `Network`."""
         statistics = {name: value.to(device) for name, value in self.statistics.items()}
         return replace(self, network=as_network(self.network), statistics=statistics)
 
@@ -42,13 +42,13 @@ def complete_statistics(
     network: nn.Module,
     open_batches: Callable[[], Iterable[Tensor]],
 ) -> Statistics:
-    """Add the source statistics that a method needs and must measure itself.
+    """Add the source statistics that a method must measure itself, if it needs any.
 
     Args:
         statistics: the standard source statistics.
         method: the method.
         network: the source network.
-        open_batches: opens the source images ``(N, 3, H, W)``; called only if something is missing.
+        open_batches: opens the source images ``(N, 3, H, W)``; called only if a kind is missing.
     """
     missing = set(method.needs) - kinds(statistics)
     return statistics | (method.source_statistics(network, open_batches()) if missing else {})

@@ -1,4 +1,4 @@
-"""What `adapt` left of one run on one model, all training seeds together."""
+"""The files that the stage ``adapt`` writes for one run on one model, all seeds together."""
 
 import json
 from collections.abc import Sequence
@@ -12,15 +12,16 @@ from tttlab.evaluation.predictions import read_predictions
 
 
 def read_adapted(folder: Path, seeds: Sequence[int]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Read the predictions, and what is told of them.
+    """Read the predictions of a run, and its record.
 
     Args:
         folder: of the run and model.
-        seeds: of training, the first one's settings and run in MLflow are told.
+        seeds: training seeds.
 
     Returns:
-        a row per (image, shift, training seed); and ``mlflow_run_id``, ``losses`` (mean over seeds,
-        before every step), ``settings``, ``tuning``, ``peak_memory_mb``, ``milliseconds_p50``.
+        a row per (image, shift, training seed); and the first seed's ``mlflow_run_id``,
+        ``settings``, ``tuning`` and ``peak_memory_mb``, with ``losses`` (means over seeds, before
+        every step) and ``milliseconds_p50`` of all seeds.
 
     Raises:
         UserError: a file is missing or cannot be used.
@@ -38,5 +39,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path}: expected what `adapt` tells of its predictions, found nothing that can be read; run `adapt`"
+            f"{path}: expected what `adapt` tells of its predictions, found nothing that can be "
+            "read; run `adapt`"
         ) from error

@@ -12,14 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tttlab.adaptation.inner_loop import (
-    Parameters,
-    gradients_of,
-    over_images,
-    select_parameters,
-)
+from tttlab.adaptation.inner_loop import Parameters, gradients_of, over_images
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.task import Task
+from tttlab.adaptation.trainable import select_parameters
 from tttlab.networks.gradients import norms
 from tttlab.networks.network import Bound, evaluating
 from tttlab.runtime.group_size import GroupSize, Wish, as_sizes, in_groups

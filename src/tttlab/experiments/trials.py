@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tttlab.adaptation.gate import Gate, choose_gate, score
+from tttlab.adaptation.gate import Gate
+from tttlab.adaptation.gate_choice import choose_gate, score
 from tttlab.evaluation.intervals import crossed_standard_error
 
 Values = dict[str, Any]
@@ -137,7 +138,7 @@ def compare(
         place: its number of steps.
         default: the run's own values.
         own: their number of steps.
-        clean_penalty: see `tttlab.adaptation.gate.score`.
+        clean_penalty: see `tttlab.adaptation.gate_choice.score`.
     """
     turn = len(trial.outcomes) - 1  # the default took part in every round
     cells = trial.outcomes[turn].cells(place, clean_penalty) - default.outcomes[turn].cells(
@@ -152,7 +153,7 @@ def pick(trials: Sequence[Trial], own: int, clean_penalty: float) -> Choice:
     Args:
         trials: from `tttlab.experiments.tuning.successive_halving`.
         own: place of the run's own number of steps.
-        clean_penalty: see `tttlab.adaptation.gate.score`.
+        clean_penalty: see `tttlab.adaptation.gate_choice.score`.
     """
     rank = next(rank for rank, trial in enumerate(trials) if trial.number == DEFAULT)
     place, _ = trials[0].best(clean_penalty)
@@ -169,7 +170,7 @@ class Search:
         grid: what they are numbered by.
         trains: whether the method takes ``steps``, which is what a gate can save; False on a stream, where the candidates name
             theirs or leave the run's.
-        clean_penalty: see `tttlab.adaptation.gate.score`.
+        clean_penalty: see `tttlab.adaptation.gate_choice.score`.
     """
 
     trials: Sequence[Trial]

@@ -104,7 +104,7 @@ def successive_halving(
         rounds: how many there are.
         keep: share of the candidates that a round passes on to the next, at least one, beside the `DEFAULT`, which is always
             passed on, to be compared with.
-        clean_penalty: see `tttlab.adaptation.gate.score`.
+        clean_penalty: see `tttlab.adaptation.gate_choice.score`.
 
     Returns:
         all candidates, the best first; one that went further stands before one that did not.

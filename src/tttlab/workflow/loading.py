@@ -10,11 +10,12 @@ from torch import nn
 
 from tttlab.adaptation import registry
 from tttlab.adaptation.gate import Gate
-from tttlab.adaptation.inner_loop import InnerLoop, select_parameters
+from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.method_code import method_code
 from tttlab.adaptation.method_trial import try_method, watched
 from tttlab.adaptation.task import Task, complete_statistics
+from tttlab.adaptation.trainable import select_parameters
 from tttlab.config.params import Params
 from tttlab.config.run_settings import RunSettings
 from tttlab.errors import UserError

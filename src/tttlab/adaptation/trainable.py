@@ -1,0 +1,79 @@
+"""Which parameters of a network are trained."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from tttlab.adaptation.method import Method
+from tttlab.config.inner_loop import InnerLoop
+from tttlab.errors import UserError
+from tttlab.networks.network import Bound
+
+
+def bind(network: nn.Module, method: Method, loop: InnerLoop) -> Bound:
+    """Bind a network to its own parameters; `Bound.trained` are those that the loop names.
+
+    If the method does not train, there are none.
+
+    Raises:
+        UserError: the loop names no parameter that can be trained.
+    """
+    trained = select_parameters(network, loop.trainable) if method.trains else {}
+    return Bound(network, {name: value.detach() for name, value in trained.items()})
+
+
+def select_parameters(
+    network: nn.Module, trainable: str | Sequence[str]
+) -> dict[str, nn.Parameter]:
+    """Select the parameters to train, by name; see `InnerLoop.trainable`.
+
+    Frozen parameters are left out: they are constants, such as a fixed position embedding.
+
+    Raises:
+        UserError: nothing matches, or only frozen parameters do.
+    """
+    if trainable == "none":
+        return {}
+    parameters = dict(network.named_parameters())
+    if trainable == "all":
+        matches = {"all": list(parameters)}
+    elif trainable == "norm":
+        names = normalisation_parameters(network)
+        matches = {"norm": [n for n in names if n.startswith("encoder.") and n in parameters]}
+    else:
+        parts = (trainable,) if isinstance(trainable, str) else tuple(trainable)
+        prefixes = {part: f"{part.rstrip('.')}." for part in parts}
+        matches = {
+            part: [name for name in parameters if f"{name}.".startswith(prefix)]
+            for part, prefix in prefixes.items()
+        }
+    for part, names in matches.items():
+        if not names:
+            begin = ", ".join(sorted({".".join(name.split(".")[:2]) for name in parameters}))
+            raise UserError(
+                f"trainable: {part!r} matches no parameter; names begin with, for example, {begin}"
+            )
+        if not any(parameters[name].requires_grad for name in names):
+            raise UserError(
+                f"trainable: {part!r} matches frozen parameters alone (requires_grad=False), such "
+                f"as {names[0]}; call requires_grad_(True) on them: what moves are copies, the "
+                "network stays as it is"
+            )
+    selected = set().union(*matches.values())
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if name in selected and parameter.requires_grad
+    }
+
+
+def normalisation_parameters(network: nn.Module) -> list[str]:
+    """Name the affine parameters of BatchNorm, LayerNorm, GroupNorm and their relatives."""
+    kinds = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+    return [
+        f"{layer}.{name}"
+        for layer, module in network.named_modules()
+        if isinstance(module, kinds) or "Norm" in type(module).__name__
+        for name, _ in module.named_parameters(recurse=False)
+    ]
