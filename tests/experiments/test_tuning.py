@@ -17,7 +17,8 @@ from tttlab.evaluation.intervals import crossed_standard_error
 from tttlab.experiments import jobs, tuning
 from tttlab.experiments.blocks import Block, Job, list_jobs
 from tttlab.experiments.jobs import Experiment, adapt_to_job
-from tttlab.experiments.trials import Grid, Outcome, Search, Trial, compare, pick
+from tttlab.experiments.search import Search
+from tttlab.experiments.trials import Grid, Outcome, Trial, compare, pick
 from tttlab.experiments.tuning import Judge, Rounds, list_candidates, successive_halving
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.tent import TENT
@@ -296,7 +297,7 @@ def test_what_stays_is_told_beside_what_was_a_little_better():
 def test_values_are_told_in_their_order_numbers_before_words():
     grid = Grid([{"prior": 0.4, "layers": "norm"}, {"prior": 0.02, "layers": ("a", "b")}], (0,), 0)
     trials = [Trial(0, (outcome(0.5),)), Trial(1, (outcome(0.5),))]
-    found = Search(trials, grid, False, 1.0).searched()
+    found = Search(trials, grid, False, 1.0).tried_values()
     assert found == {"prior": [0.02, 0.4], "layers": [("a", "b"), "norm"]}
 
 

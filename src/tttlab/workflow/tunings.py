@@ -9,7 +9,7 @@ from tqdm import tqdm
 from tttlab.adaptation.task import Task
 from tttlab.config.params import Params
 from tttlab.data.image_sets import ImageSet
-from tttlab.experiments.trials import Search
+from tttlab.experiments.search import Search
 from tttlab.experiments.tuning import (
     Judge,
     Rounds,
