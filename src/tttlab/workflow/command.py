@@ -17,8 +17,8 @@ from tttlab.workflow import places
 # The number of this process among those that share the stage; torchrun, Fabric or srun sets it.
 _RANKS = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
 RANK = int(_RANKS[0]) if _RANKS else 0
-# Seconds that a failing process leaves to the first one, whose message is the one to read and whose
-# end is the end of all.
+# Seconds that other processes wait when they fail. The end of one process ends all, so the first
+# one must have printed its message by then.
 PATIENCE = 10.0
 
 

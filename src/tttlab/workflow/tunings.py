@@ -89,7 +89,7 @@ def tune(params: Params, pair: Pair, source: SourceNetwork, work: Work) -> dict[
             judge, candidates, len(options.images), options.keep, options.clean_penalty
         )
     search = Search(ranked, grid, trains, options.clean_penalty)
-    # No gate on streams: skipping an image would change the results of the later ones.
+    # No gate on streams, where skipping an image would change the results of others.
     choice = search.choose(judge.saves_time if options.gate and not stream else None)
     tags = {
         "model": pair.model,
