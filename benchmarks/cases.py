@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.amount import Amount
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
-from tttlab.config.inner_loop import Augmentation
+from tttlab.config.inner_loop import Augmentation, InnerLoop
 from tttlab.data.views import random_views
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining

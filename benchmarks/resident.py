@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.task import Task
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.experiments.adapting import adapt_to_shifts

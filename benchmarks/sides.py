@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_map
 
 from benchmarks.cases import Case, ordinary_loss
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop, make_optimizer
+from tttlab.adaptation.inner_loop import make_optimizer
 from tttlab.adaptation.trainable import select_parameters
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.networks.network import Network
 from tttlab.runtime.group_size import GroupSize
 from tttlab.seeding import torch_generator

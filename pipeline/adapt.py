@@ -1,4 +1,4 @@
-"""Adapt every network to the shifted test images, each on its own or along streams, by the runs of params.yaml."""
+"""Adapt every network to the shifted test images, one by one or along streams, by every run."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,10 @@ from tttlab.workflow import command
 
 
 def run(params: Params, names: Sequence[str]) -> None:
-    """Write outputs/adapted/<run>/<model>/<seed>.parquet, .json and, of the first seed, .steps.parquet."""
+    """Write outputs/adapted/<run>/<model>/<seed>.parquet and .json.
+
+    For the first seed it also writes <seed>.steps.parquet.
+    """
     from tttlab.workflow.adaptations import adapt_pieces
     from tttlab.workflow.ledger import Ledger
     from tttlab.workflow.pieces import list_pieces

@@ -1,4 +1,4 @@
-"""Compare, with labels and after the fact, the gradients of a run's loss and of the supervised loss."""
+"""Compare the gradients of a run's loss and the supervised loss, with labels, after the fact."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from tttlab.workflow.pieces import Pair, list_pairs
 
 
 def run(params: Params, names: Sequence[str]) -> None:
-    """Write outputs/aligned/<run>/<model>.parquet: a row per (image, shift) of a part."""
+    """Write outputs/aligned/<run>/<model>.parquet: a row per (image, shift), for part of them."""
     ledger = Ledger("align")
     pairs = [pair for pair in list_pairs(params, names) if wanted(params, pair)]
     if pairs:
@@ -21,7 +21,7 @@ def run(params: Params, names: Sequence[str]) -> None:
 
 
 def wanted(params: Params, pair: Pair) -> bool:
-    """Tell whether a run trains on single images; a stream's step is not an image's."""
+    """Tell whether a run trains on single images; on a stream no step belongs to one image."""
     settings = params.run_settings(*pair)
     return bool(params.alignment.images) and settings.trains and settings.protocol == "episodic"
 

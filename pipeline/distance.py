@@ -1,4 +1,4 @@
-"""Measure how far the target lies from the source through every network, before any adaptation and without test labels."""
+"""Measure how far the target is from the source in every network, unadapted, without labels."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Compare predictions with and without test-time training: outputs/metrics.json, outputs/tables, outputs/predictions."""
+"""Compare predictions with and without test-time training: metrics, tables, predictions."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(params: Params) -> None:
-    """Read the predictions of every model and run of params.yaml, never of what the folder happens to hold."""
+    """Write outputs/metrics.json, tables, predictions, runs, only for the runs of params.yaml."""
     import pandas as pd
 
     from tttlab.evaluation import diagnosis, metrics
@@ -20,7 +20,7 @@ def run(params: Params) -> None:
     from tttlab.evaluation.results import read_table
     from tttlab.workflow.leftovers import tidy
 
-    tidy()  # the last `adapt` is recorded
+    tidy()  # DVC has recorded the last `adapt`
     kinds = {
         "by_shift": metrics.by_shift,
         "by_corruption": metrics.by_corruption,
@@ -49,7 +49,7 @@ def run(params: Params) -> None:
     ]
 
     folder = places.OUTPUTS / "tables"
-    shutil.rmtree(folder, ignore_errors=True)  # a table that no longer has rows must not stay
+    shutil.rmtree(folder, ignore_errors=True)  # outdated tables must not stay
     folder.mkdir(parents=True)
     for name, parts in tables.items():
         if any(len(part) for part in parts):
@@ -63,7 +63,8 @@ def run(params: Params) -> None:
     print(f"compared {len(entries)} runs, with and without adaptation; tables are in {folder}")
     if any(entry["accuracy_source"] is None for entry in entries.values()):
         print(
-            "the shifted test images have no labels: accuracy and gain are unknown, changed predictions are counted"
+            "the shifted test images have no labels: accuracy and gain are unknown, "
+            "changed predictions are counted"
         )
 
 

@@ -1,4 +1,4 @@
-"""Train one model's classifier on the labeled images, and keep its self-supervised head in working order."""
+"""Train one model's classifier on the labeled images, and keep its self-supervised head usable."""
 
 from dataclasses import asdict
 
@@ -7,7 +7,7 @@ from tttlab.workflow import command, places
 
 
 def run(params: Params, model: str, seed: int) -> None:
-    """Write outputs/finetuned/<model>/<seed>: the source network of all that follows, and its curve."""
+    """Write outputs/finetuned/<model>/<seed>: the source network and its learning curve."""
     from tttlab.data.image_sets import ImageSet
     from tttlab.networks.checkpoints import build_objective, load
     from tttlab.networks.network import add_probe
@@ -19,21 +19,20 @@ def run(params: Params, model: str, seed: int) -> None:
     folders = [places.OUTPUTS / "data" / name for name in ("labeled_train", "labeled_validation")]
     train, validation = (ImageSet.load(folder) for folder in folders)
     network, parent = load(source)
-    chosen = params.models[model].model_dump(mode="json", exclude={"pretrain"})
-    objective_views = params.models[model].pretrain.augment
-    settings = {"seed": seed, "objective_views": asdict(objective_views), "models": {model: chosen}}
-    recipe = dict(chosen["finetune"])
-    how = {key: recipe.pop(key) for key in ("mode", "objective_weight", "inner")}
+    section = params.models[model].model_dump(mode="json", exclude={"pretrain"})
+    views = params.models[model].pretrain.augment
+    settings = {"seed": seed, "objective_views": asdict(views), "models": {model: section}}
+    recipe = dict(section["finetune"])
+    options = {key: recipe.pop(key) for key in ("mode", "objective_weight", "inner")}
     augmentation, probe = params.models[model].finetune.augment, recipe.pop("probe")
     del recipe["augment"]
     if probe:
         add_probe(network, **probe, seed=seed)
 
     inputs = [*folders, source / "weights.safetensors"]
-    with open_trainer(params, model, "finetune", settings, inputs, parent["mlflow_run_id"]) as (
-        trainer,
-        tracked,
-    ):
+    parent_id = parent["mlflow_run_id"]
+    training = open_trainer(params, model, "finetune", settings, inputs, parent_id)
+    with training as (trainer, tracked):
         log_inputs(
             tracked,
             labeled_train=(train, "training"),
@@ -42,30 +41,30 @@ def run(params: Params, model: str, seed: int) -> None:
         rows, refit = finetune(
             trainer,
             network,
-            build_objective(chosen["objective"]),
+            build_objective(section["objective"]),
             train,
             validation,
             Recipe(**recipe),
-            **how,
+            **options,
             augmentation=augmentation,
-            objective_augmentation=objective_views,
+            objective_augmentation=views,
         )
         if tracked is None:
-            return  # the first process writes
+            return  # only the first process writes
         metrics = last_values(rows)
         if refit:
             metrics |= {f"refit_{key}": last_values(refit)[key] for key in ("loss", "seconds")}
         extra = {"parent": parent["sha256"], "mlflow_run_id": tracked.id, "metrics": metrics}
         about = {
-            "settings": chosen | {"probe": probe},
+            "settings": section | {"probe": probe},
             "classes": train.classes,
             "image_size": parent["image_size"],
             "extra": extra,
         }
         write(places.OUTPUTS / "finetuned" / model / str(seed), network, rows, tracked, about)
     print(
-        f"{model}: validation accuracy {metrics['validation_accuracy']:.1%} after {metrics['epoch']} epochs "
-        f"in {metrics['seconds']:.0f} s"
+        f"{model}: validation accuracy {metrics['validation_accuracy']:.1%} "
+        f"after {metrics['epoch']} epochs in {metrics['seconds']:.0f} s"
     )
 
 

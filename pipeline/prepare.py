@@ -1,4 +1,4 @@
-"""Collect the image sets of params.yaml under outputs/data: checked, split, and packed, or noted where they lie."""
+"""Write the image sets of params.yaml to outputs/data: checked, split, packed or in place."""
 
 import json
 import os
@@ -9,20 +9,18 @@ from tttlab.workflow import command, places
 
 
 def run(params: Params) -> None:
-    """Write the sets into a folder beside outputs/data that takes its place at the end: it is never half full."""
+    """Write the sets beside outputs/data and move them there last: it is never incomplete."""
     from tttlab.workflow.gathering import decode, open_sources, separate
     from tttlab.workflow.set_files import write_set, write_shifted
 
-    sets, shifts = separate(
-        params, *decode(params, open_sources(params, places.ROOT / "downloads"))
-    )
+    opened = open_sources(params, places.ROOT / "downloads")
+    sets, shifts = separate(params, *decode(params, opened))
     target, partial = places.OUTPUTS / "data", places.OUTPUTS / "data.partial"
     shutil.rmtree(partial, ignore_errors=True)
     summary = {name: write_set(images, name, partial / name) for name, images in sets.items()}
     summary |= write_shifted(shifts, partial / "shifted")
-    (partial / "summary.json").write_text(
-        json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    (partial / "summary.json").write_text(text, encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
 

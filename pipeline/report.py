@@ -7,7 +7,7 @@ from tttlab.workflow import command, places
 
 
 def run(params: Params) -> None:
-    """Draw, write and log what evaluate computed."""
+    """Draw, write and log the results of evaluate."""
     from tttlab.data.image_sets import ImageSet
     from tttlab.evaluation.results import Results
     from tttlab.reporting import drawings, page, pictures, plots, report
@@ -32,19 +32,17 @@ def run(params: Params) -> None:
         seed=params.seed,
         training_seed=params.seeds[0],
     )
-    flips = [found for key in trained if (found := read(*key))]
+    flips = [flip for key in trained if (flip := read(*key))]
     note = report.about(results, test.source, shifts, params.adapt.online)
     target = outputs / "report.html"
-    target.write_text(
-        page.render(results, drawn, params.model_dump(mode="json"), note, flips), encoding="utf-8"
-    )
+    text = page.render(results, drawn, params.model_dump(mode="json"), note, flips)
+    target.write_text(text, encoding="utf-8")
     log_report(params, results, files, target)
     print(f"\n{report.plain_table(results)}\n")
     for model in results.models:
         print(f"{model}: {report.sentence(results, model)}")
-    print(
-        f"\nreport   {target.resolve()}\nMLflow   make ui   (or: uv run python -m tttlab.workflow.ui)"
-    )
+    print(f"\nreport   {target.resolve()}")
+    print("MLflow   make ui   (or: uv run python -m tttlab.workflow.ui)")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Measure the source domain through a fine-tuned network: activation moments, and projections as negatives."""
+"""Measure the source domain in a fine-tuned network: activation moments, projections."""
 
 from tttlab.config.params import Params
 from tttlab.workflow import command, places
 
 
 def run(params: Params, model: str, seed: int) -> None:
-    """Write outputs/source_stats/<model>/<seed>, tied to the checkpoint by its hash."""
+    """Write outputs/source_stats/<model>/<seed>, with the checkpoint's hash."""
     from tttlab.networks import checkpoints, source_statistics
     from tttlab.runtime.devices import choose_device
     from tttlab.workflow.source_images import source_batches

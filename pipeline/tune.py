@@ -1,4 +1,4 @@
-"""Choose the settings of runs on labeled source images under corruptions that are never tested on."""
+"""Choose runs' settings on labeled source images under corruptions that are never tested on."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from tttlab.workflow.pieces import list_pairs
 
 
 def run(params: Params, names: Sequence[str]) -> None:
-    """Write outputs/tuned/<run>/<model>.json: what `adapt` takes, the gate, and the runners-up."""
+    """Write outputs/tuned/<run>/<model>.json: the settings, the gate and the runners-up."""
     pairs, ledger = list_pairs(params, names), Ledger("tune")
     searched = [pair for pair in pairs if params.tune.enabled and params.run_settings(*pair).search]
     for pair in pairs:

@@ -18,7 +18,6 @@ from tests.helpers.contract import (
     trained_on_one,
 )
 from tttlab.adaptation.adapter import adapt, diverged
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method, entropy
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.predicting import draw_looks
@@ -26,7 +25,7 @@ from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.signals import first_loss
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import select_parameters
-from tttlab.config.inner_loop import Augmentation
+from tttlab.config.inner_loop import Augmentation, InnerLoop
 from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD

@@ -12,7 +12,7 @@ from tests.helpers import networks
 from tests.helpers.contract import Unbound
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.engine import Engine
-from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining

@@ -12,8 +12,8 @@ from tttlab.adaptation import signals
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.gate import Gate, adapt_gated, saves_time
 from tttlab.adaptation.gate_choice import choose_gate, fit_threshold, score
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.task import Task
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.simclr import SimCLRTraining

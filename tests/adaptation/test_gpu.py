@@ -8,10 +8,10 @@ import torch
 from tests.helpers import contract, networks
 from tttlab.adaptation import signals
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.task import Task
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.runtime.devices import choose_device
 

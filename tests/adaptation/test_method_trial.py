@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.helpers import contract, networks
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method, entropy
 from tttlab.adaptation.method_trial import try_method, watched
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.method_settings import HOOKS, declared, method_names
 from tttlab.errors import UserError
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.trainable import select_parameters
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.lame import LAME, assign, neighbor_affinities

@@ -28,12 +28,11 @@ from tests.helpers import contract, networks, trainings
 from tttlab.adaptation import adapter, online, predicting
 from tttlab.adaptation.adapter import Curve, adapt, wait_for
 from tttlab.adaptation.gate import Gate
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.online import Learner, adapt_stream
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.task import Task
-from tttlab.config.inner_loop import Normalisation
+from tttlab.config.inner_loop import InnerLoop, Normalisation
 from tttlab.config.params import Params, read_params
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.views import log_mean_probabilities

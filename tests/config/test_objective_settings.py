@@ -1,4 +1,4 @@
-"""What objectives declare, and that params.yaml and all other code learn of them by their files alone."""
+"""What objectives declare; and that their files are all that other code learns of them by."""
 
 import ast
 
@@ -92,7 +92,7 @@ def test_what_objectives_say_of_themselves_is_what_their_classes_say():
 
 
 def test_no_other_code_names_an_objective():
-    """So that a new one touches one file, and its method another; the masks of MAE are an exception."""
+    """A new one touches one file, and its method another; the masks of MAE are an exception."""
     named = {
         module_name(path)
         for path in SOURCES

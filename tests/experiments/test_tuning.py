@@ -9,15 +9,16 @@ import torch
 from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.gate import Gate
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.task import Task
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.values import CORRUPTIONS, HELD_OUT
 from tttlab.data.image_sets import ImageSet
 from tttlab.evaluation.intervals import crossed_standard_error
 from tttlab.experiments import jobs, tuning
-from tttlab.experiments.blocks import Block, Job, list_jobs
+from tttlab.experiments.blocks import Block, list_jobs
 from tttlab.experiments.jobs import Experiment, adapt_to_job
-from tttlab.experiments.trials import Grid, Outcome, Search, Trial, compare, pick
+from tttlab.experiments.search import Search
+from tttlab.experiments.trials import Grid, Outcome, Trial, compare, pick
 from tttlab.experiments.tuning import Judge, Rounds, list_candidates, successive_halving
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.tent import TENT
@@ -28,10 +29,15 @@ from tttlab.shifts.streams import Stream
 
 
 def outcome(*accuracies: float, count: int = 100, clean_loss: float = 0.0) -> Outcome:
-    """Per number of steps an accuracy on images under each of two corruptions; the clean ones are all right but for a share."""
-    shifted = np.stack(
-        [np.arange(count) < round(count * accuracy) for accuracy in accuracies], 1
-    ).astype(float)
+    """An accuracy per number of steps, under each of two corruptions.
+
+    Args:
+        accuracies: one per number of steps.
+        count: number of images.
+        clean_loss: share of the clean images that are wrong after adaptation.
+    """
+    columns = [np.arange(count) < round(count * accuracy) for accuracy in accuracies]
+    shifted = np.stack(columns, 1).astype(float)
     clean = np.ones((count, len(accuracies)))
     clean[: round(count * clean_loss)] = 0
     return Outcome(
@@ -53,26 +59,24 @@ def test_settings_are_judged_under_corruptions_that_no_test_may_use():
 
 def test_candidates_are_the_default_and_then_the_grid_in_order():
     search = {"steps": (1, 4), "lr": (0.1, 0.2), "trainable": ("norm", "all")}
-    found, steps, own = list_candidates(search, {"steps": 3, "lr": 0.2, "trainable": "norm"}, 10, 0)
-    assert (steps, own) == ((1, 3, 4), 1)
-    assert found == [
+    default = {"steps": 3, "lr": 0.2, "trainable": "norm"}
+    candidates, steps, default_index = list_candidates(search, default, 10, 0)
+    assert (steps, default_index) == ((1, 3, 4), 1)
+    assert candidates == [
         {"lr": 0.2, "trainable": "norm"},
         {"lr": 0.1, "trainable": "norm"},
         {"lr": 0.1, "trainable": "all"},
         {"lr": 0.2, "trainable": "all"},
     ]
-    assert list_candidates({"prior": (0.1, 0.2)}, {"prior": 0.1}, 10, 0) == (
-        [{"prior": 0.1}, {"prior": 0.2}],
-        (0,),
-        0,
-    )
+    grid = list_candidates({"prior": (0.1, 0.2)}, {"prior": 0.1}, 10, 0)
+    assert grid == ([{"prior": 0.1}, {"prior": 0.2}], (0,), 0)
 
 
 def test_where_one_pass_shows_one_number_of_steps_they_are_part_of_the_grid():
-    search = {"steps": (1, 4), "lr": (0.1, 0.2)}
-    found, steps, own = list_candidates(search, {"steps": 3, "lr": 0.2}, 10, 0, in_one_pass=False)
-    assert (steps, own) == ((0,), 0)
-    assert found == [
+    search, default = {"steps": (1, 4), "lr": (0.1, 0.2)}, {"steps": 3, "lr": 0.2}
+    grid = list_candidates(search, default, 10, 0, in_one_pass=False)
+    assert grid[1:] == ((0,), 0)
+    assert grid.candidates == [
         {"steps": 3, "lr": 0.2},
         *({"steps": s, "lr": lr} for s in (1, 4) for lr in (0.1, 0.2)),
     ]
@@ -86,7 +90,8 @@ def test_of_a_large_grid_a_part_is_drawn_that_depends_on_seed_and_run_alone():
     ]
     assert draws[0] == draws[1]
     assert draws[0] not in draws[2:]
-    assert all(len(drawn) == 12 and drawn[0] == {"lr": 3, "clip": 3} for drawn in draws)
+    assert all(len(candidates) == 12 for candidates in draws)
+    assert all(candidates[0] == {"lr": 3, "clip": 3} for candidates in draws)
     assert len({tuple(values.items()) for values in draws[0]}) == 12
 
 
@@ -120,11 +125,10 @@ def test_a_setting_that_costs_clean_accuracy_loses_to_one_that_does_not():
 
 
 def test_a_round_that_judges_better_corrects_the_one_before():
+    accuracies = [[0.9, 0.8], [0.6, 0.7]]
+
     def judge(turn, numbers):
-        return {
-            number: outcome([0.9, 0.8][number] if turn == 0 else [0.6, 0.7][number])
-            for number in numbers
-        }
+        return {number: outcome(accuracies[turn][number]) for number in numbers}
 
     assert successive_halving(judge, 2, 2, 1.0, 1.0)[0].number == 1
 
@@ -132,7 +136,7 @@ def test_a_round_that_judges_better_corrects_the_one_before():
 def random_outcome(
     seed: int, count: int = 30, kinds: int = 4, gain: float = 0.0, clean_loss: float = 0.0
 ) -> Outcome:
-    """Images under several corruptions at two severities each; one number of steps, right at random."""
+    """Random results of one number of steps, under several corruptions at two severities each."""
     rng = np.random.default_rng(seed)
     image = np.concatenate([rng.permutation(count) for _ in range(2 * kinds + 1)])
     corruption = np.repeat([*range(kinds), *range(kinds), -1], count)
@@ -146,26 +150,27 @@ def random_outcome(
 @pytest.mark.parametrize("clean_loss", [0.0, 0.2])
 def test_the_cells_of_a_score_are_each_images_under_each_corruption(clean_loss):
     """Against a loop over images and corruptions; their mean is the score."""
-    found = random_outcome(1, clean_loss=clean_loss)
-    cells = found.cells(0, 0.7)
+    result = random_outcome(1, clean_loss=clean_loss)
+    cells = result.cells(0, 0.7)
     for image in range(30):
-        clean = (found.image == image) & (found.corruption < 0)
-        lost = (found.source[clean] - found.adapted[clean, 0]).item()
+        clean = (result.image == image) & (result.corruption < 0)
+        lost = (result.source[clean] - result.adapted[clean, 0]).item()
         for kind in range(4):
-            own = (found.image == image) & (found.corruption == kind)
-            assert own.sum() == 2
-            assert cells[image, kind] == pytest.approx(found.adapted[own, 0].mean() - 0.7 * lost)
-    assert cells.mean() == pytest.approx(found.scores(0.7)[0])
+            pairs = (result.image == image) & (result.corruption == kind)
+            assert pairs.sum() == 2
+            accuracy = result.adapted[pairs, 0].mean()
+            assert cells[image, kind] == pytest.approx(accuracy - 0.7 * lost)
+    assert cells.mean() == pytest.approx(result.scores(0.7)[0])
 
 
 def test_a_gain_on_clean_images_is_no_part_of_the_cells():
-    found = random_outcome(1)
-    better = dataclasses.replace(found, source=np.where(found.clean, 0.0, found.source))
-    np.testing.assert_array_equal(better.cells(0, 1.0), found.cells(0, 1.0))
+    result = random_outcome(1)
+    better = dataclasses.replace(result, source=np.where(result.clean, 0.0, result.source))
+    np.testing.assert_array_equal(better.cells(0, 1.0), result.cells(0, 1.0))
 
 
 def test_the_standard_error_of_a_crossed_mean_is_that_of_its_law():
-    """Images, corruptions and both together drawn anew 4,000 times: the spread of the mean against the mean estimate."""
+    """The spread of 4,000 means of random images, corruptions and cells, against the estimate."""
     rng, means, variances = np.random.default_rng(0), [], []
     for _ in range(4000):
         cells = rng.normal(0, 1, (12, 1)) + rng.normal(0, 0.5, (1, 6)) + rng.normal(0, 2, (12, 6))
@@ -173,9 +178,8 @@ def test_the_standard_error_of_a_crossed_mean_is_that_of_its_law():
         variances.append(crossed_standard_error(cells) ** 2)
     truth = 1 / 12 + 0.25 / 6 + 4 / 72
     assert np.var(means) == pytest.approx(truth, rel=0.08)
-    assert np.mean(variances) == pytest.approx(
-        truth, rel=0.08
-    )  # hardly above it, for a part of it is never taken for negative
+    # Barely above the truth: the estimate never takes a part of the variance for negative.
+    assert np.mean(variances) == pytest.approx(truth, rel=0.08)
 
 
 def test_the_standard_error_of_one_row_or_column_is_the_ordinary_one():
@@ -187,67 +191,71 @@ def test_the_standard_error_of_one_row_or_column_is_the_ordinary_one():
 
 
 def flipped(count: int) -> Outcome:
-    """The default's outcome below with ``count`` more images right, each under both corruptions."""
+    """The default's outcome below, with ``count`` more images right under both corruptions."""
     return outcome(0.5, 0.5 + count / 100)
 
 
-@pytest.mark.parametrize(("count", "chosen"), [(0, 0), (1, 0), (3, 1), (30, 1)])
-def test_the_default_stays_unless_another_is_better_by_more_than_one_standard_error(count, chosen):
-    """With c of 100 images helped, and the same under both corruptions, their ratio is √(99 c / (100 − c)): 1 for one image."""
+@pytest.mark.parametrize(("count", "best"), [(0, 0), (1, 0), (3, 1), (30, 1)])
+def test_the_default_stays_unless_another_is_better_by_more_than_one_standard_error(count, best):
+    """If c of 100 images are helped under both corruptions, their ratio is √(99 c / (100 − c)).
+
+    This is 1 for one image.
+    """
     trials = [Trial(1, (flipped(count),)), Trial(0, (outcome(0.5, 0.5),))]
     difference, error = compare(trials[0], 1, trials[1], 1, 1.0)
     assert difference == pytest.approx(count / 100)
     assert error == pytest.approx(np.sqrt(count / 100 * (1 - count / 100) / 99))
-    rank, place = pick(trials, 1, 1.0)
-    assert trials[rank].number == chosen
-    assert place == 1
+    rank, step_index = pick(trials, 1, 1.0)
+    assert trials[rank].number == best
+    assert step_index == 1
 
 
 def test_another_number_of_steps_replaces_the_runs_own_by_the_same_rule():
-    for accuracies, place in (((0.50, 0.51), 0), ((0.50, 0.60), 1)):
-        assert pick([Trial(0, (outcome(*accuracies),))], 0, 1.0) == (0, place)
+    for accuracies, step_index in (((0.50, 0.51), 0), ((0.50, 0.60), 1)):
+        assert pick([Trial(0, (outcome(*accuracies),))], 0, 1.0) == (0, step_index)
 
 
 def test_a_candidate_is_compared_on_the_images_that_it_saw():
-    """One that fell out in the first round is compared with what the default did there."""
+    """A candidate that fell out in the first round is compared with the default in that round."""
     early, late = outcome(0.6, count=20), outcome(0.5, count=100)
-    out, default = Trial(1, (outcome(0.8, count=20),)), Trial(0, (early, late))
-    assert compare(out, 0, default, 0, 1.0)[0] == pytest.approx(0.2)
+    trial, default = Trial(1, (outcome(0.8, count=20),)), Trial(0, (early, late))
+    assert compare(trial, 0, default, 0, 1.0)[0] == pytest.approx(0.2)
 
 
 def test_a_setting_must_hold_under_several_corruptions():
-    """The same mean gain, from one corruption alone or from all four: corruptions are drawn at random too."""
-    default, base = random_outcome(3), np.zeros(30 * 9)
+    """The same mean gain from one corruption and from four: corruptions are a random sample too."""
+    template, zeros = random_outcome(3), np.zeros(30 * 9)
     gains = []
     for helped in ([0], [0, 1, 2, 3]):
-        adapted = base.copy()
+        adapted = zeros.copy()
         for kind in helped:
-            rows = np.flatnonzero(default.corruption == kind)
+            rows = np.flatnonzero(template.corruption == kind)
             adapted[rows[: 48 // len(helped)]] = 1.0
-        trial = Trial(1, (dataclasses.replace(default, adapted=adapted[:, None]),))
-        nothing = Trial(0, (dataclasses.replace(default, adapted=base[:, None]),))
-        gains.append(compare(trial, 0, nothing, 0, 0.0))
-    (one, one_error), (four, four_error) = gains
-    assert one == pytest.approx(four)
-    assert one < one_error
-    assert four > 3 * four_error
+        trial = Trial(1, (dataclasses.replace(template, adapted=adapted[:, None]),))
+        default = Trial(0, (dataclasses.replace(template, adapted=zeros[:, None]),))
+        gains.append(compare(trial, 0, default, 0, 0.0))
+    (gain_of_one, error_of_one), (gain_of_four, error_of_four) = gains
+    assert gain_of_one == pytest.approx(gain_of_four)
+    assert gain_of_one < error_of_one
+    assert gain_of_four > 3 * error_of_four
 
 
-def searched(best: Outcome, other: Outcome) -> Search:
-    """Two candidates, the second the better, each after 2 and 5 steps, of which the run's own are 2."""
+def search_of_two(best: Outcome, default: Outcome) -> Search:
+    """Two candidates after 2 and 5 steps, the second the better; the run's own steps are 2."""
     grid = Grid([{"lr": 0.1}, {"lr": 0.2}], (2, 5), 0)
-    return Search([Trial(1, (best,)), Trial(0, (other,))], grid, True, 1.0)
+    return Search([Trial(1, (best,)), Trial(0, (default,))], grid, True, 1.0)
 
 
 def test_what_is_chosen_is_told_with_scores_the_grid_and_a_gate():
-    best, other = outcome(0.5, 0.9), outcome(0.7, 0.6)
+    best, default = outcome(0.5, 0.9), outcome(0.7, 0.6)
     confidence = np.r_[np.tile(np.arange(100) < 50, 2), np.ones(100)] * 0.5
     signals = {"confidence": confidence, "distance": np.ones(300), "loss": np.ones(300)}
-    search = searched(dataclasses.replace(best, signals=signals), other)
+    search = search_of_two(dataclasses.replace(best, signals=signals), default)
     asked = []
-    found = search.choose(lambda values, gate: not asked.append((values, gate)))
-    assert found["settings"] == {"lr": 0.2, "steps": 5}
-    assert [told["settings"] for told in found["candidates"]] == [
+    choice = search.choose(lambda values, gate: not asked.append((values, gate)))
+    candidates = choice["candidates"]
+    assert choice["settings"] == {"lr": 0.2, "steps": 5}
+    assert [candidate["settings"] for candidate in candidates] == [
         {"lr": 0.2, "steps": 5},
         {"lr": 0.1, "steps": 2},
     ]
@@ -257,16 +265,17 @@ def test_what_is_chosen_is_told_with_scores_the_grid_and_a_gate():
         "above_default": 0.2,
         "standard_error": np.sqrt(0.2 * 0.8 / 99),
     }
-    assert {key: found["candidates"][0][key] for key in expected} == pytest.approx(expected)
-    assert [found["candidates"][1][key] for key in ("above_default", "standard_error")] == [0, 0]
-    assert found["search"] == {"lr": [0.1, 0.2], "steps": [2, 5]}
-    assert found["without_influence"] == []
-    assert Gate(**found["gate"]) == Gate(
-        "confidence", 0.0
-    )  # opens for the second half of the shifted images alone
-    assert asked == [({"lr": 0.2, "steps": 5}, Gate("confidence", 0.0))]
-    told = search.describe()
-    assert [values for values, _ in told] == [{"lr": 0.2, "steps": 5}, {"lr": 0.1, "steps": 2}]
+    assert {key: candidates[0][key] for key in expected} == pytest.approx(expected)
+    assert [candidates[1][key] for key in ("above_default", "standard_error")] == [0, 0]
+    assert choice["search"] == {"lr": [0.1, 0.2], "steps": [2, 5]}
+    assert choice["without_influence"] == []
+    # It opens only for the second half of the shifted images.
+    gate = Gate("confidence", 0.0)
+    assert Gate(**choice["gate"]) == gate
+    assert asked == [({"lr": 0.2, "steps": 5}, gate)]
+    descriptions = search.describe()
+    settings = [values for values, _ in descriptions]
+    assert settings == [{"lr": 0.2, "steps": 5}, {"lr": 0.1, "steps": 2}]
     expected = {
         "score": 0.9,
         "accuracy": 0.9,
@@ -274,45 +283,52 @@ def test_what_is_chosen_is_told_with_scores_the_grid_and_a_gate():
         "clean_change": 0.0,
         "milliseconds": 1.0,
     }
-    assert told[0][1] == {300: pytest.approx(expected)}
+    assert descriptions[0][1] == {300: pytest.approx(expected)}
     assert search.chosen() == pytest.approx(expected)
 
 
 def test_there_is_no_gate_where_none_is_wanted_or_where_it_costs_more_than_it_saves():
     signals = {"confidence": np.r_[np.tile(np.arange(100) < 50, 2), np.ones(100)] * 0.5}
-    search = searched(dataclasses.replace(outcome(0.5, 0.9), signals=signals), outcome(0.7, 0.6))
+    best = dataclasses.replace(outcome(0.5, 0.9), signals=signals)
+    search = search_of_two(best, outcome(0.7, 0.6))
     assert search.choose(None)["gate"] is None
     assert search.choose(lambda _values, _gate: False)["gate"] is None
 
 
 def test_what_stays_is_told_beside_what_was_a_little_better():
-    search = searched(outcome(0.5, 0.61), outcome(0.6, 0.1))
-    found = search.choose(None)
-    assert found["settings"] == {"lr": 0.1, "steps": 2}  # the run's own
-    assert found["candidates"][0]["settings"] == {"lr": 0.2, "steps": 5}
+    search = search_of_two(outcome(0.5, 0.61), outcome(0.6, 0.1))
+    choice = search.choose(None)
+    assert choice["settings"] == {"lr": 0.1, "steps": 2}  # the run's own
+    assert choice["candidates"][0]["settings"] == {"lr": 0.2, "steps": 5}
     assert search.chosen()["score"] == pytest.approx(0.6)
 
 
 def test_values_are_told_in_their_order_numbers_before_words():
     grid = Grid([{"prior": 0.4, "layers": "norm"}, {"prior": 0.02, "layers": ("a", "b")}], (0,), 0)
     trials = [Trial(0, (outcome(0.5),)), Trial(1, (outcome(0.5),))]
-    found = Search(trials, grid, False, 1.0).searched()
-    assert found == {"prior": [0.02, 0.4], "layers": [("a", "b"), "norm"]}
+    tried = Search(trials, grid, False, 1.0).tried_values()
+    assert tried == {"prior": [0.02, 0.4], "layers": [("a", "b"), "norm"]}
 
 
-def searched_among(trials, candidates, steps=(0,), trains=False) -> Search:
+def search_among(trials, candidates, steps=(0,), trains=False) -> Search:
     return Search(trials, Grid(candidates, steps, 0), trains, 1.0)
 
 
 def tied(accuracy, candidates, rounds=1, steps=(0,), trains=False) -> list[str]:
-    """Name the settings without influence where a candidate's accuracy, per step, is a function of its values."""
-    trials = [
-        Trial(
-            number, (outcome(*np.atleast_1d(accuracy(**values))),) * (rounds if number == 0 else 1)
-        )
-        for number, values in enumerate(candidates)
-    ]
-    return searched_among(trials, candidates, steps, trains).without_influence()
+    """Name the settings without influence.
+
+    Args:
+        accuracy: function of a candidate's values: its accuracy, or one per number of steps.
+        candidates: the settings.
+        rounds: those of the default; the others take part in one.
+        steps: numbers of steps.
+        trains: whether the method takes steps.
+    """
+    trials = []
+    for number, values in enumerate(candidates):
+        result = outcome(*np.atleast_1d(accuracy(**values)))
+        trials.append(Trial(number, (result,) * (rounds if number == 0 else 1)))
+    return search_among(trials, candidates, steps, trains).without_influence()
 
 
 class TestWithoutInfluence:
@@ -321,24 +337,22 @@ class TestWithoutInfluence:
     def test_a_setting_whose_values_all_tie_whatever_the_others_are(self):
         assert tied(lambda lr, filter: 0.5 + lr, self.GRID) == ["filter"]
         assert tied(lambda lr, filter: 0.5, self.GRID) == ["lr", "filter"]
-        assert (
-            tied(lambda lr, filter: 0.5 + 0.01 * filter * (lr > 0.1), self.GRID) == []
-        )  # acts beside one learning rate
+        # The filter acts at one learning rate only.
+        assert tied(lambda lr, filter: 0.5 + 0.01 * filter * (lr > 0.1), self.GRID) == []
 
     def test_only_rounds_that_both_took_part_in_are_compared(self):
-        later = {0.5: outcome(0.5), 0.6: outcome(0.6)}
-        trials = [Trial(0, (later[0.5], later[0.6])), Trial(1, (later[0.5],))]
-        assert searched_among(trials, [{"lr": 0.1}, {"lr": 0.2}]).without_influence() == ["lr"]
-        trials = [Trial(0, (later[0.5], later[0.6])), Trial(1, (later[0.5], later[0.5]))]
-        assert searched_among(trials, [{"lr": 0.1}, {"lr": 0.2}]).without_influence() == []
+        worse, better, candidates = outcome(0.5), outcome(0.6), [{"lr": 0.1}, {"lr": 0.2}]
+        trials = [Trial(0, (worse, better)), Trial(1, (worse,))]
+        assert search_among(trials, candidates).without_influence() == ["lr"]
+        trials = [Trial(0, (worse, better)), Trial(1, (worse, worse))]
+        assert search_among(trials, candidates).without_influence() == []
 
     def test_what_was_not_compared_is_not_said_to_tie(self):
         assert tied(lambda lr, filter: 0.5, self.GRID[:1]) == []
         diagonal = [{"lr": 0.1, "filter": 1}, {"lr": 0.2, "filter": 5}]
         assert tied(lambda lr, filter: 0.5, diagonal) == []
-        assert (
-            tied(lambda lr, filter: 0.5, [*self.GRID[:2], self.GRID[5]]) == []
-        )  # filter 20 beside lr 0.2 alone
+        # Filter 20 was tried only with lr 0.2.
+        assert tied(lambda lr, filter: 0.5, [*self.GRID[:2], self.GRID[5]]) == []
 
     def test_numbers_of_steps_are_values_too(self):
         candidates = [{"lr": 0.1}, {"lr": 0.2}]
@@ -347,27 +361,21 @@ class TestWithoutInfluence:
 
     def test_is_told_with_what_was_chosen(self):
         trials = [Trial(number, (outcome(0.7),)) for number in (0, 1)]
-        assert searched_among(trials, [{"lr": 0.1}, {"lr": 0.2}]).choose(None)[
-            "without_influence"
-        ] == ["lr"]
+        choice = search_among(trials, [{"lr": 0.1}, {"lr": 0.2}]).choose(None)
+        assert choice["without_influence"] == ["lr"]
 
 
 @pytest.fixture
 def images():
     pixels = (networks.images(8, seed=41).permute(0, 2, 3, 1) * 255).byte().numpy()
-    return ImageSet(
-        pixels,
-        np.arange(8) % networks.CLASSES,
-        tuple(f"img-{i}" for i in range(8)),
-        tuple("abcd"),
-        source="made",
-    )
+    labels, names = np.arange(8) % networks.CLASSES, tuple(f"img-{i}" for i in range(8))
+    return ImageSet(pixels, labels, names, tuple("abcd"), source="made")
 
 
 CANDIDATES = [{"lr": 1e-3}, {"lr": 1e-2}]
 
 
-def judged(
+def judge_rounds(
     images,
     folder,
     counts=(4, None),
@@ -391,20 +399,20 @@ def judged(
         return [judge(turn, [0, 1]) for turn in range(len(counts))]
 
 
-def assert_same(one: Outcome, other: Outcome) -> None:
+def assert_same(actual: Outcome, expected: Outcome) -> None:
     for name in ("image", "corruption", "source", "adapted"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    for name, values in one.signals.items():
-        np.testing.assert_allclose(values, other.signals[name], rtol=1e-5)
+        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
+    for name, values in actual.signals.items():
+        np.testing.assert_allclose(values, expected.signals[name], rtol=1e-5)
 
 
 def test_an_outcome_is_what_the_adapter_gives_on_the_held_out_corruptions(images, tmp_path):
-    found = judged(images, tmp_path / "work", counts=(None,))[0][1]
+    actual = judge_rounds(images, tmp_path / "work", counts=(None,))[0][1]
     network, statistics = networks.source_statistics("resnet", torch.float32)
-    for place, shift in enumerate(tuning.held_out_shifts([3])):
+    labels, loop = torch.from_numpy(images.labels), InnerLoop(steps=2, clip=1.0, lr=1e-2)
+    for index, shift in enumerate(tuning.held_out_shifts([3])):
         pixels = torch.from_numpy(shift.apply(images, 0)).permute(0, 3, 1, 2).float() / 255
-        loop = InnerLoop(steps=2, clip=1.0, lr=1e-2)
-        own = adapt(
+        expected = adapt(
             network,
             pixels,
             ActMAD(),
@@ -413,22 +421,18 @@ def test_an_outcome_is_what_the_adapter_gives_on_the_held_out_corruptions(images
             image_ids=images.image_ids,
             record=(1, 2),
         )
-        part = slice(8 * place, 8 * place + 8)
-        labels = torch.from_numpy(images.labels)
-        np.testing.assert_array_equal(
-            found.adapted[part], (own.logits_at.argmax(-1) == labels[:, None]).numpy()
-        )
-        np.testing.assert_array_equal(
-            found.source[part], (own.source_logits.argmax(-1) == labels).numpy()
-        )
-        np.testing.assert_array_equal(
-            found.corruption[part], HELD_OUT.index(shift.corruption) if shift.severity else -1
-        )
-    np.testing.assert_allclose(found.signals["loss"][-8:], own.losses[:, 0], rtol=1e-4)
+        part = slice(8 * index, 8 * index + 8)
+        right = expected.logits_at.argmax(-1) == labels[:, None]
+        np.testing.assert_array_equal(actual.adapted[part], right.numpy())
+        right = expected.source_logits.argmax(-1) == labels
+        np.testing.assert_array_equal(actual.source[part], right.numpy())
+        corruption = HELD_OUT.index(shift.corruption) if shift.severity else -1
+        np.testing.assert_array_equal(actual.corruption[part], corruption)
+    np.testing.assert_allclose(actual.signals["loss"][-8:], expected.losses[:, 0], rtol=1e-4)
 
 
 def test_later_rounds_add_images_and_repeat_none(images, tmp_path, monkeypatch):
-    whole = judged(images, tmp_path / "whole", counts=(None,))[0]
+    whole = judge_rounds(images, tmp_path / "whole", counts=(None,))[0]
     sizes = []
 
     def counting(network, pixels, *arguments, **settings):
@@ -436,7 +440,7 @@ def test_later_rounds_add_images_and_repeat_none(images, tmp_path, monkeypatch):
         return adapt(network, pixels, *arguments, **settings)
 
     monkeypatch.setattr(jobs, "adapt", counting)
-    first, second = judged(images, tmp_path / "rounds")
+    first, second = judge_rounds(images, tmp_path / "rounds")
     assert sizes == [4] * 10 + [4] * 10
     assert len(first[0].clean) == 4 * 5
     for number in (0, 1):
@@ -447,39 +451,33 @@ def test_later_rounds_add_images_and_repeat_none(images, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("shifts", ["separate", "continual"])
 def test_on_streams_every_round_begins_anew_with_all_its_images(images, tmp_path, shifts):
-    """The last round is what it would be alone: one stream over all images, which says more than several short ones."""
-    stream = {
-        "stream": Stream(2, shifts=shifts),
-        "method": TENT(),
-        "steps": (0,),
-        "trainable": "norm",
-    }
+    """The last round equals one stream over all images."""
+    stream = Stream(2, shifts=shifts)
+    options = {"stream": stream, "method": TENT(), "steps": (0,), "trainable": "norm"}
     rounds, alone = (
-        judged(images, tmp_path / str(len(counts)), counts, **stream)[-1]
+        judge_rounds(images, tmp_path / str(len(counts)), counts, **options)[-1]
         for counts in ((4, None), (None,))
     )
     for number in (0, 1):
         assert_same(rounds[number], alone[number])
         assert len(rounds[number].clean) == 8 * 5
     network, statistics = networks.source_statistics("resnet", torch.float32)
-    held_out = Job(
-        tuple(Block(shift, 0, range(8)) for shift in tuning.held_out_shifts([3])[1:]), None
-    )
+    held_out = [Block(shift, 0, range(8)) for shift in tuning.held_out_shifts([3])[1:]]
     (job,) = [
         job
-        for job in list_jobs(held_out.blocks, stream["stream"])
+        for job in list_jobs(held_out, stream)
         if job.blocks[-1].shift.corruption == HELD_OUT[-1]
     ]
     loop = InnerLoop(steps=2, clip=1.0, trainable="norm", **CANDIDATES[1])
     task = Task(network, TENT(), loop, statistics)
-    own = adapt_to_job(Experiment(task, images, stream["stream"], record=(2,)), job, Groups())
-    assert len(own) == (4 if shifts == "continual" else 1)
-    right = own[job.blocks[-1].shift]["adapted_prediction"].numpy() == images.labels
+    results = adapt_to_job(Experiment(task, images, stream, record=(2,)), job, Groups())
+    assert len(results) == (4 if shifts == "continual" else 1)
+    right = results[job.blocks[-1].shift]["adapted_prediction"].numpy() == images.labels
     np.testing.assert_array_equal(rounds[1].adapted[-8:, 0], right)
 
 
 def test_a_killed_tuning_goes_on_where_it_was(images, tmp_path, monkeypatch):
-    whole = judged(images, tmp_path / "whole")
+    whole = judge_rounds(images, tmp_path / "whole")
     calls = []
 
     def dying(*arguments, **settings):
@@ -490,31 +488,28 @@ def test_a_killed_tuning_goes_on_where_it_was(images, tmp_path, monkeypatch):
 
     monkeypatch.setattr(jobs, "adapt", dying)
     with pytest.raises(KeyboardInterrupt):
-        judged(images, tmp_path / "killed")
+        judge_rounds(images, tmp_path / "killed")
     done = []
-    resumed = judged(images, tmp_path / "killed", on_images=done.append)
+    resumed = judge_rounds(images, tmp_path / "killed", on_images=done.append)
     assert len(calls) == 20 + 1
     assert sum(done) == 20 * 4
-    for one, other in zip(whole, resumed, strict=True):
+    for expected, actual in zip(whole, resumed, strict=True):
         for number in (0, 1):
-            assert_same(one[number], other[number])
+            assert_same(actual[number], expected[number])
 
 
 def test_workers_change_nothing(images, tmp_path):
-    for one, other in zip(
-        judged(images, tmp_path / "a"), judged(images, tmp_path / "b", workers=2), strict=True
-    ):
+    alone = judge_rounds(images, tmp_path / "a")
+    together = judge_rounds(images, tmp_path / "b", workers=2)
+    for expected, actual in zip(alone, together, strict=True):
         for number in (0, 1):
-            assert_same(one[number], other[number])
+            assert_same(actual[number], expected[number])
 
 
 def test_the_work_ahead_is_counted():
-    assert (
-        tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25)
-        == (8 * 10 + 3 * 30 + 2 * 60) * 9
-    )
-    assert tuning.pairs_to_judge(8, 20, (10, 40), (3,), 0.5) == (8 * 10 + 5 * 10) * 5
-    assert (
-        tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25, anew=True)
-        == (8 * 10 + 3 * 40 + 2 * 100) * 9
-    )
+    pairs = tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25)
+    assert pairs == (8 * 10 + 3 * 30 + 2 * 60) * 9
+    pairs = tuning.pairs_to_judge(8, 20, (10, 40), (3,), 0.5)
+    assert pairs == (8 * 10 + 5 * 10) * 5
+    pairs = tuning.pairs_to_judge(8, 100, (10, 40, None), (3, 5), 0.25, anew=True)
+    assert pairs == (8 * 10 + 3 * 40 + 2 * 100) * 9

@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method, State
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.task import complete_statistics
 from tttlab.adaptation.trainable import select_parameters
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.method_settings import method_names
 from tttlab.errors import UserError
 from tttlab.networks.network import Network, Outputs

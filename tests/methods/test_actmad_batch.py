@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from tests.helpers import networks
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.task import complete_statistics
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.networks.network import Bound

@@ -10,11 +10,10 @@ import torch
 from torch.nn import functional as F
 
 from tests.helpers import networks
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream, learning
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.task import Task
-from tttlab.config.inner_loop import Augmentation
+from tttlab.config.inner_loop import Augmentation, InnerLoop
 from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.methods.adacontrast import (

@@ -9,9 +9,9 @@ from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional as F
 
 from tests.helpers import networks
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.trainable import select_parameters
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.methods.aws import AWS, feature_distance, mutual_information, mutual_learning
 from tttlab.networks.network import Bound
 from tttlab.objectives.simclr import nt_xent

@@ -8,9 +8,9 @@ import timm
 import torch
 
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.registry import load_method
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.networks.building import build_encoder, native_size
 from tttlab.networks.network import Network
 from tttlab.networks.source_statistics import layer_statistics, projection_bank

@@ -18,10 +18,10 @@ from tests.helpers.contract import (
     shifted,
 )
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.online import adapt_stream, learning
 from tttlab.adaptation.task import Task
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 
 POLICIES = [

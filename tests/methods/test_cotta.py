@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from tests.helpers import networks
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream, learning
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import select_parameters
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.views import random_views
 from tttlab.methods.cotta import CoTTA
 from tttlab.networks.network import Bound

@@ -9,9 +9,9 @@ import torch
 from torchvision.transforms import functional as vision
 
 from tests.helpers import networks
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.trainable import select_parameters
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.methods.deyo import DeYO, shuffle_patches
 from tttlab.networks.network import Outputs
 from tttlab.seeding import torch_generator

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.helpers import networks
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.trainable import select_parameters
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.methods.eata import EATA, is_novel
 from tttlab.networks.network import Bound, Outputs
 from tttlab.networks.source_statistics import kinds, random_parts

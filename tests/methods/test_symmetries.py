@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.method_settings import declared
 from tttlab.errors import UserError
 from tttlab.methods.memo import MEMO

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.helpers import networks
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.trainable import select_parameters
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.methods.ttt_plus_plus import (
     NAMES,

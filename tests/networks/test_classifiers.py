@@ -15,10 +15,9 @@ from torch.nn.utils import parametrizations
 
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.engine import Engine
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.trainable import select_parameters
-from tttlab.config.inner_loop import Augmentation
+from tttlab.config.inner_loop import Augmentation, InnerLoop
 from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD

@@ -9,8 +9,8 @@ import torch
 
 from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.methods.clust3 import ClusT3Training
 from tttlab.networks.taps import record

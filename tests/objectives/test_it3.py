@@ -11,8 +11,8 @@ from torch import nn
 from tests.helpers import networks, trainings
 from tests.methods.test_backbones import BACKBONES
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import adapt_stream
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.methods.it3 import IT3Training, distance

@@ -9,8 +9,7 @@ from torch import nn
 
 from tests.helpers import networks, trainings
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
-from tttlab.config.inner_loop import Augmentation
+from tttlab.config.inner_loop import Augmentation, InnerLoop
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.data.views import random_views

@@ -9,7 +9,7 @@ from lightly.loss import NegativeCosineSimilarity
 
 from tests.helpers import networks, trainings
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.methods.simsiam import SimSiamTraining

@@ -6,7 +6,7 @@ import torch
 
 from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD
 from tttlab.runtime import group_size

@@ -14,8 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from tests.helpers import networks
 from tttlab.adaptation import signals
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.task import Task
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.image_sets import ImageSet
 from tttlab.experiments.adapting import adapt_to_shifts
 from tttlab.experiments.alignment import gradient_alignment

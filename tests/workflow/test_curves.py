@@ -1,4 +1,4 @@
-"""The shifts, and the number of their images, that the curves along the steps follow."""
+"""The shifts and the number of images that the curves along the steps follow."""
 
 from types import SimpleNamespace
 
@@ -18,10 +18,10 @@ def follow(tmp_path, monkeypatch):
     blobs(30, "validation", seed=1).save(tmp_path / "data" / "labeled_validation")
     write_sets(tmp_path / "data" / "shifted", {"photos/night": blobs(24, "night", seed=2)})
 
-    def follow(along, trains=True, images=9, **wish):
+    def follow(curve_severities, trains=True, images=9, **options):
         default = {"corruptions": ("fog", "snow"), "severities": (1, 3, 5)}
-        shifts = Shifts(**{"images": None, "sets": {}} | default | wish)
-        curve = SimpleNamespace(images=images, severities=along, candidates=0)
+        shifts = Shifts(**{"images": None, "sets": {}} | default | options)
+        curve = SimpleNamespace(images=images, severities=curve_severities, candidates=0)
         loop = SimpleNamespace(steps=2)
         seen = {}
 

@@ -83,7 +83,7 @@ def tiny_params(folder):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    # Characters that have a meaning in a URL or in a filter of MLflow.
+    # These characters have a meaning in a URL or in an MLflow filter.
     root = tmp_path_factory.mktemp("project") / "it's 100%20 a#b?"
     root.mkdir()
     params = tiny_params(root)
@@ -255,8 +255,8 @@ def copied(project, tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"}
     environment |= {"PYTHONPATH": str(ROOT)}
 
-    def run(*words: str) -> None:
-        command = [sys.executable, "-m", *words]
+    def run(*arguments: str) -> None:
+        command = [sys.executable, "-m", *arguments]
         finished = subprocess.run(
             command,
             cwd=copy,
@@ -318,7 +318,7 @@ def test_two_processes_started_by_a_plain_command_adapt_as_one_does(project, cop
 def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
     project, tmp_path, monkeypatch, stage, item, computes, outputs
 ):
-    """As with a DVC that is killed: the next DVC removes the outputs and starts the stage again."""
+    """After a kill of DVC, the next DVC removes the outputs and starts the stage again."""
     root, params = project
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     monkeypatch.setattr(places, "ROOT", copy)
@@ -374,36 +374,35 @@ def test_what_was_tuned_is_what_adapt_used(project):
     root, params = project
     for model, run in params.pairs:
         tuned = json.loads((root / "outputs" / "tuned" / run / f"{model}.json").read_text())
-        told = json.loads((root / "outputs" / "runs" / f"{run}.json").read_text())[model]
-        settings = tuned["settings"]
+        about = json.loads((root / "outputs" / "runs" / f"{run}.json").read_text())[model]
+        settings, used = tuned["settings"], about["settings"]
         assert bool(tuned["tuned"]) == (run not in ("none", "views"))
-        assert {key: told["settings"][key] for key in settings if key in told["settings"]} == {
-            key: value for key, value in settings.items() if key in told["settings"]
-        }
+        shared = settings.keys() & used.keys()
+        assert {key: used[key] for key in shared} == {key: settings[key] for key in shared}
         if run == "actmad":
             assert {"lr", "steps", "trainable", "normalisation", "tolerance"} == set(settings)
 
 
-def made(copy: Path, stage: str) -> dict[str, int]:
-    """When every file that a stage writes was last written, but for its ledger."""
-    files = (copy / "outputs" / FOLDERS[stage]).rglob("*")
+def times(copy: Path, stage: str) -> dict[str, int]:
+    """The times when the files of a stage were last written, without its ledger."""
+    folder = copy / "outputs" / FOLDERS[stage]
     return {
-        path.relative_to(copy / "outputs" / FOLDERS[stage]).as_posix(): path.stat().st_mtime_ns
-        for path in files
+        path.relative_to(folder).as_posix(): path.stat().st_mtime_ns
+        for path in folder.rglob("*")
         if path.is_file() and path.name != "made_of.json"
     }
 
 
 @pytest.mark.parametrize("stage", FOLDERS)
 def test_one_more_run_or_seed_computes_only_itself(elsewhere, stage):
-    """And one less goes away."""
+    """One less is removed."""
     copy, values, run = elsewhere
     run(stage)
-    before = made(copy, stage)
+    before = times(copy, stage)
     values["adapt"]["runs"] |= {"more": {"method": "none", "normalisation": "image"}}
     del values["adapt"]["runs"]["views"]
     run("methods", "tune", stage)
-    after = made(copy, stage)
+    after = times(copy, stage)
     kept = {name: time for name, time in before.items() if not name.startswith("views/")}
     assert {name: time for name, time in after.items() if not name.startswith("more/")} == kept
     assert any(name.startswith("more/") for name in after) == (stage in ("tune", "adapt"))
@@ -425,9 +424,9 @@ def test_a_changed_setting_computes_what_it_concerns(elsewhere, change, touched)
     for key in parents:
         section = section[key]
     section[last] = {"prior": 0.3, "threshold": [1.0, 2.0], "seed": 8}[last]
-    before = made(copy, "tune")
+    before = times(copy, "tune")
     run("tune")
-    after = made(copy, "tune")
+    after = times(copy, "tune")
     changed = {name.partition("/")[0] for name in before if before[name] != after[name]}
     assert changed == touched
 
@@ -453,9 +452,9 @@ def test_fixed_values_are_used_where_tuning_is_switched_off(elsewhere):
     run("tune", "adapt")
     for model, steps in (("simclr_convnet", 4), ("mae_vit", 2)):
         folder = copy / "outputs" / "adapted" / "actmad" / model
-        told = json.loads((folder / "0.json").read_text())
-        assert told["settings"]["steps"] == steps
-        assert told["tuning"]["tuned"] is False
+        about = json.loads((folder / "0.json").read_text())
+        assert about["settings"]["steps"] == steps
+        assert about["tuning"]["tuned"] is False
 
 
 def test_a_tuned_file_that_cannot_be_read_is_told_in_one_line(project, monkeypatch, tmp_path):
@@ -493,12 +492,12 @@ def test_neither_test_images_nor_their_labels_can_reach_tuning(project, copied):
     run("spy", "ssl")
     for model in params.models:
         before, after = (
-            json.loads((place / "outputs" / "tuned" / "ssl" / f"{model}.json").read_text())
-            for place in (root, copy)
+            json.loads((folder / "outputs" / "tuned" / "ssl" / f"{model}.json").read_text())
+            for folder in (root, copy)
         )
         gates = [choice.pop("gate") for choice in (before, after)]
         assert before == after
-        # Whether a gate saves time is a matter of the clock.
+        # Whether a gate saves time depends on the clock.
         assert None in gates or gates[0] == gates[1]
     opened = {
         Path(line).name: line
@@ -609,10 +608,11 @@ def test_streams_go_all_the_way(elsewhere):
         assert choice["gate"] is None
         assert len(choice["candidates"]) == 3  # of (1 or 2 steps) × (two rates) at most three
         assert {"lr", "steps"} == set(choice["settings"])
-    assert params.alignment.images  # of single images; a stream's step has no gradient of one image
+    # Gradients are compared for single images only; a step along a stream belongs to none.
+    assert params.alignment.images
     assert not list((copy / "outputs" / "aligned").rglob("*.parquet"))
-    for told in json.loads((copy / "outputs" / "runs" / "deyo.json").read_text()).values():
-        assert told["settings"]["steps"] == 2  # where they are not searched the run's own hold
+    for about in json.loads((copy / "outputs" / "runs" / "deyo.json").read_text()).values():
+        assert about["settings"]["steps"] == 2  # not searched, so the run's own steps remain
     metrics = json.loads((copy / "outputs" / "metrics.json").read_text())["runs"]
     assert set(metrics) == {
         f"{model}/{run}" for model in params.models for run in params.adapt.runs
@@ -630,9 +630,12 @@ def test_streams_go_all_the_way(elsewhere):
     assert "every shift a stream of its own" in (copy / "outputs" / "report.html").read_text()
 
 
-@pytest.mark.parametrize(("method", "own"), [("ttt_plus_plus", True), ("adacontrast", False)])
-def test_a_head_gets_the_views_that_it_was_trained_on(project, monkeypatch, method, own):
-
+@pytest.mark.parametrize(
+    ("method", "pretrained_head"), [("ttt_plus_plus", True), ("adacontrast", False)]
+)
+def test_a_head_gets_the_views_that_it_was_trained_on(
+    project, monkeypatch, method, pretrained_head
+):
     from tttlab.workflow.loading import build_run, load_source
 
     root, _ = project
@@ -643,10 +646,9 @@ def test_a_head_gets_the_views_that_it_was_trained_on(project, monkeypatch, meth
     model = next(name for name, objective in params.objectives.items() if objective == "simclr")
     source = load_source(params, model, params.seeds[0])
     augmentation = build_run(params, "own", model, source, {}).task.method.augmentation
-    of_pretraining = params.models[model].pretrain.augment
-    of_adapting = params.adapt.augment
-    assert of_pretraining != of_adapting
-    assert augmentation == (of_pretraining if own else of_adapting)
+    pretraining, adapting = params.models[model].pretrain.augment, params.adapt.augment
+    assert pretraining != adapting
+    assert augmentation == (pretraining if pretrained_head else adapting)
 
 
 BROKEN = """

@@ -1,3 +1,5 @@
+"""The stage `prepare`: splits, duplicates, shifted sets, images in place, depths, sizes."""
+
 import json
 import types
 from pathlib import Path
@@ -168,11 +170,11 @@ def test_files_of_other_kinds_are_told_and_stop_nothing(run, tmp_path, capsys):
 # --- without labels ---
 
 
-@pytest.mark.parametrize("how", ["no folders", "no classes"])
+@pytest.mark.parametrize("layout", ["no folders", "no classes"])
 def test_test_images_without_labels_are_taken_and_the_price_is_told(
-    run, three, tmp_path, capsys, how
+    run, three, tmp_path, capsys, layout
 ):
-    if how == "no classes":
+    if layout == "no classes":
         folders = {"monday": 2, "tuesday/morning": 3}
         three["test"] = tree(tmp_path / "days", folders, 5) | {"labels": "none"}
     else:
@@ -192,9 +194,9 @@ def test_test_images_without_labels_are_taken_and_the_price_is_told(
 def test_shifts_that_settings_are_tuned_under_are_told_in_a_line_and_not_tested_on(
     run, three, tmp_path, capsys
 ):
-    wish = corrupted(tmp_path / "c")
+    spec = corrupted(tmp_path / "c")
     (tmp_path / "c/snow").rename(tmp_path / "c/spatter")
-    run(**three, shifts={"sets": {"c": wish}})
+    run(**three, shifts={"sets": {"c": spec}})
     lines = capsys.readouterr().out.splitlines()
     line = "shifts.sets.c: left out spatter: settings are tuned under corruptions of these names"
     assert line in lines
@@ -317,7 +319,7 @@ def test_the_images_of_a_shift_are_limited_and_balanced_and_fewer_are_among_more
     run, three, tmp_path
 ):
     sets = {"c": corrupted(tmp_path / "c"), "photos": photographed(tmp_path / "p")}
-    chosen = {}
+    image_ids = {}
     for count in (3, 6):
         run(**three, shifts={"sets": sets, "images": count})
         entries = summary(tmp_path)
@@ -326,12 +328,12 @@ def test_the_images_of_a_shift_are_limited_and_balanced_and_fewer_are_among_more
         assert entries["photos/day"]["images"] == min(count, 5)
         assert set(entries["c/snow-5"]["images_per_class"].values()) == {count // 3}
         test, shifts = open_test(run.params)
-        chosen[count] = {shift.name: set(shift.of(test).image_ids) for shift in shifts[2:]}
-    for name, few in chosen[3].items():
-        assert few < chosen[6][name]
-    assert chosen[6]["c/fog-2"] == chosen[6]["c/snow-5"]  # the same under every corruption
+        image_ids[count] = {shift.name: set(shift.of(test).image_ids) for shift in shifts[2:]}
+    for name, few in image_ids[3].items():
+        assert few < image_ids[6][name]
+    assert image_ids[6]["c/fog-2"] == image_ids[6]["c/snow-5"]  # the same under every corruption
     test, shifts = open_test(run.params, 3)  # a later stage that takes 3 of the 6 images
-    assert {shift.name: set(shift.of(test).image_ids) for shift in shifts[2:]} == chosen[3]
+    assert {shift.name: set(shift.of(test).image_ids) for shift in shifts[2:]} == image_ids[3]
 
 
 def test_cifar_10_c_arrives_as_it_is_and_its_images_are_those_of_the_clean_test_set(run, tmp_path):
@@ -341,9 +343,9 @@ def test_cifar_10_c_arrives_as_it_is_and_its_images_are_those_of_the_clean_test_
     np.save(tmp_path / "c/fog.npy", pixels)
     np.save(tmp_path / "c/labels.npy", np.tile(labels, 5))
     labeled = tree(tmp_path / "l", dict.fromkeys(CIFAR10, 2), 2) | {"validation": 0.5}
-    wish = {"format": "cifar10_c", "root": str(tmp_path / "c"), "severities": [4]}
+    spec = {"format": "cifar10_c", "root": str(tmp_path / "c"), "severities": [4]}
     test = tree(tmp_path / "t", {"cat": 2}, 3)
-    run(labeled=labeled, test=test, shifts={"sets": {"c": wish}, "images": 20})
+    run(labeled=labeled, test=test, shifts={"sets": {"c": spec}, "images": 20})
     images = ImageSet.load(tmp_path / "outputs/data/shifted/c%2Ffog-4")
     rows = [int(name.removeprefix("cifar10/test/")) for name in images.image_ids]
     np.testing.assert_array_equal(images.pixels, pixels[90:120][rows])
@@ -530,7 +532,7 @@ def test_images_that_are_tested_on_twice_are_no_leak(run, three, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("changes", "message"),
     [
         ({"only": ["fgo"]}, r"^shifts\.sets\.z\.only: 'fgo' is not in .*; did you mean 'fog'\?"),
         (
@@ -549,13 +551,13 @@ def test_images_that_are_tested_on_twice_are_no_leak(run, three, tmp_path):
     ],
 )
 def test_what_is_wrong_with_a_set_shows_before_any_image_is_decoded(
-    run, three, tmp_path, monkeypatch, wish, message
+    run, three, tmp_path, monkeypatch, changes, message
 ):
     def decoding(*_):
         raise AssertionError
 
     monkeypatch.setattr("tttlab.data.reading.to_square", decoding)
-    sets = {"photos": photographed(tmp_path / "p"), "z": corrupted(tmp_path / "c") | wish}
+    sets = {"photos": photographed(tmp_path / "p"), "z": corrupted(tmp_path / "c") | changes}
     with pytest.raises(UserError, match=message):
         run(**three, shifts={"sets": sets})
 
@@ -577,11 +579,11 @@ def test_an_unreadable_shifted_image_is_named_or_left_out_as_any_other(
 # --- the side of the images ---
 
 
-def sized(wish, **backbones):
+def sized(size, **backbones):
     models = {
         name: types.SimpleNamespace(backbone=backbone) for name, backbone in backbones.items()
     }
-    data = types.SimpleNamespace(image_size=wish)
+    data = types.SimpleNamespace(image_size=size)
     return image_size(types.SimpleNamespace(data=data, models=models))
 
 

@@ -1,4 +1,4 @@
-"""How the stages find out which launcher started them, and in which folder."""
+"""How the stages recognise the launcher that started them, and the copy of an experiment."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from tttlab.workflow.processes import started
     ("environment", "expected"),
     [
         ({}, None),
-        # Fabric's own launcher, for which machine.devices holds the number.
+        # Fabric's own launcher: machine.devices gives the number of processes.
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, None),
         ({"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, (4, 2)),
         ({"SLURM_NTASKS": "6", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "3"}, (2, 3)),

@@ -1,3 +1,5 @@
+"""The stages `evaluate` and `report`, and the text of the report."""
+
 import json
 import math
 import os
@@ -50,10 +52,10 @@ def run_stages(root, **options) -> str:
     for path in (outputs / "predictions").rglob("*.parquet"):
         folder = outputs / "adapted" / path.stem / path.parent.name
         folder.mkdir(parents=True)
-        told = json.loads((outputs / "runs" / f"{path.stem}.json").read_text())[path.parent.name]
+        about = json.loads((outputs / "runs" / f"{path.stem}.json").read_text())[path.parent.name]
         for seed, table in pd.read_parquet(path).groupby("seed"):
             table.to_parquet(folder / f"{seed}.parquet", index=False)
-            (folder / f"{seed}.json").write_text(json.dumps(told), encoding="utf-8")
+            (folder / f"{seed}.json").write_text(json.dumps(about), encoding="utf-8")
     shutil.rmtree(outputs / "predictions")
     shutil.rmtree(outputs / "runs")
     distances = read_table(outputs / "tables" / "distances.csv")
@@ -111,7 +113,8 @@ class TestStage:
 
     def test_comparison_lies_on_the_parent_run(self, outputs):
         root = outputs.parent
-        run = open_store(root)[0].get_run(pipeline_run(root, Execution("repro", os.getpid())))
+        run_id = pipeline_run(root, Execution("repro", os.getpid()))
+        run = open_store(root)[0].get_run(run_id)
         entries = json.loads((outputs / "metrics.json").read_text(encoding="utf-8"))["runs"]
         for key, entry in entries.items():
             assert run.data.metrics[f"gain/{key}"] == pytest.approx(entry["gain"], abs=5.1e-5)

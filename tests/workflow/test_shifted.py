@@ -27,7 +27,7 @@ def image_set(count, prefix, seed=0, labels=None):
 SETS = {
     "test": image_set(60, "test"),
     "labeled_validation": image_set(45, "validation", seed=1),
-    # As CIFAR-10-C, with the names and labels of the test images; and two sets of other sizes.
+    # Like CIFAR-10-C, this set has the names and labels of the test images. The others do not.
     "c": image_set(60, "test", seed=2),
     "photos": image_set(36, "photos", seed=3),
     "unknown": image_set(40, "unknown", seed=4, labels=np.full(40, -1)),
@@ -47,9 +47,9 @@ def opened(tmp_path, monkeypatch):
     ]
     write_shifted(sets, tmp_path / "data" / "shifted")
 
-    def opened(count=None, seed=0, **wish):
+    def opened(count=None, seed=0, **options):
         default = {"corruptions": ("snow", "fog"), "severities": (5, 1)}
-        shifts = Shifts(**{"images": None, "sets": {}} | default | wish)
+        shifts = Shifts(**{"images": None, "sets": {}} | default | options)
         return open_test(types.SimpleNamespace(seed=seed, shifts=shifts), count)
 
     return opened
@@ -97,8 +97,8 @@ def test_without_corruptions_or_sets_the_test_images_are_still_tested_on(opened,
     assert [shift.name for shift in shifts] == ["clean", "test"]
 
 
-def names(opened, *arguments, **wish):
-    test, shifts = opened(*arguments, **wish)
+def names(opened, *arguments, **options):
+    test, shifts = opened(*arguments, **options)
     return {shift.name: shift.of(test).image_ids for shift in shifts}
 
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.adaptation.checks import check
-from tttlab.adaptation.inner_loop import InnerLoop, Parameters, train
+from tttlab.adaptation.inner_loop import Parameters, train
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.predicting import draw_looks, predict, predict_by_source
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import bind
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.networks.gradients import rows
 from tttlab.networks.network import Bound, evaluating

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised_layers
 from tttlab.adaptation.predicting import predict_by_source
 from tttlab.adaptation.trainable import bind
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics, kinds

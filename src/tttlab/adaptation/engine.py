@@ -19,10 +19,11 @@ from torch.utils._pytree import tree_map
 
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.checks import check
-from tttlab.adaptation.inner_loop import InnerLoop, over_images
+from tttlab.adaptation.inner_loop import over_images
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised, normalised_layers
 from tttlab.adaptation.registry import load_method
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.adaptation.adapter import Adaptation, adapt
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.signals import LARGEST, Signal, measure
 from tttlab.adaptation.task import Task
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.networks.network import evaluating
 from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime.group_size import Groups, Wish

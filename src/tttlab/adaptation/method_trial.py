@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.online import adapt_stream
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.method_settings import HOOKS
 from tttlab.errors import UserError
 from tttlab.networks.source_statistics import Statistics

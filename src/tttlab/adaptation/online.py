@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tttlab.adaptation.adapter import Adaptation, Curve
 from tttlab.adaptation.checks import check
 from tttlab.adaptation.inner_loop import (
-    InnerLoop,
     Parameters,
     loss_and_gradients,
     make_optimizer,
@@ -34,6 +33,7 @@ from tttlab.adaptation.predicting import draw_looks
 from tttlab.adaptation.predicting import predict as predict_each
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import bind
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.views import log_mean_probabilities
 from tttlab.errors import UserError
 from tttlab.networks.network import Bound, evaluating

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tttlab.adaptation.inner_loop import InnerLoop, Parameters, over_images
+from tttlab.adaptation.inner_loop import Parameters, over_images
 from tttlab.adaptation.method import Method
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.views import log_mean_probabilities, random_views
 from tttlab.errors import UserError
 from tttlab.networks.network import Bound

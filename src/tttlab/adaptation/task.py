@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.source_statistics import Statistics, kinds
 

@@ -125,7 +125,8 @@ class Model(Strict):
         if declared.patches and not plain:
             raise fault(
                 f"{name} works on patch tokens and needs a plain vision transformer "
-                f"(vit_*, deit_*), found {self.backbone!r}; choose one or set objective.name: simclr",
+                f"(vit_*, deit_*), found {self.backbone!r}; choose one "
+                "or set objective.name: simclr",
                 "backbone",
             )
         if mode == "meta" and not declared.alone:

@@ -1,4 +1,4 @@
-"""One method on one network over all shifts: the table of predictions with and without."""
+"""One method on one network over all shifts: predictions with and without adaptation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def adapt_to_shifts(
     on_images: Callable[[int], Any] = lambda _count: None,
     rows: Rows = predictions,
 ) -> tuple[pd.DataFrame, np.ndarray] | None:
-    """Adapt to every image of every shift; killed work goes on after the last finished block.
+    """Adapt to every image of every shift; interrupted work continues after its finished blocks.
 
     Labels are joined to the predictions afterwards and never reach the computation.
 
@@ -41,17 +41,17 @@ def adapt_to_shifts(
         shifts: under which the images are seen.
         work: where finished blocks are kept, the same for all ranks.
         prefix: of the names under which they are kept.
-        machine: what does the work; every rank takes one of ``machine.ranks`` shares.
+        machine: where to compute; every rank takes one of ``machine.ranks`` shares.
         on_images: called with the number of this rank's images done.
         rows: makes the table of one block.
 
     Returns:
         a table, by default with a row per (shift, image), and the mean loss over shifted images
-        before every step and, but for streams, after the last ``(steps + 1,)``; None on all ranks
-        but the first.
+        before every step and after the last ``(steps + 1,)``, on streams without the last; None on
+        all ranks but the first.
 
     Raises:
-        UserError: after all ranks are done, a block is missing.
+        UserError: a block is missing after all ranks are done.
     """
     images, stream = experiment.images, experiment.stream
     blocks = list_blocks(shifts, images, stream)
@@ -79,10 +79,10 @@ def adapt_to_shifts(
 
 
 def check_batches(experiment: Experiment, shifts: Sequence[Shift]) -> None:
-    """Look for labels that the order of a stream needs, and for batches that are too small.
+    """Check that the labels that a stream's order needs are known and no batch is too small.
 
     Raises:
-        UserError: something is missing.
+        UserError: a label is unknown, or a batch is too small for the method.
     """
     stream = experiment.stream
     for route in stream.routes(shifts):
@@ -96,15 +96,15 @@ def collect(
     work: Work, prefix: str, blocks: Sequence[Block], images: ImageSet, rows: Rows
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Put finished blocks together; see `adapt_to_shifts`."""
-    tables, curves = [], []
+    tables, losses = [], []
     for block in blocks:
         if (result := work.load(f"{prefix}-{block.name}")) is None:
             raise UserError(
-                f"expected the results of {prefix}-{block.name} in {work.folder}, found none after all processes "
-                "were done; use a file system that all machines share"
+                f"expected the results of {prefix}-{block.name} in {work.folder}, found none "
+                "after all processes were done; use a file system that all machines share"
             )
         tables.append(rows(result, block, images))
         if not block.shift.clean:
-            curves.append(result["losses"])
-    losses = torch.cat(curves).nanmean(0).numpy() if curves else np.empty(0)
-    return pd.concat(tables, ignore_index=True), losses
+            losses.append(result["losses"])
+    mean_losses = torch.cat(losses).nanmean(0).numpy() if losses else np.empty(0)
+    return pd.concat(tables, ignore_index=True), mean_losses

@@ -1,8 +1,9 @@
-"""Do the test-time loss and the supervised loss pull the shared parameters in the same direction?
+"""The agreement of the gradients of the test-time loss and of the supervised loss.
 
-A step on one loss lowers another to first order exactly where their gradients have a positive inner product; Sun et al. (ICML
-2020, arXiv 1909.13231, theorem 1 and figure 4) explain by it when test-time training helps. The supervised loss needs the
-label, so this is analysis after the fact and never part of adapting.
+A step on one loss lowers another to first order exactly if their gradients have a positive inner
+product. Sun et al. (ICML 2020, arXiv 1909.13231, theorem 1 and figure 4) explain by it when
+test-time training helps. The supervised loss needs the labels: this is analysis after the fact and
+never part of adapting.
 """
 
 from collections.abc import Sequence
@@ -25,11 +26,13 @@ LARGEST = 32  # images at once
 
 
 class Alignment(NamedTuple):
-    """Of N images, on the CPU.
+    """The agreement of the two gradients for N images, on the CPU.
 
-    ``cosine (N,)`` of the angle between the gradients of the two losses, not a number where one of them is zero;
-    ``inner (N,)``, their inner product: the first-order decrease of the supervised loss per unit of learning rate;
-    ``supervised_loss (N,)``.
+    Attributes:
+        cosine: ``(N,)`` of the angle between the gradients; not a number if one of them is zero.
+        inner: ``(N,)`` their inner product, which is the first-order decrease of the supervised
+            loss per unit of learning rate.
+        supervised_loss: ``(N,)``.
     """
 
     cosine: Tensor
@@ -49,11 +52,11 @@ def gradient_alignment(
     Both are taken at the source weights.
 
     Args:
-        task: the source network and the method; of its loop the parameters that are shared
-            (``trainable``) and the normalisation policy count.
+        task: the source network and the method. Of its loop only ``trainable``, which selects
+            the shared parameters, and the normalisation policy are used.
         images: ``(N, 3, H, W)``, as `tttlab.adaptation.adapter.adapt` takes them.
         labels: ``(N,)``.
-        image_ids: names of the images, so that the method sees the views of its first step.
+        image_ids: names of the images; they determine the views, which are those of a first step.
         images_per_step: images at once; changes no result.
     """
     task = task.ready(images.device)
@@ -77,10 +80,8 @@ def gradient_alignment(
         first = gradients_of(over_images(test_time)(stacked, views), stacked, method)
         losses = over_images(supervised)(stacked, images[part], labels[part].to(images.device))
         second = gradients_of(losses, stacked, method)
-        inner = sum(
-            ((first[name] * second[name]).flatten(1).sum(1) for name in first if name in second),
-            0 * losses.detach(),
-        )
+        products = (first[name] * second[name] for name in first if name in second)
+        inner = sum((product.flatten(1).sum(1) for product in products), 0 * losses.detach())
         lengths = norms(first.values()) * norms(second.values())
         cosine = torch.where(lengths > 0, inner / lengths, torch.nan)
         return Alignment(cosine, inner, losses.detach())

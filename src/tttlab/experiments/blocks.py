@@ -1,4 +1,4 @@
-"""How the images of all shifts are divided into pieces, and which of them must be computed together."""
+"""Division of the images of all shifts into blocks, and which blocks are computed together."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from tttlab.data.image_sets import ImageSet
 from tttlab.shifts.shift import Shift
 from tttlab.shifts.streams import Stream, Visit
 
-_NAME_LIMIT = 120  # characters of a shift in the name of a file
-BLOCK = 256  # images; a number that never changes, so that no machine setting changes a result
+_NAME_LIMIT = 120  # characters of a shift's name in a file name
+BLOCK = 256  # images; constant, so that no machine setting changes a result
 
 
 class Block(NamedTuple):
-    """Some consecutive images under one shift: what is computed, and kept, as one piece."""
+    """Consecutive images under one shift, which are computed and saved as one piece."""
 
     shift: Shift
     number: int
@@ -22,7 +22,7 @@ class Block(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For example ``fog-3-0``; fit to name a file, which may have 255 bytes."""
+        """For example ``fog-3-0``; fits a file name, which may have 255 bytes."""
         name = quote(self.shift.name, safe=" ")
         if len(name) > _NAME_LIMIT:
             name = f"{name[:_NAME_LIMIT]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
@@ -32,18 +32,21 @@ class Block(NamedTuple):
 def list_blocks(
     shifts: Sequence[Shift], test: ImageSet, stream: Stream | None = None
 ) -> list[Block]:
-    """Divide the images of every shift, by default the test images, into blocks, shift after shift; on streams one each."""
-    counts = [len(shift.of(test)) for shift in shifts]
-    return [
-        Block(shift, number, range(start, min(start + size, count)))
-        for shift, count in zip(shifts, counts, strict=True)
-        for size in [max(count, 1) if stream else BLOCK]
-        for number, start in enumerate(range(0, count, size))
-    ]
+    """Divide the images of every shift into blocks, shift after shift.
+
+    A shift without images of its own shows those of ``test``. On streams a shift is one block.
+    """
+    blocks = []
+    for shift in shifts:
+        count = len(shift.of(test))
+        size = max(count, 1) if stream else BLOCK
+        for number, start in enumerate(range(0, count, size)):
+            blocks.append(Block(shift, number, range(start, min(start + size, count))))
+    return blocks
 
 
 class Job(NamedTuple):
-    """Blocks that are computed in one piece, and the way of the stream that leads through them; None: there is no stream."""
+    """Blocks that are computed together, and the route of the stream through them, if any."""
 
     blocks: tuple[Block, ...]
     route: tuple[Visit, ...] | None
@@ -55,7 +58,7 @@ class Job(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Say which images these are."""
+        """Name the images for messages."""
         first, last = self.blocks[0], self.blocks[-1]
         if first is last:
             return f"{first.shift.name}, images {first.images.start} to {first.images.stop - 1}"
@@ -63,17 +66,12 @@ class Job(NamedTuple):
 
 
 def list_jobs(blocks: Sequence[Block], stream: Stream | None) -> list[Job]:
-    """Say what must be computed together: every block alone, or all that one stream leads through."""
+    """Group the blocks by what is computed together: each alone, or all blocks of one stream."""
     if stream is None:
         return [Job((block,), None) for block in blocks]
-    own = {block.shift: block for block in blocks}
-    return [
-        Job(
-            tuple(
-                own[shift]
-                for shift in dict.fromkeys(shift for visit in route for shift in visit.shifts)
-            ),
-            route,
-        )
-        for route in stream.routes(list(own))
-    ]
+    block_of = {block.shift: block for block in blocks}
+    jobs = []
+    for route in stream.routes(list(block_of)):
+        shifts = dict.fromkeys(shift for visit in route for shift in visit.shifts)
+        jobs.append(Job(tuple(block_of[shift] for shift in shifts), route))
+    return jobs

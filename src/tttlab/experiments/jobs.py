@@ -1,4 +1,4 @@
-"""One piece of work: adapt to the images of a block, each on its own, or along a stream."""
+"""One job: adapt to the images of a block, each on its own, or along a stream."""
 
 import time
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from torch import Tensor
 from tttlab.adaptation import signals
 from tttlab.adaptation.adapter import Adaptation, adapt
 from tttlab.adaptation.gate import Gate
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.online import joined, learning
 from tttlab.adaptation.task import Task
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.experiments.blocks import Block, Job
@@ -32,8 +32,8 @@ class Experiment:
         task: what the images are adapted by.
         images: the clean test images.
         stream: how images arrive; None: each is adapted to on its own.
-        gate: judges each image; all are adapted to all the same, so that with and without a gate
-            can be compared.
+        gate: judges each image. Images that it rejects are adapted to as well, so that results
+            with and without a gate can be compared.
         record: R numbers of steps after which to predict too; on streams 0 and ``loop.steps``.
     """
 
@@ -47,16 +47,16 @@ class Experiment:
 def adapt_to_job(
     experiment: Experiment, job: Job, groups: Groups, device: str | torch.device = "cpu"
 ) -> dict[Shift, dict[str, Tensor]]:
-    """Compute what belongs together: one block, or all that one stream leads through.
+    """Compute one job: a block, or all blocks of one stream.
 
     Args:
-        experiment: what is done.
-        job: to which images.
+        experiment: what is done to every image.
+        job: the images.
         groups: how many images at once.
         device: where to compute.
 
     Returns:
-        for every shift of the job what `adapt_to_block` gives, in the order of the images.
+        for every shift of the job the result of `adapt_to_block`, in the order of the images.
     """
     if job.route:
         return adapt_along(experiment, job.route, groups, device)
@@ -70,8 +70,8 @@ def adapt_to_block(
     """Adapt to the n images of one block, each on its own.
 
     Returns:
-        what is worth keeping of an `Adaptation`; logits of a thousand classes would fill a disk.
-        Per image the class and confidence with and without; ``losses (n, steps + 1)``,
+        the parts of an `Adaptation` that are saved; logits of a thousand classes would fill a disk.
+        Per image: the class and confidence with and without adaptation; ``losses (n, steps + 1)``,
         ``fell_back``, ``milliseconds``; ``predictions_at (n, R)`` and ``milliseconds_at (n, R)``;
         the ``distance`` to the source, the gate's judgement and its cost.
     """
@@ -93,16 +93,16 @@ def adapt_to_block(
 
 
 def kind(task: Task) -> tuple[str, InnerLoop]:
-    """Say what the memory of an image depends on: everything but the learning rate."""
+    """Give what the memory per image depends on: everything but the learning rate."""
     return repr(task.method), replace(task.loop, lr=0.0)
 
 
 def adapt_along(
     experiment: Experiment, route: Sequence[Visit], groups: Groups, device: str | torch.device
 ) -> dict[Shift, dict[str, Tensor]]:
-    """Adapt along one stream, from the source weights on; see `adapt_to_job`.
+    """Adapt along one stream, starting at the source weights; see `adapt_to_job`.
 
-    The stream's batch size, a scientific setting, says how many images are adapted to at once.
+    The stream's batch size says how many images are adapted to at once: it is part of the method.
     """
     task, stream = experiment.task, experiment.stream
     parts: dict[Shift, list[Arrived]] = {shift: [] for visit in route for shift in visit.shifts}
@@ -112,7 +112,7 @@ def adapt_along(
             sets = [shift.seen(experiment.images, task.seed) for shift in visit.shifts]
             labels = [np.asarray(images.labels) for images in sets]
             for positions in stream.batches(visit, labels, task.seed):
-                batch = as_images(torch.from_numpy(look(sets, positions))).to(device)
+                batch = as_images(torch.from_numpy(load_pixels(sets, positions))).to(device)
                 names = [sets[number].image_ids[position] for number, position in positions]
                 if learner is None:
                     learner = stack.enter_context(learning(task, batch, experiment.record))
@@ -128,9 +128,12 @@ def adapt_along(
 
 
 class Arrived(NamedTuple):
-    """Those images of one batch that came under one shift.
+    """The images of one batch that came under one shift.
 
-    ``positions`` in the shift's set; the ``adaptation``; what the gate ``judged``.
+    Attributes:
+        positions: ``(n,)`` in the shift's set.
+        adaptation: of these images.
+        judged: their part of the result of `judge`.
     """
 
     positions: np.ndarray
@@ -138,8 +141,8 @@ class Arrived(NamedTuple):
     judged: dict[str, Tensor]
 
 
-def look(sets: Sequence[ImageSet], positions: np.ndarray) -> np.ndarray:
-    """Look at the images of a batch: ``(n, S, S, 3)``.
+def load_pixels(sets: Sequence[ImageSet], positions: np.ndarray) -> np.ndarray:
+    """Load the images of a batch ``(n, S, S, 3)``.
 
     Args:
         sets: the images under each shift.
@@ -153,7 +156,7 @@ def look(sets: Sequence[ImageSet], positions: np.ndarray) -> np.ndarray:
 
 
 def in_order_of_images(parts: Sequence[Arrived]) -> dict[str, Tensor]:
-    """Put what came batch by batch into the order of the images, as `adapt_to_block` gives it."""
+    """Put the results of all batches into the order of the images; see `adapt_to_block`."""
     order = np.argsort(np.concatenate([part.positions for part in parts]))
     whole = joined([part.adaptation for part in parts])
     adaptation = Adaptation(*(values[order] for values in whole))
@@ -164,9 +167,9 @@ def in_order_of_images(parts: Sequence[Arrived]) -> dict[str, Tensor]:
 
 
 def summary(result: Adaptation, stream: bool = False) -> dict[str, Tensor]:
-    """Keep of an `Adaptation` what is worth it; see `adapt_to_block`.
+    """Reduce an `Adaptation` to the parts that are saved; see `adapt_to_block`.
 
-    Along a stream no loss after the last step is known.
+    Along a stream the loss after the last step is unknown.
     """
     last = result.losses[:, -1]
     source_confidence, source_prediction = confidence(result.source_logits)
@@ -188,27 +191,29 @@ def summary(result: Adaptation, stream: bool = False) -> dict[str, Tensor]:
 def judge(
     gate: Gate | None, task: Task, images: Tensor, image_ids: Sequence[str], groups: Groups
 ) -> dict[str, Tensor]:
-    """Measure the distance of every image to the source and ask the gate, on the clock."""
+    """Measure every image's distance to the source, and ask the gate and time it."""
 
     def ask(signal: signals.Signal) -> tuple[Tensor, float]:
-        depends = kind(task) if signal == "loss" else ()
-        sizes = groups.of(signal, *depends, largest=signals.LARGEST, timed=False)
-        began = time.perf_counter()
+        key = kind(task) if signal == "loss" else ()
+        sizes = groups.of(signal, *key, largest=signals.LARGEST, timed=False)
+        start = time.perf_counter()
         values = signals.measure(signal, task, images, image_ids, sizes)[1].cpu()
-        return values, (time.perf_counter() - began) * 1e3 / len(images)
+        return values, (time.perf_counter() - start) * 1e3 / len(images)
 
-    distance, spent = ask("distance")
+    distance, milliseconds = ask("distance")
     if gate is None:
         return {
             "distance": distance,
             "gate_open": torch.ones(len(images), dtype=torch.bool),
             "gate_milliseconds": torch.zeros(len(images)),
         }
-    values, spent = (distance, spent) if gate.signal == "distance" else ask(gate.signal)
+    values = distance
+    if gate.signal != "distance":
+        values, milliseconds = ask(gate.signal)
     return {
         "distance": distance,
         "gate_open": gate.opens(values),
-        "gate_milliseconds": torch.full((len(images),), spent),
+        "gate_milliseconds": torch.full((len(images),), milliseconds),
     }
 
 

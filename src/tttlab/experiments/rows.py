@@ -1,4 +1,4 @@
-"""Tables of a block's results; labels are joined to them here."""
+"""Tables of a block's results, with the labels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,56 +12,56 @@ from tttlab.experiments.blocks import Block
 
 
 def predictions(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> pd.DataFrame:
-    """Put one block's results next to the labels (−1: unknown), one row per image."""
-    columns: dict[str, Any] = {
-        **identity(block, images),
-        "source_prediction": result["source_prediction"].numpy(),
-        "untrained_prediction": result["predictions_at"][:, 0].numpy(),
-        **{
-            name: result[name].numpy()
-            for name in ("adapted_prediction", "source_confidence", "adapted_confidence")
-        },
-        "loss_first": result["losses"][:, 0].numpy(),
-        "loss_last": result["loss_last"].numpy(),
-        **{
-            name: result[name].numpy()
-            for name in ("distance", "gate_open", "fell_back", "milliseconds", "gate_milliseconds")
-        },
+    """Tabulate one block's results and the labels (−1: unknown), one row per image."""
+    columns = {
+        "source_prediction": result["source_prediction"],
+        "untrained_prediction": result["predictions_at"][:, 0],
+        "adapted_prediction": result["adapted_prediction"],
+        "source_confidence": result["source_confidence"],
+        "adapted_confidence": result["adapted_confidence"],
+        "loss_first": result["losses"][:, 0],
+        "loss_last": result["loss_last"],
+        "distance": result["distance"],
+        "gate_open": result["gate_open"],
+        "fell_back": result["fell_back"],
+        "milliseconds": result["milliseconds"],
+        "gate_milliseconds": result["gate_milliseconds"],
     }
-    return pd.DataFrame(columns)
+    values = {name: column.numpy() for name, column in columns.items()}
+    return pd.DataFrame(identity(block, images) | values)
 
 
 def steps_rows(
     steps: Sequence[int],
 ) -> Callable[[Mapping[str, Tensor], Block, ImageSet], pd.DataFrame]:
-    """Make a table of one block's results along the recorded steps: one row per (image, step)."""
+    """Return a function that tabulates a block along these steps, one row per (image, step)."""
 
     def rows(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> pd.DataFrame:
-        tables = [
-            pd.DataFrame(
-                {
-                    **identity(block, images),
-                    "step": step,
-                    "source_prediction": result["source_prediction"].numpy(),
-                    "prediction": result["predictions_at"][:, place].numpy(),
-                    "loss": result["losses"][:, min(step, result["losses"].shape[1] - 1)].numpy(),
-                    "milliseconds": result["milliseconds_at"][:, place].numpy(),
-                }
-            )
-            for place, step in enumerate(steps)
-        ]
+        tables, last = [], result["losses"].shape[1] - 1
+        for index, step in enumerate(steps):
+            columns = identity(block, images) | {
+                "step": step,
+                "source_prediction": result["source_prediction"].numpy(),
+                "prediction": result["predictions_at"][:, index].numpy(),
+                "loss": result["losses"][:, min(step, last)].numpy(),
+                "milliseconds": result["milliseconds_at"][:, index].numpy(),
+            }
+            tables.append(pd.DataFrame(columns))
         return pd.concat(tables, ignore_index=True)
 
     return rows
 
 
 def identity(block: Block, images: ImageSet) -> dict[str, Any]:
-    """Name the images of a block, the shift, and the labels, which are joined here and were not seen before."""
-    own = block.shift.of(images)
+    """Give the columns that name a block's images and its shift, and the labels.
+
+    The labels are first read here; the computation never sees them.
+    """
+    shown = block.shift.of(images)
     return {
-        "image_id": [own.image_ids[index] for index in block.images],
+        "image_id": [shown.image_ids[index] for index in block.images],
         "shift": block.shift.name,
         "corruption": block.shift.corruption,
         "severity": block.shift.severity,
-        "label": np.asarray(own.labels)[block.images],
+        "label": np.asarray(shown.labels)[block.images],
     }

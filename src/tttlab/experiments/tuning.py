@@ -1,8 +1,9 @@
 """Choosing a run's settings without test labels: by successive halving, on labeled source images.
 
-The images are those that training has set aside, under four corruption types that are never tested on, so nothing of the
-test set, neither image nor label nor kind of shift, can reach a setting. Every number of steps is judged in one pass.
-Successive halving: Jamieson and Talwalkar, AISTATS 2016, arXiv 1502.07943; the resource is the number of images.
+The images are the validation images, under four corruption types that are never tested on. So
+neither images, labels nor corruption types of the test set can influence a setting. One pass
+judges every number of steps. Successive halving: Jamieson and Talwalkar, AISTATS 2016,
+arXiv 1502.07943; the resource is the number of images.
 """
 
 import itertools
@@ -33,15 +34,13 @@ from tttlab.seeding import numpy_generator
 from tttlab.shifts.shift import Shift
 from tttlab.shifts.streams import Stream
 
-TIMED = 6  # images under every shift that a gate's time is measured on
+TIMED = 6  # images per shift on which a gate's time is measured
 
 
 def held_out_shifts(severities: Sequence[int]) -> list[Shift]:
-    """List the shifts that settings are judged under: the clean images, and the corruption types that no test uses."""
-    return [
-        Shift(),
-        *(Shift(corruption, severity) for corruption in HELD_OUT for severity in severities),
-    ]
+    """List the shifts of tuning: none, and the corruption types that no test uses."""
+    corrupted = [Shift(corruption, severity) for corruption in HELD_OUT for severity in severities]
+    return [Shift(), *corrupted]
 
 
 def list_candidates(
@@ -56,37 +55,35 @@ def list_candidates(
 
     Args:
         search: setting → values to choose from.
-        default: the setting that is compared in any case, as the first.
-        count: most candidates; of a larger grid a random part is taken.
-        seed: of that choice.
+        default: the run's own values, which are always the first candidate.
+        count: maximum number of candidates; a larger grid is sampled at random.
+        seed: of this sample.
         key: names the run, for the same purpose.
-        in_one_pass: one adaptation shows what fewer steps would have given, so that ``steps`` are not combined with the rest.
+        in_one_pass: whether one adaptation also shows the results of fewer steps; if so,
+            ``steps`` are not combined with the other settings.
     """
     if not in_one_pass:
         return Grid(_grid(search, default, count, seed, *key), (0,), 0)
-    own = default.get("steps", 0)
-    steps = tuple(sorted({*search.get("steps", ()), own}))
-    others = {name: values for name, values in search.items() if name != "steps"}
-    return Grid(_grid(others, default, count, seed, *key), steps, steps.index(own))
+    default_steps = default.get("steps", 0)
+    steps = tuple(sorted({*search.get("steps", ()), default_steps}))
+    search = {name: values for name, values in search.items() if name != "steps"}
+    candidates = _grid(search, default, count, seed, *key)
+    return Grid(candidates, steps, steps.index(default_steps))
 
 
 def _grid(
     search: Mapping[str, Sequence[Any]], default: Values, count: int, seed: int, *key: str
 ) -> list[Values]:
-    """Combine all values, the default first, and take a random part of what is too much."""
-    names = list(search)
-    first = {name: default[name] for name in names if name in default}
-    grid = [
-        dict(zip(names, values, strict=True))
-        for values in itertools.product(*(search[name] for name in names))
-    ]
-    others = [values for values in grid if values != first]
-    if len(others) > count - 1:
-        chosen = numpy_generator(seed, "candidates", *key).choice(
-            len(others), count - 1, replace=False
-        )
-        others = [others[place] for place in sorted(chosen)]
-    return [first, *others]
+    """Combine all values, the default first, and sample the others at random if they are many."""
+    first = {name: default[name] for name in search if name in default}
+    combinations = itertools.product(*search.values())
+    grid = [dict(zip(search, values, strict=True)) for values in combinations]
+    grid = [values for values in grid if values != first]
+    if len(grid) > count - 1:
+        generator = numpy_generator(seed, "candidates", *key)
+        sample = generator.choice(len(grid), count - 1, replace=False)
+        grid = [grid[index] for index in sorted(sample)]
+    return [first, *grid]
 
 
 def successive_halving(
@@ -96,18 +93,18 @@ def successive_halving(
     keep: float,
     clean_penalty: float,
 ) -> list[Trial]:
-    """Judge all candidates on little, the best of them on more, and so on.
+    """Judge all candidates on few images, the best of them on more, and so on.
 
     Args:
         judge: called with a round's number and the candidates that take part in it.
-        candidates: how many there are; of those with equal scores the earlier one wins.
-        rounds: how many there are.
-        keep: share of the candidates that a round passes on to the next, at least one, beside the `DEFAULT`, which is always
-            passed on, to be compared with.
+        candidates: their number; of equal scores the earlier candidate wins.
+        rounds: their number.
+        keep: share of the candidates that a round passes on to the next, at least one. The
+            `DEFAULT` is always passed on, for comparison.
         clean_penalty: see `tttlab.adaptation.gate_choice.score`.
 
     Returns:
-        all candidates, the best first; one that went further stands before one that did not.
+        all candidates, the best first; candidates that reached a later round come before others.
     """
     outcomes: dict[int, tuple[Outcome, ...]] = dict.fromkeys(range(candidates), ())
     alive, ranking = list(outcomes), []
@@ -115,8 +112,8 @@ def successive_halving(
         for number, outcome in judge(turn, alive).items():
             outcomes[number] += (outcome,)
         alive.sort(key=lambda number: (-outcomes[number][-1].scores(clean_penalty).max(), number))
-        others = [number for number in alive if number != DEFAULT]
-        best = {DEFAULT, *others[: math.ceil(len(others) * keep)]} if turn + 1 < rounds else set()
+        rivals = [number for number in alive if number != DEFAULT]
+        best = {DEFAULT, *rivals[: math.ceil(len(rivals) * keep)]} if turn + 1 < rounds else set()
         ranking = [number for number in alive if number not in best] + ranking
         alive = [number for number in alive if number in best]
     return [Trial(number, outcomes[number]) for number in ranking]
@@ -127,12 +124,12 @@ class Rounds:
     """The labeled source images that every round of a tuning judges on.
 
     Attributes:
-        images: all of them; no training has seen one.
+        images: all of them, none of which was trained on.
         counts: images per shift in each round, growing; None: all.
         severities: of the held-out corruptions.
         seed: of all random streams.
-        stream: how images arrive; every round then begins anew with all its images, for a short
-            stream does not tell what a long one does.
+        stream: how images arrive. Every round then adapts to all its images anew, because a
+            short stream does not show what happens on a long one.
     """
 
     images: ImageSet
@@ -143,40 +140,40 @@ class Rounds:
 
     @cached_property
     def shifts(self) -> list[Shift]:
-        """List the shifts that settings are judged under."""
+        """List the shifts of tuning."""
         return held_out_shifts(self.severities)
 
     def subset(self, count: int | None) -> np.ndarray:
-        """Number ``count`` images, balanced by class, the fewer among the more."""
+        """Choose the indices of ``count`` images, balanced by class; larger subsets contain it."""
         return balanced_subset(self.images.image_ids, self.images.labels, count, self.seed, "tune")
 
     @cached_property
     def fresh(self) -> list[np.ndarray]:
-        """Number the images that each round computes: on streams all of its own, else the new ones."""
+        """List the indices of the images that each round computes: new ones, on streams all."""
         subsets = [self.subset(count) for count in self.counts]
         if self.stream:
             return [np.unique(subset) for subset in subsets]
         return [
-            np.setdiff1d(subset, before)
-            for before, subset in itertools.pairwise([np.empty(0, int), *subsets])
+            np.setdiff1d(subset, previous)
+            for previous, subset in itertools.pairwise([np.empty(0, int), *subsets])
         ]
 
     def blocks(self, turn: int) -> list[Block]:
-        """Divide what a round computes into blocks."""
+        """Divide the images that a round computes into blocks."""
         return list_blocks(self.shifts, self.images.view(self.fresh[turn]), self.stream)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Adapts to labeled source images under held-out corruptions, and counts what is right.
+    """Adapts to labeled source images under held-out corruptions, and marks right predictions.
 
     Attributes:
         rounds: the images.
-        grid: the settings; on streams every candidate comes with its number of steps.
+        grid: the settings; on streams every candidate contains its number of steps.
         build: makes the task from a candidate.
         work: where finished blocks are kept.
         prefix: of the names under which they are kept.
-        machine: what does the work.
+        machine: where to compute.
         on_images: called with the number of (image, shift) pairs done.
     """
 
@@ -193,12 +190,9 @@ class Judge:
         return self.machine.groups()
 
     def __call__(self, turn: int, numbers: Sequence[int]) -> dict[int, Outcome]:
-        """Judge some candidates on the images of a round and of all before."""
-        items = [
-            (number, turn, job)
-            for number in numbers
-            for job in list_jobs(self.rounds.blocks(turn), self.rounds.stream)
-        ]
+        """Judge some candidates on the images of a round and of all earlier rounds."""
+        jobs = list_jobs(self.rounds.blocks(turn), self.rounds.stream)
+        items = [(number, turn, job) for number in numbers for job in jobs]
         missing = [item for item in items if not self._has(*item)]
         done = sum(job.size for _, _, job in items) - sum(job.size for _, _, job in missing)
         self.on_images(done)
@@ -209,12 +203,9 @@ class Judge:
         for count in in_order(self._adapt, missing, self.machine.workers, title):
             self.on_images(count)
         turns = [turn] if self.rounds.stream else range(turn + 1)
+        blocks = [(each, block) for each in turns for block in self.rounds.blocks(each)]
         return {
-            number: join(
-                self.work.load(self._name(number, each, block))
-                for each in turns
-                for block in self.rounds.blocks(each)
-            )
+            number: join(self.work.load(self._name(number, *block)) for block in blocks)
             for number in numbers
         }
 
@@ -234,13 +225,16 @@ class Judge:
         results = adapt_to_job(experiment, job, self._groups, self.machine.device)
         for block in job.blocks:
             labels = images.labels[block.images]
-            marks = marked(results[block.shift], labels, block.shift)
+            marks = mark(results[block.shift], labels, block.shift)
             marks |= {"image": torch.from_numpy(fresh[block.images])}
             self.work.save(self._name(number, turn, block), marks)
         return job.size
 
     def saves_time(self, values: Values, gate: Gate) -> bool:
-        """Time a candidate with and without a gate on some images under every shift; see `gate.saves_time`."""
+        """Time a candidate with and without a gate on some images under every shift.
+
+        See `tttlab.adaptation.gate.saves_time`.
+        """
         task, rounds = self.build(values), self.rounds
         task = replace(task, loop=replace(task.loop, steps=values.get("steps", task.loop.steps)))
         images = rounds.images.take(rounds.subset(TIMED))
@@ -250,15 +244,14 @@ class Judge:
         return saves_time(task, gate, pixels, names, Groups(self.machine.images_per_step))
 
 
-def marked(result: Mapping[str, Tensor], labels: np.ndarray, shift: Shift) -> dict[str, Tensor]:
-    """Compare what a block was predicted as with its labels ``(n,)``; whether it is right is all that is kept of them."""
-    known = torch.from_numpy(np.array(labels))
+def mark(result: Mapping[str, Tensor], labels: np.ndarray, shift: Shift) -> dict[str, Tensor]:
+    """Compare a block's predictions with the labels ``(n,)``; only right or wrong is kept."""
+    target = torch.from_numpy(np.array(labels))
+    corruption = HELD_OUT.index(shift.corruption) if shift.severity else -1
     return {
-        "corruption": torch.full(
-            (len(known),), HELD_OUT.index(shift.corruption) if shift.severity else -1
-        ),
-        "source": (result["source_prediction"] == known).double(),
-        "adapted": (result["predictions_at"] == known[:, None]).double(),
+        "corruption": torch.full((len(target),), corruption),
+        "source": (result["source_prediction"] == target).double(),
+        "adapted": (result["predictions_at"] == target[:, None]).double(),
         "confidence": result["source_confidence"],
         "distance": result["distance"],
         "loss": result["losses"][:, 0],
@@ -267,7 +260,7 @@ def marked(result: Mapping[str, Tensor], labels: np.ndarray, shift: Shift) -> di
 
 
 def join(parts: Iterable[Mapping[str, Tensor]]) -> Outcome:
-    """Put blocks that `marked` made together."""
+    """Join the blocks that `mark` made."""
     parts = list(parts)
     columns = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     signals = {name: columns.pop(name) for name in ABOVE}
@@ -282,10 +275,19 @@ def pairs_to_judge(
     keep: float,
     anew: bool = False,
 ) -> int:
-    """Count the (image, shift) pairs that a search adapts to; ``anew``: every round takes all its images, as on streams."""
-    total, before = 0, 0
+    """Count the (image, shift) pairs that a search adapts to.
+
+    Args:
+        candidates: their number in the first round.
+        images: the number of all images.
+        counts: images per shift in each round; None: all.
+        severities: of the held-out corruptions.
+        keep: share of the candidates that a round passes on.
+        anew: whether every round adapts to all its images, as on streams.
+    """
+    total, previous = 0, 0
     for count in counts:
-        now = min(count or images, images)
-        total += candidates * (now - before) * len(held_out_shifts(severities))
-        candidates, before = 1 + math.ceil((candidates - 1) * keep), 0 if anew else now
+        current = min(count or images, images)
+        total += candidates * (current - previous) * len(held_out_shifts(severities))
+        candidates, previous = 1 + math.ceil((candidates - 1) * keep), 0 if anew else current
     return total

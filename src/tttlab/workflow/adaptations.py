@@ -1,4 +1,4 @@
-"""Adapting trained networks by the runs of params.yaml, each with its own run in MLflow."""
+"""Adapting trained networks as the runs of params.yaml say, each with its own run in MLflow."""
 
 import json
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 def adapt_pieces(
     params: Params, pieces: Sequence[Piece], fabric: "Processes", ledger: Ledger
 ) -> None:
-    """Adapt what is not there yet: a table of predictions, and what is to be told, for each piece."""
-    keys = (
-        {piece: key_of(params, piece, ledger) for piece in pieces} if fabric.is_global_zero else {}
-    )
+    """Compute the missing pieces: for each a table of predictions and a description as JSON."""
+    keys = {}
+    if fabric.is_global_zero:
+        keys = {piece: key_of(params, piece, ledger) for piece in pieces}
     missing = fabric.broadcast(ledger.missing(keys))
     for run in open_runs(params, missing, fabric):
         key = fabric.broadcast(keys.get(run.piece, ""))
@@ -42,7 +42,7 @@ def adapt_pieces(
 
 
 def key_of(params: Params, piece: Piece, ledger: Ledger) -> str:
-    """Name a piece by what it is made of."""
+    """Hash what the result of a piece depends on."""
     network = Path(piece.model, str(piece.seed))
     sets = ("labeled_train", "labeled_validation", "test", "shifted")
     inputs = [
@@ -51,29 +51,29 @@ def key_of(params: Params, piece: Piece, ledger: Ledger) -> str:
         choice_file(piece.run, piece.model),
         *(places.OUTPUTS / "data" / name for name in sets),
     ]
-    sections = {"shifts": True, "adapt": {"curve"}}
-    settings = [
-        *piece,
-        piece.seed == params.seeds[0],  # then its curve along the steps is drawn, too
-        settings_of(params, piece.run, piece.model),
-        params.model_dump(mode="json", include=sections),
-    ]
+    has_curve = piece.seed == params.seeds[0]
+    sections = params.model_dump(mode="json", include={"shifts": True, "adapt": {"curve"}})
+    settings = [*piece, has_curve, settings_of(params, piece.run, piece.model), sections]
     return ledger.key(settings, inputs)
 
 
 def adapt_network(params: Params, run: NetworkRun, work: Work, outputs: Path) -> list[Path]:
-    """Adapt one network, with its own run in MLflow; the first process writes, and lists its files."""
-    first = run.piece.seed == params.seeds[0]
+    """Adapt one network, with its own run in MLflow.
+
+    Returns:
+        the files that the first process writes; none on the others.
+    """
+    has_curve = run.piece.seed == params.seeds[0]
     if not run.fabric.is_global_zero:
         run.adapt(work)
-        if first:
+        if has_curve:
             adapt_along_steps(run, work)
         return []
     folder = outputs / run.piece.run / run.piece.model
     folder.mkdir(parents=True, exist_ok=True)
-    table_file, about_file, steps_file = (
-        folder / f"{run.piece.seed}{suffix}" for suffix in (".parquet", ".json", ".steps.parquet")
-    )
+    table_file = folder / f"{run.piece.seed}.parquet"
+    about_file = folder / f"{run.piece.seed}.json"
+    steps_file = folder / f"{run.piece.seed}.steps.parquet"
     seed = f" · seed {run.piece.seed}" if len(params.seeds) > 1 else ""
     with start_run(
         places.ROOT,
@@ -90,20 +90,20 @@ def adapt_network(params: Params, run: NetworkRun, work: Work, outputs: Path) ->
         table, losses = run.adapt(work)
         log_predictions(tracked, score(table))
         memory = devices.peak_memory(run.source.device)
-        curve = losses.tolist() if len(losses) > 1 else []
-        tracked.log_series("loss/mean", curve)
+        mean_losses = losses.tolist() if len(losses) > 1 else []
+        tracked.log_series("loss/mean", mean_losses)
         tracked.log_metrics({"cost/peak_memory_mb": memory})
         table.to_parquet(table_file, index=False)
         tracked.log_artifact(table_file)
     about = {
         "mlflow_run_id": tracked.id,
-        "losses": curve,
+        "losses": mean_losses,
         "settings": run.settings,
         "tuning": run.tuned,
         "peak_memory_mb": memory,
     }
     about_file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    steps = adapt_along_steps(run, work) if first else None
+    steps = adapt_along_steps(run, work) if has_curve else None
     if steps is None:
         return [table_file, about_file]
     steps.to_parquet(steps_file, index=False)

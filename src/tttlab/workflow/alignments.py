@@ -1,4 +1,4 @@
-"""The agreement of gradients of every run's loss and of the supervised loss, after the fact."""
+"""The agreement of the gradients of every run's loss and of the supervised loss."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,12 +23,12 @@ from tttlab.workflow.shifted import open_test
 
 
 def align_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
-    """Compare the gradients for every run and model that is not there yet: a table for each."""
+    """Compare the gradients for every missing pair of a run and a model: a table for each."""
     keys = {pair: key_of(params, pair, ledger) for pair in pairs}
     missing = ledger.missing(keys)
     if not missing:
         return
-    images, shifts = open_test(params, params.alignment.images)  # among those of adapt
+    images, shifts = open_test(params, params.alignment.images)  # a subset of what adapt uses
     labeled = [shift for shift in shifts if (shift.of(images).labels >= 0).all()]
     sources: dict[str, SourceNetwork] = {}
     for pair in missing:
@@ -38,34 +38,35 @@ def align_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
         table = align(params, pair, sources[model], images, labeled) if labeled else None
         files = []
         if table is not None:
-            files = [ledger.folder / name / f"{model}.parquet"]
-            files[0].parent.mkdir(parents=True, exist_ok=True)
-            table.to_parquet(files[0], index=False)
+            file = ledger.folder / name / f"{model}.parquet"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            table.to_parquet(file, index=False)
+            files = [file]
         ledger.enter(str(pair), keys[pair], files)
 
 
 def key_of(params: Params, pair: Pair, ledger: Ledger) -> str:
-    """Name the table of a pair by what it is made of."""
+    """Hash what the table of a pair depends on."""
     network = Path(pair.model, str(params.seeds[0]))
     sets = ("labeled_train", "labeled_validation", "test", "shifted")
     inputs = [
         places.OUTPUTS / "finetuned" / network,
         places.OUTPUTS / "source_stats" / network,
         choice_file(*pair),
-        *(places.OUTPUTS / "data" / data for data in sets),
+        *(places.OUTPUTS / "data" / name for name in sets),
     ]
     sections = params.model_dump(mode="json", include={"shifts", "alignment"})
     return ledger.key([*pair, settings_of(params, *pair), sections], inputs)
 
 
 def align(
-    params: Params,
-    pair: Pair,
-    source: SourceNetwork,
-    images: ImageSet,
-    shifts: Sequence[Shift],
+    params: Params, pair: Pair, source: SourceNetwork, images: ImageSet, shifts: Sequence[Shift]
 ) -> pd.DataFrame | None:
-    """Compare the gradients on one network: a row per (image, shift); None without training."""
+    """Compare the gradients on one network: a row per (image, shift).
+
+    Returns:
+        None if the run trains no parameters.
+    """
     task = build_run(params, *pair, source, load_tuned(*pair)["settings"]).task
     if task.loop.trainable == "none":
         return None

@@ -1,4 +1,4 @@
-"""The settings that a run takes on a model: the file that `tune` writes and the later stages read."""
+"""A run's settings on a model: the file that `tune` writes and the later stages read."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tttlab.workflow.pieces import Pair
 
 
 def untuned(params: Params, pair: Pair) -> dict[str, Any]:
-    """Give the choice where nothing is searched: the values of params.yaml as they stand."""
+    """Give the choice of a run without a search: the values of params.yaml."""
     values = params.run_settings(*pair).values()
     return {
         "tuned": False,
@@ -22,12 +22,12 @@ def untuned(params: Params, pair: Pair) -> dict[str, Any]:
 
 
 def choice_file(run: str, model: str) -> Path:
-    """Say where the choice for a run and a model is."""
+    """Give the path of the choice for a run and a model."""
     return places.OUTPUTS / "tuned" / run / f"{model}.json"
 
 
 def write_choice(pair: Pair, choice: dict[str, Any]) -> Path:
-    """Write what was chosen, unless just this is there; a file that is there is whole."""
+    """Write a choice, unless its file has this content already; no reader sees half a file."""
     file, text = choice_file(*pair), json.dumps(choice, indent=2) + "\n"
     if file.is_file() and file.read_text(encoding="utf-8") == text:
         return file

@@ -1,4 +1,4 @@
-"""How a stage is started: its settings are read, and a mistake is told in one line."""
+"""The command line of a stage: it reads the settings and reports a mistake in one line."""
 
 import argparse
 import os
@@ -14,58 +14,48 @@ from tttlab.runtime.allocator import keep_freed_memory
 from tttlab.runtime.compiler import postpone_compiler
 from tttlab.workflow import places
 
-# The number of this process among those that share the stage, as torchrun, Fabric or srun tells it.
-RANK = next(
-    (
-        int(os.environ[name])
-        for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-        if name in os.environ
-    ),
-    0,
-)
-PATIENCE = (
-    10.0  # seconds; a process that fails lets the first one speak, whose end is then the end of all
-)
+# The number of this process among those that share the stage; torchrun, Fabric or srun sets it.
+_RANKS = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
+RANK = int(_RANKS[0]) if _RANKS else 0
+# Seconds that other processes wait when they fail. The end of one process ends all, so the first
+# one must have printed its message by then.
+PATIENCE = 10.0
 
 
 def not_copied(message: str) -> str:
-    """Say of a module that a message names that the project has it and the copy that a queued experiment runs in has not."""
+    """Give a hint if a message names a module that only the copy for a queued experiment lacks."""
     names = [name.replace(".", "/") for name in re.findall(r"'([\w.]+)'", message)]
-    files = [
-        Path(folder, name).with_suffix(".py")
-        for name in names
-        for folder in ("src/tttlab/methods", "src", "")
-    ]
-    left = next(
-        (file for file in files if (places.ROOT / file).is_file() and not file.exists()), None
-    )
-    return (
-        f"; {left} is not in the copy that an experiment gets, for git does not know it: git add {left}"
-        if left
-        else ""
-    )
+    for name in names:
+        for folder in ("src/tttlab/methods", "src", ""):
+            file = Path(folder, name).with_suffix(".py")
+            if (places.ROOT / file).is_file() and not file.exists():
+                return (
+                    f"; {file} is not in the copy that an experiment gets, "
+                    f"for git does not know it: git add {file}"
+                )
+    return ""
 
 
 def main(run: Callable[..., None], description: str, *items: str) -> None:
     """Run one stage from the command line.
 
     Args:
-        run: called as ``run(params)``, or ``run(params, <item>, …)`` for a stage that is about such items.
+        run: called as ``run(params)``, or ``run(params, <item>, …)`` if there are items.
         description: one line for ``--help``.
-        items: what the stage is about, read as positional arguments: a ``model`` and a ``seed``, by
-            default the first one of params.yaml; or some of its ``runs`` or ``models``, by default
-            all, which the stage is then given as an empty list.
+        items: positional arguments of the stage: ``model`` and ``seed``, by default the first
+            seed of params.yaml; or ``runs`` or ``models``, any number of them, by default none,
+            which the stage takes for all.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {sys.modules['__main__'].__spec__.name}", description=description
     )
     for item in items:
         if item == "seed":
-            words = "the training seed (default: the first of params.yaml)"
-            parser.add_argument(item, type=int, nargs="?", help=words)
+            text = "the training seed (default: the first of params.yaml)"
+            parser.add_argument(item, type=int, nargs="?", help=text)
         elif item in ("runs", "models"):
-            words = f"names of {item} in params.yaml (default: all)"
-            parser.add_argument(item, nargs="*", help=words)
+            text = f"names of {item} in params.yaml (default: all)"
+            parser.add_argument(item, nargs="*", help=text)
         else:
             parser.add_argument(item, help=f"the {item}'s name in params.yaml")
     parser.add_argument(
@@ -82,10 +72,8 @@ def main(run: Callable[..., None], description: str, *items: str) -> None:
     except UserError as error:
         if RANK:
             time.sleep(PATIENCE)
-        print(
-            f"error: {f'(process {RANK}) ' if RANK else ''}{error}{not_copied(str(error))}",
-            file=sys.stderr,
-        )
+        process = f"(process {RANK}) " if RANK else ""
+        print(f"error: {process}{error}{not_copied(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if not RANK:

@@ -1,4 +1,4 @@
-"""A run's settings along their steps: the tuned one, the default and the runners-up, on part of the test images."""
+"""Accuracy after every number of steps: the tuned settings, the default and the runners-up."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from tttlab.workflow.shifted import open_test
 def list_settings(run: NetworkRun) -> dict[str, dict[str, Any]]:
     """List the settings to follow by name, all different.
 
-    None for a run that neither trains nor was tuned; none on streams, where fewer steps on one
+    A run that neither trains nor was tuned has none. A stream has none, because fewer steps on one
     batch lead to other weights for the next.
     """
     curve, tuned, settings = run.params.adapt.curve, run.tuned, run.ready.settings
@@ -26,18 +26,18 @@ def list_settings(run: NetworkRun) -> dict[str, dict[str, Any]]:
     if tuned["default"] != tuned["settings"]:
         named["default"] = tuned["default"]
     candidates = [candidate["settings"] for candidate in tuned["candidates"]]
-    others = [values for values in candidates if values not in named.values()]
-    for number, values in enumerate(others[: curve.candidates], 1):
+    runners_up = [values for values in candidates if values not in named.values()]
+    for number, values in enumerate(runners_up[: curve.candidates], 1):
         named[f"candidate-{number}"] = values
     return named
 
 
 def adapt_along_steps(run: NetworkRun, work: Work) -> pd.DataFrame | None:
-    """Predict after each of several numbers of steps, in one pass for every setting.
+    """Predict on part of the test images after several numbers of steps, one pass per setting.
 
     Returns:
         rows of `steps_rows` with the setting's name, its values as text and the steps that it
-        takes; None where there is nothing to follow, and on all processes but the first.
+        takes; None if there is nothing to follow, and on all processes but the first.
     """
     curve, settings, followed = run.params.adapt.curve, run.ready.settings, list_settings(run)
     if not followed:
@@ -63,5 +63,5 @@ def adapt_along_steps(run: NetworkRun, work: Work) -> pd.DataFrame | None:
 
 
 def tell(values: Mapping[str, Any]) -> str:
-    """Write settings as text, without their steps, which a curve shows."""
+    """Format settings as text, without their steps, which a curve shows."""
     return ", ".join(f"{key} {value}" for key, value in values.items() if key != "steps")

@@ -1,4 +1,4 @@
-"""How far the target lies from the source through the trained networks, before anything adapts."""
+"""The distance of the target from the source in the trained networks, before any adaptation."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,25 +34,25 @@ class Network(NamedTuple):
 
 
 def measure_networks(params: Params, networks: Sequence[Network], ledger: Ledger) -> None:
-    """Measure through every network that has not been measured yet."""
+    """Measure with every network that has not been measured yet."""
     keys = {network: key_of(params, network, ledger) for network in networks}
     device = choose_device(params.machine.device, params.machine.precision)
-    for each in ledger.missing(keys):
-        network, _ = checkpoints.load(places.OUTPUTS / "finetuned" / str(each), device)
+    for piece in ledger.missing(keys):
+        network, _ = checkpoints.load(places.OUTPUTS / "finetuned" / str(piece), device)
         try:
-            table = measure(params, network).assign(**each._asdict())
+            table = measure(params, network).assign(**piece._asdict())
             table = table[FIRST + [column for column in table if column not in FIRST]]
-        except UserError as error:  # too few images for this; nothing else needs it
-            print(f"{each.model}: distances are left out: {error}")
+        except UserError as error:  # too few images; no other result depends on this
+            print(f"{piece.model}: distances are left out: {error}")
             table = pd.DataFrame(columns=FIRST)
-        file = ledger.folder / f"{each}.csv"
+        file = ledger.folder / f"{piece}.csv"
         file.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(file, index=False, float_format="%.6g")
-        ledger.enter(str(each), keys[each], [file])
+        ledger.enter(str(piece), keys[piece], [file])
 
 
 def key_of(params: Params, network: Network, ledger: Ledger) -> str:
-    """Name the table of one network by what it is made of."""
+    """Hash what the table of one network depends on."""
     sets = ("unlabeled", "labeled_validation", "test", "shifted")
     inputs = [
         places.OUTPUTS / "finetuned" / str(network),
@@ -63,7 +63,7 @@ def key_of(params: Params, network: Network, ledger: Ledger) -> str:
 
 
 def measure(params: Params, network: nn.Module) -> pd.DataFrame:
-    """Measure from both references to everything that comes after them.
+    """Measure the distance from the unlabeled images to all others, and from the labeled ones.
 
     Raises:
         UserError: there are too few images.
@@ -81,23 +81,23 @@ def measure(params: Params, network: nn.Module) -> pd.DataFrame:
     samples = {shift.name: sample(shift.seen(test, params.seed)) for shift in shifts}
     balanced = all((images.labels >= 0).all() for images in shifted.values())
     tables = []
-    for name, images, others in (
+    for name, images, unshifted in (
         ("unlabeled", unlabeled, {"labeled": labeled}),
         ("labeled", labeled, {}),
     ):
-        sizes = [*map(len, shifted.values()), *map(len, others.values())]
+        sizes = [*map(len, shifted.values()), *map(len, unshifted.values())]
         size = shift_estimates.sample_size(len(images), *sizes, at_most=params.distance.images)
         labels = images.labels if name == "labeled" else None
-        # Targets without labels are not balanced by class: neither must the reference's own samples be.
+        # Without labels the targets are not balanced by class: the reference must not be, either.
         groups = labels if balanced else None
         rows = choose(params, images, size, "distance")
         reference = shift_estimates.Reference(sample(images), rows, labels, groups)
         targets = {
-            key: sample(other).take(choose(params, other, size, "distance"))
-            for key, other in others.items()
+            key: sample(target).take(choose(params, target, size, "distance"))
+            for key, target in unshifted.items()
         }
-        for key, images_under in shifted.items():
-            targets[key] = samples[key].take(choose(params, images_under, size, "shifts"))
+        for key, target in shifted.items():
+            targets[key] = samples[key].take(choose(params, target, size, "shifts"))
         table = shift_estimates.measure(
             reference, targets, seed=params.seed, permutations=params.distance.permutations
         )
@@ -110,17 +110,17 @@ def measure(params: Params, network: nn.Module) -> pd.DataFrame:
 
 
 def open_reference(params: Params, name: str) -> ImageSet:
-    """Open some of the source images."""
+    """Open part of the source images."""
     images = ImageSet.load(places.OUTPUTS / "data" / name)
     return images.view(choose(params, images, params.distance.images, "distance"))
 
 
 def open_targets(params: Params) -> tuple[ImageSet, list[Shift]]:
-    """Open the test images and their shifts; validation images are a reference themselves."""
+    """Open the test images and their shifts, without clean validation images, a reference here."""
     test, shifts = open_test(params, params.distance.images)
     return test, [shift for shift in shifts if not (shift.clean and shift.images)]
 
 
 def choose(params: Params, images: ImageSet, count: int | None, key: str) -> np.ndarray:
-    """Choose images as every other stage does: balanced, the fewer among the more."""
+    """Choose images, balanced by class; larger choices contain smaller ones."""
     return balanced_subset(images.image_ids, images.labels, count, params.seed, key)

@@ -1,4 +1,4 @@
-"""Find, check, decode and split the image sets of params.yaml; all that a look at names can find wrong shows first."""
+"""Find, check, decode and split the image sets of params.yaml, the checks of names first."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,26 +18,25 @@ TRAINED = ("unlabeled", "labeled")
 
 
 class Opened(NamedTuple):
-    """The sources of the three sets, and of the shifted sets by their names."""
+    """The sources of the three image sets, and those of the shifted sets by name."""
 
     sets: dict[str, Source]
     shifted: dict[str, list[Shifted]]
 
 
 def open_sources(params: Params, downloads: Path) -> Opened:
-    """Open everything and compare the classes, before any image is decoded."""
+    """Open all sources and compare their classes, before any image is decoded."""
     sets = {
-        which: open_source(getattr(params.data, which), which, downloads)
-        for which in (*TRAINED, "test")
+        name: open_source(getattr(params.data, name), name, downloads)
+        for name in (*TRAINED, "test")
     }
     classes = sets["labeled"].classes
     shifted = {
         name: list(open_shift_set(name, spec, classes)) for name, spec in params.shifts.sets.items()
     }
     tested = [("data.test", sets["test"])]
-    tested += [
-        (f"shifts.sets.{name}", each.source) for name, found in shifted.items() for each in found
-    ]
+    for name, members in shifted.items():
+        tested += [(f"shifts.sets.{name}", member.source) for member in members]
     for key, source in tested:
         image_sets.check_classes(source.classes if source.labeled else (), classes, key)
     for name, spec in params.shifts.sets.items():
@@ -47,8 +46,8 @@ def open_sources(params: Params, downloads: Path) -> Opened:
 
 
 def decode(params: Params, opened: Opened) -> tuple[dict[str, ImageSet], list[Shift]]:
-    """Decode what is wanted of every set: the three, and the shifted ones with their images."""
-    how = {
+    """Decode the wanted images of the three image sets, and those of the shifted sets."""
+    options = {
         "unreadable": params.data.unreadable,
         "pack_below": params.data.pack_below,
         "depth": params.data.depth,
@@ -56,60 +55,51 @@ def decode(params: Params, opened: Opened) -> tuple[dict[str, ImageSet], list[Sh
     }
     size, classes = image_size(params), opened.sets["labeled"].classes
     sets = {
-        which: gather(source, getattr(params.data, which), which, size, params.seed, **how)
-        for which, source in opened.sets.items()
+        name: gather(source, getattr(params.data, name), name, size, params.seed, **options)
+        for name, source in opened.sets.items()
     }
     sets["test"] = image_sets.align_classes(sets["test"], classes)
     shifts = []
-    for name, found in opened.shifted.items():
-        for each in found:
-            groups = each.source.groups if each.source.labeled else 0 * each.source.groups
-            chosen = balanced_subset(
-                each.source.image_ids, groups, params.shifts.images, params.seed, "shifts"
+    for name, members in opened.shifted.items():
+        spec = params.shifts.sets[name]
+        for member in members:
+            source = member.source
+            groups = source.groups if source.labeled else 0 * source.groups
+            rows = balanced_subset(
+                source.image_ids, groups, params.shifts.images, params.seed, "shifts"
             )
-            origin = f"{params.shifts.sets[name].format} {params.shifts.sets[name].root} {each.name} {each.severity or ''}"
-            images = read_images(
-                each.source, chosen, f"shifts.sets.{name}", size, origin.rstrip(), **how
-            )
-            shifts.append(
-                Shift(
-                    f"{name}/{each.name}", each.severity, image_sets.align_classes(images, classes)
-                )
-            )
+            origin = f"{spec.format} {spec.root} {member.name} {member.severity or ''}".rstrip()
+            images = read_images(source, rows, f"shifts.sets.{name}", size, origin, **options)
+            images = image_sets.align_classes(images, classes)
+            shifts.append(Shift(f"{name}/{member.name}", member.severity, images))
     return sets, shifts
 
 
 def separate(
     params: Params, sets: dict[str, ImageSet], shifts: list[Shift]
 ) -> tuple[dict[str, ImageSet], list[Shift]]:
-    """Settle what is there twice, and split the labeled images into training and validation, which pretraining never sees."""
-    keys = [f"shifts.sets.{shift.name}" for shift in shifts]
-    trained = {f"data.{which}": sets[which] for which in TRAINED}
-    tested = {"data.test": sets["test"]} | {
-        key: shift.images for key, shift in zip(keys, shifts, strict=True)
-    }
-    uncorrupted = [
-        "data.test",
-        *(key for key, shift in zip(keys, shifts, strict=True) if not shift.severity),
-    ]
+    """Settle duplicates, and split the labeled images into training and validation.
+
+    The validation images are taken out of the unlabeled ones: pretraining never sees them.
+    """
+    by_key = {f"shifts.sets.{shift.name}": shift for shift in shifts}
+    trained = {f"data.{name}": sets[name] for name in TRAINED}
+    tested = {"data.test": sets["test"]}
+    tested |= {key: shift.images for key, shift in by_key.items()}
+    uncorrupted = ["data.test", *(key for key, shift in by_key.items() if not shift.severity)]
     trained, tested = copies.settle(trained, tested, uncorrupted, params.data.duplicates)
     train, validation = split_validation(
         trained["data.labeled"], params.data.labeled.validation, params.seed
     )
-    unlabeled = copies.without(
-        "data.unlabeled", trained["data.unlabeled"], {"labeled_validation": validation}
-    )
-    if shared := len(trained["data.unlabeled"]) - len(
-        unlabeled
-    ):  # one line of them, which may be thousands
-        told = f"{shared:,} images that are validation images"
-        unlabeled = replace(unlabeled, skipped=(told, *trained["data.unlabeled"].skipped))
+    every = trained["data.unlabeled"]
+    unlabeled = copies.without("data.unlabeled", every, {"labeled_validation": validation})
+    if shared := len(every) - len(unlabeled):  # there may be thousands: one line for all
+        line = f"{shared:,} images that are validation images"
+        unlabeled = replace(unlabeled, skipped=(line, *every.skipped))
     named = {
         "unlabeled": unlabeled,
         "labeled_train": train,
         "labeled_validation": validation,
         "test": tested["data.test"],
     }
-    return named, [
-        replace(shift, images=tested[key]) for key, shift in zip(keys, shifts, strict=True)
-    ]
+    return named, [replace(shift, images=tested[key]) for key, shift in by_key.items()]

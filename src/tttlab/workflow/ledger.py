@@ -1,7 +1,7 @@
-"""What every finished piece of a stage's output was made of, so that nothing is computed twice.
+"""A record of what every finished piece of a stage was made of, so that none is computed twice.
 
-A stage that covers all runs and models keeps its folder (``persist`` in dvc.yaml) and computes
-what is missing there: one more run, model or seed computes only itself.
+A stage that covers all runs and models keeps its folder (``persist`` in dvc.yaml) and computes only
+the missing pieces, for example those of a new run, model or seed.
 """
 
 import json
@@ -22,10 +22,10 @@ class Ledger:
     """The finished pieces of one stage.
 
     Args:
-        stage: the stage's name in dvc.yaml, whose list of code says what a result depends on.
+        stage: the stage's name in dvc.yaml, which lists the code that its results depend on.
 
     Attributes:
-        folder: where the pieces lie, and the ledger.
+        folder: contains the pieces and the ledger.
     """
 
     def __init__(self, stage: str) -> None:
@@ -37,7 +37,7 @@ class Ledger:
             self._entries = {}
 
     def key(self, settings: Any, inputs: Iterable[Path]) -> str:
-        """Name a piece by everything that its result depends on.
+        """Hash everything that the result of a piece depends on.
 
         Args:
             settings: values that JSON can hold.
@@ -48,7 +48,7 @@ class Ledger:
         return work_key(self.stage, [settings, hashes, code], (), ())
 
     def holds(self, piece: str, key: str) -> bool:
-        """Tell whether a piece is there, made of just this, and nobody has changed its files."""
+        """Tell whether a piece with this key is there and its files are unchanged."""
         entry = self._entries.get(piece)
         if not isinstance(entry, dict) or entry.get("key") != key:
             return False
@@ -58,10 +58,10 @@ class Ledger:
         )
 
     def missing(self, keys: Mapping[T, str]) -> list[T]:
-        """List the pieces that are to be computed, and say how many are not.
+        """List the pieces to compute, and print how many are there already.
 
         Args:
-            keys: what every piece is made of, by the piece.
+            keys: piece → its key.
         """
         missing = [piece for piece, key in keys.items() if not self.holds(str(piece), key)]
         if len(missing) < len(keys):
@@ -69,16 +69,16 @@ class Ledger:
         return missing
 
     def enter(self, piece: str, key: str, files: Sequence[Path]) -> None:
-        """Note a finished piece and the files in the folder that it consists of."""
+        """Record a finished piece and its files, which are in the folder."""
         names = {file.relative_to(self.folder).as_posix(): content_hash(file) for file in files}
         self._entries[piece] = {"key": key, "files": names}
         self._write()
 
     def keep_only(self, pieces: Collection[str]) -> None:
-        """Remove what is no piece of these: settings that are gone, and what a kill left half-done."""
+        """Remove all other pieces: those of old settings and those that a kill left unfinished."""
         self._entries = {name: entry for name, entry in self._entries.items() if name in pieces}
         wanted = {name for entry in self._entries.values() for name in entry["files"]}
-        for path in sorted(self.folder.rglob("*"), reverse=True):  # what a folder holds before it
+        for path in sorted(self.folder.rglob("*"), reverse=True):  # files before their folder
             if path.is_file() and path.relative_to(self.folder).as_posix() not in {*wanted, NAME}:
                 path.unlink()
             elif path.is_dir() and not any(path.iterdir()):
@@ -98,7 +98,7 @@ class Ledger:
 
 
 def code_of(stage: str) -> Sequence[Path]:
-    """List the code that a stage runs, as dvc.yaml names it; without that file all code."""
+    """List the code that a stage runs according to dvc.yaml; without that file, all code."""
     from ruamel.yaml import YAML
 
     file = Path("dvc.yaml")

@@ -1,4 +1,4 @@
-"""What stages leave in .resume: where it is, how it is found again, and when it goes."""
+"""Unfinished work of the stages in .resume: how it is found again and when it is deleted."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +11,7 @@ from tttlab.runtime.process_identity import Identity, find_driver
 from tttlab.runtime.resuming import Work, forget_abandoned, forget_recorded, work_key
 from tttlab.workflow import places
 
-CODE = (Path(tttlab.__file__).parent, places.STAGES)  # an edit anywhere in it begins anew
+CODE = (Path(tttlab.__file__).parent, places.STAGES)  # after any edit in it, work starts anew
 
 
 def store() -> Path:
@@ -20,7 +20,11 @@ def store() -> Path:
 
 
 def tidy(wanted: Path | None = None) -> Identity | None:
-    """Throw away what nobody needs but for the ``wanted`` piece of work, and say so; return the DVC that runs this stage."""
+    """Delete recorded work and, if a piece of work is ``wanted``, abandoned work except this piece.
+
+    Returns:
+        the DVC process that runs this stage.
+    """
     driver = find_driver(psutil.Process())
     if driver and store().is_dir():
         forget_recorded(store(), driver)
@@ -30,16 +34,19 @@ def tidy(wanted: Path | None = None) -> Identity | None:
 
 
 def key_of(stage: str, settings: Any, inputs: Iterable[Path]) -> str:
-    """Name a piece of work by what its result depends on, all code among it."""
+    """Hash what the result of a piece of work depends on, including all code."""
     return work_key(stage, settings, inputs, CODE)
 
 
 def find_work(key: str, stage: str, owner: bool = True) -> Work:
-    """Find a piece of work by its key; its owner makes room before."""
+    """Find a piece of work by its key; the owner deletes old work first."""
     folder = store() / key
     return Work(folder, stage, owner, tidy(folder) if owner else None)
 
 
 def open_work(stage: str, settings: Any, inputs: Iterable[Path]) -> Work:
-    """Find the unfinished work of a stage that one process does; see `tttlab.workflow.processes.shared_work`."""
+    """Find the unfinished work of a stage that runs in one process.
+
+    For several processes see `tttlab.workflow.processes.shared_work`.
+    """
     return find_work(key_of(stage, settings, inputs), stage)

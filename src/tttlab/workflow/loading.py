@@ -1,4 +1,4 @@
-"""What one run of params.yaml needs of one trained network, checked before any work."""
+"""Loading of one trained network and of one run of params.yaml on it, checked before any work."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -10,12 +10,12 @@ from torch import nn
 
 from tttlab.adaptation import registry
 from tttlab.adaptation.gate import Gate
-from tttlab.adaptation.inner_loop import InnerLoop
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.method_code import method_code
 from tttlab.adaptation.method_trial import try_method, watched
 from tttlab.adaptation.task import Task, complete_statistics
 from tttlab.adaptation.trainable import select_parameters
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.params import Params
 from tttlab.config.run_settings import RunSettings
 from tttlab.errors import UserError
@@ -34,11 +34,12 @@ class SourceNetwork:
 
     Attributes:
         network: the network, on its device.
-        about: what ``network.json`` says of it.
+        about: the contents of its ``network.json``.
         statistics: its source statistics.
         device: where it computes.
         open_batches: opens the source images.
-        measured: what a method measures itself, by method: once, whatever settings are tuned.
+        measured: statistics by method, with those that the method measures itself; kept, so that
+            it measures once for all settings that leave it unchanged.
         tried: the runs that have been tried on this network.
     """
 
@@ -52,7 +53,7 @@ class SourceNetwork:
 
 
 class Ready(NamedTuple):
-    """A run that can start: its settings, with what tuning chose, and the task that they make."""
+    """A run that can start: its settings after tuning, and the task made of them."""
 
     settings: RunSettings
     task: Task
@@ -61,7 +62,7 @@ class Ready(NamedTuple):
 def load_source(
     params: Params, model: str, seed: int, device: torch.device | None = None
 ) -> SourceNetwork:
-    """Load the network of one model and training seed; ``device`` None: as ``machine.device`` says."""
+    """Load the network of one model and training seed; the default device is ``machine.device``."""
     device = device or devices.choose_device(params.machine.device, params.machine.precision)
     network, about = checkpoints.load(places.OUTPUTS / "finetuned" / model / str(seed), device)
     folder = places.OUTPUTS / "source_stats" / model / str(seed)
@@ -73,10 +74,21 @@ def load_source(
 def build_run(
     params: Params, name: str, model: str, source: SourceNetwork, values: Mapping[str, Any]
 ) -> Ready:
-    """Make a run's task, with the settings in ``values`` replaced, and check that it fits the network."""
+    """Make a run's task with these settings, and check that it fits the network.
+
+    Args:
+        params: all settings.
+        name: the run.
+        model: the model's name.
+        source: the model's trained network.
+        values: settings that replace the run's own.
+
+    Raises:
+        UserError: the run does not fit the network, or its method is wrong.
+    """
     settings, trained = params.run_settings(name, model).with_values(values), params.models[model]
     views = params.adapt.augment
-    # A self-supervised head knows the views that it was trained on.
+    # A self-supervised head needs the views that it was trained on.
     objective = trained.objective.model_dump() | {"augmentation": trained.pretrain.augment}
     method = registry.load_method(
         settings.method, settings.settings, objective=objective, augmentation=views
@@ -99,16 +111,18 @@ def fit(
     method: Method,
     loop: InnerLoop,
 ) -> Statistics:
-    """Give the source statistics that a run needs of a network; the first time the run is tried on it.
+    """Give the source statistics that a run needs, and try the run if it is new to the network.
 
     Raises:
-        UserError: what does not fit, or is wrong with the method.
+        UserError: the run does not fit the network, or its method is wrong.
     """
-    checked = watched(method)
-    checked.check(source.network)
+    watched_method = watched(method)
+    watched_method.check(source.network)
     select_parameters(source.network, loop.trainable)
     statistics = source.measured.get(repr(method), source.statistics)
-    statistics = complete_statistics(statistics, checked, source.network, source.open_batches)
+    statistics = complete_statistics(
+        statistics, watched_method, source.network, source.open_batches
+    )
     source.measured.setdefault(repr(method), statistics)
     if name not in source.tried:
         size, batch_size = source.about["image_size"], params.adapt.online.batch_size
@@ -119,7 +133,7 @@ def fit(
 
 
 def settings_of(params: Params, name: str, model: str) -> dict[str, Any]:
-    """Give all that a run is made of on one model, but for its network and what is searched."""
+    """List what a run on one model depends on, apart from its network and its search."""
     settings, trained = params.run_settings(name, model), params.models[model]
     return {
         "loop": asdict(replace(settings.loop, augmentation=params.adapt.augment)),
@@ -136,12 +150,16 @@ def settings_of(params: Params, name: str, model: str) -> dict[str, Any]:
 
 
 def open_stream(params: Params, protocol: str) -> Stream | None:
-    """Say how images arrive; None: each is adapted to on its own, so that their order does not matter."""
+    """Give the order in which images arrive; None: each is adapted to on its own."""
     return Stream(**params.adapt.online.model_dump()) if protocol == "online" else None
 
 
 def load_tuned(name: str, model: str) -> dict[str, Any]:
-    """Read what the stage `tune` chose for one run and model; a `UserError` says that it has not."""
+    """Read what the stage `tune` chose for one run and model.
+
+    Raises:
+        UserError: there is no readable choice.
+    """
     path = choice_file(name, model)
     try:
         choice = json.loads(path.read_text(encoding="utf-8"))
@@ -150,10 +168,11 @@ def load_tuned(name: str, model: str) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError):
         pass
     raise UserError(
-        f"{path}: expected what tuning chose for {model}, found nothing that can be read; run python -m pipeline.tune {name}"
+        f"{path}: expected what tuning chose for {model}, found nothing that can be read; "
+        f"run python -m pipeline.tune {name}"
     )
 
 
 def load_gate(tuned: Mapping[str, Any]) -> Gate | None:
-    """Make the gate that tuning chose, if it chose one."""
+    """Make the gate that tuning chose, if any."""
     return Gate(**tuned["gate"]) if tuned["gate"] else None

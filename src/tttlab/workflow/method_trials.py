@@ -1,4 +1,4 @@
-"""Which runs have been tried on their models, and the trial of those that are new."""
+"""A record of the runs that were tried on their models, and the trial of new ones."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from tttlab.adaptation.method_code import Code
 from tttlab.config.params import Params
 
-# What of a model may decide whether a run can be done on it.
+# The settings of a model that may decide whether a run works on it.
 NETWORK = {
     "backbone": True,
     "backbone_options": True,
@@ -19,7 +19,7 @@ NETWORK = {
 
 
 def read_code(path: Path) -> dict[str, Code]:
-    """Read what the last time wrote for a run."""
+    """Read the code of a run's method, as the previous execution wrote it; {} if unreadable."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -27,43 +27,42 @@ def read_code(path: Path) -> dict[str, Code]:
 
 
 def try_what_is_new(params: Params, codes: Mapping[str, Mapping[str, Code]], file: Path) -> None:
-    """Try every run on its models, but for what is known to work from the last time, and note what works."""
-    known = set(file.read_text(encoding="utf-8").split()) if file.exists() else set()
+    """Try every run on its models unless it worked before, and record what works.
+
+    Args:
+        params: all settings.
+        codes: run → model → the code of the run's method.
+        file: the record of the previous execution, which is replaced.
+    """
+    working = set(file.read_text(encoding="utf-8").split()) if file.exists() else set()
     keys = {
         (name, model): trial_key(params, name, model, code)
-        for name, own in codes.items()
-        for model, code in own.items()
+        for name, code_by_model in codes.items()
+        for model, code in code_by_model.items()
     }
-    if new := [pair for pair, key in keys.items() if key not in known]:
+    if new := [pair for pair, key in keys.items() if key not in working]:
         from tttlab.workflow.untrained import try_runs  # seconds of imports
 
-        print(
-            f"trying on random images: {', '.join(dict.fromkeys(name for name, _ in new))}",
-            flush=True,
-        )
-        for model in dict.fromkeys(model for _, model in new):
-            try_runs(params, model, [name for name, own in new if own == model])
+        names = dict.fromkeys(name for name, _ in new)
+        print(f"trying on random images: {', '.join(names)}", flush=True)
+        names_by_model: dict[str, list[str]] = {}
+        for name, model in new:
+            names_by_model.setdefault(model, []).append(name)
+        for model, names_on_model in names_by_model.items():
+            try_runs(params, model, names_on_model)
     file.write_text("\n".join(sorted({*keys.values()})) + "\n", encoding="utf-8")
 
 
 def trial_key(params: Params, name: str, model: str, code: Code) -> str:
-    """Hash what may decide whether a trial succeeds; that is no learning rate and no number of steps."""
-    own = params.run_settings(name, model)
-    how = {
-        "trainable": own.loop.trainable,
-        "normalisation": own.loop.normalisation,
-        "average": own.loop.average > 0,
+    """Hash what may decide whether a trial succeeds: not learning rate or number of steps."""
+    run = params.run_settings(name, model)
+    loop = {
+        "trainable": run.loop.trainable,
+        "normalisation": run.loop.normalisation,
+        "average": run.loop.average > 0,
     }
-    network = params.models[model].model_dump(mode="json", include=NETWORK) | {
-        "image_size": params.data.image_size
-    }
-    what = [
-        own.method,
-        own.settings,
-        how,
-        own.protocol,
-        params.adapt.online.batch_size,
-        code,
-        network,
-    ]
-    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
+    network = params.models[model].model_dump(mode="json", include=NETWORK)
+    network |= {"image_size": params.data.image_size}
+    batch_size = params.adapt.online.batch_size
+    parts = [run.method, run.settings, loop, run.protocol, batch_size, code, network]
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

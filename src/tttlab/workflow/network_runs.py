@@ -44,8 +44,8 @@ class NetworkRun:
         shifts: under which they are seen.
         fabric: the processes that share the work.
         source: the source network.
-        tuned: what tuning chose, see `load_tuned`.
-        ready: the run with these settings.
+        tuned: what tuning chose; see `tttlab.workflow.loading.load_tuned`.
+        ready: the run with the chosen settings.
     """
 
     params: Params
@@ -59,14 +59,14 @@ class NetworkRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Give what MLflow and the report show as settings: those that act."""
+        """Give the settings that MLflow and the report show: those that have an effect."""
         settings, method = self.ready.settings, repr(self.ready.task.method)
         shown = {"run": self.piece.run, "method": method, "protocol": settings.protocol}
         return shown | settings.in_use | {"seed": self.params.seed}
 
     @property
     def tags(self) -> dict[str, Any]:
-        """Give what MLflow finds this run by."""
+        """Give the tags by which MLflow finds this run."""
         return {
             "model": self.piece.model,
             "method": self.ready.settings.method,
@@ -96,7 +96,10 @@ class NetworkRun:
         record: Sequence[int] = (0,),
         rows: Rows = predictions,
     ) -> tuple[pd.DataFrame, np.ndarray] | None:
-        """Adapt to any images under any shifts, with a progress bar; see `adapt_to_shifts`."""
+        """Adapt to any images under any shifts, with a progress bar.
+
+        See `tttlab.experiments.adapting.adapt_to_shifts`.
+        """
         stream = open_stream(self.params, ready.settings.protocol)
         total = sum(len(shift.of(images)) for shift in shifts) // self.fabric.world_size
         name = f"{self.piece.run} {self.piece.model}-{self.piece.seed}"
@@ -114,7 +117,7 @@ class NetworkRun:
 
 
 def open_runs(params: Params, pieces: Iterable[Piece], fabric: "Processes") -> list[NetworkRun]:
-    """Load what is needed; every mistake shows here, before any work."""
+    """Load all runs before any work, so that every mistake shows first."""
     images, shifts = open_test(params)
     sources: dict[tuple[str, int], SourceNetwork] = {}
     runs = []

@@ -1,4 +1,4 @@
-"""Which runs a stage was asked for, and the pieces of work that they are."""
+"""The pieces of work that a stage consists of: runs on models, or on trained networks."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from tttlab.errors import UserError, choices
 
 
 class Pair(NamedTuple):
-    """A run of params.yaml and a model: what one tuning is about."""
+    """A run of params.yaml and a model, which are tuned together."""
 
     run: str
     model: str
@@ -18,7 +18,7 @@ class Pair(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A run of params.yaml, a model, and a training seed: what one adaptation is about."""
+    """A run of params.yaml on the network of one model and training seed."""
 
     run: str
     model: str

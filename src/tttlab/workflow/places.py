@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# What must outlive a queued experiment's temporary folder (mlflow.db, half-finished work) lies at the real root.
+# The real root: mlflow.db and unfinished work must outlive a queued experiment's temporary folder.
 ROOT = Path(os.environ.get("DVC_ROOT", Path.cwd())).resolve()
 OUTPUTS = Path("outputs")
 STAGES = Path("pipeline")  # the stages' scripts

@@ -1,4 +1,7 @@
-"""The processes that share one stage: those that torchrun or SLURM's srun started, else one per device of this machine."""
+"""The processes that share one stage.
+
+torchrun or SLURM's srun has started them, or the stage starts one per device of this machine.
+"""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def open_fabric(params: Params) -> "Fabric":
-    """Meet the other processes of this stage, or start them, as ``machine`` says."""
+    """Connect to the other processes of this stage, or start them, as ``machine`` says."""
     devices, nodes = started(os.environ) or (params.machine.devices, 1)
     return ranks.open_fabric(params.machine.device, params.machine.precision, devices, nodes)
 
@@ -31,33 +34,33 @@ def open_processes(params: Params) -> "Processes":
 
 
 def started(environment: Mapping[str, str]) -> tuple[int, int] | None:
-    """Read from its environment how a launcher started this stage: processes per machine, and machines; None: it did not.
+    """Read from the environment how a launcher started this stage.
 
-    Fabric recognises the same launchers, in the same order, but wants to be told these two numbers.
+    Fabric recognises the same launchers, in the same order, but does not know these two numbers.
+
+    Returns:
+        processes per machine, and machines; None if no launcher started the stage.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
-        here = int(environment["LOCAL_WORLD_SIZE"])
-        return here, int(environment["WORLD_SIZE"]) // here
-    if "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in (
-        "bash",
-        "interactive",
-    ):
-        return int(environment.get("SLURM_NTASKS_PER_NODE", 1)), int(
-            environment.get("SLURM_NNODES", 1)
-        )
+        per_machine = int(environment["LOCAL_WORLD_SIZE"])
+        return per_machine, int(environment["WORLD_SIZE"]) // per_machine
+    interactive = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if "SLURM_NTASKS" in environment and not interactive:
+        per_machine = int(environment.get("SLURM_NTASKS_PER_NODE", 1))
+        return per_machine, int(environment.get("SLURM_NNODES", 1))
     return None
 
 
 def machine_of(params: Params, fabric: "Processes") -> Machine:
-    """Say what does this process's part of a stage that trains nothing."""
-    here, _ = started(os.environ) or (fabric.world_size, 1)
+    """Describe where this process computes its part of a stage that does not train."""
+    per_machine, _ = started(os.environ) or (fabric.world_size, 1)
     return Machine(
         device=fabric.device,
         workers=params.machine.workers if fabric.device.type == "cpu" else 0,
         images_per_step=params.machine.images_per_step,
         rank=fabric.global_rank,
         ranks=fabric.world_size,
-        neighbours=here,
+        neighbours=per_machine,
         barrier=fabric.barrier,
     )
 
@@ -81,12 +84,12 @@ def shared_work(
 
 @contextmanager
 def open_shared(fabric: "Processes", title: str, key: str) -> Iterator[Work]:
-    """Open unfinished work for all processes: the first one locks it, and deletes it at the end.
+    """Open unfinished work for all processes; the first one locks it and deletes it at the end.
 
     Args:
         fabric: the processes.
         title: what the work is, for people.
-        key: what it is made of, the same on all processes.
+        key: hash of what its result depends on, the same on all processes.
     """
     with find_work(key, title, owner=fabric.is_global_zero) as work:
         fabric.barrier()  # nobody reads before the lock is taken

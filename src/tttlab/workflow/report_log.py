@@ -1,4 +1,4 @@
-"""The comparison on MLflow's run of this execution of the pipeline."""
+"""Logging of the comparison to the MLflow run of this execution of the pipeline."""
 
 from pathlib import Path
 
@@ -15,14 +15,14 @@ from tttlab.workflow.execution import parent_run
 
 
 def log_report(params: Params, results: Results, files: dict[str, Path], page: Path) -> None:
-    """Put the comparison on MLflow's run of this execution, whose stages' runs lie below it."""
+    """Log the comparison to the execution's MLflow run, the parent of its stages' runs."""
     parent = parent_run(params)
     links = {
         key: run_link(places.ROOT, entry.get("mlflow_run_id"))
         for key, entry in results.adapted.items()
     }
     flat = {key: metrics.flatten(entry) for key, entry in results.summary.items()}
-    shown = (
+    names = (
         "gain",
         "training_gain",
         "gated_gain",
@@ -33,12 +33,13 @@ def log_report(params: Params, results: Results, files: dict[str, Path], page: P
     values = {
         f"{name}/{model}/{run}": entry[name]
         for (model, run), entry in flat.items()
-        for name in shown
+        for name in names
     }
+    rows = [{"model": model, "run": run, **entry} for (model, run), entry in flat.items()]
     log_comparison(
         places.ROOT,
         parent,
-        table=pd.DataFrame([{"model": m, "run": r, **entry} for (m, r), entry in flat.items()]),
+        table=pd.DataFrame(rows),
         description=report.markdown(results, links),
         figures=files,
         metrics=values,

@@ -1,4 +1,4 @@
-"""The image sets as `prepare` writes them, with a line on the terminal for each."""
+"""Writing of the image sets of `prepare`, with a line on the terminal for each."""
 
 import json
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from tttlab.data.image_sets import ImageSet, class_counts
 from tttlab.shifts.shift import Shift
 from tttlab.workflow import places
 
-SHOWN = 10  # of the files that were left out, in the terminal
+SHOWN = 10  # files that were left out, as printed on the terminal
 
 
 def write_set(images: ImageSet, name: str, folder: Path) -> dict[str, Any]:
-    """Write one set, say so, and return its entry in the summary."""
+    """Write one set, print a line about it, and return its entry in the summary."""
     images.save(folder)
     labeled = (images.labels >= 0).any()
     classes = f"{len(images.classes)} classes" if labeled else "no labels"
@@ -43,7 +43,7 @@ def write_set(images: ImageSet, name: str, folder: Path) -> dict[str, Any]:
 
 
 def write_shifted(shifts: Sequence[Shift], folder: Path) -> dict[str, Any]:
-    """Write the images of the shifted sets, with a list of them; return their entries in the summary."""
+    """Write the shifted sets and a list of them, and return their entries in the summary."""
     folder.mkdir(parents=True)
     entries = [
         {
@@ -53,9 +53,8 @@ def write_shifted(shifts: Sequence[Shift], folder: Path) -> dict[str, Any]:
         }
         for shift in shifts
     ]
-    (folder / "shifts.json").write_text(
-        json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+    (folder / "shifts.json").write_text(text, encoding="utf-8")
     return {
         shift.name: write_set(shift.images, shift.name, folder / entry["folder"])
         for shift, entry in zip(shifts, entries, strict=True)

@@ -1,4 +1,4 @@
-"""The test images under every shift of params.yaml, as every stage after `prepare` sees them."""
+"""The test images and their shifts, as all stages after `prepare` see them."""
 
 import json
 from collections.abc import Sequence
@@ -16,28 +16,30 @@ UNCORRUPTED = "test"  # the shift's name where the test images are themselves sh
 def open_test(
     params: Params, count: int | None = None, severities: Sequence[int] | None = None
 ) -> tuple[ImageSet, list[Shift]]:
-    """Open the test images, and their shifts with the clean one first.
+    """Open the test images and their shifts, the clean one first.
 
     Args:
         params: all settings.
-        count: images per shift, at most, balanced by class, the fewer among the more; None: ``shifts.images``.
-        severities: of the shifts that have any; None: ``shifts.severities``, and all of the distributed sets.
+        count: maximum of images per shift, balanced by class; larger choices contain smaller
+            ones. None: ``shifts.images``.
+        severities: of the shifts that have any. None: ``shifts.severities``, and all severities
+            of the shifted sets.
     """
-    wish = params.shifts
-    limit = min((number for number in (count, wish.images) if number is not None), default=None)
+    options = params.shifts
+    limit = min((number for number in (count, options.images) if number is not None), default=None)
     test = choose(params, ImageSet.load(places.OUTPUTS / "data" / "test"), limit)
-    shifts = list_shifts(wish.corruptions, severities or wish.severities)
-    if wish.clean == "validation":
+    shifts = list_shifts(options.corruptions, severities or options.severities)
+    if options.clean == "validation":
         source = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
         shifts[:1] = [Shift(images=choose(params, source, limit)), Shift(UNCORRUPTED, 0, test)]
-    sets = open_sets(params, limit)
-    return test, shifts + [
-        each for each in sets if not (each.severity and severities) or each.severity in severities
-    ]
+    for shift in open_sets(params, limit):
+        if not (shift.severity and severities) or shift.severity in severities:
+            shifts.append(shift)
+    return test, shifts
 
 
 def open_sets(params: Params, limit: int | None) -> list[Shift]:
-    """Open the images that come shifted."""
+    """Open the shifted sets."""
     folder = places.OUTPUTS / "data" / "shifted"
     try:
         entries = json.loads((folder / "shifts.json").read_text(encoding="utf-8"))
@@ -45,18 +47,14 @@ def open_sets(params: Params, limit: int | None) -> list[Shift]:
         raise UserError(
             f"{folder}: expected the list of shifted sets, found none; run the stage prepare first"
         ) from error
-    return [
-        Shift(
-            entry["corruption"],
-            entry["severity"],
-            choose(params, ImageSet.load(folder / entry["folder"]), limit),
-        )
-        for entry in entries
-    ]
+    shifts = []
+    for entry in entries:
+        images = choose(params, ImageSet.load(folder / entry["folder"]), limit)
+        shifts.append(Shift(entry["corruption"], entry["severity"], images))
+    return shifts
 
 
 def choose(params: Params, images: ImageSet, count: int | None) -> ImageSet:
-    """Choose some images of a set, the same for every stage; their pixels stay where they are."""
-    return images.view(
-        balanced_subset(images.image_ids, images.labels, count, params.seed, "shifts")
-    )
+    """Choose images of a set, the same for every stage; their pixels are not loaded."""
+    rows = balanced_subset(images.image_ids, images.labels, count, params.seed, "shifts")
+    return images.view(rows)

@@ -1,19 +1,20 @@
-"""The side of the images, which params.yaml names or the backbones know."""
+"""The side of the images, as params.yaml or the backbones define it."""
 
 from tttlab.config.params import Params
 from tttlab.errors import UserError
 
 
 def image_size(params: Params) -> int:
-    """Take the side of the images from params.yaml, or from the backbones, which must then agree."""
+    """Take the side of the images from params.yaml, or from the backbones if these agree."""
     if params.data.image_size != "auto":
         return params.data.image_size
     from tttlab.networks.building import native_size  # seconds of imports
 
     sizes = {name: native_size(model.backbone) for name, model in params.models.items()}
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise UserError(
-            f"data.image_size: auto takes the backbones' own input size, which must be one, found {told}; set a number"
+            "data.image_size: auto takes the backbones' own input size, which must be one, "
+            f"found {listed}; set a number"
         )
     return next(iter(sizes.values()))

@@ -1,4 +1,4 @@
-"""The images that stand for the source domain."""
+"""The images that represent the source domain."""
 
 import torch
 
@@ -10,23 +10,20 @@ from tttlab.networks.source_statistics import SourceImages
 from tttlab.seeding import numpy_generator
 from tttlab.workflow import places
 
-BATCH = 32  # few enough for a method that looks at a batch as a whole
+BATCH = 32  # small enough for a method that processes a batch as a whole
 
 
 def source_batches(params: Params, device: torch.device) -> SourceImages:
-    """Take the labeled training images that stand for the source domain, in random order, in batches on a device."""
+    """Open the labeled training images that represent the source domain, in batches on a device."""
     source = ImageSet.load(places.OUTPUTS / "data" / "labeled_train")
-    chosen = balanced_subset(
+    rows = balanced_subset(
         source.image_ids, source.labels, params.source_stats.images, params.seed, "source_stats"
     )
-    chosen = numpy_generator(params.seed, "source_stats", "order").permutation(
-        chosen
-    )  # folders come class by class
-    wish = params.machine.images_per_step
-    return SourceImages(
-        lambda numbers: as_images(torch.from_numpy(source.pixels[chosen[numbers.numpy()]])).to(
-            device
-        ),
-        len(chosen),
-        BATCH if wish == "auto" else wish,
-    )
+    # Folders come class by class, so the order is drawn at random.
+    rows = numpy_generator(params.seed, "source_stats", "order").permutation(rows)
+
+    def load(numbers: torch.Tensor) -> torch.Tensor:
+        return as_images(torch.from_numpy(source.pixels[rows[numbers.numpy()]])).to(device)
+
+    batch_size = params.machine.images_per_step
+    return SourceImages(load, len(rows), BATCH if batch_size == "auto" else batch_size)

@@ -1,4 +1,4 @@
-"""What the two training stages share: unfinished work, the run in MLflow, and what they write."""
+"""The frame of the two training stages: unfinished work, the run in MLflow, and the output."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -27,26 +27,23 @@ def open_trainer(
     inputs: Sequence[Path],
     source_run: str | None,
 ) -> Iterator[tuple[Trainer, Run | None]]:
-    """Open a training and, on the first of its processes, its run in MLflow, new or where a killed one was.
+    """Open a training and, on its first process, its run in MLflow.
+
+    After a kill both continue where they were.
 
     Args:
         params: all settings.
         model: the model's name.
         stage: ``pretrain`` or ``finetune``.
-        settings: what the result depends on, as params.yaml has it.
+        settings: what the result depends on, structured as in params.yaml.
         inputs: folders and files that the training reads.
-        source_run: the run in MLflow that made the network to start from.
+        source_run: the run in MLflow that made the initial network.
     """
-    recipe, objective = (
-        settings["models"][model][stage],
-        settings["models"][model]["objective"]["name"],
-    )
+    recipe = settings["models"][model][stage]
+    objective = settings["models"][model]["objective"]["name"]
     seed = f"seed {settings['seed']}" if len(params.seeds) > 1 else None
-    how = " · ".join(
-        str(part)
-        for part in (recipe.get("mode"), objective, f"{recipe['epochs']} epochs", seed)
-        if part
-    )
+    parts = [recipe.get("mode"), objective, f"{recipe['epochs']} epochs", seed]
+    title = " · ".join(str(part) for part in parts if part)
     tags = {
         "model": model,
         "objective": objective,
@@ -59,7 +56,7 @@ def open_trainer(
         return start_run(
             places.ROOT,
             stage=stage,
-            name=f"{stage} {model} · {how}",
+            name=f"{stage} {model} · {title}",
             params=settings,
             tags=tags,
             parent=parent_run(params),
@@ -73,16 +70,14 @@ def open_trainer(
 
         def report(task: str, row: Row) -> None:
             prefix = "" if task == stage else f"{task}/"
-            run.log_metrics(
-                {f"{prefix}{name}": value for name, value in row.items() if name != "epoch"},
-                row["epoch"],
-            )
+            values = {f"{prefix}{name}": row[name] for name in row if name != "epoch"}
+            run.log_metrics(values, row["epoch"])
 
         yield Trainer(fabric, settings["seed"], params.machine.workers, work, report), run
 
 
 def log_inputs(run: Run | None, **sets: tuple[ImageSet, str]) -> None:
-    """Tell MLflow which images a run reads, and each set's use: ``training`` or ``validation``."""
+    """Log the images that a run reads to MLflow, with their use: ``training`` or ``validation``."""
     if run is None:
         return
     for name, (images, context) in sets.items():
@@ -92,18 +87,17 @@ def log_inputs(run: Run | None, **sets: tuple[ImageSet, str]) -> None:
 def write(
     folder: Path, network: Network, rows: Sequence[Row], run: Run, about: Mapping[str, Any]
 ) -> None:
-    """Write the network and its curve, and keep the curve and the description in MLflow.
+    """Write the network and its learning curve, and log the curve and the description to MLflow.
 
     Args:
-        folder: where.
+        folder: where to write.
         network: the trained network.
-        rows: its curve.
+        rows: its learning curve.
         run: its run in MLflow.
         about: further arguments of `checkpoints.save`.
     """
     checkpoints.save(network, folder, **about)
-    pd.DataFrame(rows).drop(columns="seconds", errors="ignore").to_csv(
-        folder / "curve.csv", index=False
-    )
+    curve = pd.DataFrame(rows).drop(columns="seconds", errors="ignore")
+    curve.to_csv(folder / "curve.csv", index=False)
     for name in ("curve.csv", "network.json"):
         run.log_artifact(folder / name)

@@ -1,4 +1,4 @@
-"""Tuning runs: what is kept of it, and the search on one model."""
+"""Tuning of runs: the search on one model, and what is written of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from tqdm import tqdm
 from tttlab.adaptation.task import Task
 from tttlab.config.params import Params
 from tttlab.data.image_sets import ImageSet
-from tttlab.experiments.trials import Search
+from tttlab.experiments.search import Search
 from tttlab.experiments.tuning import (
     Judge,
     Rounds,
@@ -26,18 +26,12 @@ from tttlab.workflow.choices import write_choice
 from tttlab.workflow.execution import parent_run
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.leftovers import find_work
-from tttlab.workflow.loading import (
-    SourceNetwork,
-    build_run,
-    load_source,
-    open_stream,
-    settings_of,
-)
+from tttlab.workflow.loading import SourceNetwork, build_run, load_source, open_stream, settings_of
 from tttlab.workflow.pieces import Pair
 
 
 def tune_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
-    """Tune what is not there yet, each on the network of the first training seed."""
+    """Tune the missing pairs of a run and a model, on the networks of the first training seed."""
     keys = {pair: key_of(params, pair, ledger) for pair in pairs}
     sources: dict[str, SourceNetwork] = {}
     for pair in ledger.missing(keys):
@@ -50,7 +44,7 @@ def tune_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
 
 
 def key_of(params: Params, pair: Pair, ledger: Ledger) -> str:
-    """Name a piece by what it is made of."""
+    """Hash what the choice for a pair depends on."""
     network = Path(pair.model, str(params.seeds[0]))
     inputs = [
         places.OUTPUTS / "finetuned" / network,
@@ -66,38 +60,37 @@ def key_of(params: Params, pair: Pair, ledger: Ledger) -> str:
 def tune(params: Params, pair: Pair, source: SourceNetwork, work: Work) -> dict[str, Any]:
     """Search the settings of one run on one model; every trial is a run in MLflow."""
     images = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
-    settings, wish = params.run_settings(*pair), params.tune
+    settings, options = params.run_settings(*pair), params.tune
     stream = open_stream(params, settings.protocol)
+    trains = settings.trains and not stream
+    default, in_one_pass = settings.values(), not stream
     grid = list_candidates(
-        settings.search,
-        settings.values(),
-        wish.candidates,
-        params.seed,
-        *pair,
-        in_one_pass=not stream,
+        settings.search, default, options.candidates, params.seed, *pair, in_one_pass=in_one_pass
     )
 
     def build(values: dict[str, Any]) -> Task:
-        longest = {"steps": grid.steps[-1]} if settings.trains and not stream else {}
+        longest = {"steps": grid.steps[-1]} if trains else {}
         return build_run(params, *pair, source, values | longest).task
 
-    for values in grid.candidates:  # every mistake shows first
+    # Every mistake in a candidate shows before the search, and so does an unusable MLflow store.
+    for values in grid.candidates:
         build(values)
-    parent = parent_run(params)  # a store that cannot be used, too
+    parent = parent_run(params)
+    candidates, count = len(grid.candidates), len(images)
     total = pairs_to_judge(
-        len(grid.candidates), len(images), wish.images, wish.severities, wish.keep, bool(stream)
+        candidates, count, options.images, options.severities, options.keep, bool(stream)
     )
     workers = params.machine.workers if source.device.type == "cpu" else 0
     machine = Machine(source.device, workers, params.machine.images_per_step)
-    rounds = Rounds(images, wish.images, wish.severities, params.seed, stream)
+    rounds = Rounds(images, options.images, options.severities, params.seed, stream)
     with tqdm(total=total, desc=f"tune {pair.run} {pair.model}", unit="image") as bar:
         judge = Judge(rounds, grid, build, work, "tune", machine, bar.update)
         ranked = successive_halving(
-            judge, len(grid.candidates), len(wish.images), wish.keep, wish.clean_penalty
+            judge, candidates, len(options.images), options.keep, options.clean_penalty
         )
-    search = Search(ranked, grid, settings.trains and not stream, wish.clean_penalty)
-    # Leaving out an image of a stream would change the others' results.
-    choice = search.choose(judge.saves_time if wish.gate and not stream else None)
+    search = Search(ranked, grid, trains, options.clean_penalty)
+    # No gate on streams, where skipping an image would change the results of others.
+    choice = search.choose(judge.saves_time if options.gate and not stream else None)
     tags = {
         "model": pair.model,
         "method": settings.method,
@@ -109,14 +102,14 @@ def tune(params: Params, pair: Pair, source: SourceNetwork, work: Work) -> dict[
         places.ROOT,
         stage="tune",
         name=f"tune {pair.run} · {pair.model}",
-        params=wish.model_dump(mode="json") | {"search": searched},
+        params=options.model_dump(mode="json") | {"search": searched},
         tags=tags,
         parent=parent,
         resume_key=work.id,
     ) as tracked:
-        count, digest = len(images), images.digest()
+        digest = images.digest()
         tracked.log_input("labeled_validation", images.source, digest, count, "validation")
         log_trials(tracked, search.describe(), tags)
         tracked.log_metrics(search.chosen())
     print(f"{pair.run} {pair.model}: {choice['settings']}, gate {choice['gate']}")
-    return choice | {"default": settings.values()}
+    return choice | {"default": default}

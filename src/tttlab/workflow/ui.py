@@ -28,13 +28,12 @@ def main() -> None:
             raise UserError(
                 f"{store}: expected MLflow's runs, found no file; run `make repro` first"
             )
-        port = next(
-            (port for port in range(first, first + 50) if 0 < port < 65536 and not is_taken(port)),
-            None,
-        )
+        ports = (port for port in range(first, first + 50) if 0 < port < 65536)
+        port = next((port for port in ports if not is_taken(port)), None)
         if port is None:
             raise UserError(
-                f"--port {first}: expected a free port among the 50 from there on, found none; name another"
+                f"--port {first}: expected a free port among the 50 from there on, found none; "
+                "name another"
             )
         serve(port)
     except UserError as error:
@@ -43,7 +42,10 @@ def main() -> None:
 
 
 def serve(port: int) -> None:
-    """Say where the pages will be, and become the server: Ctrl-C then reaches it and nothing else is left behind."""
+    """Print the addresses of the pages, and replace this process by the server.
+
+    Ctrl-C then reaches the server, and no other process is left behind.
+    """
     from tttlab.tracking.executions import close_left_open
     from tttlab.tracking.pages import ui_command, ui_pages
 

@@ -1,4 +1,4 @@
-"""Runs tried on their models as these are before any training."""
+"""The trial of runs on untrained models."""
 
 from collections.abc import Iterable
 
@@ -12,21 +12,23 @@ from tttlab.seeding import torch_generator
 from tttlab.workflow.loading import SourceNetwork, build_run
 from tttlab.workflow.sizes import image_size
 
-CLASSES, IMAGES = 10, 16  # what they really are shows when the images are there
-SMALL = 64  # pixels
+CLASSES, IMAGES = 10, 16  # arbitrary: the true numbers are unknown before `prepare`
+SMALL = 64  # pixels, the side of the images of a first trial
 
 
 def try_runs(params: Params, model: str, names: Iterable[str]) -> None:
-    """Try runs on a model with random weights and random images, smaller than the real ones if they go through.
+    """Try runs on a model with random weights and random images.
+
+    Small images are tried first. If they fail, images of the true size decide.
 
     Raises:
-        UserError: one of the runs cannot be done.
+        UserError: one of the runs does not work.
     """
     full = image_size(params)
     if full > SMALL:
         try:
             return try_at(params, model, names, SMALL)
-        except Exception:  # the size may be to blame, so that no message counts
+        except Exception:  # perhaps because of the size: the trial at full size decides
             pass
     return try_at(params, model, names, full)
 
@@ -39,17 +41,14 @@ def try_at(params: Params, model: str, names: Iterable[str], size: int) -> None:
 
 
 def build_untrained(params: Params, model: str, size: int) -> SourceNetwork:
-    """Build a model for images of ``size`` pixels with random weights, and measure it on random images."""
+    """Build a model with random weights for images of ``size`` pixels, with random statistics."""
     settings = params.models[model].model_dump(mode="json")
     settings |= {"weights": None, "probe": settings["finetune"]["probe"]}
     device = devices.choose_device(params.machine.device, params.machine.precision)
     network, _ = build_network(settings, CLASSES, size, seed=params.seed)
     network.to(device)
-    batches = [
-        torch.rand(IMAGES, 3, size, size, generator=torch_generator(params.seed, "untrained")).to(
-            device
-        )
-    ]
+    generator = torch_generator(params.seed, "untrained")
+    batches = [torch.rand(IMAGES, 3, size, size, generator=generator).to(device)]
     statistics = source_statistics.layer_statistics(network, batches)
     if hasattr(network.head, "project"):
         statistics |= source_statistics.projection_bank(
