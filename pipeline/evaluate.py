@@ -40,7 +40,7 @@ def run(params: Params) -> None:
             tables[table].append(_named(kind(predictions), model, name))
         steps = folder / f"{params.seeds[0]}.steps.parquet"
         aligned = places.OUTPUTS / "aligned" / name / f"{model}.parquet"
-        for table, rows in diagnosis.read(predictions, steps, aligned, params.seed).items():
+        for table, rows in diagnosis.make_tables(predictions, steps, aligned, params.seed).items():
             tables[table].append(_named(rows, model, name))
     tables["distances"] = [
         read_table(places.OUTPUTS / "distances" / model / f"{seed}.csv")

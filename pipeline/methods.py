@@ -2,7 +2,7 @@
 
 import json
 
-from tttlab.adaptation.method_code import Code, method_code, tell_changes
+from tttlab.adaptation.method_code import Code, describe_changes, method_code
 from tttlab.config.params import Params
 from tttlab.workflow import command, places
 from tttlab.workflow.method_trials import read_code, try_what_is_new
@@ -26,7 +26,7 @@ def run(params: Params) -> None:
         (folder / f"{name}.json").unlink()
     # This file never changes: the stages that depend on it wait for this one without rerunning.
     (folder / "usable").write_text("Every run was tried on its models.\n", encoding="utf-8")
-    print("\n".join(tell_changes(before, after)))
+    print("\n".join(describe_changes(before, after)))
 
 
 if __name__ == "__main__":

@@ -168,3 +168,25 @@ def test_package_files_are_empty_but_for_corruptions():
 def test_scripts_are_thin_and_hide_no_standard_module(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
     assert path.stem not in sys.stdlib_module_names or path.stem == "__init__"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_files_and_functions_are_small(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_the_formatter_is_on_everywhere():
+    folders = ("src", "pipeline", "tests", "benchmarks", "tools")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    words = ("fmt: " + "off", "fmt: " + "skip")
+    assert not [path for path in files if any(word in path.read_text("utf-8") for word in words)]
+
+
+def test_tests_stand_in_the_folder_of_a_room():
+    others = {"benchmarks", "helpers"}
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/*.py")}
+    assert folders <= {*ROOMS, *others}

@@ -38,7 +38,7 @@ def test_open_images_are_adapted_as_without_a_gate_and_shut_ones_not_at_all(
     names = [f"image-{i}" for i in range(6)]
     settings = {"statistics": statistics, "image_ids": names, "seed": 3}
     task = Task(network, method, LOOP, statistics, seed=3)
-    _, values = signals.measure(signal, task, mixed(), names)
+    _, values = signals.measure_signal(signal, task, mixed(), names)
     gate = Gate(signal, float(values.median()))
     free = adapt(network, mixed(), method, LOOP, **settings, record=(1,))
     gated, opened = adapt_gated(network, mixed(), method, LOOP, gate, **settings, record=(1,))
@@ -65,7 +65,7 @@ def test_the_loss_that_a_gate_reads_is_that_of_the_first_step():
     method, names = SimCLRTraining(num_views=3), list("abcdef")
     result = adapt(network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=5)
     task = Task(network, method, LOOP, statistics, seed=5)
-    _, values = signals.measure("loss", task, mixed(), names)
+    _, values = signals.measure_signal("loss", task, mixed(), names)
     torch.testing.assert_close(values, result.losses[:, 0])
 
 
@@ -83,7 +83,7 @@ def test_the_distance_is_the_mean_squared_deviation_in_units_of_natural_variatio
             center = statistics[f"{layer}.{name}_center"].numpy()
             scale = statistics[f"{layer}.{name}_scale"].numpy()
             squares.append((((moment - center) / scale) ** 2).mean(1))
-    _, distance = signals.confidence_and_distance(network, images, statistics)
+    _, distance = signals.logits_and_distance(network, images, statistics)
     np.testing.assert_allclose(distance, np.mean(squares, axis=0), rtol=1e-9)
     assert distance[3:].min() > distance[:3].max()
 
@@ -92,7 +92,7 @@ def test_the_distance_is_the_mean_squared_deviation_in_units_of_natural_variatio
 def test_the_distance_of_source_images_is_about_one(kind):
     network, statistics = networks.source_statistics(kind)
     images = networks.images(64, seed=7).double()  # those that the statistics were measured on
-    _, distance = signals.confidence_and_distance(network, images, statistics)
+    _, distance = signals.logits_and_distance(network, images, statistics)
     assert distance.mean().item() == pytest.approx(63 / 64, rel=1e-6)
 
 
@@ -110,7 +110,7 @@ def test_missing_statistics_are_named():
     network, _ = networks.source_statistics("resnet")
     message = r"needs source statistics of \d+ layers that have none, such as encoder\."
     with pytest.raises(UserError, match=message):
-        signals.confidence_and_distance(network, mixed(), {})
+        signals.logits_and_distance(network, mixed(), {})
 
 
 def test_the_side_of_the_threshold_depends_on_the_signal():
@@ -186,7 +186,7 @@ def test_time_is_saved_where_few_images_are_worth_many_steps_and_none_where_all_
     images, method = mixed().float(), SimCLRTraining(num_views=8)
     task = Task(network, method, InnerLoop(steps=8, lr=1e-3), statistics)
     no_steps = Task(network, method, InnerLoop(steps=0), statistics)
-    _, values = signals.measure("distance", task, images, "abcdef")
+    _, values = signals.measure_signal("distance", task, images, "abcdef")
     for_one, for_all = Gate("distance", float(values.max())), Gate("distance", -1.0)
     assert saves_time(task, for_one, images, "abcdef", Groups(1))
     assert not saves_time(no_steps, for_all, images, "abcdef", Groups(1))

@@ -48,7 +48,7 @@ def test_signals_are_the_same_numbers_too(device, kind, signal):
 
     def measure(where):
         task = Task(network.to(where), load_method("actmad"), statistics=statistics, seed=2)
-        return signals.measure(signal, task, images.to(where), "abcdef")[1].cpu()
+        return signals.measure_signal(signal, task, images.to(where), "abcdef")[1].cpu()
 
     on_cpu, on_gpu = measure("cpu"), measure(device)
     network.to("cpu")

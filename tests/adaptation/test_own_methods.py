@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from pipeline import methods as stage
 from tools.stage_code import ROOT
-from tttlab.adaptation.method_code import method_code, read_module, tell_changes
+from tttlab.adaptation.method_code import describe_changes, method_code, read_module
 from tttlab.adaptation.registry import load_method
 from tttlab.config.method_settings import declared, find_module_file
 from tttlab.config.params import read_params
@@ -211,7 +211,7 @@ def test_what_has_changed_is_told_by_run():
     flip = {"my.flip": "c", "my.tools": "d"}
     both = {"m": tent, "n": flip}
     before = {"none": {"m": tent}, "own": {"m": flip}, "gone": {"m": tent}, "other": both}
-    assert tell_changes(before, {"none": {"m": tent}, "own": {"m": flip, "n": flip}}) == [
+    assert describe_changes(before, {"none": {"m": tent}, "own": {"m": flip, "n": flip}}) == [
         "no method's code has changed"
     ]
     after = {
@@ -220,7 +220,7 @@ def test_what_has_changed_is_told_by_run():
         "own": {"m": tent},
         "other": {"m": tent, "n": flip | {"my.tools": "x", "my.more": "y"}},
     }
-    assert tell_changes(before, after) == [
+    assert describe_changes(before, after) == [
         "new runs: 'new' (tent, my.flip)",
         "runs with another method: 'own' (tent instead of my.flip)",
         "runs whose method's code has changed: "

@@ -247,7 +247,9 @@ class TestMeasure:
 
     def test_the_same_distribution_lies_at_the_floor(self):
         targets = {str(seed): model_outputs(40, seed)[0] for seed in range(1, 21)}
-        table = shift_estimates.measure(reference(), targets, seed=0, permutations=19, splits=40)
+        table = shift_estimates.measure_shifts(
+            reference(), targets, seed=0, permutations=19, splits=40
+        )
         for metric, rows in table.groupby("metric"):
             floor, high = rows[["floor", "floor_high"]].iloc[0]
             margin = 2 * max(high - floor, rows["value"].std())
@@ -258,7 +260,9 @@ class TestMeasure:
 
     def test_a_clear_shift_is_far_above_it(self):
         targets = {"near": model_outputs(40, 1)[0], "far": model_outputs(40, 2, shift=1.5)[0]}
-        table = shift_estimates.measure(reference(), targets, seed=0, permutations=199, splits=39)
+        table = shift_estimates.measure_shifts(
+            reference(), targets, seed=0, permutations=199, splits=39
+        )
         table = table.set_index(["target", "metric"])
         assert (table[["n_reference", "n_target"]] == 40).all(axis=None)
         far, near = table.loc["far"], table.loc["near"]
@@ -290,9 +294,11 @@ class TestMeasure:
 
     def test_depends_on_no_order(self):
         targets = {"a": model_outputs(40, 1)[0], "b": model_outputs(40, 2, shift=1.5)[0]}
-        table = shift_estimates.measure(reference(), targets, seed=0, permutations=39, splits=9)
+        table = shift_estimates.measure_shifts(
+            reference(), targets, seed=0, permutations=39, splits=9
+        )
         reversed_targets = dict(reversed(targets.items()))
-        again = shift_estimates.measure(
+        again = shift_estimates.measure_shifts(
             reference(), reversed_targets, seed=0, permutations=39, splits=9
         )
         again = again.sort_values("target", kind="stable", ignore_index=True)
@@ -301,11 +307,15 @@ class TestMeasure:
             name: target.take(np.random.default_rng(0).permutation(40))
             for name, target in targets.items()
         }
-        again = shift_estimates.measure(reference(), shuffled, seed=0, permutations=39, splits=9)
+        again = shift_estimates.measure_shifts(
+            reference(), shuffled, seed=0, permutations=39, splits=9
+        )
         exact = table["metric"] != "classifier_accuracy"  # its folds hold other images now
         expected = table["value"][exact].to_numpy()
         assert again["value"][exact].to_numpy() == pytest.approx(expected, rel=1e-6, abs=1e-9)
-        reseeded = shift_estimates.measure(reference(), targets, seed=1, permutations=39, splits=9)
+        reseeded = shift_estimates.measure_shifts(
+            reference(), targets, seed=1, permutations=39, splits=9
+        )
         assert not reseeded["floor"].equals(table["floor"])
         sliced = table["metric"] == "wasserstein_sliced"
         expected = table["value"][sliced].to_numpy()
@@ -313,7 +323,7 @@ class TestMeasure:
 
     def test_without_labels_there_is_no_estimate(self):
         unlabeled, targets = reference()._replace(labels=None), {"a": model_outputs(40, 1)[0]}
-        table = shift_estimates.measure(unlabeled, targets, seed=0, permutations=9, splits=3)
+        table = shift_estimates.measure_shifts(unlabeled, targets, seed=0, permutations=9, splits=3)
         assert not set(table["metric"]) & set(ESTIMATES)
         assert len(table) == 8
 
@@ -323,10 +333,10 @@ class TestMeasure:
         options = {"seed": 0, "permutations": 9, "splits": 3}
         targets = {"clean": finite, "fog-1": broken}
         with pytest.raises(UserError, match=r"expected finite features.*fog-1"):
-            shift_estimates.measure(reference(), targets, **options)
+            shift_estimates.measure_shifts(reference(), targets, **options)
         broken_reference = Reference(broken, np.arange(20))
         with pytest.raises(UserError, match=r"expected finite features.*the reference"):
-            shift_estimates.measure(broken_reference, {"clean": finite}, **options)
+            shift_estimates.measure_shifts(broken_reference, {"clean": finite}, **options)
 
 
 class TestSampleSize:
@@ -348,7 +358,7 @@ class TestStage:
     @pytest.fixture
     def root(self, tmp_path, monkeypatch):
         monkeypatch.setattr(places, "OUTPUTS", tmp_path)
-        monkeypatch.setattr(shift_estimates.measure, "__kwdefaults__", {"splits": 5})
+        monkeypatch.setattr(shift_estimates.measure_shifts, "__kwdefaults__", {"splits": 5})
         network, _ = trainings.build(trainings.SIMCLR)
         for seed in ("0", "1"):
             checkpoints.save(

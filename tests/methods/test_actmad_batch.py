@@ -15,7 +15,7 @@ from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.methods.actmad_batch import BatchActMAD
 from tttlab.networks.network import Bound
-from tttlab.networks.source_statistics import random_parts
+from tttlab.networks.source_statistics import shuffled_parts
 from tttlab.networks.taps import batch_norm_layers, record, token_layers
 
 METHOD = BatchActMAD()
@@ -57,7 +57,7 @@ def test_the_loss_is_half_the_sum_over_layers_of_mean_absolute_differences(kind)
     """As the published code for CIFAR defines it, in loops over layers and images."""
     network, _ = networks.source_statistics(kind)
     statistics = METHOD.source_statistics(network, [source_images()])
-    parts = [activations(network, part) for part in random_parts(source_images(), 3)]
+    parts = [activations(network, part) for part in shuffled_parts(source_images(), 3)]
     assert len(parts) == 3  # of 100 images each
     total = 0.0
     for layer, values in activations(network, stream(5)).items():
@@ -128,12 +128,12 @@ def test_how_source_images_are_delivered_is_no_matter():
 
 def test_source_batches_mix_what_came_in_order():
     """Images may come class by class; the variance within a class is not that of the domain."""
-    parts = random_parts(torch.arange(1000), 8)
+    parts = shuffled_parts(torch.arange(1000), 8)
     assert sorted(torch.cat(parts).tolist()) == list(range(1000))
     assert {len(part) for part in parts} == {125}
     assert all(part.min() < 250 and part.max() >= 750 for part in parts)
     # No part has a single image, which has no variance.
-    assert [len(part) for part in random_parts(torch.arange(129), 2)] == [65, 64]
+    assert [len(part) for part in shuffled_parts(torch.arange(129), 2)] == [65, 64]
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(2, 1), (3, 2)])

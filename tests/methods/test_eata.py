@@ -13,7 +13,7 @@ from tttlab.adaptation.trainable import select_parameters
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.methods.eata import EATA, is_novel
 from tttlab.networks.network import Bound, Outputs
-from tttlab.networks.source_statistics import kinds, random_parts
+from tttlab.networks.source_statistics import available_statistics, shuffled_parts
 
 BATCH = 5
 
@@ -42,9 +42,9 @@ def test_fisher_information_from_backward_passes_over_batches_of_64():
     images = networks.images(170, seed=7).double()
     statistics = EATA().source_statistics(network, images.split([100, 20, 50]))
     assert network.training
-    assert "fisher" in kinds(statistics)
+    assert "fisher" in available_statistics(statistics)
     slow, expected = copy.deepcopy(network).eval(), {}
-    for part in random_parts(images, 3):
+    for part in shuffled_parts(images, 3):
         slow.zero_grad()
         assert len(part) in (56, 57)
         logits = slow(part).logits

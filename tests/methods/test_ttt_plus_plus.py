@@ -21,7 +21,7 @@ from tttlab.methods.ttt_plus_plus import (
     summarise,
 )
 from tttlab.networks.network import Bound
-from tttlab.networks.source_statistics import random_parts
+from tttlab.networks.source_statistics import shuffled_parts
 from tttlab.objectives.simclr import nt_xent
 from tttlab.seeding import torch_generator
 
@@ -79,7 +79,7 @@ def test_source_mini_batches_score_one_on_average(count, size, parts):
         "alignment.x.noise_mean": noise_mean,
         "alignment.x.noise_covariance": noise_covariance,
     }
-    mini_batches = random_parts(values, parts)
+    mini_batches = shuffled_parts(values, parts)
     scores = [misalignment(part, "x", source).item() for part in mini_batches]
     assert np.mean(scores) == pytest.approx(1 + 0.5, rel=1e-9)
     noise = [distances(part, mean, covariance)[1].item() for part in mini_batches]

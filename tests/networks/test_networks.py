@@ -7,7 +7,7 @@ from torch import nn
 from tests.helpers import networks
 from tttlab.errors import UserError
 from tttlab.networks.building import build_encoder
-from tttlab.networks.network import Bound, Network, evaluating, places
+from tttlab.networks.network import Bound, Network, evaluating, parameter_paths
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}
 
@@ -92,7 +92,7 @@ class Shared(nn.Module):
 def test_what_stands_in_several_places_is_replaced_in_all_and_put_back_into_all():
     module, x = Shared(), torch.rand(2, 4)
     before = list(module.parameters())
-    assert list(places(module).values()) == ["first.weight", "first.weight", "tied.bias"]
+    assert list(parameter_paths(module).values()) == ["first.weight", "first.weight", "tied.bias"]
     weight = torch.rand(4, 4)
     output = Bound(module, {"first.weight": weight})(x)
     expected = x @ weight.T @ weight.T @ weight.T + module.tied.bias

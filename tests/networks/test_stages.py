@@ -8,7 +8,13 @@ from tests.methods.test_backbones import BACKBONES
 from tttlab.errors import UserError
 from tttlab.networks.building import build_encoder
 from tttlab.networks.network import pooled_features
-from tttlab.networks.stages import Remainder, shared_part, stage_maps, stage_places, stage_widths
+from tttlab.networks.stages import (
+    Remainder,
+    find_stage_indices,
+    shared_part,
+    stage_maps,
+    stage_widths,
+)
 
 STAGES = {
     "DenseNet": 2,
@@ -37,7 +43,7 @@ def build(family: str) -> tuple:
 @pytest.mark.parametrize("family", BACKBONES)
 def test_maps_are_what_the_stages_give_in_a_whole_pass(family):
     encoder, images = build(family)
-    names = [encoder.feature_info[index]["module"] for index in stage_places(encoder)]
+    names = [encoder.feature_info[index]["module"] for index in find_stage_indices(encoder)]
     outputs = {}
     for name in names:
         encoder.get_submodule(name).register_forward_hook(
@@ -61,7 +67,7 @@ def test_maps_are_what_the_stages_give_in_a_whole_pass(family):
 @pytest.mark.parametrize("family", CHAINS)
 def test_shared_part_and_remainder_are_the_encoder_at_every_cut(family):
     encoder, images = build(family)
-    for stage in range(1, len(stage_places(encoder)) + 1):
+    for stage in range(1, len(find_stage_indices(encoder)) + 1):
         branch = Remainder(encoder, stage)
         with torch.no_grad():
             features = branch(shared_part(encoder, images, stage))

@@ -19,7 +19,7 @@ from tttlab.methods.it3 import IT3Training, distance
 from tttlab.networks.building import build_encoder
 from tttlab.networks.checkpoints import build_network, load, save
 from tttlab.networks.network import Bound, Network, pooled_features
-from tttlab.networks.stages import stage_maps, stage_places
+from tttlab.networks.stages import find_stage_indices, stage_maps
 from tttlab.objectives.it3 import IT3
 from tttlab.training.optimisers import Recipe
 from tttlab.training.recipes import finetune, joint_loss
@@ -338,7 +338,7 @@ def test_labels_come_in_at_every_place_behind_the_middle_of_any_backbone(family,
     name, options, size = BACKBONES[family]
     torch.manual_seed(0)
     encoder = build_encoder(name, size, stem="original", options=options).double().eval()
-    head, middle = IT3().head(encoder, 4).double(), math.ceil(len(stage_places(encoder)) / 2)
+    head, middle = IT3().head(encoder, 4).double(), math.ceil(len(find_stage_indices(encoder)) / 2)
     images, given = torch.rand(2, 3, size, size, dtype=torch.float64), torch.eye(2, 4)
 
     def middle_map(encoder, images):

@@ -91,7 +91,7 @@ def measured(signal):
     def run(network, count, wish, _folder):
         _, statistics = networks.source_statistics("resnet", torch.float32)
         task = Task(network, METHOD, LOOP, statistics)
-        signals.measure(signal, task, IMAGES[:count], NAMES[:count], wish)
+        signals.measure_signal(signal, task, IMAGES[:count], NAMES[:count], wish)
 
     return run
 

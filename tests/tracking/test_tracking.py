@@ -17,10 +17,10 @@ import pytest
 
 from tttlab.errors import UserError
 from tttlab.evaluation import metrics
-from tttlab.evaluation.predictions import score
+from tttlab.evaluation.predictions import add_correctness
 from tttlab.runtime.process_identity import is_dvc
 from tttlab.tracking.comparison import log_comparison, log_predictions, log_trials
-from tttlab.tracking.executions import Execution, close_left_open, find_execution, owner_tags
+from tttlab.tracking.executions import Execution, close_abandoned, find_execution, owner_tags
 from tttlab.tracking.pages import ui_command, ui_pages
 from tttlab.tracking.records import create_run, flatten, log_tags
 from tttlab.tracking.runs import pipeline_run, run_link, start_run
@@ -316,7 +316,7 @@ def killed(empty_store, tmp_path_factory):
         parent = pipeline_run(root, Execution("repro", dvc.pid))
         children = {name: child(WAIT, root, name, parent) for name in ("politely", "hard")}
         runs = {name: process.stdout.readline().strip() for name, process in children.items()}
-        closed = close_left_open(root)
+        closed = close_abandoned(root)
         children["politely"].terminate()
         children["hard"].kill()
         exits = {name: process.wait(timeout=60) for name, process in children.items()}
@@ -507,7 +507,7 @@ class TestLogPredictions:
     def test_agrees_with_the_evaluation(self, root, start):
         table = self.predictions()
         with start() as run:
-            log_predictions(run, score(table))
+            log_predictions(run, add_correctness(table))
         shifts, summary = metrics.by_shift(table), metrics.summarise(table)
         curves = {"accuracy": "accuracy_adapted", "accuracy_source": "accuracy_source"}
         for name, column in curves.items():
@@ -541,7 +541,7 @@ class TestLogPredictions:
         right = np.concatenate([np.arange(60) < round(60 * accuracy) for accuracy in accuracies])
         table["label"], table["adapted_prediction"] = 1, right.astype(int)
         with start() as run:
-            log_predictions(run, score(table))
+            log_predictions(run, add_correctness(table))
         logged = record(root, run.id).data.metrics
         photos = {name: x for name, x in logged.items() if name.startswith("accuracy/photos/")}
         assert sorted(photos.values()) == pytest.approx(accuracies, abs=5e-5)
@@ -551,7 +551,7 @@ class TestLogPredictions:
     def test_without_labels_only_changes_and_cost(self, root, start):
         table = self.predictions().assign(label=-1)
         with start() as run:
-            log_predictions(run, score(table))
+            log_predictions(run, add_correctness(table))
         logged = record(root, run.id).data.metrics
         assert logged.keys() == {
             "changed/fog",
@@ -645,7 +645,7 @@ def test_a_gate_and_training_are_told_apart(root, start):
     table["untrained_prediction"] = np.roll(table["adapted_prediction"], 1)
     table["gate_open"] = np.arange(len(table)) % 3 == 0
     with start() as run:
-        log_predictions(run, score(table))
+        log_predictions(run, add_correctness(table))
     logged, summary = record(root, run.id).data.metrics, metrics.summarise(table)
     expected = {
         "gain/training": summary["training_gain"],

@@ -21,7 +21,7 @@ from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import bind
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
-from tttlab.networks.gradients import rows
+from tttlab.networks.gradients import as_rows
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime.group_size import GroupSize, Wish, as_sizes
@@ -281,7 +281,7 @@ def train_and_predict(
     usable = ~diverged(losses)
     logits = classify(moved, parameters, views)
     if len(moved):
-        sums = torch.stack([rows(value.detach()).sum(1) for value in parameters.values()])
+        sums = torch.stack([as_rows(value.detach()).sum(1) for value in parameters.values()])
         usable[moved] &= sums.isfinite().all(0)
     # An image that is not trained costs one of the S + 1 evaluations of the loss.
     work = len(moved) + (len(images) - len(moved)) / losses.shape[1]

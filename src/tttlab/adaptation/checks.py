@@ -14,7 +14,7 @@ from tttlab.adaptation.trainable import bind
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.networks.network import Bound
-from tttlab.networks.source_statistics import Statistics, kinds
+from tttlab.networks.source_statistics import Statistics, available_statistics
 
 
 def check(
@@ -44,7 +44,7 @@ def check(
             f"average: {loop.average} views cannot replace the prediction that {method} makes "
             "itself; set it to 0"
         )
-    if missing := set(method.needs) - kinds(statistics):
+    if missing := set(method.needs) - available_statistics(statistics):
         raise UserError(
             f"{method} needs source statistics of the kind {', '.join(sorted(missing))}; measure "
             "them with its source_statistics or with tttlab.networks.source_statistics"

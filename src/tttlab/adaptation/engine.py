@@ -27,7 +27,12 @@ from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
-from tttlab.networks.source_statistics import Statistics, kinds, layer_statistics, projection_bank
+from tttlab.networks.source_statistics import (
+    Statistics,
+    available_statistics,
+    layer_statistics,
+    projection_bank,
+)
 from tttlab.runtime.group_size import GroupSize
 from tttlab.seeding import torch_generator
 
@@ -77,7 +82,7 @@ class Engine(nn.Module):
             self.statistics |= layer_statistics(network, batches)
         if "bank" in needed and hasattr(getattr(network, "head", None), "project"):
             self.statistics |= projection_bank(network, batches, bank_size)
-        if needed - kinds(self.statistics):
+        if needed - available_statistics(self.statistics):
             self.statistics |= self.method.source_statistics(network, batches)
         return self
 
@@ -103,7 +108,7 @@ class Engine(nn.Module):
             image_ids = range(self._seen, self._seen + len(images))
             self._seen += len(images)
         names = [str(name) for name in image_ids]
-        if missing := set(self.method.needs) - kinds(self.statistics):
+        if missing := set(self.method.needs) - available_statistics(self.statistics):
             raise UserError(
                 f"{self.method} needs source statistics of the kind {', '.join(sorted(missing))}; "
                 "call engine.measure(batches of source images) first"

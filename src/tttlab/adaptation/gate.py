@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tttlab.adaptation.adapter import Adaptation, adapt
 from tttlab.adaptation.method import Method
-from tttlab.adaptation.signals import LARGEST, Signal, measure
+from tttlab.adaptation.signals import LARGEST, Signal, measure_signal
 from tttlab.adaptation.task import Task
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.networks.network import evaluating
@@ -84,7 +84,7 @@ def adapt_gated(
     with evaluating(task.network):
         started = time.perf_counter()
         sizes = groups.of(gate.signal, largest=LARGEST, timed=False)
-        source_logits, values = measure(gate.signal, task, images, names, sizes)
+        source_logits, values = measure_signal(gate.signal, task, images, names, sizes)
         opened = gate.opens(values.cpu())
         measuring = (time.perf_counter() - started) * 1e3 / max(len(images), 1)
     source_logits = source_logits.cpu()

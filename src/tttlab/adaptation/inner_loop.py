@@ -17,7 +17,7 @@ from tttlab.adaptation.method import Method
 from tttlab.adaptation.per_image import PerImageLayers
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
-from tttlab.networks.gradients import clip_gradients, norms, rows, scale
+from tttlab.networks.gradients import as_rows, clip_gradients, norms, scale
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
 
@@ -108,7 +108,7 @@ def train(
 
 def with_gradient(gradients: Parameters) -> Tensor:
     """Find the positions ``(M,)`` of the images with a gradient other than zero."""
-    nonzero = torch.stack([rows(gradient).any(1) for gradient in gradients.values()])
+    nonzero = torch.stack([as_rows(gradient).any(1) for gradient in gradients.values()])
     return nonzero.any(0).nonzero().flatten()
 
 

@@ -99,7 +99,7 @@ def _remove_docstrings(tree: ast.Module) -> None:
                 del node.body[0]
 
 
-def tell_changes(
+def describe_changes(
     before: Mapping[str, Mapping[str, Code]], after: Mapping[str, Mapping[str, Code]]
 ) -> list[str]:
     """Say which runs are new, have another method, or have a method whose code has changed.

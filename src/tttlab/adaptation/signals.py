@@ -32,7 +32,7 @@ LARGEST = 256  # images in one forward pass
 
 
 @torch.no_grad()
-def confidence_and_distance(
+def logits_and_distance(
     network: nn.Module, images: Tensor, statistics: Statistics
 ) -> tuple[Tensor, Tensor]:
     """Classify images and measure their distance to the source, in one forward pass.
@@ -103,7 +103,7 @@ def first_loss(task: Task, images: Tensor, generators: Sequence[torch.Generator]
 
 
 @torch.no_grad()
-def measure(
+def measure_signal(
     signal: Signal,
     task: Task,
     images: Tensor,
@@ -129,7 +129,7 @@ def measure(
     def look(part: slice) -> tuple[Tensor, Tensor]:
         group = images[part]
         if signal == "distance":
-            return confidence_and_distance(task.network, group, task.statistics)
+            return logits_and_distance(task.network, group, task.statistics)
         logits = task.network(group).logits
         if signal == "confidence":
             return logits, logits.softmax(-1).amax(-1)

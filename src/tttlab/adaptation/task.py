@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tttlab.adaptation.method import Method
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.networks.classifiers import as_network
-from tttlab.networks.source_statistics import Statistics, kinds
+from tttlab.networks.source_statistics import Statistics, available_statistics
 
 
 @dataclass(frozen=True)
@@ -50,5 +50,5 @@ def complete_statistics(
         network: the source network.
         open_batches: opens the source images ``(N, 3, H, W)``; called only if a kind is missing.
     """
-    missing = set(method.needs) - kinds(statistics)
+    missing = set(method.needs) - available_statistics(statistics)
     return statistics | (method.source_statistics(network, open_batches()) if missing else {})

@@ -18,7 +18,7 @@ from pydantic import (
     ValidationError,
 )
 
-from tttlab.config.settings import Strict, tell
+from tttlab.config.settings import Strict, list_mistakes
 from tttlab.config.values import DISTINCT
 
 _MARKERS = ("Gt", "Ge", "Lt", "Le", "Interval", "MultipleOf", "Len")
@@ -107,7 +107,7 @@ def read_attributes(node: ast.ClassDef, allowed: type[Strict]) -> Any:
     try:
         return allowed.model_validate(values)
     except ValidationError as error:
-        path, text = tell(error, values)[0]
+        path, text = list_mistakes(error, values)[0]
         name = re.match(r"\w+", path)[0]
         raise Mistake(lines[name], f"{name}: {text}") from error
 

@@ -19,7 +19,7 @@ from tttlab.config.method_settings import METHODS
 from tttlab.config.models import Model
 from tttlab.config.run_settings import RunSettings
 from tttlab.config.runs import RunError, models_of, resolve_run, run_mistakes
-from tttlab.config.settings import Natural, Strict, show, tell
+from tttlab.config.settings import Natural, Strict, list_mistakes, show
 from tttlab.config.values import DISTINCT, Name
 from tttlab.errors import UserError, choices
 
@@ -124,10 +124,10 @@ def read_params(path: Path, base: Path | None = None, methods: Path = METHODS) -
     try:
         params = Params.model_validate(values, context={"base": base or Path()})
     except ValidationError as error:
-        mistakes = [f"{key}: {text}" if key else text for key, text in tell(error, values)]
+        mistakes = [f"{key}: {text}" if key else text for key, text in list_mistakes(error, values)]
     else:
         adapt = params.adapt
-        found = run_mistakes(
+        of_runs = run_mistakes(
             adapt.runs,
             params.objectives,
             adapt.protocol,
@@ -135,7 +135,7 @@ def read_params(path: Path, base: Path | None = None, methods: Path = METHODS) -
             methods,
             params.tune.search,
         )
-        mistakes = list(dict.fromkeys(found))
+        mistakes = list(dict.fromkeys(of_runs))
     if mistakes:
         more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
         raise UserError(f"{mistakes[0]}{more}")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tttlab.config.inner_loop import LoopSettings
 from tttlab.config.method_settings import ALIAS, Declared, declared, method_file, method_names
 from tttlab.config.run_settings import OF_TRAINING, plain
-from tttlab.config.settings import Strict, show, tell
+from tttlab.config.settings import Strict, list_mistakes, show
 from tttlab.errors import choices
 
 # Keys of a run that are no settings of its method or of the inner loop.
@@ -46,8 +46,8 @@ def validate(
         try:
             parts.append(section.model_validate(own))
         except ValidationError as error:
-            for key, text in tell(error, own):
-                above = [place for name, place in paths.items() if re.match(rf"{name}\b", key)]
+            for key, text in list_mistakes(error, own):
+                above = [above for name, above in paths.items() if re.match(rf"{name}\b", key)]
                 mistakes.append(f"{(above or [path])[0]}.{key}{item}: {text}")
     if mistakes:
         raise RunError(*mistakes)

@@ -96,12 +96,12 @@ def _expected(error: ErrorDetails) -> str:
     return f"a number {text}" if bound else text
 
 
-def tell(error: ValidationError, values: Any) -> list[tuple[str, str]]:
+def list_mistakes(error: ValidationError, values: Any) -> list[tuple[str, str]]:
     """List (path, what is wrong) for every mistake that pydantic found.
 
     Alternatives of one value become one.
     """
-    told: dict[str, str] = {}
+    messages: dict[str, str] = {}
     expected: dict[str, list[str]] = {}
     for detail in error.errors(include_url=False):
         path, kind, context, found = (
@@ -111,18 +111,20 @@ def tell(error: ValidationError, values: Any) -> list[tuple[str, str]]:
             detail["input"],
         )
         if kind == "told":
-            told[path] = context["message"]
-            told |= {f"{path} {number}": "" for number in range(context["more"])}  # only counted
+            messages[path] = context["message"]
+            messages |= {
+                f"{path} {number}": "" for number in range(context["more"])
+            }  # only counted
         elif kind in ("missing", "union_tag_not_found"):
-            told[path] = "missing; give it a value"
+            messages[path] = "missing; give it a value"
         elif kind in ("literal_error", "union_tag_invalid"):
             allowed = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
             found = context.get("tag", found)
-            told[path] = f"found {show(found)}; {choices(str(found), allowed)}"
+            messages[path] = f"found {show(found)}; {choices(str(found), allowed)}"
             expected.setdefault(path, []).append(" or ".join(map(repr, allowed)))
         else:
             expected.setdefault(path, []).append(_expected(detail))
-            told[path] = f"expected {' or '.join(expected[path])}, found {show(found)}"
+            messages[path] = f"expected {' or '.join(expected[path])}, found {show(found)}"
         if len(expected.get(path, [])) > 1:
-            told[path] = f"expected {' or '.join(expected[path])}, found {show(found)}"
-    return list(told.items())
+            messages[path] = f"expected {' or '.join(expected[path])}, found {show(found)}"
+    return list(messages.items())

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tttlab.evaluation.predictions import score
+from tttlab.evaluation.predictions import add_correctness
 from tttlab.seeding import numpy_generator
 
 TABLES = ("steps", "tuning", "alignment", "correlations")
@@ -18,7 +18,7 @@ RESAMPLES = 999
 LABEL_FREE = ("loss_first", "source_confidence", "distance")
 
 
-def read(
+def make_tables(
     predictions: pd.DataFrame, steps: Path, aligned: Path, seed: int
 ) -> dict[str, pd.DataFrame]:
     """Make the `TABLES` of one run, as far as its files allow.
@@ -116,7 +116,7 @@ def join_alignment(predictions: pd.DataFrame, aligned: pd.DataFrame) -> pd.DataF
         a row per (image, shift) with a label.
     """
     rows = predictions[(predictions["label"] >= 0) & predictions["seed"].isin(aligned["seed"])]
-    table = score(rows).merge(aligned, on=["image_id", "shift", "seed"], how="left")
+    table = add_correctness(rows).merge(aligned, on=["image_id", "shift", "seed"], how="left")
     return table.assign(
         loss_change=table["loss_last"] - table["loss_first"],
         confidence_change=table["adapted_confidence"] - table["source_confidence"],

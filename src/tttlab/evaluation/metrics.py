@@ -13,7 +13,7 @@ import pandas as pd
 
 from tttlab.evaluation import calibration, significance
 from tttlab.evaluation.intervals import gain_interval
-from tttlab.evaluation.predictions import GAINS, has_gate, score
+from tttlab.evaluation.predictions import GAINS, add_correctness, has_gate
 
 FLIPS = ["wrong_to_right", "right_to_wrong", "changed"]
 TABLE = ["n", "accuracy_source", "accuracy_adapted", "gain", "gain_low", "gain_high", *FLIPS]
@@ -66,7 +66,7 @@ def summarise(predictions: pd.DataFrame) -> dict[str, Any]:
         entry[name] = (significant & (tests["direction"] == sign)).sum() if tested else None
     entry["images"] = (shifted if len(shifted) else predictions)["image_id"].nunique()
     entry["seeds"] = predictions["seed"].nunique()
-    entry["gain_seed_sd"] = score(shifted).groupby("seed")["gain"].mean().std()
+    entry["gain_seed_sd"] = add_correctness(shifted).groupby("seed")["gain"].mean().std()
     entry["fell_back"] = shifted["fell_back"].sum()
     for percent in (50, 95):
         entry[f"milliseconds_p{percent}"] = shifted["milliseconds"].quantile(percent / 100)
@@ -149,7 +149,7 @@ def shift_tests(predictions: pd.DataFrame) -> pd.DataFrame:
         Per shift (the index) ``mcnemar_p``, ``mcnemar_holm`` (NaN without labels) and
         ``direction``: 1 if more images were helped than hurt, -1 if fewer, else 0.
     """
-    groups = score(predictions).groupby(["shift", "seed"], sort=False)
+    groups = add_correctness(predictions).groupby(["shift", "seed"], sort=False)
     flips = groups[FLIPS[:2]].sum(min_count=1).unstack("seed")
     helped, hurt = (flips[name].fillna(0).to_numpy() for name in FLIPS[:2])
     labeled = flips.notna().any(axis=1)
@@ -177,7 +177,7 @@ def compare(predictions: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         ``distance`` (mean), ``open`` (share of rows that the gate adapts to) and
         ``gated_milliseconds`` (mean). Unknown values are NaN; without a gate, its values too.
     """
-    table = score(predictions)
+    table = add_correctness(predictions)
     groups = table.groupby(list(by), sort=False)
     codes = groups.ngroup()
     sides = [f"accuracy_{side}" for side in ("source", "untrained", "adapted", "gated")]

@@ -61,7 +61,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return predictions
 
 
-def score(predictions: pd.DataFrame) -> pd.DataFrame:
+def add_correctness(predictions: pd.DataFrame) -> pd.DataFrame:
     """Add correctness, gains and flips to every row.
 
     They are NaN without a label. Those of the side untrained are NaN for a run that does not train,

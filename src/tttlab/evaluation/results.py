@@ -85,12 +85,12 @@ class Results:
     @property
     def labeled(self) -> bool:
         """Whether any accuracy is known."""
-        return any(known(entry["accuracy_source"]) for entry in self.summary.values())
+        return any(is_known(entry["accuracy_source"]) for entry in self.summary.values())
 
     @property
     def clean(self) -> bool:
         """Whether the accuracy on clean images is known."""
-        return any(known(entry["clean_source"]) for entry in self.summary.values())
+        return any(is_known(entry["clean_source"]) for entry in self.summary.values())
 
     @property
     def images(self) -> tuple[int, int]:
@@ -126,7 +126,7 @@ class Results:
 
     def trains(self, model: str, run: str) -> bool:
         """Tell whether a run trains on this model with a known effect on the accuracy."""
-        return known(self.summary[model, run].get("training_gain"))
+        return is_known(self.summary[model, run].get("training_gain"))
 
     def tuning(self, model: str, run: str) -> Mapping[str, Any]:
         """Return what `tune` wrote for a run on a model; empty if it is not known."""
@@ -155,14 +155,14 @@ class Results:
         return rows["changed"].sum() / rows["n"].sum() if len(rows) else None
 
 
-def known(value: float | None) -> bool:
+def is_known(value: float | None) -> bool:
     """Tell whether a value is neither None nor NaN."""
     return value is not None and not pd.isna(value)
 
 
 def difference(after: float | None, before: float | None) -> float | None:
     """Subtract if both are known, else return None."""
-    return after - before if known(after) and known(before) else None
+    return after - before if is_known(after) and is_known(before) else None
 
 
 def shift_name(shift: str) -> str:

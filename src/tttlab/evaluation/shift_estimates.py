@@ -71,7 +71,7 @@ def sample_size(reference: int, *targets: int, at_most: int) -> int:
     return size
 
 
-def measure(
+def measure_shifts(
     reference: Reference,
     targets: Mapping[str, Sample],
     *,

@@ -197,7 +197,7 @@ def judge(
         key = kind(task) if signal == "loss" else ()
         sizes = groups.of(signal, *key, largest=signals.LARGEST, timed=False)
         start = time.perf_counter()
-        values = signals.measure(signal, task, images, image_ids, sizes)[1].cpu()
+        values = signals.measure_signal(signal, task, images, image_ids, sizes)[1].cpu()
         return values, (time.perf_counter() - start) * 1e3 / len(images)
 
     distance, milliseconds = ask("distance")

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tttlab.adaptation.method import Method, State
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
-from tttlab.networks.source_statistics import Spread, Statistics, looked_up, random_parts
+from tttlab.networks.source_statistics import Spread, Statistics, indexed_images, shuffled_parts
 from tttlab.networks.taps import batch_norm_layers, record, token_layers
 from tttlab.runtime.group_size import GroupSize, through
 
@@ -52,9 +52,9 @@ class BatchActMAD(Method):
         """Average the maps over source batches: ``maps.<layer>.mean`` and ``.variance``."""
         network = as_network(network)
         layers = matched_layers(network)
-        count, look = looked_up(batches)
+        count, look = indexed_images(batches)
         # Parts of nearly equal size, so that none is left with a single image.
-        parts = random_parts(torch.arange(count), math.ceil(count / SOURCE_BATCH))
+        parts = shuffled_parts(torch.arange(count), math.ceil(count / SOURCE_BATCH))
         sizes = GroupSize(largest=SOURCE_BATCH, timed=False)
         averages: Statistics = {}
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from tttlab.adaptation.method import Method, State, entropy
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
-from tttlab.networks.source_statistics import Statistics, looked_up, random_parts
+from tttlab.networks.source_statistics import Statistics, indexed_images, shuffled_parts
 from tttlab.runtime.group_size import GroupSize, in_groups
 
 # The scale of β depends on this size: the gradients of different images partly cancel in a batch's
@@ -65,8 +65,8 @@ class EATA(Method):
             ``fisher.<parameter>``, of the parameter's shape.
         """
         network = as_network(network)
-        count, look = looked_up(batches)
-        parts = random_parts(torch.arange(count), math.ceil(count / FISHER_BATCH))
+        count, look = indexed_images(batches)
+        parts = shuffled_parts(torch.arange(count), math.ceil(count / FISHER_BATCH))
         with evaluating(network):
             information = fisher_information(network, map(look, parts))
         return {f"fisher.{name}": value for name, value in information.items()}

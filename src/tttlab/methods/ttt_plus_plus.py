@@ -44,7 +44,7 @@ from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
-from tttlab.networks.source_statistics import LARGEST, Statistics, random_parts
+from tttlab.networks.source_statistics import LARGEST, Statistics, shuffled_parts
 from tttlab.objectives.simclr import nt_xent
 from tttlab.runtime.group_size import GroupSize, through
 
@@ -182,6 +182,6 @@ def summarise(rows: Tensor, size: int) -> tuple[Tensor, ...]:
             "raise source_stats.images"
         )
     mean, covariance = moments(rows)
-    parts = random_parts(rows, max(2, len(rows) // size))
+    parts = shuffled_parts(rows, max(2, len(rows) // size))
     noise = [torch.stack(distances(part, mean, covariance)) for part in parts]
     return mean, covariance, *torch.stack(noise).mean(0)

@@ -60,7 +60,9 @@ class Classifier(nn.Module):
             UserError: a named layer does not exist, or a timm model has no classifier.
         """
         super().__init__()
-        self.guessed = last_linear(model) if classifier == "auto" and not of_timm(model) else None
+        self.guessed = (
+            last_linear(model) if classifier == "auto" and not reports_classifier(model) else None
+        )
         classifier_name = self.guessed if classifier == "auto" else classifier
         # Set before the encoder, which contains it: a parameter with two names goes by the first.
         if classifier_name:
@@ -78,9 +80,9 @@ class Classifier(nn.Module):
             self.features = f"encoder.{features}"
         elif isinstance(self.classifier, nn.Module) and not several:
             self.features = "classifier.input"
-        timm_stages = getattr(model, "feature_info", ()) if of_timm(model) else ()
+        timm_stages = getattr(model, "feature_info", ()) if reports_classifier(model) else ()
         self.stages = tuple(stages or [stage["module"] for stage in timm_stages])
-        self.embedding = not stages and of_timm(model) and hasattr(model, "patch_embed")
+        self.embedding = not stages and reports_classifier(model) and hasattr(model, "patch_embed")
         self.channels_last = channels_last or getattr(model, "output_fmt", "NCHW") == "NHWC"
 
     def forward(self, images: Tensor) -> Outputs:
@@ -148,7 +150,7 @@ def linear_classifier(network: nn.Module) -> nn.Linear:
     )
 
 
-def of_timm(model: nn.Module) -> bool:
+def reports_classifier(model: nn.Module) -> bool:
     """Tell whether a module reports the layer that makes its logits, as timm's do."""
     return callable(getattr(model, "get_classifier", None))
 
@@ -159,7 +161,7 @@ def classifier_of_timm(model: nn.Module) -> nn.Module | None:
     Raises:
         UserError: the model was made without a classifier.
     """
-    if not of_timm(model):
+    if not reports_classifier(model):
         return None
     classifier = model.get_classifier()
     # Distilled models have two classifiers.

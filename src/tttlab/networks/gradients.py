@@ -8,11 +8,11 @@ from torch import Tensor
 
 def norms(gradients: Iterable[Tensor]) -> Tensor:
     """Norm ``(B,)`` of every image's gradient over all its parts ``(B, *shape)``."""
-    part_norms = [torch.linalg.vector_norm(rows(part), dim=1) for part in gradients]
+    part_norms = [torch.linalg.vector_norm(as_rows(part), dim=1) for part in gradients]
     return torch.stack(part_norms).norm(dim=0)
 
 
-def rows(part: Tensor) -> Tensor:
+def as_rows(part: Tensor) -> Tensor:
     """View a part ``(B, *shape)`` as one row per image ``(B, size)``; ``shape`` may be empty."""
     return part.unsqueeze(-1).flatten(1)
 

@@ -177,7 +177,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def places(module: nn.Module) -> dict[str, str]:
+def parameter_paths(module: nn.Module) -> dict[str, str]:
     """Map every attribute path that holds a parameter, once, to the parameter's name.
 
     Parameters may be tied and modules shared. When `functional_call` ties weights itself, it visits
@@ -208,7 +208,7 @@ class Bound:
         self.trained = MappingProxyType(dict(trained))
         # Frozen parameters are detached: otherwise autograd computes gradients that nobody reads.
         self._values = {**self.source, **trained}
-        self._names_by_path = places(module)
+        self._names_by_path = parameter_paths(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Outputs:
         """Run the network with this image's parameters."""

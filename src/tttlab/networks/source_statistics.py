@@ -183,7 +183,7 @@ class LayerMoments:
         return {name: value.to(self.dtype) for name, value in values.items()}
 
 
-def kinds(statistics: Statistics) -> set[str]:
+def available_statistics(statistics: Statistics) -> set[str]:
     """Return the kinds of statistics: ``layers`` (layer moments) and the prefixes of all names.
 
     A prefix is what precedes the first dot: ``bank``, or ``fisher`` of ``fisher.<parameter>``.
@@ -204,7 +204,7 @@ def standard_layers(network: nn.Module) -> list[str]:
     return [f"{name}.input" for name in normalisation] + normalisation + tokens
 
 
-def looked_up(batches: Iterable[Tensor]) -> tuple[int, Callable[[Tensor], Tensor]]:
+def indexed_images(batches: Iterable[Tensor]) -> tuple[int, Callable[[Tensor], Tensor]]:
     """Return the number of source images, and a function from indices ``(n,)`` to images."""
     if isinstance(batches, SourceImages):
         return batches.count, batches.look
@@ -212,7 +212,7 @@ def looked_up(batches: Iterable[Tensor]) -> tuple[int, Callable[[Tensor], Tensor
     return len(images), images.__getitem__
 
 
-def random_parts(rows: Tensor, count: int) -> tuple[Tensor, ...]:
+def shuffled_parts(rows: Tensor, count: int) -> tuple[Tensor, ...]:
     """Divide source images or features ``(N, …)`` at random into parts of nearly equal size.
 
     Images often come class by class, and one class does not represent the domain. The permutation

@@ -23,7 +23,7 @@ CHAINS = {
 }
 
 
-def stage_places(encoder: nn.Module) -> list[int]:
+def find_stage_indices(encoder: nn.Module) -> list[int]:
     """Return the indices of the stages in ``feature_info``, in order."""
     names = [stage["module"].rpartition(".")[2] for stage in encoder.feature_info]
     return [index for index, name in enumerate(names) if name not in STEMS]
@@ -31,7 +31,7 @@ def stage_places(encoder: nn.Module) -> list[int]:
 
 def stage_widths(encoder: nn.Module) -> list[int]:
     """Return the number of channels of every stage's output."""
-    return [encoder.feature_info[index]["num_chs"] for index in stage_places(encoder)]
+    return [encoder.feature_info[index]["num_chs"] for index in find_stage_indices(encoder)]
 
 
 def stage_maps(encoder: nn.Module, images: Tensor, stages: Sequence[int]) -> list[Tensor]:
@@ -45,7 +45,7 @@ def stage_maps(encoder: nn.Module, images: Tensor, stages: Sequence[int]) -> lis
     Returns:
         ``(N, C, H', W')`` for each stage; for transformers the patch tokens without class token.
     """
-    stage_indices = stage_places(encoder)
+    stage_indices = find_stage_indices(encoder)
     indices = [stage_indices[stage - 1] for stage in stages]
     return encoder.forward_intermediates(
         images, indices=indices, stop_early=True, intermediates_only=True
@@ -96,7 +96,7 @@ class Remainder(nn.Module):
                 f"found {type(encoder).__name__}; choose such a backbone or another objective"
             )
         copied = copy.deepcopy(encoder)
-        stages = [encoder.feature_info[index]["module"] for index in stage_places(encoder)]
+        stages = [encoder.feature_info[index]["module"] for index in find_stage_indices(encoder)]
         remaining = [*stages[stage:], *CHAINS[family]]
         self.stages = nn.Sequential(*(copied.get_submodule(name) for name in remaining))
         last = [*stages, *CHAINS[family]][-1].partition(".")[0]

@@ -32,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tttlab.errors import UserError
 from tttlab.networks.network import Network, pooled_features
 from tttlab.networks.objective import Objective
-from tttlab.networks.stages import stage_places, stage_widths
+from tttlab.networks.stages import find_stage_indices, stage_widths
 from tttlab.runtime.ranks import Share
 
 
@@ -44,7 +44,7 @@ class LabelInjection(nn.Module):
     def __init__(self, encoder: nn.Module, num_classes: int, stage: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.stage = encoder.feature_info[stage_places(encoder)[stage - 1]]["module"]
+        self.stage = encoder.feature_info[find_stage_indices(encoder)[stage - 1]]["module"]
         self.embedding = nn.Linear(num_classes, stage_widths(encoder)[stage - 1], bias=False)
 
     def features_given(self, encoder: nn.Module, images: Tensor, given: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class IT3(Objective):
         Raises:
             UserError: the encoder does not have this stage.
         """
-        count = len(stage_places(encoder))
+        count = len(find_stage_indices(encoder))
         stage = math.ceil(count / 2) if self.stage is None else self.stage
         if not 1 <= stage <= count:
             raise UserError(

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from tttlab.errors import UserError
 from tttlab.networks.network import Network, feature_width
 from tttlab.networks.objective import Objective
-from tttlab.networks.stages import Remainder, shared_part, stage_places
+from tttlab.networks.stages import Remainder, find_stage_indices, shared_part
 from tttlab.runtime.ranks import Share
 
 TURNS = 4  # 0°, 90°, 180° and 270°, counter-clockwise
@@ -62,7 +62,7 @@ class Rotation(Objective):
         Raises:
             UserError: the encoder cannot be cut, or does not have so many stages.
         """
-        count = len(stage_places(encoder))
+        count = len(find_stage_indices(encoder))
         shared = math.ceil(count / 2) if self.shared_stages is None else self.shared_stages
         if not 1 <= shared <= count:
             raise UserError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tttlab.evaluation.results import Results, known
+from tttlab.evaluation.results import Results, is_known
 from tttlab.reporting import plots
 from tttlab.reporting.drawing import Drawing
 from tttlab.reporting.headline import rows
@@ -149,14 +149,14 @@ def _with_bars(results: Results) -> list[dict[str, Any]]:
     """
     entries = list(results.summary.values())
     sides = [*entries, *(entry["gated"] for entry in entries if entry.get("gated"))]
-    ends = [side[key] for side in sides for key in ("gain_low", "gain_high") if known(side[key])]
+    ends = [side[key] for side in sides for key in ("gain_low", "gain_high") if is_known(side[key])]
     low, high = min(0, *ends, 0), max(0.001, *ends, 0)
 
     def position(value: float) -> float:
         return round(4 + 92 * (value - low) / (high - low), 1)
 
     def bar(side: Mapping[str, Any]) -> dict[str, float] | None:
-        if not known(side["gain_low"]):
+        if not is_known(side["gain_low"]):
             return None
         return {key: position(side[key]) for key in ("gain_low", "gain", "gain_high")}
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tttlab.evaluation.metrics import verdict
-from tttlab.evaluation.results import Results, difference, known
+from tttlab.evaluation.results import Results, difference, is_known
 from tttlab.reporting.headline import gated_outcome, rows
 from tttlab.reporting.words import enumerate_words, percent, points, setting
 
@@ -142,7 +142,7 @@ def _about_runs(results: Results, model: str) -> str:
     if not entries:
         reason = "this model has" if results.acting else "params.yaml lists"
         return f"There is nothing to compare: {reason} only the control."
-    if not any(known(entry["gain"]) for entry in entries.values()):
+    if not any(is_known(entry["gain"]) for entry in entries.values()):
         unlabeled = (
             "The test images have no labels, so accuracy is unknown; "
             "what is known is how many predictions changed."
@@ -158,7 +158,7 @@ def _about_runs(results: Results, model: str) -> str:
 def _compare(entries: Mapping[str, Mapping[str, Any]]) -> str:
     verdicts = ("helped", "hurt", "undecided", "unchanged", "unknown")
     runs: dict[str, list[str]] = {word: [] for word in verdicts}
-    gains = {run: entry["gain"] if known(entry["gain"]) else 0 for run, entry in entries.items()}
+    gains = {run: entry["gain"] if is_known(entry["gain"]) else 0 for run, entry in entries.items()}
     for run in sorted(entries, key=lambda run: -gains[run]):
         runs[verdict(entries[run]["gain_low"], entries[run]["gain_high"])].append(run)
     names = {word: enumerate_words(names) for word, names in runs.items() if names}
@@ -248,7 +248,7 @@ def _about_helpers(entries: Mapping[str, Mapping[str, Any]], helped: Sequence[st
 def _about_training(entries: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for run, entry in entries.items():
-        if known(entry.get("training_gain")):
+        if is_known(entry.get("training_gain")):
             word = verdict(entry["training_gain_low"], entry["training_gain_high"])
             unclear = " (undecided)" if word in ("undecided", "unknown") else ""
             parts.append(f"{run} {points(entry['training_gain'])}{unclear}")
@@ -259,7 +259,7 @@ def _about_clean(entries: Mapping[str, Mapping[str, Any]]) -> str:
     losses = {}
     for run, entry in entries.items():
         loss = difference(entry["clean_source"], entry["clean_adapted"])
-        if known(loss):
+        if is_known(loss):
             losses[run] = loss
     if not losses:
         return ""

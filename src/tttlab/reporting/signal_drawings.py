@@ -5,7 +5,7 @@ Every function yields its figures by file name, with their captions; none if the
 
 import pandas as pd
 
-from tttlab.evaluation.results import CONTROL, Results, known
+from tttlab.evaluation.results import CONTROL, Results, is_known
 from tttlab.reporting import plots
 from tttlab.reporting.drawing import Drawing, Named, sample_text, under_one_caption
 from tttlab.reporting.figures.signals import estimated_accuracy, gain_along, reliability
@@ -110,5 +110,5 @@ def _correlation_notes(results: Results, model: str, signal: str) -> dict[str, s
     return {
         row.run: f"Spearman {row.spearman:+.2f}, p {probability(row.p)}".replace("-", "−")
         for row in correlations.itertuples()
-        if known(row.spearman)
+        if is_known(row.spearman)
     }

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tttlab.evaluation.results import known
+from tttlab.evaluation.results import is_known
 
 
 def percent(fraction: float | None) -> str:
     """Write a fraction as a percentage: 0.613 as ``61.3``; an unknown one as a dash."""
-    return f"{100 * fraction:.1f}" if known(fraction) else "–"
+    return f"{100 * fraction:.1f}" if is_known(fraction) else "–"
 
 
 def points(fraction: float | None) -> str:
     """Write a difference of fractions in percentage points with its sign: 0.047 as ``+4.7``."""
-    if not known(fraction):
+    if not is_known(fraction):
         return "–"
     text = f"{100 * fraction:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
@@ -21,12 +21,12 @@ def points(fraction: float | None) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     """Write an interval in percentage points: ``[+3.9, +5.5]``."""
-    return f"[{points(low)}, {points(high)}]" if known(low) and known(high) else "–"
+    return f"[{points(low)}, {points(high)}]" if is_known(low) and is_known(high) else "–"
 
 
 def amount(value: float | None) -> str:
     """Write a cost with as many digits as matter: 0.05, 4.57, 18.3, 183, 12,400."""
-    if not known(value):
+    if not is_known(value):
         return "–"
     decimals = 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:,.{decimals}f}"
@@ -34,7 +34,7 @@ def amount(value: float | None) -> str:
 
 def significant(value: float | None, digits: int = 3) -> str:
     """Write a number of any size: 0.00412, 0.412, 41.2, 4,120."""
-    if not known(value):
+    if not is_known(value):
         return "–"
     text = f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
     return text.replace("-", "−")
@@ -42,7 +42,7 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 def probability(p: float | None) -> str:
     """Write a p-value: 0.31, 0.004 or < 0.001."""
-    if not known(p):
+    if not is_known(p):
         return "–"
     if p < 0.001:
         return "< 0.001"

@@ -20,7 +20,7 @@ def log_predictions(run: Run, scored: "pd.DataFrame") -> None:
 
     Args:
         run: The adapt stage's run.
-        scored: From `tttlab.evaluation.predictions.score`; unknown values are left out.
+        scored: From `tttlab.evaluation.predictions.add_correctness`; unknown values are left out.
     """
     is_clean = scored["shift"] == "clean"
     clean, shifted = scored[is_clean].mean(numeric_only=True), scored[~is_clean]

@@ -53,7 +53,7 @@ def owner_lives(tags: Mapping[str, str]) -> bool:
     return Identity(int(tags["pid"]), float(tags["pid_started"])).lives()
 
 
-def close_left_open(root: Path) -> list[str]:
+def close_abandoned(root: Path) -> list[str]:
     """Close the runs that a killed process left open; return their names.
 
     Only runs of this machine are closed. The run of a stage gets the status KILLED; the run of a

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from filelock import FileLock
 
-from tttlab.tracking.executions import Execution, close_left_open, owner_lives, owner_tags
+from tttlab.tracking.executions import Execution, close_abandoned, owner_lives, owner_tags
 from tttlab.tracking.records import create_run, log_params, log_points, log_tags
 from tttlab.tracking.store import MODE, find_runs, open_store, quiet
 
@@ -147,7 +147,7 @@ def start_run(
             with this key is opened again and its curves continue; else a new one is created.
     """
     client, experiment = open_store(root)
-    close_left_open(root)
+    close_abandoned(root)
     tags = {"stage": stage, **(tags or {}), "mlflow.parentRunId": parent}
     tags |= owner_tags(psutil.Process().pid)
     earlier = find_runs(client, experiment, {"resume_key": resume_key}) if resume_key else []

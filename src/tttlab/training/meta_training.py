@@ -39,7 +39,7 @@ from tttlab.data.pixels import as_images
 from tttlab.data.views import random_masks
 from tttlab.errors import UserError
 from tttlab.networks.gradients import clip_gradients
-from tttlab.networks.network import Network, evaluating, places
+from tttlab.networks.network import Network, evaluating, parameter_paths
 from tttlab.networks.objective import Objective
 from tttlab.objectives.mae import MAE, masked_error
 from tttlab.training.trainer import Loss
@@ -187,7 +187,7 @@ def per_image(network: nn.Module, function: Callable[..., Tensor]) -> Callable[.
     Returns:
         a function of all images' parameters (see `expanded`) and stacked data.
     """
-    module, names_by_path = PerImage(network, function), places(network)
+    module, names_by_path = PerImage(network, function), parameter_paths(network)
 
     def call(parameters: Parameters, *data: Tensor) -> Tensor:
         values = {

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tttlab.config.params import Params
-from tttlab.evaluation.predictions import score
+from tttlab.evaluation.predictions import add_correctness
 from tttlab.runtime import devices
 from tttlab.runtime.resuming import Work
 from tttlab.tracking.comparison import log_predictions
@@ -88,7 +88,7 @@ def adapt_network(params: Params, run: NetworkRun, work: Work, outputs: Path) ->
         tracked.log_input("test", images.source, images.digest(), len(images), "test")
         devices.forget_peak(run.source.device)
         table, losses = run.adapt(work)
-        log_predictions(tracked, score(table))
+        log_predictions(tracked, add_correctness(table))
         memory = devices.peak_memory(run.source.device)
         mean_losses = losses.tolist() if len(losses) > 1 else []
         tracked.log_series("loss/mean", mean_losses)

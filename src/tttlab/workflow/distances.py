@@ -90,15 +90,15 @@ def measure(params: Params, network: nn.Module) -> pd.DataFrame:
         labels = images.labels if name == "labeled" else None
         # Without labels the targets are not balanced by class: the reference must not be, either.
         groups = labels if balanced else None
-        rows = choose(params, images, size, "distance")
+        rows = choose_images(params, images, size, "distance")
         reference = shift_estimates.Reference(sample(images), rows, labels, groups)
         targets = {
-            key: sample(target).take(choose(params, target, size, "distance"))
+            key: sample(target).take(choose_images(params, target, size, "distance"))
             for key, target in unshifted.items()
         }
         for key, target in shifted.items():
-            targets[key] = samples[key].take(choose(params, target, size, "shifts"))
-        table = shift_estimates.measure(
+            targets[key] = samples[key].take(choose_images(params, target, size, "shifts"))
+        table = shift_estimates.measure_shifts(
             reference, targets, seed=params.seed, permutations=params.distance.permutations
         )
         tables.append(table.assign(reference=name))
@@ -112,7 +112,7 @@ def measure(params: Params, network: nn.Module) -> pd.DataFrame:
 def open_reference(params: Params, name: str) -> ImageSet:
     """Open part of the source images."""
     images = ImageSet.load(places.OUTPUTS / "data" / name)
-    return images.view(choose(params, images, params.distance.images, "distance"))
+    return images.view(choose_images(params, images, params.distance.images, "distance"))
 
 
 def open_targets(params: Params) -> tuple[ImageSet, list[Shift]]:
@@ -121,6 +121,6 @@ def open_targets(params: Params) -> tuple[ImageSet, list[Shift]]:
     return test, [shift for shift in shifts if not (shift.clean and shift.images)]
 
 
-def choose(params: Params, images: ImageSet, count: int | None, key: str) -> np.ndarray:
+def choose_images(params: Params, images: ImageSet, count: int | None, key: str) -> np.ndarray:
     """Choose images, balanced by class; larger choices contain smaller ones."""
     return balanced_subset(images.image_ids, images.labels, count, params.seed, key)

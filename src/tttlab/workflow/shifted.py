@@ -27,11 +27,14 @@ def open_test(
     """
     options = params.shifts
     limit = min((number for number in (count, options.images) if number is not None), default=None)
-    test = choose(params, ImageSet.load(places.OUTPUTS / "data" / "test"), limit)
+    test = choose_images(params, ImageSet.load(places.OUTPUTS / "data" / "test"), limit)
     shifts = list_shifts(options.corruptions, severities or options.severities)
     if options.clean == "validation":
         source = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
-        shifts[:1] = [Shift(images=choose(params, source, limit)), Shift(UNCORRUPTED, 0, test)]
+        shifts[:1] = [
+            Shift(images=choose_images(params, source, limit)),
+            Shift(UNCORRUPTED, 0, test),
+        ]
     for shift in open_sets(params, limit):
         if not (shift.severity and severities) or shift.severity in severities:
             shifts.append(shift)
@@ -49,12 +52,12 @@ def open_sets(params: Params, limit: int | None) -> list[Shift]:
         ) from error
     shifts = []
     for entry in entries:
-        images = choose(params, ImageSet.load(folder / entry["folder"]), limit)
+        images = choose_images(params, ImageSet.load(folder / entry["folder"]), limit)
         shifts.append(Shift(entry["corruption"], entry["severity"], images))
     return shifts
 
 
-def choose(params: Params, images: ImageSet, count: int | None) -> ImageSet:
+def choose_images(params: Params, images: ImageSet, count: int | None) -> ImageSet:
     """Choose images of a set, the same for every stage; their pixels are not loaded."""
     rows = balanced_subset(images.image_ids, images.labels, count, params.seed, "shifts")
     return images.view(rows)

@@ -46,10 +46,10 @@ def serve(port: int) -> None:
 
     Ctrl-C then reaches the server, and no other process is left behind.
     """
-    from tttlab.tracking.executions import close_left_open
+    from tttlab.tracking.executions import close_abandoned
     from tttlab.tracking.pages import ui_command, ui_pages
 
-    close_left_open(places.ROOT)
+    close_abandoned(places.ROOT)
     print("MLflow comes up in some 15 seconds; Ctrl-C ends it")
     for name, address in ui_pages(places.ROOT).items():
         print(f"{name:12}http://127.0.0.1:{port}/{address}", flush=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tttlab.evaluation.results import Results, difference, known, shift_name
+from tttlab.evaluation.results import Results, difference, is_known, shift_name
 from tttlab.reporting.words import (
     amount,
     interval,
@@ -85,7 +85,7 @@ def tuning(results: Results) -> Iterator[Table]:
             name, kind = _CHOICES.get(row.choice, (row.choice, ""))
             settings = row.settings if isinstance(row.settings, str) else "–"
             values = percent(row.accuracy), points(row.gain), points(row.clean_change), f"{row.n:,}"
-            step = f"{row.step:.0f}" if known(row.step) else "–"
+            step = f"{row.step:.0f}" if is_known(row.step) else "–"
             lines.append(line(name, Cell(settings, kind="wrap"), step, *values, kind=kind))
     heads = ("setting", "values", "step", "accuracy, %", "gain, points", "clean, points", "n")
     caption = (
@@ -181,9 +181,9 @@ def correlations(results: Results) -> Iterator[Table]:
 
 
 def _correlation(row: tuple) -> Cell:
-    text = f"{row.spearman:+.2f}".replace("-", "−") if known(row.spearman) else "–"
-    note = f"p {probability(row.p)}, n {row.n:,}" if known(row.p) else ""
-    return Cell(text, note, "strong" if known(row.p) and row.p < ALPHA else "")
+    text = f"{row.spearman:+.2f}".replace("-", "−") if is_known(row.spearman) else "–"
+    note = f"p {probability(row.p)}, n {row.n:,}" if is_known(row.p) else ""
+    return Cell(text, note, "strong" if is_known(row.p) and row.p < ALPHA else "")
 
 
 def gates(results: Results) -> Iterator[Table]:
@@ -191,7 +191,7 @@ def gates(results: Results) -> Iterator[Table]:
     lines = []
     for (model, run), entry in results.summary.items():
         gated = entry.get("gated")
-        if not gated or not known(entry["gain"]):
+        if not gated or not is_known(entry["gain"]):
             continue
         lines.append(line(f"{model} · {run}{_rule(results, model, run)}", kind="group"))
         for name, side, share, cost, kind in (
@@ -254,7 +254,7 @@ def shifts(results: Results) -> Iterator[Table]:
             rows = table[(table["model"] == model) & (table["run"] == run)]
             lines = tuple(_shift_line(row) for row in rows.itertuples())
             folded, entry = f"{model} · {run}", results.summary[model, run]
-            if known(entry["gain"]) and known(entry.get("shifts_helped")):
+            if is_known(entry["gain"]) and is_known(entry.get("shifts_helped")):
                 helped, hurt = entry["shifts_helped"], entry["shifts_hurt"]
                 folded += f": better under {helped}, worse under {hurt} of {len(lines)}"
             yield Table(f"shifts-{model}-{run}", "shifts", _SHIFT_HEADS, lines, folded=folded)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from tttlab.evaluation.results import Results, known, shift_name
+from tttlab.evaluation.results import Results, is_known, shift_name
 from tttlab.reporting.tables.comparison import Cell, Table, line
 from tttlab.reporting.words import percent, points, probability, significant
 
@@ -39,8 +39,8 @@ def _distances(results: Results) -> pd.DataFrame:
 
 def _distance_cell(row: pd.Series, extra: str = "") -> Cell:
     write = _metric(row["metric"])[1]
-    floor = f"floor {write(row['floor'])}" if known(row["floor"]) else ""
-    p = f"p {probability(row['p'])}" if known(row["p"]) else ""
+    floor = f"floor {write(row['floor'])}" if is_known(row["floor"]) else ""
+    p = f"p {probability(row['p'])}" if is_known(row["p"]) else ""
     note = " · ".join(filter(None, [extra, floor, p]))
     return Cell(write(row["value"]), note, "strong" if _is_far(row) else "")
 
