@@ -4,6 +4,8 @@ Every view has its own random stream, so that the number of workers never change
 """
 
 import random
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -194,6 +196,10 @@ def reporting_lost_workers() -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
+        if threading.current_thread() is threading.main_thread():
+            # Else torch raises the same again for the next worker that ends, even while this error
+            # is being printed.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         reason = str(error).strip() or type(error).__name__
         raise UserError(
             f"a process that augments images was lost ({reason}): memory probably ran out; "
