@@ -15,7 +15,7 @@ from tttlab.workflow import places
 from tttlab.workflow.choices import choice_file
 from tttlab.workflow.curves import adapt_along_steps
 from tttlab.workflow.execution import parent_run
-from tttlab.workflow.ledger import Ledger
+from tttlab.workflow.ledger import Ledger, written_whole
 from tttlab.workflow.loading import settings_of
 from tttlab.workflow.network_runs import NetworkRun, open_runs
 from tttlab.workflow.pieces import Piece
@@ -70,7 +70,6 @@ def adapt_network(params: Params, run: NetworkRun, work: Work, outputs: Path) ->
             adapt_along_steps(run, work)
         return []
     folder = outputs / run.piece.run / run.piece.model
-    folder.mkdir(parents=True, exist_ok=True)
     table_file = folder / f"{run.piece.seed}.parquet"
     about_file = folder / f"{run.piece.seed}.json"
     steps_file = folder / f"{run.piece.seed}.steps.parquet"
@@ -93,7 +92,8 @@ def adapt_network(params: Params, run: NetworkRun, work: Work, outputs: Path) ->
         mean_losses = losses.tolist() if len(losses) > 1 else []
         tracked.log_series("loss/mean", mean_losses)
         tracked.log_metrics({"cost/peak_memory_mb": memory})
-        table.to_parquet(table_file, index=False)
+        with written_whole(table_file) as partial:
+            table.to_parquet(partial, index=False)
         tracked.log_artifact(table_file)
     about = {
         "mlflow_run_id": tracked.id,
@@ -102,9 +102,11 @@ def adapt_network(params: Params, run: NetworkRun, work: Work, outputs: Path) ->
         "tuning": run.tuned,
         "peak_memory_mb": memory,
     }
-    about_file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    with written_whole(about_file) as partial:
+        partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     steps = adapt_along_steps(run, work) if has_curve else None
     if steps is None:
         return [table_file, about_file]
-    steps.to_parquet(steps_file, index=False)
+    with written_whole(steps_file) as partial:
+        steps.to_parquet(partial, index=False)
     return [table_file, about_file, steps_file]

@@ -16,7 +16,7 @@ from tttlab.runtime.group_size import GroupSize
 from tttlab.shifts.shift import Shift
 from tttlab.workflow import places
 from tttlab.workflow.choices import choice_file
-from tttlab.workflow.ledger import Ledger
+from tttlab.workflow.ledger import Ledger, written_whole
 from tttlab.workflow.loading import SourceNetwork, build_run, load_source, load_tuned, settings_of
 from tttlab.workflow.pieces import Pair
 from tttlab.workflow.shifted import open_test
@@ -39,8 +39,8 @@ def align_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
         files = []
         if table is not None:
             file = ledger.folder / name / f"{model}.parquet"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            table.to_parquet(file, index=False)
+            with written_whole(file) as partial:
+                table.to_parquet(partial, index=False)
             files = [file]
         ledger.enter(str(pair), keys[pair], files)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tttlab.config.params import Params
 from tttlab.workflow import places
+from tttlab.workflow.ledger import written_whole
 from tttlab.workflow.pieces import Pair
 
 
@@ -27,11 +28,10 @@ def choice_file(run: str, model: str) -> Path:
 
 
 def write_choice(pair: Pair, choice: dict[str, Any]) -> Path:
-    """Write a choice, unless its file has this content already; no reader sees half a file."""
+    """Write a choice, unless its file has this content already."""
     file, text = choice_file(*pair), json.dumps(choice, indent=2) + "\n"
     if file.is_file() and file.read_text(encoding="utf-8") == text:
         return file
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".partial").write_text(text, encoding="utf-8")
-    file.with_suffix(".partial").replace(file)
+    with written_whole(file) as partial:
+        partial.write_text(text, encoding="utf-8")
     return file

@@ -17,7 +17,7 @@ from tttlab.runtime.devices import choose_device
 from tttlab.shifts.shift import Shift
 from tttlab.training.probing import encode
 from tttlab.workflow import places
-from tttlab.workflow.ledger import Ledger
+from tttlab.workflow.ledger import Ledger, written_whole
 from tttlab.workflow.shifted import open_test
 
 FIRST = ["model", "seed", "reference", "target", "corruption", "severity"]  # columns
@@ -46,8 +46,8 @@ def measure_networks(params: Params, networks: Sequence[Network], ledger: Ledger
             print(f"{piece.model}: distances are left out: {error}")
             table = pd.DataFrame(columns=FIRST)
         file = ledger.folder / f"{piece}.csv"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(file, index=False, float_format="%.6g")
+        with written_whole(file) as partial:
+            table.to_csv(partial, index=False, float_format="%.6g")
         ledger.enter(str(piece), keys[piece], [file])
 
 

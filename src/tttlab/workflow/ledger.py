@@ -5,7 +5,8 @@ the missing pieces, for example those of a new run, model or seed.
 """
 
 import json
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,10 +92,21 @@ class Ledger:
         return self._hashes[path]
 
     def _write(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{NAME}.partial"
-        partial.write_text(json.dumps(self._entries, indent=1, sort_keys=True) + "\n", "utf-8")
-        partial.replace(self.folder / NAME)
+        text = json.dumps(self._entries, indent=1, sort_keys=True) + "\n"
+        with written_whole(self.folder / NAME) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """Give a path beside a file to write to; at the end it takes the file's place.
+
+    So a file that is there is whole. And what DVC has linked to its cache is not written into.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.partial")
+    yield partial
+    partial.replace(file)
 
 
 def code_of(stage: str) -> Sequence[Path]:
