@@ -54,9 +54,13 @@ def test_open_images_are_adapted_as_without_a_gate_and_shut_ones_not_at_all(
 def test_a_gate_that_never_opens_costs_one_look_and_changes_nothing():
     network, statistics = networks.source_statistics("vit")
     gate = Gate("distance", 1e9)
-    gated, opened = adapt_gated(network, mixed(), ActMAD(), LOOP, gate, statistics=statistics)
+    gated, opened = adapt_gated(
+        network, mixed(), ActMAD(), LOOP, gate, statistics=statistics, record=(0, 2)
+    )
     assert not opened.any()
     assert torch.equal(gated.logits, gated.source_logits)
+    assert torch.equal(gated.logits_at, gated.source_logits[:, None].expand(-1, 2, -1))
+    assert torch.equal(gated.milliseconds_at, gated.milliseconds[:, None].expand(-1, 2))
     assert gated.losses.shape == (6, 1)
 
 

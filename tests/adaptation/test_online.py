@@ -194,9 +194,11 @@ def test_a_batch_with_a_loss_that_is_not_finite_gets_the_source_predictions():
     images[3] = float("nan")  # the second batch
     loop = InnerLoop(steps=1, lr=1e-2, trainable="norm", normalisation="image")
     settings = {"batch_size": BATCH, "statistics": statistics}
-    result = adapt_stream(network, images, TENT(), loop, **settings)
+    result = adapt_stream(network, images, TENT(), loop, record=(0, 1), **settings)
     assert result.fell_back.tolist() == [False] * 3 + [True] * 2 + [False] * 2
     assert torch.equal(result.logits[4], result.source_logits[4])
+    # So is what was recorded: before the step, too, the batch's moments are not finite.
+    assert torch.equal(result.logits_at[4], result.source_logits[[4, 4]])
     assert result.logits[5:].isfinite().all()
     # The batches after it are as without it.
     without = adapt_stream(network, images[[0, 1, 2, 5, 6, 6]], TENT(), loop, **settings)

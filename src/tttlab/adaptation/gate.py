@@ -89,7 +89,8 @@ def adapt_gated(
         measuring = (time.perf_counter() - started) * 1e3 / max(len(images), 1)
     source_logits = source_logits.cpu()
     if not opened.any():
-        return never_opened(source_logits, measuring), opened
+        steps = len(settings.get("record", ()))
+        return never_opened(source_logits, measuring, steps), opened
     adapted = adapt(
         network,
         images[opened],
@@ -104,22 +105,23 @@ def adapt_gated(
     return spread(adapted, opened, source_logits, measuring), opened
 
 
-def never_opened(source_logits: Tensor, measuring: float) -> Adaptation:
+def never_opened(source_logits: Tensor, measuring: float, steps: int) -> Adaptation:
     """Make the results for N images that the gate keeps out.
 
     Args:
         source_logits: ``(N, K)``.
         measuring: milliseconds per image, for the signal.
+        steps: R, how many numbers of steps are recorded.
     """
-    count, classes = source_logits.shape
+    count = len(source_logits)
     return Adaptation(
         logits=source_logits,
         source_logits=source_logits,
         losses=torch.full((count, 1), float("nan")),
         fell_back=torch.zeros(count, dtype=torch.bool),
         milliseconds=torch.full((count,), measuring),
-        logits_at=source_logits.new_zeros(count, 0, classes),
-        milliseconds_at=torch.zeros(count, 0),
+        logits_at=source_logits[:, None].expand(-1, steps, -1),
+        milliseconds_at=torch.full((count, steps), measuring),
     )
 
 

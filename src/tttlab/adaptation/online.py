@@ -174,8 +174,8 @@ class Learner:
         with torch.no_grad():
             source_logits = self.network(images).logits
         curve = Curve(self.record, images.device)
-        streams = [torch_generator(self.seed, "average", name) for name in names]
-        looks = draw_looks(images, self.loop, streams)
+        average = [torch_generator(self.seed, "average", name) for name in names]
+        looks = draw_looks(images, self.loop, average)
         with normalised(self.network, self.loop, self.statistics):
             curve.note(0, lambda: self.predict({}, looks, names))
             losses, usable = self.train(images, names)
@@ -183,8 +183,8 @@ class Learner:
         milliseconds = curve.milliseconds | {self.loop.steps: curve.spent()}
         usable = usable & logits.isfinite().all(-1)
         logits = torch.where(usable[:, None], logits, source_logits)
-        logits_after = curve.logits | {self.loop.steps: logits}
-        recorded = [logits_after[step] for step in self.record]
+        predicted = [(curve.logits | {self.loop.steps: logits})[step] for step in self.record]
+        recorded = [torch.where(p.isfinite().all(-1, True), p, source_logits) for p in predicted]
         logits_at = torch.stack(recorded, dim=1) if recorded else logits.unsqueeze(1)[:, :0]
         cost = torch.tensor([milliseconds[step] for step in (self.loop.steps, *self.record)])
         cost = cost.expand(len(images), -1) / len(images)
