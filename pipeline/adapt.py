@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from tttlab.config.params import Params
 from tttlab.workflow import command
+from tttlab.workflow.keys import adapting_key
+from tttlab.workflow.ledger import Ledger
+from tttlab.workflow.pieces import list_pieces
 
 
 def run(params: Params, names: Sequence[str]) -> None:
@@ -11,15 +14,17 @@ def run(params: Params, names: Sequence[str]) -> None:
 
     For the first seed it also writes <seed>.steps.parquet.
     """
-    from tttlab.workflow.adaptations import adapt_pieces
-    from tttlab.workflow.ledger import Ledger
-    from tttlab.workflow.pieces import list_pieces
-    from tttlab.workflow.processes import open_processes
-
     pieces, ledger = list_pieces(params, names), Ledger("adapt")
-    fabric = open_processes(params)
-    adapt_pieces(params, pieces, fabric, ledger)
-    if not names and fabric.is_global_zero:
+    # Every process of the stage looks here. None computes before all have met.
+    if missing := ledger.missing({piece: adapting_key(params, piece, ledger) for piece in pieces}):
+        from tttlab.workflow.adaptations import adapt_pieces  # seconds of imports
+        from tttlab.workflow.processes import open_processes
+
+        fabric = open_processes(params)
+        adapt_pieces(params, missing, fabric, ledger)
+        if not fabric.is_global_zero:
+            return
+    if not names and not command.RANK:
         ledger.keep_only([str(piece) for piece in pieces])
 
 

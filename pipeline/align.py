@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tttlab.config.params import Params
 from tttlab.workflow import command
+from tttlab.workflow.keys import aligning_key
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.pieces import Pair, list_pairs
 
@@ -12,10 +13,10 @@ def run(params: Params, names: Sequence[str]) -> None:
     """Write outputs/aligned/<run>/<model>.parquet: a row per (image, shift), for part of them."""
     ledger = Ledger("align")
     pairs = [pair for pair in list_pairs(params, names) if wanted(params, pair)]
-    if pairs:
+    if missing := ledger.missing({pair: aligning_key(params, pair, ledger) for pair in pairs}):
         from tttlab.workflow.alignments import align_pairs  # seconds of imports
 
-        align_pairs(params, pairs, ledger)
+        align_pairs(params, missing, ledger)
     if not names:
         ledger.keep_only([str(pair) for pair in pairs])
 

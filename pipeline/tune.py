@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from tttlab.config.params import Params
 from tttlab.workflow import command
 from tttlab.workflow.choices import untuned, write_choice
+from tttlab.workflow.keys import tuning_key
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.pieces import list_pairs
 
@@ -16,10 +17,10 @@ def run(params: Params, names: Sequence[str]) -> None:
     for pair in pairs:
         if pair not in searched:
             ledger.enter(str(pair), "", [write_choice(pair, untuned(params, pair))])
-    if searched:
+    if missing := ledger.missing({pair: tuning_key(params, pair, ledger) for pair in searched}):
         from tttlab.workflow.tunings import tune_pairs  # seconds of imports
 
-        tune_pairs(params, searched, ledger)
+        tune_pairs(params, missing, ledger)
     if not names:
         ledger.keep_only([str(pair) for pair in pairs])
 

@@ -380,6 +380,7 @@ class TestStage:
         params = SimpleNamespace(
             seed=0,
             seeds=(0, 1),
+            models=("tiny",),
             machine=SimpleNamespace(device="cpu", precision="auto", images_per_step="auto"),
             distance=SimpleNamespace(images=images, permutations=19),
             shifts=shifts or Shifts(corruptions=("fog",), severities=(1, 5), images=None, sets={}),

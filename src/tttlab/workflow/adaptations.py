@@ -1,7 +1,7 @@
 """Adapting trained networks as the runs of params.yaml say, each with its own run in MLflow."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,9 @@ from tttlab.runtime.resuming import Work
 from tttlab.tracking.comparison import log_predictions
 from tttlab.tracking.runs import start_run
 from tttlab.workflow import places
-from tttlab.workflow.choices import choice_file
 from tttlab.workflow.curves import adapt_along_steps
 from tttlab.workflow.execution import parent_run
 from tttlab.workflow.ledger import Ledger, written_whole
-from tttlab.workflow.loading import settings_of
 from tttlab.workflow.network_runs import NetworkRun, open_runs
 from tttlab.workflow.pieces import Piece
 from tttlab.workflow.processes import open_shared
@@ -26,35 +24,14 @@ if TYPE_CHECKING:
 
 
 def adapt_pieces(
-    params: Params, pieces: Sequence[Piece], fabric: "Processes", ledger: Ledger
+    params: Params, keys: Mapping[Piece, str], fabric: "Processes", ledger: Ledger
 ) -> None:
-    """Compute the missing pieces: for each a table of predictions and a description as JSON."""
-    keys = {}
-    if fabric.is_global_zero:
-        keys = {piece: key_of(params, piece, ledger) for piece in pieces}
-    missing = fabric.broadcast(ledger.missing(keys))
-    for run in open_runs(params, missing, fabric):
-        key = fabric.broadcast(keys.get(run.piece, ""))
-        with open_shared(fabric, f"adapt {run.piece}", key) as work:
+    """Compute pieces, each with its key: a table of predictions and a description as JSON."""
+    for run in open_runs(params, keys, fabric):
+        with open_shared(fabric, f"adapt {run.piece}", keys[run.piece]) as work:
             files = adapt_network(params, run, work, ledger.folder)
         if fabric.is_global_zero:
-            ledger.enter(str(run.piece), key, files)
-
-
-def key_of(params: Params, piece: Piece, ledger: Ledger) -> str:
-    """Hash what the result of a piece depends on."""
-    network = Path(piece.model, str(piece.seed))
-    sets = ("labeled_train", "labeled_validation", "test", "shifted")
-    inputs = [
-        places.OUTPUTS / "finetuned" / network,
-        places.OUTPUTS / "source_stats" / network,
-        choice_file(piece.run, piece.model),
-        *(places.OUTPUTS / "data" / name for name in sets),
-    ]
-    has_curve = piece.seed == params.seeds[0]
-    sections = params.model_dump(mode="json", include={"shifts": True, "adapt": {"curve"}})
-    settings = [*piece, has_curve, settings_of(params, piece.run, piece.model), sections]
-    return ledger.key(settings, inputs)
+            ledger.enter(str(run.piece), keys[run.piece], files)
 
 
 def adapt_network(params: Params, run: NetworkRun, work: Work, outputs: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """The agreement of the gradients of every run's loss and of the supervised loss."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -14,24 +13,18 @@ from tttlab.experiments.alignment import LARGEST, gradient_alignment
 from tttlab.experiments.blocks import list_blocks
 from tttlab.runtime.group_size import GroupSize
 from tttlab.shifts.shift import Shift
-from tttlab.workflow import places
-from tttlab.workflow.choices import choice_file
 from tttlab.workflow.ledger import Ledger, written_whole
-from tttlab.workflow.loading import SourceNetwork, build_run, load_source, load_tuned, settings_of
+from tttlab.workflow.loading import SourceNetwork, build_run, load_source, load_tuned
 from tttlab.workflow.pieces import Pair
 from tttlab.workflow.shifted import open_test
 
 
-def align_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
-    """Compare the gradients for every missing pair of a run and a model: a table for each."""
-    keys = {pair: key_of(params, pair, ledger) for pair in pairs}
-    missing = ledger.missing(keys)
-    if not missing:
-        return
+def align_pairs(params: Params, keys: Mapping[Pair, str], ledger: Ledger) -> None:
+    """Compare the gradients for pairs of a run and a model, each with its key: a table for each."""
     images, shifts = open_test(params, params.alignment.images)  # a subset of what adapt uses
     labeled = [shift for shift in shifts if (shift.of(images).labels >= 0).all()]
     sources: dict[str, SourceNetwork] = {}
-    for pair in missing:
+    for pair, key in keys.items():
         name, model = pair
         if model not in sources:
             sources[model] = load_source(params, model, params.seeds[0])
@@ -42,21 +35,7 @@ def align_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
             with written_whole(file) as partial:
                 table.to_parquet(partial, index=False)
             files = [file]
-        ledger.enter(str(pair), keys[pair], files)
-
-
-def key_of(params: Params, pair: Pair, ledger: Ledger) -> str:
-    """Hash what the table of a pair depends on."""
-    network = Path(pair.model, str(params.seeds[0]))
-    sets = ("labeled_train", "labeled_validation", "test", "shifted")
-    inputs = [
-        places.OUTPUTS / "finetuned" / network,
-        places.OUTPUTS / "source_stats" / network,
-        choice_file(*pair),
-        *(places.OUTPUTS / "data" / name for name in sets),
-    ]
-    sections = params.model_dump(mode="json", include={"shifts", "alignment"})
-    return ledger.key([*pair, settings_of(params, *pair), sections], inputs)
+        ledger.enter(str(pair), key, files)
 
 
 def align(

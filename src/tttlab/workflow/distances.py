@@ -1,7 +1,6 @@
 """The distance of the target from the source in the trained networks, before any adaptation."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -18,26 +17,16 @@ from tttlab.shifts.shift import Shift
 from tttlab.training.probing import encode
 from tttlab.workflow import places
 from tttlab.workflow.ledger import Ledger, written_whole
+from tttlab.workflow.pieces import Network
 from tttlab.workflow.shifted import open_test
 
 FIRST = ["model", "seed", "reference", "target", "corruption", "severity"]  # columns
 
 
-class Network(NamedTuple):
-    """A model and a training seed."""
-
-    model: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.model}/{self.seed}"
-
-
-def measure_networks(params: Params, networks: Sequence[Network], ledger: Ledger) -> None:
-    """Measure with every network that has not been measured yet."""
-    keys = {network: key_of(params, network, ledger) for network in networks}
+def measure_networks(params: Params, keys: Mapping[Network, str], ledger: Ledger) -> None:
+    """Measure with networks, each with its key: a table for each."""
     device = choose_device(params.machine.device, params.machine.precision)
-    for piece in ledger.missing(keys):
+    for piece, key in keys.items():
         network, _ = checkpoints.load(places.OUTPUTS / "finetuned" / str(piece), device)
         try:
             table = measure(params, network).assign(**piece._asdict())
@@ -48,18 +37,7 @@ def measure_networks(params: Params, networks: Sequence[Network], ledger: Ledger
         file = ledger.folder / f"{piece}.csv"
         with written_whole(file) as partial:
             table.to_csv(partial, index=False, float_format="%.6g")
-        ledger.enter(str(piece), keys[piece], [file])
-
-
-def key_of(params: Params, network: Network, ledger: Ledger) -> str:
-    """Hash what the table of one network depends on."""
-    sets = ("unlabeled", "labeled_validation", "test", "shifted")
-    inputs = [
-        places.OUTPUTS / "finetuned" / str(network),
-        *(places.OUTPUTS / "data" / name for name in sets),
-    ]
-    settings = params.model_dump(mode="json", include={"seed", "shifts", "distance"})
-    return ledger.key([*network, settings], inputs)
+        ledger.enter(str(piece), key, [file])
 
 
 def measure(params: Params, network: nn.Module) -> pd.DataFrame:

@@ -7,6 +7,7 @@ the missing pieces, for example those of a new run, model or seed.
 import json
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,8 +46,12 @@ class Ledger:
             inputs: files and folders that it is made from.
         """
         hashes = [self._hash(path) for path in inputs]
-        code = [self._hash(path, "*.py") for path in code_of(self.stage)]
-        return work_key(self.stage, [settings, hashes, code], (), ())
+        return work_key(self.stage, [settings, hashes, self._code], (), ())
+
+    @cached_property
+    def _code(self) -> list[str]:
+        """Hash the code that the stage runs."""
+        return [content_hash(path, "*.py") for path in code_of(self.stage)]
 
     def holds(self, piece: str, key: str) -> bool:
         """Tell whether a piece with this key is there and its files are unchanged."""
@@ -58,13 +63,13 @@ class Ledger:
             for name, digest in entry["files"].items()
         )
 
-    def missing(self, keys: Mapping[T, str]) -> list[T]:
-        """List the pieces to compute, and print how many are there already.
+    def missing(self, keys: Mapping[T, str]) -> dict[T, str]:
+        """Leave out the pieces that are there already, and print how many they are.
 
         Args:
             keys: piece → its key.
         """
-        missing = [piece for piece, key in keys.items() if not self.holds(str(piece), key)]
+        missing = {piece: key for piece, key in keys.items() if not self.holds(str(piece), key)}
         if len(missing) < len(keys):
             print(f"{self.stage}: {len(keys) - len(missing)} of {len(keys)} are there already")
         return missing
@@ -86,9 +91,9 @@ class Ledger:
                 path.rmdir()
         self._write()
 
-    def _hash(self, path: Path, pattern: str = "*") -> str:
+    def _hash(self, path: Path) -> str:
         if path not in self._hashes:
-            self._hashes[path] = content_hash(path, pattern)
+            self._hashes[path] = content_hash(path)
         return self._hashes[path]
 
     def _write(self) -> None:

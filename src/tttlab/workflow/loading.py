@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,6 @@ from torch import nn
 from tttlab.adaptation import registry
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.method import Method
-from tttlab.adaptation.method_code import method_code
 from tttlab.adaptation.method_trial import try_method, watched
 from tttlab.adaptation.task import Task, complete_statistics
 from tttlab.adaptation.trainable import select_parameters
@@ -130,23 +129,6 @@ def fit(
         try_method(source.network, method, loop, statistics, size, protocol, batch_size)
     source.tried.add(name)
     return statistics
-
-
-def settings_of(params: Params, name: str, model: str) -> dict[str, Any]:
-    """List what a run on one model depends on, apart from its network and its search."""
-    settings, trained = params.run_settings(name, model), params.models[model]
-    return {
-        "loop": asdict(replace(settings.loop, augmentation=params.adapt.augment)),
-        "objective": trained.objective.model_dump(mode="json"),
-        "objective_views": asdict(trained.pretrain.augment),
-        "online": params.adapt.online.model_dump(mode="json"),
-        "source_stats": params.source_stats.model_dump(mode="json"),
-        "seed": params.seed,
-        "protocol": settings.protocol,
-        "method": settings.method,
-        "settings": settings.settings,
-        "code": method_code(settings.method),
-    }
 
 
 def open_stream(params: Params, protocol: str) -> Stream | None:

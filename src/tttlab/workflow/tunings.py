@@ -1,7 +1,6 @@
 """Tuning of runs: the search on one model, and what is written of it."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -26,35 +25,20 @@ from tttlab.workflow.choices import write_choice
 from tttlab.workflow.execution import parent_run
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.leftovers import find_work
-from tttlab.workflow.loading import SourceNetwork, build_run, load_source, open_stream, settings_of
+from tttlab.workflow.loading import SourceNetwork, build_run, load_source, open_stream
 from tttlab.workflow.pieces import Pair
 
 
-def tune_pairs(params: Params, pairs: Sequence[Pair], ledger: Ledger) -> None:
-    """Tune the missing pairs of a run and a model, on the networks of the first training seed."""
-    keys = {pair: key_of(params, pair, ledger) for pair in pairs}
+def tune_pairs(params: Params, keys: Mapping[Pair, str], ledger: Ledger) -> None:
+    """Tune pairs, each with its key, on the networks of the first training seed."""
     sources: dict[str, SourceNetwork] = {}
-    for pair in ledger.missing(keys):
+    for pair, key in keys.items():
         if pair.model not in sources:
             sources[pair.model] = load_source(params, pair.model, params.seeds[0])
-        with find_work(keys[pair], f"tune {pair}") as work:
+        with find_work(key, f"tune {pair}") as work:
             choice = tune(params, pair, sources[pair.model], work)
             file = write_choice(pair, choice)
-        ledger.enter(str(pair), keys[pair], [file])
-
-
-def key_of(params: Params, pair: Pair, ledger: Ledger) -> str:
-    """Hash what the choice for a pair depends on."""
-    network = Path(pair.model, str(params.seeds[0]))
-    inputs = [
-        places.OUTPUTS / "finetuned" / network,
-        places.OUTPUTS / "source_stats" / network,
-        places.OUTPUTS / "data" / "labeled_train",
-        places.OUTPUTS / "data" / "labeled_validation",
-    ]
-    search = params.run_settings(*pair).search
-    settings = [settings_of(params, *pair), search, params.tune.model_dump(mode="json")]
-    return ledger.key([*pair, *settings], inputs)
+        ledger.enter(str(pair), key, [file])
 
 
 def tune(params: Params, pair: Pair, source: SourceNetwork, work: Work) -> dict[str, Any]:
