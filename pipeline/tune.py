@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from tttlab.config.params import Params
 from tttlab.workflow import command
-from tttlab.workflow.choices import untuned, write_choice
 from tttlab.workflow.keys import tuning_key
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.pieces import list_pairs
+from tttlab.workflow.tuned import untuned, write_choice
 
 
 def run(params: Params, names: Sequence[str]) -> None:

@@ -27,7 +27,8 @@ METHODS = FOLDERS["tttlab"] / "methods"
 def test_every_stage_depends_on_the_code_it_runs(name):
     """tools/stage_code.py writes this code into dvc.yaml."""
     deps = stages()[name].get("do", stages()[name])["deps"]
-    assert [path for path in deps if path.startswith(("pipeline", "src"))] == expected(name)
+    code = [path for path in deps if path.startswith(("pipeline", "src"))]
+    assert code == expected(name), "run: uv run python tools/stage_code.py"
 
 
 def test_what_is_no_python_is_watched_with_its_room():

@@ -82,18 +82,21 @@ def expected(name: str) -> list[str]:
 
 
 def main() -> None:
-    """Replace the code among the deps of every stage; the rest of dvc.yaml is unchanged."""
+    """Write the code that every stage runs behind its other deps; nothing else changes."""
     path, stage, lines = ROOT / "dvc.yaml", "", []
-    code = re.compile(r"( +- )(src/tttlab|pipeline)/.*")
-    for line in path.read_text(encoding="utf-8").splitlines():
+    code = re.compile(r" +- (src/tttlab|pipeline)/.*")
+    indent = None  # of the list of deps, inside such a list
+    for line in [*path.read_text(encoding="utf-8").splitlines(), ""]:
         if heading := re.fullmatch(r"  (\w+):", line):
             stage = heading[1]
-        dependency = code.fullmatch(line)
-        if not dependency:
+        if indent is not None and not line.startswith(f"{indent}  - "):
+            lines += [f"{indent}  - {file}" for file in expected(stage)]
+            indent = None
+        if start := re.fullmatch(r"( +)deps:", line):
+            indent = start[1]
+        if not code.fullmatch(line):
             lines.append(line)
-        elif not code.fullmatch(lines[-1]):  # the first line of code is replaced by all, others go
-            lines += [dependency[1] + file for file in expected(stage)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_image
 
+from tttlab.config.values import BENCHMARK
 from tttlab.errors import UserError
 from tttlab.seeding import numpy_generator
 from tttlab.shifts.corruptions import CORRUPTIONS, HELD_OUT, SEVERITIES, TABLE, corrupt, corrupt_all
@@ -86,11 +87,12 @@ def photographs():
 
 
 def test_names_are_the_fifteen_and_the_four():
-    assert len(CORRUPTIONS) == 15
+    assert len(BENCHMARK) == 15
+    assert set(BENCHMARK) <= set(CORRUPTIONS)
     assert len(HELD_OUT) == 4
     assert not set(CORRUPTIONS) & set(HELD_OUT)
-    assert CORRUPTIONS[0] == "gaussian_noise"
-    assert CORRUPTIONS[-1] == "jpeg_compression"
+    assert BENCHMARK[0] == "gaussian_noise"
+    assert BENCHMARK[-1] == "jpeg_compression"
 
 
 @pytest.mark.parametrize("name", NAMES)

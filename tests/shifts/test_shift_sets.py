@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tttlab.config.images import ImageSpec, ShiftSet
-from tttlab.config.values import CORRUPTIONS, HELD_OUT
+from tttlab.config.values import BENCHMARK, HELD_OUT
 from tttlab.data.sources import open_source
 from tttlab.errors import UserError
 from tttlab.shifts.sets import CIFAR10, left_out, open_shift_set
@@ -222,11 +222,11 @@ def test_hidden_files_are_no_corruptions(cifar):
 def test_the_whole_archive_is_the_15_corruptions_of_the_benchmark_and_not_the_four_of_tuning(
     tmp_path, format, classes
 ):
-    for name in (*CORRUPTIONS, *HELD_OUT, "my_own"):
+    for name in (*BENCHMARK, *HELD_OUT, "my_own"):
         np.save(tmp_path / f"{name}.npy", noise(5, 32, 32, 3))
     np.save(tmp_path / "labels.npy", np.zeros(5, int))
     shifts = opened(tmp_path, format, classes, severities=(5,))
-    assert [shift.name for shift in shifts] == sorted(CORRUPTIONS)
+    assert [shift.name for shift in shifts] == sorted(BENCHMARK)
     assert len(shifts) == 15
     held_out = "gaussian_blur, saturate, spatter, speckle_noise"
     assert left_out_of(tmp_path, format) == [

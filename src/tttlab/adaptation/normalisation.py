@@ -62,6 +62,8 @@ def target_moments(
         variances = source.log_variance.exp(), image.log_variance.exp()
         variance = torch.lerp(*variances, policy.prior)
         return Moments(torch.lerp(source.mean, image.mean, policy.prior), variance.log())
+    if policy.normalisation != "shrink":
+        raise NotImplementedError(policy.normalisation)
     moments = []
     for measured, reference, typical, variation in zip(image, source, center, scale, strict=True):
         deviation = measured - typical

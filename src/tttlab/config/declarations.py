@@ -18,7 +18,7 @@ from pydantic import (
     ValidationError,
 )
 
-from tttlab.config.settings import Strict, list_mistakes
+from tttlab.config.strict import Strict, list_mistakes
 from tttlab.config.values import DISTINCT
 
 _MARKERS = ("Gt", "Ge", "Lt", "Le", "Interval", "MultipleOf", "Len")

@@ -11,7 +11,7 @@ from pydantic import (
 )
 
 from tttlab.config.inner_loop import Views
-from tttlab.config.settings import Count, Natural, NonNegative, Strict
+from tttlab.config.strict import Count, Natural, NonNegative, Strict
 from tttlab.config.values import DeviceName, GrowingCounts, Name, Severities
 
 

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from tttlab.config.settings import Count, Fraction, Natural, Strict, fault
+from tttlab.config.strict import Count, Fraction, Natural, Strict, fault
 from tttlab.config.values import (
     DISTINCT,
     CorruptionName,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, create_model
 
-from tttlab.config.settings import (
+from tttlab.config.strict import (
     Natural,
     NonNegative,
     Positive,

@@ -18,7 +18,7 @@ from tttlab.config.declarations import (
     read_attributes,
     read_setting,
 )
-from tttlab.config.settings import Count, Strict, fault, show
+from tttlab.config.strict import Count, Strict, fault, show
 from tttlab.errors import UserError
 
 METHODS = Path(__file__).parents[1] / "methods"

@@ -17,7 +17,7 @@ from tttlab.config.objective_settings import (
     declared_objective,
     objective_names,
 )
-from tttlab.config.settings import Count, Natural, NonNegative, Positive, Strict, fault
+from tttlab.config.strict import Count, Natural, NonNegative, Positive, Strict, fault
 from tttlab.config.values import PLAIN_TRANSFORMERS, BackboneName, resolve
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import Field, StrictBool, StrictStr, create_model, model_validator
 
 from tttlab.config.declarations import Mistake, dataclasses_of, read_attributes, read_setting
-from tttlab.config.settings import Strict, fault
+from tttlab.config.strict import Strict, fault
 from tttlab.errors import UserError
 
 OBJECTIVES = Path(__file__).parents[1] / "objectives"

@@ -19,7 +19,7 @@ from tttlab.config.method_settings import METHODS
 from tttlab.config.models import Model
 from tttlab.config.run_settings import RunSettings
 from tttlab.config.runs import RunError, models_of, resolve_run, run_mistakes
-from tttlab.config.settings import Natural, Strict, list_mistakes, show
+from tttlab.config.strict import Natural, Strict, list_mistakes, show
 from tttlab.config.values import DISTINCT, Name
 from tttlab.errors import UserError, choices
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tttlab.config.inner_loop import LoopSettings
 from tttlab.config.method_settings import ALIAS, Declared, declared, method_file, method_names
 from tttlab.config.run_settings import OF_TRAINING, plain
-from tttlab.config.settings import Strict, list_mistakes, show
+from tttlab.config.strict import Strict, list_mistakes, show
 from tttlab.errors import choices
 
 # Keys of a run that are no settings of its method or of the inner loop.

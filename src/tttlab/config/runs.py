@@ -9,7 +9,7 @@ from tttlab.config.inner_loop import InnerLoop, LoopSettings
 from tttlab.config.method_settings import ALIAS, METHODS, PROTOCOLS, declared, method_names
 from tttlab.config.run_checks import OF_RUNS, RunError, check_keys, check_search, validate
 from tttlab.config.run_settings import RunSettings
-from tttlab.config.settings import show
+from tttlab.config.strict import show
 from tttlab.errors import UserError, choices
 
 
@@ -184,6 +184,11 @@ def _method(
                 f"{path}.method: {ALIAS} means the objective of each model, "
                 f"but models.{model}.objective.name is none; remove this run "
                 "or give that model an objective"
+            )
+        if method not in known:
+            raise RunError(
+                f"{path}.method: {ALIAS} means the objective of {model}, {method}, and there is no "
+                f"methods/{method}.py to adapt by it; add it, or name this run's models"
             )
     if method not in known and not (isinstance(method, str) and "." in method):
         raise RunError(

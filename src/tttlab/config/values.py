@@ -17,15 +17,17 @@ from pydantic import (
 )
 
 from tttlab.config.names import is_utf8, nfc
-from tttlab.config.settings import Count, fault, show
+from tttlab.config.strict import Count, fault, show
 from tttlab.errors import choices
 
-CORRUPTIONS = (
+# Those of the benchmark CIFAR-10-C.
+BENCHMARK = (
     *("gaussian_noise", "shot_noise", "impulse_noise"),
     *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
     *("snow", "frost", "fog", "brightness"),
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 )
+CORRUPTIONS = BENCHMARK  # those that params.yaml may name
 HELD_OUT = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 TORCH_SOURCES = (
     # These have the splits train and test.

@@ -28,13 +28,14 @@ def rows() -> list[dict[str, str]]:
     table = []
     for name in method_names():
         declaration = declared(name)
+        own_head = f"any, with the head of {declaration.head}"
         table.append(
             {
                 "method": name,
                 **summary(METHODS / f"{name}.py"),
                 "trains": "yes" if declaration.trains else "no",
                 "protocols": ", ".join(declaration.protocols),
-                "backbones": BACKBONES[declaration.head],
+                "backbones": BACKBONES.get(declaration.head, own_head),
             }
         )
     table.append(

@@ -37,6 +37,11 @@ class Objective:
     def head(self, encoder: nn.Module) -> nn.Module:
         """Build the head for an encoder; its attribute ``objective`` is the objective's name.
 
+        `Network.forward` calls it by the method that it has: ``project(features)`` or
+        ``project_and_predict(features)`` in every pass; ``branch_off(encoder, images)`` with
+        ``branch=True``; ``reconstruct(encoder, images, keep)`` with ``keep``;
+        ``features_given(encoder, images, given)`` with ``given``.
+
         Raises:
             UserError: the objective does not work with this encoder.
         """

@@ -28,7 +28,7 @@ from PIL import Image
 
 from tttlab.config.images import ShiftSet
 from tttlab.config.names import is_own, is_utf8, nfc
-from tttlab.config.values import CORRUPTIONS, is_held_out
+from tttlab.config.values import BENCHMARK, is_held_out
 from tttlab.data.folders import list_folder
 from tttlab.data.sources import Source, by_class
 from tttlab.errors import UserError, choices
@@ -115,7 +115,7 @@ def choose_shifts(key: str, spec: ShiftSet) -> Selection:
         return Selection({name: paths[name] for name in spec.only})
     is_benchmark = spec.format in _BENCHMARKS
     held_out = tuple(filter(is_held_out, paths))
-    others = tuple(name for name in paths if is_benchmark and name not in (*CORRUPTIONS, *held_out))
+    others = tuple(name for name in paths if is_benchmark and name not in (*BENCHMARK, *held_out))
     tested = {name: path for name, path in paths.items() if name not in held_out + others}
     if not tested:
         kind = "a shift that is not kept for tuning"

@@ -11,9 +11,9 @@ from typing import Any
 from tttlab.adaptation.method_code import method_code
 from tttlab.config.params import Params
 from tttlab.workflow import places
-from tttlab.workflow.choices import choice_file
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.pieces import Network, Pair, Piece
+from tttlab.workflow.tuned import choice_file
 
 
 def tuning_key(params: Params, pair: Pair, ledger: Ledger) -> str:

@@ -23,8 +23,8 @@ from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime import devices
 from tttlab.shifts.streams import Stream
 from tttlab.workflow import places
-from tttlab.workflow.choices import choice_file
 from tttlab.workflow.source_images import source_batches
+from tttlab.workflow.tuned import choice_file
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from tttlab.runtime.resuming import Work
 from tttlab.tracking.comparison import log_trials
 from tttlab.tracking.runs import start_run
 from tttlab.workflow import places
-from tttlab.workflow.choices import write_choice
 from tttlab.workflow.execution import parent_run
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.leftovers import find_work
 from tttlab.workflow.loading import SourceNetwork, build_run, load_source, open_stream
 from tttlab.workflow.pieces import Pair
+from tttlab.workflow.tuned import write_choice
 
 
 def tune_pairs(params: Params, keys: Mapping[Pair, str], ledger: Ledger) -> None:
