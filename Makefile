@@ -8,15 +8,16 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 .PHONY: repro test bench ui lint format pins clean
 .DEFAULT_GOAL := repro
 
-repro: .venv/ready  ## run the pipeline, or what of it is out of date; PARAMS=settings/<name>.yaml [DATA=folder]: on those settings
+repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DATA=folder]: on those
 	@$(UV) run --quiet python tools/without_git.py
-	$(if $(PARAMS),@$(UV) run --quiet python tools/use_settings.py "$$PARAMS" $${DATA:+--data "$$DATA"})
+	$(if $(PARAMS),@$(UV) run --quiet python tools/use_settings.py "$$PARAMS" \
+		$${DATA:+--data "$$DATA"})
 	$(UV) run dvc repro $(ARGS)
 
-test: .venv/ready  ## the tests, in up to four processes; ARGS=tests/test_x.py: some of them, ARGS="-n 0 …": in this process
+test: .venv/ready  ## the tests, in up to four processes; ARGS=tests/test_x.py: some of them
 	$(UV) run pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
-bench: .venv/ready  ## speed and memory of the adapter next to its bound and to its peers, five to eleven minutes
+bench: .venv/ready  ## the adapter's speed and memory beside its bound and peers, 5 to 11 minutes
 	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)
 
 ui: .venv/ready  ## MLflow on localhost
@@ -31,7 +32,8 @@ format: .venv/ready
 	$(UV) run ruff format
 
 pins: .venv/ready  ## renew the exact versions
-	$(UV) pip compile -q --upgrade --universal --python-version 3.11 --no-header --no-annotate --group dev pyproject.toml -o requirements.txt
+	$(UV) pip compile -q --upgrade --universal --python-version 3.11 --no-header --no-annotate \
+		--group dev pyproject.toml -o requirements.txt
 	$(UV) run python tools/pin.py
 
 .venv/ready: pyproject.toml | $(filter .tools/%,$(UV))
@@ -43,4 +45,5 @@ pins: .venv/ready  ## renew the exact versions
 	.tools/bin/python -m pip install --quiet uv
 
 clean:  ## remove results, DVC's cache and the MLflow store; the environment stays
-	rm -rf outputs .resume .dvc/cache .dvc/tmp mlruns mlflow.db mlflow.db.lock dvc_plots .pytest_cache .ruff_cache
+	rm -rf outputs .resume .dvc/cache .dvc/tmp mlruns mlflow.db mlflow.db.lock dvc_plots \
+		.pytest_cache .ruff_cache
