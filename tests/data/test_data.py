@@ -13,7 +13,7 @@ from tests.helpers.trees import collect, fill, pack, picture, spec, write_tree
 from tttlab.data.copies import check_duplicates
 from tttlab.data.decoding import to_square
 from tttlab.data.image_sets import ImageSet, align_classes, check_classes, class_counts
-from tttlab.data.sources import Source, open_source
+from tttlab.data.sources import ImageSource, open_source
 from tttlab.data.splits import balanced_subset, split_validation, take_part
 from tttlab.errors import UserError
 
@@ -29,7 +29,7 @@ def fake_source(sizes):
     names = tuple(f"{group}/{index}" for group, size in enumerate(sizes) for index in range(size))
     groups = np.repeat(np.arange(len(sizes)), sizes)
     classes = tuple(str(group) for group in range(len(sizes)))
-    return Source(names, names, groups, classes, lambda index: None)
+    return ImageSource(names, names, groups, classes, lambda index: None)
 
 
 # --- parts, limits, validation --------------------------------------------------------------------

@@ -464,7 +464,7 @@ def test_the_test_images_are_opened_once_for_all_networks(monkeypatch):
     loaded = []
     monkeypatch.setattr(network_runs, "open_test", open_test)
     monkeypatch.setattr(network_runs, "load_tuned", lambda *_: {"settings": {}})
-    monkeypatch.setattr(network_runs, "load_source", lambda _, *network: loaded.append(network))
+    monkeypatch.setattr(network_runs, "load_network", lambda _, *network: loaded.append(network))
     monkeypatch.setattr(network_runs, "build_run", lambda *_: None)
     pieces = [
         Piece(name, model, seed)

@@ -638,7 +638,7 @@ def test_streams_go_all_the_way(elsewhere):
 def test_a_head_gets_the_views_that_it_was_trained_on(
     project, monkeypatch, method, pretrained_head
 ):
-    from tttlab.workflow.loading import build_run, load_source
+    from tttlab.workflow.loading import build_run, load_network
 
     root, _ = project
     monkeypatch.chdir(root)
@@ -646,7 +646,7 @@ def test_a_head_gets_the_views_that_it_was_trained_on(
     params = read_params(root / "params.yaml")
     params.adapt.runs["own"] = {"method": method, "protocol": "online"}
     model = next(name for name, objective in params.objectives.items() if objective == "simclr")
-    source = load_source(params, model, params.seeds[0])
+    source = load_network(params, model, params.seeds[0])
     augmentation = build_run(params, "own", model, source, {}).task.method.augmentation
     pretraining, adapting = params.models[model].pretrain.augment, params.adapt.augment
     assert pretraining != adapting

@@ -14,7 +14,7 @@ from tttlab.data.decoding import to_square, why_unreadable
 from tttlab.data.depths import UnknownScale
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import InPlace, Place, pixel_hash
-from tttlab.data.sources import Source
+from tttlab.data.sources import ImageSource
 from tttlab.data.splits import balanced_subset, take_part
 from tttlab.errors import UserError
 
@@ -22,7 +22,7 @@ PACK_BELOW = 1024  # MiB
 
 
 def gather(
-    source: Source, spec: ImageSpec, which: str, image_size: int, seed: int, **settings: Any
+    source: ImageSource, spec: ImageSpec, which: str, image_size: int, seed: int, **settings: Any
 ) -> ImageSet:
     """Collect one image set from its source.
 
@@ -56,7 +56,7 @@ def gather(
 
 
 def read_images(
-    source: Source,
+    source: ImageSource,
     indices: np.ndarray,
     key: str,
     image_size: int,
@@ -132,7 +132,7 @@ class _Decoded(NamedTuple):
 
 
 def _decode(
-    source: Source,
+    source: ImageSource,
     indices: np.ndarray,
     size: int,
     depth: int | None,

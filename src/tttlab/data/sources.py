@@ -23,7 +23,7 @@ from tttlab.errors import UserError
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Images that can be read one by one, in a fixed order.
 
     Attributes:
@@ -46,7 +46,7 @@ class Source:
     ignored: tuple[str, ...] = ()
 
 
-def open_source(spec: ImageSpec, which: str, downloads: Path) -> Source:
+def open_source(spec: ImageSpec, which: str, downloads: Path) -> ImageSource:
     """Open the source of one image set.
 
     Args:
@@ -68,7 +68,7 @@ def open_source(spec: ImageSpec, which: str, downloads: Path) -> Source:
     return by_class(listing, f"data.{which}.root", root, labels)
 
 
-def by_class(listing: Listing, key: str, root: Path, labels: str) -> Source:
+def by_class(listing: Listing, key: str, root: Path, labels: str) -> ImageSource:
     """Take the first-level folders for classes.
 
     Names that differ only in the encoding of an accent are the same class.
@@ -107,7 +107,7 @@ def by_class(listing: Listing, key: str, root: Path, labels: str) -> Source:
         for on_disk, name in zip(listing.names, normal, strict=True)
     )
     paths = tuple(map(str, listing.places))
-    return Source(
+    return ImageSource(
         image_ids, paths, groups, classes, listing.places.__getitem__, labeled, listing.ignored
     )
 
@@ -201,14 +201,14 @@ def _one_folder_wraps(names: Collection[str]) -> bool:
     return len(folders) == 1 and all(name.count("/") > 1 for name in names)
 
 
-def _digits() -> Source:
+def _digits() -> ImageSource:
     """Open the 1,797 handwritten digits (8×8, 17 grey levels) that come with scikit-learn."""
     pixels, labels = _digits_table()
     scaled = np.round(pixels * (255 / 16)).astype(np.uint8)
     names = tuple(f"digits/{index:05d}" for index in range(len(labels)))
     classes = tuple(str(digit) for digit in range(10))
     paths = ("",) * len(names)
-    return Source(names, paths, labels, classes, lambda index: Image.fromarray(scaled[index]))
+    return ImageSource(names, paths, labels, classes, lambda index: Image.fromarray(scaled[index]))
 
 
 def _digits_table() -> tuple[np.ndarray, np.ndarray]:
@@ -228,7 +228,7 @@ def _digits_table() -> tuple[np.ndarray, np.ndarray]:
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
 
 
-def _named(spec: ImageSpec, which: str, downloads: Path) -> Source:
+def _named(spec: ImageSpec, which: str, downloads: Path) -> ImageSource:
     """Open ``torch/<name>`` or ``hfds/<name>`` through timm, downloading it on first use."""
     from timm.data import create_dataset
 
@@ -263,7 +263,9 @@ def _named(spec: ImageSpec, which: str, downloads: Path) -> Source:
     groups = np.argsort(order)[labels]
     sorted_classes = tuple(classes[index] for index in order)
     paths = ("",) * len(names)
-    return Source(names, paths, groups, sorted_classes, lambda index: images[index][0], labeled)
+    return ImageSource(
+        names, paths, groups, sorted_classes, lambda index: images[index][0], labeled
+    )
 
 
 def _targets(dataset: Any, reader: Any) -> tuple[np.ndarray, list[str]]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tttlab.data.image_sets import ImageSet
-from tttlab.data.sources import Source
+from tttlab.data.sources import ImageSource
 from tttlab.errors import UserError
 from tttlab.seeding import numpy_generator, stream_seed
 
@@ -25,7 +25,7 @@ def _ranks(names: Sequence[str], groups: np.ndarray, seed: int, *key: str) -> np
     return ranks
 
 
-def take_part(source: Source, part: tuple[float, float], seed: int, name: str) -> np.ndarray:
+def take_part(source: ImageSource, part: tuple[float, float], seed: int, name: str) -> np.ndarray:
     """Choose the images of a part: the same share of every class, to within one image.
 
     Args:

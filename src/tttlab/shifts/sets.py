@@ -30,7 +30,7 @@ from tttlab.config.images import ShiftSet
 from tttlab.config.names import is_own, is_utf8, nfc
 from tttlab.config.values import BENCHMARK, is_held_out
 from tttlab.data.folders import list_folder
-from tttlab.data.sources import Source, by_class
+from tttlab.data.sources import ImageSource, by_class
 from tttlab.errors import UserError, choices
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -69,7 +69,7 @@ class Shifted(NamedTuple):
 
     name: str
     severity: int
-    source: Source
+    source: ImageSource
 
 
 def open_shift_set(name: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shifted]:
@@ -203,11 +203,11 @@ def _cifar10_1(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shi
 
 def _source(
     pixels: np.ndarray, image_ids: tuple[str, ...], labels: np.ndarray, classes: Sequence[str]
-) -> Source:
+) -> ImageSource:
     def read(row: int) -> Image.Image:
         return Image.fromarray(pixels[row])
 
-    return Source(image_ids, ("",) * len(image_ids), labels, tuple(classes), read)
+    return ImageSource(image_ids, ("",) * len(image_ids), labels, tuple(classes), read)
 
 
 def _pixels(key: str, file: Path, count: int) -> np.ndarray:
@@ -290,6 +290,6 @@ def _domain_folders(key: str, spec: ShiftSet, _: Sequence[str]) -> Iterator[Shif
         yield Shifted(name, 0, replace(source, image_ids=image_ids))
 
 
-def _images(key: str, root: Path, spec: ShiftSet) -> Source:
+def _images(key: str, root: Path, spec: ShiftSet) -> ImageSource:
     listing = list_folder(root, apart=spec.labels != "none")
     return by_class(listing, f"{key}.root", root, spec.labels)

@@ -14,7 +14,7 @@ from tttlab.experiments.blocks import list_blocks
 from tttlab.runtime.group_size import GroupSize
 from tttlab.shifts.shift import Shift
 from tttlab.workflow.ledger import Ledger, written_whole
-from tttlab.workflow.loading import SourceNetwork, build_run, load_source, load_tuned
+from tttlab.workflow.loading import SourceNetwork, build_run, load_network, load_tuned
 from tttlab.workflow.pieces import Pair
 from tttlab.workflow.shifted import open_test
 
@@ -27,7 +27,7 @@ def align_pairs(params: Params, keys: Mapping[Pair, str], ledger: Ledger) -> Non
     for pair, key in keys.items():
         name, model = pair
         if model not in sources:
-            sources[model] = load_source(params, model, params.seeds[0])
+            sources[model] = load_network(params, model, params.seeds[0])
         table = align(params, pair, sources[model], images, labeled) if labeled else None
         files = []
         if table is not None:

@@ -8,7 +8,7 @@ from tttlab.config.params import Params
 from tttlab.data import copies, image_sets
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.reading import gather, read_images
-from tttlab.data.sources import Source, open_source
+from tttlab.data.sources import ImageSource, open_source
 from tttlab.data.splits import balanced_subset, split_validation
 from tttlab.shifts.sets import Shifted, left_out, open_shift_set
 from tttlab.shifts.shift import Shift
@@ -20,7 +20,7 @@ TRAINED = ("unlabeled", "labeled")
 class Opened(NamedTuple):
     """The sources of the three image sets, and those of the shifted sets by name."""
 
-    sets: dict[str, Source]
+    sets: dict[str, ImageSource]
     shifted: dict[str, list[Shifted]]
 
 

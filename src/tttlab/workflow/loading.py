@@ -58,7 +58,7 @@ class Ready(NamedTuple):
     task: Task
 
 
-def load_source(
+def load_network(
     params: Params, model: str, seed: int, device: torch.device | None = None
 ) -> SourceNetwork:
     """Load the network of one model and training seed; the default device is ``machine.device``."""

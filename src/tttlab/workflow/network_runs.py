@@ -21,7 +21,7 @@ from tttlab.workflow.loading import (
     SourceNetwork,
     build_run,
     load_gate,
-    load_source,
+    load_network,
     load_tuned,
     open_stream,
 )
@@ -124,7 +124,7 @@ def open_runs(params: Params, pieces: Iterable[Piece], fabric: "Processes") -> l
     for piece in pieces:
         network = piece.model, piece.seed
         if network not in sources:
-            sources[network] = load_source(params, *network, fabric.device)
+            sources[network] = load_network(params, *network, fabric.device)
         source, tuned = sources[network], load_tuned(piece.run, piece.model)
         ready = build_run(params, piece.run, piece.model, source, tuned["settings"])
         runs.append(NetworkRun(params, piece, images, shifts, fabric, source, tuned, ready))

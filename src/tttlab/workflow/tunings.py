@@ -24,7 +24,7 @@ from tttlab.workflow import places
 from tttlab.workflow.execution import parent_run
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.leftovers import find_work
-from tttlab.workflow.loading import SourceNetwork, build_run, load_source, open_stream
+from tttlab.workflow.loading import SourceNetwork, build_run, load_network, open_stream
 from tttlab.workflow.pieces import Pair
 from tttlab.workflow.tuned import write_choice
 
@@ -34,7 +34,7 @@ def tune_pairs(params: Params, keys: Mapping[Pair, str], ledger: Ledger) -> None
     sources: dict[str, SourceNetwork] = {}
     for pair, key in keys.items():
         if pair.model not in sources:
-            sources[pair.model] = load_source(params, pair.model, params.seeds[0])
+            sources[pair.model] = load_network(params, pair.model, params.seeds[0])
         with find_work(key, f"tune {pair}") as work:
             choice = tune(params, pair, sources[pair.model], work)
             file = write_choice(pair, choice)
