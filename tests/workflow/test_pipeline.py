@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -20,10 +21,11 @@ from ruamel.yaml import YAML
 from tools.stage_code import ROOT
 from tttlab.config.images import ImageSpec
 from tttlab.config.params import read_params
+from tttlab.data.image_sets import ImageSet
 from tttlab.data.sources import open_source
 from tttlab.errors import UserError
 from tttlab.runtime.process_identity import Identity
-from tttlab.workflow import places
+from tttlab.workflow import cli, places
 from tttlab.workflow.ledger import FOLDERS
 
 STAGES = {
@@ -651,6 +653,89 @@ def test_a_head_gets_the_views_that_it_was_trained_on(
     pretraining, adapting = params.models[model].pretrain.augment, params.adapt.augment
     assert pretraining != adapting
     assert augmentation == (pretraining if pretrained_head else adapting)
+
+
+@pytest.fixture
+def asked(project, tmp_path, monkeypatch, capsys):
+    """Some clean test images as files, their rows of `adapt`, and a way to call ``ttt-lab``."""
+    root, _ = project
+    monkeypatch.setattr(places, "ROOT", root)
+    monkeypatch.setattr(places, "OUTPUTS", root / "outputs")
+    table = pd.read_parquet(root / "outputs" / "adapted" / "shrink" / "mae_vit" / "0.parquet")
+    rows = table[table["shift"] == "clean"].head(4)
+    images = ImageSet.load(root / "outputs" / "data" / "test")
+    files = []
+    for number, name in enumerate(rows["image_id"]):
+        files.append(str(tmp_path / f"{number}.png"))
+        pixels = images.pixels[images.image_ids.index(name)]
+        PIL.Image.fromarray(np.asarray(pixels)).save(files[-1])
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            cli.main(words)
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return files, rows, call
+
+
+def test_asked_about_a_test_image_ttt_lab_says_what_adapt_wrote(project, asked):
+    root, _ = project
+    files, rows, call = asked
+    words = ("--params", str(root / "params.yaml"), "--model", "mae_vit", "--run", "shrink")
+    code, out, _ = call("predict", *files, *words, "--json")
+    answers = pd.DataFrame(json.loads(out))
+    assert code == 0
+    assert answers["file"].tolist() == files
+    opened = [gate is not False for gate in answers["gate"]]
+    expected = np.where(opened, rows["adapted_prediction"], rows["source_prediction"])
+    assert answers["class"].astype(int).tolist() == expected.tolist()
+    assert answers["source_class"].astype(int).tolist() == rows["source_prediction"].tolist()
+    for answer, column in (("source_confidence", "source_confidence"), ("distance", "distance")):
+        np.testing.assert_allclose(answers[answer], rows[column], rtol=1e-4)
+    code, out, _ = call("predict", files[0], *words)
+    assert re.search(rf"0\.png +{answers['source_class'][0]} \(\d+%\) +", out)
+
+
+def test_ttt_lab_chooses_the_run_that_scored_highest_in_tuning(project, asked):
+    root, params = project
+    files, _, call = asked
+    _, out, _ = call("predict", files[0], "--params", str(root / "params.yaml"), "--json")
+    scores = {}
+    for path in (root / "outputs" / "tuned").glob("*/simclr_convnet.json"):
+        choice = json.loads(path.read_text())
+        for candidate in choice["candidates"]:
+            if candidate["settings"] == choice["settings"]:
+                scores[path.parent.name] = candidate["score"]
+    (answer,) = json.loads(out)
+    assert answer["model"] == next(iter(params.models))
+    assert scores[answer["run"]] == max(scores.values())
+
+
+def test_mistakes_in_a_question_are_told_in_one_line(project, asked, tmp_path):
+    root, _ = project
+    files, _, call = asked
+    (tmp_path / "text.png").write_text("no image")
+    for words, message in (
+        ((files[0], "--run", "actmat"), r"--run: unknown run 'actmat'; did you mean 'actmad'\?"),
+        ((files[0], "--model", "vit"), r"--model: unknown model 'vit'"),
+        ((str(tmp_path / "text.png"),), r"text\.png: expected an image, found none that can be"),
+        ((str(tmp_path / "none.png"),), r"none\.png: expected an image, found none that can be"),
+    ):
+        code, out, told = call("predict", *words, "--params", str(root / "params.yaml"))
+        assert (code, out) == (2, "")
+        assert re.fullmatch(rf"error: .*{message}.*\n", told)
+
+
+def test_ttt_lab_says_where_the_report_is_and_what_methods_there_are(project, asked, monkeypatch):
+    root, _ = project
+    _, _, call = asked
+    assert call("report") == (0, f"{root / 'outputs' / 'report.html'}\n", "")
+    assert "actmad_batch" in call("methods")[1]
+    monkeypatch.setattr(places, "OUTPUTS", root / "nowhere")
+    assert "expected the report, found no file; run `make repro`" in call("report")[2]
 
 
 BROKEN = """

@@ -16,29 +16,38 @@ def is_taken(port: int) -> bool:
 
 
 def main() -> None:
-    """Find a free port and serve there until Ctrl-C."""
+    """Open the pages, from a port on that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m tttlab.workflow.ui", description=__doc__)
     parser.add_argument(
         "--port", type=int, default=5000, help="first port to try (default: %(default)s)"
     )
-    first = parser.parse_args().port
-    store = places.ROOT / "mlflow.db"
     try:
-        if not store.is_file():
-            raise UserError(
-                f"{store}: expected MLflow's runs, found no file; run `make repro` first"
-            )
-        ports = (port for port in range(first, first + 50) if 0 < port < 65536)
-        port = next((port for port in ports if not is_taken(port)), None)
-        if port is None:
-            raise UserError(
-                f"--port {first}: expected a free port among the 50 from there on, found none; "
-                "name another"
-            )
-        serve(port)
+        open_pages(parser.parse_args().port)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def open_pages(first: int) -> None:
+    """Find a free port and serve there until Ctrl-C.
+
+    Args:
+        first: the first port to try.
+
+    Raises:
+        UserError: there is nothing to show, or no free port.
+    """
+    store = places.ROOT / "mlflow.db"
+    if not store.is_file():
+        raise UserError(f"{store}: expected MLflow's runs, found no file; run `make repro` first")
+    ports = (port for port in range(first, first + 50) if 0 < port < 65536)
+    port = next((port for port in ports if not is_taken(port)), None)
+    if port is None:
+        raise UserError(
+            f"--port {first}: expected a free port among the 50 from there on, found none; "
+            "name another"
+        )
+    serve(port)
 
 
 def serve(port: int) -> None:

@@ -1,0 +1,115 @@
+"""Single images classified without and with adaptation, by what the pipeline trained and tuned."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.gate import adapt_gated
+from tttlab.adaptation.signals import measure_signal
+from tttlab.config.params import Params
+from tttlab.data.decoding import to_square, why_unreadable
+from tttlab.data.pixels import as_images
+from tttlab.errors import UserError, choices
+from tttlab.networks.network import evaluating
+from tttlab.workflow.loading import build_run, load_gate, load_network, load_tuned
+
+
+def predict_images(
+    params: Params, files: Sequence[Path], model: str | None = None, run: str | None = None
+) -> list[dict[str, Any]]:
+    """Classify images without and with adaptation, each on its own.
+
+    Args:
+        params: all settings.
+        files: image files of any size, format and mode.
+        model: a model's name; None: the first one of params.yaml.
+        run: a run's name; None: the one that scored highest when it was tuned, on source images.
+
+    Returns:
+        for each image its ``file``, ``model`` and ``run``; the class and confidence without
+        (``source_class``, ``source_confidence``) and with adaptation (``class``, ``confidence``);
+        the ``distance`` to the source in units of natural variation; whether the ``gate`` opened
+        (None: there is none), and whether the result ``fell_back`` to the source's; the
+        ``milliseconds`` spent on it.
+
+    Raises:
+        UserError: an image cannot be read, a name is unknown, or the run adapts along streams.
+    """
+    model = model or next(iter(params.models))
+    if model not in params.models:
+        raise UserError(f"--model: unknown model {model!r}; {choices(model, params.models)}")
+    runs = [name for name in params.adapt.runs if model in params.models_of(name)]
+    if run is not None and run not in runs:
+        raise UserError(f"--run: unknown run {run!r}; {choices(run, runs)}")
+    run = run or best_tuned(params, runs, model)
+    source, tuned = load_network(params, model, params.seeds[0]), load_tuned(run, model)
+    ready = build_run(params, run, model, source, tuned["settings"])
+    if ready.settings.protocol == "online":
+        raise UserError(f"--run: {run} adapts along streams; choose one for single images")
+    images = read(files, source.about["image_size"], params.data.depth).to(source.device)
+    task, gate, names = ready.task, load_gate(tuned), [str(file) for file in files]
+    about = {"statistics": task.statistics, "image_ids": names, "seed": task.seed}
+    if gate is None:
+        result = adapt(task.network, images, task.method, task.loop, **about)
+        opened = [None] * len(names)
+    else:
+        result, mask = adapt_gated(task.network, images, task.method, task.loop, gate, **about)
+        opened = mask.tolist()
+    with evaluating(task.network):
+        _, distances = measure_signal("distance", task, images, names)
+    classes = source.about["classes"]
+    before, after = result.source_logits.softmax(-1).max(-1), result.logits.softmax(-1).max(-1)
+    return [
+        {
+            "file": names[index],
+            "model": model,
+            "run": run,
+            "source_class": classes[int(before.indices[index])],
+            "source_confidence": float(before.values[index]),
+            "class": classes[int(after.indices[index])],
+            "confidence": float(after.values[index]),
+            "distance": float(distances[index]),
+            "gate": opened[index],
+            "fell_back": bool(result.fell_back[index]),
+            "milliseconds": float(result.milliseconds[index]),
+        }
+        for index in range(len(names))
+    ]
+
+
+def best_tuned(params: Params, runs: Sequence[str], model: str) -> str:
+    """Choose the run whose settings scored highest in tuning, which sees no test image.
+
+    Where nothing was tuned for single images, the first run is taken.
+    """
+    scores = {}
+    for name in runs:
+        if params.run_settings(name, model).protocol == "online":
+            continue
+        choice = load_tuned(name, model)
+        scores[name] = max(
+            (
+                candidate["score"]
+                for candidate in choice["candidates"]
+                if candidate["settings"] == choice["settings"]
+            ),
+            default=float("-inf"),
+        )
+    return max(scores, key=scores.__getitem__) if scores else runs[0]
+
+
+def read(files: Sequence[Path], size: int, depth: int | None) -> torch.Tensor:
+    """Decode image files as the pipeline does: ``(N, 3, size, size)``, in [0, 1]."""
+    pixels = []
+    for file in files:
+        try:
+            pixels.append(to_square(file, size, depth))
+        except Exception as error:  # whatever Pillow raises
+            raise UserError(
+                f"{file}: expected an image, found none that can be read ({why_unreadable(error)})"
+            ) from error
+    return as_images(torch.from_numpy(np.stack(pixels)))

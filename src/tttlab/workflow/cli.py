@@ -1,0 +1,105 @@
+"""The command ``ttt-lab``: ask a trained model about images, and look at what the pipeline left."""
+
+import argparse
+import json
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tttlab.errors import UserError
+from tttlab.workflow import places
+
+EPILOG = """examples:
+  ttt-lab predict photo.png                      by the run that tuning scored highest
+  ttt-lab predict *.png --run actmad --json      by a run of your choice, for programs
+  ttt-lab methods                                what there is to run
+"""
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Do what the command line says; a mistake ends in one line."""
+    parser = argparse.ArgumentParser(
+        prog="ttt-lab",
+        description=__doc__.partition(": ")[2],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    predict = commands.add_parser("predict", help="classify images without and with adaptation")
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    predict.add_argument("--model", help="a model of params.yaml (default: the first one)")
+    predict.add_argument("--run", help="a run of params.yaml (default: the best one in tuning)")
+    predict.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings")
+    predict.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    predict.set_defaults(do=_predict)
+    commands.add_parser("methods", help="list the methods").set_defaults(do=_methods)
+    report = commands.add_parser("report", help="say where the report is")
+    report.add_argument("--open", action="store_true", help="open it in a browser")
+    report.set_defaults(do=_report)
+    ui = commands.add_parser("ui", help="open MLflow's pages on this machine")
+    ui.add_argument("--port", type=int, default=5000, help="first port to try (default: 5000)")
+    ui.set_defaults(do=_ui)
+    arguments = parser.parse_args(words)
+    try:
+        arguments.do(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from tttlab.config.params import read_params
+
+    params = read_params(arguments.params, base=places.ROOT)
+    from tttlab.workflow.asking import predict_images  # seconds of imports
+
+    rows = predict_images(params, arguments.images, arguments.model, arguments.run)
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return
+    from tabulate import tabulate
+
+    print(f"{rows[0]['model']}, run {rows[0]['run']}")
+    print(tabulate([_shown(row) for row in rows], headers="keys"))
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
+    """Give the columns of the table for people."""
+    gate = {None: "–", True: "open", False: "shut"}[row["gate"]]
+    return {
+        "image": row["file"],
+        "without": f"{row['source_class']} ({row['source_confidence']:.0%})",
+        "with": f"{row['class']} ({row['confidence']:.0%})",
+        "distance": f"{row['distance']:.1f}",
+        "gate": "fell back" if row["fell_back"] else gate,
+        "ms": f"{row['milliseconds']:.1f}",
+    }
+
+
+def _methods(_arguments: argparse.Namespace) -> None:
+    from tabulate import tabulate
+
+    from tttlab.methods.__main__ import rows
+
+    print(tabulate(rows(), headers="keys"))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    page = (places.OUTPUTS / "report.html").resolve()
+    if not page.is_file():
+        raise UserError(f"{page}: expected the report, found no file; run `make repro` first")
+    print(page)
+    if arguments.open:
+        webbrowser.open(page.as_uri())
+
+
+def _ui(arguments: argparse.Namespace) -> None:
+    from tttlab.workflow.ui import open_pages
+
+    open_pages(arguments.port)
+
+
+if __name__ == "__main__":
+    main()
