@@ -39,19 +39,11 @@ def predict_images(
     Raises:
         UserError: an image cannot be read, a name is unknown, or the run adapts along streams.
     """
-    model = model or next(iter(params.models))
-    if model not in params.models:
-        raise UserError(f"--model: unknown model {model!r}; {choices(model, params.models)}")
-    runs = [name for name in params.adapt.runs if model in params.models_of(name)]
-    if run is not None and run not in runs:
-        raise UserError(f"--run: unknown run {run!r}; {choices(run, runs)}")
-    run = run or best_tuned(params, runs, model)
+    model, run = choose(params, model, run)
     source, tuned = load_network(params, model, params.seeds[0]), load_tuned(run, model)
-    ready = build_run(params, run, model, source, tuned["settings"])
-    if ready.settings.protocol == "online":
-        raise UserError(f"--run: {run} adapts along streams; choose one for single images")
+    task = build_run(params, run, model, source, tuned["settings"]).task
     images = read(files, source.about["image_size"], params.data.depth).to(source.device)
-    task, gate, names = ready.task, load_gate(tuned), [str(file) for file in files]
+    gate, names = load_gate(tuned), [str(file) for file in files]
     about = {"statistics": task.statistics, "image_ids": names, "seed": task.seed}
     if gate is None:
         result = adapt(task.network, images, task.method, task.loop, **about)
@@ -65,7 +57,7 @@ def predict_images(
     before, after = result.source_logits.softmax(-1).max(-1), result.logits.softmax(-1).max(-1)
     return [
         {
-            "file": names[index],
+            "file": name,
             "model": model,
             "run": run,
             "source_class": classes[int(before.indices[index])],
@@ -77,8 +69,22 @@ def predict_images(
             "fell_back": bool(result.fell_back[index]),
             "milliseconds": float(result.milliseconds[index]),
         }
-        for index in range(len(names))
+        for index, name in enumerate(names)
     ]
+
+
+def choose(params: Params, model: str | None, run: str | None) -> tuple[str, str]:
+    """Check the names of a model and a run, or choose them; see `predict_images`."""
+    model = model or next(iter(params.models))
+    if model not in params.models:
+        raise UserError(f"--model: unknown model {model!r}; {choices(model, params.models)}")
+    runs = [name for name in params.adapt.runs if model in params.models_of(name)]
+    if run is not None and run not in runs:
+        raise UserError(f"--run: unknown run {run!r}; {choices(run, runs)}")
+    run = run or best_tuned(params, runs, model)
+    if params.run_settings(run, model).protocol == "online":
+        raise UserError(f"--run: {run} adapts along streams; choose one for single images")
+    return model, run
 
 
 def best_tuned(params: Params, runs: Sequence[str], model: str) -> str:
