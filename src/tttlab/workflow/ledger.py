@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tttlab.runtime.resuming import content_hash, work_key
-from tttlab.workflow import places
+from tttlab.workflow import command, places
 from tttlab.workflow.leftovers import CODE
 
 NAME = "made_of.json"
@@ -70,7 +70,7 @@ class Ledger:
             keys: piece → its key.
         """
         missing = {piece: key for piece, key in keys.items() if not self.holds(str(piece), key)}
-        if len(missing) < len(keys):
+        if len(missing) < len(keys) and not command.RANK:
             print(f"{self.stage}: {len(keys) - len(missing)} of {len(keys)} are there already")
         return missing
 
