@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.engine import Engine
 from tttlab.adaptation.online import adapt_stream
@@ -511,3 +512,9 @@ def test_an_engine_takes_any_module():
     logits, loss = engine.train()(images)
     (F.cross_entropy(logits, torch.tensor([0, 1, 2])) + loss).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_statistics_of_no_images_are_refused():
+    network, _ = networks.source_statistics("resnet", torch.float32)
+    with pytest.raises(UserError, match="expected source images, found none"):
+        layer_statistics(network, [])

@@ -111,7 +111,7 @@ def layer_statistics(
         all positions of all images.
 
     Raises:
-        UserError: a layer's channels do not come second.
+        UserError: there are no images, or a layer's channels do not come second.
     """
     network = as_network(network)
     layers = list(layers or standard_layers(network))
@@ -139,6 +139,8 @@ def layer_statistics(
                 width = group_moments[layer].mean.shape[1]
                 check_width(network, layer, widths.get(layer), width)
                 totals[layer].add(group_moments[layer])
+    if not count:
+        raise UserError("expected source images, found none")
     return {
         f"{layer}.{name}": value
         for layer, total in totals.items()
