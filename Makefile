@@ -21,7 +21,7 @@ bench: .venv/ready  ## the adapter's speed and memory beside its bound and peers
 	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)
 
 ui: .venv/ready  ## MLflow on localhost
-	$(UV) run python -m tttlab.workflow.ui $(ARGS)
+	$(UV) run ttt-lab ui $(ARGS)
 
 lint: .venv/ready
 	$(UV) run ruff check

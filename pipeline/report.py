@@ -42,7 +42,7 @@ def run(params: Params) -> None:
     for model in results.models:
         print(f"{model}: {report.sentence(results, model)}")
     print(f"\nreport   {target.resolve()}")
-    print("MLflow   make ui   (or: uv run python -m tttlab.workflow.ui)")
+    print("MLflow   make ui   (or: uv run ttt-lab ui)")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tttlab.errors import UserError
+from tttlab.runtime.compiler import postpone_compiler
 from tttlab.workflow import places
 
 EPILOG = """examples:
@@ -53,6 +54,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from tttlab.config.params import read_params
 
     params = read_params(arguments.params, base=places.ROOT)
+    postpone_compiler()
     from tttlab.workflow.asking import predict_images  # seconds of imports
 
     rows = predict_images(params, arguments.images, arguments.model, arguments.run)

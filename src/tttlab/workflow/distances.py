@@ -68,14 +68,14 @@ def measure(params: Params, network: nn.Module) -> pd.DataFrame:
         labels = images.labels if name == "labeled" else None
         # Without labels the targets are not balanced by class: the reference must not be, either.
         groups = labels if balanced else None
-        rows = choose_images(params, images, size, "distance")
+        rows = choose_rows(params, images, size, "distance")
         reference = shift_estimates.Reference(sample(images), rows, labels, groups)
         targets = {
-            key: sample(target).take(choose_images(params, target, size, "distance"))
+            key: sample(target).take(choose_rows(params, target, size, "distance"))
             for key, target in unshifted.items()
         }
         for key, target in shifted.items():
-            targets[key] = samples[key].take(choose_images(params, target, size, "shifts"))
+            targets[key] = samples[key].take(choose_rows(params, target, size, "shifts"))
         table = shift_estimates.measure_shifts(
             reference, targets, seed=params.seed, permutations=params.distance.permutations
         )
@@ -90,7 +90,7 @@ def measure(params: Params, network: nn.Module) -> pd.DataFrame:
 def open_reference(params: Params, name: str) -> ImageSet:
     """Open part of the source images."""
     images = ImageSet.load(places.OUTPUTS / "data" / name)
-    return images.view(choose_images(params, images, params.distance.images, "distance"))
+    return images.view(choose_rows(params, images, params.distance.images, "distance"))
 
 
 def open_targets(params: Params) -> tuple[ImageSet, list[Shift]]:
@@ -99,6 +99,6 @@ def open_targets(params: Params) -> tuple[ImageSet, list[Shift]]:
     return test, [shift for shift in shifts if not (shift.clean and shift.images)]
 
 
-def choose_images(params: Params, images: ImageSet, count: int | None, key: str) -> np.ndarray:
-    """Choose images, balanced by class; larger choices contain smaller ones."""
+def choose_rows(params: Params, images: ImageSet, count: int | None, key: str) -> np.ndarray:
+    """Choose images by number, balanced by class; larger choices contain smaller ones."""
     return balanced_subset(images.image_ids, images.labels, count, params.seed, key)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tttlab.runtime.resuming import content_hash, work_key
 from tttlab.workflow import command, places
@@ -18,6 +18,13 @@ from tttlab.workflow.leftovers import CODE
 NAME = "made_of.json"
 FOLDERS = {"tune": "tuned", "distance": "distances", "adapt": "adapted", "align": "aligned"}
 T = TypeVar("T", bound=Hashable)
+
+
+class Entry(NamedTuple):
+    """What a piece was made of, and the files that it consists of, with their hashes."""
+
+    key: str
+    files: dict[str, str]
 
 
 class Ledger:
@@ -34,9 +41,10 @@ class Ledger:
         self.stage, self.folder = stage, places.OUTPUTS / FOLDERS[stage]
         self._hashes: dict[Path, str] = {}
         try:
-            self._entries = dict(json.loads((self.folder / NAME).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            self._entries = {}
+            entries = json.loads((self.folder / NAME).read_text(encoding="utf-8")).items()
+            self._entries = {piece: Entry(entry["key"], entry["files"]) for piece, entry in entries}
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            self._entries = {}  # nothing is there, or nothing that can be trusted
 
     def key(self, settings: Any, inputs: Iterable[Path]) -> str:
         """Hash everything that the result of a piece depends on.
@@ -56,11 +64,9 @@ class Ledger:
     def holds(self, piece: str, key: str) -> bool:
         """Tell whether a piece with this key is there and its files are unchanged."""
         entry = self._entries.get(piece)
-        if not isinstance(entry, dict) or entry.get("key") != key:
-            return False
-        return all(
+        return (entry is not None and entry.key == key) and all(
             (path := self.folder / name).is_file() and content_hash(path) == digest
-            for name, digest in entry["files"].items()
+            for name, digest in entry.files.items()
         )
 
     def missing(self, keys: Mapping[T, str]) -> dict[T, str]:
@@ -77,13 +83,13 @@ class Ledger:
     def enter(self, piece: str, key: str, files: Sequence[Path]) -> None:
         """Record a finished piece and its files, which are in the folder."""
         names = {file.relative_to(self.folder).as_posix(): content_hash(file) for file in files}
-        self._entries[piece] = {"key": key, "files": names}
+        self._entries[piece] = Entry(key, names)
         self._write()
 
     def keep_only(self, pieces: Collection[str]) -> None:
         """Remove all other pieces: those of old settings and those that a kill left unfinished."""
         self._entries = {name: entry for name, entry in self._entries.items() if name in pieces}
-        wanted = {name for entry in self._entries.values() for name in entry["files"]}
+        wanted = {name for entry in self._entries.values() for name in entry.files}
         for path in sorted(self.folder.rglob("*"), reverse=True):  # files before their folder
             if path.is_file() and path.relative_to(self.folder).as_posix() not in {*wanted, NAME}:
                 path.unlink()
@@ -97,7 +103,8 @@ class Ledger:
         return self._hashes[path]
 
     def _write(self) -> None:
-        text = json.dumps(self._entries, indent=1, sort_keys=True) + "\n"
+        entries = {piece: entry._asdict() for piece, entry in self._entries.items()}
+        text = json.dumps(entries, indent=1, sort_keys=True) + "\n"
         with written_whole(self.folder / NAME) as partial:
             partial.write_text(text, encoding="utf-8")
 

@@ -1,9 +1,7 @@
 """Open MLflow's pages on this machine: light, with one worker and no job runner."""
 
-import argparse
 import os
 import socket
-import sys
 
 from tttlab.errors import UserError
 from tttlab.workflow import places
@@ -13,19 +11,6 @@ def is_taken(port: int) -> bool:
     """Tell whether something answers at a port of this machine."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def main() -> None:
-    """Open the pages, from a port on that the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m tttlab.workflow.ui", description=__doc__)
-    parser.add_argument(
-        "--port", type=int, default=5000, help="first port to try (default: %(default)s)"
-    )
-    try:
-        open_pages(parser.parse_args().port)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def open_pages(first: int) -> None:
@@ -65,7 +50,3 @@ def serve(port: int) -> None:
     command = ui_command(places.ROOT, port)
     light = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
     os.execve(command[0], command, {"MLFLOW_DISABLE_TELEMETRY": "true"} | os.environ | light)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,81 @@
+"""The ledger of a stage: what it knows again, and what it does not trust."""
+
+import json
+
+import pytest
+
+from tools.stage_code import ROOT, stages
+from tttlab.workflow import places
+from tttlab.workflow.ledger import Ledger, code_of, written_whole
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "code.py").write_text("1")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "used.py").write_text("1")
+    (tmp_path / "dvc.yaml").write_text("stages: {tune: {deps: [outputs/data, src/used.py]}}")
+    return tmp_path
+
+
+def enter(folder, piece: str, key: str):
+    file = folder / "outputs" / "tuned" / f"{piece}.json"
+    with written_whole(file) as partial:
+        partial.write_text(piece)
+    ledger = Ledger("tune")
+    ledger.enter(piece, key, [file])
+    return file
+
+
+def test_a_finished_piece_is_known_again_by_its_key_and_its_files(folder):
+    file = enter(folder, "ssl/vit", "abc")
+    assert Ledger("tune").holds("ssl/vit", "abc")
+    assert not Ledger("tune").holds("ssl/vit", "abd")
+    assert not Ledger("tune").holds("ssl/other", "abc")
+    assert Ledger("tune").missing({"ssl/vit": "abc", "ssl/other": "abc"}) == {"ssl/other": "abc"}
+    file.write_text("changed")
+    assert not Ledger("tune").holds("ssl/vit", "abc")
+    file.unlink()
+    assert not Ledger("tune").holds("ssl/vit", "abc")
+
+
+def test_only_wanted_pieces_stay(folder):
+    enter(folder, "ssl/vit", "abc")
+    gone = enter(folder, "old/vit", "abc")
+    half = folder / "outputs" / "tuned" / "ssl" / "vit.json.partial"
+    half.write_text("a kill left it")
+    Ledger("tune").keep_only(["ssl/vit"])
+    assert not gone.parent.exists()
+    assert not half.exists()
+    assert Ledger("tune").holds("ssl/vit", "abc")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', '{"a": {"key": "k"}}', "null"])
+def test_a_ledger_that_cannot_be_read_is_taken_for_none(folder, text):
+    (folder / "outputs" / "tuned").mkdir(parents=True)
+    (folder / "outputs" / "tuned" / "made_of.json").write_text(text)
+    assert not Ledger("tune").holds("a", "k")
+    enter(folder, "b", "k")
+    assert list(json.loads((folder / "outputs/tuned/made_of.json").read_text())) == ["b"]
+
+
+def test_a_key_follows_settings_inputs_and_the_code_that_dvc_yaml_lists(folder):
+    (folder / "input").write_text("1")
+    first = Ledger("tune").key({"lr": 0.1}, [folder / "input"])
+    assert Ledger("tune").key({"lr": 0.1}, [folder / "input"]) == first
+    assert Ledger("tune").key({"lr": 0.2}, [folder / "input"]) != first
+    (folder / "code.py").write_text("2")  # which the stage does not run
+    assert Ledger("tune").key({"lr": 0.1}, [folder / "input"]) == first
+    (folder / "src" / "used.py").write_text("2")
+    second = Ledger("tune").key({"lr": 0.1}, [folder / "input"])
+    (folder / "input").write_text("2")
+    assert len({first, second, Ledger("tune").key({"lr": 0.1}, [folder / "input"])}) == 3
+
+
+def test_all_code_that_dvc_yaml_lists_is_there(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for stage in ("tune", "distance", "adapt", "align"):
+        listed = [path for path in stages()[stage]["deps"] if path.startswith(("src", "pipeline"))]
+        assert [path.as_posix() for path in code_of(stage)] == listed
