@@ -301,6 +301,7 @@ def test_what_stays_is_told_beside_what_was_a_little_better():
     assert choice["settings"] == {"lr": 0.1, "steps": 2}  # the run's own
     assert choice["candidates"][0]["settings"] == {"lr": 0.2, "steps": 5}
     assert search.chosen()["score"] == pytest.approx(0.6)
+    assert choice["score"] == pytest.approx(0.6)
 
 
 def test_values_are_told_in_their_order_numbers_before_words():

@@ -56,6 +56,7 @@ class Search:
         return {
             "tuned": True,
             "settings": values,
+            "score": self.chosen()["score"],
             "steps": list(self.grid.steps),
             "candidates": [self.entry(rank) for rank in range(min(LISTED, len(self.trials)))],
             "search": self.tried_values(),

@@ -92,19 +92,12 @@ def best_tuned(params: Params, runs: Sequence[str], model: str) -> str:
 
     Where nothing was tuned for single images, the first run is taken.
     """
-    scores = {}
-    for name in runs:
-        if params.run_settings(name, model).protocol == "online":
-            continue
-        choice = load_tuned(name, model)
-        scores[name] = max(
-            (
-                candidate["score"]
-                for candidate in choice["candidates"]
-                if candidate["settings"] == choice["settings"]
-            ),
-            default=float("-inf"),
-        )
+    tuned = {name: load_tuned(name, model) for name in runs}
+    scores = {
+        name: choice["score"]
+        for name, choice in tuned.items()
+        if choice["tuned"] and params.run_settings(name, model).protocol == "episodic"
+    }
     return max(scores, key=scores.__getitem__) if scores else runs[0]
 
 
