@@ -61,6 +61,7 @@ def test_a_file_is_all_that_an_objective_needs(own):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        ("frozen=True)", "frozen=True", r"own\.py, line \d+: not valid Python"),
         ("(Objective)", "", r"own\.py: expected one public class .* found 0"),
         (" = 16", "", r"own\.py, line 14: setting width has no default"),
         ("Annotated[int, Ge(8)]", "torch.Tensor", "setting width is of a type that params.yaml"),
@@ -70,6 +71,13 @@ def test_a_file_is_all_that_an_objective_needs(own):
 def test_what_is_wrong_with_a_file_is_told_with_its_line(own, old, new, message):
     with pytest.raises(UserError, match=message):
         own(OWN.replace(old, new))
+
+
+def test_a_mistake_in_an_objectives_file_is_told_when_params_yaml_is_checked(own):
+    with pytest.raises(UserError, match=r"own\.py, line 14: setting width has no default"):
+        own(OWN.replace(" = 16", ""))
+    with pytest.raises(UserError, match=r"own\.py, line 14: setting width has no default"):
+        TypeAdapter(objective_settings.ObjectiveSection).validate_python({"name": "own"})
 
 
 def test_what_objectives_say_of_themselves_is_what_their_classes_say():

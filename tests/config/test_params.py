@@ -256,6 +256,11 @@ MISTAKES = [
         "found 1.0",
     ),
     ("data/labeled/validation", del_, "data.labeled.validation: missing", ""),
+    ("adapt/augment", 3, "adapt.augment: expected keys with values", "found 3"),
+    ("adapt/augment/flip", del_, "adapt.augment.flip: missing", ""),
+    ("adapt/augment/zoom", 1, "adapt.augment.zoom: unknown key", "allowed: flip, jitter"),
+    (CONV + "objective", 3, "models.conv.objective: expected keys with values", "found 3"),
+    (CONV + "pretrain/augment", None, "models.conv.pretrain.augment: expected keys", "found null"),
     (
         "source_stats/images",
         1,

@@ -1,5 +1,7 @@
 """The agreement of gradients, against autograd on one image at a time."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -102,6 +104,27 @@ def test_the_inner_product_is_the_first_order_decrease_of_the_supervised_loss():
     after = F.cross_entropy(moved.logits, LABELS, reduction="none")
     decrease = (alignment.supervised_loss - after) / lr
     torch.testing.assert_close(decrease, alignment.inner, rtol=0.02, atol=1e-3)
+
+
+def test_a_parameter_that_is_a_single_number_counts_too():
+    """A learned temperature on the logits: both losses pull it."""
+    network, _ = networks.source_statistics("resnet")
+    network = copy.deepcopy(network)
+    network.classifier = Scaled(network.classifier)
+    task = Task(network, Supervised(1), InnerLoop(trainable=("classifier.scale",)))
+    result = gradient_alignment(task, shifted(), torch.ones(5, dtype=torch.long), "abcde")
+    torch.testing.assert_close(result.cosine, torch.ones(5, dtype=torch.double))
+
+
+class Scaled(torch.nn.Module):
+    """A layer and a learned factor."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.scale = layer, torch.nn.Parameter(torch.tensor(0.7, dtype=torch.double))
+
+    def forward(self, features):
+        return self.scale * self.layer(features)
 
 
 def test_an_image_without_a_gradient_has_no_cosine():

@@ -22,15 +22,18 @@ from tttlab.config.inner_loop import Augmentation, InnerLoop
 from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD
+from tttlab.methods.actmad_batch import BatchActMAD
+from tttlab.methods.eata import EATA
 from tttlab.methods.lame import LAME
 from tttlab.methods.memo import MEMO
 from tttlab.methods.none import NoAdaptation
 from tttlab.methods.t3a import T3A
 from tttlab.methods.tent import TENT
+from tttlab.methods.ttt_plus_plus import TTTPlusPlus
 from tttlab.methods.views import ViewAverage
 from tttlab.networks.classifiers import Classifier, as_network, linear_classifier
 from tttlab.networks.network import Network
-from tttlab.networks.source_statistics import layer_statistics
+from tttlab.networks.source_statistics import layer_statistics, projection_bank
 from tttlab.seeding import torch_generator
 
 CLASSES, METHOD, LOOP = 4, MEMO(num_views=2), InnerLoop(steps=2, lr=1e-2)
@@ -516,5 +519,13 @@ def test_an_engine_takes_any_module():
 
 def test_statistics_of_no_images_are_refused():
     network, _ = networks.source_statistics("resnet", torch.float32)
-    with pytest.raises(UserError, match="expected source images, found none"):
-        layer_statistics(network, [])
+    simclr, _ = networks.source_statistics("resnet", torch.float32)
+    for measure in (
+        lambda: layer_statistics(network, []),
+        lambda: projection_bank(simclr, [], 8),
+        lambda: EATA().source_statistics(network, []),
+        lambda: BatchActMAD().source_statistics(network, []),
+        lambda: TTTPlusPlus().source_statistics(simclr, []),
+    ):
+        with pytest.raises(UserError, match="expected source images, found none"):
+            measure()

@@ -23,6 +23,7 @@ from tttlab.adaptation.inner_loop import over_images
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised, normalised_layers
 from tttlab.adaptation.registry import load_method
+from tttlab.adaptation.task import complete_statistics
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
@@ -82,8 +83,9 @@ class Engine(nn.Module):
             self.statistics |= layer_statistics(network, batches)
         if "bank" in needed and hasattr(getattr(network, "head", None), "project"):
             self.statistics |= projection_bank(network, batches, bank_size)
-        if needed - available_statistics(self.statistics):
-            self.statistics |= self.method.source_statistics(network, batches)
+        self.statistics = complete_statistics(
+            self.statistics, self.method, network, lambda: batches
+        )
         return self
 
     def forward(

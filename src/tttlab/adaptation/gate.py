@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from tttlab.adaptation.adapter import Adaptation, adapt
 from tttlab.adaptation.method import Method
-from tttlab.adaptation.signals import LARGEST, Signal, measure_signal
+from tttlab.adaptation.signals import Signal, measure_signal
 from tttlab.adaptation.task import Task
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.networks.network import evaluating
 from tttlab.networks.source_statistics import Statistics
-from tttlab.runtime.group_size import Groups, Wish
+from tttlab.runtime.group_size import FORWARD_LARGEST, Groups, Wish
 
 # Whether an image looks shifted above the threshold, or below it; in the order of preference.
 ABOVE: dict[Signal, bool] = {"distance": True, "loss": True, "confidence": False}
@@ -83,7 +83,7 @@ def adapt_gated(
     groups = images_per_step if isinstance(images_per_step, Groups) else Groups(images_per_step)
     with evaluating(task.network):
         started = time.perf_counter()
-        sizes = groups.of(gate.signal, largest=LARGEST, timed=False)
+        sizes = groups.of(gate.signal, largest=FORWARD_LARGEST, timed=False)
         source_logits, values = measure_signal(gate.signal, task, images, names, sizes)
         opened = gate.opens(values.cpu())
         measuring = (time.perf_counter() - started) * 1e3 / max(len(images), 1)

@@ -17,7 +17,7 @@ from tttlab.adaptation.method import Method
 from tttlab.adaptation.per_image import PerImageLayers
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
-from tttlab.networks.gradients import as_rows, clip_gradients, norms, scale
+from tttlab.networks.gradients import as_rows, clip_gradients, norms, present_gradients, scale
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
 
@@ -215,18 +215,13 @@ def gradients_of(losses: Tensor, parameters: Parameters, method: Method) -> Para
     Raises:
         UserError: none does.
     """
-    gradients: Sequence[Tensor | None] = [None] * len(parameters)
-    if losses.requires_grad:
-        leaves = list(parameters.values())
-        gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True)
-    by_name = dict(zip(parameters, gradients, strict=True))
-    present = {name: gradient for name, gradient in by_name.items() if gradient is not None}
-    if not present:
+    gradients = present_gradients(losses, parameters)
+    if not gradients:
         raise UserError(
             f"none of the {len(parameters)} trainable parameters influences the loss of {method}; "
             "widen trainable"
         )
-    return present
+    return gradients
 
 
 @torch.no_grad()

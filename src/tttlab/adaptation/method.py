@@ -24,7 +24,8 @@ class Method:
 
     A subclass is a ``@dataclass(frozen=True)`` in its own file of ``tttlab/methods``; its fields
     are its settings in params.yaml. A method that trains must define `loss`; all else is optional.
-    Every hook but `views` is written for a single image, and the adapter vectorises it.
+    `views` sees B images at once. `loss` and `predict` are written for one image, and the adapter
+    vectorises them; with `whole_batch`, and in `predict_batch`, they see a batch of a stream.
 
     Attributes:
         protocols: the protocols under which the method is defined.

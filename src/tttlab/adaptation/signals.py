@@ -23,12 +23,10 @@ from tttlab.networks.taps import (
     token_layers,
     variance_floor,
 )
-from tttlab.runtime.group_size import GroupSize, Wish, as_sizes, in_groups
+from tttlab.runtime.group_size import FORWARD_LARGEST, GroupSize, Wish, as_sizes, in_groups
 from tttlab.seeding import torch_generator
 
 Signal = Literal["confidence", "distance", "loss"]
-
-LARGEST = 256  # images in one forward pass
 
 
 @torch.no_grad()
@@ -124,7 +122,7 @@ def measure_signal(
         logits of the source network ``(N, K)``, and the signal ``(N,)``.
     """
     task = task.ready(images.device)
-    sizes = as_sizes(images_per_step, largest=LARGEST, timed=False)
+    sizes = as_sizes(images_per_step, largest=FORWARD_LARGEST, timed=False)
 
     def look(part: slice) -> tuple[Tensor, Tensor]:
         group = images[part]

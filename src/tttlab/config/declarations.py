@@ -5,7 +5,9 @@ Importing the file would cost seconds, for it imports torch.
 
 import ast
 import re
-from typing import Annotated, Any, Literal, NamedTuple, Optional, Union
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Optional, TypeVar, Union
 
 import annotated_types
 from pydantic import (
@@ -20,6 +22,9 @@ from pydantic import (
 
 from tttlab.config.strict import Strict, list_mistakes
 from tttlab.config.values import DISTINCT
+from tttlab.errors import UserError
+
+T = TypeVar("T")
 
 _MARKERS = ("Gt", "Ge", "Lt", "Le", "Interval", "MultipleOf", "Len")
 _PLAIN_TYPES = {
@@ -51,7 +56,35 @@ class Setting(NamedTuple):
     default: Any
 
 
-def dataclasses_of(tree: ast.Module, base: str) -> list[ast.ClassDef]:
+def read_class(file: Path, base: str, read: Callable[[ast.ClassDef], T]) -> T:
+    """Read what the one public dataclass of a file that derives from ``base`` declares.
+
+    Args:
+        file: the source file.
+        base: the name of a class.
+        read: reads the class's definition; a `Mistake` says what is wrong with it.
+
+    Raises:
+        UserError: the file is not valid Python, has not exactly one such class, or a mistake.
+    """
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise UserError(f"{file}, line {error.lineno}: not valid Python ({error.msg})") from error
+    classes = _dataclasses_of(tree, base)
+    if len(classes) != 1:
+        raise UserError(
+            f"{file}: expected one public class with @dataclass and the base {base}, "
+            f"found {len(classes)}"
+        )
+    try:
+        return read(classes[0])
+    except Mistake as mistake:
+        line, text = mistake.args
+        raise UserError(f"{file}, line {line}: {text}") from mistake
+
+
+def _dataclasses_of(tree: ast.Module, base: str) -> list[ast.ClassDef]:
     """List the public dataclasses of a file that derive from a class of this name."""
     return [
         node

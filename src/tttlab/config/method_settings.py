@@ -14,8 +14,8 @@ from tttlab.config.declarations import (
     Mistake,
     assigned_names,
     bound_names,
-    dataclasses_of,
     read_attributes,
+    read_class,
     read_setting,
 )
 from tttlab.config.strict import Count, Strict, fault, show
@@ -143,21 +143,7 @@ def declared(method: str, methods: Path = METHODS) -> Declared:
             makes no sense.
     """
     file = method_file(method, methods)
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except SyntaxError as error:
-        raise UserError(f"{file}, line {error.lineno}: not valid Python ({error.msg})") from error
-    classes = dataclasses_of(tree, "Method")
-    if len(classes) != 1:
-        raise UserError(
-            f"{file}: expected one public class with @dataclass and the base Method, "
-            f"found {len(classes)}"
-        )
-    try:
-        return _declared(classes[0], method)
-    except Mistake as mistake:
-        line, text = mistake.args
-        raise UserError(f"{file}, line {line}: {text}") from mistake
+    return read_class(file, "Method", lambda node: _declared(node, method))
 
 
 def _declared(node: ast.ClassDef, method: str) -> Declared:

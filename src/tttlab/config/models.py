@@ -15,7 +15,7 @@ from tttlab.config.inner_loop import Views
 from tttlab.config.objective_settings import (
     ObjectiveSection,
     declared_objective,
-    objective_names,
+    of_one_image,
 )
 from tttlab.config.strict import Count, Natural, NonNegative, Positive, Strict, fault
 from tttlab.config.values import PLAIN_TRANSFORMERS, BackboneName, resolve
@@ -130,10 +130,9 @@ class Model(Strict):
                 "backbone",
             )
         if mode == "meta" and not declared.alone:
-            usable = [other for other in objective_names() if _takes_one_image(other)]
             raise fault(
                 f"meta takes a step on one image alone, which {name} contrasts with others; "
-                f"set objective.name: {', '.join(usable[:-1])} or {usable[-1]}",
+                f"set objective.name: {of_one_image()}",
                 "finetune.mode",
             )
         if mode == "meta" and declared.labels:
@@ -160,8 +159,3 @@ class Model(Strict):
                 "there is nothing to pretrain with objective.name: none; set 0", "pretrain.epochs"
             )
         return self
-
-
-def _takes_one_image(name: str) -> bool:
-    declared = declared_objective(name)
-    return declared.alone and not declared.labels

@@ -4,19 +4,26 @@ import ast
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictStr, create_model, model_validator
+from pydantic import (
+    BeforeValidator,
+    SerializeAsAny,
+    StrictBool,
+    StrictStr,
+    create_model,
+    model_validator,
+)
 
-from tttlab.config.declarations import Mistake, dataclasses_of, read_attributes, read_setting
-from tttlab.config.strict import Strict, fault
-from tttlab.errors import UserError
+from tttlab.config.declarations import Mistake, read_attributes, read_class, read_setting
+from tttlab.config.strict import Strict, fault, show
+from tttlab.errors import choices
 
 OBJECTIVES = Path(__file__).parents[1] / "objectives"
 
 
 class Attributes(Strict):
-    """What an objective's class says of itself, as `tttlab.networks.objective.Objective` has it."""
+    """What the checks of params.yaml need to know of an objective's class."""
 
     labels: StrictBool = False
     alone: StrictBool = True
@@ -47,6 +54,13 @@ def objective_names() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in files if not file.stem.startswith("_")))
 
 
+def of_one_image() -> str:
+    """List, in words, the objectives that one image without a label can lower."""
+    every = {name: declared_objective(name) for name in objective_names()}
+    *names, last = (name for name, own in every.items() if own.alone and not own.labels)
+    return f"{', '.join(names)} or {last}"
+
+
 @cache
 def declared_objective(name: str) -> Declared:
     """Read the one public dataclass of an objective's file that derives from `Objective`.
@@ -54,28 +68,22 @@ def declared_objective(name: str) -> Declared:
     Its annotated fields are the settings; all of them stand in params.yaml.
 
     Raises:
-        UserError: the file has not exactly one such class, or what it declares makes no sense.
+        UserError: the file is not valid Python, has not exactly one such class, or what it declares
+            makes no sense.
     """
-    file = OBJECTIVES / f"{name}.py"
-    classes = dataclasses_of(ast.parse(file.read_text(encoding="utf-8")), "Objective")
-    if len(classes) != 1:
-        raise UserError(
-            f"{file}: expected one public class with @dataclass and the base Objective, "
-            f"found {len(classes)}"
-        )
-    try:
-        attributes = read_attributes(classes[0], Attributes)
-        settings = [setting for part in classes[0].body if (setting := read_setting(part))]
-        if untyped := [setting.name for setting in settings if setting.type is None]:
-            line = classes[0].lineno
-            raise Mistake(line, f"setting {untyped[0]} is of a type that params.yaml cannot hold")
-    except Mistake as mistake:
-        line, text = mistake.args
-        raise UserError(f"{file}, line {line}: {text}") from mistake
+    return read_class(OBJECTIVES / f"{name}.py", "Objective", lambda node: _declared(node, name))
+
+
+def _declared(node: ast.ClassDef, name: str) -> Declared:
+    attributes = read_attributes(node, Attributes)
+    settings = [setting for part in node.body if (setting := read_setting(part))]
+    if untyped := [setting.name for setting in settings if setting.type is None]:
+        message = f"setting {untyped[0]} is of a type that params.yaml cannot hold"
+        raise Mistake(node.lineno, message)
     section = create_model(
-        classes[0].name,
+        node.name,
         __base__=Strict,
-        __doc__=ast.get_docstring(classes[0]),
+        __doc__=ast.get_docstring(node),
         __validators__={"check_multiples": _check_multiples(attributes.multiples)},
         name=(Literal[name], ...),
         **{setting.name: (setting.type, ...) for setting in settings},
@@ -102,5 +110,17 @@ class NoObjective(Strict):
     name: Literal["none"]
 
 
-_SECTIONS = (*(declared_objective(name).section for name in objective_names()), NoObjective)
-ObjectiveSection = Annotated[Union[_SECTIONS], Field(discriminator="name")]  # noqa: UP007
+def _by_name(values: Any) -> Any:
+    """Check the section of an objective by what the file of its name declares."""
+    if not isinstance(values, dict):
+        return values
+    if "name" not in values:
+        raise fault("missing; give it a value", "name")
+    name, names = values["name"], (*objective_names(), "none")
+    if name not in names:
+        raise fault(f"found {show(name)}; {choices(str(name), names)}", "name")
+    section = NoObjective if name == "none" else declared_objective(name).section
+    return section.model_validate(values)
+
+
+ObjectiveSection = Annotated[SerializeAsAny[Strict], BeforeValidator(_by_name)]

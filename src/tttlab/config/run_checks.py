@@ -47,8 +47,8 @@ def validate(
             parts.append(section.model_validate(own))
         except ValidationError as error:
             for key, text in list_mistakes(error, own):
-                above = [above for name, above in paths.items() if re.match(rf"{name}\b", key)]
-                mistakes.append(f"{(above or [path])[0]}.{key}{item}: {text}")
+                above = paths.get(re.match(r"\w*", key)[0], path)
+                mistakes.append(f"{above}.{key}{item}: {text}")
     if mistakes:
         raise RunError(*mistakes)
     return parts
@@ -156,12 +156,4 @@ def check_search(
             )
         for number, value in enumerate(values):
             validate(sections, {key: value}, {key: path}, path, f"[{number}]")
-    return {key: _distinct(values) for key, values in search.items()}
-
-
-def _distinct(values: list[Any]) -> tuple[Any, ...]:
-    """Keep every value once, in order."""
-    kept: dict[Any, None] = {}
-    for value in values:
-        kept[plain(value)] = None
-    return tuple(kept)
+    return {key: tuple(dict.fromkeys(map(plain, values))) for key, values in search.items()}

@@ -82,7 +82,7 @@ def _path(error: ErrorDetails, values: Any) -> str:
 def _expected(error: ErrorDetails) -> str:
     """Turn pydantic's sentence into ``a number greater than 0`` and the like."""
     kind, context = error["type"], error.get("ctx", {})
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
+    if kind in ("model_type", "dict_type", "model_attributes_type", "dataclass_type"):
         return "keys with values"
     if kind == "too_short":
         return (

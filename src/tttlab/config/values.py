@@ -41,7 +41,7 @@ _SOURCES = (
     "hfds/<name>",
     *(f"torch/{name}" for name in TORCH_SOURCES),
 )
-_FOREIGN_BACKBONES = ("hf-hub:", "hf_hub:", "local-dir:")
+FOREIGN_BACKBONES = ("hf-hub:", "hf_hub:", "local-dir:")
 DEVICES = ("auto", "cpu", "cuda", "cuda:<number>")
 PLAIN_TRANSFORMERS = ("vit_", "deit")
 
@@ -76,7 +76,7 @@ def backbone_names() -> frozenset[str]:
 
 def _check_backbone(name: str) -> str:
     known = backbone_names()
-    if known and not name.startswith(_FOREIGN_BACKBONES) and name.partition(".")[0] not in known:
+    if known and not name.startswith(FOREIGN_BACKBONES) and name.partition(".")[0] not in known:
         close = difflib.get_close_matches(name.partition(".")[0], known, n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         raise fault(

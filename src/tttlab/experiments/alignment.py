@@ -17,7 +17,7 @@ from tttlab.adaptation.inner_loop import Parameters, gradients_of, over_images
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import select_parameters
-from tttlab.networks.gradients import norms
+from tttlab.networks.gradients import as_rows, norms
 from tttlab.networks.network import Bound, evaluating
 from tttlab.runtime.group_size import GroupSize, Wish, as_sizes, in_groups
 from tttlab.seeding import torch_generator
@@ -81,7 +81,7 @@ def gradient_alignment(
         losses = over_images(supervised)(stacked, images[part], labels[part].to(images.device))
         second = gradients_of(losses, stacked, method)
         products = (first[name] * second[name] for name in first if name in second)
-        inner = sum((product.flatten(1).sum(1) for product in products), 0 * losses.detach())
+        inner = sum((as_rows(product).sum(1) for product in products), 0 * losses.detach())
         lengths = norms(first.values()) * norms(second.values())
         cosine = torch.where(lengths > 0, inner / lengths, torch.nan)
         return Alignment(cosine, inner, losses.detach())

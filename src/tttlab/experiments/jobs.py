@@ -19,7 +19,7 @@ from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.experiments.blocks import Block, Job
-from tttlab.runtime.group_size import Groups
+from tttlab.runtime.group_size import FORWARD_LARGEST, Groups
 from tttlab.shifts.shift import Shift
 from tttlab.shifts.streams import Stream, Visit
 
@@ -195,7 +195,7 @@ def judge(
 
     def ask(signal: signals.Signal) -> tuple[Tensor, float]:
         key = kind(task) if signal == "loss" else ()
-        sizes = groups.of(signal, *key, largest=signals.LARGEST, timed=False)
+        sizes = groups.of(signal, *key, largest=FORWARD_LARGEST, timed=False)
         start = time.perf_counter()
         values = signals.measure_signal(signal, task, images, image_ids, sizes)[1].cpu()
         return values, (time.perf_counter() - start) * 1e3 / len(images)

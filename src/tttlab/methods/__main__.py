@@ -7,6 +7,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from tttlab.config.method_settings import METHODS, declared, method_names
+from tttlab.config.objective_settings import of_one_image
 
 # By the head that a method needs.
 BACKBONES = {
@@ -44,7 +45,7 @@ def rows() -> list[dict[str, str]]:
             **summary(METHODS.parent / "training" / "meta_training.py"),
             "trains": "yes",
             "protocols": "episodic, online",
-            "backbones": "any, with the head of an objective but simclr",
+            "backbones": f"any, with the head of {of_one_image()}",
         }
     )
     return table

@@ -32,7 +32,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.adaptation.method import Method, State
+from tttlab.adaptation.method import Method, State, entropy
 from tttlab.config.inner_loop import Augmentation
 from tttlab.data.views import log_mean_probabilities, random_views
 from tttlab.networks.network import Bound, Outputs
@@ -202,8 +202,7 @@ def class_aware_contrast(
 
 def negative_marginal_entropy(logits: Tensor) -> Tensor:
     """Negative entropy, in nats, of the mean class probabilities of ``logits (N, K)``."""
-    log_marginal = log_mean_probabilities(logits)
-    return (log_marginal.exp() * log_marginal).sum()
+    return -entropy(log_mean_probabilities(logits))
 
 
 def empty_queue(outputs: Outputs) -> Queue:

@@ -27,6 +27,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tttlab.adaptation.method import Method, State
 from tttlab.config.inner_loop import Augmentation
@@ -78,7 +79,7 @@ class CoTTA(Method):
                 target = torch.stack([teacher(batch).logits for batch in sets]).mean(0)
             else:
                 target = teacher(images).logits
-        return -(target.softmax(-1) * net(images).logits.log_softmax(-1)).sum(-1).mean(), state
+        return F.cross_entropy(net(images).logits, target.softmax(-1)), state
 
     def after_step(
         self,

@@ -15,7 +15,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from tttlab.adaptation.method import Method, State
+from tttlab.adaptation.method import Method, State, entropy
 from tttlab.config.inner_loop import Augmentation
 from tttlab.data.views import log_mean_probabilities, random_views
 from tttlab.networks.network import Bound
@@ -44,5 +44,4 @@ class MEMO(Method):
         self, net: Bound, views: Tensor, statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
         """Entropy, in nats, of the mean class probabilities of ``views (V, 3, H, W)``."""
-        log_marginal = log_mean_probabilities(net(views).logits)
-        return -(log_marginal.exp() * log_marginal).sum(), state
+        return entropy(log_mean_probabilities(net(views).logits)), state

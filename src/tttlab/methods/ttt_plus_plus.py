@@ -44,9 +44,9 @@ from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
-from tttlab.networks.source_statistics import LARGEST, Statistics, shuffled_parts
+from tttlab.networks.source_statistics import Statistics, concatenate, shuffled_parts
 from tttlab.objectives.simclr import nt_xent
-from tttlab.runtime.group_size import GroupSize, through
+from tttlab.runtime.group_size import FORWARD_LARGEST, GroupSize, through
 
 PLACES = ("features", "projections")
 NAMES = ("mean", "covariance", "noise_mean", "noise_covariance")
@@ -97,10 +97,10 @@ class TTTPlusPlus(Method):
             return tuple(getattr(outputs, place) for place in PLACES)
 
         with evaluating(network):
-            rows = list(through(look, batches, GroupSize(largest=LARGEST, timed=False)))
+            rows = list(through(look, batches, GroupSize(largest=FORWARD_LARGEST, timed=False)))
         statistics: Statistics = {}
-        for place, groups in zip(PLACES, zip(*rows, strict=True), strict=True):
-            values = summarise(torch.cat(groups), self.queue_size)
+        for index, place in enumerate(PLACES):
+            values = summarise(concatenate([row[index] for row in rows]), self.queue_size)
             for name, value in zip(NAMES, values, strict=True):
                 statistics[f"alignment.{place}.{name}"] = value
         return statistics

@@ -7,6 +7,7 @@ import timm
 from timm.models import PretrainedCfg
 from torch import nn
 
+from tttlab.config.values import FOREIGN_BACKBONES
 from tttlab.errors import UserError, choices
 
 
@@ -34,7 +35,7 @@ def build_encoder(
         UserError: timm does not know the backbone, or refuses the options.
     """
     options = dict(options or {})
-    has_source = backbone.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    has_source = backbone.startswith(FOREIGN_BACKBONES)
     if not has_source and not timm.is_model(backbone.split(".")[0]):
         raise UserError(
             f"models: backbone {backbone!r} is unknown to timm {timm.__version__}; "

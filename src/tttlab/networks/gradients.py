@@ -1,9 +1,22 @@
-"""Norms of per-image gradients; an image's parts ``(B, *shape)`` together are one vector."""
+"""Per-image gradients and their norms; an image's parts ``(B, *shape)`` are one vector."""
 
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+
+
+def present_gradients(
+    losses: Tensor, parameters: Mapping[str, Tensor], create_graph: bool = False
+) -> dict[str, Tensor]:
+    """Differentiate the sum of ``losses (B,)`` by parameters, those alone that influence it."""
+    if not losses.requires_grad:
+        return {}
+    gradients = torch.autograd.grad(
+        losses.sum(), list(parameters.values()), create_graph=create_graph, allow_unused=True
+    )
+    by_name = zip(parameters, gradients, strict=True)
+    return {name: gradient for name, gradient in by_name if gradient is not None}
 
 
 def norms(gradients: Iterable[Tensor]) -> Tensor:

@@ -25,11 +25,10 @@ from tttlab.networks.taps import (
     token_layers,
     variance_floor,
 )
-from tttlab.runtime.group_size import GroupSize, through
+from tttlab.runtime.group_size import FORWARD_LARGEST, GroupSize, through
 from tttlab.seeding import torch_generator
 
 Statistics = dict[str, Tensor]
-LARGEST = 256  # images in one forward pass
 _FILE = "statistics.safetensors"
 
 
@@ -120,7 +119,7 @@ def layer_statistics(
         for stage in getattr(network.encoder, "feature_info", ())
     }
     totals = {layer: LayerMoments() for layer in layers}
-    sizes = GroupSize(largest=LARGEST, timed=False)
+    sizes = GroupSize(largest=FORWARD_LARGEST, timed=False)
     floors, count = {layer: variance_floor(network, layer) for layer in layers}, 0
 
     def reduce(layer: str, activation: Tensor) -> Moments:
@@ -206,11 +205,22 @@ def standard_layers(network: nn.Module) -> list[str]:
     return [f"{name}.input" for name in normalisation] + normalisation + tokens
 
 
+def concatenate(groups: Sequence[Tensor]) -> Tensor:
+    """Put what was measured on groups of source images together.
+
+    Raises:
+        UserError: there were no images.
+    """
+    if not groups:
+        raise UserError("expected source images, found none")
+    return torch.cat(groups)
+
+
 def indexed_images(batches: Iterable[Tensor]) -> tuple[int, Callable[[Tensor], Tensor]]:
     """Return the number of source images, and a function from indices ``(n,)`` to images."""
     if isinstance(batches, SourceImages):
         return batches.count, batches.look
-    images = torch.cat(list(batches))
+    images = concatenate(list(batches))
     return len(images), images.__getitem__
 
 
@@ -228,13 +238,13 @@ def shuffled_parts(rows: Tensor, count: int) -> tuple[Tensor, ...]:
 def projection_bank(network: nn.Module, batches: Iterable[Tensor], size: int) -> Statistics:
     """Compute the projections of the first ``size`` source images: ``{"bank": (size, P)}``."""
     groups: list[Tensor] = []
-    sizes = GroupSize(largest=LARGEST, timed=False)
+    sizes = GroupSize(largest=FORWARD_LARGEST, timed=False)
     with evaluating(network):
         for projections in through(lambda images: network(images).projections, batches, sizes):
             groups.append(projections)
             if sum(map(len, groups)) >= size:
                 break
-    return {"bank": torch.cat(groups)[:size]}
+    return {"bank": concatenate(groups)[:size]}
 
 
 def save(statistics: Statistics, folder: Path, *, checkpoint: str, images: int) -> None:

@@ -20,6 +20,7 @@ from tttlab.runtime.devices import restart_peak
 from tttlab.runtime.memory import Tally, free_bytes
 
 FIRST, LARGEST = 8, 1024
+FORWARD_LARGEST = 256  # images in one forward pass without steps
 TRIALS = 2  # groups timed before a size is judged: the first one of a size pays for warming up
 # A size is worth while if an image takes at most this share of the time it takes at half the size.
 WORTH = 0.95

@@ -38,7 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tttlab.data.pixels import as_images
 from tttlab.data.views import random_masks
 from tttlab.errors import UserError
-from tttlab.networks.gradients import clip_gradients
+from tttlab.networks.gradients import clip_gradients, present_gradients
 from tttlab.networks.network import Network, evaluating, parameter_paths
 from tttlab.networks.objective import Objective
 from tttlab.objectives.mae import MAE, masked_error
@@ -143,16 +143,7 @@ def inner_step(
     Raises:
         UserError: no parameter influences the objective.
     """
-    gradients = {}
-    if objectives.requires_grad:
-        gradients_or_none = torch.autograd.grad(
-            objectives.sum(), list(parameters.values()), create_graph=True, allow_unused=True
-        )
-        gradients = {
-            name: gradient
-            for name, gradient in zip(parameters, gradients_or_none, strict=True)
-            if gradient is not None
-        }
+    gradients = present_gradients(objectives, parameters, create_graph=True)
     if not gradients:
         raise UserError(
             "meta-learned fine-tuning: expected parameters that influence the objective, "

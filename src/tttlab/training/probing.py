@@ -9,10 +9,9 @@ from torch.nn import functional as F
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.networks.network import Network
-from tttlab.runtime.group_size import Wish, as_sizes, in_groups
+from tttlab.runtime.group_size import FORWARD_LARGEST, Wish, as_sizes, in_groups
 
 NEIGHBOURS = 20
-LARGEST = 256  # images in one forward pass
 
 
 class Encoded(NamedTuple):
@@ -39,7 +38,7 @@ def encode(network: Network, images: ImageSet, images_per_step: Wish = "auto") -
         outputs = network(as_images(torch.from_numpy(images.pixels[part].copy()).to(device)))
         return outputs.features.float().cpu(), outputs.logits.float().cpu()
 
-    sizes = as_sizes(images_per_step, largest=LARGEST, timed=False)
+    sizes = as_sizes(images_per_step, largest=FORWARD_LARGEST, timed=False)
     features, logits = zip(*in_groups(look, len(images), device, sizes), strict=True)
     return Encoded(torch.cat(features), torch.cat(logits), torch.from_numpy(images.labels.copy()))
 

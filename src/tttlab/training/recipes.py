@@ -26,7 +26,7 @@ MODES = {
     "joint": ALL,
     "meta": ALL,
 }
-PROBES = 5  # kNN accuracies measured during a pretraining
+PROBES = 5  # kNN accuracies measured during a pretraining, at least
 REFIT_EPOCHS = 5
 
 
