@@ -1,18 +1,18 @@
 """The cases that are measured: a network and a method with views, steps and parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.amount import Amount
 from tttlab.adaptation.method import Method
-from tttlab.config.inner_loop import Augmentation, InnerLoop
-from tttlab.data.views import random_views
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
+from tttlab.methods.memo import MEMO
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.networks.building import build_encoder
 from tttlab.networks.network import Network
@@ -29,32 +29,6 @@ SMALL_RESNET = {
     "stem_width": 8,
 }
 SMALL_VIT = {"embed_dim": 96, "depth": 3, "num_heads": 3, "global_pool": "avg", "fc_norm": False}
-
-
-@dataclass(frozen=True)
-class MarginalEntropy(Method):
-    """Entropy of the class probabilities averaged over views.
-
-    The simplest objective for any number of views and any network, so that the adapter takes most
-    of the time.
-
-    Reference:
-        MEMO, Zhang et al., NeurIPS 2022, arXiv 2110.09506.
-    """
-
-    num_views: int = 8
-
-    def views(
-        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
-    ) -> Tensor:
-        """Draw ``(B, V, 3, H, W)``."""
-        return random_views(images, generators, self.num_views, Augmentation())
-
-    def loss(self, net, views, statistics, state):
-        """Entropy of the mean prediction over ``views (V, 3, H, W)``."""
-        log_sum = net(views).logits.log_softmax(-1).logsumexp(0)
-        log_mean = log_sum - torch.tensor(float(self.num_views)).log()
-        return -(log_mean.exp() * log_mean).sum(), state
 
 
 @dataclass(frozen=True)
@@ -133,7 +107,7 @@ def vit_small(size: int) -> Network:
 def list_cases(device: torch.device) -> list[Case]:
     """List the cases of a device."""
     if device.type == "cuda":
-        method = MarginalEntropy()
+        method = MEMO()
         return [
             Case(f"{name}@{size}/views8/{trainable}", build, method, trainable, images, size)
             for name, build in (("resnet18", resnet18), ("vit_small", vit_small))
@@ -144,7 +118,7 @@ def list_cases(device: torch.device) -> list[Case]:
         Case(
             f"{name}/views{views}/{trainable}",
             build,
-            MarginalEntropy(views),
+            MEMO(views),
             trainable,
             images=64 if views == 1 else 32,
         )

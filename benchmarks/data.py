@@ -10,13 +10,13 @@ from benchmarks.amount import FULL, Amount
 from benchmarks.cases import STEPS, resnet
 from tttlab.config.images import ImageSpec
 from tttlab.config.inner_loop import Augmentation
+from tttlab.config.values import CORRUPTIONS
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.data.reading import gather
 from tttlab.data.sources import open_source
 from tttlab.objectives.simclr import SimCLR
 from tttlab.runtime.parallel import in_order
-from tttlab.shifts.corruptions import CORRUPTIONS
 from tttlab.shifts.shift import list_shifts
 from tttlab.training.loaders import Views, open_loader
 

@@ -6,21 +6,21 @@ from functools import partial
 import torch
 
 from benchmarks.amount import FULL, Amount
-from benchmarks.cases import Case, MarginalEntropy, resnet
+from benchmarks.cases import Case, resnet
 from benchmarks.sides import ours, seconds
 from tttlab.adaptation.trainable import select_parameters
+from tttlab.methods.memo import MEMO
 from tttlab.networks.network import Network
 from tttlab.runtime.group_size import GroupSize
 
 AT_ONCE = 128  # views
-BASE = Case("base", resnet, MarginalEntropy(4), "norm", images=32, steps=4)
+BASE = Case("base", resnet, MEMO(4), "norm", images=32, steps=4)
 LATE = tuple(f"encoder.{part}" for part in ("conv1", "layer1", "layer2", "layer3", "layer4"))
 SWEEPS: dict[str, list[Case]] = {
     "images": [
-        replace(BASE, images=n, method=MarginalEntropy(1), steps=1)
-        for n in (1, 4, 16, 64, 256, 1024, 4096)
+        replace(BASE, images=n, method=MEMO(1), steps=1) for n in (1, 4, 16, 64, 256, 1024, 4096)
     ],
-    "views": [replace(BASE, method=MarginalEntropy(v)) for v in (1, 2, 4, 8, 16, 32)],
+    "views": [replace(BASE, method=MEMO(v)) for v in (1, 2, 4, 8, 16, 32)],
     "steps": [replace(BASE, steps=s) for s in (1, 2, 4, 8, 16, 32)],
     "parameters": [replace(BASE, trainable=LATE[start:]) for start in reversed(range(len(LATE)))],
 }

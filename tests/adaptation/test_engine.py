@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from tests.helpers import networks
-from tests.helpers.contract import Unbound
+from tests.helpers.contract import Unbound, shifted
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.engine import Engine
 from tttlab.config.inner_loop import InnerLoop
@@ -27,7 +27,7 @@ LOOP = InnerLoop(steps=2, lr=1e-2, trainable="norm", clip=1.0)
 
 
 def images(count=3):
-    return (networks.images(count, seed=50) * 0.4 + 0.6).double()
+    return shifted(count)
 
 
 def own(kind):

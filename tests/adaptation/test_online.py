@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.helpers import networks
+from tests.helpers.contract import shifted
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.online import adapt_stream
@@ -32,7 +33,7 @@ BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]
 
 
 def stream(count=COUNT):
-    return (networks.images(count, seed=50) * 0.4 + 0.6).double()
+    return shifted(count)
 
 
 def entropy(logits):

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from tests.adaptation.test_normalisation import OneLayer, apply, batch_norm
 from tests.evaluation.test_diagnosis import step_rows
 from tests.helpers import contract, networks, trainings
+from tests.helpers.contract import shifted
 from tttlab.adaptation import adapter, online, predicting
 from tttlab.adaptation.adapter import Curve, adapt, wait_for
 from tttlab.adaptation.gate import Gate
@@ -381,10 +382,6 @@ def test_every_pitfall_has_its_tests_and_they_exist():
             assert test.rpartition("::")[2].startswith("test_")
 
 
-def shifted(count: int = 4) -> Tensor:
-    return (networks.images(count, seed=50) * 0.4 + 0.6).double()
-
-
 class TestOnePosition:
     """Pitfall 3: PyTorch's BatchNorm in training mode raises an error on a map of one position."""
 
@@ -426,7 +423,7 @@ class TestMode:
         random.load_state_dict(plain.state_dict())
         with torch.no_grad():
             trial = copy.deepcopy(random).train()
-            assert not torch.allclose(trial(shifted()).logits, trial(shifted()).logits)
+            assert not torch.allclose(trial(shifted(4)).logits, trial(shifted(4)).logits)
         return plain, random.train(), statistics
 
     @pytest.mark.parametrize("run", [adapt, adapt_stream])
@@ -435,8 +432,8 @@ class TestMode:
         kind = SimCLRTraining if hasattr(plain.head, "project") else MAETraining
         method, loop = kind(num_views=2), InnerLoop(steps=2, lr=1e-2, clip=1.0, average=2)
         before = copy.deepcopy(random.state_dict())
-        expected = run(plain, shifted(), method, loop, statistics=statistics)
-        result = run(random, shifted(), method, loop, statistics=statistics)
+        expected = run(plain, shifted(4), method, loop, statistics=statistics)
+        result = run(random, shifted(4), method, loop, statistics=statistics)
         for name in ("logits", "source_logits", "losses"):
             values = getattr(result, name), getattr(expected, name)
             torch.testing.assert_close(*values, atol=1e-9, rtol=1e-9)
@@ -505,7 +502,7 @@ def test_a_loss_that_draws_its_own_random_numbers_is_refused():
 
     network, statistics = networks.source_statistics("resnet")
     with pytest.raises(RuntimeError, match="randomness"):
-        adapt(network, shifted(), Dropping(), statistics=statistics)
+        adapt(network, shifted(4), Dropping(), statistics=statistics)
 
 
 class Transfers(TorchDispatchMode):
@@ -563,7 +560,7 @@ def test_a_prediction_that_is_no_number_is_the_source_networks_though_all_losses
 
     network, statistics = networks.source_statistics("resnet")
     loop = InnerLoop(steps=1, lr=1e-4, trainable=("encoder.layer1", "classifier"))
-    images = shifted()
+    images = shifted(4)
     images[2] = 1.0
     result = adapt(network, images, Breaking(), loop, statistics=statistics, record=(1,))
     assert result.losses.isfinite().all()
@@ -722,7 +719,7 @@ class TestCost:
         loop = InnerLoop(steps=1, trainable="norm")
         for run in (adapt, adapt_stream):
             events.clear()
-            run(network, shifted(), TENT(), loop, statistics=statistics, record=(0, 1))
+            run(network, shifted(4), TENT(), loop, statistics=statistics, record=(0, 1))
             assert events[:2] == ["wait", "read"]
             reads = [position for position, event in enumerate(events) if event == "read"]
             assert all(events[position - 1] == "wait" for position in reads)

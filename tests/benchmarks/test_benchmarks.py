@@ -19,8 +19,8 @@ from benchmarks.memory import peak_bytes
 from benchmarks.sides import ours, peer, state_bytes
 from tests.helpers import networks
 from tools.stage_code import ROOT
+from tttlab.config.values import CORRUPTIONS
 from tttlab.runtime.group_size import GroupSize
-from tttlab.shifts.corruptions import CORRUPTIONS
 
 CPU = torch.device("cpu")
 CASES = {case.name: case for case in list_cases(CPU)}

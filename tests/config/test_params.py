@@ -1120,7 +1120,7 @@ def test_settings_read_from_text_are_those_of_the_class(methods):
 def test_the_names_of_corruptions_are_those_that_are_implemented():
     from tttlab.shifts import corruptions
 
-    assert (corruptions.CORRUPTIONS, corruptions.HELD_OUT) == (CORRUPTIONS, HELD_OUT)
+    assert tuple(corruptions.TABLE) == (*CORRUPTIONS, *HELD_OUT)
 
 
 def test_backbone_names_are_those_of_timm():

@@ -17,12 +17,12 @@ def picture(height=12, width=12):
     return Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def write_tree(root, counts, suffix=".png"):
+def write_tree(root, counts):
     """Write noise images root/<class>/<number>.png."""
     for name, count in counts.items():
         (root / name).mkdir(parents=True, exist_ok=True)
         for index in range(count):
-            picture().save(root / name / f"{index:03d}{suffix}")
+            picture().save(root / name / f"{index:03d}.png")
     return root
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.helpers import networks
+from tests.helpers.contract import shifted
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.task import complete_statistics
 from tttlab.config.inner_loop import InnerLoop
@@ -23,7 +24,7 @@ BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]  # of 7 images, in batches of 
 
 
 def stream(count=7):
-    return (networks.images(count, seed=50) * 0.4 + 0.6).double()
+    return shifted(count)
 
 
 def source_images(count=300):

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.helpers import networks
+from tests.helpers.contract import shifted
 from tttlab.adaptation.online import adapt_stream, learning
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.task import Task
@@ -33,7 +34,7 @@ BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]
 
 
 def stream():
-    return (networks.images(7, seed=50) * 0.4 + 0.6).double()
+    return shifted(7)
 
 
 def streams(part):

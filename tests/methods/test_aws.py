@@ -9,6 +9,7 @@ from torch.distributions import Categorical, kl_divergence
 from torch.nn import functional as F
 
 from tests.helpers import networks
+from tests.helpers.contract import shifted
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.trainable import select_parameters
 from tttlab.config.inner_loop import InnerLoop
@@ -29,10 +30,6 @@ def softmax(logits):
 
 def cosine(first, second):
     return first @ second / np.linalg.norm(first) / np.linalg.norm(second)
-
-
-def shifted(count):
-    return (networks.images(count, seed=50) * 0.4 + 0.6).double()
 
 
 def bound(network, moved=0.0):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.helpers import networks
+from tests.helpers.contract import shifted
 from tttlab.adaptation.online import adapt_stream, learning
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import select_parameters
@@ -20,7 +21,7 @@ BATCHES = [slice(0, 3), slice(3, 5), slice(5, 7)]
 
 
 def stream():
-    return (networks.images(7, seed=50) * 0.4 + 0.6).double()
+    return shifted(7)
 
 
 def streams(part):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import networks
+from tests.helpers.contract import shifted
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.trainable import select_parameters
@@ -35,7 +36,7 @@ def rows(count, width=5, seed=0):
 
 
 def stream(count=7):
-    return (networks.images(count, seed=50) * 0.4 + 0.6).double()
+    return shifted(count)
 
 
 def statistics_of(method):

@@ -16,10 +16,10 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_image
 
-from tttlab.config.values import BENCHMARK
+from tttlab.config.values import BENCHMARK, CORRUPTIONS, HELD_OUT, SEVERITIES
 from tttlab.errors import UserError
 from tttlab.seeding import numpy_generator
-from tttlab.shifts.corruptions import CORRUPTIONS, HELD_OUT, SEVERITIES, TABLE, corrupt, corrupt_all
+from tttlab.shifts.corruptions import TABLE, corrupt, corrupt_all
 from tttlab.shifts.corruptions.blur import disc_kernel
 from tttlab.shifts.corruptions.canvas import clouds, length_scale, line_kernel
 

@@ -127,7 +127,7 @@ def test_classes_that_are_not_those_of_the_labels_are_refused(cifar, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pixels", "array"),
+    ("pixels", "found"),
     [
         (noise(5 * COUNT - 1, 32, 32, 3), r"uint8 of shape \(59, 32, 32, 3\)"),
         (noise(COUNT, 32, 32, 3), r"uint8 of shape \(12, 32, 32, 3\)"),  # one severity alone
@@ -136,11 +136,11 @@ def test_classes_that_are_not_those_of_the_labels_are_refused(cifar, tmp_path):
         (noise(5 * COUNT, 32, 32, 3) / 255, r"float64 of shape \(60, 32, 32, 3\)"),
     ],
 )
-def test_pixels_of_another_shape_or_type_are_refused(cifar, pixels, array):
+def test_pixels_of_another_shape_or_type_are_refused(cifar, pixels, found):
     np.save(cifar[0] / "fog.npy", pixels)
     message = (
         r"\.root: expected uint8 of shape \(60, 32, 32, 3\), as many as there are labels, "
-        rf"in .*fog\.npy, found {array}; restore the file"
+        rf"in .*fog\.npy, found {found}; restore the file"
     )
     refused(message, cifar[0], "cifar10_c")
 

@@ -6,7 +6,7 @@ import pytest
 
 from tools.stage_code import ROOT, stages
 from tttlab.workflow import places
-from tttlab.workflow.ledger import Ledger, code_of, written_whole
+from tttlab.workflow.ledger import FOLDERS, Ledger, code_of, written_whole
 
 
 @pytest.fixture
@@ -79,3 +79,8 @@ def test_all_code_that_dvc_yaml_lists_is_there(monkeypatch):
     for stage in ("tune", "distance", "adapt", "align"):
         listed = [path for path in stages()[stage]["deps"] if path.startswith(("src", "pipeline"))]
         assert [path.as_posix() for path in code_of(stage)] == listed
+
+
+@pytest.mark.parametrize("stage", FOLDERS)
+def test_dvc_keeps_the_folder_of_a_stage_that_has_a_ledger(stage):
+    assert stages()[stage]["outs"] == [{f"outputs/{FOLDERS[stage]}": {"persist": True}}]

@@ -11,6 +11,7 @@ import sys
 from contextlib import closing
 from itertools import product
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from tttlab.data.sources import open_source
 from tttlab.errors import UserError
 from tttlab.runtime.process_identity import Identity
 from tttlab.workflow import cli, places
-from tttlab.workflow.ledger import FOLDERS
+from tttlab.workflow.ledger import FOLDERS, NAME, Ledger
 
 STAGES = {
     "methods": None,
@@ -350,10 +351,62 @@ def test_a_stage_that_ended_before_dvc_recorded_it_is_done_at_once(
     assert written() == before
     assert len(before) > 0
     assert [status for _, status in runs()].count("RUNNING") == 0
-    assert len(runs()) == len(runs_before)  # no new runs in MLflow, nor trials of a tuning
+    assert len(runs()) == len(runs_before)  # no new runs in MLflow
     assert [path.name for path in (copy / ".resume").iterdir() if path.is_dir()]
     importlib.import_module("tttlab.workflow.leftovers").tidy()
     assert not [path.name for path in (copy / ".resume").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("stage", "computes", "stops_at", "new_runs"),
+    [
+        (
+            "tune",
+            "tttlab.experiments.tuning.adapt_to_job",
+            "tttlab.workflow.tunings.write_choice",
+            1 + 3,  # with its trials
+        ),
+        (
+            "adapt",
+            "tttlab.experiments.adapting.adapt_to_job",
+            "tttlab.tracking.runs.Run.log_artifact",
+            1,
+        ),
+    ],
+)
+def test_a_piece_that_was_stopped_before_its_end_goes_on_from_there(
+    elsewhere, monkeypatch, stage, computes, stops_at, new_runs
+):
+    """Nothing is adapted again, and MLflow shows one execution."""
+    copy, _, run = elsewhere
+    piece = {"tune": "actmad/mae_vit", "adapt": "actmad/mae_vit/5"}[stage]
+    folder = copy / "outputs" / FOLDERS[stage]
+
+    def written() -> set[str]:
+        return {file.name for file in folder.glob(f"{piece}.*")}
+
+    def entered() -> set[str]:
+        return set(json.loads((folder / NAME).read_text()))
+
+    def statuses() -> list[str]:
+        with closing(sqlite3.connect(copy / "mlflow.db")) as database:
+            query = "SELECT status FROM runs WHERE lifecycle_stage = 'active'"
+            return [status for (status,) in database.execute(query)]
+
+    before, runs_before, pieces = written(), len(statuses()), entered()
+    Ledger(stage).keep_only(pieces - {piece})
+    assert not written()
+    with monkeypatch.context() as patch:
+        patch.setattr(stops_at, Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(stage)
+    monkeypatch.setattr(computes, lambda *_arguments, **_settings: pytest.fail("adapted again"))
+    run(stage)
+    assert written() == before
+    assert len(before) == {"tune": 1, "adapt": 2}[stage]
+    assert entered() == pieces
+    assert statuses().count("FINISHED") == len(statuses()) == runs_before + new_runs
+    assert not [path for path in (copy / ".resume").iterdir() if path.is_dir()]
 
 
 def test_two_processes_started_by_torchrun_pretrain_as_one_does(project, copied):
@@ -396,7 +449,7 @@ def times(copy: Path, stage: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("stage", FOLDERS)
-def test_one_more_run_or_seed_computes_only_itself(elsewhere, stage):
+def test_one_more_run_computes_only_itself(elsewhere, stage):
     """One less is removed."""
     copy, values, run = elsewhere
     run(stage)
@@ -409,6 +462,24 @@ def test_one_more_run_or_seed_computes_only_itself(elsewhere, stage):
     assert {name: time for name, time in after.items() if not name.startswith("more/")} == kept
     assert any(name.startswith("more/") for name in after) == (stage in ("tune", "adapt"))
     assert any(name.startswith("views/") for name in before) == (stage in ("tune", "adapt"))
+
+
+@pytest.mark.parametrize("stage", FOLDERS)
+def test_one_more_seed_computes_only_itself(elsewhere, stage):
+    copy, values, run = elsewhere
+    everything = set(times(copy, stage))
+    values["seeds"] = [0]
+    run(stage)
+    first = times(copy, stage)
+    of_seed = {name for name in everything if Path(name).name.split(".")[0] == "5"}
+    assert set(first) == everything - of_seed
+    # Tuning and alignment look at the first seed alone.
+    assert bool(of_seed) == (stage in ("distance", "adapt"))
+    values["seeds"] = [0, 5]
+    run(stage)
+    after = times(copy, stage)
+    assert set(after) == everything
+    assert {name: time for name, time in after.items() if name not in of_seed} == first
 
 
 @pytest.mark.parametrize(

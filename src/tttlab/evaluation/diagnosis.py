@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from tttlab.evaluation.intervals import CONFIDENCE
 from tttlab.evaluation.predictions import add_correctness
 from tttlab.seeding import numpy_generator
 
@@ -133,7 +134,7 @@ def alignment_by_shift(joined: pd.DataFrame) -> pd.DataFrame:
     columns = ["cosine", "gain", "loss_change", "confidence_change", "distance"]
     table = groups[columns].mean().assign(n=groups.size())
     count, standard_error = groups["cosine"].count(), groups["cosine"].sem()
-    half = standard_error * stats.t.ppf(0.975, (count - 1).clip(lower=1))
+    half = standard_error * stats.t.ppf((1 + CONFIDENCE) / 2, (count - 1).clip(lower=1))
     low, high = table["cosine"] - half, table["cosine"] + half
     return table.assign(cosine_low=low, cosine_high=high).reset_index()
 

@@ -52,7 +52,7 @@ def summarise(predictions: pd.DataFrame) -> dict[str, Any]:
     parts = parts.reindex(["clean", "shifted"])
     shifted, tests = predictions[part == "shifted"], shift_tests(predictions)
     gains = [f"{name}{end}" for name in ("gain", "training_gain") for end in ("", "_low", "_high")]
-    flips = ["wrong_to_right", "right_to_wrong"]
+    flips = FLIPS[:2]
     columns = ["accuracy_source", "accuracy_adapted", *gains]
     entry = {column: parts.at["shifted", column] for column in columns}
     for side in ("source", "adapted"):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from tttlab.evaluation.results import Results
+from tttlab.evaluation.significance import LEVEL
 from tttlab.reporting import pictures, plots
 from tttlab.reporting.drawing import Drawing, Named, sample_text, under_one_caption
 from tttlab.reporting.figures.accuracy import (
@@ -24,7 +25,6 @@ from tttlab.reporting.signal_drawings import (
 )
 
 ALL = "all shifts"
-ALPHA = 0.05
 EMPTY: Mapping[str, Sequence[np.ndarray]] = MappingProxyType({})
 
 
@@ -92,7 +92,7 @@ def _gains(results: Results) -> Named:
     caption = (
         f"Accuracy with minus without adaptation over all severities; above, the accuracy without. "
         f"Blue: gain. Orange and outlined: loss. Colour grows with the square root of the size, "
-        f"alike on all maps. Bold: McNemar's test of a severity is below {ALPHA} after Holm's "
+        f"alike on all maps. Bold: McNemar's test of a severity is below {LEVEL} after Holm's "
         f"correction over the run's shifts (for the mean: the 95 % interval leaves zero out); "
         f"pale: none is."
     )
@@ -114,7 +114,7 @@ def _with_mean(results: Results, model: str) -> pd.DataFrame:
     """
     rows = results.rows("by_corruption", model=model)
     shifts = results.rows("by_shift", model=model)
-    clear = shifts[shifts["mcnemar_holm"] < ALPHA] if "mcnemar_holm" in shifts else shifts[:0]
+    clear = shifts[shifts["mcnemar_holm"] < LEVEL] if "mcnemar_holm" in shifts else shifts[:0]
     clear_pairs = set(zip(clear["run"], clear["corruption"], strict=True))
     pairs = zip(rows["run"], rows["corruption"], strict=True)
     rows = rows.assign(significant=[pair in clear_pairs for pair in pairs])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tttlab.evaluation.results import Results, is_known
+from tttlab.evaluation.significance import LEVEL
 from tttlab.reporting import plots
 from tttlab.reporting.drawing import Drawing
 from tttlab.reporting.headline import rows
@@ -86,6 +87,7 @@ def render(
         rows={model: [row for row in table if row["model"] == model] for model in results.models},
         trained=any(results.trains(*key) for key in results.summary),
         memory_known=any(entry.get("peak_memory_mb") for entry in results.adapted.values()),
+        level=LEVEL,
         sentences={model: sentence(results, model) for model in results.models},
         styles=plots.run_styles(results.runs),
         themes=_themes(),

@@ -5,6 +5,7 @@ Every function yields its figures by file name, with their captions; none if the
 
 import pandas as pd
 
+from tttlab.evaluation.calibration import NUM_BINS
 from tttlab.evaluation.results import CONTROL, Results, is_known
 from tttlab.reporting import plots
 from tttlab.reporting.drawing import Drawing, Named, sample_text, under_one_caption
@@ -77,7 +78,7 @@ def draw_reliability(results: Results) -> Named:
             title = f"{model}: accuracy by confidence, all shifts, {sample_text(results)}"
             figures[f"reliability_{model}"] = reliability(rows, styles, title, errors)
     caption = (
-        "Shifted predictions in 15 bins of confidence, larger points for fuller bins; "
+        f"Shifted predictions in {NUM_BINS} bins of confidence, larger points for fuller bins; "
         "hollow: source, filled: adapted. Below the diagonal: too sure. "
         "ECE: expected calibration error, the mean distance from the diagonal."
     )

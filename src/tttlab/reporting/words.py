@@ -32,11 +32,11 @@ def amount(value: float | None) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def significant(value: float | None, digits: int = 3) -> str:
+def significant(value: float | None) -> str:
     """Write a number of any size: 0.00412, 0.412, 41.2, 4,120."""
     if not is_known(value):
         return "–"
-    text = f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return text.replace("-", "−")
 
 

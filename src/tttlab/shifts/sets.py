@@ -28,13 +28,12 @@ from PIL import Image
 
 from tttlab.config.images import ShiftSet
 from tttlab.config.names import is_own, is_utf8, nfc
-from tttlab.config.values import BENCHMARK, is_held_out
+from tttlab.config.values import BENCHMARK, SEVERITIES, is_held_out
 from tttlab.data.folders import list_folder
 from tttlab.data.sources import ImageSource, by_class
 from tttlab.errors import UserError, choices
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-SEVERITIES = (1, 2, 3, 4, 5)
 VERSIONS = ("v4", "v6")
 _BENCHMARKS = ("cifar10_c", "cifar100_c")
 _FORMS = dict.fromkeys(_BENCHMARKS, "<corruption>.npy") | {

@@ -23,7 +23,6 @@ from tttlab.tracking.store import MODE, find_runs, open_store, quiet
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
 
@@ -56,10 +55,6 @@ class Run:
         """Keep a copy of a file or of a folder with its contents."""
         log = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
         log(self.id, str(path), folder)
-
-    def log_figure(self, figure: "Figure", name: str) -> None:
-        """Keep a figure under a name such as ``figures/loss.png``."""
-        self._client.log_figure(self.id, figure, name)
 
     def log_table(self, table: "pd.DataFrame", name: str) -> None:
         """Keep a table that MLflow can show, under a name such as ``tables/shifts.json``."""
@@ -94,14 +89,13 @@ class Run:
         self._client.log_inputs(self.id, [DatasetInput(data, tags)])
 
 
-def pipeline_run(root: Path, execution: Execution, description: str = "") -> str:
+def pipeline_run(root: Path, execution: Execution) -> str:
     """Find the parent run of this execution of the pipeline, or create it; return its id.
 
     Args:
         root: Folder of ``mlflow.db``.
         execution: From `find_execution`. If no process drives it, nothing could close the run
             later. So it is closed at once; a closed run still takes results.
-        description: Markdown shown until the comparison replaces it.
     """
     client, experiment = open_store(root)
     with FileLock(root / "mlflow.db.lock"):
@@ -112,7 +106,6 @@ def pipeline_run(root: Path, execution: Execution, description: str = "") -> str
             if not owner or owner_lives(run.data.tags):
                 return run.info.run_id
         tags = {**identity, "stage": "pipeline", **owner}
-        tags |= {"mlflow.note.content": description} if description else {}
         name = f"pipeline · {execution.name} · {time.strftime('%d %b %H:%M')}"
         run_id = create_run(client, experiment, name, tags)
         if execution.pid is None:

@@ -42,11 +42,3 @@ def find_work(key: str, stage: str, owner: bool = True) -> Work:
     """Find a piece of work by its key; the owner deletes old work first."""
     folder = store() / key
     return Work(folder, stage, owner, tidy(folder) if owner else None)
-
-
-def open_work(stage: str, settings: Any, inputs: Iterable[Path]) -> Work:
-    """Find the unfinished work of a stage that runs in one process.
-
-    For several processes see `tttlab.workflow.processes.shared_work`.
-    """
-    return find_work(key_of(stage, settings, inputs), stage)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
+from tttlab.evaluation.calibration import NUM_BINS
 from tttlab.reporting.plots import (
     GRID,
     INK,
@@ -157,7 +158,7 @@ def _bins(axes: Axes, rows: pd.DataFrame, style: Style, filled: bool) -> None:
     x, y = 100 * full["confidence"], 100 * full["accuracy"]
     axes.plot(x, y, color=style.color, linewidth=0.9, alpha=0.7)
     markers(axes, x, y, style, filled=filled, size=5 + 30 * np.sqrt(share[full.index]))
-    centres, width = 100 * (rows["bin"] + 0.5) / 15, 100 / 15
+    centres, width = 100 * (rows["bin"] + 0.5) / NUM_BINS, 100 / NUM_BINS
     if filled:
         axes.bar(centres, -22 * share, width=0.8 * width, color=style.color, linewidth=0)
     else:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tttlab.evaluation.results import Results, difference, is_known, shift_name
+from tttlab.evaluation.significance import LEVEL
 from tttlab.reporting.words import (
     amount,
     interval,
@@ -14,8 +15,6 @@ from tttlab.reporting.words import (
     setting,
     significant,
 )
-
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def correlations(results: Results) -> Iterator[Table]:
             "p, per image: from resampling whole images; per shift: from permuting the shifts. "
             "n: where the signal is "
             f"known{', first training seed' if results.seeds > 1 else ''}. "
-            f"Bold: p below {ALPHA}, not corrected for the number of signals. "
+            f"Bold: p below {LEVEL}, not corrected for the number of signals. "
             "Only a signal known before adapting, without labels, can drive a gate."
         )
         caption = caption if number == len(groups) else ""
@@ -183,7 +182,7 @@ def correlations(results: Results) -> Iterator[Table]:
 def _correlation(row: tuple) -> Cell:
     text = f"{row.spearman:+.2f}".replace("-", "−") if is_known(row.spearman) else "–"
     note = f"p {probability(row.p)}, n {row.n:,}" if is_known(row.p) else ""
-    return Cell(text, note, "strong" if is_known(row.p) and row.p < ALPHA else "")
+    return Cell(text, note, "strong" if is_known(row.p) and row.p < LEVEL else "")
 
 
 def gates(results: Results) -> Iterator[Table]:
@@ -265,5 +264,5 @@ def _shift_line(row: tuple) -> Line:
     gain = points(row.gain), interval(row.gain_low, row.gain_high)
     flips = f"{row.wrong_to_right:,}", f"{row.right_to_wrong:,}"
     tests = probability(row.mcnemar_p), probability(row.mcnemar_holm)
-    kind = "strong" if row.mcnemar_holm < ALPHA else ""
+    kind = "strong" if row.mcnemar_holm < LEVEL else ""
     return line(shift_name(row.shift), f"{row.n:,}", *accuracies, *gain, *flips, *tests, kind=kind)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tttlab.config.values import SEVERITIES
 from tttlab.errors import UserError, choices
 from tttlab.seeding import numpy_generator
 from tttlab.shifts.corruptions import blur, digital, noise, weather
@@ -71,10 +72,6 @@ TABLE = {
     # share by which the saturation rises
     "saturate": Corruption(digital.saturate, (0.4, 0.8, 1.2, 1.7, 2.4)),
 }
-# Settings are tuned under these, so nothing is tested on them.
-HELD_OUT = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
-CORRUPTIONS = tuple(name for name in TABLE if name not in HELD_OUT)
-SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def corrupt(
