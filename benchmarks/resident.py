@@ -22,7 +22,7 @@ from tttlab.adaptation.task import Task
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
-from tttlab.experiments.adapting import adapt_to_shifts
+from tttlab.experiments.adapting import Sweep, adapt_to_shifts
 from tttlab.experiments.alignment import gradient_alignment
 from tttlab.experiments.jobs import Experiment
 from tttlab.experiments.trials import Grid
@@ -76,7 +76,7 @@ def adapted(
         task = Task(model, method, loop, statistics(model, images))
         experiment, shifts = Experiment(task, images, stream), [Shift("gaussian_noise", 3)]
         with TemporaryDirectory() as folder, Work(Path(folder)) as work:
-            adapt_to_shifts(experiment, shifts, work=work, prefix="model")
+            adapt_to_shifts(Sweep(experiment, shifts, work, "model"))
 
     return run
 

@@ -39,7 +39,7 @@ from tttlab.data.image_sets import ImageSet
 from tttlab.data.views import log_mean_probabilities
 from tttlab.errors import UserError
 from tttlab.evaluation import diagnosis
-from tttlab.experiments.adapting import adapt_to_shifts
+from tttlab.experiments.adapting import Sweep, adapt_to_shifts
 from tttlab.experiments.jobs import Experiment
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.mae import MAETraining
@@ -674,12 +674,9 @@ class TestLabels:
             with Work(tmp_path / str(len(tables))) as work:
                 task = Task(network, TENT(), loop, statistics, seed=3)
                 stream, gate = Stream(4, shifts=shifts), Gate("distance", 1.0)
-                table, _ = adapt_to_shifts(
-                    Experiment(task, images, stream, gate),
-                    list_shifts(["fog", "contrast"], [2, 5]),
-                    work=work,
-                    prefix="model",
-                )
+                experiment = Experiment(task, images, stream, gate)
+                shown = list_shifts(["fog", "contrast"], [2, 5])
+                table, _ = adapt_to_shifts(Sweep(experiment, shown, work, "model"))
             tables.append(table)
         assert (tables[0]["label"] != tables[1]["label"]).any()
         different = ["label", "milliseconds", "gate_milliseconds"]

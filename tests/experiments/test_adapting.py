@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.experiments import blocks, jobs
-from tttlab.experiments.adapting import adapt_to_shifts, collect
+from tttlab.experiments.adapting import Sweep, adapt_to_shifts, adapting, collect
 from tttlab.experiments.blocks import Block, list_blocks
 from tttlab.experiments.jobs import Experiment, adapt_to_block
 from tttlab.experiments.rows import predictions, steps_rows
@@ -68,9 +69,8 @@ def run(
     task = Task(network, method or ActMAD(), loop, statistics, seed=3)
     experiment, machine = Experiment(task, images, stream, gate, record), Machine(workers=workers)
     with Work(folder) as work:
-        return adapt_to_shifts(
-            experiment, shifts, work=work, prefix="model", machine=machine, **options
-        )
+        sweep = Sweep(experiment, shifts, work, "model", options.pop("rows", predictions))
+        return adapt_to_shifts(sweep, machine, **options)
 
 
 def test_shifts_are_clean_first_then_every_pair():
@@ -336,13 +336,8 @@ def share(fabric, images, folder, die_at=None, workers=0):
             ranks=fabric.world_size,
             barrier=fabric.barrier,
         )
-        result = adapt_to_shifts(
-            Experiment(task, images),
-            SHIFTS,
-            work=Work(folder, owner=False),
-            prefix="model",
-            machine=machine,
-        )
+        work = Work(folder, owner=False)
+        result = adapt_to_shifts(Sweep(Experiment(task, images), SHIFTS, work, "model"), machine)
     return result, len(calls)
 
 
@@ -350,6 +345,27 @@ def assert_same(actual: tuple, expected: tuple) -> None:
     same = [name for name in actual[0].columns if name != "milliseconds"]
     pd.testing.assert_frame_equal(actual[0][same], expected[0][same], check_exact=True)
     np.testing.assert_array_equal(actual[1], expected[1])
+
+
+def test_several_sweeps_give_what_each_gives_alone(images, tmp_path):
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    tasks = [Task(network, method, LOOP, statistics, seed=3) for method in (ActMAD(), TENT())]
+    alone = [
+        run(images, tmp_path / f"alone-{number}", task.method) for number, task in enumerate(tasks)
+    ]
+    for workers in (0, 2):
+        counts = [[], []]
+        with ExitStack() as stack:
+            works = [stack.enter_context(Work(tmp_path / f"{workers}-{n}")) for n in range(2)]
+            sweeps = [
+                Sweep(Experiment(task, images), SHIFTS, work, "model")
+                for task, work in zip(tasks, works, strict=True)
+            ]
+            with adapting(sweeps, Machine(workers=workers)) as finish:
+                together = [finish(count.append) for count in counts]
+        for actual, expected, count in zip(together, alone, counts, strict=True):
+            assert_same(actual, expected)
+            assert sum(count) == 6 * len(SHIFTS)
 
 
 def test_ranks_and_a_kill_change_no_bit(images, tmp_path):
@@ -376,9 +392,10 @@ def test_ranks_and_a_kill_change_no_bit(images, tmp_path):
 
 
 def test_a_block_that_no_rank_left_is_missed(images, tmp_path):
+    experiment = Experiment(None, images)  # nothing is computed
     message = r"expected the results of model-clean-0 in .*, found none.*that all machines share"
     with pytest.raises(UserError, match=message):
-        collect(Work(tmp_path), "model", list_blocks(SHIFTS, images), images, predictions)
+        collect(Sweep(experiment, SHIFTS, Work(tmp_path), "model"))
 
 
 def plain(count, prefix="img"):

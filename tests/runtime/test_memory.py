@@ -17,7 +17,7 @@ from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.task import Task
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.image_sets import ImageSet
-from tttlab.experiments.adapting import adapt_to_shifts
+from tttlab.experiments.adapting import Sweep, adapt_to_shifts
 from tttlab.experiments.alignment import gradient_alignment
 from tttlab.experiments.jobs import Experiment
 from tttlab.experiments.trials import Grid
@@ -84,7 +84,7 @@ def swept(network, count, wish, folder):
     experiment = Experiment(Task(network, METHOD, LOOP, statistics), image_set(count))
     machine, shifts = Machine(images_per_step=wish), list_shifts(["fog"], [3])
     with Work(folder / f"{count}") as work:
-        adapt_to_shifts(experiment, shifts, work=work, prefix="model", machine=machine)
+        adapt_to_shifts(Sweep(experiment, shifts, work, "model"), machine)
 
 
 def measured(signal):
@@ -372,9 +372,8 @@ def test_a_stream_is_looked_at_batch_by_batch(network, shifts, tmp_path):
     task = Task(network, TENT(), InnerLoop(lr=1e-3, trainable="norm"), statistics)
     experiment = Experiment(task, replace(images, pixels=pixels), Stream(5, shifts=shifts))
     with Work(tmp_path) as work:
-        table, _ = adapt_to_shifts(
-            experiment, list_shifts(["fog", "contrast"], [3]), work=work, prefix="model"
-        )
+        shown = list_shifts(["fog", "contrast"], [3])
+        table, _ = adapt_to_shifts(Sweep(experiment, shown, work, "model"))
     assert len(table) == 60
     assert max(pixels.looks) == 5
     assert sum(pixels.looks) == 60  # each image once, though it is adapted to and judged
@@ -387,9 +386,7 @@ def test_workers_are_not_sent_the_images(network, tmp_path):
     _, statistics = networks.source_statistics("resnet", torch.float32)
     experiment = Experiment(Task(network, TENT(), LOOP, statistics), images)
     with Work(tmp_path) as work:
-        table, _ = adapt_to_shifts(
-            experiment, shifts, work=work, prefix="model", machine=Machine(workers=2)
-        )
+        table, _ = adapt_to_shifts(Sweep(experiment, shifts, work, "model"), Machine(workers=2))
     assert len(table) == 18
 
 

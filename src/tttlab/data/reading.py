@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from tttlab.config.images import ImageSpec
 from tttlab.data.decoding import to_square, why_unreadable
@@ -17,6 +16,7 @@ from tttlab.data.pixels import InPlace, Place, pixel_hash
 from tttlab.data.sources import ImageSource
 from tttlab.data.splits import balanced_subset, take_part
 from tttlab.errors import UserError
+from tttlab.runtime.progress import open_bar
 
 PACK_BELOW = 1024  # MiB
 
@@ -164,9 +164,12 @@ def _decode(
 
     with warnings.catch_warnings(), ThreadPoolExecutor(max(workers, 1)) as pool:
         warnings.simplefilter("ignore")  # Pillow's warnings about odd metadata
-        reasons = pool.map(decode, range(count))
-        progress = tqdm(reasons, f"decode {key}", count, disable=None, unit="image")
-        return _Decoded(pixels, hashes, list(progress))
+        reasons = []
+        with open_bar(f"decode {key}", count, "image") as bar:
+            for reason in pool.map(decode, range(count)):
+                reasons.append(reason)
+                bar.update()
+        return _Decoded(pixels, hashes, reasons)
 
 
 def _check_readable(skipped: Sequence[str], count: int, key: str, unreadable: str) -> None:

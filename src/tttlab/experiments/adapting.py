@@ -1,7 +1,10 @@
-"""One method on one network over all shifts: predictions with and without adaptation."""
+"""Methods on networks over all shifts: predictions with and without adaptation."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,70 +15,128 @@ from tttlab.adaptation.online import check_batch
 from tttlab.data.image_sets import ImageSet
 from tttlab.errors import UserError
 from tttlab.experiments.blocks import Block, Job, list_blocks, list_jobs
-from tttlab.experiments.jobs import Experiment, adapt_to_job
+from tttlab.experiments.jobs import Distances, Experiment, adapt_to_job
 from tttlab.experiments.rows import predictions
 from tttlab.runtime.machine import Machine
-from tttlab.runtime.parallel import in_order
+from tttlab.runtime.parallel import working
 from tttlab.runtime.resuming import Work
 from tttlab.shifts.shift import Shift
 
 Rows = Callable[[Mapping[str, Tensor], Block, ImageSet], pd.DataFrame]
 
 
-def adapt_to_shifts(
-    experiment: Experiment,
-    shifts: Sequence[Shift],
-    *,
-    work: Work,
-    prefix: str,
-    machine: Machine = Machine(),
-    on_images: Callable[[int], Any] = lambda _count: None,
-    rows: Rows = predictions,
-) -> tuple[pd.DataFrame, np.ndarray] | None:
-    """Adapt to every image of every shift; interrupted work continues after its finished blocks.
+@dataclass(frozen=True)
+class Sweep:
+    """An experiment under several shifts; interrupted work continues after its finished blocks.
 
     Labels are joined to the predictions afterwards and never reach the computation.
 
-    Args:
+    Attributes:
         experiment: what is done to every image.
         shifts: under which the images are seen.
         work: where finished blocks are kept, the same for all ranks.
         prefix: of the names under which they are kept.
-        machine: where to compute; every rank takes one of ``machine.ranks`` shares.
-        on_images: called with the number of this rank's images done.
         rows: makes the table of one block.
+    """
 
-    Returns:
-        a table, by default with a row per (shift, image), and the mean loss over shifted images
-        before every step and after the last ``(steps + 1,)``, on streams without the last; None on
-        all ranks but the first.
+    experiment: Experiment
+    shifts: Sequence[Shift]
+    work: Work
+    prefix: str
+    rows: Rows = predictions
+
+    def blocks(self) -> list[Block]:
+        """Divide the images of all shifts into blocks."""
+        return list_blocks(self.shifts, self.experiment.images, self.experiment.stream)
+
+    def name(self, block: Block) -> str:
+        """Name the results of a block."""
+        return f"{self.prefix}-{block.name}"
+
+    def lacks(self, job: Job) -> bool:
+        """Tell whether a job is still to be done."""
+        return not all(self.work.has(self.name(block)) for block in job.blocks)
+
+
+class Result(NamedTuple):
+    """What a sweep has found.
+
+    Attributes:
+        table: by default a row per (shift, image).
+        losses: mean over shifted images before every step and after the last ``(steps + 1,)``, on
+            streams without the last.
+    """
+
+    table: pd.DataFrame
+    losses: np.ndarray
+
+
+def adapt_to_shifts(
+    sweep: Sweep,
+    machine: Machine = Machine(),
+    on_images: Callable[[int], Any] = lambda _count: None,
+) -> Result | None:
+    """Adapt to every image of every shift; see `adapting`."""
+    with adapting([sweep], machine) as finish:
+        return finish(on_images)
+
+
+@contextmanager
+def adapting(
+    sweeps: Sequence[Sweep], machine: Machine = Machine()
+) -> Iterator[Callable[[Callable[[int], Any]], Result | None]]:
+    """Carry out several sweeps; on a CPU the next one begins while the last is looked at.
+
+    Args:
+        sweeps: in this order.
+        machine: where to compute; every rank takes one of ``machine.ranks`` shares of each sweep.
+
+    Yields:
+        a function that waits for the next sweep. It calls its argument with the numbers of this
+        rank's images as they are done, and returns the result; None on all ranks but the first.
 
     Raises:
-        UserError: a block is missing after all ranks are done.
+        UserError: a batch of a stream is too small, or a block is missing after all ranks are done.
     """
-    images, stream = experiment.images, experiment.stream
-    blocks = list_blocks(shifts, images, stream)
-    if stream:
-        check_batches(experiment, shifts)
-    # Every rank takes its share of all jobs, finished or not: ranks that start a moment apart must
-    # agree on who does what.
-    share = list_jobs(blocks, stream)[machine.rank :: machine.ranks]
-    missing = [
-        job for job in share if not all(work.has(f"{prefix}-{block.name}") for block in job.blocks)
-    ]
-    on_images(sum(job.size for job in share) - sum(job.size for job in missing))
-    groups = machine.groups()
+    shares, missing = [], []
+    for sweep in sweeps:
+        if sweep.experiment.stream:
+            check_batches(sweep.experiment, sweep.shifts)
+        # Every rank takes its share of all jobs, finished or not: ranks that start a moment apart
+        # must agree on who does what.
+        jobs = list_jobs(sweep.blocks(), sweep.experiment.stream)[machine.rank :: machine.ranks]
+        shares.append(sum(job.size for job in jobs))
+        missing.append([job for job in jobs if sweep.lacks(job)])
+    # What is learnt of the images' memory and time serves all sweeps on the same network.
+    groups = {id(sweep.experiment.task.network): machine.groups() for sweep in sweeps}
 
-    def compute(job: Job) -> int:
-        results = adapt_to_job(experiment, job, groups, machine.device)
+    distances: Distances = {}  # every worker has its own
+
+    def compute(item: tuple[Sweep, Job]) -> int:
+        (sweep, job), experiment = item, item[0].experiment
+        sizes = groups[id(experiment.task.network)]
+        results = adapt_to_job(experiment, job, sizes, machine.device, distances)
         for block in job.blocks:
-            work.save(f"{prefix}-{block.name}", results[block.shift])
+            sweep.work.save(sweep.name(block), results[block.shift])
         return job.size
 
-    for count in in_order(compute, missing, machine.workers, lambda job: f"{prefix}, {job.title}"):
-        on_images(count)
-    machine.barrier()
-    return None if machine.rank else collect(work, prefix, blocks, images, rows)
+    items = [(sweep, job) for sweep, jobs in zip(sweeps, missing, strict=True) for job in jobs]
+    waiting = iter(zip(sweeps, shares, missing, strict=True))
+
+    def title(item: tuple[Sweep, Job]) -> str:
+        return f"{item[0].prefix}, {item[1].title}"
+
+    with working(compute, items, machine.workers, title) as counts:
+
+        def finish(on_images: Callable[[int], Any]) -> Result | None:
+            sweep, share, jobs = next(waiting)
+            on_images(share - sum(job.size for job in jobs))
+            for count in islice(counts, len(jobs)):
+                on_images(count)
+            machine.barrier()
+            return None if machine.rank else collect(sweep)
+
+        yield finish
 
 
 def check_batches(experiment: Experiment, shifts: Sequence[Shift]) -> None:
@@ -92,19 +153,21 @@ def check_batches(experiment: Experiment, shifts: Sequence[Shift]) -> None:
                 check_batch(experiment.task.method, len(batch))
 
 
-def collect(
-    work: Work, prefix: str, blocks: Sequence[Block], images: ImageSet, rows: Rows
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """Put finished blocks together; see `adapt_to_shifts`."""
+def collect(sweep: Sweep) -> Result:
+    """Put the finished blocks of a sweep together.
+
+    Raises:
+        UserError: one is missing.
+    """
     tables, losses = [], []
-    for block in blocks:
-        if (result := work.load(f"{prefix}-{block.name}")) is None:
+    for block in sweep.blocks():
+        if (result := sweep.work.load(sweep.name(block))) is None:
             raise UserError(
-                f"expected the results of {prefix}-{block.name} in {work.folder}, found none "
+                f"expected the results of {sweep.name(block)} in {sweep.work.folder}, found none "
                 "after all processes were done; use a file system that all machines share"
             )
-        tables.append(rows(result, block, images))
+        tables.append(sweep.rows(result, block, sweep.experiment.images))
         if not block.shift.clean:
             losses.append(result["losses"])
     mean_losses = torch.cat(losses).nanmean(0).numpy() if losses else np.empty(0)
-    return pd.concat(tables, ignore_index=True), mean_losses
+    return Result(pd.concat(tables, ignore_index=True), mean_losses)

@@ -44,8 +44,16 @@ class Experiment:
     record: Sequence[int] = (0,)
 
 
+# By network, images and block: distances ``(n,)`` to the source, which are the same for every run.
+Distances = dict[tuple[int, int, Block], Tensor]
+
+
 def adapt_to_job(
-    experiment: Experiment, job: Job, groups: Groups, device: str | torch.device = "cpu"
+    experiment: Experiment,
+    job: Job,
+    groups: Groups,
+    device: str | torch.device = "cpu",
+    distances: Distances | None = None,
 ) -> dict[Shift, dict[str, Tensor]]:
     """Compute one job: a block, or all blocks of one stream.
 
@@ -54,6 +62,7 @@ def adapt_to_job(
         job: the images.
         groups: how many images at once.
         device: where to compute.
+        distances: those that other runs have measured on the same images; new ones are added.
 
     Returns:
         for every shift of the job the result of `adapt_to_block`, in the order of the images.
@@ -61,11 +70,15 @@ def adapt_to_job(
     if job.route:
         return adapt_along(experiment, job.route, groups, device)
     (block,) = job.blocks
-    return {block.shift: adapt_to_block(experiment, block, groups, device)}
+    return {block.shift: adapt_to_block(experiment, block, groups, device, distances)}
 
 
 def adapt_to_block(
-    experiment: Experiment, block: Block, groups: Groups, device: str | torch.device
+    experiment: Experiment,
+    block: Block,
+    groups: Groups,
+    device: str | torch.device,
+    distances: Distances | None = None,
 ) -> dict[str, Tensor]:
     """Adapt to the n images of one block, each on its own.
 
@@ -89,7 +102,13 @@ def adapt_to_block(
         record=experiment.record,
         images_per_step=groups.of("adapt", *kind(task)),
     )
-    return summary(result) | judge(experiment.gate, task, pixels, images.image_ids, groups)
+    distances = {} if distances is None else distances
+    key = id(task.network), id(experiment.images), block
+    judged = judge(
+        experiment.gate, task, pixels, images.image_ids, groups, distance=distances.get(key)
+    )
+    distances[key] = judged["distance"]
+    return summary(result) | judged
 
 
 def kind(task: Task) -> tuple[str, InnerLoop]:
@@ -189,9 +208,15 @@ def summary(result: Adaptation, stream: bool = False) -> dict[str, Tensor]:
 
 
 def judge(
-    gate: Gate | None, task: Task, images: Tensor, image_ids: Sequence[str], groups: Groups
+    gate: Gate | None,
+    task: Task,
+    images: Tensor,
+    image_ids: Sequence[str],
+    groups: Groups,
+    *,
+    distance: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Measure every image's distance to the source, and ask the gate and time it."""
+    """Measure every image's distance to the source unless it is known; ask the gate and time it."""
 
     def ask(signal: signals.Signal) -> tuple[Tensor, float]:
         key = kind(task) if signal == "loss" else ()
@@ -200,7 +225,9 @@ def judge(
         values = signals.measure_signal(signal, task, images, image_ids, sizes)[1].cpu()
         return values, (time.perf_counter() - start) * 1e3 / len(images)
 
-    distance, milliseconds = ask("distance")
+    milliseconds = 0.0
+    if distance is None or (gate and gate.signal == "distance"):
+        distance, milliseconds = ask("distance")
     if gate is None:
         return {
             "distance": distance,

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,16 @@ _owners: MutableSequence[int] = []
 def in_order(
     job: Callable[[Any], Any], items: Sequence[Any], workers: int, name: Callable[[Any], str] = str
 ) -> Iterator[Any]:
-    """Yield ``job(item)`` for every item, in order.
+    """Yield ``job(item)`` for every item, in order; see `working`."""
+    with working(job, items, workers, name) as results:
+        yield from results
+
+
+@contextmanager
+def working(
+    job: Callable[[Any], Any], items: Sequence[Any], workers: int, name: Callable[[Any], str] = str
+) -> Iterator[Iterator[Any]]:
+    """Compute ``job(item)`` for every item inside the context, whether or not anyone waits.
 
     Args:
         job: the function. Its results must be picklable, and small: each waits for earlier ones.
@@ -39,11 +48,14 @@ def in_order(
             alone (without fork, each worker would import torch anew).
         name: gives an item's name for messages.
 
+    Yields:
+        the results, in order. Without workers each is computed when it is asked for.
+
     Raises:
         UserError: a worker was killed or crashed.
     """
     if workers < 2 or len(items) < 2 or sys.platform != "linux":
-        yield from map(job, items)
+        yield map(job, items)
         return
     context = multiprocessing.get_context("fork")
     earlier_children = set(multiprocessing.active_children())
@@ -53,8 +65,7 @@ def in_order(
     try:
         futures = [executor.submit(_call, number) for number in range(len(items))]
         processes = set(multiprocessing.active_children()) - earlier_children
-        for future in futures:
-            yield future.result()
+        yield (future.result() for future in futures)
     except BrokenProcessPool as error:
         if error.__cause__ is not None:  # no process ended, but a result cannot be unpickled
             raise

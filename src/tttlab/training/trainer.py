@@ -25,6 +25,7 @@ from tqdm import tqdm
 from tttlab.data.image_sets import ImageSet
 from tttlab.errors import UserError
 from tttlab.networks.network import Network
+from tttlab.runtime.progress import open_bar
 from tttlab.runtime.resuming import Work
 from tttlab.seeding import stream_seed, torch_generator
 from tttlab.training.loaders import Views, open_loader, reporting_lost_workers
@@ -97,6 +98,8 @@ class Trainer:
         workers: processes that augment.
         work: where unfinished work is saved; None: nowhere.
         report: called with (name of the task, row) after every epoch, on the first rank.
+        title: names what is trained, for people.
+        line: of the progress bar on the screen, from 0.
     """
 
     fabric: Fabric
@@ -104,6 +107,8 @@ class Trainer:
     workers: int = 0
     work: Work | None = None
     report: Callable[[str, Row], None] = lambda _name, _row: None
+    title: str = ""
+    line: int = 0
 
     def fit(self, network: Network, images: ImageSet, task: Task) -> list[Row]:
         """Train in place for all epochs of the recipe, or for those missing from a killed training.
@@ -171,9 +176,15 @@ class Trainer:
         loader = self._open_loader(images, task)
         self._share_statistics(network, task)
         model, wrapped_optimizer = self.fabric.setup(network, optimizer)
-        with self._progress_bar(len(rows) - 1, epochs, len(images)) as bar:
+        with open_bar(
+            f"{task.name} {self.title}".rstrip(),
+            epochs * len(images),
+            "image",
+            done=(len(rows) - 1) * len(images),
+            line=self.line,
+            hidden=not self.fabric.is_global_zero,
+        ) as bar:
             for epoch in range(len(rows), epochs + 1):
-                bar.set_description(f"{task.name} {epoch}/{epochs}")
                 started = time.perf_counter()
                 network.eval()
                 for part in task.parts:
@@ -182,7 +193,8 @@ class Trainer:
                 _check_finite(terms["loss"], task, epoch)
                 row = {"epoch": epoch, **terms, **self._measure(task, epoch)}
                 rows.append(row | {"seconds": time.perf_counter() - started})
-                bar.set_postfix(loss=f"{terms['loss']:.3f}")
+                loss = f"{terms['loss']:.3f}"
+                bar.set_postfix(epoch=f"{epoch}/{epochs}", loss=loss, refresh=False)
                 self._report(task, rows[-1])
                 if self.work and self.fabric.is_global_zero:
                     state = {
@@ -191,17 +203,6 @@ class Trainer:
                         "rows": rows,
                     }
                     self.work.save(task.name, state)
-
-    def _progress_bar(self, done: int, epochs: int, count: int) -> tqdm:
-        """Open a bar over ``epochs`` of ``count`` images each, on the first rank."""
-        return tqdm(
-            total=epochs * count,
-            initial=done * count,
-            unit="image",
-            unit_scale=True,
-            # None: shown only in a terminal.
-            disable=None if self.fabric.is_global_zero else True,
-        )
 
     def _share_statistics(self, network: Network, task: Task) -> None:
         """On GPUs, let BatchNorm use the whole batch; names in the state dict do not change.

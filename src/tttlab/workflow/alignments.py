@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from tttlab.config.params import Params
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.experiments.alignment import LARGEST, gradient_alignment
-from tttlab.experiments.blocks import list_blocks
+from tttlab.experiments.blocks import Block, list_blocks
 from tttlab.runtime.group_size import GroupSize
+from tttlab.runtime.parallel import in_order
+from tttlab.runtime.progress import open_bar
 from tttlab.shifts.shift import Shift
 from tttlab.workflow.ledger import Ledger, written_whole
 from tttlab.workflow.loading import SourceNetwork, build_run, load_network, load_tuned
@@ -49,15 +50,23 @@ def align(
     task = build_run(params, *pair, source, load_tuned(*pair)["settings"]).task
     if task.loop.trainable == "none":
         return None
-    sizes = GroupSize(params.machine.images_per_step, largest=LARGEST, timed=False)
-    tables = []
-    blocks = list_blocks(shifts, images)
-    for block in tqdm(blocks, f"align {pair.run} {pair.model}", unit="block", mininterval=1):
+    workers = params.machine.workers if source.device.type == "cpu" else 0
+    wish = params.machine.images_per_step
+    sizes = GroupSize(wish, processes=max(workers, 1), largest=LARGEST, timed=False)
+
+    def compare(block: Block) -> pd.DataFrame:
         part = block.shift.of(images).take(block.images)
         pixels = as_images(torch.from_numpy(block.shift.apply(part, params.seed)))
         pixels, labels = pixels.to(source.device), torch.from_numpy(part.labels)
         alignment = gradient_alignment(task, pixels, labels, part.image_ids, sizes)
         columns = {key: values.numpy() for key, values in alignment._asdict().items()}
         about = {"image_id": part.image_ids, "shift": block.shift.name, "seed": params.seeds[0]}
-        tables.append(pd.DataFrame(about | columns))
+        return pd.DataFrame(about | columns)
+
+    tables, blocks = [], list_blocks(shifts, images)
+    title = f"align {pair.run} {pair.model}"
+    with open_bar(title, len(blocks), "block") as bar:
+        for table in in_order(compare, blocks, workers, lambda block: f"{title}, {block.name}"):
+            tables.append(table)
+            bar.update()
     return pd.concat(tables, ignore_index=True)

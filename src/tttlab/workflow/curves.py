@@ -1,10 +1,12 @@
 """Accuracy after every number of steps: the tuned settings, the default and the runners-up."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from tttlab.experiments.adapting import Result, Sweep
+from tttlab.experiments.jobs import Experiment
 from tttlab.experiments.rows import steps_rows
 from tttlab.runtime.resuming import Work
 from tttlab.workflow.loading import build_run
@@ -32,34 +34,47 @@ def list_settings(run: NetworkRun) -> dict[str, dict[str, Any]]:
     return named
 
 
-def adapt_along_steps(run: NetworkRun, work: Work) -> pd.DataFrame | None:
-    """Predict on part of the test images after several numbers of steps, one pass per setting.
+class Curve(NamedTuple):
+    """One setting along its steps.
 
-    Returns:
-        rows of `steps_rows` with the setting's name, its values as text and the steps that it
-        takes; None if there is nothing to follow, and on all processes but the first.
+    Attributes:
+        setting: its name.
+        values: its values.
+        used_step: the number of steps that it takes.
+        sweep: over part of the test images, which predicts after several numbers of steps.
     """
+
+    setting: str
+    values: dict[str, Any]
+    used_step: int
+    sweep: Sweep
+
+    def table(self, result: Result) -> pd.DataFrame:
+        """Make rows of `steps_rows` with the setting's name, its values as text and its steps."""
+        about = {"setting": self.setting, "settings": tell(self.values)}
+        return result.table.assign(**about, used_step=self.used_step)
+
+
+def list_curves(run: NetworkRun, work: Work) -> list[Curve]:
+    """List the curves of a run, one pass per setting; none if there is nothing to follow."""
     curve, settings, followed = run.params.adapt.curve, run.ready.settings, list_settings(run)
     if not followed:
-        return None
+        return []
     images, shifts = open_test(run.params, curve.images, curve.severities)
     if all(shift.clean for shift in shifts):
-        return None
+        return []
     used = {name: values.get("steps", settings.loop.steps) for name, values in followed.items()}
     steps = [0]
     if settings.trains:
         steps = sorted({0, *run.tuned.get("steps", ()), *used.values()})
     longest = {"steps": steps[-1]} if settings.trains else {}
-    tables = []
+    curves = []
     for name, values in followed.items():
-        ready = build_run(run.params, *run.piece[:2], run.source, values | longest)
-        rows = steps_rows(steps)
-        result = run.over(shifts, images, ready, work, f"steps-{name}", record=steps, rows=rows)
-        if result is not None:
-            table, _ = result
-            about = {"setting": name, "settings": tell(values), "used_step": used[name]}
-            tables.append(table.assign(**about))
-    return pd.concat(tables, ignore_index=True) if tables else None
+        task = build_run(run.params, *run.piece[:2], run.source, values | longest).task
+        experiment = Experiment(task, images, record=steps)
+        sweep = Sweep(experiment, shifts, work, f"steps-{name}", steps_rows(steps))
+        curves.append(Curve(name, values, used[name], sweep))
+    return curves
 
 
 def tell(values: Mapping[str, Any]) -> str:

@@ -1,9 +1,11 @@
 """The distance of the target from the source in the trained networks, before any adaptation."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from tttlab.config.params import Params
@@ -13,6 +15,8 @@ from tttlab.errors import UserError
 from tttlab.evaluation import shift_estimates
 from tttlab.networks import checkpoints
 from tttlab.runtime.devices import choose_device
+from tttlab.runtime.parallel import in_order
+from tttlab.runtime.progress import open_bar
 from tttlab.shifts.shift import Shift
 from tttlab.training.probing import encode
 from tttlab.workflow import places
@@ -26,18 +30,26 @@ FIRST = ["model", "seed", "reference", "target", "corruption", "severity"]  # co
 def measure_networks(params: Params, keys: Mapping[Network, str], ledger: Ledger) -> None:
     """Measure with networks, each with its key: a table for each."""
     device = choose_device(params.machine.device, params.machine.precision)
-    for piece, key in keys.items():
-        network, _ = checkpoints.load(places.OUTPUTS / "finetuned" / str(piece), device)
-        try:
-            table = measure(params, network).assign(**piece._asdict())
-            table = table[FIRST + [column for column in table if column not in FIRST]]
-        except UserError as error:  # too few images; no other result depends on this
-            print(f"{piece.model}: distances are left out: {error}")
-            table = pd.DataFrame(columns=FIRST)
-        file = ledger.folder / f"{piece}.csv"
-        with written_whole(file) as partial:
-            table.to_csv(partial, index=False, float_format="%.6g")
-        ledger.enter(str(piece), key, [file])
+    workers = params.machine.workers if device.type == "cpu" else 0
+    with open_bar("distance", len(keys), "network") as bar:
+        tables = in_order(partial(measure_network, params, device), list(keys), workers)
+        for (piece, key), table in zip(keys.items(), tables, strict=True):
+            file = ledger.folder / f"{piece}.csv"
+            with written_whole(file) as unfinished:
+                table.to_csv(unfinished, index=False, float_format="%.6g")
+            ledger.enter(str(piece), key, [file])
+            bar.update()
+
+
+def measure_network(params: Params, device: torch.device, piece: Network) -> pd.DataFrame:
+    """Measure with one network; the table is empty if there are too few images."""
+    network, _ = checkpoints.load(places.OUTPUTS / "finetuned" / str(piece), device)
+    try:
+        table = measure(params, network).assign(**piece._asdict())
+    except UserError as error:  # no other result depends on this
+        print(f"{piece.model}: distances are left out: {error}")
+        return pd.DataFrame(columns=FIRST)
+    return table[FIRST + [column for column in table if column not in FIRST]]
 
 
 def measure(params: Params, network: nn.Module) -> pd.DataFrame:

@@ -1,6 +1,7 @@
-"""Keys of pieces: hashes of everything that the result of a piece depends on.
+"""Keys of pieces of runs: hashes of everything that the result of a piece depends on.
 
-Nothing here imports torch, so that a stage whose pieces are all there ends at once.
+Those of trained networks are in `tttlab.workflow.training_keys`. Nothing here imports torch, so
+that a stage whose pieces are all there ends at once.
 """
 
 from collections.abc import Sequence

@@ -16,7 +16,15 @@ from tttlab.workflow import command, places
 from tttlab.workflow.leftovers import CODE
 
 NAME = "made_of.json"
-FOLDERS = {"tune": "tuned", "distance": "distances", "adapt": "adapted", "align": "aligned"}
+FOLDERS = {
+    "pretrain": "pretrained",
+    "finetune": "finetuned",
+    "source_stats": "source_stats",
+    "tune": "tuned",
+    "distance": "distances",
+    "adapt": "adapted",
+    "align": "aligned",
+}
 T = TypeVar("T", bound=Hashable)
 
 

@@ -1,14 +1,12 @@
 """Unfinished work of the stages in .resume: how it is found again and when it is deleted."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 import tttlab
 from tttlab.runtime.process_identity import Identity, find_driver
-from tttlab.runtime.resuming import Work, forget_abandoned, forget_recorded, work_key
+from tttlab.runtime.resuming import Work, forget_abandoned, forget_recorded
 from tttlab.workflow import places
 
 CODE = (Path(tttlab.__file__).parent, places.STAGES)  # after any edit in it, work starts anew
@@ -31,11 +29,6 @@ def tidy(wanted: Path | None = None) -> Identity | None:
     for line in forget_abandoned(store(), wanted) if wanted else ():
         print(line)
     return driver
-
-
-def key_of(stage: str, settings: Any, inputs: Iterable[Path]) -> str:
-    """Hash what the result of a piece of work depends on, including all code."""
-    return work_key(stage, settings, inputs, CODE)
 
 
 def find_work(key: str, stage: str, owner: bool = True) -> Work:

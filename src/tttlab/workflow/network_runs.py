@@ -4,16 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
-from tttlab.adaptation.gate import Gate
 from tttlab.config.params import Params
 from tttlab.data.image_sets import ImageSet
-from tttlab.experiments.adapting import Rows, adapt_to_shifts
+from tttlab.experiments.adapting import Sweep
 from tttlab.experiments.jobs import Experiment
-from tttlab.experiments.rows import predictions
+from tttlab.runtime.progress import open_bar
 from tttlab.runtime.resuming import Work
 from tttlab.shifts.shift import Shift
 from tttlab.workflow.loading import (
@@ -26,7 +23,6 @@ from tttlab.workflow.loading import (
     open_stream,
 )
 from tttlab.workflow.pieces import Piece
-from tttlab.workflow.processes import machine_of
 from tttlab.workflow.shifted import open_test
 
 if TYPE_CHECKING:
@@ -76,44 +72,18 @@ class NetworkRun:
             "source_run_id": self.source.about.get("mlflow_run_id"),
         }
 
-    def adapt(self, work: Work) -> tuple[pd.DataFrame, np.ndarray] | None:
-        """Adapt to this process's share of all shifted images; the first process returns all."""
-        gate = load_gate(self.tuned)
-        result = self.over(self.shifts, self.images, self.ready, work, "adapt", gate=gate)
-        if result is not None:
-            result[0].insert(1, "seed", self.piece.seed)
-        return result
+    def sweep(self, work: Work) -> Sweep:
+        """Describe the adaptation to all shifted images."""
+        gate, images = load_gate(self.tuned), self.images
+        stream = open_stream(self.params, self.ready.settings.protocol)
+        return Sweep(Experiment(self.ready.task, images, stream, gate), self.shifts, work, "adapt")
 
-    def over(
-        self,
-        shifts: Sequence[Shift],
-        images: ImageSet,
-        ready: Ready,
-        work: Work,
-        prefix: str,
-        *,
-        gate: Gate | None = None,
-        record: Sequence[int] = (0,),
-        rows: Rows = predictions,
-    ) -> tuple[pd.DataFrame, np.ndarray] | None:
-        """Adapt to any images under any shifts, with a progress bar.
-
-        See `tttlab.experiments.adapting.adapt_to_shifts`.
-        """
-        stream = open_stream(self.params, ready.settings.protocol)
-        total = sum(len(shift.of(images)) for shift in shifts) // self.fabric.world_size
-        name = f"{self.piece.run} {self.piece.model}-{self.piece.seed}"
-        hidden = not self.fabric.is_global_zero
-        with tqdm(total=total, desc=name, unit="image", mininterval=1, disable=hidden) as bar:
-            return adapt_to_shifts(
-                Experiment(ready.task, images, stream, gate, record),
-                shifts,
-                work=work,
-                prefix=prefix,
-                machine=machine_of(self.params, self.fabric),
-                on_images=bar.update,
-                rows=rows,
-            )
+    def open_bar(self, sweep: Sweep, setting: str = "") -> tqdm:
+        """Open a progress bar over this process's share of a sweep."""
+        total = sum(len(shift.of(sweep.experiment.images)) for shift in sweep.shifts)
+        name = f"{self.piece.run} {self.piece.model}-{self.piece.seed} {setting}".rstrip()
+        total //= self.fabric.world_size
+        return open_bar(f"adapt {name}", total, "image", hidden=not self.fabric.is_global_zero)
 
 
 def open_runs(params: Params, pieces: Iterable[Piece], fabric: "Processes") -> list[NetworkRun]:

@@ -4,16 +4,16 @@ torchrun or SLURM's srun has started them, or the stage starts one per device of
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tttlab.config.params import Params
 from tttlab.runtime import ranks
+from tttlab.runtime.devices import choose_device
 from tttlab.runtime.machine import Machine
 from tttlab.runtime.resuming import Work
-from tttlab.workflow.leftovers import find_work, key_of
+from tttlab.workflow.leftovers import find_work
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -25,6 +25,13 @@ def open_fabric(params: Params) -> "Fabric":
     """Connect to the other processes of this stage, or start them, as ``machine`` says."""
     devices, nodes = started(os.environ) or (params.machine.devices, 1)
     return ranks.open_fabric(params.machine.device, params.machine.precision, devices, nodes)
+
+
+def fits_one_process(params: Params) -> bool:
+    """Tell whether one process on a CPU does all the work of a stage that trains."""
+    device = choose_device(params.machine.device, params.machine.precision)
+    alone = params.machine.devices in ("auto", 1) and not started(os.environ)
+    return alone and device.type == "cpu"
 
 
 def open_processes(params: Params) -> "Processes":
@@ -63,23 +70,6 @@ def machine_of(params: Params, fabric: "Processes") -> Machine:
         neighbours=per_machine,
         barrier=fabric.barrier,
     )
-
-
-@contextmanager
-def shared_work(
-    fabric: "Processes", stage: str, settings: Any, inputs: Iterable[Path]
-) -> Iterator[Work]:
-    """Open the unfinished work of this stage for all its processes.
-
-    Args:
-        fabric: the processes.
-        stage: the stage's name.
-        settings: what the result depends on.
-        inputs: folders and files that the stage reads.
-    """
-    key = key_of(stage, settings, inputs) if fabric.is_global_zero else ""
-    with open_shared(fabric, stage, fabric.broadcast(key)) as work:
-        yield work
 
 
 @contextmanager

@@ -1,21 +1,91 @@
 """The frame of the two training stages: unfinished work, the run in MLflow, and the output."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
 from tttlab.config.params import Params
 from tttlab.data.image_sets import ImageSet
 from tttlab.networks import checkpoints
 from tttlab.networks.network import Network
+from tttlab.runtime.parallel import in_order
 from tttlab.tracking.runs import Run, start_run
 from tttlab.training.trainer import Row, Trainer
-from tttlab.workflow import places
+from tttlab.workflow import pieces, places
 from tttlab.workflow.execution import parent_run
-from tttlab.workflow.processes import open_fabric, shared_work
+from tttlab.workflow.ledger import Ledger
+from tttlab.workflow.processes import fits_one_process, open_fabric, open_shared
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one training of a stage runs, and where it writes.
+
+    Attributes:
+        folder: of the stage's results.
+        key: hash of everything that the training depends on.
+        fabric: the processes that train together.
+        workers: processes that augment.
+        line: of its progress bar on the screen, from 0.
+    """
+
+    folder: Path
+    key: str
+    fabric: "Fabric"
+    workers: int
+    line: int = 0
+
+
+def train_networks(
+    params: Params,
+    keys: Mapping[pieces.Network, str],
+    ledger: Ledger,
+    train: Callable[[Params, pieces.Network, Place], list[Path]],
+) -> None:
+    """Train networks, each with its key.
+
+    On a CPU several are trained side by side, each in a process of its own with its part of the
+    threads: small networks gain little from more threads. Elsewhere all processes of the stage
+    train one network after another.
+
+    Args:
+        params: all settings.
+        keys: network → hash of everything that its training depends on.
+        ledger: of the stage.
+        train: trains one network; returns the files that the first process writes.
+    """
+    networks = list(keys)
+    together = min(params.machine.workers, len(networks)) if fits_one_process(params) else 1
+    if together < 2:
+        fabric = open_fabric(params)
+        for network in networks:
+            place = Place(ledger.folder, keys[network], fabric, params.machine.workers)
+            files = train(params, network, place)
+            if fabric.is_global_zero:
+                ledger.enter(str(network), keys[network], files)
+        return
+    threads = max(1, torch.get_num_threads() // together)
+    # The trainings themselves take this many of the workers.
+    workers = params.machine.workers - together
+
+    def train_alone(network: pieces.Network) -> list[Path]:
+        torch.set_num_threads(threads)
+        line = networks.index(network)
+        place = Place(ledger.folder, keys[network], open_fabric(params), workers // together, line)
+        return train(params, network, place)
+
+    trained = in_order(train_alone, networks, together)
+    for network, files in zip(networks, trained, strict=True):
+        ledger.enter(str(network), keys[network], files)
 
 
 @contextmanager
@@ -24,7 +94,7 @@ def open_trainer(
     model: str,
     stage: str,
     settings: Mapping[str, Any],
-    inputs: Sequence[Path],
+    place: Place,
     source_run: str | None,
 ) -> Iterator[tuple[Trainer, Run | None]]:
     """Open a training and, on its first process, its run in MLflow.
@@ -35,8 +105,8 @@ def open_trainer(
         params: all settings.
         model: the model's name.
         stage: ``pretrain`` or ``finetune``.
-        settings: what the result depends on, structured as in params.yaml.
-        inputs: folders and files that the training reads.
+        settings: of the training, structured as in params.yaml, for MLflow.
+        place: where it runs.
         source_run: the run in MLflow that made the initial network.
     """
     recipe = settings["models"][model][stage]
@@ -50,7 +120,7 @@ def open_trainer(
         "seed": settings["seed"],
         "source_run_id": source_run or "",
     }
-    fabric = open_fabric(params)
+    fabric = place.fabric
 
     def open_run(key: str):
         return start_run(
@@ -64,7 +134,7 @@ def open_trainer(
         )
 
     with (
-        shared_work(fabric, stage, settings, inputs) as work,
+        open_shared(fabric, f"{stage} {model}", place.key) as work,
         open_run(work.id) if fabric.is_global_zero else nullcontext() as run,
     ):
 
@@ -73,7 +143,8 @@ def open_trainer(
             values = {f"{prefix}{name}": row[name] for name in row if name != "epoch"}
             run.log_metrics(values, row["epoch"])
 
-        yield Trainer(fabric, settings["seed"], params.machine.workers, work, report), run
+        name = f"{model}-{settings['seed']}" if len(params.seeds) > 1 else model
+        yield Trainer(fabric, settings["seed"], place.workers, work, report, name, place.line), run
 
 
 def log_inputs(run: Run | None, **sets: tuple[ImageSet, str]) -> None:
@@ -86,7 +157,7 @@ def log_inputs(run: Run | None, **sets: tuple[ImageSet, str]) -> None:
 
 def write(
     folder: Path, network: Network, rows: Sequence[Row], run: Run, about: Mapping[str, Any]
-) -> None:
+) -> list[Path]:
     """Write the network and its learning curve, and log the curve and the description to MLflow.
 
     Args:
@@ -95,9 +166,15 @@ def write(
         rows: its learning curve.
         run: its run in MLflow.
         about: further arguments of `checkpoints.save`.
+
+    Returns:
+        the files written.
     """
+    # DVC may have linked the files of an earlier training to its cache.
+    shutil.rmtree(folder, ignore_errors=True)
     checkpoints.save(network, folder, **about)
     curve = pd.DataFrame(rows).drop(columns="seconds", errors="ignore")
     curve.to_csv(folder / "curve.csv", index=False)
     for name in ("curve.csv", "network.json"):
         run.log_artifact(folder / name)
+    return sorted(folder.iterdir())

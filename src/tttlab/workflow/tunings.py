@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tqdm import tqdm
-
 from tttlab.adaptation.task import Task
 from tttlab.config.params import Params
 from tttlab.data.image_sets import ImageSet
@@ -17,6 +15,7 @@ from tttlab.experiments.tuning import (
     successive_halving,
 )
 from tttlab.runtime.machine import Machine
+from tttlab.runtime.progress import open_bar
 from tttlab.runtime.resuming import Work
 from tttlab.tracking.comparison import log_trials
 from tttlab.tracking.runs import start_run
@@ -67,7 +66,7 @@ def tune(params: Params, pair: Pair, source: SourceNetwork, work: Work) -> dict[
     workers = params.machine.workers if source.device.type == "cpu" else 0
     machine = Machine(source.device, workers, params.machine.images_per_step)
     rounds = Rounds(images, options.images, options.severities, params.seed, stream)
-    with tqdm(total=total, desc=f"tune {pair.run} {pair.model}", unit="image") as bar:
+    with open_bar(f"tune {pair.run} {pair.model}", total, "image") as bar:
         judge = Judge(rounds, grid, build, work, "tune", machine, bar.update)
         ranked = successive_halving(
             judge, candidates, len(options.images), options.keep, options.clean_penalty

@@ -1,0 +1,43 @@
+"""Keys of trained networks: hashes of everything that a training depends on.
+
+Nothing here imports torch, so that a stage whose networks are all there ends at once.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from tttlab.config.params import Params
+from tttlab.workflow import places
+from tttlab.workflow.ledger import Ledger
+from tttlab.workflow.pieces import Network
+
+
+def pretraining_key(params: Params, network: Network, ledger: Ledger) -> str:
+    """Hash what a pretrained network depends on; validation images are only measured on."""
+    model = params.models[network.model]
+    weights = [] if model.weights in (None, "timm") else [Path(model.weights)]
+    section = model.model_dump(mode="json", exclude={"finetune"})
+    images = _images("unlabeled", "labeled_train", "labeled_validation")
+    return ledger.key([*network, section, params.data.image_size], [*images, *weights])
+
+
+def finetuning_key(params: Params, network: Network, ledger: Ledger) -> str:
+    """Hash what a fine-tuned network depends on."""
+    model = params.models[network.model]
+    section = model.model_dump(mode="json", exclude={"pretrain"})
+    views = asdict(model.pretrain.augment)
+    pretrained = places.OUTPUTS / "pretrained" / str(network)
+    images = _images("labeled_train", "labeled_validation")
+    return ledger.key([*network, section, views], [pretrained, *images])
+
+
+def statistics_key(params: Params, network: Network, ledger: Ledger) -> str:
+    """Hash what the source statistics of a network depend on."""
+    settings = [*network, params.seed, params.source_stats.model_dump(mode="json")]
+    return ledger.key(
+        settings, [places.OUTPUTS / "finetuned" / str(network), *_images("labeled_train")]
+    )
+
+
+def _images(*names: str) -> list[Path]:
+    return [places.OUTPUTS / "data" / name for name in names]
