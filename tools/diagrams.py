@@ -58,7 +58,7 @@ def draw(source: str, mermaid: str, browser: str) -> str:
         "theme": "base",
         "themeCSS": STYLE,
         "fontFamily": "sans-serif",
-        "flowchart": {"useMaxWidth": True, "padding": 12},
+        "flowchart": {"padding": 10, "nodeSpacing": 20, "rankSpacing": 30},
     }
     name = f"diagram-{drawing_of(source).stem}"
     page = PAGE.format(

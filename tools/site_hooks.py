@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))  # MkDocs runs this file by its path
 
 from tools.diagrams import FENCE, drawing_of  # noqa: E402
 
+LEGIBLE = 0.6  # of a drawing's own size; a narrower page scrolls it
 REPORT = "example_report.html"
 PAGES = {
     "README.md": "index.md",
@@ -29,6 +30,7 @@ PAGES = {
 ALWAYS_SHOWN = ("params.yaml", "CITATION.cff", "LICENSE")
 LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(#[^)\s]*)?(?=\))")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".cff": "yaml", ".toml": "toml"}
+INTERVAL = re.compile(r"\[([+−]?[\d.]+), ([+−]?[\d.]+)\](?!\()")
 FOREIGN = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["'](?:https?:)?//"""
     r"""|<link\b(?![^>]*\brel=["']?canonical)[^>]*\bhref=["'](?:https?:)?//"""
@@ -77,7 +79,8 @@ def with_drawings(text: str, page: str) -> str:
         if not path.exists():
             raise PluginError(f"{page}: a diagram has changed; see tools/diagrams.py")
         svg = path.read_text(encoding="utf-8").replace("\n", " ")
-        return f'<div class="diagram">{svg}</div>'
+        width = float(re.search(r"max-width: ([\d.]+)px", svg)[1])
+        return f'<div class="diagram" style="--narrowest: {LEGIBLE * width:.0f}px">{svg}</div>'
 
     return FENCE.sub(drawn, text)
 
@@ -123,15 +126,16 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Make a page of the repository one of the site."""
     name = page.file.src_uri
     if name.startswith("source/"):
         return markdown
-    return with_drawings(links_on_the_site(markdown, name), name)
+    whole = INTERVAL.sub("[\\1,\N{NO-BREAK SPACE}\\2]", links_on_the_site(markdown, name))
+    return with_drawings(whole, name)
 
 
-def on_post_page(output: str, page: Any, config: Any) -> str:
+def on_post_page(output: str, page: Any, **_: Any) -> str:
     """Refuse a page that would tell another host who reads it."""
     foreign = FOREIGN.search(output)
     if foreign:
