@@ -92,7 +92,8 @@ def shown_file(place: str) -> str:
         raise PluginError(f"docs/ has a link to {place}, which is no file")
     language = LANGUAGES.get(path.suffix, "text")
     text = path.read_text(encoding="utf-8").rstrip("\n")
-    return f"# {place}\n\n~~~~ {{.{language}}}\n{text}\n~~~~\n"
+    head = f"---\nsearch: {{exclude: true}}\n---\n\n# {place}\n\n"
+    return f"{head}~~~~ {{.{language}}}\n{text}\n~~~~\n"
 
 
 def from_the_root(name: str) -> str:
