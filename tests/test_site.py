@@ -159,6 +159,13 @@ def test_links_that_leave_the_pages_lead_to_what_they_name(hooks):
             assert (DOCS / target).exists() or (ROOT / shown).exists(), target
 
 
+def test_intervals_stay_whole_in_tables_and_code_stays_as_it_is(hooks):
+    code = "```yaml\nsearch: [1.0, 4.0]\n```\n\nbetween [0.1, 0.3]\n"
+    row = "| `memo` | +4.2 [+3.0, +5.3] | [−0.2, 0.0] |"
+    kept = row.replace(", ", ",\N{NO-BREAK SPACE}")
+    assert hooks.with_whole_intervals(f"{row}\n\n{code}") == f"{kept}\n\n{code}"
+
+
 @pytest.mark.parametrize(
     "foreign",
     [

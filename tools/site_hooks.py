@@ -30,6 +30,7 @@ PAGES = {
 ALWAYS_SHOWN = ("params.yaml", "CITATION.cff", "LICENSE")
 LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(#[^)\s]*)?(?=\))")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".cff": "yaml", ".toml": "toml"}
+TABLE_ROW = re.compile(r"^\|.*$", flags=re.MULTILINE)
 INTERVAL = re.compile(r"\[([+−]?[\d.]+), ([+−]?[\d.]+)\](?!\()")
 FOREIGN = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["'](?:https?:)?//"""
@@ -69,6 +70,15 @@ def links_on_the_site(text: str, page: str) -> str:
         return link[0] if place is None else f"{up}{page_of(place)}{link[2] or ''}"
 
     return LINK.sub(turned, text)
+
+
+def with_whole_intervals(text: str) -> str:
+    """Keep an interval in a table on one line; lists in code keep their ordinary spaces."""
+
+    def whole(row: re.Match[str]) -> str:
+        return INTERVAL.sub("[\\1,\N{NO-BREAK SPACE}\\2]", row[0])
+
+    return TABLE_ROW.sub(whole, text)
 
 
 def with_drawings(text: str, page: str) -> str:
@@ -132,8 +142,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     name = page.file.src_uri
     if name.startswith("source/"):
         return markdown
-    whole = INTERVAL.sub("[\\1,\N{NO-BREAK SPACE}\\2]", links_on_the_site(markdown, name))
-    return with_drawings(whole, name)
+    return with_drawings(with_whole_intervals(links_on_the_site(markdown, name)), name)
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
