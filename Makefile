@@ -4,8 +4,9 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 PYTHON ?= python3
 export UV_COMPILE_BYTECODE = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
+export NO_MKDOCS_2_WARNING = 1  # advertises the successor of the documentation's theme
 
-.PHONY: repro test bench ui lint format pins clean
+.PHONY: repro test bench ui docs lint format pins clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DATA=folder]: on those
@@ -23,6 +24,9 @@ bench: .venv/ready  ## the adapter's speed and memory beside its bound and peers
 ui: .venv/ready  ## MLflow on localhost
 	$(UV) run ttt-lab ui $(ARGS)
 
+docs: .venv/ready  ## the documentation as a site, into site/
+	$(UV) run --quiet --group docs mkdocs build --quiet --strict $(ARGS)
+
 lint: .venv/ready
 	$(UV) run ruff check
 	$(UV) run ruff format --check
@@ -33,7 +37,7 @@ format: .venv/ready
 
 pins: .venv/ready  ## renew the exact versions
 	$(UV) pip compile -q --upgrade --universal --python-version 3.11 --no-header --no-annotate \
-		--group dev pyproject.toml -o requirements.txt
+		--group dev --group docs pyproject.toml -o requirements.txt
 	$(UV) run python tools/pin.py
 
 .venv/ready: pyproject.toml | $(filter .tools/%,$(UV))
@@ -45,5 +49,5 @@ pins: .venv/ready  ## renew the exact versions
 	.tools/bin/python -m pip install --quiet uv
 
 clean:  ## remove results, DVC's cache and the MLflow store; the environment stays
-	rm -rf outputs .resume .dvc/cache .dvc/tmp mlruns mlflow.db mlflow.db.lock dvc_plots \
+	rm -rf outputs site .resume .dvc/cache .dvc/tmp mlruns mlflow.db mlflow.db.lock dvc_plots \
 		.pytest_cache .ruff_cache

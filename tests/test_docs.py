@@ -187,7 +187,7 @@ def anchors(page):
 
 
 def test_documents_name_no_missing_file_or_heading():
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         text = page.read_text(encoding="utf-8")
         for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", text):
             linked = page.parent / target if target else page
