@@ -19,8 +19,23 @@ from tools.stage_code import (
 )
 from tttlab.adaptation.method_code import method_code
 from tttlab.config.method_settings import method_names
+from tttlab.workflow.order import SHARES
 
 METHODS = FOLDERS["tttlab"] / "methods"
+
+
+def test_the_order_that_is_told_is_that_of_the_pipeline():
+    names, made_by = list(SHARES), {}
+    assert sorted(names) == sorted(stages())
+    assert sum(SHARES.values()) == 100
+    for name, stage in stages().items():
+        made_by |= {
+            next(iter(out)) if isinstance(out, dict) else out: name for out in stage.get("outs", [])
+        }
+    for name, stage in stages().items():
+        for dep in stage["deps"]:
+            makers = {made for out, made in made_by.items() if f"{out}/".startswith(f"{dep}/")}
+            assert all(names.index(maker) < names.index(name) for maker in makers - {name}), dep
 
 
 @pytest.mark.parametrize("name", stages())

@@ -8,11 +8,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from tttlab.config.params import read_params
 from tttlab.errors import UserError
 from tttlab.runtime.allocator import keep_freed_memory
 from tttlab.runtime.compiler import postpone_compiler
+from tttlab.runtime.process_identity import find_driver
 from tttlab.workflow import places
+from tttlab.workflow.order import SHARES, position
 
 # The number of this process among those that share the stage; torchrun, Fabric or srun sets it.
 _RANKS = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
@@ -62,6 +66,9 @@ def main(run: Callable[..., None], description: str, *items: str) -> None:
         "--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)"
     )
     arguments = vars(parser.parse_args())
+    stage = sys.modules["__main__"].__spec__.name.rpartition(".")[2]
+    if not RANK and stage in SHARES and find_driver(psutil.Process()):
+        print(position(stage), flush=True)
     keep_freed_memory()
     postpone_compiler()
     try:
