@@ -36,8 +36,8 @@ format: .venv/ready
 	$(UV) run ruff format
 
 pins: .venv/ready  ## renew the exact versions
-	$(UV) pip compile -q --upgrade --universal --python-version 3.11 --no-header --no-annotate \
-		--group dev --group docs pyproject.toml -o requirements.txt
+	$(UV) pip compile -q --no-config --upgrade --universal --python-version 3.11 --no-header \
+		--no-annotate --extra pipeline --group tools --group docs pyproject.toml -o requirements.txt
 	$(UV) run python tools/pin.py
 
 .venv/ready: pyproject.toml | $(filter .tools/%,$(UV))

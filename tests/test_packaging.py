@@ -1,8 +1,21 @@
-"""Exact versions: the same list in the two files that installers read."""
+"""What installers read and what they install: exact versions, and a wheel that stands alone."""
 
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from tests.test_docs import code_blocks
 from tools.stage_code import ROOT
+from tttlab.config.method_settings import method_names
+from tttlab.workflow import cli
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PINS = [
@@ -19,7 +32,8 @@ def test_uv_and_pip_get_the_same_versions():
 
 def test_every_dependency_is_pinned():
     pinned = {pin.split("==")[0] for pin in PINS}
-    for requirement in PROJECT["project"]["dependencies"]:
+    extra = PROJECT["project"]["optional-dependencies"]["pipeline"]
+    for requirement in [*PROJECT["project"]["dependencies"], *extra]:
         name = requirement.split(">")[0].split("=")[0]
         assert name in pinned, name
 
@@ -29,3 +43,182 @@ def test_the_successor_under_another_licence_is_kept_out():
     assert pins["albumentations"].startswith("2.0.")
     assert "albumentationsx" not in pins
     assert "lightning" not in pins
+
+
+def test_the_repository_has_the_extra_without_asking_for_it():
+    """Uv installs the group dev by default; `make pins` compiles the group tools and the extra."""
+    groups = PROJECT["dependency-groups"]
+    assert groups["dev"] == ["ttt-lab[pipeline]", {"include-group": "tools"}]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "--extra pipeline --group tools" in makefile
+
+
+def test_the_command_says_its_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"ttt-lab {PROJECT['project']['version']}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["predict", "photo.png"], "params.yaml"),
+        (["report"], "report.html"),
+        (["ui"], "mlflow.db"),
+    ],
+)
+def test_outside_a_project_the_command_ends_in_one_line(words, missing, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tttlab.workflow.cli", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, line[:7]) == (2, "", "error: ")
+    assert missing in line
+    assert "found no" in line
+
+
+# Of these the repository brings the libraries, and the wheel alone does not.
+OF_THE_EXTRA = {"aws", "clust3", "mae", "simclr", "simsiam", "ttt_plus_plus"}
+# What runs in both environments; it prints a line of JSON.
+SCRIPT = """
+import importlib, json, sys
+import torch
+
+torch.set_default_dtype(torch.float64)  # two machines' float32 drift apart along the steps
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+smooth = torch.randn(15, 3, 4, 4, generator=generator)
+smooth = torch.nn.functional.interpolate(smooth, size=64, mode="bilinear")
+namespace = {
+    "source_images": smooth[:12],
+    "test_images": 1.5 * smooth[12:] + 0.5,
+}
+torch.manual_seed(0)
+exec(sys.stdin.read(), namespace)
+result, network = namespace["result"], namespace["network"]
+
+from tttlab.adaptation.engine import Engine
+from tttlab.adaptation.gate import Gate, adapt_gated
+
+images = namespace["test_images"]
+engine = Engine(network, "tent", namespace["InnerLoop"](lr=1e-2, trainable="norm")).eval()
+by_engine, loss = engine(images)
+gate = Gate("confidence", 1.0)
+gated, opened = adapt_gated(
+    network, images, namespace["method"], engine.loop, gate, statistics=namespace["statistics"]
+)
+refused = {}
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(f"tttlab.methods.{name}")
+    except ImportError as error:
+        refused[name] = str(error)
+print(json.dumps({
+    "change": (result.logits - result.source_logits).norm(dim=1).tolist(),
+    "losses": result.losses.tolist(),
+    "engine": by_engine.norm(dim=1).tolist(),
+    "loss": loss.item(),
+    "gated": gated.logits.norm(dim=1).tolist(),
+    "opened": opened.tolist(),
+    "refused": refused,
+}))
+"""
+
+
+def uv(*words: str) -> str:
+    """Run uv; skip the test where uv is missing or reaches no index."""
+    found = os.environ.get("UV") or shutil.which("uv") or shutil.which(".tools/bin/uv", path=ROOT)
+    if not found:
+        pytest.skip("uv is not on the PATH")
+    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    environment["UV_COMPILE_BYTECODE"] = "0"  # it would take a minute for torch
+    done = subprocess.run(
+        [found, *words], capture_output=True, text=True, timeout=600, check=False, env=environment
+    )
+    if done.returncode and "error sending request" in done.stderr:
+        pytest.skip("the package index cannot be reached")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """The wheel in a fresh environment, with what it requires and nothing else; → its folder bin.
+
+    It is built from a copy, for building leaves folders beside the sources.
+    """
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(
+        ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
+    )
+    uv("build", "--quiet", "--wheel", "--out-dir", str(folder), str(folder))
+    (wheel,) = folder.glob("*.whl")
+    environment = folder / "environment"
+    uv("venv", "--quiet", "--python", sys.executable, str(environment))
+    scripts = environment / ("Scripts" if sys.platform == "win32" else "bin")
+    pins = ["--constraint", str(ROOT / "requirements.txt")]
+    uv("pip", "install", "--quiet", "--python", str(scripts / "python"), *pins, str(wheel))
+    yield scripts
+    shutil.rmtree(environment)
+
+
+def run(*words: str | Path, cwd: Path, code: int = 0, given: str = "") -> tuple[str, str]:
+    done = subprocess.run(
+        words, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, input=given
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_the_wheel_needs_little_and_computes_what_the_repository_computes(bare, tmp_path):
+    installed = json.loads(uv("pip", "list", "--python", str(bare / "python"), "--format", "json"))
+    names = {package["name"] for package in installed}
+    assert {"annotated-types", "numpy", "timm", "torch", "ttt-lab"} <= names
+    extra = PROJECT["project"]["optional-dependencies"]["pipeline"]
+    optional = {requirement.split(">")[0] for requirement in extra}
+    brought_by_torch_or_timm = {
+        *("filelock", "jinja2", "pillow", "safetensors", "torchvision", "tqdm")
+    }
+    assert names & optional <= brought_by_torch_or_timm
+
+    (snippet,) = (code for code in code_blocks("README.md") if "adaptation.adapter" in code)
+    snippet = snippet.replace("pretrained=True", "pretrained=False")  # no download here
+    # Fresh weights take smaller steps than trained ones before they are lost, and fall back.
+    snippet = re.sub(r"lr=[\d.e-]+", "lr=1e-4", snippet)
+    words = ("-W", "error", "-c", SCRIPT, *method_names())
+    computed = []
+    for python in (bare / "python", sys.executable):
+        out, _ = run(python, *words, cwd=tmp_path, given=snippet)
+        computed.append(json.loads(out.splitlines()[-1]))
+    alone, here = computed
+    refused = alone.pop("refused")
+    assert here.pop("refused") == {}
+    for name in alone:
+        np.testing.assert_allclose(alone[name], here[name], rtol=1e-6, err_msg=name)
+    assert min(alone["change"]) > 1e-5
+    assert alone["opened"] == [True] * 3
+
+    assert refused.keys() == OF_THE_EXTRA
+    for line in refused.values():
+        assert 'is not installed; run: pip install "ttt-lab[pipeline]"' in line
+        assert "\n" not in line
+
+
+@pytest.mark.slow
+def test_what_the_wheel_alone_lacks_ends_in_a_line_that_names_the_extra(bare, tmp_path):
+    command = bare / "ttt-lab"
+    assert run(command, "--version", cwd=tmp_path)[0].startswith("ttt-lab ")
+    assert "predict" in run(command, "--help", cwd=tmp_path)[0]
+    for words in (["predict", "photo.png"], ["methods"]):
+        out, told = run(command, *words, cwd=tmp_path, code=2)
+        assert out == ""
+        assert told.startswith("error: this needs the library ")
+        assert told.endswith('which is not installed; run: pip install "ttt-lab[pipeline]"\n')

@@ -1,7 +1,8 @@
 """The one exception for everything a user can put right."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -9,6 +10,29 @@ class UserError(Exception):
 
     The message is one line. The stage scripts print it without a traceback and exit with status 2.
     """
+
+
+class MissingLibrary(UserError, ImportError):
+    """A library that only the extra ``pipeline`` of this package brings is not installed."""
+
+
+@contextmanager
+def pipeline_extra() -> Iterator[None]:
+    """Import inside this context what only the extra ``pipeline`` brings.
+
+    Raises:
+        MissingLibrary: a library is missing; the line says how to get it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = str(error.name).partition(".")[0]
+        if library == "tttlab":  # a part of this package is no library
+            raise
+        raise MissingLibrary(
+            f"this needs the library {library}, which is not installed; "
+            'run: pip install "ttt-lab[pipeline]"'
+        ) from error
 
 
 def choices(name: str, allowed: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """All work holds at most a group of images at once, and a group fits into memory."""
 
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -271,10 +272,21 @@ def test_a_container_that_sees_its_group_as_the_root_is_limited_too(tmp_path):
 
 def test_without_control_groups_the_machine_is_the_limit(tmp_path, monkeypatch):
     assert list(memory.granted(tmp_path, tmp_path / "none")) == []
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     for limits, expected in ([], 1000), ([2000, 400], 400):
         monkeypatch.setattr(memory, "granted", lambda limits=limits: iter(limits))
         assert memory.free_bytes(CPU) == expected
+
+
+def test_linux_says_what_is_available_and_elsewhere_psutil_does(tmp_path, monkeypatch):
+    report = tmp_path / "meminfo"
+    report.write_text("MemTotal:  9000 kB\nMemFree:   10 kB\nMemAvailable:    3000 kB\n")
+    assert memory.available_bytes(report) == 3000 * 1024
+    if sys.platform == "linux":
+        share = memory.available_bytes() / psutil.virtual_memory().available
+        assert share == pytest.approx(1, abs=0.2)  # other processes go on meanwhile
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    assert memory.available_bytes(tmp_path / "none") == 1000
 
 
 def test_moments_that_come_bit_by_bit_are_those_of_all():

@@ -18,7 +18,7 @@ from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.online import adapt_stream
 from tttlab.config.inner_loop import InnerLoop
-from tttlab.config.method_settings import HOOKS
+from tttlab.config.method_words import HOOKS
 from tttlab.errors import UserError
 from tttlab.networks.source_statistics import Statistics
 from tttlab.seeding import torch_generator

@@ -7,7 +7,7 @@ from typing import Any
 
 from tttlab.adaptation.method import Method
 from tttlab.config.inner_loop import Augmentation
-from tttlab.config.method_settings import NO_LOSS
+from tttlab.config.method_words import NO_LOSS
 from tttlab.errors import UserError
 
 

@@ -10,7 +10,7 @@ from pydantic import (
     StrictInt,
 )
 
-from tttlab.config.inner_loop import Views
+from tttlab.config.loop_settings import Views
 from tttlab.config.strict import Count, Natural, NonNegative, Strict
 from tttlab.config.values import DeviceName, GrowingCounts, Name, Severities
 

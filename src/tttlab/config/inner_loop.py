@@ -1,23 +1,17 @@
 """How an image is adapted, whatever the method: one declaration for params.yaml and for the code.
 
-Nothing here imports torch, so that params.yaml can be checked within a second.
+Nothing here imports torch, so that params.yaml can be checked within a second, and nothing imports
+pydantic, so that the adapter works without it; `tttlab.config.loop_settings` checks.
 """
 
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, create_model
+from annotated_types import Ge, Gt, Le, Lt
 
-from tttlab.config.strict import (
-    Natural,
-    NonNegative,
-    Positive,
-    Strict,
-    fault,
-    refuse_unknown_keys,
-    show,
-)
-from tttlab.errors import choices
+Natural = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
 
 
 @dataclass(frozen=True)
@@ -31,22 +25,9 @@ class Augmentation:
             training saturation too, and hue from ±0.2·jitter, both of four views in five.
     """
 
-    min_scale: Annotated[StrictFloat, Field(gt=0, le=1)] = 0.7
-    flip: StrictBool = False
-    jitter: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.2
-
-
-def _every_key(values: Any) -> Any:
-    names = [field.name for field in fields(Augmentation)]
-    refuse_unknown_keys(values, names)
-    missing = [name for name in names if isinstance(values, dict) and name not in values]
-    if missing:
-        raise fault("missing; give it a value", missing[0], len(missing) - 1)
-    return values
-
-
-# The section of params.yaml, in which every key stands.
-Views = Annotated[Augmentation, BeforeValidator(_every_key)]
+    min_scale: Annotated[float, Gt(0), Le(1)] = 0.7
+    flip: bool = False
+    jitter: Annotated[float, Ge(0), Le(1)] = 0.2
 
 
 @dataclass(frozen=True)
@@ -60,25 +41,8 @@ class Normalisation:
     """
 
     normalisation: Literal["source", "image", "mixed", "shrink"] = "source"
-    prior: Annotated[StrictFloat, Field(ge=0, le=1)] = 0.1
+    prior: Annotated[float, Ge(0), Le(1)] = 0.1
     threshold: Positive = 1.0
-
-
-def _check_trainable(value: Any) -> Any:
-    groups = ("all", "norm", "encoder", "none")
-    if isinstance(value, str) and value not in groups:
-        raise fault(
-            f"unknown group {value!r}; {choices(value, groups)}, "
-            "or a list of parameter-name prefixes"
-        )
-    prefixes = value if isinstance(value, list | tuple) else []
-    named = prefixes and all(isinstance(prefix, str) and prefix for prefix in prefixes)
-    if not isinstance(value, str) and not named:
-        raise fault(
-            f"expected {', '.join(groups)} or a list of parameter-name prefixes, "
-            f"found {show(value)}"
-        )
-    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +70,8 @@ class InnerLoop(Normalisation):
     steps: Natural = 1
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: Positive = 1e-3
-    momentum: Annotated[StrictFloat, Field(ge=0, lt=1)] = 0.0
-    trainable: Annotated[str | tuple[str, ...], BeforeValidator(_check_trainable)] = "encoder"
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
+    trainable: str | tuple[str, ...] = "encoder"
     clip: Positive | None = None
     sharpness: NonNegative = 0.0
     average: Natural = 0
@@ -116,16 +80,5 @@ class InnerLoop(Normalisation):
     @property
     def settings(self) -> dict[str, Any]:
         """Give what a run of params.yaml may set, by name; views are a setting of all runs."""
-        return {name: getattr(self, name) for name in LoopSettings.model_fields}
-
-
-# What a run may set, ready to check values that come from params.yaml.
-LoopSettings: type[Strict] = create_model(
-    "LoopSettings",
-    __base__=Strict,
-    **{
-        field.name: (field.type, field.default)
-        for field in fields(InnerLoop)
-        if field.name != "augmentation"
-    },
-)
+        names = [field.name for field in fields(self) if field.name != "augmentation"]
+        return {name: getattr(self, name) for name in names}

@@ -18,26 +18,13 @@ from tttlab.config.declarations import (
     read_class,
     read_setting,
 )
+from tttlab.config.method_words import HOOKS, NO_LOSS
 from tttlab.config.strict import Count, Strict, fault, show
 from tttlab.errors import UserError
 
 METHODS = Path(__file__).parents[1] / "methods"
 ALIAS = "ssl"  # as a run's method: the objective that each model was trained with
 PROTOCOLS = ("episodic", "online")
-NO_LOSS = (
-    "has no loss to train with; write loss(self, net, views, statistics, state), "
-    "or trains = False for a method that only predicts"
-)
-HOOKS = (
-    "check",
-    "source_statistics",
-    "views",
-    "init_state",
-    "loss",
-    "after_step",
-    "predict",
-    "predict_batch",
-)
 
 
 def _several(value: Any) -> Any:

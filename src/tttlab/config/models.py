@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from tttlab.config.inner_loop import Views
+from tttlab.config.loop_settings import Views
 from tttlab.config.objective_settings import (
     ObjectiveSection,
     declared_objective,

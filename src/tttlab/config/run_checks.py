@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tttlab.config.inner_loop import LoopSettings
+from tttlab.config.loop_settings import LoopSettings
 from tttlab.config.method_settings import ALIAS, Declared, declared, method_file, method_names
 from tttlab.config.run_settings import OF_TRAINING, plain
 from tttlab.config.strict import Strict, list_mistakes, show

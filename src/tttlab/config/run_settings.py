@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tttlab.config.inner_loop import InnerLoop, LoopSettings
+from tttlab.config.inner_loop import InnerLoop
+from tttlab.config.loop_settings import LoopSettings
 
 OF_TRAINING = ("steps", "optimizer", "lr", "momentum", "trainable", "clip", "sharpness")
 _ACTS_WITH = {  # settings that act with one value of another setting alone

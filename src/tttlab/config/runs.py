@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tttlab.config.inner_loop import InnerLoop, LoopSettings
+from tttlab.config.inner_loop import InnerLoop
+from tttlab.config.loop_settings import LoopSettings
 from tttlab.config.method_settings import ALIAS, METHODS, PROTOCOLS, declared, method_names
 from tttlab.config.run_checks import OF_RUNS, RunError, check_keys, check_search, validate
 from tttlab.config.run_settings import RunSettings

@@ -15,13 +15,15 @@ import torch
 from annotated_types import Ge, Len
 from torch import Tensor, nn
 
-from tttlab.config.values import DISTINCT
-from tttlab.errors import UserError
+from tttlab.errors import UserError, pipeline_extra
 from tttlab.networks.network import Network
 from tttlab.networks.objective import Objective
 from tttlab.networks.stages import stage_maps, stage_widths
-from tttlab.objectives.simclr import gather
 from tttlab.runtime.ranks import Share
+
+with pipeline_extra():
+    from tttlab.config.values import DISTINCT
+    from tttlab.objectives.simclr import gather
 
 
 class ClusterHeads(nn.Module):

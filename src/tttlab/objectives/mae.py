@@ -9,19 +9,21 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from lightly.models.modules import MaskedVisionTransformerTIMM
-from lightly.models.modules.masked_vision_transformer_decoder_timm import (
-    MaskedVisionTransformerDecoderTIMM,
-)
-from lightly.models.utils import get_at_index, patchify, set_at_index
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tttlab.data.views import random_masks
-from tttlab.errors import UserError
+from tttlab.errors import UserError, pipeline_extra
 from tttlab.networks.network import Network
 from tttlab.networks.objective import Objective
 from tttlab.runtime.ranks import Share
+
+with pipeline_extra():
+    from lightly.models.modules import MaskedVisionTransformerTIMM
+    from lightly.models.modules.masked_vision_transformer_decoder_timm import (
+        MaskedVisionTransformerDecoderTIMM,
+    )
+    from lightly.models.utils import get_at_index, patchify, set_at_index
 
 
 class Decoder(nn.Module):

@@ -9,15 +9,18 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
-from lightly.loss import NTXentLoss
-from lightly.models.modules.heads import SimCLRProjectionHead
-from lightly.utils import dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tttlab.errors import pipeline_extra
 from tttlab.networks.network import Network, feature_width
 from tttlab.networks.objective import Objective
 from tttlab.runtime.ranks import Share
+
+with pipeline_extra():
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules.heads import SimCLRProjectionHead
+    from lightly.utils import dist
 
 
 class Projector(nn.Module):

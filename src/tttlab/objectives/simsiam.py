@@ -10,13 +10,16 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge
-from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tttlab.errors import pipeline_extra
 from tttlab.networks.network import Network, feature_width
 from tttlab.networks.objective import Objective
 from tttlab.runtime.ranks import Share
+
+with pipeline_extra():
+    from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
 
 
 class SimSiamHead(nn.Module):

@@ -13,13 +13,13 @@ from datetime import timedelta
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
-import psutil
 import torch
 
 from tttlab.errors import UserError
 from tttlab.runtime.devices import choose_device
 
 if TYPE_CHECKING:
+    import psutil
     from lightning_fabric import Fabric
 
 # A rank may wait long for another: while the first one measures, or for the last block of a sweep.
@@ -144,12 +144,14 @@ def open_fabric(
         fabric.launch()
     if fabric.local_rank and isinstance(fabric.strategy.cluster_environment, LightningEnvironment):
         # Fabric's launcher watches the processes that it starts, but they do not watch it.
+        import psutil
+
         launcher = psutil.Process(os.getppid())
         threading.Thread(target=_end_with, args=(launcher,), daemon=True).start()
     return fabric
 
 
-def _end_with(process: psutil.Process) -> None:
+def _end_with(process: "psutil.Process") -> None:
     process.wait()
     os._exit(1)
 

@@ -5,10 +5,11 @@ import json
 import sys
 import webbrowser
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tttlab.errors import UserError
+from tttlab.errors import UserError, pipeline_extra
 from tttlab.runtime.compiler import postpone_compiler
 from tttlab.workflow import places
 
@@ -27,6 +28,7 @@ def main(words: Sequence[str] | None = None) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"ttt-lab {version('ttt-lab')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     predict = commands.add_parser("predict", help="classify images without and with adaptation")
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
@@ -44,7 +46,8 @@ def main(words: Sequence[str] | None = None) -> None:
     ui.set_defaults(do=_ui)
     arguments = parser.parse_args(words)
     try:
-        arguments.do(arguments)
+        with pipeline_extra():
+            arguments.do(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
