@@ -5,7 +5,7 @@ PYTHON ?= python3
 export UV_COMPILE_BYTECODE = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: repro test bench ui lint format pins clean
+.PHONY: repro test bench ui pictures lint format pins clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DATA=folder]: on those
@@ -22,6 +22,9 @@ bench: .venv/ready  ## the adapter's speed and memory beside its bound and peers
 
 ui: .venv/ready  ## MLflow on localhost
 	$(UV) run ttt-lab ui $(ARGS)
+
+pictures: .venv/ready  ## the pictures of README.md, from outputs/ and MLflow's store
+	$(UV) run --quiet python -m tools.pictures
 
 lint: .venv/ready
 	$(UV) run ruff check
