@@ -49,7 +49,9 @@ def heat_map(
     """
     runs, names = drawn_runs(table, styles), list(dict.fromkeys(table["corruption"]))
     xs = dict(zip(names, _set_apart(len(names)), strict=True))
-    labels = [in_lines(shift_name(name), _LABEL) for name in names]
+    # Labels of three lines would run into each other.
+    longest = max(_LABEL, max(len(shift_name(name)) for name in names) // 2 + 8)
+    labels = [in_lines(shift_name(name), longest) for name in names]
     # Names of folders may be longer than ours. The labels lean upwards and to the right.
     excess = [max(0, max(map(len, lines)) - _LONGEST) for lines in labels]
     ends = (0.5 * x + 0.07 * more for x, more in zip(xs.values(), excess, strict=True))
