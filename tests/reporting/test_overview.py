@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from tests.helpers import evaluated
 from tttlab.evaluation.results import Results
-from tttlab.reporting import drawings, plots
+from tttlab.reporting import drawings, plots, report
 from tttlab.reporting.figures.overview import limits_of, overview, place
 from tttlab.reporting.words import in_lines
 
@@ -121,7 +121,7 @@ class TestLongNames:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def drawn(cls, tmp_path_factory):
+    def results(cls, tmp_path_factory):
         root = tmp_path_factory.mktemp("long")
         sets = {f"photos/{'night_' * 8}{n}": evaluated.blobs(9, "n", seed=n) for n in range(2)}
         with pytest.MonkeyPatch.context() as patch:
@@ -130,7 +130,11 @@ class TestLongNames:
             runs = ("none", *LONG_RUNS)
             options = {"models": LONG_MODELS, "runs": runs, "images": 12, "sets": sets}
             evaluated.write_project(root, gated=LONG_RUNS, **options)
-        results = Results.read(root, list(product(LONG_MODELS, runs)))
+        return Results.read(root, list(product(LONG_MODELS, runs)))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, results):
         return drawings.draw(results, {}, evaluated.SEVERITIES)
 
     def test_every_word_lies_within_its_figure(self, drawn, tmp_path):
@@ -148,6 +152,15 @@ class TestLongNames:
             width, height = figure.get_size_inches()
             outside = (-box.x0, -box.y0, box.x1 - width, box.y1 - height)
             assert max(outside) < 0.05, name
+
+    def test_the_terminal_shows_all_of_a_name_in_lines_that_fit(self, results):
+        lines = report.plain_table(results).splitlines()
+        assert max(map(len, lines)) <= 170
+        starts = [line.split("  ")[0] for line in lines]
+        for model in LONG_MODELS:
+            parts = in_lines(model, 32)
+            shown = [starts[n : n + len(parts)] for n in range(len(starts))]
+            assert parts in shown, model
 
     def test_panels_keep_most_of_their_figure(self, drawn):
         for name, drawing in drawn.items():

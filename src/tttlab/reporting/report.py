@@ -9,9 +9,10 @@ from typing import Any
 from tttlab.evaluation.metrics import verdict
 from tttlab.evaluation.results import Results, difference, is_known
 from tttlab.reporting.headline import gated_outcome, rows
-from tttlab.reporting.words import enumerate_words, percent, points, setting
+from tttlab.reporting.words import enumerate_words, in_lines, percent, points, setting
 
 _CLEAN_LOSS = 0.01  # sentences report a larger loss of clean accuracy
+_NAME = 32  # characters of a name in a line of the terminal
 _MARKDOWN_LIMIT = 7_500  # characters; MLflow cuts a description at 8,000
 
 
@@ -26,14 +27,15 @@ def plain_table(results: Results) -> str:
     trained = any(results.trains(*key) for key in results.summary)
     lines = []
     for row in rows(results):
-        name = row["model"], row["run"]
+        key = row["model"], row["run"]
+        name = ["\n".join(in_lines(part, _NAME)) for part in key]
         cost = f"{row['milliseconds_p50']} / {row['milliseconds_p95']}", row["fell_back"]
         if not results.labeled:
             clean = [f"clean {row['clean']}"] if results.clean else []
             lines.append((*name, row["changed"], *clean, *cost))
             continue
         accuracy = f"{row['source']} → {row['adapted']}", row["gain"], row["interval"]
-        training = [row["training"] if results.trains(*name) else ""] if trained else []
+        training = [row["training"] if results.trains(*key) else ""] if trained else []
         lines.append((*name, *accuracy, *training, f"clean {row['clean']}", *cost))
         if gated := row["gated"]:
             accuracy = f"→ {gated['adapted']}", gated["gain"], gated["interval"]

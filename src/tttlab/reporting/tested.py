@@ -16,6 +16,7 @@ class Tested:
         corruptions: Names of the shifts that have severities, made here or distributed.
         severities: Those of the corruptions, in order.
         natural: Names of the shifts without severities: sets, or the test images themselves.
+        count: The number of shifts, every severity of a corruption counted.
         set_aside: Whether the clean images are not the test images, which are themselves shifted.
         sample: The number of images and of training seeds, such as ``n = 100 images under every
             corruption``.
@@ -24,6 +25,7 @@ class Tested:
     corruptions: tuple[str, ...]
     severities: tuple[int, ...]
     natural: tuple[str, ...]
+    count: int
     set_aside: bool
     sample: str
 
@@ -40,13 +42,8 @@ class Tested:
             sample += " under every corruption"
         elif len(corruptions) + len(natural) > 1:
             sample += " per shift"
-        severities = tuple(sorted(set(graded["severity"])))
-        return cls(corruptions, severities, natural, UNCORRUPTED in natural, sample)
-
-    @property
-    def count(self) -> int:
-        """The number of shifts, severities counted."""
-        return len(self.corruptions) * len(self.severities) + len(self.natural)
+        severities, count = tuple(sorted(set(graded["severity"]))), table["shift"].nunique()
+        return cls(corruptions, severities, natural, count, UNCORRUPTED in natural, sample)
 
     @property
     def noun(self) -> str:
