@@ -6,7 +6,7 @@ export UV_COMPILE_BYTECODE = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export NO_MKDOCS_2_WARNING = 1  # advertises the successor of the documentation's theme
 
-.PHONY: repro test bench ui docs lint format pins clean
+.PHONY: repro test bench ui docs pictures lint format pins clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DATA=folder]: on those
@@ -26,6 +26,9 @@ ui: .venv/ready  ## MLflow on localhost
 
 docs: .venv/ready  ## the documentation as a site, into site/
 	$(UV) run --quiet --group docs mkdocs build --quiet --strict $(ARGS)
+
+pictures: .venv/ready  ## the pictures of README.md, from outputs/ and MLflow's store
+	$(UV) run --quiet python -m tools.pictures
 
 lint: .venv/ready
 	$(UV) run ruff check

@@ -10,7 +10,7 @@ def run(params: Params) -> None:
     """Draw, write and log the results of evaluate."""
     from tttlab.data.image_sets import ImageSet
     from tttlab.evaluation.results import Results
-    from tttlab.reporting import drawings, page, pictures, plots, report
+    from tttlab.reporting import about, drawings, page, pictures, plots, report
     from tttlab.workflow.report_log import log_report
     from tttlab.workflow.shifted import open_test
 
@@ -33,7 +33,7 @@ def run(params: Params) -> None:
         training_seed=params.seeds[0],
     )
     flips = [flip for key in trained if (flip := read(*key))]
-    note = report.about(results, test.source, shifts, params.adapt.online)
+    note = about.note(results, test.source, shifts, params.adapt.online)
     target = outputs / "report.html"
     text = page.render(results, drawn, params.model_dump(mode="json"), note, flips)
     target.write_text(text, encoding="utf-8")

@@ -153,7 +153,7 @@ def test_a_set_of_few_images_leaves_its_column_empty_below():
     figure = pictures.draw_pictures(images, ["", "", ""], "examples")
     filled = sorted(cell(axes) for axes in figure.axes if axes.images)
     assert filled == [(0, 0), (0, 1), (1, 0), (2, 0)]
-    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a\nb_\nc", "d"]
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["a\nb_c", "d"]
 
 
 class TestHeatMap:

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import evaluated
 from tttlab.data.image_sets import ImageSet
 from tttlab.evaluation.results import Results, shift_name
-from tttlab.reporting import drawings, page, pictures, report, signal_drawings
+from tttlab.reporting import about, drawings, page, pictures, signal_drawings
 from tttlab.reporting.plots import CONTROL
 from tttlab.reporting.tables import distances
 from tttlab.reporting.words import percent, probability, significant
@@ -103,7 +103,7 @@ def render(
         pictures.read_flips(outputs, *key, test, shifts, 3, training_seed=0) for key in trained
     ]
     settings = evaluated.settings(corruptions, sets=sets)
-    note = report.about(results, test.source, settings, "episodic")
+    note = about.note(results, test.source, settings, "episodic")
     return Page(page.render(results, drawn, SETTINGS, note, list(filter(None, flips))))
 
 
@@ -159,7 +159,7 @@ class TestPage:
         assert [name for name in targets if name in page.SECTIONS] == list(page.SECTIONS)
 
     def test_shows_every_figure_once(self, full):
-        kinds = ("gain", "intervals", "steps", "distance", "alignment", "reliability")
+        kinds = ("overview", "gain", "intervals", "steps", "distance", "alignment", "reliability")
         per_model = [f"{kind}_{model}" for kind in kinds for model in MODELS]
         expected = [*per_model, "severity", "estimated", "cost", "examples"]
         assert sorted(full.figures) == sorted(expected)

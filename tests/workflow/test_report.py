@@ -19,7 +19,7 @@ from tttlab.config.experiments import Online
 from tttlab.config.runs import resolve_run
 from tttlab.errors import UserError
 from tttlab.evaluation.results import Results, read_table
-from tttlab.reporting import report
+from tttlab.reporting import about, report
 from tttlab.reporting.words import (
     amount,
     interval,
@@ -525,7 +525,7 @@ class TestAbout:
         online = {"settings": {"protocol": "online"}}
         adapted = dict.fromkeys(product(models, streamed), online)
         results = Results(models, runs, summary, results.tables, adapted)
-        return report.about(results, "digits", evaluated.settings(**shifts), STREAM)
+        return about.note(results, "digits", evaluated.settings(**shifts), STREAM)
 
     @pytest.fixture
     def results(self, results):
@@ -537,7 +537,7 @@ class TestAbout:
         text = self.about(results, corruptions=("fog", "snow"), severities=(1, 5))
         assert text == (
             "2 models, trained once each; 6 runs each; 32 test images from digits, "
-            f"under 2 synthetic corruptions at 2 severities and clean, {self.ALONE}"
+            f"under 2 synthetic corruptions at severities 1 and 5 and clean, {self.ALONE}"
         )
 
     def test_says_how_many_training_seeds(self, results):
@@ -547,7 +547,7 @@ class TestAbout:
         fog = {"corruptions": ("fog",), "severities": (5,)}
         text = self.about(results, ("a",), ("none",), seeds=3, **fog)
         assert text.startswith("1 model, trained with 3 seeds; 1 run; 32 test images from digits, ")
-        assert "1 synthetic corruption at 1 severity and clean, each adapted to on its own" in text
+        assert "1 synthetic corruption at severity 5 and clean, each adapted to on its own" in text
 
     def test_says_which_runs_are_on_streams(self, results):
         stream = (
@@ -568,12 +568,12 @@ class TestAbout:
         summary = dict.fromkeys(pairs, entry)
         results = Results(("a", "b"), ("none", "tent"), summary, results.tables)
         settings = evaluated.settings(corruptions=("fog",))
-        assert "; 1 to 2 runs each; " in report.about(results, "digits", settings, STREAM)
+        assert "; 1 to 2 runs each; " in about.note(results, "digits", settings, STREAM)
 
     def test_says_which_sets_came_shifted(self, results):
         sets = ("cifar10_c/fog", "cifar10_c/snow", "photos/night")
         text = self.about(results, corruptions=("fog",), severities=(5,), sets=sets)
-        shifts = "1 synthetic corruption at 1 severity, clean and those of cifar10_c and photos"
+        shifts = "1 synthetic corruption at severity 5, clean and those of cifar10_c and photos"
         assert f"digits, under {shifts}, each adapted" in text
         text = self.about(results, corruptions=(), sets=("photos/night",))
         assert f"32 test images from digits, clean and those of photos, {self.ALONE}" in text
@@ -590,7 +590,7 @@ class TestAbout:
 
     def test_says_where_the_test_images_are_themselves_shifted(self, results):
         text = self.about(results, corruptions=(), clean="validation")
-        images = "32 test images from digits, as they are (clean: the validation images)"
+        images = "32 test images from digits, shifted as they are (clean: labeled images set aside)"
         assert f"{images}, {self.ALONE}" in text
 
 

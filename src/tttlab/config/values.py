@@ -27,6 +27,7 @@ BENCHMARK = (
     *("snow", "frost", "fog", "brightness"),
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 )
+UNCORRUPTED = "test"  # the shift's name where the test images are themselves shifted
 CORRUPTIONS = BENCHMARK  # those that params.yaml may name
 # Settings are tuned under these, so nothing is tested on them.
 HELD_OUT = ("speckle_noise", "gaussian_blur", "spatter", "saturate")

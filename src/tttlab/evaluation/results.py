@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from tttlab.config.values import UNCORRUPTED
 from tttlab.errors import UserError
 
 CONTROL = "none"  # the run that leaves the network as it is
@@ -171,6 +172,8 @@ def shift_name(shift: str) -> str:
     A shift with images of its own is named by folders. Its name stays as it is, because two of them
     may differ in these characters only.
     """
+    if shift == UNCORRUPTED:
+        return "test images"
     return shift if "/" in shift else shift.replace("_", " ").replace("-", " ")
 
 

@@ -1,11 +1,9 @@
-"""A figure with its caption, and the words that the figures' titles share."""
+"""A figure with its caption."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
-
-from tttlab.evaluation.results import Results
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,3 @@ def under_one_caption(section: str, figures: Mapping[str, Figure], caption: str)
     """Yield the figures of several models by name, with one caption beneath the last."""
     for number, (name, figure) in enumerate(figures.items(), 1):
         yield name, Drawing(figure, section, caption if number == len(figures) else "")
-
-
-def sample_text(results: Results) -> str:
-    """Write the number of images and of training seeds for a title."""
-    seeds = f" × {results.seeds} training seeds" if results.seeds > 1 else ""
-    fewest, most = results.images
-    return f"n = {most if fewest == most else f'{fewest}–{most}'} images{seeds}"

@@ -6,16 +6,17 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from tttlab.evaluation.results import Results
+from tttlab.evaluation.results import Results, difference
 from tttlab.evaluation.significance import LEVEL
 from tttlab.reporting import pictures, plots
-from tttlab.reporting.drawing import Drawing, Named, sample_text, under_one_caption
+from tttlab.reporting.drawing import Drawing, Named, under_one_caption
 from tttlab.reporting.figures.accuracy import (
     accuracy_by_severity,
     gain_and_cost,
     gain_per_corruption,
     heat_map,
 )
+from tttlab.reporting.figures.overview import limits_of, overview
 from tttlab.reporting.figures.steps import loss_along_steps, step_curves
 from tttlab.reporting.signal_drawings import (
     draw_alignment,
@@ -23,6 +24,8 @@ from tttlab.reporting.signal_drawings import (
     draw_estimates,
     draw_reliability,
 )
+from tttlab.reporting.tested import Tested, sample_text
+from tttlab.reporting.words import percent
 
 ALL = "all shifts"
 EMPTY: Mapping[str, Sequence[np.ndarray]] = MappingProxyType({})
@@ -47,6 +50,7 @@ def draw(
     drawings = {}
     if results.labeled and results.acting:
         for draw_some in (
+            _overview,
             _gains,
             _severity,
             draw_distance,
@@ -80,8 +84,42 @@ def _examples(
         yield "examples_of_sets", Drawing(figure, "examples", caption)
 
 
+def _overview(results: Results) -> Named:
+    styles, tested = plots.run_styles(results.runs), Tested.of(results)
+    models = [model for model in results.models if results.acting_on(model)]
+    tables = {model: at_a_glance(results, model) for model in models}
+    limits, figures = limits_of(tables), {}
+    for model, table in tables.items():
+        source = percent(results.summary[model, results.runs_of(model)[0]]["accuracy_source"])
+        title = f"{model}, {source} % without adaptation"
+        figures[f"overview_{model}"] = overview(table, styles, title, limits)
+    caption = (
+        f"Accuracy with minus without adaptation, {tested.over_all}, {tested.sample}. "
+        f"Clean: the change {tested.clean_images}."
+    )
+    yield from under_one_caption("overview", figures, caption)
+
+
+def at_a_glance(results: Results, model: str) -> pd.DataFrame:
+    """Gather what `overview` shows of one model's runs."""
+    rows = []
+    for run in results.acting_on(model):
+        entry = results.summary[model, run]
+        gated = entry.get("gated") or {}
+        row = {key: entry[key] for key in ("gain", "gain_low", "gain_high")}
+        row |= {f"gated{key}": gated.get(f"gain{key}") for key in ("", "_low", "_high")}
+        row |= {"training": entry.get("training_gain")}
+        row |= {"clean": difference(entry["clean_adapted"], entry["clean_source"])}
+        rows.append({"run": run, **row})
+    table = pd.DataFrame(rows)
+    return table.astype(dict.fromkeys(table.columns.drop("run"), float))
+
+
 def _gains(results: Results) -> Named:
-    styles, sample = plots.run_styles(results.runs), f"{sample_text(results)} under every shift"
+    tested = Tested.of(results)
+    if tested.count == 1:  # the first figure shows it
+        return
+    styles, sample = plots.run_styles(results.runs), tested.sample
     models = [model for model in results.models if results.acting_on(model)]
     tables = {model: _with_mean(results, model) for model in models}
     largest = max(table["gain"].abs().max() for table in tables.values())
@@ -89,19 +127,22 @@ def _gains(results: Results) -> Named:
     for model, table in tables.items():
         title = f"{model}: gain, percentage points, {sample}"
         maps[f"gain_{model}"] = heat_map(table, styles, title, largest)
+    graded = len(tested.severities) > 1
     caption = (
-        f"Accuracy with minus without adaptation over all severities; above, the accuracy without. "
+        f"Accuracy with minus without adaptation{', mean over the severities' if graded else ''}; "
+        f"above, the accuracy without. "
         f"Blue: gain. Orange and outlined: loss. Colour grows with the square root of the size, "
-        f"alike on all maps. Bold: McNemar's test of a severity is below {LEVEL} after Holm's "
-        f"correction over the run's shifts (for the mean: the 95 % interval leaves zero out); "
-        f"pale: none is."
+        f"alike on all maps. Bold: p of McNemar's test{' at a severity' if graded else ''} is "
+        f"below {LEVEL} after Holm's correction over the run's shifts (for the mean: the 95 % "
+        f"interval leaves zero out); pale: it is not."
     )
     yield from under_one_caption("gain", maps, caption)
     caption = (
-        "Lines are 95 % intervals; they are not widened for looking at many corruptions at once."
+        "Lines are 95 % intervals; they are not widened for looking at many "
+        f"{tested.noun}s at once."
     )
     for model, table in tables.items():
-        title = f"{model}: gain per corruption, {sample}"
+        title = f"{model}: gain per {tested.noun}, {sample}"
         figure = gain_per_corruption(table, styles, title)
         folded = f"{model} with intervals"
         yield f"intervals_{model}", Drawing(figure, "gain", caption, folded)
@@ -132,9 +173,11 @@ def _severity(results: Results) -> Named:
     table = results.rows("by_severity")
     if not (table["severity"] > 0).any():
         return
+    corruptions = Tested.of(results).corruptions
     shifts = results.rows("by_shift")
-    corruptions = shifts[shifts["severity"] > 0]["corruption"].nunique()
-    title = f"Accuracy by severity, mean of {corruptions} corruptions, {sample_text(results)}"
+    sample = sample_text(shifts[shifts["severity"] > 0], results.seeds)
+    mean = f"mean of {len(corruptions)} corruptions, " if len(corruptions) > 1 else ""
+    title = f"Accuracy by severity, {mean}{sample}"
     figure = accuracy_by_severity(table, plots.run_styles(results.runs), title)
     caption = "The dashed line is the same network on the same images without adaptation."
     yield "severity", Drawing(figure, "severity", caption)
@@ -166,7 +209,7 @@ def _steps(results: Results) -> Named:
             if len(means) > 1:
                 losses[run, model] = means
     if losses:
-        title = f"Mean loss, {sample_text(results)}, each under every shift"
+        title = f"Mean loss, {Tested.of(results).sample}"
         caption = (
             "Before each step and after the last. Losses of different methods have different units."
         )
@@ -174,6 +217,7 @@ def _steps(results: Results) -> Named:
 
 
 def _cost(results: Results) -> Named:
+    tested = Tested.of(results)
     keys, rows = ("gain", "gain_low", "gain_high"), []
     for (model, run), entry in results.summary.items():
         sides = [(False, entry, entry["milliseconds_mean"])]
@@ -186,7 +230,7 @@ def _cost(results: Results) -> Named:
     table = table[(table["milliseconds"] > 0) & table["gain"].notna()]
     if len(table):
         gated = " Hollow: with the gate, its own time included." if table["gated"].any() else ""
-        title = f"Gain over all shifts and cost, {sample_text(results)}"
+        title = f"Gain {tested.over_all} and cost, {tested.sample}"
         caption = (
             "Time: mean for adapting to an image and predicting it. "
             f"Lines are 95 % intervals.{gated}"

@@ -7,17 +7,17 @@ from typing import Any
 
 from tttlab.evaluation.results import Results, is_known
 from tttlab.evaluation.significance import LEVEL
-from tttlab.reporting import plots
+from tttlab.reporting import about, plots, report
 from tttlab.reporting.drawing import Drawing
 from tttlab.reporting.headline import rows
 from tttlab.reporting.pictures import Flips
-from tttlab.reporting.report import sentence
 from tttlab.reporting.tables import comparison, distances
 from tttlab.reporting.tables.comparison import Table
+from tttlab.reporting.tested import Tested
 from tttlab.reporting.words import setting
 
 SECTIONS = {
-    "gain": "Gain per corruption",
+    "gain": "Gain per {noun}",
     "severity": "Severity",
     "steps": "Along the steps",
     "tuning": "Tuned, default, upper bound",
@@ -88,9 +88,12 @@ def render(
         trained=any(results.trains(*key) for key in results.summary),
         memory_known=any(entry.get("peak_memory_mb") for entry in results.adapted.values()),
         level=LEVEL,
-        sentences={model: sentence(results, model) for model in results.models},
+        sentences={model: report.sentence(results, model) for model in results.models},
         styles=plots.run_styles(results.runs),
-        themes=_themes(),
+        controls=about.controls(results),
+        themes=themes(),
+        tested=Tested.of(results),
+        overview=[named for named in drawings.items() if named[1].section == "overview"],
         sections=_sections(results, drawings, flips),
         flips=flips,
         used=used,
@@ -105,7 +108,7 @@ def _svg(name: str, drawing: Drawing) -> str:
     return plots.to_svg(drawing.figure, name, label)
 
 
-def _themes() -> dict[str, dict[str, str]]:
+def themes() -> dict[str, dict[str, str]]:
     """Give the colours of the light and the dark page by name."""
     light = {
         "paper": plots.PAPER,
@@ -140,6 +143,7 @@ def _sections(
         figures = tuple((key, fig) for key, fig in drawings.items() if fig.section == name)
         tables = tuple(table for table in all_tables if table.section == name)
         if figures or tables or (name == "flips" and flips):
+            title = title.format(noun=Tested.of(results).noun)
             sections.append(Section(name, title, figures, tables))
     return sections
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from tttlab.evaluation.results import shift_name
 from tttlab.reporting.plots import MUTED, blank, styled
+from tttlab.reporting.words import in_lines
 from tttlab.seeding import numpy_generator
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ EXAMPLES = 4  # images of a set that comes shifted
 _THUMBNAIL = 64
 # Largest side in pixels of a PNG, whose every pixel is seen. A larger JPEG is a fifth of its size.
 _LOSSLESS = 32
+_TITLE = 12  # characters in a line above a picture
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,10 @@ def draw_pictures(
     """
     columns = min(len(pictures), 15)
     blocks = -(-len(pictures) // columns)
-    figure = blank(max(3.0, 0.64 * columns + 0.5), blocks * (0.62 * len(rows) + 0.45) + 0.4, title)
+    above = 0.1 + 0.12 * max(2, *(_wrapped(name).count("\n") + 1 for name in pictures))
+    figure = blank(
+        max(3.0, 0.64 * columns + 0.5), blocks * (0.62 * len(rows) + above + 0.1) + 0.4, title
+    )
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     grid = figure.subplots(blocks * len(rows), columns, squeeze=False)
     for axes in grid.ravel():
@@ -189,7 +194,10 @@ def draw_pictures(
 
 def _wrapped(name: str) -> str:
     """Break a shift's name into short lines; different names stay different."""
-    return shift_name(name).replace("_", "_\n").replace(" ", "\n").replace("/", "\n")
+    of_set, slash, rest = shift_name(name).rpartition("/")
+    if not slash:
+        return rest.replace(" ", "\n")
+    return "\n".join([*in_lines(of_set, _TITLE), *in_lines(rest, _TITLE)])
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tttlab.evaluation.results import CONTROL
+from tttlab.reporting.words import in_lines
 
 # Any two are at least 15 CIELAB units apart, also for readers with protanopia, deuteranopia or
 # tritanopia, and contrast with the page at 3:1 or more. DARK has the counterparts on a dark page.
@@ -59,6 +60,7 @@ STYLE = {
     "ytick.minor.size": 0,
 }
 styled = matplotlib.rc_context(STYLE)
+TITLE_LINE = 0.15  # inches
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,13 @@ def panels(
     columns: int = 5,
     height: float = 1.7,
     extra: float = 0.8,
+    left: float = 0.6,
+    names: Sequence[str] = (),
+    colors: Sequence[str] = (),
+    pad: float | None = None,
     **options: Any,
 ) -> tuple[Figure, list[Axes]]:
-    """Make a figure of equal panels, at most nine inches wide.
+    """Make a figure of equal panels, nine inches wide at most, or more with a wide ``left``.
 
     Args:
         count: Number of panels.
@@ -123,16 +129,29 @@ def panels(
         columns: Largest number of panels in a line.
         height: Of one panel, inches.
         extra: Height for titles, labels and legends, inches.
+        left: Width for the labels at the left, inches.
+        names: Titles of the panels; a long one gets more lines, and the figure more height.
+        colors: Of the titles; none: the colour of the text.
+        pad: Points between a panel and its title; None: few.
         options: For ``Figure.subplots``.
     """
     columns = min(count, columns)
     lines = -(-count // columns)
-    width = max(4.2, 0.6 + columns * min(3.2, 8.4 / columns))
+    width = max(4.2, left + columns * min(3.2, 8.4 / columns))
+    titles = [in_lines(name, characters((width - left) / columns)) for name in names]
+    height += TITLE_LINE * (max(map(len, titles), default=1) - 1)
     figure = blank(width, extra + lines * height, title)
     grid = figure.subplots(lines, columns, squeeze=False, **options).ravel()
     for axes in grid[count:]:
         axes.remove()
+    for axes, parts, color in zip(grid, titles, colors or [INK] * len(titles), strict=False):
+        axes.set_title("\n".join(parts), color=color, fontweight="bold", pad=pad)
     return figure, list(grid[:count])
+
+
+def characters(width: float) -> int:
+    """Count the characters of a bold title that fit into a width in inches."""
+    return max(12, int(72 * width / 6.3))
 
 
 def small() -> dict[str, Any]:
@@ -142,8 +161,12 @@ def small() -> dict[str, Any]:
 
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Put one legend below all panels, in as many columns as fit."""
-    widths = [36 + 4.5 * len(label) for label in labels]  # points
     room = 72 * figure.get_figwidth()
+    broken = [in_lines(label, int((room - 36) / 4.5)) for label in labels]
+    widths = [36 + 4.5 * max(map(len, lines)) for lines in broken]  # points
+    labels = ["\n".join(lines) for lines in broken]
+    rows = -(-len(labels) // max(1, int(room // max(widths))))
+    figure.set_figheight(figure.get_figheight() + 0.16 * max(0, rows - 2))
     columns = len(labels) if sum(widths) <= room else max(1, int(room // max(widths)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
@@ -161,7 +184,10 @@ def markers(axes: Axes, x: Any, y: Any, style: Style, filled: Any = True, size: 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a figure on a white background, for use outside the page."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    title = figure.get_suptitle()
+    figure.suptitle("\n".join(in_lines(title, characters(figure.get_figwidth()))))
     figure.savefig(path, dpi=160, facecolor="white", metadata={"Software": None})
+    figure.suptitle(title)
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:

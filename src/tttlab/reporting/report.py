@@ -4,24 +4,15 @@ All numbers come from the tables that `evaluate` wrote. `page` makes the HTML pa
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tttlab.evaluation.metrics import verdict
 from tttlab.evaluation.results import Results, difference, is_known
 from tttlab.reporting.headline import gated_outcome, rows
-from tttlab.reporting.words import enumerate_words, percent, points, setting
-
-if TYPE_CHECKING:
-    from tttlab.config.experiments import Online
-    from tttlab.config.images import Shifts
+from tttlab.reporting.words import enumerate_words, in_lines, percent, points, setting
 
 _CLEAN_LOSS = 0.01  # sentences report a larger loss of clean accuracy
-ARRIVALS = {  # by adapt.online.shifts
-    "separate": "every shift a stream of its own",
-    "continual": "the shifts of a severity one after another in one stream, without a reset",
-    "gradual": "all shifts in one stream, their severity rising and falling",
-    "mixed": "the shifts of a severity mixed in one stream",
-}
+_NAME = 32  # characters of a name in a line of the terminal
 _MARKDOWN_LIMIT = 7_500  # characters; MLflow cuts a description at 8,000
 
 
@@ -36,14 +27,15 @@ def plain_table(results: Results) -> str:
     trained = any(results.trains(*key) for key in results.summary)
     lines = []
     for row in rows(results):
-        name = row["model"], row["run"]
+        key = row["model"], row["run"]
+        name = ["\n".join(in_lines(part, _NAME)) for part in key]
         cost = f"{row['milliseconds_p50']} / {row['milliseconds_p95']}", row["fell_back"]
         if not results.labeled:
             clean = [f"clean {row['clean']}"] if results.clean else []
             lines.append((*name, row["changed"], *clean, *cost))
             continue
         accuracy = f"{row['source']} → {row['adapted']}", row["gain"], row["interval"]
-        training = [row["training"] if results.trains(*name) else ""] if trained else []
+        training = [row["training"] if results.trains(*key) else ""] if trained else []
         lines.append((*name, *accuracy, *training, f"clean {row['clean']}", *cost))
         if gated := row["gated"]:
             accuracy = f"→ {gated['adapted']}", gated["gain"], gated["interval"]
@@ -175,60 +167,6 @@ def _compare(entries: Mapping[str, Mapping[str, Any]]) -> str:
         sentences.append(f"{names['unknown']}: unknown, too few images for an interval.")
     sentences += [_about_training(entries), _about_clean(entries), _about_gates(entries)]
     return " ".join(filter(None, sentences))
-
-
-def _runs(results: Results) -> str:
-    """Count the runs of a model; models may have different numbers of runs."""
-    counts = sorted({len(results.runs_of(model)) for model in results.models})
-    return _count(counts[0], "run") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} runs"
-
-
-def arrival(stream: "Online") -> str:
-    """Say how the images of a stream arrive."""
-    order = ", one class after another" if stream.order == "by_class" else ""
-    return f"{ARRIVALS[stream.shifts]} (batches of {stream.batch_size}{order})"
-
-
-def about(results: Results, source: str, shifts: "Shifts", stream: "Online") -> str:
-    """Say in a sentence what was tested on what.
-
-    Args:
-        results: The results.
-        source: Where the test images come from.
-        shifts: As params.yaml has them.
-        stream: How the images of streams arrive.
-    """
-    protocol = "each adapted to on its own, from the source weights"
-    if streamed := results.streamed:
-        mixed = f"{protocol}; {enumerate_words(streamed)}: {arrival(stream)}"
-        protocol = mixed if set(results.acting) - set(streamed) else arrival(stream)
-    each = " each" if len(results.models) > 1 else ""
-    table = results.rows("by_shift")
-    from_sets = table["shift"].str.contains("/")
-    of_test_images = ~from_sets & ((table["shift"] != "clean") | (shifts.clean == "test"))
-    tested = _count(int(table[of_test_images]["n"].max()) // results.seeds, "test image")
-    times = f"with {results.seeds} seeds" if results.seeds > 1 else "once"
-    return (
-        f"{_count(len(results.models), 'model')}, trained {times}{each}; {_runs(results)}{each}; "
-        f"{tested} from {source}, {_seen_under(shifts)}, {protocol}, without labels."
-    )
-
-
-def _seen_under(shifts: "Shifts") -> str:
-    parts = []
-    if shifts.corruptions:
-        corruptions = _count(len(shifts.corruptions), "synthetic corruption")
-        severities = _count(len(shifts.severities), "severity", "severities")
-        parts.append(f"under {corruptions} at {severities}")
-    tests_clean = shifts.clean == "test"
-    parts.append("clean" if tests_clean else "as they are (clean: the validation images)")
-    if shifts.sets:
-        parts.append(f"those of {enumerate_words(list(shifts.sets))}")
-    return enumerate_words(parts)
-
-
-def _count(number: int, word: str, plural: str = "") -> str:
-    return f"{number} {word if number == 1 else plural or word + 's'}"
 
 
 def _about_helpers(entries: Mapping[str, Mapping[str, Any]], helped: Sequence[str]) -> str:

@@ -8,15 +8,18 @@ import pandas as pd
 from tttlab.evaluation.calibration import NUM_BINS
 from tttlab.evaluation.results import CONTROL, Results, is_known
 from tttlab.reporting import plots
-from tttlab.reporting.drawing import Drawing, Named, sample_text, under_one_caption
+from tttlab.reporting.drawing import Drawing, Named, under_one_caption
 from tttlab.reporting.figures.signals import estimated_accuracy, gain_along, reliability
+from tttlab.reporting.tested import Tested
 from tttlab.reporting.words import percent, probability
+
+_FEWEST = 3  # shifts along which a signal is drawn; fewer points show no order
 
 
 def draw_distance(results: Results) -> Named:
     """Draw the gain of every shift along its distance to the source."""
     caption = (
-        "A point per shift, larger at higher severity; hollow: clean. Distance: how far the "
+        f"{Tested.of(results).points} Distance: how far the "
         "images' activation moments lie from the source, in units of their variation from one "
         "source image to the next, mean over the images."
     )
@@ -32,7 +35,7 @@ def draw_alignment(results: Results) -> Named:
         severities = results.rows("by_shift")[[*keys, "severity"]]
         table = table.merge(severities, on=keys, how="left").fillna({"severity": 0})
     caption = (
-        "A point per shift, larger at higher severity; hollow: clean; lines are 95 % intervals. "
+        f"{Tested.of(results).points} Lines are 95 % intervals. "
         "Alignment: cosine between the gradient of the run's own loss and that of the supervised "
         "loss, mean over the images. It needs labels: it explains a gain, it cannot predict one."
     )
@@ -58,7 +61,8 @@ def draw_estimates(results: Results) -> Named:
     if len(table):
         title = "Estimated accuracy of the source network, from its confidences alone"
         caption = (
-            "A point per shift, clean included. Above the line: promised more than was true. "
+            f"A point per shift{', clean included' if (table['shift'] == 'clean').any() else ''}. "
+            "Above the line: promised more than was true. "
             "References: Guillory et al. 2021 (difference of confidences), "
             "Garg et al. 2022 (average thresholded confidence)."
         )
@@ -75,7 +79,8 @@ def draw_reliability(results: Results) -> Named:
             for run in results.acting_on(model):
                 entry = results.summary[model, run]
                 errors[run] = percent(entry.get("ece_source")), percent(entry.get("ece_adapted"))
-            title = f"{model}: accuracy by confidence, all shifts, {sample_text(results)}"
+            tested = Tested.of(results)
+            title = f"{model}: accuracy by confidence {tested.over_all}, {tested.sample}"
             figures[f"reliability_{model}"] = reliability(rows, styles, title, errors)
     caption = (
         f"Shifted predictions in {NUM_BINS} bins of confidence, larger points for fuller bins; "
@@ -90,6 +95,8 @@ def _along(
 ) -> Named:
     """Draw the gain per shift along a signal, with rank correlations, a figure per model."""
     if signal not in table or not table[signal].notna().any():
+        return
+    if Tested.of(results).count < _FEWEST:
         return
     styles, figures = plots.run_styles(results.runs), {}
     name = label.split(" (")[0]

@@ -62,3 +62,17 @@ def enumerate_words(words: Sequence[str]) -> str:
     """Join words: ``a, b and c``."""
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def in_lines(name: str, width: int) -> list[str]:
+    """Break a name without spaces into lines of at most ``width`` characters, none of them lost.
+
+    Lines end behind ``_``, ``-``, ``.``, ``/`` or a space where there is one in their second half.
+    """
+    lines = []
+    while len(name) > width:
+        ends = [end for end in range(width // 2, width) if name[end] in "_-./ "]
+        end = ends[-1] + 1 if ends else width
+        lines.append(name[:end])
+        name = name[end:]
+    return [*lines, name]

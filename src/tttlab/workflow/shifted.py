@@ -4,13 +4,12 @@ import json
 from collections.abc import Sequence
 
 from tttlab.config.params import Params
+from tttlab.config.values import UNCORRUPTED
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.splits import balanced_subset
 from tttlab.errors import UserError
 from tttlab.shifts.shift import Shift, list_shifts
 from tttlab.workflow import places
-
-UNCORRUPTED = "test"  # the shift's name where the test images are themselves shifted
 
 
 def open_test(

@@ -24,9 +24,10 @@ from tttlab.reporting.plots import (
     small,
     styled,
 )
-from tttlab.reporting.words import points
+from tttlab.reporting.words import in_lines, points
 
 _LONGEST = 17  # characters of the longest of our own corruptions
+_LABEL = 26  # characters of a name in one line
 
 
 @styled
@@ -48,12 +49,17 @@ def heat_map(
     """
     runs, names = drawn_runs(table, styles), list(dict.fromkeys(table["corruption"]))
     xs = dict(zip(names, _set_apart(len(names)), strict=True))
-    labels = [shift_name(name) for name in names]
+    # Labels of three lines would run into each other.
+    longest = max(_LABEL, max(len(shift_name(name)) for name in names) // 2 + 8)
+    labels = [in_lines(shift_name(name), longest) for name in names]
     # Names of folders may be longer than ours. The labels lean upwards and to the right.
-    excess = [max(0, len(label) - _LONGEST) for label in labels]
+    excess = [max(0, max(map(len, lines)) - _LONGEST) for lines in labels]
     ends = (0.5 * x + 0.07 * more for x, more in zip(xs.values(), excess, strict=True))
     width = max(0.5 * len(names), *ends)
-    figure = blank(1.0 + width, 1.25 + 0.05 * max(excess) + 0.3 * len(runs), title)
+    broken = [in_lines(run, _LABEL) for run in runs]
+    row = max(0.3, 0.15 * max(map(len, broken)))
+    left = max(1.0, 0.085 * max(len(text) for lines in broken for text in lines))
+    figure = blank(left + width, 1.25 + 0.05 * max(excess) + row * len(runs), title)
     axes = figure.subplots()
     for y, run in enumerate(runs):
         for row in table[table["run"] == run].itertuples():
@@ -62,12 +68,12 @@ def heat_map(
     options = {"ha": "center", "va": "center", "color": MUTED, "fontsize": 8}
     for name, x in xs.items():
         axes.text(x, -1.08, f"{100 * source[name]:.1f}", **options)
-    axes.set_yticks([-1.08, *range(len(runs))], ["source, %", *runs])
+    axes.set_yticks([-1.08, *range(len(runs))], ["source, %", *map("\n".join, broken)])
     for label, run in zip(axes.get_yticklabels()[1:], runs, strict=True):
         label.set(color=styles[run].color, fontweight="bold")
     axes.xaxis.tick_top()
     options = {"rotation": 35, "ha": "left", "rotation_mode": "anchor", "color": INK}
-    axes.set_xticks(list(xs.values()), labels, **options)
+    axes.set_xticks(list(xs.values()), ["\n".join(lines) for lines in labels], **options)
     axes.get_xticklabels()[-1].set_fontweight("bold")
     axes.set(xlim=(-0.5, len(names)), ylim=(len(runs) - 0.5, -1.5))
     axes.grid(visible=False)
@@ -106,18 +112,24 @@ def gain_per_corruption(table: pd.DataFrame, styles: Mapping[str, Style], title:
     """
     runs, names = drawn_runs(table, styles), list(dict.fromkeys(table["corruption"]))
     ys = _set_apart(len(names))
-    height, shared = 0.6 + 0.21 * len(names), {"sharex": True, "sharey": True}
-    figure, all_axes = panels(len(runs), title, columns=6, height=height, extra=0.5, **shared)
+    labels = [in_lines(shift_name(name), _LABEL) for name in names]
+    line = 0.21 + 0.13 * (max(map(len, labels)) - 1)
+    excess = max(0, max(len(text) for lines in labels for text in lines) - _LONGEST)
+    columns, left = 4 if excess else 6, 1.0 + 0.07 * excess
+    height, shared = 0.6 + line * len(names), {"sharex": True, "sharey": True}
+    titled = {"names": runs, "colors": [styles[run].color for run in runs]}
+    figure, all_axes = panels(
+        len(runs), title, columns=columns, height=height, extra=0.5, left=left, **titled, **shared
+    )
     for run, axes in zip(runs, all_axes, strict=True):
         rows = table[table["run"] == run].set_index("corruption").reindex(names)
         values = 100 * rows[["gain_low", "gain", "gain_high"]].to_numpy()
         _intervals(axes, ys, values, styles[run])
-        axes.set_title(run, color=styles[run].color, fontweight="bold")
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.axvline(0, color=INK, linewidth=0.8)
-    all_axes[0].set_yticks(ys, [shift_name(name) for name in names], color=INK)
-    for axes in all_axes[::6]:
+    all_axes[0].set_yticks(ys, ["\n".join(lines) for lines in labels], color=INK)
+    for axes in all_axes[::columns]:
         axes.get_yticklabels()[-1].set_fontweight("bold")
     all_axes[0].set_ylim(ys[-1] + 0.6, -0.6)
     figure.supxlabel(
@@ -145,7 +157,7 @@ def accuracy_by_severity(table: pd.DataFrame, styles: Mapping[str, Style], title
         title: Above all panels.
     """
     models = list(dict.fromkeys(table["model"]))
-    figure, all_axes = panels(len(models), title, columns=2, height=2.6, sharey=True)
+    figure, all_axes = panels(len(models), title, columns=2, height=2.6, names=models, sharey=True)
     for model, axes in zip(models, all_axes, strict=True):
         rows = table[table["model"] == model]
         source = rows[rows["run"] == CONTROL]
@@ -156,7 +168,6 @@ def accuracy_by_severity(table: pd.DataFrame, styles: Mapping[str, Style], title
             if run != CONTROL and len(line):
                 options = {"color": style.color, "marker": style.marker, "label": run}
                 axes.plot(line["severity"], 100 * line["accuracy_adapted"], **options)
-        axes.set_title(model, fontweight="bold")
         axes.set_xticks(sorted(rows["severity"].unique()))
         axes.xaxis.set_major_formatter(lambda value, _: "clean" if value == 0 else f"{value:g}")
         axes.grid(axis="x", visible=False)
@@ -181,7 +192,8 @@ def gain_and_cost(table: pd.DataFrame, styles: Mapping[str, Style], title: str) 
         title: Above all panels.
     """
     models = list(dict.fromkeys(table["model"]))
-    figure, all_axes = panels(len(models), title, columns=2, height=2.6, sharex=True, sharey=True)
+    shared = {"sharex": True, "sharey": True}
+    figure, all_axes = panels(len(models), title, columns=2, height=2.6, names=models, **shared)
     handles = {}
     for model, axes in zip(models, all_axes, strict=True):
         rows = table[table["model"] == model]
@@ -196,7 +208,6 @@ def gain_and_cost(table: pd.DataFrame, styles: Mapping[str, Style], title: str) 
             markers(axes, x, y, style, filled=not row.gated, size=30)
             label = f"{row.run} with gate" if row.gated else row.run
             handles.setdefault(label, axes.collections[-1])
-        axes.set_title(model, fontweight="bold")
         axes.axhline(0, color=INK, linewidth=0.8, zorder=0)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -28,6 +28,8 @@ _ESTIMATES = {
     "estimated_accuracy": ("o", INK, "difference of confidences"),
     "estimated_accuracy_atc": ("D", PAPER, "average thresholded confidence"),
 }
+_LINE_BELOW = 15  # points between a panel and its title, for a line
+_WITHOUT_DEGREES = 3  # the severity whose size a natural shift has
 
 
 @styled
@@ -41,7 +43,8 @@ def gain_along(
 ) -> Figure:
     """Draw the gain of every shift against a signal, a panel per run.
 
-    A point is larger at a higher severity.
+    A point is larger at a higher severity; a natural shift, which has none, is as large as one in
+    the middle.
 
     Args:
         table: Rows of one model with columns run, shift, severity, gain (fraction) and the signal;
@@ -53,17 +56,21 @@ def gain_along(
         notes: A line beneath a run's name, such as its rank correlation.
     """
     runs = drawn_runs(table, styles)
-    figure, all_axes = panels(len(runs), title, columns=5, height=2.1, sharey=True, sharex=True)
+    titled = {"names": runs, "colors": [styles[run].color for run in runs]}
+    shared = {"sharex": True, "sharey": True}
+    pad = _LINE_BELOW if notes else None
+    figure, all_axes = panels(len(runs), title, columns=5, height=2.1, pad=pad, **titled, **shared)
     for run, axes in zip(runs, all_axes, strict=True):
         rows, style = table[table["run"] == run], styles[run]
         gains = 100 * rows["gain"]
         if f"{signal}_low" in rows:
             ends = rows[f"{signal}_low"], rows[f"{signal}_high"]
             axes.hlines(gains, *ends, color=style.color, linewidth=0.9, alpha=0.45)
-        filled, sizes = rows["shift"] != "clean", 7 + 3 * rows["severity"]
+        filled = rows["shift"] != "clean"
+        degrees = rows["severity"].where(~filled | (rows["severity"] > 0), _WITHOUT_DEGREES)
+        sizes = 7 + 3 * degrees
         markers(axes, rows[signal], gains, style, filled=filled, size=sizes)
         axes.axhline(0, color=INK, linewidth=0.8, zorder=0)
-        axes.set_title(run, color=style.color, fontweight="bold", pad=15 if notes else None)
         _beneath_title(axes, notes.get(run, ""), MUTED)
         axes.xaxis.get_major_locator().set_params(nbins=5)
     # Most shifts are near the source and a few are far. The panels share the axis.
@@ -86,7 +93,8 @@ def estimated_accuracy(table: pd.DataFrame, title: str) -> Figure:
         title: Above all panels.
     """
     models = list(dict.fromkeys(table["model"]))
-    figure, all_axes = panels(len(models), title, columns=3, height=2.7, sharex=True, sharey=True)
+    shared = {"sharex": True, "sharey": True}
+    figure, all_axes = panels(len(models), title, columns=3, height=2.7, names=models, **shared)
     values = 100 * table[["accuracy", "value"]].to_numpy()
     low, high = max(0.0, np.nanmin(values) - 4), min(102.0, np.nanmax(values) + 4)
     metrics = [metric for metric in _ESTIMATES if metric in set(table["metric"])]
@@ -98,7 +106,6 @@ def estimated_accuracy(table: pd.DataFrame, title: str) -> Figure:
             options = {"s": 12, "marker": marker, "c": face, "edgecolors": INK, "linewidths": 0.9}
             axes.scatter(100 * rows["accuracy"], 100 * rows["value"], **options)
         axes.set(xlim=(low, high), ylim=(low, high), xlabel="true accuracy, %")
-        axes.set_title(model, fontweight="bold")
     all_axes[0].set_ylabel("estimated without test labels, %")
     handles, labels = [], []
     for metric in metrics:
@@ -128,14 +135,17 @@ def reliability(
         errors: Expected calibration error per run as text, before and after.
     """
     runs = drawn_runs(table, styles)
-    figure, all_axes = panels(len(runs), title, columns=5, height=2.4, sharex=True, sharey=True)
+    titled = {"names": runs, "colors": [styles[run].color for run in runs]}
+    shared = {"sharex": True, "sharey": True}
+    figure, all_axes = panels(
+        len(runs), title, columns=5, height=2.4, pad=_LINE_BELOW, **titled, **shared
+    )
     ticks = range(0, 101, 25)
     for run, axes in zip(runs, all_axes, strict=True):
         axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, zorder=0)
         rows = table[table["run"] == run]
         for side, style in (("source", Style(None, "o")), ("adapted", styles[run])):
             _bins(axes, rows[rows["with"] == side], style, filled=side == "adapted")
-        axes.set_title(run, color=styles[run].color, fontweight="bold", pad=15)
         _beneath_title(axes, "ECE {} → {} %".format(*errors[run]), INK)
         axes.set(xlim=(-3, 103), ylim=(-26, 103), yticks=ticks, xticks=ticks)
         axes.axhline(0, color=GRID, linewidth=0.8)

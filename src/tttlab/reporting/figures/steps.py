@@ -11,14 +11,17 @@ from matplotlib.lines import Line2D
 from tttlab.reporting.plots import (
     INK,
     MUTED,
+    TITLE_LINE,
     Style,
     blank,
+    characters,
     drawn_runs,
     legend,
     panels,
     small,
     styled,
 )
+from tttlab.reporting.words import in_lines
 
 _COLUMNS = 4  # runs beside each other
 _LEGEND = {
@@ -55,7 +58,9 @@ def step_curves(table: pd.DataFrame, styles: Mapping[str, Style], title: str) ->
     columns, blocks = min(len(runs), _COLUMNS), -(-len(runs) // _COLUMNS)
     heights = [{"accuracy": 1.75, "loss": 1.15, "time": 1.75}[kind] for kind in kinds] * blocks
     width = max(4.2, 0.6 + columns * min(3.2, 8.4 / columns))
-    figure = blank(width, 0.8 + sum(heights) + 0.35 * blocks, title)
+    titles = {run: in_lines(run, characters((width - 0.6) / columns)) for run in runs}
+    above = 0.35 + TITLE_LINE * (max(map(len, titles.values())) - 1)
+    figure = blank(width, 0.8 + sum(heights) + above * blocks, title)
     grid = figure.subplots(len(kinds) * blocks, columns, squeeze=False, height_ratios=heights)
     for number in range(blocks * columns):
         block, column = divmod(number, columns)
@@ -66,7 +71,8 @@ def step_curves(table: pd.DataFrame, styles: Mapping[str, Style], title: str) ->
             continue
         run, axes_by_kind = runs[number], dict(zip(kinds, column_axes, strict=True))
         _column(axes_by_kind, table[table["run"] == run], styles[run])
-        column_axes[0].set_title(run, color=styles[run].color, fontweight="bold")
+        text = "\n".join(titles[run])
+        column_axes[0].set_title(text, color=styles[run].color, fontweight="bold")
         if column == 0:
             for kind, axes in axes_by_kind.items():
                 axes.set_ylabel("loss" if kind == "loss" else "accuracy, %")
@@ -126,11 +132,12 @@ def loss_along_steps(
         styles: From `run_styles`.
         title: Above all panels.
     """
-    figure, all_axes = panels(len(curves), title, columns=4)
-    for ((run, model), losses), axes in zip(curves.items(), all_axes, strict=True):
+    names = [f"{run} · {model}" for run, model in curves]
+    colors = [styles[run].color for run, _ in curves]
+    figure, all_axes = panels(len(curves), title, columns=4, names=names, colors=colors)
+    for ((run, _), losses), axes in zip(curves.items(), all_axes, strict=True):
         marker = styles[run].marker if len(losses) <= 40 else ""
         axes.plot(np.arange(len(losses)), losses, color=styles[run].color, marker=marker)
-        axes.set_title(f"{run} · {model}", color=styles[run].color)
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
         axes.yaxis.get_major_locator().set_params(nbins=4)
         axes.margins(y=0.15)

@@ -56,25 +56,19 @@ def distance_summary(results: Results) -> Iterator[Table]:
     groups = dict(list(table.groupby("model", sort=False))) if len(table) else {}
     for number, (model, rows) in enumerate(groups.items(), 1):
         lines = []
+        pairs = _pairs(rows)
         for metric, of_metric in rows.groupby("metric", sort=False):
-            from_labeled = of_metric[of_metric["reference"] == "labeled"]
-            from_unlabeled = of_metric[of_metric["reference"] == "unlabeled"]
-            to_clean = from_labeled["target"] == "clean"
-            cells = [
-                _distance_cell(pair.iloc[0]) if len(pair) else Cell("–")
-                for pair in (
-                    from_unlabeled[from_unlabeled["target"] == "labeled"],
-                    from_labeled[to_clean],
-                )
-            ]
-            lines.append(line(_metric(metric)[0], *cells, *_over_shifts(from_labeled[~to_clean])))
-        heads = (
-            model,
-            "unlabeled → labeled",
-            "labeled → clean",
-            "labeled → shifted, mean",
-            "labeled → shifted, farthest",
-        )
+            cells = []
+            for reference, target in pairs.values():
+                found = of_metric[of_metric["reference"] == reference]
+                found = found[found["target"] == target]
+                cells.append(_distance_cell(found.iloc[0]) if len(found) else Cell("–"))
+            if not _only_shift(rows):
+                shifted = of_metric["target"] != "clean"
+                cells += _over_shifts(of_metric[shifted & (of_metric["reference"] == "labeled")])
+            lines.append(line(_metric(metric)[0], *cells))
+        over = () if _only_shift(rows) else ("mean", "farthest")
+        heads = (model, *pairs, *(f"labeled → shifted, {which}" for which in over))
         caption = (
             f"n = {_sizes(rows)} images. Floor: mean of the same metric between two samples of one "
             "distribution, of these sizes. Bold: beyond 95 % of such pairs. p: permutation test, "
@@ -84,6 +78,26 @@ def distance_summary(results: Results) -> Iterator[Table]:
             caption += " Values are means over the training seeds, p the largest of them."
         caption = caption if number == len(groups) else ""
         yield Table(f"distance-{model}", "distance", heads, tuple(lines), caption)
+
+
+def _only_shift(rows: pd.DataFrame) -> str | None:
+    """Name the shift if there is but one; there is no farthest of one."""
+    targets = rows.loc[rows["reference"] == "labeled", "target"].unique()
+    shifted = [target for target in targets if target != "clean"]
+    return shifted[0] if len(shifted) == 1 else None
+
+
+def _pairs(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """List the pairs of sets that have a column: reference and target by the column's head."""
+    wanted = [("unlabeled", "labeled"), ("labeled", "clean")]
+    if only := _only_shift(rows):
+        wanted.append(("labeled", only))
+    known = set(zip(rows["reference"], rows["target"], strict=True))
+    return {
+        f"{reference} → {shift_name(target)}": (reference, target)
+        for reference, target in wanted
+        if (reference, target) in known
+    }
 
 
 def _sizes(rows: pd.DataFrame) -> str:
