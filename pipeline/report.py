@@ -11,6 +11,7 @@ def run(params: Params) -> None:
     from tttlab.data.image_sets import ImageSet
     from tttlab.evaluation.results import Results
     from tttlab.reporting import about, drawings, page, pictures, plots, report
+    from tttlab.runtime.parallel import in_order
     from tttlab.workflow.report_log import log_report
     from tttlab.workflow.shifted import open_test
 
@@ -21,8 +22,12 @@ def run(params: Params) -> None:
     shown = pictures.shift_pictures(test, shifts.corruptions, shifts.severities, params.seed)
     drawn = drawings.draw(results, shown, shifts.severities, pictures.set_pictures(tested_shifts))
     files = {name: outputs / "figures" / f"{name}.png" for name in drawn}
-    for name, path in files.items():
-        plots.save_png(drawn[name].figure, path)
+
+    def draw(name: str) -> str:
+        plots.save_png(drawn[name].figure, files[name])
+        return page.to_svg(name, drawn[name])
+
+    svgs = dict(zip(drawn, in_order(draw, list(drawn), params.machine.workers), strict=True))
     trained = [key for key in results.summary if results.trains(*key)]
     read = partial(
         pictures.read_flips,
@@ -35,7 +40,8 @@ def run(params: Params) -> None:
     flips = [flip for key in trained if (flip := read(*key))]
     note = about.note(results, test.source, shifts, params.adapt.online)
     target = outputs / "report.html"
-    text = page.render(results, drawn, params.model_dump(mode="json"), note, flips)
+    settings = params.model_dump(mode="json")
+    text = page.render(results, drawn, settings, note, flips, lambda name, _: svgs[name])
     target.write_text(text, encoding="utf-8")
     log_report(params, results, files, target)
     print(f"\n{report.plain_table(results)}\n")

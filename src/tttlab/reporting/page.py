@@ -1,6 +1,6 @@
 """The report as one HTML page that needs no network: figures, tables and examples by section."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def render(
     settings: Mapping[str, Any],
     note: str,
     flips: Sequence[Flips] = (),
+    svg: Callable[[str, Drawing], str] | None = None,
 ) -> str:
     """Write the whole page.
 
@@ -66,6 +67,7 @@ def render(
         settings: The whole of params.yaml.
         note: A sentence on what was tested on what.
         flips: Examples of turned predictions, from `pictures.read_flips`.
+        svg: Gives a drawing by its name as `to_svg` does; None: `to_svg` itself.
     """
     import jinja2
     from markupsafe import Markup
@@ -78,7 +80,7 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["svg"] = lambda named: Markup(_svg(*named))
+    environment.filters["svg"] = lambda named: Markup((svg or to_svg)(*named))
     table = _with_bars(results)
     used, common = _settings_used(results)
     return environment.get_template("report.html").render(
@@ -102,7 +104,7 @@ def render(
     )
 
 
-def _svg(name: str, drawing: Drawing) -> str:
+def to_svg(name: str, drawing: Drawing) -> str:
     """Write a figure as SVG, with its title and caption as the label for screen readers."""
     label = " ".join(filter(None, [drawing.figure.get_suptitle(), drawing.caption]))
     return plots.to_svg(drawing.figure, name, label)

@@ -16,8 +16,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tttlab.errors import UserError
 
 # In a worker: the function, the items, and for every item the number of the process at work on it.
@@ -126,7 +124,8 @@ def _start(job: Callable[[Any], Any], items: Sequence[Any], owners: MutableSeque
     # A system short of memory then kills a worker, and the parent is left to report it.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):  # what draws figures has not imported it
+        torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
