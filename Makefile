@@ -15,8 +15,8 @@ repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DAT
 		$${DATA:+--data "$$DATA"})
 	$(UV) run dvc repro $(ARGS)
 
-test: .venv/ready  ## the tests, in up to four processes; ARGS=tests/test_x.py: some of them
-	$(UV) run pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+test: .venv/ready  ## the quick tests, in up to four processes; ALL=1: all; ARGS=tests/test_x.py: some
+	$(UV) run pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(if $(ALL),--all) $(ARGS)
 
 bench: .venv/ready  ## the adapter's speed and memory beside its bound and peers, 5 to 11 minutes
 	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)

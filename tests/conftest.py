@@ -34,6 +34,9 @@ def pytest_addoption(parser):
         "a name in src/tttlab/methods, or the dotted path of a module of your own "
         "(my_package.my_method); may be given more than once",
     )
+    parser.addoption(
+        "--all", action="store_true", help="run the slow tests, too; a test named by :: always runs"
+    )
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -42,8 +45,8 @@ def pytest_ignore_collect(collection_path, config):
     return True if config.getoption("method") and ignored else None
 
 
-def pytest_collection_modifyitems(items):
-    """Mark as numerical the tests of all modules that compute with PyTorch.
+def pytest_collection_modifyitems(config, items):
+    """Mark as numerical the tests of all modules that compute with PyTorch; drop the slow ones.
 
     On another processor PyTorch rounds differently.
     """
@@ -51,3 +54,8 @@ def pytest_collection_modifyitems(items):
         name = item.path.stem.removeprefix("test_")
         if "torch" in vars(item.module) and name not in NOT_NUMERICAL:
             item.add_marker("numerical")
+    if config.getoption("all") or any("::" in argument for argument in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    items[:] = [item for item in items if item not in slow]
+    config.hook.pytest_deselected(items=slow)
