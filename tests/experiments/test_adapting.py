@@ -23,7 +23,7 @@ from tttlab.errors import UserError
 from tttlab.experiments import blocks, jobs
 from tttlab.experiments.adapting import Sweep, adapt_to_shifts, adapting, collect
 from tttlab.experiments.blocks import Block, list_blocks
-from tttlab.experiments.jobs import Experiment, adapt_to_block
+from tttlab.experiments.jobs import Experiment, adapt_to_blocks
 from tttlab.experiments.rows import predictions, steps_rows
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.actmad_batch import BatchActMAD
@@ -44,6 +44,11 @@ def images():
     pixels = (networks.images(6, seed=40).permute(0, 2, 3, 1) * 255).byte().numpy()
     labels, names = np.arange(6) % networks.CLASSES, tuple(f"img-{i}" for i in range(6))
     return ImageSet(pixels, labels, names, tuple("abcd"), source="made")
+
+
+@pytest.fixture(autouse=True)
+def every_block_is_a_job(monkeypatch):
+    monkeypatch.setattr(blocks, "TOGETHER", 0)
 
 
 LOOP = InnerLoop(steps=2, lr=1e-2, clip=1.0)
@@ -291,22 +296,22 @@ def test_a_worker_that_the_system_kills_is_told_by_its_shift_and_loses_only_that
     images, tmp_path, monkeypatch
 ):
     alone, losses = run(images, tmp_path / "alone", workers=2)
-    compute = adapt_to_block
+    compute = adapt_to_blocks
 
-    def killed(experiment, block, *arguments):
-        if block.shift.name == "contrast-5":  # the last of five
+    def killed(experiment, shown, *arguments):
+        if shown[0].shift.name == "contrast-5":  # the last of five
             while len(list((tmp_path / "killed").glob("*.pt"))) < 4:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
-        return compute(experiment, block, *arguments)
+        return compute(experiment, shown, *arguments)
 
-    monkeypatch.setattr(jobs, "adapt_to_block", killed)
+    monkeypatch.setattr(jobs, "adapt_to_blocks", killed)
     message = (
         r"SIGKILL, at work on model, contrast-5, images 0 to 5: memory probably ran out; lower"
     )
     with pytest.raises(UserError, match=message):
         run(images, tmp_path / "killed", workers=2)
-    monkeypatch.undo()
+    monkeypatch.setattr(jobs, "adapt_to_blocks", compute)
     done, folder = [], tmp_path / "killed"
     resumed, resumed_losses = run(images, folder, workers=2, on_images=done.append)
     assert done == [24, 6]
@@ -328,6 +333,7 @@ def share(fabric, images, folder, die_at=None, workers=0):
     network, statistics = networks.source_statistics("resnet", torch.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK", 4)
+        patch.setattr(blocks, "TOGETHER", 4)
         patch.setattr(jobs, "adapt", dying)
         task = Task(network, SimCLRTraining(num_views=2), LOOP, statistics, seed=3)
         machine = Machine(
@@ -345,6 +351,17 @@ def assert_same(actual: tuple, expected: tuple) -> None:
     same = [name for name in actual[0].columns if name != "milliseconds"]
     pd.testing.assert_frame_equal(actual[0][same], expected[0][same], check_exact=True)
     np.testing.assert_array_equal(actual[1], expected[1])
+
+
+def test_blocks_adapted_together_give_what_each_gives_alone(images, tmp_path, monkeypatch):
+    alone, losses = run(images, tmp_path / "alone", SimCLRTraining(num_views=2))
+    monkeypatch.setattr(blocks, "TOGETHER", 12)
+    jobs_together = blocks.list_jobs(list_blocks(SHIFTS, images), None)
+    assert [len(job.blocks) for job in jobs_together] == [2, 2, 1]
+    together, losses_together = run(images, tmp_path / "together", SimCLRTraining(num_views=2))
+    same = [name for name in alone.columns if name != "milliseconds"]
+    pd.testing.assert_frame_equal(alone[same], together[same], rtol=1e-5)
+    np.testing.assert_allclose(losses, losses_together, rtol=1e-5)
 
 
 def test_several_sweeps_give_what_each_gives_alone(images, tmp_path):

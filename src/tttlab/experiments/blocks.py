@@ -11,6 +11,7 @@ from tttlab.shifts.streams import Stream, Visit
 
 _NAME_LIMIT = 120  # characters of a shift's name in a file name
 BLOCK = 256  # images; constant, so that no machine setting changes a result
+TOGETHER = 64  # images; smaller blocks are adapted to together, which takes less time per image
 
 
 class Block(NamedTuple):
@@ -62,13 +63,19 @@ class Job(NamedTuple):
         first, last = self.blocks[0], self.blocks[-1]
         if first is last:
             return f"{first.shift.name}, images {first.images.start} to {first.images.stop - 1}"
-        return f"a stream from {first.shift.name} to {last.shift.name}"
+        return f"{'a stream from ' * bool(self.route)}{first.shift.name} to {last.shift.name}"
 
 
 def list_jobs(blocks: Sequence[Block], stream: Stream | None) -> list[Job]:
-    """Group the blocks by what is computed together: each alone, or all blocks of one stream."""
+    """Group the blocks by what is computed together: a few small ones, or all of one stream."""
     if stream is None:
-        return [Job((block,), None) for block in blocks]
+        jobs = []
+        for block in blocks:
+            if jobs and jobs[-1].size + len(block.images) <= TOGETHER:
+                jobs[-1] = Job((*jobs[-1].blocks, block), None)
+            else:
+                jobs.append(Job((block,), None))
+        return jobs
     block_of = {block.shift: block for block in blocks}
     jobs = []
     for route in stream.routes(list(block_of)):

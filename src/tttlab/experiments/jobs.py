@@ -65,50 +65,59 @@ def adapt_to_job(
         distances: those that other runs have measured on the same images; new ones are added.
 
     Returns:
-        for every shift of the job the result of `adapt_to_block`, in the order of the images.
+        for every shift of the job the result of `adapt_to_blocks`, in the order of the images.
     """
     if job.route:
         return adapt_along(experiment, job.route, groups, device)
-    (block,) = job.blocks
-    return {block.shift: adapt_to_block(experiment, block, groups, device, distances)}
+    return adapt_to_blocks(experiment, job.blocks, groups, device, distances)
 
 
-def adapt_to_block(
+def adapt_to_blocks(
     experiment: Experiment,
-    block: Block,
+    blocks: Sequence[Block],
     groups: Groups,
     device: str | torch.device,
     distances: Distances | None = None,
-) -> dict[str, Tensor]:
-    """Adapt to the n images of one block, each on its own.
+) -> dict[Shift, dict[str, Tensor]]:
+    """Adapt to the images of blocks under different shifts, each on its own.
 
     Returns:
-        the parts of an `Adaptation` that are saved; logits of a thousand classes would fill a disk.
-        Per image: the class and confidence with and without adaptation; ``losses (n, steps + 1)``,
-        ``fell_back``, ``milliseconds``; ``predictions_at (n, R)`` and ``milliseconds_at (n, R)``;
-        the ``distance`` to the source, the gate's judgement and its cost.
+        for every shift the parts of an `Adaptation` that are saved; logits of a thousand classes
+        would fill a disk. Per image, of n: the class and confidence with and without adaptation;
+        ``losses (n, steps + 1)``, ``fell_back``, ``milliseconds``; ``predictions_at (n, R)`` and
+        ``milliseconds_at (n, R)``; the ``distance`` to the source, the gate's judgement and its
+        cost.
     """
-    task = experiment.task
-    images = block.shift.of(experiment.images).take(block.images)
-    pixels = as_images(torch.from_numpy(block.shift.apply(images, task.seed))).to(device)
+    task, distances = experiment.task, {} if distances is None else distances
+    sets = [block.shift.of(experiment.images).take(block.images) for block in blocks]
+    names = [name for images in sets for name in images.image_ids]
+    pixels = [
+        block.shift.apply(images, task.seed) for block, images in zip(blocks, sets, strict=True)
+    ]
+    pixels = as_images(torch.from_numpy(np.concatenate(pixels))).to(device)
     result = adapt(
         task.network,
         pixels,
         task.method,
         task.loop,
         statistics=task.statistics,
-        image_ids=images.image_ids,
+        image_ids=names,
         seed=task.seed,
         record=experiment.record,
         images_per_step=groups.of("adapt", *kind(task)),
     )
-    distances = {} if distances is None else distances
-    key = id(task.network), id(experiment.images), block
-    judged = judge(
-        experiment.gate, task, pixels, images.image_ids, groups, distance=distances.get(key)
-    )
-    distances[key] = judged["distance"]
-    return summary(result) | judged
+    keys = [(id(task.network), id(experiment.images), block) for block in blocks]
+    known = [distances[key] for key in keys if key in distances]
+    distance = torch.cat(known) if len(known) == len(keys) else None
+    judged = judge(experiment.gate, task, pixels, names, groups, distance=distance)
+    distances |= zip(keys, judged["distance"].split([len(images) for images in sets]), strict=True)
+    whole, results, start = summary(result) | judged, {}, 0
+    for block, images in zip(blocks, sets, strict=True):
+        part = slice(start, start + len(images))
+        # Cloned, for a saved part of a tensor takes all of it along.
+        results[block.shift] = {name: values[part].clone() for name, values in whole.items()}
+        start = part.stop
+    return results
 
 
 def kind(task: Task) -> tuple[str, InnerLoop]:
@@ -175,7 +184,7 @@ def load_pixels(sets: Sequence[ImageSet], positions: np.ndarray) -> np.ndarray:
 
 
 def in_order_of_images(parts: Sequence[Arrived]) -> dict[str, Tensor]:
-    """Put the results of all batches into the order of the images; see `adapt_to_block`."""
+    """Put the results of all batches into the order of the images; see `adapt_to_blocks`."""
     order = np.argsort(np.concatenate([part.positions for part in parts]))
     whole = joined([part.adaptation for part in parts])
     adaptation = Adaptation(*(values[order] for values in whole))
@@ -186,7 +195,7 @@ def in_order_of_images(parts: Sequence[Arrived]) -> dict[str, Tensor]:
 
 
 def summary(result: Adaptation, stream: bool = False) -> dict[str, Tensor]:
-    """Reduce an `Adaptation` to the parts that are saved; see `adapt_to_block`.
+    """Reduce an `Adaptation` to the parts that are saved; see `adapt_to_blocks`.
 
     Along a stream the loss after the last step is unknown.
     """
