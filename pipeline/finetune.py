@@ -8,6 +8,15 @@ from tttlab.workflow import command, places
 
 def run(params: Params, model: str, seed: int) -> None:
     """Write outputs/finetuned/<model>/<seed>: the source network and its learning curve."""
+    if params.models[model].whole:
+        from tttlab.workflow.whole_networks import keep
+
+        return keep(params, model, seed)
+    return train(params, model, seed)
+
+
+def train(params: Params, model: str, seed: int) -> None:
+    """Fit the classifier, and what else `finetune.mode` says."""
     from tttlab.data.image_sets import ImageSet
     from tttlab.networks.checkpoints import build_objective, load
     from tttlab.networks.network import add_probe
@@ -29,8 +38,7 @@ def run(params: Params, model: str, seed: int) -> None:
     if probe:
         add_probe(network, **probe, seed=seed)
 
-    inputs = [*folders, source / "weights.safetensors"]
-    parent_id = parent["mlflow_run_id"]
+    inputs, parent_id = [*folders, source / "weights.safetensors"], parent["mlflow_run_id"]
     training = open_trainer(params, model, "finetune", settings, inputs, parent_id)
     with training as (trainer, tracked):
         log_inputs(

@@ -15,6 +15,7 @@ def run(params: Params, model: str, seed: int) -> None:
     from tttlab.training.recipes import last_values, pretrain
     from tttlab.workflow.sizes import image_size
     from tttlab.workflow.trainings import log_inputs, open_trainer, write
+    from tttlab.workflow.whole_networks import take
 
     names = ("unlabeled", "labeled_train", "labeled_validation")
     folders = [places.OUTPUTS / "data" / name for name in names]
@@ -26,6 +27,9 @@ def run(params: Params, model: str, seed: int) -> None:
             f"outputs/data: expected images of {expected} pixels, found {size}; "
             "run dvc repro -f prepare"
         )
+    if params.models[model].whole:
+        take(params, model, seed, size)
+        return
     settings = {"seed": seed, "image_size": size, "models": {model: section}}
     recipe = {key: value for key, value in section["pretrain"].items() if key != "augment"}
     augmentation = params.models[model].pretrain.augment

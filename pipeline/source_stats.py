@@ -14,7 +14,7 @@ def run(params: Params, model: str, seed: int) -> None:
     network, about = checkpoints.load(places.OUTPUTS / "finetuned" / model / str(seed), device)
     batches = source_batches(params, device)
     statistics = source_statistics.layer_statistics(network, batches)
-    if hasattr(network.head, "project"):
+    if hasattr(getattr(network, "head", None), "project"):
         statistics |= source_statistics.projection_bank(
             network, batches, params.source_stats.bank_size
         )

@@ -1,0 +1,94 @@
+"""Networks that are kept as they are: what the two stages of training do with them."""
+
+from tttlab.config.params import Params
+from tttlab.data.image_sets import ImageSet
+from tttlab.errors import UserError
+from tttlab.networks import checkpoints
+from tttlab.networks.known_classes import class_list, order_of, told_classes
+from tttlab.networks.whole import build_whole, count_logits, tell_wrong_count
+from tttlab.runtime.devices import choose_device
+from tttlab.tracking.runs import start_run
+from tttlab.training.probing import classification, encode
+from tttlab.workflow import command, places
+from tttlab.workflow.execution import parent_run
+from tttlab.workflow.trainings import log_inputs, write
+
+PARTS = ("train", "validation")
+
+
+def take(params: Params, model: str, seed: int, size: int) -> None:
+    """Take a network for `pretrain`: its weights, and the classes that its checkpoint tells.
+
+    Args:
+        params: all settings.
+        model: the network's name.
+        seed: names the folder; nothing is drawn at random.
+        size: side of the images, pixels.
+    """
+    if command.RANK:
+        return  # only the first process writes
+    section = params.models[model].model_dump(mode="json", exclude={"finetune"})
+    network = build_whole(section, size)
+    extra = {
+        "parent": None,
+        "mlflow_run_id": None,
+        "logits": count_logits(network, size, f"models.{model}"),
+    }
+    folder = places.OUTPUTS / "pretrained" / model / str(seed)
+    about = {
+        "settings": section,
+        "classes": told_classes(section["weights"]) or (),
+        "image_size": size,
+        "extra": extra,
+    }
+    checkpoints.save(network, folder, **about)
+    print(f"{model}: {extra['logits']} classes, kept as it is")
+
+
+def keep(params: Params, model: str, seed: int) -> None:
+    """Write the source network for `finetune`, and how it does on the validation images."""
+    if command.RANK:
+        return
+    key, folder = f"models.{model}", places.OUTPUTS / "data"
+    train, validation = (ImageSet.load(folder / f"labeled_{part}") for part in PARTS)
+    device = choose_device(params.machine.device, params.machine.precision)
+    network, parent = checkpoints.load(places.OUTPUTS / "pretrained" / model / str(seed), device)
+    section = params.models[model].model_dump(mode="json", exclude={"pretrain"})
+    own = section["finetune"]
+    classes = own["classes"] or parent["classes"] or class_list(section, key)
+    if wrong := tell_wrong_count(parent["logits"], classes, key):
+        raise UserError(wrong)
+    if own["mean"]:
+        network.standardise(own["mean"], own["std"])
+    order = order_of(classes, train.classes, key)
+    network.reorder(order)
+    # Thousands of names would be no setting to compare runs by.
+    shown = section | {"finetune": own | {"classes": len(classes)}}
+    with start_run(
+        places.ROOT,
+        stage="finetune",
+        name=f"keep {model} · {section['backbone']}",
+        params={"seed": seed, "models": {model: shown}},
+        tags={"model": model, "objective": "none", "seed": seed, "source_run_id": ""},
+        parent=parent_run(params),
+    ) as tracked:
+        log_inputs(tracked, labeled_validation=(validation, "validation"))
+        metrics = classification(encode(network, validation, params.machine.images_per_step))
+        tracked.log_metrics(metrics)
+        extra = {
+            "parent": parent["sha256"],
+            "mlflow_run_id": tracked.id,
+            "logits": parent["logits"],
+            "metrics": metrics,
+        }
+        about = {
+            "settings": section,
+            "classes": [classes[number] for number in order],
+            "image_size": parent["image_size"],
+            "extra": extra,
+        }
+        folder = places.OUTPUTS / "finetuned" / model / str(seed)
+        write(folder, network, [{"epoch": 0, **metrics}], tracked, about)
+    others = len(classes) - len(train.classes)
+    known = f", which knows {others:,} classes besides" if others else ""
+    print(f"{model}: validation accuracy {metrics['validation_accuracy']:.1%} as it is{known}")
