@@ -14,6 +14,7 @@ from tttlab.reporting.pictures import Flips
 from tttlab.reporting.report import sentence
 from tttlab.reporting.tables import comparison, distances
 from tttlab.reporting.tables.comparison import Table
+from tttlab.reporting.verdict import Verdict
 from tttlab.reporting.words import setting
 
 SECTIONS = {
@@ -57,6 +58,7 @@ def render(
     settings: Mapping[str, Any],
     note: str,
     flips: Sequence[Flips] = (),
+    verdicts: Sequence[Verdict] = (),
 ) -> str:
     """Write the whole page.
 
@@ -66,6 +68,7 @@ def render(
         settings: The whole of params.yaml.
         note: A sentence on what was tested on what.
         flips: Examples of turned predictions, from `pictures.read_flips`.
+        verdicts: What to do with each model, from `verdict.judge_models`.
     """
     import jinja2
     from markupsafe import Markup
@@ -83,6 +86,7 @@ def render(
     used, common = _settings_used(results)
     return environment.get_template("report.html").render(
         note=note,
+        verdicts=verdicts,
         results=results,
         rows={model: [row for row in table if row["model"] == model] for model in results.models},
         trained=any(results.trains(*key) for key in results.summary),
