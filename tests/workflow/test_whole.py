@@ -143,6 +143,7 @@ def by_own_forward(numbers):
         return network(images).softmax(-1).max(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["timm", "own", "more"])
 def test_the_pipelines_source_predictions_are_the_networks_own(project, model):
     root, _ = project
@@ -158,6 +159,7 @@ def test_the_pipelines_source_predictions_are_the_networks_own(project, model):
     assert 0.3 < right.mean() < 0.95  # the shift is one
 
 
+@pytest.mark.slow
 def test_how_the_classes_are_listed_changes_no_accuracy(project):
     """All three networks are the same one, with the same classes in another order."""
     root, _ = project
@@ -169,6 +171,7 @@ def test_how_the_classes_are_listed_changes_no_accuracy(project):
     assert changed[0] == changed[1] > 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_whole_network_is_loaded_as_it_was(project):
     root, _ = project
     images = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
@@ -187,6 +190,7 @@ def test_a_checkpoint_of_a_whole_network_is_loaded_as_it_was(project):
     assert stored["fc.weight"].shape == (13, 64)  # as the user's own program reads it
 
 
+@pytest.mark.slow
 def test_the_linear_classifier_is_in_the_order_of_the_logits(project):
     root, _ = project
     network, _ = checkpoints.load(root / "outputs" / "finetuned" / "more" / "0")

@@ -22,10 +22,12 @@ class Told(NamedTuple):
     Attributes:
         classes: in the order of its logits; None: it does not tell.
         config: timm's ``pretrained_cfg``, with mean and deviation of its images; often empty.
+        architecture: its timm name; None: it does not tell.
     """
 
     classes: tuple[str, ...] | None
     config: Mapping[str, Any]
+    architecture: str | None = None
 
 
 def read_told(path: Path) -> Told:
@@ -37,12 +39,13 @@ def read_told(path: Path) -> Told:
     beside = _read_json(path.with_name(SIDECAR))
     config = beside.get("pretrained_cfg")
     config = config if isinstance(config, dict) else {}
+    architecture = beside.get("architecture")
     for told in (_metadata(path), beside, config):
         for name in NAMES:
             classes = told.get(name)
             if isinstance(classes, list | tuple) and all(isinstance(c, str) for c in classes):
-                return Told(tuple(map(nfc, classes)), config)
-    return Told(None, config)
+                return Told(tuple(map(nfc, classes)), config, architecture)
+    return Told(None, config, architecture)
 
 
 def _metadata(path: Path) -> dict[str, Any]:
