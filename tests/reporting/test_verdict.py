@@ -5,7 +5,8 @@ import pytest
 
 from tttlab.config.inner_loop import Augmentation
 from tttlab.evaluation.results import Results
-from tttlab.reporting.verdict import actions, recommend, sentence, write_code
+from tttlab.reporting.lines import write_code
+from tttlab.reporting.verdict import actions, recommend, sentence
 
 SETTINGS = {
     "none": {"method": "NoAdaptation()"},
@@ -83,14 +84,14 @@ def test_tuning_recommends_and_the_test_images_have_no_say():
             "both",
             entry(4.2, 1.1, 7.3, clean=-0.3),
             "Re-normalise and average over views (run both): the shifted images went "
-            "61.3 % → 65.5 %, +4.2 points (95 % interval +1.1 to +7.3), "
+            "from 61.3 % to 65.5 %, +4.2 points (95 % interval +1.1 to +7.3), "
             "−0.3 points on clean images, 85.2 ms per image.",
         ),
         (
             "both",
             entry(0.7, -0.5, 1.9),
             "Undecided: re-normalising and averaging over views (run both), which tuning on source "
-            "images recommends, took the shifted images 61.3 % → 62.0 %, +0.7 points (95 % "
+            "images recommends, took the shifted images from 61.3 % to 62.0 %, +0.7 points (95 % "
             "interval −0.5 to +1.9), which includes zero, 0.0 points on clean images, "
             "85.2 ms per image.",
         ),
@@ -98,7 +99,7 @@ def test_tuning_recommends_and_the_test_images_have_no_say():
             "both",
             entry(-2, -3, -1),
             "Leave the network as it is: re-normalising and averaging over views (run both), which "
-            "tuning on source images recommends, hurt the shifted images, 61.3 % → 59.3 %, "
+            "tuning on source images recommends, hurt the shifted images, from 61.3 % to 59.3 %, "
             "−2.0 points (95 % interval −3.0 to −1.0), 0.0 points on clean images, "
             "85.2 ms per image.",
         ),

@@ -21,7 +21,8 @@ from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.evaluation.results import Results
-from tttlab.reporting.verdict import sentence, write_code
+from tttlab.reporting.lines import write_code
+from tttlab.reporting.verdict import sentence
 from tttlab.workflow import check_settings, checking, cli, places
 
 SHARED = [folder / "shared" / "data" / "pacs" for folder in ROOT.parents]
@@ -110,7 +111,7 @@ def checked(images, tmp_path_factory):
     )
     before = places.ROOT, places.OUTPUTS, sorted(images.iterdir())
     # A tiny network on digits: what tuning says is no matter here, so one run is recommended.
-    patch.setattr("tttlab.reporting.verdict.recommend", lambda *_: "both")
+    patch.setattr("tttlab.reporting.verdict.recommend", lambda *_: "shrink")
     cli.main(["check", "--out", str(out)])
     assert (places.ROOT, places.OUTPUTS, sorted(images.iterdir())) == before
     patch.undo()
@@ -118,17 +119,17 @@ def checked(images, tmp_path_factory):
 
 
 def test_an_edited_check_goes_on_and_ends_with_a_verdict(checked, images, capsys, monkeypatch):
-    monkeypatch.setattr("tttlab.reporting.verdict.recommend", lambda *_: "both")
+    monkeypatch.setattr("tttlab.reporting.verdict.recommend", lambda *_: "shrink")
     monkeypatch.setattr(checking, "STAGES", {"evaluate": "compare"})
     monkeypatch.chdir(images)
     cli.main(["check", "--out", str(checked)])
     text = capsys.readouterr().out
     metrics = json.loads((checked / "outputs" / "metrics.json").read_text())["runs"]
-    gain = f"{100 * metrics['network/both']['gain']:+.1f}".replace("-", "−")
+    gain = f"{100 * metrics['network/shrink']['gain']:+.1f}".replace("-", "−")
     assert f" {gain} points (95 % interval " in text
     assert f"settings   {checked / 'params.yaml'}" in text
-    code = text.partition("In your own code:\n\n")[2].partition("\nreport  ")[0]
-    assert_lines_give_what_adapt_wrote(code, checked, "both")
+    code = text.partition("The lines that do it:\n\n")[2].partition("\nreport  ")[0]
+    assert_lines_give_what_adapt_wrote(code, checked, "shrink")
     page = (checked / "outputs" / "report.html").read_text(encoding="utf-8")
     verdict = re.search(r'<p class="verdict"><strong>network:</strong> (.*)</p>', page)[1]
     assert verdict in text

@@ -27,7 +27,7 @@ from tttlab.data.pixels import as_images
 from tttlab.data.sources import open_source
 from tttlab.errors import UserError
 from tttlab.evaluation.results import Results
-from tttlab.reporting.verdict import write_code
+from tttlab.reporting.lines import write_code
 from tttlab.runtime.process_identity import Identity
 from tttlab.workflow import cli, places
 from tttlab.workflow.ledger import FOLDERS, NAME, Ledger

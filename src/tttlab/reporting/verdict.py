@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tttlab.config.inner_loop import Augmentation, LoopSettings
 from tttlab.evaluation.metrics import verdict as judge
 from tttlab.evaluation.results import Results, difference, is_known
+from tttlab.reporting.lines import write_code
 from tttlab.reporting.words import amount, enumerate_words, interval, percent, points
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Verdict(NamedTuple):
         model: its name.
         run: the run that tuning recommends; None: leave the network as it is.
         sentence: what that did to the test images.
-        code: Python that adapts images by this run; empty without one.
+        code: Python that adapts images by this run; empty where the sentence advises against it.
     """
 
     model: str
@@ -98,7 +98,8 @@ def _recommended(results: Results, model: str, run: str) -> str:
     entry = results.summary[model, run]
     ends = entry["gain_low"], entry["gain_high"]
     gain = f"{points(entry['gain'])} points (95 % interval {' to '.join(map(points, ends))})"
-    rise = f"{percent(entry['accuracy_source'])} % → {percent(entry['accuracy_adapted'])} %"
+    accuracies = (percent(entry[f"accuracy_{side}"]) for side in ("source", "adapted"))
+    rise = "from {} % to {} %".format(*accuracies)
     price = _price(entry)
     order, noun = (_names(results, model, run, form) for form in (0, 1))
     kind = judge(*ends)
@@ -150,14 +151,15 @@ def _compared(results: Results, model: str) -> str:
         for name, of_kind in alone.items()
         if (run := _best(of_kind, results, model)) not in (None, chosen)
     ]
-    if run := _best([r for r in runs if results.trains(model, r)], results, model):
+    run = _best([r for r in runs if results.trains(model, r)], results, model)
+    if run and not (run == chosen and actions(results, model, run) == ("train",)):
         entry = results.summary[model, run]
         parts.append(_gain("the steps of training", run, entry, "training_gain"))
-    helpers = [run for run in runs if _helped(results, model, run)]
+    helpers = [run for run in runs if _judged(results, model, run) == "helped"]
     if parts and not helpers:
         parts[0] = f"nothing helped: {parts[0]}"
     clauses = [", ".join(parts)] if parts else []
-    if helpers and not (chosen and _helped(results, model, chosen)):
+    if helpers and chosen not in helpers:
         clauses.append(
             f"that {enumerate_words(helpers)} helped is known from these test images alone, so "
             "confirm it on others"
@@ -165,9 +167,9 @@ def _compared(results: Results, model: str) -> str:
     return "; ".join(clauses)
 
 
-def _helped(results: Results, model: str, run: str) -> bool:
+def _judged(results: Results, model: str, run: str) -> str:
     entry = results.summary[model, run]
-    return judge(entry["gain_low"], entry["gain_high"]) == "helped"
+    return judge(entry["gain_low"], entry["gain_high"])
 
 
 def _best(runs: Sequence[str], results: Results, model: str) -> str | None:
@@ -217,9 +219,6 @@ def _distance(results: Results, model: str) -> list[str]:
     return parts
 
 
-# --- the lines ------------------------------------------------------------------------------------
-
-
 def judge_models(results: Results, params: "Params", outputs: Path) -> list[Verdict]:
     """Judge every model, and write the lines for the run that is recommended.
 
@@ -231,7 +230,7 @@ def judge_models(results: Results, params: "Params", outputs: Path) -> list[Verd
     verdicts = []
     for model in results.models:
         run, code = recommend(results, model), ""
-        if run:
+        if run and _judged(results, model, run) not in ("hurt", "unchanged"):
             method = params.run_settings(run, model).method
             module = method if "." in method else f"tttlab.methods.{method}"
             settings = results.adapted[model, run]["settings"]
@@ -239,56 +238,3 @@ def judge_models(results: Results, params: "Params", outputs: Path) -> list[Verd
             code = write_code(settings, module, params.adapt.augment, outputs, key)
         verdicts.append(Verdict(model, run, sentence(results, model), code))
     return verdicts
-
-
-def write_code(
-    settings: Mapping[str, Any], module: str, augmentation: Augmentation, outputs: Path, key: str
-) -> str:
-    """Write the lines that adapt images as a run did.
-
-    Args:
-        settings: of the run, as `adapt` used them.
-        module: where the run's method is defined.
-        augmentation: of the views that predictions are averaged over.
-        outputs: the folder of outputs.
-        key: ``<model>/<training seed>``.
-
-    Returns:
-        Python for ``images (N, 3, H, W)``, RGB in [0, 1], and their ``names``, which key the random
-        views.
-    """
-    names = [name for name in LoopSettings.model_fields if name in settings]
-    loop = {"steps": 0} | {name: _plain(settings[name]) for name in names}
-    if loop.get("average"):
-        loop["augmentation"] = augmentation
-    arguments = ", ".join(f"{name}={value!r}" for name, value in loop.items())
-    method, seed = settings["method"], settings["seed"]
-    imports = [
-        "from tttlab.adaptation.adapter import InnerLoop, adapt",
-        f"from {module} import {method.partition('(')[0]}",
-        "from tttlab.networks import checkpoints, source_statistics",
-    ]
-    if "Augmentation(" in method + arguments:
-        imports.insert(1, "from tttlab.config.inner_loop import Augmentation")
-    options = f"statistics=statistics, image_ids=names, seed={seed}"
-    lines = [
-        f"network, about = checkpoints.load(outputs / 'finetuned' / {key!r})",
-        f"statistics = source_statistics.load(outputs / 'source_stats' / {key!r}, about['sha256'])",
-        f"method, loop = {method}, InnerLoop({arguments})",
-        f"result = adapt(network, images, method, loop, {options})",
-        "classes = [about['classes'][number] for number in result.logits.argmax(-1)]",
-    ]
-    about = "# images: (N, 3, H, W), RGB in [0, 1]; names: of the N files"
-    head = [
-        "from pathlib import Path",
-        "",
-        *imports,
-        "",
-        f"outputs = Path({str(outputs)!r})",
-        about,
-    ]
-    return "\n".join([*head, *lines, ""])
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

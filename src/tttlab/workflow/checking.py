@@ -17,7 +17,8 @@ from tttlab.runtime.compiler import postpone_compiler
 from tttlab.workflow import places
 from tttlab.workflow.check_settings import HEAD, MODEL, Request, as_text
 
-# The stages in the order of dvc.yaml, and what each does.
+# The stages in the order of dvc.yaml, and what each does. By the settings that are written there is
+# nothing to align, so that stage is not announced.
 STAGES = {
     "methods": "try every run on the network, with random images",
     "prepare": "read, check and divide the images",
@@ -51,9 +52,11 @@ def check(request: Request | None, folder: Path) -> None:
     keep_freed_memory()
     postpone_compiler()
     with within(folder):
-        for number, (stage, words) in enumerate(STAGES.items(), 1):
+        announced = [stage for stage, words in STAGES.items() if words]
+        for stage, words in STAGES.items():
             if words:
-                print(f"[{number}/{len(STAGES)}] {stage}: {words}", flush=True)
+                step = f"[{announced.index(stage) + 1}/{len(announced)}]"
+                print(f"{step} {stage}: {words}", flush=True)
             run_stage(params, stage)
         tell(params, folder)
 
@@ -140,6 +143,6 @@ def tell(params: Params, folder: Path) -> None:
         name = "" if verdict.model == MODEL else f"{verdict.model}: "
         print(f"\n{name}{verdict.sentence}\n")
         if verdict.code:
-            print(f"In your own code:\n\n{verdict.code}")
+            print(f"The lines that do it:\n\n{verdict.code}")
     print(f"report     {places.OUTPUTS / 'report.html'}")
     print(f"settings   {folder / 'params.yaml'}   (edit, then: ttt-lab check --out {folder})")
