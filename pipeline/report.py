@@ -10,7 +10,7 @@ def run(params: Params) -> None:
     """Draw, write and log the results of evaluate."""
     from tttlab.data.image_sets import ImageSet
     from tttlab.evaluation.results import Results
-    from tttlab.reporting import about, drawings, page, pictures, plots, report
+    from tttlab.reporting import about, drawings, page, pictures, plots, report, verdict
     from tttlab.runtime.parallel import in_order
     from tttlab.workflow.report_log import log_report
     from tttlab.workflow.shifted import open_test
@@ -40,8 +40,9 @@ def run(params: Params) -> None:
     flips = [flip for key in trained if (flip := read(*key))]
     note = about.note(results, test.source, shifts, params.adapt.online)
     target = outputs / "report.html"
+    verdicts = verdict.judge_models(results, params, outputs)
     settings = params.model_dump(mode="json")
-    text = page.render(results, drawn, settings, note, flips, lambda name, _: svgs[name])
+    text = page.render(results, drawn, settings, note, flips, verdicts, lambda name, _: svgs[name])
     target.write_text(text, encoding="utf-8")
     log_report(params, results, files, target)
     print(f"\n{report.plain_table(results)}\n")

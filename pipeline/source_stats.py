@@ -31,7 +31,7 @@ def measure(params: Params, item: Network, folder: Path) -> list[Path]:
     network, about = checkpoints.load(places.OUTPUTS / "finetuned" / str(item), device)
     batches = source_batches(params, device)
     statistics = source_statistics.layer_statistics(network, batches)
-    if hasattr(network.head, "project"):
+    if hasattr(getattr(network, "head", None), "project"):
         statistics |= source_statistics.projection_bank(
             network, batches, params.source_stats.bank_size
         )

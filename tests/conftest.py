@@ -14,6 +14,7 @@ CONTRACT = Path(__file__).parent / "methods" / "test_contract.py"
 # These modules import torch, but test processes, memory, time or text.
 NOT_NUMERICAL = {
     "benchmarks",
+    "check",
     "docs",
     "group_size",
     "memory",

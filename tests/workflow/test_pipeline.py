@@ -23,8 +23,11 @@ from tools.stage_code import ROOT
 from tttlab.config.images import ImageSpec
 from tttlab.config.params import read_params
 from tttlab.data.image_sets import ImageSet
+from tttlab.data.pixels import as_images
 from tttlab.data.sources import open_source
 from tttlab.errors import UserError
+from tttlab.evaluation.results import Results
+from tttlab.reporting.lines import write_code
 from tttlab.runtime.process_identity import Identity
 from tttlab.workflow import cli, places
 from tttlab.workflow.ledger import FOLDERS, NAME, Ledger
@@ -187,6 +190,29 @@ def test_every_run_is_judged_on_the_same_images_and_checkpoint(project):
             "photos/turned",
         ]
         assert set(control.groupby(["shift", "seed"]).size()) == {10}
+
+
+def test_the_lines_of_every_run_give_what_adapt_wrote(project):
+    """As the report prints them: for heads, for tuned settings, with views and without."""
+    import torch  # here: imported above, it would have all these tests run twice
+
+    root, params = project
+    results = Results.read(root / "outputs", params.pairs)
+    test = ImageSet.load(root / "outputs" / "data" / "test")
+    for model, run in params.pairs:
+        module = f"tttlab.methods.{params.run_settings(run, model).method}"
+        settings = results.adapted[model, run]["settings"]
+        code = write_code(settings, module, params.adapt.augment, root / "outputs", f"{model}/0")
+        table = pd.read_parquet(root / "outputs" / "adapted" / run / model / "0.parquet")
+        table = table[table["shift"] == "clean"]
+        rows = [test.image_ids.index(name) for name in table["image_id"]]
+        images = as_images(torch.from_numpy(test.pixels[rows]))
+        defined = {"images": images, "names": [*table["image_id"]]}
+        exec(code, defined)
+        confidence, predictions = defined["result"].logits.softmax(-1).max(-1)
+        assert predictions.tolist() == table["adapted_prediction"].tolist(), (model, run)
+        np.testing.assert_allclose(confidence, table["adapted_confidence"], atol=1e-3)
+        assert defined["classes"] == [test.classes[number] for number in predictions]
 
 
 def test_mlflow_holds_one_run_per_execution_linked_to_where_it_came_from(project):

@@ -1,10 +1,13 @@
 """A model of params.yaml: backbone, objective and the two trainings."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
+    SerializeAsAny,
+    StrictFloat,
     StrictInt,
     ValidationInfo,
     field_validator,
@@ -18,7 +21,16 @@ from tttlab.config.objective_settings import (
     of_one_image,
 )
 from tttlab.config.strict import Count, Natural, NonNegative, Positive, Strict, fault
-from tttlab.config.values import PLAIN_TRANSFORMERS, BackboneName, resolve
+from tttlab.config.values import (
+    PLAIN_TRANSFORMERS,
+    BackboneName,
+    ClassNames,
+    is_own_module,
+    resolve,
+    tell_unknown_backbone,
+)
+
+MODES = ("linear", "full", "joint", "meta", "none")  # `Whole` is the section of none
 
 
 class Training(Strict):
@@ -60,7 +72,7 @@ class Probe(Strict):
 class Finetune(Training):
     """Supervised training: of the classifier, of all, with the objective, or after a step on it."""
 
-    mode: Literal["linear", "full", "joint", "meta"]
+    mode: Literal[MODES]
     objective_weight: NonNegative
     inner: InnerStep | None = None
     probe: Probe | None = None
@@ -88,6 +100,52 @@ class Finetune(Training):
         return self
 
 
+Channels = tuple[StrictFloat, StrictFloat, StrictFloat]
+Deviations = tuple[Positive, Positive, Positive]
+
+
+class Whole(Strict):
+    """A network that is kept as it is, with its own classifier: nothing is trained.
+
+    Attributes:
+        classes: names of its classes in the order of its logits; null: those that the checkpoint
+            tells of.
+        mean: of R, G and B, subtracted from images in [0, 1]; null: timm's, where it knows any.
+        std: of R, G and B, by which the difference is divided.
+    """
+
+    mode: Literal["none"]
+    classes: ClassNames | None = None
+    mean: Channels | None = None
+    std: Deviations | None = None
+    probe: ClassVar[None] = None
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> "Whole":
+        for key, other in (("mean", "std"), ("std", "mean")):
+            if getattr(self, key) is None and getattr(self, other) is not None:
+                raise fault(f"missing; {other} is given, and they belong together", key)
+        return self
+
+
+def _by_mode(values: Any, info: ValidationInfo) -> Any:
+    """Check the section by its mode: a training, or none."""
+    if not isinstance(values, dict) or values.get("mode") != "none":
+        return Finetune.model_validate(values, context=info.context)
+    trained = [key for key in values if key in Finetune.model_fields and key != "mode"]
+    if trained:
+        raise fault(
+            "expected nothing: with mode none the network is kept as it is and not trained; "
+            "remove it",
+            trained[0],
+            len(trained) - 1,
+        )
+    return Whole.model_validate(values, context=info.context)
+
+
+FinetuneSection = Annotated[SerializeAsAny[Strict], BeforeValidator(_by_mode)]
+
+
 class Model(Strict):
     """One network: its backbone, where its weights come from, and how it is trained."""
 
@@ -97,7 +155,7 @@ class Model(Strict):
     weights: str | None
     objective: ObjectiveSection
     pretrain: Training
-    finetune: Finetune
+    finetune: FinetuneSection
 
     @field_validator("weights")
     @classmethod
@@ -109,9 +167,61 @@ class Model(Strict):
             raise fault(f"expected null, timm or the path of a checkpoint, found no file at {path}")
         return str(path)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the network is kept as it is, with its own classifier."""
+        return self.finetune.mode == "none"
+
+    @model_validator(mode="after")
+    def _network_is_known(self) -> "Model":
+        if not self.whole:
+            if is_own_module(self.backbone):
+                raise fault(
+                    f"{tell_unknown_backbone(self.backbone)}; "
+                    "a network of your own is kept as it is: set finetune: {mode: none}",
+                    "backbone",
+                )
+            return self
+        if is_own_module(self.backbone):
+            self._own_module_fits()
+        elif self.weights is None:
+            raise fault(
+                "expected the weights of a trained network, for finetune.mode none trains nothing: "
+                "the path of a checkpoint, or timm, found null",
+                "weights",
+            )
+        if self.weights in (None, "timm") and not self.finetune.classes:
+            raise fault(
+                "missing; give the names of its classes in the order of the logits, as a list or "
+                "as the path of a text file with one in every line",
+                "finetune.classes",
+            )
+        if self.weights not in (None, "timm") and Path(self.weights).is_dir():
+            raise fault(
+                "expected a file (.safetensors, or a state dict from torch.save) with the "
+                f"classifier, found the folder {self.weights}",
+                "weights",
+            )
+        return self
+
+    def _own_module_fits(self) -> None:
+        if self.weights == "timm":
+            raise fault(
+                f"expected null or a path: timm has no weights of your {self.backbone}, found timm",
+                "weights",
+            )
+        if self.stem != "original":
+            raise fault(
+                f"expected original: {self.backbone} is your own and stays as it is, "
+                f"found {self.stem}",
+                "stem",
+            )
+
     @model_validator(mode="after")
     def _objective_fits(self) -> "Model":
         name, mode = self.objective.name, self.finetune.mode
+        if self.whole:
+            return self._nothing_is_trained()
         plain = self.backbone.rpartition("/")[2].startswith(PLAIN_TRANSFORMERS)
         if self.finetune.probe and not plain:
             raise fault(
@@ -144,6 +254,20 @@ class Model(Strict):
             raise fault(
                 f"{name} learns from labels, which pretraining has none of; set 0",
                 "pretrain.epochs",
+            )
+        return self
+
+    def _nothing_is_trained(self) -> "Model":
+        if self.objective.name != "none":
+            raise fault(
+                f"{self.objective.name} needs a head, and with finetune.mode none nothing is "
+                "trained; set none, or finetune.mode: linear for a head and a new classifier on "
+                "this encoder",
+                "objective.name",
+            )
+        if self.pretrain.epochs:
+            raise fault(
+                "with finetune.mode none the network is kept as it is; set 0", "pretrain.epochs"
             )
         return self
 

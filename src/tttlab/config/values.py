@@ -6,10 +6,11 @@ import re
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     StrictFloat,
     StrictInt,
@@ -79,13 +80,47 @@ def backbone_names() -> frozenset[str]:
 
 def _check_backbone(name: str) -> str:
     known = backbone_names()
-    if known and not name.startswith(FOREIGN_BACKBONES) and name.partition(".")[0] not in known:
-        close = difflib.get_close_matches(name.partition(".")[0], known, n=3)
-        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-        raise fault(
-            f"unknown backbone {name!r}; {hint}allowed: the names that timm.list_models() prints"
-        )
+    foreign = name.startswith(FOREIGN_BACKBONES) or is_own_module(name)
+    if known and not foreign and name.partition(".")[0] not in known:
+        raise fault(tell_unknown_backbone(name))
     return name
+
+
+def is_own_module(backbone: str) -> bool:
+    """Tell whether a backbone is the dotted path of a callable, such as my_package.my_network."""
+    if backbone.startswith(FOREIGN_BACKBONES) or backbone.partition(".")[0] in backbone_names():
+        return False
+    first, *others = backbone.split(".")
+    return bool(others) and all(part.isidentifier() for part in (first, *others))
+
+
+def tell_unknown_backbone(name: str) -> str:
+    """Say that timm does not know a backbone, with the most similar names."""
+    close = difflib.get_close_matches(name.partition(".")[0], backbone_names(), n=3)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"unknown backbone {name!r}; {hint}allowed: the names that timm.list_models() prints"
+
+
+def _read_classes(names: Any, info: ValidationInfo) -> Any:
+    """Read a list of classes; text is the path of a file with a name in every line."""
+    if isinstance(names, str):
+        path = resolve(Path(names), info)
+        try:
+            names = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise fault(
+                "expected a list of names, or a text file with a name in every line, "
+                f"found no such file at {path}"
+            ) from error
+        names = [line.strip() for line in names if line.strip()]
+        if not names:
+            raise fault(f"expected a name in every line of {path}, found none")
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise fault(
+            "expected names in the order of the logits, or the path of a text file with one in "
+            f"every line, found {show(names)}; quote names that are numbers"
+        )
+    return [nfc(name) for name in names]
 
 
 def is_held_out(shift: str) -> bool:
@@ -158,6 +193,10 @@ def resolve(path: Path | None, info: ValidationInfo) -> Path | None:
 DISTINCT = AfterValidator(_check_distinct)  # of several values: none is there twice
 Name = Annotated[str, AfterValidator(_check_name)]
 ShiftName = Annotated[str, AfterValidator(nfc)]
+# Of a network, in the order of its logits.
+ClassNames = Annotated[
+    tuple[str, ...], Field(min_length=2), BeforeValidator(_read_classes), DISTINCT
+]
 Severity = Annotated[StrictInt, Field(ge=SEVERITIES[0], le=SEVERITIES[-1])]
 Severities = Annotated[tuple[Severity, ...], Field(min_length=1), DISTINCT]
 BackboneName = Annotated[str, AfterValidator(_check_backbone)]

@@ -47,7 +47,7 @@ class Search:
             saves: tells whether a gate saves time with some settings; None: no gate is wanted.
         """
         rank, step_index = self._pick()
-        values = self.values(rank, step_index)
+        values, found = self.values(rank, step_index), self.chosen()
         gate = None
         if saves and self.trains:
             gate = self.trials[rank].gate(
@@ -56,7 +56,10 @@ class Search:
         return {
             "tuned": True,
             "settings": values,
-            "score": self.chosen()["score"],
+            "score": found["score"],
+            # The same above the network as it is.
+            "lead": found["score"] - (found["accuracy"] - found["gain"]),
+            "gain": found["gain"],
             "steps": list(self.grid.steps),
             "candidates": [self.entry(rank) for rank in range(min(LISTED, len(self.trials)))],
             "search": self.tried_values(),

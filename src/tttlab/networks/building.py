@@ -18,8 +18,9 @@ def build_encoder(
     stem: str = "small",
     options: Mapping[str, Any] | None = None,
     pretrained: bool = False,
+    num_classes: int | None = 0,
 ) -> nn.Module:
-    """Create a timm backbone without a classifier, with a stem that suits the image size.
+    """Create a timm backbone, by default without classifier, with a stem for the image size.
 
     Args:
         backbone: a timm model name.
@@ -30,9 +31,10 @@ def build_encoder(
             ``options`` has another ``patch_size``.
         options: further arguments of ``timm.create_model``.
         pretrained: start from timm's weights, which timm downloads on first use.
+        num_classes: of its own classifier; 0: it has none; None: as many as its weights have.
 
     Raises:
-        UserError: timm does not know the backbone, or refuses the options.
+        UserError: timm does not know the backbone, refuses the options, or cannot fetch weights.
     """
     options = dict(options or {})
     has_source = backbone.startswith(FOREIGN_BACKBONES)
@@ -61,15 +63,31 @@ def build_encoder(
     if "channels" in options or "layers" in options:
         # If residual branches started at zero, BatchNorm parameters would at first get no gradient.
         options.setdefault("zero_init_last", False)
+    encoder = create(backbone, pretrained=pretrained, num_classes=num_classes, **options)
+    if stem != "original" and not made_of_patches:
+        shrink_stem(encoder, stride=1 if stem == "small" else 2)
+    return encoder
+
+
+def create(backbone: str, **options: Any) -> nn.Module:
+    """Create a timm model, and tell in a line why that fails.
+
+    Raises:
+        UserError: timm refuses the options, or cannot fetch the weights.
+    """
     try:
-        encoder = timm.create_model(backbone, pretrained=pretrained, num_classes=0, **options)
+        return timm.create_model(backbone, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(
             f"models: timm cannot build backbone {backbone!r} with {options}: {error}"
         ) from error
-    if stem != "original" and not made_of_patches:
-        shrink_stem(encoder, stride=1 if stem == "small" else 2)
-    return encoder
+    except OSError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"weights: expected timm's weights of {backbone!r}, found neither a copy "
+            f"nor a network to fetch them through ({reason}); "
+            "connect once, or give the path of a file"
+        ) from error
 
 
 def pretrained_config(backbone: str) -> PretrainedCfg | None:

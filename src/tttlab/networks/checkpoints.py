@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from timm.models import load_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tttlab.config.objective_settings import objective_names
 from tttlab.errors import UserError, choices
 from tttlab.networks.building import build_encoder
+from tttlab.networks.classifiers import Classifier
+from tttlab.networks.files import fill, misfit, read_weights
 from tttlab.networks.network import Network, add_probe
 from tttlab.networks.objective import Objective
+from tttlab.networks.whole import build_whole
 from tttlab.seeding import stream_seed
 
 # The settings that rebuild a network, apart from its weights.
@@ -77,7 +77,13 @@ def build_network(
     weights = settings.get("weights")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "weights"))
-        encoder = _build_encoder(settings, image_size, weights == "timm")
+        encoder = build_encoder(
+            settings["backbone"],
+            image_size,
+            stem=settings.get("stem", "small"),
+            options=settings.get("backbone_options"),
+            pretrained=weights == "timm",
+        )
         head = _build_head(objective, encoder, num_classes) if objective else None
         if objective and weights is None:
             objective.initialise(encoder)
@@ -89,21 +95,6 @@ def build_network(
     return network, objective
 
 
-def _build_encoder(settings: Mapping[str, Any], image_size: int, pretrained: bool) -> nn.Module:
-    stem, options = settings.get("stem", "small"), settings.get("backbone_options")
-    try:
-        return build_encoder(
-            settings["backbone"], image_size, stem=stem, options=options, pretrained=pretrained
-        )
-    except OSError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"weights: expected timm's weights of {settings['backbone']!r}, found neither a copy "
-            f"nor a network to fetch them through ({reason}); "
-            "connect once, or give the path of a file"
-        ) from error
-
-
 def _build_head(objective: Objective, encoder: nn.Module, num_classes: int) -> nn.Module:
     return objective.head(encoder, num_classes) if objective.labels else objective.head(encoder)
 
@@ -112,7 +103,7 @@ def _build_head(objective: Objective, encoder: nn.Module, num_classes: int) -> n
 
 
 def save(
-    network: Network,
+    network: Network | Classifier,
     folder: Path,
     *,
     settings: Mapping[str, Any],
@@ -123,7 +114,8 @@ def save(
     """Write ``weights.safetensors`` and ``network.json``.
 
     Args:
-        network: the network to save.
+        network: the network to save; of a whole one (`tttlab.networks.whole`) the module's own
+            weights, under its own names.
         folder: created if it does not exist.
         settings: as for `build_network`; ``weights`` is recorded as ``initial_weights``.
         classes: names of the K classes.
@@ -134,8 +126,11 @@ def save(
         the contents of ``network.json``, with the weights' hash as ``sha256``.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    module = network.encoder if isinstance(network, Classifier) else network
+    # Cloned, for safetensors refuses tensors that share memory, as tied weights do.
     state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in module.state_dict().items()
     }
     save_file(state, folder / _WEIGHTS)
     about = {
@@ -143,6 +138,7 @@ def save(
         "initial_weights": settings.get("weights"),
         "classes": list(classes),
         "image_size": image_size,
+        **(_describe(network) if isinstance(network, Classifier) else {}),
         "sha256": file_hash(folder / _WEIGHTS),
         "versions": {
             "tttlab": _package_version(),
@@ -156,19 +152,31 @@ def save(
     return about
 
 
-def load(folder: Path, device: str | torch.device = "cpu") -> tuple[Network, dict[str, Any]]:
+def _describe(network: Classifier) -> dict[str, Any]:
+    """Tell what a whole network's own weights leave open."""
+    values = {name: getattr(network, name) for name in ("mean", "std", "order")}
+    return {"whole": True} | {
+        name: None if value is None else value.flatten().tolist() for name, value in values.items()
+    }
+
+
+def load(
+    folder: Path, device: str | torch.device = "cpu"
+) -> tuple[Network | Classifier, dict[str, Any]]:
     """Load what `save` wrote: the network in evaluation mode, and the contents of ``network.json``.
 
     Raises:
         UserError: the folder holds no checkpoint, or its two files do not belong together.
     """
     about = read_sidecar(folder)
-    state = _read_weights(folder / _WEIGHTS)
+    state = read_weights(folder / _WEIGHTS)
     if file_hash(folder / _WEIGHTS) != about["sha256"]:
         raise UserError(
             f"{folder / _WEIGHTS}: expected the weights that {_SIDECAR} describes, found others; "
             "run the stage that makes this folder again"
         )
+    if about.get("whole"):
+        return _load_whole(about, state, folder / _WEIGHTS).to(device), about
     # The seed does not matter: every weight is replaced.
     network, _ = build_network(
         {name: about[name] for name in SETTINGS if name in about},
@@ -176,8 +184,16 @@ def load(folder: Path, device: str | torch.device = "cpu") -> tuple[Network, dic
         about["image_size"],
         seed=0,
     )
-    _fill(network, state, folder / _WEIGHTS)
+    fill(network, state, folder / _WEIGHTS)
     return network.to(device), about
+
+
+def _load_whole(about: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> Classifier:
+    network = build_whole(about, about["image_size"], about["logits"])
+    fill(network.encoder, state, path)
+    if about["order"]:
+        network.reorder(about["order"])
+    return network
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:
@@ -222,64 +238,21 @@ def load_weights(network: Network, path: Path) -> None:
         classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers or ()
         state = {
             name: tensor
-            for name, tensor in _read_weights(path).items()
+            for name, tensor in read_weights(path).items()
             if name.rpartition(".")[0] not in classifiers
         }
-        _fill(network.encoder, state, path)
+        fill(network.encoder, state, path)
         return
     read_sidecar(path)
-    state = _read_weights(path / _WEIGHTS)
+    state = read_weights(path / _WEIGHTS)
     for part, module in network.named_children():
         part_state = {
             name.removeprefix(f"{part}."): tensor
             for name, tensor in state.items()
             if name.startswith(f"{part}.")
         }
-        if part == "encoder" or _misfit(module, part_state) is None:
-            _fill(module, part_state, path / _WEIGHTS)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return dict(load_state_dict(str(path), weights_only=True))
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        SafetensorError,
-        UnpicklingError,
-    ) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path}: expected weights (.safetensors, or a state dict from torch.save), "
-            f"found a file that cannot be read as such ({reason})"
-        ) from error
-
-
-def _fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    if (misfit := _misfit(module, state)) is not None:
-        raise UserError(
-            f"{path}: the weights do not fit this network: {misfit}; "
-            "check backbone, backbone_options, stem, objective and data.image_size"
-        )
-    module.load_state_dict(state)
-
-
-def _misfit(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """Describe the first missing, misshapen or surplus entry; None if all entries fit."""
-    expected = module.state_dict()
-    for name, tensor in expected.items():
-        if name not in state:
-            return f"expected {name} {tuple(tensor.shape)}, found no such entry"
-        if state[name].shape != tensor.shape:
-            return f"expected {name} {tuple(tensor.shape)}, found {tuple(state[name].shape)}"
-    surplus = next((name for name in state if name not in expected), None)
-    return surplus and f"expected no entry {surplus}, found one {tuple(state[surplus].shape)}"
+        if part == "encoder" or misfit(module, part_state) is None:
+            fill(module, part_state, path / _WEIGHTS)
 
 
 def _package_version() -> str:

@@ -5,6 +5,7 @@ what cannot be inferred from the module: the layer that gives the features, and 
 activations methods use.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,8 @@ from tttlab.networks.taps import record
 class Classifier(nn.Module):
     """A module from images to logits; images must be preprocessed as the module expects.
 
+    Where `standardise` has given a mean and deviation, it takes images in [0, 1] like a `Network`.
+
     Parameters and layers are named as in a `Network`: ``classifier`` is the layer that makes the
     logits, and every other layer is ``encoder.<name in the module>``.
 
@@ -32,6 +35,9 @@ class Classifier(nn.Module):
         stages: names, without ``encoder.``, of the layers that `taps.stage_layers` returns.
         embedding: whether `taps.token_layers` begins with the patch embedding.
         channels_last: whether these layers give ``(N, H, W, C)``.
+        mean: ``(1, 3, 1, 1)`` of RGB, subtracted from the images; None: nothing is.
+        std: ``(1, 3, 1, 1)``, by which the difference is divided.
+        order: ``(K,)``, for every logit its number among the module's; None: as they come.
     """
 
     def __init__(
@@ -84,6 +90,19 @@ class Classifier(nn.Module):
         self.stages = tuple(stages or [stage["module"] for stage in timm_stages])
         self.embedding = not stages and reports_classifier(model) and hasattr(model, "patch_embed")
         self.channels_last = channels_last or getattr(model, "output_fmt", "NCHW") == "NHWC"
+        for name in ("mean", "std", "order"):
+            self.register_buffer(name, None, persistent=False)
+
+    def standardise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Have images in [0, 1] standardised before the module sees them, in place."""
+        like = next(self.parameters())
+        for name, values in (("mean", mean), ("std", std)):
+            value = torch.tensor(values, dtype=like.dtype, device=like.device)
+            self.register_buffer(name, value.view(1, -1, 1, 1), persistent=False)
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Give the logits in another order, in place; see ``order``."""
+        self.register_buffer("order", torch.tensor(order), persistent=False)
 
     def forward(self, images: Tensor) -> Outputs:
         """Run the module on ``images (N, C, H, W)``; unknown ``features`` are None.
@@ -95,6 +114,8 @@ class Classifier(nn.Module):
         layers = [self.features] if self.features else []
         if self.guessed:
             layers.append("classifier")
+        if self.mean is not None:
+            images = (images - self.mean) / self.std
         with record(self, layers) as activations:
             logits = self.encoder(images)
         logits = getattr(logits, "logits", logits)
@@ -110,6 +131,8 @@ class Classifier(nn.Module):
                 "name the one that does: "
                 "tttlab.networks.classifiers.Classifier(model, 'name'), or None for none"
             )
+        if self.order is not None:
+            logits = logits.index_select(-1, self.order)
         return Outputs(logits, as_features(activations.get(self.features), len(images)))
 
 
@@ -135,19 +158,30 @@ def as_network(model: nn.Module) -> Network | Classifier:
 
 
 def linear_classifier(network: nn.Module) -> nn.Linear:
-    """Find the layer that turns features ``(N, D)`` into logits ``(N, K)``.
+    """Give the layer that turns features ``(N, D)`` into logits ``(N, K)``, in their order.
 
     Raises:
         UserError: it is not linear, or unknown.
     """
     if isinstance(network.classifier, nn.Linear):
-        return network.classifier
+        order = getattr(network, "order", None)
+        return network.classifier if order is None else reordered(network.classifier, order)
     kind = "none" if network.classifier is None else type(network.classifier).__name__
     raise UserError(
         "expected a linear layer that makes the logits of this "
         f"{type(network.encoder).__name__}, found {kind}; "
         "name it: tttlab.networks.classifiers.Classifier(model, 'name'), or choose another method"
     )
+
+
+def reordered(layer: nn.Linear, order: Tensor) -> nn.Linear:
+    """Copy a linear layer with its outputs in another order ``(K,)``."""
+    copied = copy.deepcopy(layer)
+    with torch.no_grad():
+        copied.weight.copy_(layer.weight[order])
+        if layer.bias is not None:
+            copied.bias.copy_(layer.bias[order])
+    return copied
 
 
 def reports_classifier(model: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from tttlab.reporting.pictures import Flips
 from tttlab.reporting.tables import comparison, distances
 from tttlab.reporting.tables.comparison import Table
 from tttlab.reporting.tested import Tested
+from tttlab.reporting.verdict import Verdict
 from tttlab.reporting.words import setting
 
 SECTIONS = {
@@ -57,6 +58,7 @@ def render(
     settings: Mapping[str, Any],
     note: str,
     flips: Sequence[Flips] = (),
+    verdicts: Sequence[Verdict] = (),
     svg: Callable[[str, Drawing], str] | None = None,
 ) -> str:
     """Write the whole page.
@@ -67,6 +69,7 @@ def render(
         settings: The whole of params.yaml.
         note: A sentence on what was tested on what.
         flips: Examples of turned predictions, from `pictures.read_flips`.
+        verdicts: What to do with each model, from `verdict.judge_models`.
         svg: Gives a drawing by its name as `to_svg` does; None: `to_svg` itself.
     """
     import jinja2
@@ -85,6 +88,7 @@ def render(
     used, common = _settings_used(results)
     return environment.get_template("report.html").render(
         note=note,
+        verdicts=verdicts,
         results=results,
         rows={model: [row for row in table if row["model"] == model] for model in results.models},
         trained=any(results.trains(*key) for key in results.summary),

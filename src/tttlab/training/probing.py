@@ -15,7 +15,10 @@ NEIGHBOURS = 20
 
 
 class Encoded(NamedTuple):
-    """``features (N, D)``, ``logits (N, K)`` and ``labels (N,)`` of an image set, on the CPU."""
+    """``features (N, D)``, ``logits (N, K)`` and ``labels (N,)`` of an image set, on the CPU.
+
+    Where a network's features are unknown, D is 0.
+    """
 
     features: Tensor
     logits: Tensor
@@ -36,7 +39,8 @@ def encode(network: Network, images: ImageSet, images_per_step: Wish = "auto") -
 
     def look(part: slice) -> tuple[Tensor, Tensor]:
         outputs = network(as_images(torch.from_numpy(images.pixels[part].copy()).to(device)))
-        return outputs.features.float().cpu(), outputs.logits.float().cpu()
+        features, logits = outputs.features, outputs.logits.float().cpu()
+        return logits[:, :0] if features is None else features.float().cpu(), logits
 
     sizes = as_sizes(images_per_step, largest=FORWARD_LARGEST, timed=False)
     features, logits = zip(*in_groups(look, len(images), device, sizes), strict=True)

@@ -14,6 +14,8 @@ from tttlab.runtime.compiler import postpone_compiler
 from tttlab.workflow import places
 
 EPILOG = """examples:
+  ttt-lab check --network my.safetensors --backbone resnet50 --labeled summer/ --test winter/
+                                                 does adapting help your own network?
   ttt-lab predict photo.png                      by the run that tuning scored highest
   ttt-lab predict *.png --run actmad --json      by a run of your choice, for programs
   ttt-lab methods                                what there is to run
@@ -37,6 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
     predict.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings")
     predict.add_argument("--json", action="store_true", help="print JSON instead of a table")
     predict.set_defaults(do=_predict)
+    _add_check(commands)
     commands.add_parser("methods", help="list the methods").set_defaults(do=_methods)
     report = commands.add_parser("report", help="say where the report is")
     report.add_argument("--open", action="store_true", help="open it in a browser")
@@ -45,12 +48,46 @@ def main(words: Sequence[str] | None = None) -> None:
     ui.add_argument("--port", type=int, default=5000, help="first port to try (default: 5000)")
     ui.set_defaults(do=_ui)
     arguments = parser.parse_args(words)
+    # Modules of one's own are found from here, as `python -m` finds them.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
     try:
         with pipeline_extra():
             arguments.do(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _add_check(commands: argparse._SubParsersAction) -> None:
+    check = commands.add_parser("check", help="find out whether adapting helps your own network")
+    option = check.add_argument
+    option(
+        "--network",
+        metavar="FILE",
+        help="the trained network: weights of a timm model with its classifier (.safetensors, or "
+        "from torch.save), or the dotted path of a callable that returns a module, or timm, for "
+        "the weights of timm's hub",
+    )
+    option("--backbone", help="the timm name of the weights' architecture")
+    option("--labeled", type=Path, metavar="DIR", help="labeled images, a folder for each class")
+    option("--test", type=Path, metavar="DIR", help="shifted images, in class folders or not")
+    option("--classes", type=Path, metavar="FILE", help="class names, in the order of the logits")
+    option("--image-size", type=int, metavar="PIXELS", help="of the network's input")
+    for name, what in (("--mean", "subtracted from"), ("--std", "that divides")):
+        text = f"{what} R, G and B in [0, 1] (default: timm's, if any)"
+        option(name, type=float, nargs=3, metavar=("R", "G", "B"), help=text)
+    option("--out", type=Path, metavar="DIR", help="for settings and results (default: ttt-check)")
+    option("--flip", action="store_true", help="a mirrored image is still of its class")
+    option("--quick", action="store_true", help="fewer images and settings")
+    check.set_defaults(do=_check, out=Path("ttt-check"))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from tttlab.workflow.check_settings import request_of
+    from tttlab.workflow.checking import check
+
+    check(request_of(arguments), arguments.out)
 
 
 def _predict(arguments: argparse.Namespace) -> None:

@@ -61,6 +61,11 @@ def measure(params: Params, network: nn.Module) -> pd.DataFrame:
 
     def sample(images: ImageSet) -> shift_estimates.Sample:
         features, logits, _ = encode(network, images, params.machine.images_per_step)
+        if not features.shape[1]:
+            raise UserError(
+                "the features of this network are unknown; return it as "
+                "tttlab.networks.classifiers.Classifier(model, features='name of a layer')"
+            )
         return shift_estimates.Sample(features.numpy(), logits.numpy())
 
     unlabeled, labeled = (

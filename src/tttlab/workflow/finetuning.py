@@ -11,10 +11,13 @@ from tttlab.training.optimisers import Recipe
 from tttlab.training.recipes import finetune, last_values
 from tttlab.workflow import pieces, places
 from tttlab.workflow.trainings import Place, log_inputs, open_trainer, write
+from tttlab.workflow.whole_networks import keep
 
 
 def finetune_network(params: Params, item: pieces.Network, place: Place) -> list[Path]:
     """Train one network; return the files that the first process writes."""
+    if params.models[item.model].whole:
+        return keep(params, item, place)
     model, seed = item
     labeled, validation = (
         ImageSet.load(places.OUTPUTS / "data" / name)

@@ -10,6 +10,7 @@ from tttlab.data.image_sets import ImageSet
 from tttlab.data.reading import gather, read_images
 from tttlab.data.sources import ImageSource, open_source
 from tttlab.data.splits import balanced_subset, split_validation
+from tttlab.networks.known_classes import class_list, order_of
 from tttlab.shifts.sets import Shifted, left_out, open_shift_set
 from tttlab.shifts.shift import Shift
 from tttlab.workflow.sizes import image_size
@@ -31,6 +32,10 @@ def open_sources(params: Params, downloads: Path) -> Opened:
         for name in (*TRAINED, "test")
     }
     classes = sets["labeled"].classes
+    for name, model in params.models.items():
+        if model.whole:
+            key = f"models.{name}"
+            order_of(class_list(model.model_dump(mode="json"), key), classes, key)
     shifted = {
         name: list(open_shift_set(name, spec, classes)) for name, spec in params.shifts.sets.items()
     }

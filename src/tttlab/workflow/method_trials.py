@@ -14,7 +14,8 @@ NETWORK = {
     "backbone_options": True,
     "stem": True,
     "objective": True,
-    "finetune": {"probe"},
+    "finetune": {"mode", "probe", "classes", "mean", "std"},
+    "weights": True,
 }
 
 

@@ -11,6 +11,7 @@ from tttlab.training.recipes import last_values, pretrain
 from tttlab.workflow import pieces, places
 from tttlab.workflow.sizes import image_size
 from tttlab.workflow.trainings import Place, log_inputs, open_trainer, write
+from tttlab.workflow.whole_networks import take
 
 
 def pretrain_network(params: Params, item: pieces.Network, place: Place) -> list[Path]:
@@ -27,6 +28,8 @@ def pretrain_network(params: Params, item: pieces.Network, place: Place) -> list
             f"outputs/data: expected images of {expected} pixels, found {size}; "
             "run dvc repro -f prepare"
         )
+    if params.models[model].whole:
+        return take(params, item, place, size)
     settings = {"seed": seed, "image_size": size, "models": {model: section}}
     recipe = {key: value for key, value in section["pretrain"].items() if key != "augment"}
     augmentation = params.models[model].pretrain.augment

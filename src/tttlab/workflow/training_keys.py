@@ -18,7 +18,8 @@ def pretraining_key(params: Params, network: Network, ledger: Ledger) -> str:
     weights = [] if model.weights in (None, "timm") else [Path(model.weights)]
     section = model.model_dump(mode="json", exclude={"finetune"})
     images = _images("unlabeled", "labeled_train", "labeled_validation")
-    return ledger.key([*network, section, params.data.image_size], [*images, *weights])
+    settings = [*network, section, model.whole, params.data.image_size]
+    return ledger.key(settings, [*images, *weights])
 
 
 def finetuning_key(params: Params, network: Network, ledger: Ledger) -> str:

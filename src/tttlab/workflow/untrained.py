@@ -5,8 +5,12 @@ from collections.abc import Iterable
 import torch
 
 from tttlab.config.params import Params
+from tttlab.errors import UserError
 from tttlab.networks import source_statistics
 from tttlab.networks.checkpoints import build_network
+from tttlab.networks.classifiers import Classifier
+from tttlab.networks.known_classes import class_list
+from tttlab.networks.whole import build_whole, count_logits, tell_wrong_count
 from tttlab.runtime import devices
 from tttlab.seeding import torch_generator
 from tttlab.workflow.loading import SourceNetwork, build_run
@@ -41,17 +45,38 @@ def try_at(params: Params, model: str, names: Iterable[str], size: int) -> None:
 
 
 def build_untrained(params: Params, model: str, size: int) -> SourceNetwork:
-    """Build a model with random weights for images of ``size`` pixels, with random statistics."""
-    settings = params.models[model].model_dump(mode="json")
-    settings |= {"weights": None, "probe": settings["finetune"]["probe"]}
+    """Build a model with random weights for images of ``size`` pixels, with random statistics.
+
+    A network that is kept whole has its own weights, which are there already.
+    """
     device = devices.choose_device(params.machine.device, params.machine.precision)
-    network, _ = build_network(settings, CLASSES, size, seed=params.seed)
+    if params.models[model].whole:
+        network = build_checked(params, model, size)
+    else:
+        settings = params.models[model].model_dump(mode="json")
+        settings |= {"weights": None, "probe": settings["finetune"]["probe"]}
+        network, _ = build_network(settings, CLASSES, size, seed=params.seed)
     network.to(device)
     generator = torch_generator(params.seed, "untrained")
     batches = [torch.rand(IMAGES, 3, size, size, generator=generator).to(device)]
     statistics = source_statistics.layer_statistics(network, batches)
-    if hasattr(network.head, "project"):
+    if hasattr(getattr(network, "head", None), "project"):
         statistics |= source_statistics.projection_bank(
             network, batches, params.source_stats.bank_size
         )
     return SourceNetwork(network, {"image_size": size}, statistics, device, lambda: batches)
+
+
+def build_checked(params: Params, model: str, size: int) -> Classifier:
+    """Build a network that is kept whole, with its weights, and compare its logits and classes.
+
+    Raises:
+        UserError: it cannot be built, or its classes are unknown, too many or too few.
+    """
+    section, key = params.models[model].model_dump(mode="json"), f"models.{model}"
+    classes = class_list(section, key)
+    scale = {name: section["finetune"][name] for name in ("mean", "std")}
+    network = build_whole(section | scale, size)
+    if wrong := tell_wrong_count(count_logits(network, size, key), classes, key):
+        raise UserError(wrong)
+    return network

@@ -1,0 +1,240 @@
+"""The verdict on a model: one sentence on what to do at test time, and the lines that do it.
+
+What is recommended is the run that tuning scored highest, on source images under corruptions that
+are never tested on. The test images only tell how it did.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tttlab.evaluation.metrics import verdict as judge
+from tttlab.evaluation.results import Results, difference, is_known
+from tttlab.reporting.lines import write_code
+from tttlab.reporting.words import amount, enumerate_words, interval, percent, points
+
+if TYPE_CHECKING:
+    from tttlab.config.params import Params
+
+# What a run does to a network, as an order and as a noun.
+WORDS = {
+    "normalise": ("re-normalise", "re-normalising"),
+    "average": ("average over views", "averaging over views"),
+    "train": ("train on the image", "training on the image"),
+    "other": ("adapt", "adapting"),
+}
+ALONE = ("normalise", "average")
+_ESTIMATE = "estimated_accuracy_atc"
+
+
+class Verdict(NamedTuple):
+    """What to do with a model at test time.
+
+    Attributes:
+        model: its name.
+        run: the run that tuning recommends; None: leave the network as it is.
+        sentence: what that did to the test images.
+        code: Python that adapts images by this run; empty where the sentence advises against it.
+    """
+
+    model: str
+    run: str | None
+    sentence: str
+    code: str = ""
+
+
+def actions(results: Results, model: str, run: str) -> tuple[str, ...]:
+    """List what a run does to a model: keys of `WORDS`, in their order."""
+    settings = results.adapted.get((model, run), {}).get("settings") or {}
+    done = {
+        "normalise": settings.get("normalisation", "source") != "source",
+        "average": bool(settings.get("average"))
+        or str(settings.get("method")).startswith("ViewAverage"),
+        "train": results.trains(model, run) or bool(settings.get("steps")),
+    }
+    return tuple(name for name, does in done.items() if does) or ("other",)
+
+
+def lead(tuning: Mapping[str, Any]) -> float | None:
+    """Give the score of a tuned run above that of the network as it is, on source images.
+
+    It is the gain under held-out corruptions, less what is lost on clean images; None: unknown.
+    """
+    return tuning.get("lead") if tuning.get("tuned") else None
+
+
+def recommend(results: Results, model: str) -> str | None:
+    """Choose the run for single images that tuning scored highest, if above the network as it is.
+
+    No test image has a say.
+    """
+    leads = {
+        run: lead(results.tuning(model, run))
+        for run in results.acting_on(model)
+        if run not in results.streamed
+    }
+    known = {run: value for run, value in leads.items() if is_known(value) and value > 0}
+    return max(known, key=known.__getitem__) if known else None
+
+
+def sentence(results: Results, model: str) -> str:
+    """Say in one sentence what to do with a model, how that did, and what each step alone gives."""
+    run = recommend(results, model)
+    if not results.acting_on(model):
+        return "There is nothing to judge: params.yaml lists only the control."
+    if not results.labeled:
+        return f"{_without_labels(results, model, run)}."
+    first = _recommended(results, model, run) if run else _left_alone(results, model)
+    return f"{'; '.join(filter(None, [first, _compared(results, model)]))}."
+
+
+def _names(results: Results, model: str, run: str, form: int = 0) -> str:
+    words = enumerate_words([WORDS[name][form] for name in actions(results, model, run)])
+    return f"{words} (run {run})"
+
+
+def _recommended(results: Results, model: str, run: str) -> str:
+    """Say how the recommended run did on the test images."""
+    entry = results.summary[model, run]
+    ends = entry["gain_low"], entry["gain_high"]
+    gain = f"{points(entry['gain'])} points (95 % interval {' to '.join(map(points, ends))})"
+    accuracies = (percent(entry[f"accuracy_{side}"]) for side in ("source", "adapted"))
+    rise = "from {} % to {} %".format(*accuracies)
+    price = _price(entry)
+    order, noun = (_names(results, model, run, form) for form in (0, 1))
+    kind = judge(*ends)
+    if kind == "helped":
+        return f"{order[0].upper()}{order[1:]}: the shifted images went {rise}, {gain}, {price}"
+    if kind == "hurt":
+        return (
+            f"Leave the network as it is: {noun}, which tuning on source images recommends, hurt "
+            f"the shifted images, {rise}, {gain}, {price}"
+        )
+    if kind == "unchanged":
+        return (
+            f"Leave the network as it is: {noun}, which tuning on source images recommends, "
+            f"changed no prediction of the shifted images, {price}"
+        )
+    why = "which includes zero" if kind == "undecided" else "too few images to tell"
+    return (
+        f"Undecided: {noun}, which tuning on source images recommends, took the shifted images "
+        f"{rise}, {gain}, {why}, {price}"
+    )
+
+
+def _price(entry: Mapping[str, Any]) -> str:
+    clean = difference(entry["clean_adapted"], entry["clean_source"])
+    on_clean = f"{points(clean)} points on clean images, " if is_known(clean) else ""
+    return f"{on_clean}{amount(entry['milliseconds_p50'])} ms per image"
+
+
+def _left_alone(results: Results, model: str) -> str:
+    tuned = [lead(results.tuning(model, run)) for run in results.acting_on(model)]
+    if not any(map(is_known, tuned)):
+        return "Nothing is recommended, for no run for single images was tuned"
+    return (
+        "Leave the network as it is: on source images under held-out corruptions no run scored "
+        "above it"
+    )
+
+
+def _compared(results: Results, model: str) -> str:
+    """Give the gain of re-normalising alone, averaging alone, and of the steps of training.
+
+    The recommended run's own gain is told already.
+    """
+    runs = [run for run in results.acting_on(model) if run not in results.streamed]
+    chosen = recommend(results, model)
+    alone = {name: [r for r in runs if actions(results, model, r) == (name,)] for name in ALONE}
+    parts = [
+        _gain(f"{WORDS[name][1]} alone", run, results.summary[model, run], "gain")
+        for name, of_kind in alone.items()
+        if (run := _best(of_kind, results, model)) not in (None, chosen)
+    ]
+    run = _best([r for r in runs if results.trains(model, r)], results, model)
+    if run and not (run == chosen and actions(results, model, run) == ("train",)):
+        entry = results.summary[model, run]
+        parts.append(_gain("the steps of training", run, entry, "training_gain"))
+    helpers = [run for run in runs if _judged(results, model, run) == "helped"]
+    if parts and not helpers:
+        parts[0] = f"nothing helped: {parts[0]}"
+    clauses = [", ".join(parts)] if parts else []
+    if helpers and chosen not in helpers:
+        clauses.append(
+            f"that {enumerate_words(helpers)} helped is known from these test images alone, so "
+            "confirm it on others"
+        )
+    return "; ".join(clauses)
+
+
+def _judged(results: Results, model: str, run: str) -> str:
+    entry = results.summary[model, run]
+    return judge(entry["gain_low"], entry["gain_high"])
+
+
+def _best(runs: Sequence[str], results: Results, model: str) -> str | None:
+    """Choose the run that tuning scored highest, else the first; the test has no say."""
+    leads = {run: lead(results.tuning(model, run)) for run in runs}
+    known = {run: value for run, value in leads.items() if is_known(value)}
+    return max(known, key=known.__getitem__) if known else next(iter(runs), None)
+
+
+def _gain(what: str, run: str, entry: Mapping[str, Any], name: str) -> str:
+    ends = entry[f"{name}_low"], entry[f"{name}_high"]
+    unclear = " (undecided)" if judge(*ends) in ("undecided", "unknown") else ""
+    return f"{what} (run {run}) {points(entry[name])} {interval(*ends)}{unclear}"
+
+
+def _without_labels(results: Results, model: str, run: str | None) -> str:
+    """Say what is known without labels: on source images, of predictions, and of distances."""
+    parts = ["The test images have no labels, so that their accuracy is unknown"]
+    if run:
+        entry, gain = results.summary[model, run], results.tuning(model, run)["gain"]
+        parts.append(
+            f"on source images under held-out corruptions {_names(results, model, run, 1)} scored "
+            f"highest, {points(gain)} points there"
+        )
+        changed = percent(results.changed(model, run))
+        parts.append(f"it changes {changed} % of the test images' predictions, {_price(entry)}")
+    else:
+        parts.append(_left_alone(results, model)[0].lower() + _left_alone(results, model)[1:])
+    return "; ".join([*parts, *_distance(results, model)])
+
+
+def _distance(results: Results, model: str) -> list[str]:
+    """Say how far the shifted images lie, and which accuracy is estimated for them."""
+    parts, table = [], results.rows("by_shift", model=model, run=results.runs_of(model)[0])
+    clean = table["shift"] == "clean"
+    near, far = table[clean]["distance"].mean(), table[~clean]["distance"].mean()
+    if is_known(far):
+        beside = f", that of clean images {amount(near)}" if is_known(near) else ""
+        parts.append(f"their distance to the source is {amount(far)}{beside}")
+    table = results.rows("distances", model=model, reference="labeled", metric=_ESTIMATE)
+    estimates = table[table["target"] != "clean"]["value"] if len(table) else table
+    if len(estimates):
+        parts.append(
+            f"the accuracy of the network as it is, estimated from its confidence, is "
+            f"{percent(estimates.mean())} %"
+        )
+    return parts
+
+
+def judge_models(results: Results, params: "Params", outputs: Path) -> list[Verdict]:
+    """Judge every model, and write the lines for the run that is recommended.
+
+    Args:
+        results: what was found.
+        params: all settings.
+        outputs: the folder that the lines load the network from.
+    """
+    verdicts = []
+    for model in results.models:
+        run, code = recommend(results, model), ""
+        if run and _judged(results, model, run) not in ("hurt", "unchanged"):
+            method = params.run_settings(run, model).method
+            module = method if "." in method else f"tttlab.methods.{method}"
+            settings = results.adapted[model, run]["settings"]
+            key = f"{model}/{params.seeds[0]}"
+            code = write_code(settings, module, params.adapt.augment, outputs, key)
+        verdicts.append(Verdict(model, run, sentence(results, model), code))
+    return verdicts

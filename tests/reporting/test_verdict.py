@@ -1,0 +1,205 @@
+"""The verdict: what is recommended, in which words, and by which numbers."""
+
+import pandas as pd
+import pytest
+
+from tttlab.config.inner_loop import Augmentation
+from tttlab.evaluation.results import Results
+from tttlab.reporting.lines import write_code
+from tttlab.reporting.verdict import actions, recommend, sentence
+
+SETTINGS = {
+    "none": {"method": "NoAdaptation()"},
+    "shrink": {"method": "NoAdaptation()", "normalisation": "shrink", "threshold": 2.0},
+    "average": {"method": "NoAdaptation()", "normalisation": "source", "average": 8},
+    "both": {"method": "NoAdaptation()", "normalisation": "shrink", "average": 8},
+    "memo": {"method": "MEMO(num_views=8)", "steps": 1, "lr": 0.01, "normalisation": "source"},
+}
+
+
+def entry(gain=0.0, low=None, high=None, *, clean=0.0, training=None, labeled=True):
+    """Write what metrics.json has of a run, in points, about a source accuracy of 61.3 %."""
+    low, high = (gain if value is None else value for value in (low, high))
+    training = training or (None, None, None)
+    numbers = {
+        "accuracy_source": 0.613 if labeled else None,
+        "accuracy_adapted": 0.613 + gain / 100 if labeled else None,
+        "gain": gain / 100 if labeled else None,
+        "gain_low": low / 100 if labeled else None,
+        "gain_high": high / 100 if labeled else None,
+        "clean_source": 0.9,
+        "clean_adapted": 0.9 + clean / 100,
+        "milliseconds_p50": 85.2,
+    }
+    names = ("training_gain", "training_gain_low", "training_gain_high")
+    values = (None if value is None else value / 100 for value in training)
+    return numbers | dict(zip(names, values, strict=True))
+
+
+def results(entries, leads, tables=None, settings=SETTINGS):
+    """Make results of one model from the entries and the leads in tuning, in points, by run."""
+    entries = {"none": entry()} | entries
+    tuned = {
+        run: {"tuned": True, "lead": value / 100, "gain": value / 100 + 0.01}
+        for run, value in leads.items()
+    }
+    adapted = {
+        ("m", run): {"settings": settings[run] | {"run": run}, "tuning": tuned.get(run, {})}
+        for run in entries
+    }
+    summary = {("m", run): value for run, value in entries.items()}
+    return Results(("m",), tuple(entries), summary, tables or {}, adapted)
+
+
+def test_what_a_run_does_is_read_from_the_settings_that_it_used():
+    found = results({run: entry() for run in SETTINGS}, {})
+    assert [actions(found, "m", run) for run in SETTINGS] == [
+        ("other",),
+        ("normalise",),
+        ("average",),
+        ("normalise", "average"),
+        ("train",),
+    ]
+    views = {**SETTINGS, "views": {"method": "ViewAverage(num_views=8)"}}
+    found = results({"views": entry()}, {}, settings=views)
+    assert actions(found, "m", "views") == ("average",)
+
+
+def test_tuning_recommends_and_the_test_images_have_no_say():
+    """The best on the test images is not the one that tuning scored highest."""
+    entries = {"shrink": entry(9, 7, 11), "average": entry(1, -1, 3), "both": entry(-4, -6, -2)}
+    for leads, expected in (
+        ({"shrink": 1.0, "average": 2.0}, "average"),
+        ({"shrink": 1.0, "both": 3.0, "average": 2.0}, "both"),
+        ({"shrink": -0.5, "average": 0.0}, None),
+        ({}, None),
+    ):
+        assert recommend(results(entries, leads), "m") == expected
+
+
+@pytest.mark.parametrize(
+    ("run", "found", "expected"),
+    [
+        (
+            "both",
+            entry(4.2, 1.1, 7.3, clean=-0.3),
+            "Re-normalise and average over views (run both): the shifted images went "
+            "from 61.3 % to 65.5 %, +4.2 points (95 % interval +1.1 to +7.3), "
+            "−0.3 points on clean images, 85.2 ms per image.",
+        ),
+        (
+            "both",
+            entry(0.7, -0.5, 1.9),
+            "Undecided: re-normalising and averaging over views (run both), which tuning on source "
+            "images recommends, took the shifted images from 61.3 % to 62.0 %, +0.7 points (95 % "
+            "interval −0.5 to +1.9), which includes zero, 0.0 points on clean images, "
+            "85.2 ms per image.",
+        ),
+        (
+            "both",
+            entry(-2, -3, -1),
+            "Leave the network as it is: re-normalising and averaging over views (run both), which "
+            "tuning on source images recommends, hurt the shifted images, from 61.3 % to 59.3 %, "
+            "−2.0 points (95 % interval −3.0 to −1.0), 0.0 points on clean images, "
+            "85.2 ms per image.",
+        ),
+        (
+            "both",
+            entry(0, 0, 0),
+            "Leave the network as it is: re-normalising and averaging over views (run both), which "
+            "tuning on source images recommends, changed no prediction of the shifted images, "
+            "0.0 points on clean images, 85.2 ms per image.",
+        ),
+    ],
+)
+def test_the_sentence_is_as_sure_as_the_interval(run, found, expected):
+    assert sentence(results({run: found}, {run: 1.0}), "m") == expected
+
+
+def test_each_step_alone_is_told_with_its_interval():
+    """Of several runs of a kind the one that tuning scored highest stands for it."""
+    entries = {
+        "shrink": entry(3, 1, 5),
+        "bn": entry(8, 6, 10),
+        "average": entry(0.4, -1, 1.8),
+        "both": entry(4, 2, 6),
+        "memo": entry(1, -2, 4, training=(-1.5, -2.0, -1.0)),
+    }
+    settings = SETTINGS | {"bn": SETTINGS["shrink"] | {"normalisation": "mixed"}}
+    leads = {"shrink": 2.0, "bn": 1.0, "both": 3.0, "memo": 0.5, "average": 0.1}
+    text = sentence(results(entries, leads, settings=settings), "m")
+    assert text.startswith("Re-normalise and average over views (run both): ")
+    assert text.endswith(
+        "; re-normalising alone (run shrink) +3.0 [+1.0, +5.0], averaging over views alone (run "
+        "average) +0.4 [−1.0, +1.8] (undecided), the steps of training (run memo) "
+        "−1.5 [−2.0, −1.0]."
+    )
+
+
+def test_where_nothing_helped_the_sentence_says_so():
+    entries = {"shrink": entry(0.5, -1, 2), "average": entry(-3, -4, -2)}
+    text = sentence(results(entries, {"shrink": -0.1, "average": -2.0}), "m")
+    assert text == (
+        "Leave the network as it is: on source images under held-out corruptions no run scored "
+        "above it; nothing helped: re-normalising alone (run shrink) +0.5 [−1.0, +2.0] "
+        "(undecided), averaging over views alone (run average) −3.0 [−4.0, −2.0]."
+    )
+
+
+def test_what_only_the_test_images_show_is_not_recommended_but_told():
+    entries = {"shrink": entry(9, 7, 11), "average": entry(-3, -4, -2)}
+    text = sentence(results(entries, {"shrink": -0.1, "average": 1.0}), "m")
+    assert text.startswith("Leave the network as it is: averaging over views (run average)")
+    assert text.endswith(
+        "; that shrink helped is known from these test images alone, so confirm it on others."
+    )
+    assert "confirm" not in sentence(results(entries, {"shrink": 2.0, "average": 1.0}), "m")
+
+
+def test_runs_that_were_not_tuned_are_not_recommended():
+    text = sentence(results({"shrink": entry(9, 7, 11)}, {}), "m")
+    assert text.startswith("Nothing is recommended, for no run for single images was tuned; ")
+
+
+def test_without_labels_the_sentence_tells_what_is_known():
+    entries = {"none": entry(labeled=False), "shrink": entry(labeled=False, clean=-0.2)}
+    shifts = {
+        "model": "m",
+        "run": "none",
+        "shift": ["clean", "test"],
+        "distance": [1.02, 3.4],
+    }
+    changes = {"model": "m", "run": "shrink", "corruption": ["test"], "n": [50], "changed": [7]}
+    estimates = {
+        "model": "m",
+        "reference": "labeled",
+        "target": ["clean", "test"],
+        "metric": "estimated_accuracy_atc",
+        "value": [0.91, 0.58],
+    }
+    frames = {"by_shift": shifts, "by_corruption": changes, "distances": estimates}
+    tables = {name: pd.DataFrame(table) for name, table in frames.items()}
+    assert sentence(results(entries, {"shrink": 2.0}, tables), "m") == (
+        "The test images have no labels, so that their accuracy is unknown; on source images under "
+        "held-out corruptions re-normalising (run shrink) scored highest, +3.0 points there; it "
+        "changes 14.0 % of the test images' predictions, −0.2 points on clean images, 85.2 ms per "
+        "image; their distance to the source is 3.40, that of clean images 1.02; the accuracy of "
+        "the network as it is, estimated from its confidence, is 58.0 %."
+    )
+
+
+def test_the_lines_name_only_what_acts(tmp_path):
+    settings = SETTINGS["both"] | {"run": "both", "seed": 3, "trainable": ["a", "b"]}
+    views = Augmentation(0.5, True, 0.1)
+    code = write_code(settings, "tttlab.methods.none", views, tmp_path, "m/0")
+    assert (
+        "InnerLoop(steps=0, normalisation='shrink', trainable=('a', 'b'), average=8, "
+        "augmentation=Augmentation(min_scale=0.5, flip=True, jitter=0.1))"
+    ) in code
+    assert "seed=3" in code
+    assert len([line for line in code.splitlines() if "=" in line and "import" not in line]) == 6
+    plain = write_code(
+        SETTINGS["none"] | {"seed": 0}, "tttlab.methods.none", views, tmp_path, "m/0"
+    )
+    assert "Augmentation" not in plain
+    compile(code + plain, "lines", "exec")
