@@ -14,7 +14,7 @@ from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.values import CORRUPTIONS, HELD_OUT
 from tttlab.data.image_sets import ImageSet
 from tttlab.evaluation.intervals import crossed_standard_error
-from tttlab.experiments import jobs, tuning
+from tttlab.experiments import blocks, jobs, tuning
 from tttlab.experiments.blocks import Block, list_jobs
 from tttlab.experiments.jobs import Experiment, adapt_to_job
 from tttlab.experiments.search import Search
@@ -364,6 +364,11 @@ class TestWithoutInfluence:
         trials = [Trial(number, (outcome(0.7),)) for number in (0, 1)]
         choice = search_among(trials, [{"lr": 0.1}, {"lr": 0.2}]).choose(None)
         assert choice["without_influence"] == ["lr"]
+
+
+@pytest.fixture(autouse=True)
+def every_block_is_a_job(monkeypatch):
+    monkeypatch.setattr(blocks, "TOGETHER", 0)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tttlab.config.inner_loop import Augmentation, LoopSettings
+from tttlab.config.inner_loop import Augmentation
+from tttlab.config.loop_settings import LoopSettings
 
 TOLD = ("steps", "lr", "trainable")  # in the lines even where they are the default
 
