@@ -139,7 +139,7 @@ def test_a_checkout_with_the_line_ends_of_windows_is_unchanged(project):
 
 def test_a_checkout_of_this_project_has_the_same_line_ends_everywhere(project):
     shutil.copy(ROOT / ".gitattributes", project)
-    shutil.copy(ROOT / "docs" / "mlflow.png", project)
+    shutil.copy(ROOT / "docs" / "pictures" / "mlflow.png", project)
     files = ("params.yaml", "Makefile", "run", "tool.py", "notes.md", "mlflow.png")
     for file in files[:-1]:
         Path(file).write_bytes(b"one\ntwo\n")
