@@ -55,7 +55,8 @@ def pytest_collection_modifyitems(config, items):
         name = item.path.stem.removeprefix("test_")
         if "torch" in vars(item.module) and name not in NOT_NUMERICAL:
             item.add_marker("numerical")
-    if config.getoption("all") or any("::" in argument for argument in config.args):
+    named = config.getoption("method") or any("::" in argument for argument in config.args)
+    if named or config.getoption("all"):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
     items[:] = [item for item in items if item not in slow]

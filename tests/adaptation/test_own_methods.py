@@ -431,6 +431,7 @@ def test_large_images_are_tried_small_and_only_as_they_are_refused(package, tmp_
         stage.run(params)
 
 
+@pytest.mark.slow
 def test_dvc_tries_methods_first_and_reruns_what_follows_a_changed_one_and_nothing_else(
     package, tmp_path
 ):

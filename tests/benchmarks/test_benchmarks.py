@@ -22,6 +22,8 @@ from tools.stage_code import ROOT
 from tttlab.config.values import CORRUPTIONS
 from tttlab.runtime.group_size import GroupSize
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CASES = {case.name: case for case in list_cases(CPU)}
 SIDES = ("ours", "floor", "peer")

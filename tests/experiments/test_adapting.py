@@ -385,6 +385,7 @@ def test_several_sweeps_give_what_each_gives_alone(images, tmp_path):
             assert sum(count) == 6 * len(SHIFTS)
 
 
+@pytest.mark.slow
 def test_ranks_and_a_kill_change_no_bit(images, tmp_path):
     """Ten blocks: on one rank, on two, and on two of which one is killed, resumed by three."""
     torch.set_num_threads(1)

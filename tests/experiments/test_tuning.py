@@ -455,6 +455,7 @@ def test_later_rounds_add_images_and_repeat_none(images, tmp_path, monkeypatch):
             np.testing.assert_array_equal(*totals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shifts", ["separate", "continual"])
 def test_on_streams_every_round_begins_anew_with_all_its_images(images, tmp_path, shifts):
     """The last round equals one stream over all images."""
@@ -482,6 +483,7 @@ def test_on_streams_every_round_begins_anew_with_all_its_images(images, tmp_path
     np.testing.assert_array_equal(rounds[1].adapted[-8:, 0], right)
 
 
+@pytest.mark.slow
 def test_a_killed_tuning_goes_on_where_it_was(images, tmp_path, monkeypatch):
     whole = judge_rounds(images, tmp_path / "whole")
     calls = []

@@ -16,6 +16,8 @@ from tttlab.networks.network import Network
 from tttlab.networks.source_statistics import layer_statistics, projection_bank
 from tttlab.objectives.simclr import SimCLR
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 SMALL_RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}
 GROUPNORM_RESNET = {"layers": [1, 1, 1, 1], "channels": [32] * 4, "norm_layer": "groupnorm"}

@@ -63,7 +63,14 @@ def name(value: object) -> str:
     return repr(value)
 
 
-@pytest.mark.parametrize("loop", LOOPS, ids=name)
+def but_the_first_slow(values, quick):
+    return [
+        value if number < quick else pytest.param(value, marks=pytest.mark.slow)
+        for number, value in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize("loop", but_the_first_slow(LOOPS, 2), ids=name)
 def test_vectorised_equals_one_image_at_a_time(tried, loop):
     assert_vectorised_equals_one_image_at_a_time(*tried, loop, COUNT)
 

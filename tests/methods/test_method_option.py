@@ -49,6 +49,7 @@ def package(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_runs_the_contract_of_that_method_alone(package):
     """Two methods at once, one of which looks at the other images of its group."""
     options = "-rA --tb=no -p no:cacheprovider -k vit --method users.flip --method users.mean"

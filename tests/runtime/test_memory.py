@@ -150,6 +150,7 @@ def peak(run, *arguments) -> int:
     return tally.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PASSES)
 def test_four_times_the_images_take_little_more_than_a_group(name, network, tmp_path):
     """What is kept of every image, such as pixels and logits, is small beside a group's memory."""
@@ -157,6 +158,7 @@ def test_four_times_the_images_take_little_more_than_a_group(name, network, tmp_
     assert many < 1.5 * few
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*PASSES, *BATCHED])
 def test_a_group_takes_no_more_than_there_is(name, network, tmp_path, monkeypatch):
     """What an image takes is measured while the first group runs."""
@@ -488,6 +490,7 @@ def test_the_test_images_are_opened_once_for_all_networks(monkeypatch):
     assert all(run.images is images for run in runs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapting", "tuning", "alignment"])
 def test_no_group_is_larger_than_the_machines_setting_says(name, network, tmp_path, monkeypatch):
     sizes, views = [], MEMO.views

@@ -244,6 +244,7 @@ if fatal.exists():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_dvc_killed_between_a_stages_last_line_and_its_record_costs_no_work(tmp_path):
     run = f"{sys.executable} stage.py"

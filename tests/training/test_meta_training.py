@@ -247,6 +247,7 @@ def test_without_inner_steps_it_is_joint_training(kind):
         assert_same(gradients(terms["loss"], network), expected)
 
 
+@pytest.mark.slow
 @KINDS
 def test_training_moves_all_parts_but_no_statistics(kind):
     network, objective, _ = setting(kind)
@@ -306,6 +307,7 @@ def test_several_processes_are_refused():
         meta_loss(objective, WEIGHT, LR)(network, batch, torch_generator(1))
 
 
+@pytest.mark.slow
 def test_the_inner_step_learns_to_help():
     """After joint training, the same step on new images hardly changes their classification."""
     held_out = batch_of(MAE(), pairs=1, count=60, seed=9)

@@ -24,6 +24,8 @@ from tttlab.training.optimisers import Recipe
 from tttlab.training.recipes import finetune, pretrain
 from tttlab.training.trainer import synchronise_batchnorm
 
+pytestmark = pytest.mark.slow
+
 # With 22 images there are batches of 8, 7 and 7.
 RECIPE = Recipe(epochs=2, batch_size=9, optimizer="sgd", lr=0.05, weight_decay=0.01)
 GROUPNORM = trainings.SIMCLR | {

@@ -43,6 +43,7 @@ def in_a_process(*arguments: object, timeout: float = 300) -> subprocess.Complet
     return subprocess.run(command, check=False, timeout=timeout, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "task", "epoch"), [("mae", "pretrain", 2), ("simclr", "finetune", 3)]
 )
@@ -71,6 +72,7 @@ def test_workers_change_no_weight():
     assert_same_weights(alone, with_workers)
 
 
+@pytest.mark.slow
 def test_a_process_that_augments_and_is_killed_ends_the_training_with_one_line():
     """In a separate process: torch may report the loss a second time, at any later moment."""
     ended = in_a_process(timeout=60)

@@ -48,6 +48,7 @@ def changed(network: Network, before: Network) -> set[str]:
     return {name.partition(".")[0] for name in state if not torch.equal(state[name], old[name])}
 
 
+@pytest.mark.slow
 def test_meta_learned_fine_tuning_takes_the_inner_step_and_trains_every_part():
     objective_losses = {}
     for lr in (0.0, 0.5):
@@ -159,6 +160,7 @@ def test_refitting_trains_the_head_alone(settings):
     assert min(row["loss"] for row in rows[2:]) < rows[1]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(trainings.OF_EACH.keys() - {"it3"}))  # IT3 needs labels
 def test_pretraining_trains_all_but_the_classifier_and_lowers_its_loss(name):
     network, objective = trainings.build(trainings.OF_EACH[name])

@@ -32,6 +32,8 @@ from tttlab.runtime.process_identity import Identity
 from tttlab.workflow import cli, places
 from tttlab.workflow.ledger import FOLDERS, NAME, Ledger
 
+pytestmark = pytest.mark.slow
+
 STAGES = {
     "methods": None,
     "prepare": None,
