@@ -112,6 +112,7 @@ def write_project(
         shifts=settings(corruptions, severities, sets),
         pairs=pairs,
         adapt=SimpleNamespace(runs=dict.fromkeys(runs), online=None),
+        machine=SimpleNamespace(workers=2),
         model_dump=lambda **_: {
             "seed": 3,
             "models": {"vit": {"note": "</pre><script>alert(1)</script>"}},

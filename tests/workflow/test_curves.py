@@ -13,7 +13,7 @@ from tttlab.workflow import curves, places
 def follow(tmp_path, monkeypatch):
     """A function that follows a run without tuning: shift → the image ids that were adapted to."""
     monkeypatch.setattr(places, "OUTPUTS", tmp_path)
-    monkeypatch.setattr(curves, "build_run", lambda *_: None)
+    monkeypatch.setattr(curves, "build_run", lambda *_: SimpleNamespace(task=None))
     blobs(30).save(tmp_path / "data" / "test")
     blobs(30, "validation", seed=1).save(tmp_path / "data" / "labeled_validation")
     write_sets(tmp_path / "data" / "shifted", {"photos/night": blobs(24, "night", seed=2)})
@@ -23,12 +23,6 @@ def follow(tmp_path, monkeypatch):
         shifts = Shifts(**{"images": None, "sets": {}} | default | options)
         curve = SimpleNamespace(images=images, severities=curve_severities, candidates=0)
         loop = SimpleNamespace(steps=2)
-        seen = {}
-
-        def over(shifts, test, *_, **settings):
-            seen.update({shift.name: shift.of(test).image_ids for shift in shifts})
-            seen["steps"] = settings["record"]
-
         adapt = SimpleNamespace(curve=curve)
         settings = SimpleNamespace(trains=trains, loop=loop, protocol="episodic")
         run = SimpleNamespace(
@@ -37,9 +31,14 @@ def follow(tmp_path, monkeypatch):
             piece=("r", "m", 0),
             source=None,
             ready=SimpleNamespace(settings=settings),
-            over=over,
         )
-        curves.adapt_along_steps(run, None)
+        seen = {}
+        for curve in curves.list_curves(run, None):
+            experiment = curve.sweep.experiment
+            seen |= {
+                shift.name: shift.of(experiment.images).image_ids for shift in curve.sweep.shifts
+            }
+            seen["steps"] = experiment.record
         return seen
 
     return follow

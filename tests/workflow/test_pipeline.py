@@ -450,7 +450,7 @@ def test_what_was_tuned_is_what_adapt_used(project):
         shared = settings.keys() & used.keys()
         assert {key: used[key] for key in shared} == {key: settings[key] for key in shared}
         if run == "actmad":
-            assert {"lr", "steps", "trainable", "normalisation", "tolerance"} == set(settings)
+            assert {"lr", "steps", "normalisation"} == set(settings)
 
 
 def times(copy: Path, stage: str) -> dict[str, int]:

@@ -87,13 +87,8 @@ def fill(root):
 
 def run(params, *stages):
     for stage in stages:
-        items = [()]
-        if stage in ("pretrain", "finetune", "source_stats"):
-            items = [(model, 0) for model in params.models]
-        elif stage in ("tune", "distance", "adapt"):
-            items = [([],)]
-        for item in items:
-            importlib.import_module(f"pipeline.{stage}").run(params, *item)
+        of_all = stage not in ("methods", "prepare", "evaluate", "report")
+        importlib.import_module(f"pipeline.{stage}").run(params, *[[]] * of_all)
 
 
 TRAINED = ("methods", "prepare", "pretrain", "finetune", "source_stats")
