@@ -4,16 +4,16 @@
 # much is left; other settings shift it.
 SHARES = {
     "methods": 3,
-    "prepare": 1,
-    "pretrain": 19,
-    "finetune": 19,
-    "source_stats": 3,
-    "tune": 14,
-    "distance": 6,
+    "prepare": 2,
+    "pretrain": 12,
+    "finetune": 13,
+    "source_stats": 2,
+    "tune": 18,
+    "distance": 8,
     "adapt": 25,
-    "align": 4,
-    "evaluate": 2,
-    "report": 4,
+    "align": 6,
+    "evaluate": 3,
+    "report": 8,
 }
 
 
