@@ -381,7 +381,9 @@ class TestStage:
             seed=0,
             seeds=(0, 1),
             models=("tiny",),
-            machine=SimpleNamespace(device="cpu", precision="auto", images_per_step="auto"),
+            machine=SimpleNamespace(
+                device="cpu", precision="auto", images_per_step="auto", workers=2
+            ),
             distance=SimpleNamespace(images=images, permutations=19),
             shifts=shifts or Shifts(corruptions=("fog",), severities=(1, 5), images=None, sets={}),
             model_dump=lambda **_: [images, str(shifts)],
