@@ -476,8 +476,8 @@ class TestStage:
         values = table.set_index(keys)["value"].xs("test", level="target")
         assert values.to_dict() == plain.to_dict()
 
-    def test_too_few_images_are_told_and_stop_nothing(self, root, capsys):
+    def test_too_few_images_are_told_and_stop_nothing(self, root, capfd):
         table = self.measured(root, images=15)
         message = "tiny: distances are left out: distance: expected at least 20 reference images"
         assert table.empty
-        assert message in capsys.readouterr().out
+        assert message in capfd.readouterr().out
