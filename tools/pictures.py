@@ -1,8 +1,8 @@
 """Draw the pictures of README.md from this project's own results: `make pictures`.
 
-Run it after `make repro`. From outputs/ come docs/pictures/first_light.png, first_dark.png,
-report.png and docs/example_report.html, from the MLflow store docs/pictures/mlflow.png. The
-screenshots need Chromium; without it the old ones stay, with a line that says so.
+Run it after `make repro`. From outputs/ come docs/pictures/first_light.png, first_dark.png and
+report.png, from the MLflow store mlflow.png. The screenshots need Chromium; without it the old ones
+stay, with a line that says so.
 """
 
 import base64
@@ -33,9 +33,7 @@ from tttlab.workflow import places
 from tttlab.workflow.shifted import open_test
 
 FOLDER = Path("docs/pictures")
-EXAMPLE = Path("docs/example_report.html")
 LARGEST = 150_000  # bytes of a picture
-LARGEST_PAGE = 1_500_000
 TURNED_RIGHT, TURNED_WRONG = 4, 2  # examples, a row each
 PORT = 5987
 MLFLOW, KEPT = (1720, 900), (1270, 900)  # sizes; the right quarter is a panel of MLflow's, cut off
@@ -56,12 +54,6 @@ def main() -> None:
     for theme in ("light", "dark"):
         save(first_picture(results, flips), FOLDER / f"first_{theme}.png", theme)
     report = places.OUTPUTS / "report.html"
-    size = report.stat().st_size
-    if size <= LARGEST_PAGE:
-        shutil.copyfile(report, EXAMPLE)
-        print(f"{EXAMPLE}  {size:,} bytes")
-    else:
-        print(f"{EXAMPLE} stays as it was: the report has {size:,} bytes")
     photograph(report.resolve().as_uri(), FOLDER / "report.png", (1160, 1020))
     photograph_mlflow(FOLDER / "mlflow.png")
 

@@ -3,7 +3,7 @@
 - Links that leave docs/ (``../settings/folders.yaml``) lead to a page that shows that file.
 - CHANGELOG.md and CONTRIBUTING.md are pages; README.md stands for the site's first page.
 - Mermaid diagrams are the drawings of docs/diagrams, see `tools.diagrams`.
-- The example report is the report of the last run in this folder, or the one in docs/.
+- The report of the last run in this folder, if there is one, is the example report.
 - A page that would load anything from another host stops the build.
 """
 
@@ -21,7 +21,8 @@ sys.path.insert(0, str(ROOT))  # MkDocs runs this file by its path
 from tools.diagrams import FENCE, drawing_of  # noqa: E402
 
 LEGIBLE = 0.6  # of a drawing's own size; a narrower page scrolls it
-REPORT = "example_report.html"
+EXAMPLE, REPORT = "example_report.md", "last_report.html"
+LAST_REPORT = ROOT / "outputs" / "report.html"
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
@@ -130,10 +131,8 @@ def on_files(files: Files, config: Any) -> Files:
                 shown.add(place)
     for place in sorted(shown):
         files.append(File.generated(config, page_of(place), content=shown_file(place)))
-    last = ROOT / "outputs" / "report.html"
-    if last.exists():
-        files.remove(files.src_uris[REPORT])
-        files.append(File.generated(config, REPORT, abs_src_path=str(last)))
+    if LAST_REPORT.exists():
+        files.append(File.generated(config, REPORT, abs_src_path=str(LAST_REPORT)))
     return files
 
 
@@ -142,6 +141,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     name = page.file.src_uri
     if name.startswith("source/"):
         return markdown
+    if name == EXAMPLE and LAST_REPORT.exists():
+        markdown += f"\n[Open the whole report]({REPORT}){{ .md-button }}\n"
     return with_drawings(with_whole_intervals(links_on_the_site(markdown, name)), name)
 
 

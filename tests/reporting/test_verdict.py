@@ -182,9 +182,9 @@ def test_without_labels_the_sentence_tells_what_is_known():
     assert sentence(results(entries, {"shrink": 2.0}, tables), "m") == (
         "The test images have no labels, so that their accuracy is unknown; on source images under "
         "held-out corruptions re-normalising (run shrink) scored highest, +3.0 points there; it "
-        "changes 14.0 % of the test images' predictions, −0.2 points on clean images, 85.2 ms per "
-        "image; their distance to the source is 3.40, that of clean images 1.02; the accuracy of "
-        "the network as it is, estimated from its confidence, is 58.0 %."
+        "changes 14.0 % of the test images' predictions, −0.2 points on clean images, 85.2 ms "
+        "per image; their distance to the source is 3.40, that of clean images 1.02; the accuracy "
+        "of the network as it is, estimated from its confidence, is 58.0 %."
     )
 
 

@@ -366,7 +366,7 @@ def test_whose_mean_and_deviation_counts(tmp_path):
 
 
 def test_accents_are_compared_as_in_folders():
-    composed, decomposed = unicodedata.normalize("NFC", "été"), unicodedata.normalize("NFD", "été")
+    composed, decomposed = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
     section = Whole.model_validate({"mode": "none", "classes": [decomposed, "hiver"]})
     assert order_of(section.classes, [composed], "models.m") == [0, 1]
     assert order_of(["a", "b", "c", "d"], ["d", "b"], "models.m") == [3, 1, 0, 2]

@@ -1,8 +1,8 @@
 """The layers that `PerImageLayers` replaces.
 
 Where a function has them, ``ordinary`` is the layer as PyTorch computes it, and ``rule`` computes
-it for all images at once, given parameters per image ``(B, …)``. A function returns the result, or
-a rule followed by its tensors; see `tttlab.adaptation.beneath_vmap.choose`.
+it for all images at once, given parameters per image ``(B, …)``. A function returns the
+result, or a rule followed by its tensors; see `tttlab.adaptation.beneath_vmap.choose`.
 """
 
 from collections.abc import Callable

@@ -21,8 +21,8 @@ class Augmentation:
     Attributes:
         min_scale: smallest share of the image's area that a crop keeps, in (0, 1].
         flip: mirror half of the views.
-        jitter: brightness and contrast factors are drawn from [1 − 0.8·jitter, 1 + 0.8·jitter]; in
-            training saturation too, and hue from ±0.2·jitter, both of four views in five.
+        jitter: brightness and contrast factors are drawn from [1 − 0.8·jitter, 1 + 0.8·jitter];
+            in training saturation too, and hue from ±0.2·jitter, both of four views in five.
     """
 
     min_scale: Annotated[float, Gt(0), Le(1)] = 0.7
