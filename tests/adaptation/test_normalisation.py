@@ -4,13 +4,16 @@ import copy
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from tests.helpers import networks
+from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.inner_loop import over_images
 from tttlab.adaptation.normalisation import normalised, target_moments, transport
-from tttlab.config.inner_loop import Normalisation
+from tttlab.config.inner_loop import InnerLoop, Normalisation
+from tttlab.methods.none import NoAdaptation
 from tttlab.networks.network import evaluating
 from tttlab.networks.source_statistics import layer_statistics
 from tttlab.networks.taps import Moments, batch_norm_layers, record
@@ -152,6 +155,35 @@ def test_shrink_leaves_a_typical_source_image_alone():
     strange = Moments(torch.full((4,), 10.0), torch.zeros(4))
     far = target_moments(policy, strange, typical, typical, ones)
     torch.testing.assert_close(far.mean, torch.full((4,), 10 * (1 - 1 / 100)))
+
+
+def test_shrink_leaves_alone_what_never_varies_between_source_images():
+    typical, policy = Moments(torch.zeros(4), torch.zeros(4)), Normalisation("shrink")
+    scale = Moments(torch.tensor([1.0, 2.0, 1.0, 0.0]), torch.zeros(4))
+    strange = Moments(torch.tensor([10.0, 20.0, 10.0, 3.0]), torch.full((4,), 5.0))
+    moved = target_moments(policy, strange, typical, typical, scale)
+    expected = (1 - 1 / 100) * torch.tensor([10.0, 20.0, 10.0, 0.0])
+    torch.testing.assert_close(moved.mean, expected)
+    assert not moved.log_variance.any()
+
+
+@pytest.mark.parametrize("average", [0, 4])
+def test_a_stage_of_one_position_keeps_its_variance_whatever_views_are_averaged(average):
+    """The variance of one image is zero there, always, and that of its views is not."""
+    torch.manual_seed(0)
+    options = {"layers": (1, 1, 1, 1), "channels": (16, 16, 16, 16)}
+    network = timm.create_model("resnet18", num_classes=3, **options).double().eval()
+    images = networks.images(20, seed=3).double()
+    statistics = layer_statistics(network, [images])
+    scales = statistics["encoder.layer4.0.bn2.input.log_variance_scale"]
+    assert scales.max() < 1e-6
+    loop = InnerLoop(normalisation="shrink", threshold=1e6, average=average)
+    plain = InnerLoop(average=average)
+    shrunk, source = (
+        adapt(network, images[:4], NoAdaptation(), settings, statistics=statistics).logits
+        for settings in (loop, plain)
+    )
+    torch.testing.assert_close(shrunk, source)
 
 
 def test_transport_to_the_own_moments_gives_the_source_moments():

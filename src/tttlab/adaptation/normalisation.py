@@ -10,7 +10,8 @@ m and variance v over the positions of its views, and source mean μ and varianc
 ``shrink``  μ and log σ², each moved by its deviation from the typical *source image*, times James
             and Stein's positive-part factor max(0, 1 − t / z²). Here z² is the mean over channels
             of the squared deviation in units of natural variation. So a deviation that is usual
-            between source images counts as noise and is ignored.
+            between source images counts as noise and is ignored. A moment that never varies
+            between source images has no such unit and stays.
 
 A network without BatchNorm is normalised at the outputs of its patch embedding and its stages,
 where the moments of the typical source image stand for μ and σ².
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tttlab.config.inner_loop import Normalisation
-from tttlab.networks.source_statistics import Statistics
+from tttlab.networks.source_statistics import Statistics, natural_distance, varies
 from tttlab.networks.taps import (
     VARIANCE_FLOOR,
     Moments,
@@ -66,7 +67,7 @@ def target_moments(
         raise NotImplementedError(policy.normalisation)
     moments = []
     for measured, reference, typical, variation in zip(image, source, center, scale, strict=True):
-        deviation = measured - typical
+        deviation = torch.where(varies(variation), measured - typical, 0)
         moments.append(reference + shrinkage(policy, deviation, variation) * deviation)
     return Moments(*moments)
 
@@ -79,7 +80,7 @@ def shrinkage(policy: Normalisation, deviation: Tensor, scale: Tensor) -> Tensor
         deviation: ``(C,)``.
         scale: natural variation ``(C,)``.
     """
-    distance = (deviation / scale.clamp_min(1e-6)).square().mean()
+    distance = natural_distance(deviation, scale)
     return (1 - policy.threshold / distance.clamp_min(1e-12)).clamp_min(0)
 
 

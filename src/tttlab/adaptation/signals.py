@@ -14,7 +14,7 @@ from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import bind
 from tttlab.errors import UserError
-from tttlab.networks.source_statistics import Statistics
+from tttlab.networks.source_statistics import Statistics, natural_distance, varies
 from tttlab.networks.taps import (
     Moments,
     batch_moments,
@@ -76,10 +76,9 @@ def squared_deviation(moment: Tensor, statistics: Statistics, name: str) -> Tens
     The unit is the channel's variance over source images. Channels that never vary are left out.
     """
     center, scale = statistics[f"{name}_center"], statistics[f"{name}_scale"]
-    varies = scale > 1e-6
-    if not varies.any():
+    if not varies(scale).any():
         return moment.new_ones(len(moment))
-    return ((moment - center) / scale)[:, varies].square().mean(1)
+    return natural_distance(moment - center, scale)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from tttlab.adaptation.method import Method, State
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound
-from tttlab.networks.source_statistics import Statistics, layer_statistics
+from tttlab.networks.source_statistics import Statistics, layer_statistics, natural_distance
 from tttlab.networks.taps import (
     Moments,
     batch_norm_layers,
@@ -97,9 +97,9 @@ def natural_discrepancy(
     """Squared distance beyond the tolerance, in units of natural variation, sum of both moments."""
     total = 0.0
     for name, value in zip(("mean", "log_variance"), moments, strict=True):
-        scale = statistics[f"{layer}.{name}_scale"].clamp_min(1e-6)
-        z_squared = ((value - statistics[f"{layer}.{name}_center"]) / scale).square().mean()
-        total = total + (z_squared - tolerance).clamp_min(0)
+        deviation = value - statistics[f"{layer}.{name}_center"]
+        distance = natural_distance(deviation, statistics[f"{layer}.{name}_scale"])
+        total = total + (distance - tolerance).clamp_min(0)
     return total
 
 
