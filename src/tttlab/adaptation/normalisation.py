@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tttlab.config.inner_loop import Normalisation
-from tttlab.networks.source_statistics import Statistics, natural_distance, varies
+from tttlab.networks.natural_units import natural_distance, varies
+from tttlab.networks.source_statistics import Statistics
 from tttlab.networks.taps import (
     VARIANCE_FLOOR,
     Moments,

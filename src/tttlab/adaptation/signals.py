@@ -14,7 +14,8 @@ from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import bind
 from tttlab.errors import UserError
-from tttlab.networks.source_statistics import Statistics, natural_distance, varies
+from tttlab.networks.natural_units import natural_distance, varies
+from tttlab.networks.source_statistics import Statistics
 from tttlab.networks.taps import (
     Moments,
     batch_moments,

@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from tttlab.adaptation.method import Method, State
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
+from tttlab.networks.natural_units import natural_distance
 from tttlab.networks.network import Bound
-from tttlab.networks.source_statistics import Statistics, layer_statistics, natural_distance
+from tttlab.networks.source_statistics import Statistics, layer_statistics
 from tttlab.networks.taps import (
     Moments,
     batch_norm_layers,

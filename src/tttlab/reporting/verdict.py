@@ -63,18 +63,23 @@ def lead(tuning: Mapping[str, Any]) -> float | None:
     return tuning.get("lead") if tuning.get("tuned") else None
 
 
-def recommend(results: Results, model: str) -> str | None:
-    """Choose the run for single images that tuning scored highest, if above the network as it is.
+def best_tuned(tunings: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Choose the run that tuning scored highest; None: none was tuned. No test image has a say.
 
-    No test image has a say.
+    Args:
+        tunings: run for single images → what tuning chose for it.
     """
-    leads = {
-        run: lead(results.tuning(model, run))
-        for run in results.acting_on(model)
-        if run not in results.streamed
-    }
-    known = {run: value for run, value in leads.items() if is_known(value) and value > 0}
+    leads = {run: lead(tuning) for run, tuning in tunings.items()}
+    known = {run: value for run, value in leads.items() if is_known(value)}
     return max(known, key=known.__getitem__) if known else None
+
+
+def recommend(results: Results, model: str) -> str | None:
+    """Choose the run that tuning scored highest, if above the network as it is; no stream."""
+    runs = [run for run in results.acting_on(model) if run not in results.streamed]
+    tunings = {run: results.tuning(model, run) for run in runs}
+    run = best_tuned(tunings)
+    return run if run and lead(tunings[run]) > 0 else None
 
 
 def sentence(results: Results, model: str) -> str:
@@ -174,9 +179,8 @@ def _judged(results: Results, model: str, run: str) -> str:
 
 def _best(runs: Sequence[str], results: Results, model: str) -> str | None:
     """Choose the run that tuning scored highest, else the first; the test has no say."""
-    leads = {run: lead(results.tuning(model, run)) for run in runs}
-    known = {run: value for run, value in leads.items() if is_known(value)}
-    return max(known, key=known.__getitem__) if known else next(iter(runs), None)
+    best = best_tuned({run: results.tuning(model, run) for run in runs})
+    return best or next(iter(runs), None)
 
 
 def _gain(what: str, run: str, entry: Mapping[str, Any], name: str) -> str:

@@ -15,6 +15,7 @@ from tttlab.data.decoding import to_square, why_unreadable
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError, choices
 from tttlab.networks.network import evaluating
+from tttlab.reporting.verdict import best_tuned
 from tttlab.workflow.loading import build_run, load_gate, load_network, load_tuned
 
 
@@ -81,24 +82,12 @@ def choose(params: Params, model: str | None, run: str | None) -> tuple[str, str
     runs = [name for name in params.adapt.runs if model in params.models_of(name)]
     if run is not None and run not in runs:
         raise UserError(f"--run: unknown run {run!r}; {choices(run, runs)}")
-    run = run or best_tuned(params, runs, model)
+    if run is None:
+        alone = [name for name in runs if params.run_settings(name, model).protocol == "episodic"]
+        run = best_tuned({name: load_tuned(name, model) for name in alone}) or runs[0]
     if params.run_settings(run, model).protocol == "online":
         raise UserError(f"--run: {run} adapts along streams; choose one for single images")
     return model, run
-
-
-def best_tuned(params: Params, runs: Sequence[str], model: str) -> str:
-    """Choose the run whose settings scored highest in tuning, which sees no test image.
-
-    Where nothing was tuned for single images, the first run is taken.
-    """
-    tuned = {name: load_tuned(name, model) for name in runs}
-    scores = {
-        name: choice["score"]
-        for name, choice in tuned.items()
-        if choice["tuned"] and params.run_settings(name, model).protocol == "episodic"
-    }
-    return max(scores, key=scores.__getitem__) if scores else runs[0]
 
 
 def read(files: Sequence[Path], size: int, depth: int | None) -> torch.Tensor:

@@ -1,0 +1,45 @@
+"""What a stage says of itself before it begins."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from tttlab.runtime.process_identity import Identity
+from tttlab.workflow import checking, command
+from tttlab.workflow.order import SHARES, position
+
+
+def test_a_stage_tells_what_is_left_itself_included():
+    shares = list(SHARES.values())
+    assert position("methods") == "stage 1 of 11, methods: about 100 % of the default run is left"
+    left = sum(shares[-2:])
+    assert position("evaluate").startswith(f"stage 10 of 11, evaluate: about {left} %")
+
+
+@pytest.mark.parametrize(
+    ("stage", "driver", "rank", "told"),
+    [
+        ("tune", True, 0, True),
+        ("tune", False, 0, False),  # by hand
+        ("tune", True, 1, False),  # one of several processes
+        ("stage_of_ones_own", True, 0, False),
+    ],
+)
+def test_only_the_first_process_that_dvc_started_tells_it(
+    monkeypatch, capsys, tmp_path, stage, driver, rank, told
+):
+    spec = SimpleNamespace(name=f"pipeline.{stage}")
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=spec))
+    monkeypatch.setattr(sys, "argv", [stage])
+    monkeypatch.setattr(command, "RANK", rank)
+    found = Identity(os.getpid(), 0.0) if driver else None
+    monkeypatch.setattr(command, "find_driver", lambda _process: found)
+    monkeypatch.setattr(command, "read_params", lambda *_, **__: SimpleNamespace(seeds=(0,)))
+    command.main(lambda _params: None, "a stage")
+    assert (position("tune") in capsys.readouterr().out) == told
+
+
+def test_check_runs_the_same_stages_in_the_same_order():
+    assert list(checking.STAGES) == list(SHARES)
