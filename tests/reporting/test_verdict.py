@@ -136,6 +136,23 @@ def test_each_step_alone_is_told_with_its_interval():
     )
 
 
+def test_re_normalising_alone_is_the_run_that_does_it_as_the_recommended_one():
+    """`bn` scored higher in tuning, and tells nothing of what training adds on top of `shrink`."""
+    settings = SETTINGS | {
+        "bn": {"method": "NoAdaptation()", "normalisation": "mixed"},
+        "trained": {**SETTINGS["memo"], "normalisation": "shrink"},
+    }
+    entries = {
+        "shrink": entry(12, 11, 13),
+        "bn": entry(4, 3, 5),
+        "trained": entry(12.5, 11, 14, training=(0.5, -0.5, 1.5)),
+    }
+    leads = {"shrink": 1.0, "bn": 2.0, "trained": 3.0}
+    found = sentence(results(entries, leads, settings=settings), "m")
+    assert "re-normalising alone (run shrink) +12.0 [+11.0, +13.0]" in found
+    assert "run bn" not in found
+
+
 def test_where_nothing_helped_the_sentence_says_so():
     entries = {"shrink": entry(0.5, -1, 2), "average": entry(-3, -4, -2)}
     text = sentence(results(entries, {"shrink": -0.1, "average": -2.0}), "m")

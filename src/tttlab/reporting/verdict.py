@@ -146,11 +146,15 @@ def _left_alone(results: Results, model: str) -> str:
 def _compared(results: Results, model: str) -> str:
     """Give the gain of re-normalising alone, averaging alone, and of the steps of training.
 
-    The recommended run's own gain is told already.
+    The recommended run's own gain is told already. Re-normalising alone is the run that does it as
+    the recommended one does, where there is one: only that tells what the rest adds.
     """
     runs = [run for run in results.acting_on(model) if run not in results.streamed]
     chosen = recommend(results, model)
     alone = {name: [r for r in runs if actions(results, model, r) == (name,)] for name in ALONE}
+    rule = _normalisation(results, model, chosen)
+    alike = [r for r in alone["normalise"] if _normalisation(results, model, r) == rule]
+    alone["normalise"] = alike or alone["normalise"]
     parts = [
         _gain(f"{WORDS[name][1]} alone", run, results.summary[model, run], "gain")
         for name, of_kind in alone.items()
@@ -170,6 +174,10 @@ def _compared(results: Results, model: str) -> str:
             "confirm it on others"
         )
     return "; ".join(clauses)
+
+
+def _normalisation(results: Results, model: str, run: str | None) -> str | None:
+    return (results.adapted.get((model, run), {}).get("settings") or {}).get("normalisation")
 
 
 def _judged(results: Results, model: str, run: str) -> str:
