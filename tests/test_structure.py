@@ -69,7 +69,7 @@ def test_every_stage_that_loads_a_method_depends_on_its_text():
         for name, stage in stages().items()
         if "outputs/methods" in stage.get("do", stage)["deps"]
     }
-    assert loads - {"methods"} == watches == {"tune", "adapt", "align"}
+    assert loads - {"methods"} == watches == {"tune", "adapt", "align", "register"}
     assert stages()["methods"]["always_changed"]  # a method may lie where DVC does not look
 
 
@@ -112,9 +112,9 @@ def test_stages_say_what_they_do_and_watch_parameters():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_only_tracking_imports_mlflow_and_sources_read_no_surroundings(path):
+def test_only_tracking_and_serving_import_mlflow_and_sources_read_no_surroundings(path):
     tree, name = ast.parse(path.read_text(encoding="utf-8")), module_name(path)
-    if not name.startswith("tttlab.tracking"):
+    if not name.startswith(("tttlab.tracking", "tttlab.serving")):
         assert not any(module.split(".")[0] == "mlflow" for module in imported(path))
     if name.startswith("tttlab") and not name.startswith("tttlab.workflow"):
         read = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -138,6 +138,7 @@ ROOMS = (
     "experiments",
     "reporting",
     "tracking",
+    "serving",
     "workflow",
 )
 

@@ -247,11 +247,21 @@ def projection_bank(network: nn.Module, batches: Iterable[Tensor], size: int) ->
     return {"bank": concatenate(groups)[:size]}
 
 
-def save(statistics: Statistics, folder: Path, *, checkpoint: str, images: int) -> None:
-    """Write ``statistics.safetensors`` with the hash of the checkpoint it was measured on."""
+def save(
+    statistics: Statistics, folder: Path, *, checkpoint: str, images: int | None = None
+) -> None:
+    """Write ``statistics.safetensors``.
+
+    Args:
+        statistics: what was measured.
+        folder: created if it does not exist.
+        checkpoint: SHA-256 of the weights that it was measured on.
+        images: number of source images, noted for people.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.cpu().contiguous() for name, value in statistics.items()}
-    save_file(tensors, folder / _FILE, metadata={"checkpoint": checkpoint, "images": str(images)})
+    metadata = {"checkpoint": checkpoint} | ({} if images is None else {"images": str(images)})
+    save_file(tensors, folder / _FILE, metadata=metadata)
 
 
 def load(folder: Path, checkpoint: str) -> Statistics:

@@ -7,15 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.gate import adapt_gated
-from tttlab.adaptation.signals import measure_signal
 from tttlab.config.params import Params
 from tttlab.data.decoding import to_square, why_unreadable
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError, choices
-from tttlab.networks.network import evaluating
 from tttlab.reporting.verdict import best_tuned
+from tttlab.serving.adaptive_model import ServedRun
+from tttlab.serving.answers import answer
 from tttlab.workflow.loading import build_run, load_gate, load_network, load_tuned
 
 
@@ -31,11 +29,8 @@ def predict_images(
         run: a run's name; None: the one that scored highest when it was tuned, on source images.
 
     Returns:
-        for each image its ``file``, ``model`` and ``run``; the class and confidence without
-        (``source_class``, ``source_confidence``) and with adaptation (``class``, ``confidence``);
-        the ``distance`` to the source in units of natural variation; whether the ``gate`` opened
-        (None: there is none), and whether the result ``fell_back`` to the source's; the
-        ``milliseconds`` spent on it.
+        for each image its ``file``, ``model`` and ``run``, and what
+        `tttlab.serving.answers.answer` tells.
 
     Raises:
         UserError: an image cannot be read, a name is unknown, or the run adapts along streams.
@@ -44,34 +39,11 @@ def predict_images(
     source, tuned = load_network(params, model, params.seeds[0]), load_tuned(run, model)
     task = build_run(params, run, model, source, tuned["settings"]).task
     images = read(files, source.about["image_size"], params.data.depth).to(source.device)
-    gate, names = load_gate(tuned), [str(file) for file in files]
-    about = {"statistics": task.statistics, "image_ids": names, "seed": task.seed}
-    if gate is None:
-        result = adapt(task.network, images, task.method, task.loop, **about)
-        opened = [None] * len(names)
-    else:
-        result, mask = adapt_gated(task.network, images, task.method, task.loop, gate, **about)
-        opened = mask.tolist()
-    with evaluating(task.network):
-        _, distances = measure_signal("distance", task, images, names)
-    classes = source.about["classes"]
-    before, after = result.source_logits.softmax(-1).max(-1), result.logits.softmax(-1).max(-1)
-    return [
-        {
-            "file": name,
-            "model": model,
-            "run": run,
-            "source_class": classes[int(before.indices[index])],
-            "source_confidence": float(before.values[index]),
-            "class": classes[int(after.indices[index])],
-            "confidence": float(after.values[index]),
-            "distance": float(distances[index]),
-            "gate": opened[index],
-            "fell_back": bool(result.fell_back[index]),
-            "milliseconds": float(result.milliseconds[index]),
-        }
-        for index, name in enumerate(names)
-    ]
+    run_on_model = ServedRun(task, load_gate(tuned))
+    names = [str(file) for file in files]
+    rows = answer(run_on_model, images, names, source.about["classes"])
+    about = [{"file": name, "model": model, "run": run} for name in names]
+    return [first | row for first, row in zip(about, rows, strict=True)]
 
 
 def choose(params: Params, model: str | None, run: str | None) -> tuple[str, str]:

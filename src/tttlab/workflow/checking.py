@@ -31,6 +31,7 @@ STAGES = {
     "align": "",
     "evaluate": "compare with and without",
     "report": "write the report",
+    "register": "register the network with its runs in MLflow",
 }
 OF_ALL = ("pretrain", "finetune", "source_stats", "tune", "distance", "adapt", "align")
 

@@ -10,10 +10,11 @@ SHARES = {
     "source_stats": 2,
     "tune": 18,
     "distance": 8,
-    "adapt": 25,
+    "adapt": 23,
     "align": 6,
     "evaluate": 3,
-    "report": 8,
+    "report": 7,
+    "register": 3,
 }
 
 
