@@ -73,10 +73,10 @@ class AdaptiveModel:
         return self.about["image_size"]
 
     @property
-    def device(self) -> torch.device:
-        """Where the network computes."""
+    def like(self) -> torch.Tensor:
+        """A tensor of the network's device and precision."""
         network = next(iter(self.runs.values())).task.network
-        return next(network.parameters()).device
+        return next(network.parameters())
 
     def find(self, run: str | None) -> tuple[str, ServedRun]:
         """Give a run by its name; None: the best one.

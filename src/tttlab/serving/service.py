@@ -90,7 +90,7 @@ class Service:
         """Answer about images that share a wish; called in one thread."""
         model = self.model
         name, run = wish.applied(model)
-        images = as_images(torch.from_numpy(np.stack(pixels))).to(model.device)
+        images = as_images(torch.from_numpy(np.stack(pixels))).to(model.like)
         keys = [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
         groups = self._groups.setdefault(name, Groups())
         rows = answer(run, images, keys, model.classes, wish.return_curve, groups)
