@@ -39,8 +39,10 @@ format: .venv/ready
 	$(UV) run ruff format
 
 pins: .venv/ready  ## renew the exact versions
-	$(UV) pip compile -q --no-config --upgrade --universal --python-version 3.11 --no-header \
-		--no-annotate --extra pipeline --group tools --group docs pyproject.toml -o requirements.txt
+	printf '%s\n' 'pillow>=10' 'tomlkit>=0.13' | $(UV) pip compile -q --no-config --upgrade \
+		--universal --python-version 3.11 --no-header --no-annotate --overrides /dev/stdin \
+		--extra pipeline --group tools --group docs --extra demo --group browser \
+		pyproject.toml -o requirements.txt
 	$(UV) run python tools/pin.py
 
 .venv/ready: pyproject.toml | $(filter .tools/%,$(UV))

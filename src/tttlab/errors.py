@@ -13,12 +13,15 @@ class UserError(Exception):
 
 
 class MissingLibrary(UserError, ImportError):
-    """A library that only the extra ``pipeline`` of this package brings is not installed."""
+    """A library that only an extra of this package brings is not installed."""
 
 
 @contextmanager
-def pipeline_extra() -> Iterator[None]:
-    """Import inside this context what only the extra ``pipeline`` brings.
+def pipeline_extra(extra: str = "pipeline") -> Iterator[None]:
+    """Import inside this context what only the extra ``pipeline``, or another one, brings.
+
+    Args:
+        extra: its name.
 
     Raises:
         MissingLibrary: a library is missing; the line says how to get it.
@@ -31,7 +34,7 @@ def pipeline_extra() -> Iterator[None]:
             raise
         raise MissingLibrary(
             f"this needs the library {library}, which is not installed; "
-            'run: pip install "ttt-lab[pipeline]"'
+            f'run: pip install "ttt-lab[{extra}]"'
         ) from error
 
 

@@ -47,6 +47,10 @@ def main(words: Sequence[str] | None = None) -> None:
     ui = commands.add_parser("ui", help="open MLflow's pages on this machine")
     ui.add_argument("--port", type=int, default=5000, help="first port to try (default: 5000)")
     ui.set_defaults(do=_ui)
+    demo = commands.add_parser("demo", help="look at one image in a browser, on this machine")
+    demo.add_argument("--port", type=int, default=7860, help="first port to try (default: 7860)")
+    demo.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings")
+    demo.set_defaults(do=_demo)
     arguments = parser.parse_args(words)
     # Modules of one's own are found from here, as `python -m` finds them.
     if (here := str(Path.cwd())) not in sys.path:
@@ -141,6 +145,16 @@ def _ui(arguments: argparse.Namespace) -> None:
     from tttlab.workflow.ui import open_pages
 
     open_pages(arguments.port)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from tttlab.config.params import read_params
+
+    params = read_params(arguments.params, base=places.ROOT)
+    postpone_compiler()
+    from tttlab.workflow.demo.page import open_demo  # seconds of imports
+
+    open_demo(params, arguments.port)
 
 
 if __name__ == "__main__":
