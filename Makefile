@@ -6,7 +6,7 @@ export UV_COMPILE_BYTECODE = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export NO_MKDOCS_2_WARNING = 1  # advertises the successor of the documentation's theme
 
-.PHONY: repro test bench ui docs pictures lint format pins clean
+.PHONY: repro test bench ui demo docs pictures lint format pins clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DATA=folder]: on those
@@ -16,13 +16,17 @@ repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DAT
 	$(UV) run dvc repro $(ARGS)
 
 test: .venv/ready  ## the quick tests, in up to four processes; ALL=1: all; ARGS=tests/test_x.py: some
-	$(UV) run pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(if $(ALL),--all) $(ARGS)
+	$(UV) run $(if $(ALL),--extra demo --group browser) pytest --numprocesses auto --maxprocesses 4 \
+		--dist worksteal $(if $(ALL),--all) $(ARGS)
 
 bench: .venv/ready  ## the adapter's speed and memory beside its bound and peers, 5 to 11 minutes
 	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)
 
 ui: .venv/ready  ## MLflow on localhost
 	$(UV) run ttt-lab ui $(ARGS)
+
+demo: .venv/ready  ## one image in the browser, on localhost, without and with adapting to it
+	$(UV) run --quiet --extra demo ttt-lab demo $(ARGS)
 
 docs: .venv/ready  ## the documentation as a site, into site/
 	$(UV) run --quiet --group docs mkdocs build --quiet --strict $(ARGS)

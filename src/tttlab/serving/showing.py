@@ -103,6 +103,7 @@ def show(
     corruption: str | None = None,
     severity: int = 3,
     wish: Wish = Wish(),
+    known: dict[str, dict[str, Any]] | None = None,
 ) -> Showing:
     """Ask a model about one image, by the run that is wished for and by all others.
 
@@ -112,6 +113,8 @@ def show(
         corruption: what to do to it first; None: nothing.
         severity: of the corruption, 1 to 5.
         wish: the run, and how it is to adapt; the others follow their gates if it does.
+        known: what other runs have said of this very image; filled with what is missing, so that
+            they need not be asked again while only the chosen run's steps change.
 
     Raises:
         UserError: the wish, the corruption or the severity is unknown.
@@ -121,13 +124,12 @@ def show(
     images, keys = as_images(torch.from_numpy(pixels[None].copy())).to(model.like), [picture.key]
     single = Groups(1)  # to learn a better size takes longer than one image
     (says,) = answer(chosen, images, keys, model.classes, return_curve=True, groups=single)
-    runs = {}
+    known = {} if known is None else known
     for other, run in model.runs.items():
-        kept = run if wish.gate else replace(run, gate=None)
-        if other == name:
-            runs[other] = says
-        else:
-            (runs[other],) = answer(kept, images, keys, model.classes, groups=single)
+        if other != name and other not in known:
+            kept = run if wish.gate else replace(run, gate=None)
+            (known[other],) = answer(kept, images, keys, model.classes, groups=single)
+    runs = {other: says if other == name else known[other] for other in model.runs}
     gate = ask_gate(chosen, images, picture.key, says)
     return Showing(picture, pixels, name, says, look(chosen, images, picture.key), gate, runs)
 

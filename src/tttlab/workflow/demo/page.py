@@ -89,6 +89,7 @@ class Page:
         import gradio as gr
 
         self.gr, self.material = gr, material
+        self._known: tuple[Any, dict[str, Any]] = (None, {})  # of the last image
         self.first = next(iter(material.models))
         with gr.Blocks(
             title="Test-time training of one image", fill_width=True, analytics_enabled=False
@@ -170,6 +171,8 @@ class Page:
                 elem_id="photo",
                 buttons=[],
             )
+            # Gradio would open the file first, and tell what is wrong with it in many lines.
+            self.photo.preprocess = lambda file: file.path if file else None
 
     def _steps(self, model: str, run: str) -> dict[str, Any]:
         """Give the slider of steps for a run: how many tuning chose, or none."""
@@ -264,7 +267,10 @@ class Page:
             picture = material.own(Path(photo), model) if photo else material.picture(number)
             trains = chosen.find(run)[1].takes_steps
             wish = Wish(run, gate, int(steps) if trains else None)
-            shown = show(chosen, picture, corruption, int(severity), wish)
+            image = model, picture.key, corruption, int(severity), gate
+            if self._known[0] != image:
+                self._known = image, {}
+            shown = show(chosen, picture, corruption, int(severity), wish, self._known[1])
         except UserError as error:
             raise self.gr.Error(str(error), print_exception=False) from error
         shift = drawings.shift_words(corruption, int(severity))
