@@ -46,6 +46,7 @@ STAGES = {
     "align": "all",
     "evaluate": None,
     "report": None,
+    "register": None,
 }
 
 

@@ -57,10 +57,12 @@ def _log(run: Run, root: Path, name: str, folder: Path, example: Path, code: Seq
     """Log the model to the run and register it; return the version's number."""
     import mlflow
     import pandas as pd
+    from mlflow.environment_variables import MLFLOW_UV_AUTO_DETECT
 
     from tttlab.serving.pyfunc import ARTIFACT, COLUMN, CONFIG
 
     image = base64.b64encode(example.read_bytes()).decode()
+    MLFLOW_UV_AUTO_DETECT.set(False)  # it would copy this project's pyproject.toml into the model
     mlflow.set_tracking_uri(database_uri(root))
     with mlflow.start_run(run_id=run.id):
         info = mlflow.pyfunc.log_model(
