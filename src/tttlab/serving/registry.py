@@ -68,7 +68,7 @@ def _log(run: Run, root: Path, name: str, folder: Path, example: Path, code: Seq
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(Path(__file__).with_name("pyfunc_code.py")),
-            artifacts={ARTIFACT: str(folder)},
+            artifacts={ARTIFACT: folder.resolve().as_uri()},
             model_config=CONFIG,
             signature=signature(),
             input_example=pd.DataFrame({COLUMN: [image]}),
