@@ -71,6 +71,8 @@ def test_a_version_says_what_it_is_and_needs(project, loaded):
     (column,), params = loaded.metadata.signature.inputs, loaded.metadata.signature.params
     assert column.name == "image"
     assert [param.name for param in params] == ["run", "gate", "steps", "seed", "return_curve"]
+    (row,) = loaded.predict([{"image": pixels()}], params={"return_curve": True})
+    assert {column.name for column in loaded.metadata.signature.outputs} == row.keys()
     example = json.loads(files["input_example.json"].read_text())
     assert base64.b64decode(example["data"][0][0]) == encoded(pixels())
 

@@ -80,9 +80,10 @@ def _log(run: Run, root: Path, name: str, folder: Path, example: Path, code: Seq
 
 
 def signature() -> "ModelSignature":
-    """Describe what a model takes: an image in any form, and the fields of a `Wish`."""
+    """Describe an image in any form, the fields of a `Wish`, and what is answered."""
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType, ColSpec, Map, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import DataType as Type
 
     from tttlab.serving.pyfunc import COLUMN
 
@@ -93,7 +94,20 @@ def signature() -> "ModelSignature":
         ParamSpec("seed", "long", None),
         ParamSpec("return_curve", "boolean", False),
     ]
-    return ModelSignature(inputs=Schema([ColSpec(AnyType(), COLUMN)]), params=ParamSchema(params))
+    by_class = Map(Type.double)
+    answered = {"run": Type.string, "fell_back": Type.boolean, "milliseconds": Type.double}
+    for side in ("source_", ""):
+        answered |= {f"{side}class": Type.string, f"{side}confidence": Type.double}
+        answered |= {f"{side}probabilities": by_class}
+    known = [ColSpec(kind, name) for name, kind in answered.items()]
+    perhaps = {"gate": Type.boolean, "distance": Type.double}
+    perhaps |= {"loss_before": Type.double, "loss_after": Type.double, "curve": AnyType()}
+    known += [ColSpec(kind, name, required=False) for name, kind in perhaps.items()]
+    return ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), COLUMN)]),
+        outputs=Schema(known),
+        params=ParamSchema(params),
+    )
 
 
 def requirements() -> list[str]:
