@@ -3,6 +3,9 @@
 import base64
 import io
 import json
+import subprocess
+import sys
+from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -13,11 +16,15 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from tests.helpers import served
+from tttlab.adaptation.registry import load_method
 from tttlab.errors import UserError
-from tttlab.serving import registry
+from tttlab.serving import adaptive_model, registry
+from tttlab.serving.adaptive_model import ServedRun
 from tttlab.serving.pyfunc import images_of
 from tttlab.tracking.runs import Execution, pipeline_run, start_run
 from tttlab.tracking.store import database_uri
+from tttlab.workflow import places
+from tttlab.workflow.registering import own_code
 
 CARD = "A small model.\n\nIt gained nothing."
 
@@ -166,3 +173,57 @@ def test_images_are_found_in_whatever_mlflow_passes_on():
     for wrong in ({"picture": images}, [{"picture": "a"}], [{"image": "a"}, {"picture": "b"}]):
         with pytest.raises(UserError, match="expected a column 'image', found"):
             images_of(wrong)
+
+
+OWN_METHOD = '''
+from dataclasses import dataclass
+
+from tttlab.adaptation.method import Method
+
+
+@dataclass(frozen=True)
+class Doubled(Method):
+    """A prediction rule of one's own: logits twice as large."""
+
+    trains = False
+
+    def predict(self, net, image, views, statistics):
+        return 2 * net(image.unsqueeze(0)).logits[0]
+'''
+ASKING = """
+import json, sys
+import mlflow, numpy as np
+
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/own@champion")
+(answer,) = model.predict([{"image": np.full((16, 16, 3), 90, np.uint8)}], {"run": "doubled"})
+print(json.dumps([answer["source_probabilities"], answer["probabilities"]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_travels_with_the_model(tmp_path, monkeypatch):
+    """It is loaded by another process, which knows nothing of the project's folder."""
+    root = tmp_path / "project"
+    (root / "my_methods").mkdir(parents=True)
+    (root / "my_methods" / "doubling.py").write_text(OWN_METHOD, encoding="utf-8")
+    monkeypatch.syspath_prepend(root)
+    monkeypatch.setattr(places, "ROOT", root)
+    model, network = served.model(root / "network")
+    task = replace(model.runs["none"].task, method=load_method("my_methods.doubling"))
+    own = replace(model, runs={"doubled": ServedRun(task)}, best="doubled")
+    code = own_code(own)
+    assert code == [str(root / "my_methods")]
+    adaptive_model.save(own, root / "served", network)
+    Image.fromarray(pixels()).save(root / "example.png")
+    parent = pipeline_run(root, Execution("by hand", None))
+    with start_run(root, stage="register", name="register", params={}, parent=parent) as run:
+        example = root / "example.png"
+        registry.register(run, root, "own", root / "served", CARD, example, code)
+    words = [sys.executable, "-c", ASKING, database_uri(root)]
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = (np.array([*one.values()]) for one in json.loads(done.stdout))
+    np.testing.assert_allclose(after, before**2 / (before**2).sum(), rtol=1e-5)
