@@ -6,14 +6,21 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests.helpers import served
 from tests.test_docs import code_blocks
 from tools.stage_code import ROOT
 from tttlab.config.method_settings import method_names
+from tttlab.serving import registry
+from tttlab.tracking.runs import Execution, pipeline_run, start_run
+from tttlab.tracking.store import database_uri
 from tttlab.workflow import cli
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -142,11 +149,8 @@ def uv(*words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory):
-    """The wheel in a fresh environment, with what it requires and nothing else; → its folder bin.
-
-    It is built from a copy, for building leaves folders beside the sources.
-    """
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy, for building leaves folders beside the sources."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
@@ -154,14 +158,26 @@ def bare(tmp_path_factory):
         ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
     )
     uv("build", "--quiet", "--wheel", "--out-dir", str(folder), str(folder))
-    (wheel,) = folder.glob("*.whl")
-    environment = folder / "environment"
-    uv("venv", "--quiet", "--python", sys.executable, str(environment))
-    scripts = environment / ("Scripts" if sys.platform == "win32" else "bin")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@contextmanager
+def environment(folder: Path, *install: str) -> Iterator[Path]:
+    """Install in a fresh environment, with our exact versions; → its folder bin."""
+    uv("venv", "--quiet", "--python", sys.executable, str(folder))
+    scripts = folder / ("Scripts" if sys.platform == "win32" else "bin")
     pins = ["--constraint", str(ROOT / "requirements.txt")]
-    uv("pip", "install", "--quiet", "--python", str(scripts / "python"), *pins, str(wheel))
+    uv("pip", "install", "--quiet", "--python", str(scripts / "python"), *pins, *install)
     yield scripts
-    shutil.rmtree(environment)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def bare(wheel, tmp_path_factory):
+    """The wheel with what it requires and nothing else; → the folder bin of its environment."""
+    with environment(tmp_path_factory.mktemp("bare") / "environment", str(wheel)) as scripts:
+        yield scripts
 
 
 def run(*words: str | Path, cwd: Path, code: int = 0, given: str = "") -> tuple[str, str]:
@@ -215,3 +231,36 @@ def test_what_the_wheel_alone_lacks_ends_in_a_line_that_names_the_extra(bare, tm
         assert out == ""
         assert told.startswith("error: this needs the library ")
         assert told.endswith('which is not installed; run: pip install "ttt-lab[pipeline]"\n')
+
+
+# Loads the registered model that its argument names, and prints what it answers.
+LOADING = """
+import json, sys
+import mlflow, numpy as np
+
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/m@champion")
+pixels = np.random.default_rng(5).integers(256, size=(3, 20, 24, 3), dtype=np.uint8)
+answers = model.predict([{"image": image} for image in pixels], params={"gate": False})
+print(json.dumps([list(answer["probabilities"].values()) for answer in answers]))
+"""
+
+
+@pytest.mark.slow
+def test_a_registered_model_needs_the_wheel_and_no_repository(wheel, tmp_path):
+    """It is loaded from the registry with exactly the requirements that it names."""
+    root, example = tmp_path / "project", tmp_path / "example.png"
+    folder = served.written(root)
+    Image.new("RGB", (16, 16)).save(example)
+    parent = pipeline_run(root, Execution("by hand", None))
+    with start_run(root, stage="register", name="register", params={}, parent=parent) as opened:
+        registry.register(opened, root, "m", folder, "A small model.", example, [])
+    (named,) = root.rglob("requirements.txt")
+    others = [line for line in named.read_text().split() if not line.startswith("ttt-lab==")]
+    store = database_uri(root)
+    with environment(tmp_path / "environment", str(wheel), *others) as scripts:
+        out, _ = run(scripts / "python", "-c", LOADING, store, cwd=tmp_path)
+    here, _ = run(sys.executable, "-c", LOADING, store, cwd=tmp_path)
+    alone, expected = (np.array(json.loads(text.splitlines()[-1])) for text in (out, here))
+    assert alone.shape == (3, len(served.CLASSES))
+    np.testing.assert_allclose(alone, expected, atol=1e-4)

@@ -1,6 +1,5 @@
 """A small model with several runs, as it is served."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,8 +51,3 @@ def written(folder: Path) -> Path:
     served, network = model(folder / "network")
     adaptive_model.save(served, folder / "served", network)
     return folder / "served"
-
-
-def without(served: AdaptiveModel, *runs: str) -> AdaptiveModel:
-    """Leave runs out."""
-    return replace(served, runs={n: run for n, run in served.runs.items() if n not in runs})

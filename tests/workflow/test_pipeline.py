@@ -46,6 +46,7 @@ STAGES = {
     "align": "all",
     "evaluate": None,
     "report": None,
+    "register": None,
 }
 
 
@@ -254,6 +255,43 @@ def test_mlflow_holds_one_run_per_execution_linked_to_where_it_came_from(project
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == set(tunings)
     assert all({"score", "gain", "clean_change"} <= set(run.data.metrics) for run in trials)
     assert "gain/simclr_convnet/actmad" in client.get_run(parents.pop()).data.metrics
+
+
+def test_registered_models_answer_what_adapt_wrote(project, tmp_path):
+    """Of images as they are; where nothing is drawn at random, for the streams' keys differ."""
+    import mlflow
+
+    from tttlab.tracking.store import database_uri
+
+    root, params = project
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(database_uri(root))
+    test = ImageSet.load(root / "outputs" / "data" / "test")
+    for model in params.models:
+        (tmp_path / model).mkdir()
+        # MLflow does not read back from a folder with such a name, but copies from there.
+        uri, copy = f"models:/{model}@champion", str(tmp_path / model)
+        loaded = mlflow.pyfunc.load_model(uri, dst_path=copy)
+        for run in ("none", "shrink", "bn", "actmad"):
+            table = pd.read_parquet(root / "outputs" / "adapted" / run / model / "0.parquet")
+            table = table[table["shift"] == "clean"]
+            rows = [test.image_ids.index(name) for name in table["image_id"]]
+            request = pd.DataFrame({"image": list(test.pixels[rows])})
+            answers = loaded.predict(request, params={"run": run, "gate": False})
+            for side in ("source_", ""):
+                column = side or "adapted_"
+                classes = [test.classes[number] for number in table[f"{column}prediction"]]
+                assert [row[f"{side}class"] for row in answers] == classes
+                confidence = [row[f"{side}confidence"] for row in answers]
+                np.testing.assert_allclose(confidence, table[f"{column}confidence"], atol=1e-3)
+            np.testing.assert_allclose(
+                [row["distance"] for row in answers], table["distance"], rtol=1e-3
+            )
+        card = (root / "outputs" / "served" / model / "README.md").read_text(encoding="utf-8")
+        assert card.startswith(f"# {model}\n\nAn image classifier that adapts")
+        count = len(ImageSet.load(root / "outputs" / "data" / "labeled_train"))
+        assert f"**Trained on**: {count} labeled images from sklearn/digits, after" in card
+    mlflow.set_tracking_uri(before)
 
 
 def test_statistics_of_another_checkpoint_are_refused(project):

@@ -40,7 +40,7 @@ def write_card(
     parts = [
         "An image classifier that adapts to every image it is asked about, without its label, and "
         "answers with and without.",
-        sentence(results, model),
+        sentence(results, model).replace("[", r"\["),  # else MLflow takes [low, high] for a link
         f"**Trained on**: {trained_on}",
         f"**Tested on**: {tested_on}",
         f"**Classes** ({len(classes)}): {named}",
@@ -104,5 +104,6 @@ def _use(model: str) -> str:
 import mlflow
 
 model = mlflow.pyfunc.load_model("models:/{model}@champion")
-answers = model.predict([{{"image": open("photo.png", "rb").read()}}], params={{"gate": True}})
+photo = open("photo.png", "rb").read()
+answers = model.predict([{{"image": photo}}], params={{"gate": True}})
 ```"""

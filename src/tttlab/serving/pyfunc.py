@@ -3,7 +3,7 @@
 Imported where a model is loaded or served, never by the stages: it needs MLflow at once.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -46,15 +46,15 @@ class AdaptiveModel(PythonModel):
     def predict(
         self,
         context: PythonModelContext,
-        model_input,
+        model_input: pd.DataFrame,
         params: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """Classify images, each on its own.
 
         Args:
             context: MLflow's.
-            model_input: a data frame with the column ``image``, or whatever
-                `images_of` takes; the images as in `tttlab.serving.pictures.decode`.
+            model_input: a data frame with the column ``image``, or whatever else `images_of`
+                takes; the images as in `tttlab.serving.pictures.decode`.
             params: fields of `tttlab.serving.answers.Wish`.
 
         Returns:
@@ -72,7 +72,7 @@ class AdaptiveModel(PythonModel):
             raise MlflowException(str(error), RESOURCE_EXHAUSTED) from None
 
 
-def images_of(given: Any) -> Iterable[Any]:
+def images_of(given: Any) -> list[Any]:
     """List the images of a request.
 
     Args:
@@ -83,12 +83,21 @@ def images_of(given: Any) -> Iterable[Any]:
         UserError: there is no ``image``.
     """
     if isinstance(given, (pd.DataFrame, Mapping)):
-        if COLUMN not in given:
-            raise UserError(f"expected a column {COLUMN!r}, found {', '.join(map(str, given))}")
-        return list(given[COLUMN])
-    if isinstance(given, np.ndarray):
-        return list(given)
-    rows = list(given)
-    if rows and all(isinstance(row, Mapping) for row in rows):
-        return images_of({COLUMN: [row[COLUMN] for row in rows]} if COLUMN in rows[0] else rows[0])
-    return rows
+        # MLflow makes one row of {"image": [several]}.
+        return [image for cell in _images(given) for image in _several(cell)]
+    return [_images(row) if isinstance(row, Mapping) else row for row in given]
+
+
+def _images(row: Mapping[str, Any] | pd.DataFrame) -> Any:
+    if COLUMN not in row:
+        raise UserError(f"expected a column {COLUMN!r}, found {', '.join(map(str, row))}")
+    return row[COLUMN]
+
+
+def _several(cell: Any) -> Sequence[Any]:
+    """Give the images of a cell; nested lists of numbers are one image, unless they hold many."""
+    depth, first = 0, cell
+    while isinstance(first, (list, tuple, np.ndarray)) and len(first):
+        depth, first = depth + 1, first[0]
+    is_text = isinstance(first, (str, bytes, bytearray))
+    return cell if depth > 3 or (depth and is_text) else [cell]

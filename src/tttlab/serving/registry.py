@@ -57,16 +57,18 @@ def _log(run: Run, root: Path, name: str, folder: Path, example: Path, code: Seq
     """Log the model to the run and register it; return the version's number."""
     import mlflow
     import pandas as pd
+    from mlflow.environment_variables import MLFLOW_UV_AUTO_DETECT
 
     from tttlab.serving.pyfunc import ARTIFACT, COLUMN, CONFIG
 
     image = base64.b64encode(example.read_bytes()).decode()
+    MLFLOW_UV_AUTO_DETECT.set(False)  # it would copy this project's pyproject.toml into the model
     mlflow.set_tracking_uri(database_uri(root))
     with mlflow.start_run(run_id=run.id):
         info = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(Path(__file__).with_name("pyfunc_code.py")),
-            artifacts={ARTIFACT: str(folder)},
+            artifacts={ARTIFACT: folder.resolve().as_uri()},
             model_config=CONFIG,
             signature=signature(),
             input_example=pd.DataFrame({COLUMN: [image]}),
@@ -78,9 +80,10 @@ def _log(run: Run, root: Path, name: str, folder: Path, example: Path, code: Seq
 
 
 def signature() -> "ModelSignature":
-    """Describe what a model takes: an image in any form, and the fields of a `Wish`."""
+    """Describe an image in any form, the fields of a `Wish`, and what is answered."""
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType, ColSpec, Map, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import DataType as Type
 
     from tttlab.serving.pyfunc import COLUMN
 
@@ -91,7 +94,20 @@ def signature() -> "ModelSignature":
         ParamSpec("seed", "long", None),
         ParamSpec("return_curve", "boolean", False),
     ]
-    return ModelSignature(inputs=Schema([ColSpec(AnyType(), COLUMN)]), params=ParamSchema(params))
+    by_class = Map(Type.double)
+    answered = {"run": Type.string, "fell_back": Type.boolean, "milliseconds": Type.double}
+    for side in ("source_", ""):
+        answered |= {f"{side}class": Type.string, f"{side}confidence": Type.double}
+        answered |= {f"{side}probabilities": by_class}
+    known = [ColSpec(kind, name) for name, kind in answered.items()]
+    perhaps = {"gate": Type.boolean, "distance": Type.double}
+    perhaps |= {"loss_before": Type.double, "loss_after": Type.double, "curve": AnyType()}
+    known += [ColSpec(kind, name, required=False) for name, kind in perhaps.items()]
+    return ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), COLUMN)]),
+        outputs=Schema(known),
+        params=ParamSchema(params),
+    )
 
 
 def requirements() -> list[str]:

@@ -199,8 +199,13 @@ def _relocate(root: Path, old: str, new: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence MLflow's messages on creating the database and a missing git, and its warnings."""
-    levels = {"mlflow.store.db.utils": logging.WARNING, "mlflow.utils.git_utils": logging.ERROR}
+    """Silence MLflow's warnings, and its messages where the user has nothing to do."""
+    levels = {
+        "mlflow.store.db.utils": logging.WARNING,  # the database is created
+        "mlflow.utils.git_utils": logging.ERROR,  # there is no git
+        "mlflow.pyfunc": logging.WARNING,  # an example is tried
+        "mlflow.utils.environment": logging.ERROR,  # uv's environments have no pip
+    }
     previous = {name: logging.getLogger(name).level for name in levels}
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
