@@ -115,6 +115,7 @@ def test_a_run_that_averages_shows_what_it_averages_over_and_others_show_nothing
     assert averaged.shape == (3, 16, 16, 3)
     assert show(model, PICTURE, wish=Wish("shrink")).views == ()
     assert show(model, PICTURE, wish=Wish("none")).views == ()
+    assert show(model, PICTURE, wish=Wish("simclr", steps=0)).views == ()
 
 
 def test_of_a_masked_image_the_hidden_patches_are_grey():

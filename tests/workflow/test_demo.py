@@ -19,7 +19,7 @@ from tttlab.serving import adaptive_model
 from tttlab.serving.showing import Picture, Spread, show
 from tttlab.shifts.corruptions import corrupt_all
 from tttlab.workflow import cli
-from tttlab.workflow.demo import drawings
+from tttlab.workflow.demo import drawings, scale, steps
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -120,9 +120,9 @@ def test_sliders_change_what_is_asked_and_the_bars_are_the_numbers_of_adapt(page
     without, _ = compare("memo", "fog", 4, number=6)
     tab.locator("#gate input").uncheck()
     tab.wait_for_function("!document.querySelector('#answer .said').innerText.includes('gate')")
-    steps = tab.locator("#steps input[type=range]")
+    slider = tab.locator("#steps input[type=range]")
     for _ in range(2):  # tuning chose two
-        steps.press("ArrowRight")
+        slider.press("ArrowRight")
     tab.wait_for_function("document.querySelectorAll('#steps-drawn .ticks span').length == 6")
     _, adapted = compare("memo", "fog", 4, number=6, steps=4, gate=False)
     assert np.abs(np.subtract(adapted, without)).max() > 0.001  # there is something to see
@@ -241,26 +241,26 @@ def test_names_from_files_are_text_not_html(model):
     model = type(model)("m", about, model.runs, "memo")
     picture = Picture(np.zeros((16, 16, 3), np.uint8), "a", hostile)
     parts = show(model, picture)
-    scale = parts, Spread(0.5, 1.0, 2.0), {hostile: 3.0}, (hostile, Spread(1.0, 2.0, 3.0))
+    marks = parts, Spread(0.5, 1.0, 2.0), {hostile: 3.0}, (hostile, Spread(1.0, 2.0, 3.0))
     html = drawings.draw_answer(parts, hostile) + drawings.draw_bars(parts)
-    html += drawings.draw_steps(parts) + drawings.draw_scale(*scale)
+    html += steps.draw_steps(parts) + scale.draw_scale(*marks)
     html += drawings.draw_runs(parts, model) + drawings.tell_classes(model.classes)
     assert "onerror" in html
     assert "<img src=x" not in html
 
 
 def test_the_scale_is_logarithmic_and_holds_every_mark():
-    axis = drawings.Axis.over([1.0, 10.0])
-    assert (axis.low, axis.high) == drawings.ENDS
+    axis = scale.Axis.over([1.0, 10.0])
+    assert (axis.low, axis.high) == scale.ENDS
     assert axis.place(10.0) - axis.place(1.0) == pytest.approx(axis.place(100.0) - axis.place(10.0))
     assert axis.ticks() == [1.0, 10.0, 100.0]
-    wide = drawings.Axis.over([0.01, 5000.0, float("nan")])
+    wide = scale.Axis.over([0.01, 5000.0, float("nan")])
     assert 0 < wide.place(0.01) < wide.place(5000.0) < 100
     assert wide.place(float("nan")) == 100
 
 
 def test_labels_are_moved_apart_and_stay_inside():
-    moved = drawings.apart({"a": 99.0, "b": 98.0, "c": 100.0, "d": 1.0}, 15.0)
+    moved = steps.apart({"a": 99.0, "b": 98.0, "c": 100.0, "d": 1.0}, 15.0)
     assert sorted(moved, key=moved.get) == ["d", "b", "a", "c"]
     places = sorted(moved.values())
     assert places == [1.0, 70.0, 85.0, 100.0]

@@ -150,6 +150,8 @@ def look(run: ServedRun, images: Tensor, key: str) -> tuple[np.ndarray, ...]:
     if not run.takes_steps and task.loop.average:
         looks = draw_looks(images, task.loop, [torch_generator(task.seed, "average", key)])
         return (as_pixels(looks[0, 1:]),)
+    if not run.takes_steps and type(task.method).predict is Method.predict:
+        return ()
     drawn = []
     for step in range(task.loop.steps if run.takes_steps else 1):
         streams = [torch_generator(task.seed, "views", key, step)]

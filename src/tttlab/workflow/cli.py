@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -148,6 +149,8 @@ def _ui(arguments: argparse.Namespace) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
+    # Read when torch is imported: threads that spin while they wait slow small networks down.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from tttlab.config.params import read_params
 
     params = read_params(arguments.params, base=places.ROOT)

@@ -9,10 +9,13 @@ from tttlab.config.params import Params
 from tttlab.config.values import BENCHMARK, HELD_OUT, SEVERITIES
 from tttlab.errors import UserError, pipeline_extra
 from tttlab.evaluation.results import shift_name
+from tttlab.serving.adaptive_model import AdaptiveModel
 from tttlab.serving.answers import Wish
 from tttlab.serving.showing import show
 from tttlab.workflow.demo import drawings, look
 from tttlab.workflow.demo.material import Material, open_material
+from tttlab.workflow.demo.scale import draw_scale
+from tttlab.workflow.demo.steps import draw_steps
 from tttlab.workflow.ui import free_port
 
 MOST_STEPS = 10  # or what tuning chose, if that is more
@@ -97,7 +100,9 @@ class Page:
             self.answer = gr.HTML(elem_id="answer")
             with gr.Row(equal_height=False):
                 with gr.Column(scale=4, min_width=320):
-                    self._add_controls()
+                    self._add_image()
+                    self._add_run(material.models[self.first])
+                    self._add_photo(material.models[self.first])
                     self.scale = gr.HTML(elem_id="scale")
                     self.runs = gr.HTML(elem_id="runs")
                 with gr.Column(scale=5, min_width=340):
@@ -107,9 +112,8 @@ class Page:
                         self.numbers = gr.JSON(show_label=False)
             self._connect()
 
-    def _add_controls(self) -> None:
-        gr, material = self.gr, self.material
-        count = len(material.test)
+    def _add_image(self) -> None:
+        gr, count = self.gr, len(self.material.test)
         corruptions = [(shift_name(name), name) for name in (*BENCHMARK, *HELD_OUT)]
         with gr.Group():
             self.number = gr.Slider(
@@ -143,15 +147,13 @@ class Page:
                     elem_id="severity",
                     buttons=[],
                 )
+
+    def _add_run(self, chosen: AdaptiveModel) -> None:
+        gr, models = self.gr, list(self.material.models)
         with gr.Group():
             self.model = gr.Dropdown(
-                list(material.models),
-                value=self.first,
-                label="Network",
-                elem_id="model",
-                visible=len(material.models) > 1,
+                models, value=self.first, label="Network", elem_id="model", visible=len(models) > 1
             )
-            chosen = material.models[self.first]
             self.run = gr.Dropdown(
                 drawings.run_choices(chosen), value=chosen.best, label="Run", elem_id="run"
             )
@@ -160,6 +162,9 @@ class Page:
                     label="Steps", scale=4, **self._steps(self.first, chosen.best)
                 )
                 self.gate = gr.Checkbox(True, label="Gate", scale=1, min_width=90, elem_id="gate")
+
+    def _add_photo(self, chosen: AdaptiveModel) -> None:
+        gr = self.gr
         with gr.Accordion("A photo of your own", open=False):
             self.classes = gr.HTML(drawings.tell_classes(chosen.classes))
             self.photo = gr.Image(
@@ -284,8 +289,8 @@ class Page:
         return (
             drawings.draw_answer(shown, shift),
             drawings.draw_bars(shown),
-            drawings.draw_steps(shown),
-            drawings.draw_scale(shown, *scale),
+            draw_steps(shown),
+            draw_scale(shown, *scale),
             drawings.draw_runs(shown, chosen),
             numbers,
         )
