@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,10 +39,17 @@ def test_uv_and_pip_get_the_same_versions():
 
 def test_every_dependency_is_pinned():
     pinned = {pin.split("==")[0] for pin in PINS}
-    extra = PROJECT["project"]["optional-dependencies"]["pipeline"]
-    for requirement in [*PROJECT["project"]["dependencies"], *extra]:
-        name = requirement.split(">")[0].split("=")[0]
-        assert name in pinned, name
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    requirements = [requirement for extra in extras for requirement in extra]
+    for requirement in [*PROJECT["project"]["dependencies"], *requirements]:
+        name = re.split(r"[>=\[]", requirement)[0]
+        assert name in pinned | {"ttt-lab"}, name
+
+
+def test_pins_are_made_with_uvs_overrides():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    overrides = " ".join(f"'{one}'" for one in PROJECT["tool"]["uv"]["override-dependencies"])
+    assert f"printf '%s\\n' {overrides} | $(UV) pip compile" in makefile
 
 
 def test_the_successor_under_another_licence_is_kept_out():

@@ -38,18 +38,20 @@ def project(root: Path) -> ImageSet:
 
 
 @contextmanager
-def running(root: Path, port: int) -> Iterator[tuple[str, subprocess.Popen]]:
-    """Serve the demo of a folder; → its address, and the process, which Ctrl-C ends."""
+def running(
+    root: Path, port: int, end: signal.Signals = signal.SIGINT
+) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Serve the demo of a folder; → its address, and the process, which a signal ends."""
     command = [sys.executable, "-m", "tttlab.workflow.cli", "demo", "--port", str(port)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    # Whatever it would fetch through a proxy it does not get; TMPDIR shows what it leaves behind.
+    # In TMPDIR stands what it leaves behind.
     surroundings = os.environ | {"TMPDIR": str(root / "tmp"), "PYTHONPATH": str(ROOT)}
-    (root / "tmp").mkdir()
+    (root / "tmp").mkdir(exist_ok=True)
     with subprocess.Popen(command, cwd=root, env=surroundings, **options) as process:
         try:
             yield _address(process), process
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(end)
             process.communicate(timeout=60)
 
 

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from tests.helpers import demo, served
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.gate import adapt_gated
+from tttlab.config.params import read_params
 from tttlab.data.decoding import to_square
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
@@ -20,6 +23,7 @@ from tttlab.serving.showing import Picture, Spread, show
 from tttlab.shifts.corruptions import corrupt_all
 from tttlab.workflow import cli
 from tttlab.workflow.demo import drawings, scale, steps
+from tttlab.workflow.demo.page import open_demo
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -211,9 +215,26 @@ def test_programs_get_all_numbers_and_mistakes_in_one_line(page, tmp_path):
         assert len(str(raised.value).splitlines()) == 1
 
 
+def keep_surroundings(monkeypatch):
+    """Have what the command sets for its own process taken back."""
+    for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")
+
+
+@pytest.mark.slow
+def test_no_photo_stays_when_another_program_ends_the_demo(tmp_path):
+    pytest.importorskip("gradio", reason="the extra demo is not installed")
+    demo.project(tmp_path)
+    with demo.running(tmp_path, 7980, signal.SIGTERM) as (_, process):
+        assert list((tmp_path / "tmp").iterdir())
+    assert process.returncode == 143
+    assert not list((tmp_path / "tmp").iterdir())
+
+
 def test_without_results_the_command_ends_in_one_line(tmp_path, monkeypatch, capsys):
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     monkeypatch.chdir(tmp_path)
+    keep_surroundings(monkeypatch)
     demo.project(tmp_path)
     shutil.rmtree(tmp_path / "outputs" / "served" / "mae_vit")
     with pytest.raises(SystemExit, match="2"):
@@ -283,11 +304,7 @@ def test_the_chosen_run_is_bold_and_right_and_wrong_are_told(model):
 
 
 def test_missing_gradio_is_told_with_the_extra_that_brings_it(tmp_path, monkeypatch):
-    import sys
-
-    from tttlab.config.params import read_params
-    from tttlab.workflow.demo.page import open_demo
-
+    keep_surroundings(monkeypatch)
     monkeypatch.setitem(sys.modules, "gradio", None)
     params = read_params(demo.ROOT / "params.yaml", base=demo.ROOT)
     with pytest.raises(UserError, match=r'gradio.*pip install "ttt-lab\[demo\]"'):

@@ -25,14 +25,11 @@ def open_pages(first: int) -> None:
     store = places.ROOT / "mlflow.db"
     if not store.is_file():
         raise UserError(f"{store}: expected MLflow's runs, found no file; run `make repro` first")
-    serve(free_port(first))
+    serve(find_port(first))
 
 
-def free_port(first: int) -> int:
-    """Find a free port of this machine.
-
-    Args:
-        first: the first port to try.
+def find_port(first: int) -> int:
+    """Find a free port among fifty.
 
     Raises:
         UserError: there is none.

@@ -86,7 +86,7 @@ img.crisp, .crisp img { image-rendering: pixelated; }
 .ticks { display: flex; justify-content: space-between; margin: 2px 62px 0 50px; }
 .ticks span { font-size: .75rem; color: var(--muted); width: 0; display: flex;
   justify-content: center; white-space: nowrap; }
-.ticks span:first-child { justify-content: flex-start; }
+.ticks span:first-child { justify-content: flex-start; transform: translateY(15px); }
 .note.axis { text-align: center; margin: 0; }
 .all-views { display: flex; flex-wrap: wrap; gap: 8px 18px; }
 .views { display: flex; gap: 4px; align-items: center; }

@@ -1,6 +1,8 @@
 """The demo: one image in the browser, without and with adapting to it."""
 
 import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from tttlab.workflow.demo import drawings, look
 from tttlab.workflow.demo.material import Material, open_material
 from tttlab.workflow.demo.scale import draw_scale
 from tttlab.workflow.demo.steps import draw_steps
-from tttlab.workflow.ui import free_port
+from tttlab.workflow.ui import find_port
 
 MOST_STEPS = 10  # or what tuning chose, if that is more
 NONE = "none"
@@ -32,7 +34,7 @@ def open_demo(params: Params, first: int) -> None:
     Raises:
         UserError: there is nothing to show, no free port, or Gradio is not installed.
     """
-    port = free_port(first)
+    port = find_port(first)
     with tempfile.TemporaryDirectory(prefix="ttt-lab-") as uploads:
         # Gradio reads these when it is imported: it tells nobody anything, and photos that are
         # brought along are gone when the demo ends.
@@ -47,6 +49,7 @@ def serve(material: Material, port: int) -> None:
     import uvicorn
 
     app = make_app(material)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # photos are deleted then, too
     print(f"demo        http://127.0.0.1:{port}/      Ctrl-C ends it", flush=True)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
