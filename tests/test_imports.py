@@ -51,6 +51,7 @@ def imported(code: str, *names: str, cwd=ROOT) -> list[str]:
     return python("-c", f"{code}\n{report}", cwd=cwd)[-1].split()
 
 
+@pytest.mark.slow
 def test_the_compiler_is_imported_when_something_is_compiled_and_not_before():
     """Adam's first step has the length of the learning rate: 24 ones become halves.
 
