@@ -1,10 +1,11 @@
 """Length and optimiser of a training."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightly.utils.scheduler import cosine_warmup_schedule
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 
@@ -45,27 +46,12 @@ def build_optimizer(
         recipe: choice of optimiser, learning rate and weight decay.
         betas: decay rates of AdamW's two averages; 0.95 for the second is usual with MAE.
     """
-    groups = decay_groups(network, recipe.weight_decay)
+    groups = param_groups_weight_decay(
+        network, recipe.weight_decay, no_weight_decay_list=undecayed(network)
+    )
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, recipe.lr, momentum=0.9, fused=True)
     return torch.optim.AdamW(groups, recipe.lr, betas=betas, fused=True)
-
-
-def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Divide the trainable parameters into those without and those with weight decay.
-
-    timm has this function, too, in a package whose import takes a second and a half.
-    """
-    listed, without, decayed = undecayed(network), [], []
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            is_weight = parameter.ndim > 1 and not name.endswith(".bias") and name not in listed
-            (decayed if is_weight else without).append(parameter)
-    groups = [
-        {"params": without, "weight_decay": 0.0},
-        {"params": decayed, "weight_decay": weight_decay},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def undecayed(network: nn.Module) -> set[str]:
