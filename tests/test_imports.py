@@ -119,5 +119,5 @@ def test_preparing_and_training_import_what_they_need():
         "from tttlab.runtime.ranks import open_fabric\n"
         "open_fabric('cpu', '32')\n"
     )
-    heavy = ("lightning_fabric", "pytorch_lightning", "scipy.stats", "sympy")
+    heavy = ("lightning_fabric", "pytorch_lightning", "scipy.stats")
     assert imported(start, *heavy) == []
