@@ -1,13 +1,19 @@
 """The environment of every test: no update checks over the network, and few idle threads."""
 
+import gc
 import os
 from pathlib import Path
+
+from tttlab.runtime.garbage import collect_only_young
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # The networks are so small that a second thread makes the tests twice as slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# While libraries are imported and tests collected there is no garbage worth looking for.
+_THRESHOLDS = gc.get_threshold()
+collect_only_young()
 
 
 CONTRACT = Path(__file__).parent / "methods" / "test_contract.py"
@@ -44,6 +50,12 @@ def pytest_ignore_collect(collection_path, config):
     """With ``--method``, collect the tests of the contract alone."""
     ignored = collection_path.suffix == ".py" and collection_path != CONTRACT
     return True if config.getoption("method") and ignored else None
+
+
+def pytest_collection_finish():
+    """Collect garbage as usual from here on, but leave alone what has been imported."""
+    gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
 
 
 def pytest_collection_modifyitems(config, items):

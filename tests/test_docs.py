@@ -194,6 +194,7 @@ def test_the_contract_tests_take_the_documents_methods(my_package, name, pytestc
     assert_vectorised_equals_one_image_at_a_time(*cases[0], LOOPS[0])
 
 
+@pytest.mark.slow
 def test_what_takes_the_place_of_torch_ttts_engines_runs():
     blocks = [code for code in code_blocks("docs/torch_ttt.md") if "torch_ttt" not in code]
     assert len(blocks) == 5

@@ -51,6 +51,7 @@ def imported(code: str, *names: str, cwd=ROOT) -> list[str]:
     return python("-c", f"{code}\n{report}", cwd=cwd)[-1].split()
 
 
+@pytest.mark.slow
 def test_the_compiler_is_imported_when_something_is_compiled_and_not_before():
     """Adam's first step has the length of the learning rate: 24 ones become halves.
 
@@ -106,3 +107,17 @@ def test_adapting_imports_what_it_needs():
     )
     assert imported(start, *heavy) == []
     assert imported(start, "timm") == ["timm"]  # so the check works
+
+
+def test_preparing_and_training_import_what_they_need():
+    """The embedded images need no torch; a single process on a CPU trains without Fabric."""
+    heavy = ("torch", "timm", "sklearn", "mlflow")
+    assert imported("from tttlab.workflow import gathering, set_files", *heavy) == []
+    start = (
+        "from tttlab.runtime.compiler import postpone_compiler\npostpone_compiler()\n"
+        "from tttlab.workflow import finetuning, pretraining\n"
+        "from tttlab.runtime.ranks import open_fabric\n"
+        "open_fabric('cpu', '32')\n"
+    )
+    heavy = ("lightning_fabric", "pytorch_lightning", "scipy.stats")
+    assert imported(start, *heavy) == []

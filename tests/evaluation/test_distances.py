@@ -276,6 +276,7 @@ class TestMeasure:
         assert table["p"].isna().groupby("metric").all().loc[without_test].all()
         assert (near["p"].dropna() > 0.01).all()
 
+    @pytest.mark.slow
     def test_p_is_uniform_without_a_shift(self):
         """With few images of many features, a scale from one sample would give it away."""
         ps = []

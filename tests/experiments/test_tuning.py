@@ -506,6 +506,7 @@ def test_a_killed_tuning_goes_on_where_it_was(images, tmp_path, monkeypatch):
             assert_same(actual[number], expected[number])
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(images, tmp_path):
     alone = judge_rounds(images, tmp_path / "a")
     together = judge_rounds(images, tmp_path / "b", workers=2)

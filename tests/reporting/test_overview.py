@@ -117,6 +117,7 @@ LONG_MODELS = ("model_" + "convnext_tiny_in22k_" * 2 + "_ft_in1k_384_x", "abcdef
 LONG_RUNS = ("run_" + "adapting_with_many_views_" * 2 + "again_", "pqrstuvwxyz0123" * 4)
 
 
+@pytest.mark.slow
 class TestLongNames:
     """Names of 60 characters without spaces leave no figure unreadable."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtr, stdtrit  # importing scipy.stats would take a second
 
 from tttlab.evaluation.intervals import CONFIDENCE
 from tttlab.evaluation.predictions import add_correctness
@@ -134,7 +134,7 @@ def alignment_by_shift(joined: pd.DataFrame) -> pd.DataFrame:
     columns = ["cosine", "gain", "loss_change", "confidence_change", "distance"]
     table = groups[columns].mean().assign(n=groups.size())
     count, standard_error = groups["cosine"].count(), groups["cosine"].sem()
-    half = standard_error * stats.t.ppf((1 + CONFIDENCE) / 2, (count - 1).clip(lower=1))
+    half = standard_error * stdtrit((count - 1).clip(lower=1), (1 + CONFIDENCE) / 2)
     low, high = table["cosine"] - half, table["cosine"] + half
     return table.assign(cosine_low=low, cosine_high=high).reset_index()
 
@@ -186,7 +186,8 @@ def correlations(joined: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def permuted_spearman(first: pd.Series, second: pd.Series, seed: int) -> tuple[float, float]:
     """Compute Spearman's rank correlation with the two-sided p-value of random permutations."""
-    x, y = (stats.zscore(stats.rankdata(values)) for values in (first, second))
+    ranks = (values.rank() for values in (first, second))
+    x, y = (((rank - rank.mean()) / rank.std(ddof=0)).to_numpy() for rank in ranks)
     permuted = numpy_generator(seed, "permutation").permuted(np.tile(y, (RESAMPLES, 1)), axis=1)
     rho = float((x * y).mean())
     as_extreme = np.abs(permuted @ x) / len(x) >= abs(rho) - 1e-12
@@ -202,7 +203,7 @@ def clustered_spearman(
         ρ and its two-sided p-value, from ρ over the standard deviation of its replicates in a
         bootstrap of whole clusters; NaN for one cluster.
     """
-    x, y = (stats.rankdata(values) - (len(values) + 1) / 2 for values in (first, second))
+    x, y = (values.rank().to_numpy() - (len(values) + 1) / 2 for values in (first, second))
     codes, names = pd.factorize(clusters, sort=True)
     sums = np.zeros((len(names), 6))
     np.add.at(sums, codes, np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1))
@@ -219,4 +220,4 @@ def clustered_spearman(
     )
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = np.nanstd(pearson(weights @ sums))
-    return rho, float(2 * stats.norm.sf(abs(rho) / spread)) if spread > 0 else 1.0
+    return rho, float(2 * ndtr(-abs(rho) / spread)) if spread > 0 else 1.0

@@ -5,9 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors import safe_open
-
 from tttlab.config.names import nfc
 from tttlab.errors import UserError, choices
 
@@ -52,9 +49,13 @@ def _metadata(path: Path) -> dict[str, Any]:
     """Read what stands beside the tensors of a file; {} if nothing can be read."""
     try:
         if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
             with safe_open(path, framework="pt") as file:
                 texts = file.metadata() or {}
             return {name: json.loads(texts[name]) for name in NAMES if name in texts}
+        import torch  # seconds, and few models are files of others
+
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever torch raises; reading the weights tells what is wrong with them
         return {}

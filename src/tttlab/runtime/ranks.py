@@ -1,19 +1,22 @@
 """Several processes (ranks) that share one stage: how they start, end and divide a batch.
 
 The engine is Lightning Fabric. It recognises processes that torchrun or SLURM started; otherwise it
-starts one per device itself.
+starts one per device itself. A single process on a CPU does without it, for its import takes two
+seconds.
 """
 
 import logging
 import os
 import threading
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
+from torch import nn
 
 from tttlab.errors import UserError
 from tttlab.runtime.devices import choose_device
@@ -21,6 +24,8 @@ from tttlab.runtime.devices import choose_device
 if TYPE_CHECKING:
     import psutil
     from lightning_fabric import Fabric
+
+    Processes: TypeAlias = "Alone | Fabric"
 
 # A rank may wait long for another: while the first one measures, or for the last block of a sweep.
 # If a rank dies, the launcher notices at once.
@@ -61,7 +66,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Alone:
-    """A single process, with the part of Fabric's interface that work without training needs.
+    """A single process in float32, with the part of Fabric's interface that this project needs.
 
     Fabric itself is not imported.
 
@@ -81,13 +86,31 @@ class Alone:
     def barrier(self) -> None:
         """Wait for nobody."""
 
+    def all_reduce(self, value: torch.Tensor, reduce_op: str = "mean") -> torch.Tensor:
+        """Return the value: it is its own mean and sum."""
+        return value
+
+    def setup(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Return both, for there is nothing to share or to cast."""
+        return network, optimizer
+
+    def to_device(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Move the tensors of a batch to the device."""
+        return {name: values.to(self.device) for name, values in batch.items()}
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a loss to those of its parameters."""
+        loss.backward()
+
 
 def open_processes(
     device: str = "auto",
     precision: str = "auto",
     devices: int | Literal["auto"] = "auto",
     nodes: int = 1,
-) -> "Alone | Fabric":
+) -> "Processes":
     """Start or join the processes that share work without training; they synchronise nothing.
 
     Args:
@@ -110,7 +133,7 @@ def open_fabric(
     precision: str = "auto",
     devices: int | Literal["auto"] = "auto",
     nodes: int = 1,
-) -> "Fabric":
+) -> "Processes":
     """Choose device and precision, and start or join the other processes.
 
     Args:
@@ -122,15 +145,16 @@ def open_fabric(
     Raises:
         UserError: the devices are not there.
     """
-    # Imported here, for it takes a second that not every user of this module needs.
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins.environments import LightningEnvironment
-
     torch_device = choose_device(device, precision)
     count = _count(torch_device, devices)
     mixed = precision == "bf16" or (
         precision == "auto" and torch_device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
+    if torch_device.type == "cpu" and count * nodes == 1 and not mixed:
+        return Alone(torch_device)
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on devices that were not asked for

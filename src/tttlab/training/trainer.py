@@ -1,4 +1,4 @@
-"""The training loop, on Lightning Fabric; a killed training resumes.
+"""The training loop, in one process or on Lightning Fabric; a killed training resumes.
 
 Several processes (ranks) divide every batch and take the same step, that of the whole batch. Only
 the first rank measures, reports and saves unfinished work. All ranks read that work, so its folder
@@ -12,10 +12,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -30,6 +29,9 @@ from tttlab.runtime.resuming import Work
 from tttlab.seeding import stream_seed, torch_generator
 from tttlab.training.loaders import Views, open_loader, reporting_lost_workers
 from tttlab.training.optimisers import Recipe, build_optimizer
+
+if TYPE_CHECKING:
+    from tttlab.runtime.ranks import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +104,7 @@ class Trainer:
         line: of the progress bar on the screen, from 0.
     """
 
-    fabric: Fabric
+    fabric: "Processes"
     seed: int
     workers: int = 0
     work: Work | None = None

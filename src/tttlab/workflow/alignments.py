@@ -13,6 +13,7 @@ from tttlab.experiments.blocks import Block, list_blocks
 from tttlab.runtime.group_size import GroupSize
 from tttlab.runtime.parallel import in_order
 from tttlab.runtime.progress import open_bar
+from tttlab.shifts.corruptions.canvas import import_transforms
 from tttlab.shifts.shift import Shift
 from tttlab.workflow.ledger import Ledger, written_whole
 from tttlab.workflow.loading import SourceNetwork, build_run, load_network, load_tuned
@@ -24,6 +25,7 @@ def align_pairs(params: Params, keys: Mapping[Pair, str], ledger: Ledger) -> Non
     """Compare the gradients for pairs of a run and a model, each with its key: a table for each."""
     images, shifts = open_test(params, params.alignment.images)  # a subset of what adapt uses
     labeled = [shift for shift in shifts if (shift.of(images).labels >= 0).all()]
+    import_transforms()  # else two workers of every pair would
     sources: dict[str, SourceNetwork] = {}
     for pair, key in keys.items():
         name, model = pair

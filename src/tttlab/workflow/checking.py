@@ -14,6 +14,7 @@ from tttlab.config.params import Params, read_params
 from tttlab.errors import UserError
 from tttlab.runtime.allocator import keep_freed_memory
 from tttlab.runtime.compiler import postpone_compiler
+from tttlab.runtime.garbage import collect_only_young
 from tttlab.workflow import places
 from tttlab.workflow.check_settings import HEAD, MODEL, Request, as_text
 
@@ -50,6 +51,7 @@ def check(request: Request | None, folder: Path) -> None:
     file = settle(request, folder)
     params = read_params(file, base=folder)
     keep_freed_memory()
+    collect_only_young()
     postpone_compiler()
     with within(folder):
         announced = [stage for stage, words in STAGES.items() if words]

@@ -14,6 +14,7 @@ from tttlab.config.params import read_params
 from tttlab.errors import UserError
 from tttlab.runtime.allocator import keep_freed_memory
 from tttlab.runtime.compiler import postpone_compiler
+from tttlab.runtime.garbage import collect_only_young
 from tttlab.runtime.process_identity import find_driver
 from tttlab.workflow import places
 from tttlab.workflow.order import SHARES, position
@@ -70,6 +71,7 @@ def main(run: Callable[..., None], description: str, *items: str) -> None:
     if not RANK and stage in SHARES and find_driver(psutil.Process()):
         print(position(stage), flush=True)
     keep_freed_memory()
+    collect_only_young()
     postpone_compiler()
     try:
         params = read_params(arguments.pop("params"), base=places.ROOT)

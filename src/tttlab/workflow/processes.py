@@ -16,12 +16,10 @@ from tttlab.runtime.resuming import Work
 from tttlab.workflow.leftovers import find_work
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
-    Processes = ranks.Alone | Fabric
+    from tttlab.runtime.ranks import Processes
 
 
-def open_fabric(params: Params) -> "Fabric":
+def open_fabric(params: Params) -> "Processes":
     """Connect to the other processes of this stage, or start them, as ``machine`` says."""
     devices, nodes = started(os.environ) or (params.machine.devices, 1)
     return ranks.open_fabric(params.machine.device, params.machine.precision, devices, nodes)

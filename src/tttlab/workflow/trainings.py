@@ -23,7 +23,7 @@ from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.processes import fits_one_process, open_fabric, open_shared
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    from tttlab.runtime.ranks import Processes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Place:
 
     folder: Path
     key: str
-    fabric: "Fabric"
+    fabric: "Processes"
     workers: int
     line: int = 0
 

@@ -17,6 +17,7 @@ from tttlab.experiments.tuning import (
 from tttlab.runtime.machine import Machine
 from tttlab.runtime.progress import open_bar
 from tttlab.runtime.resuming import Work
+from tttlab.shifts.corruptions.canvas import import_transforms
 from tttlab.tracking.comparison import log_trials
 from tttlab.tracking.runs import start_run
 from tttlab.workflow import places
@@ -30,6 +31,7 @@ from tttlab.workflow.tuned import write_choice
 
 def tune_pairs(params: Params, keys: Mapping[Pair, str], ledger: Ledger) -> None:
     """Tune pairs, each with its key, on the networks of the first training seed."""
+    import_transforms()  # else two workers of every round of every pair would
     sources: dict[str, SourceNetwork] = {}
     for pair, key in keys.items():
         if pair.model not in sources:

@@ -1,6 +1,7 @@
 """What the corruptions share: lengths, rounding, painting, kernels, clouds, albumentations."""
 
 import random
+import sys
 import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -85,13 +86,27 @@ def stretch(field: np.ndarray) -> np.ndarray:
     return (field - low) / (high - low)
 
 
+def import_transforms() -> None:
+    """Import albumentations; processes that are forked afterwards then have it, too.
+
+    It wants PyTorch only for a conversion to tensors. Where PyTorch is not imported yet, it has to
+    do without: that import would take seconds.
+    """
+    hidden = {"torch": None} if "torch" not in sys.modules else {}
+    sys.modules.update(hidden)  # an import of None fails
+    try:
+        import albumentations  # noqa: F401
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 @lru_cache(maxsize=512)
 def _transform(
     name: str, options: tuple[tuple[str, object], ...], _thread: int
 ) -> "albumentations.BasicTransform":
-    import albumentations  # here, for it imports torch, which takes seconds
-
-    return getattr(albumentations, name)(p=1.0, **dict(options))
+    import_transforms()
+    return getattr(sys.modules["albumentations"], name)(p=1.0, **dict(options))
 
 
 def albument(
