@@ -18,6 +18,19 @@ from tools.stage_code import ROOT
 from tttlab.data.image_sets import ImageSet
 from tttlab.serving import adaptive_model
 
+WATCH = """
+import socket
+
+look = socket.getaddrinfo
+
+def note(host, *arguments, **options):
+    if host not in (None, "", "localhost", "127.0.0.1"):
+        with open({log!r}, "a") as file:
+            print(host, file=file)
+    return look(host, *arguments, **options)
+
+socket.getaddrinfo = note
+"""  # every host that the process asks for is noted
 MODELS = ("simclr_convnet", "mae_vit")  # as params.yaml calls its own
 
 
@@ -44,9 +57,14 @@ def running(
     """Serve the demo of a folder; → its address, and the process, which a signal ends."""
     command = [sys.executable, "-m", "tttlab.workflow.cli", "demo", "--port", str(port)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    # In TMPDIR stands what it leaves behind.
-    surroundings = os.environ | {"TMPDIR": str(root / "tmp"), "PYTHONPATH": str(ROOT)}
-    (root / "tmp").mkdir(exist_ok=True)
+    # In TMPDIR stands what it leaves behind, and Python imports sitecustomize when it starts.
+    surroundings = {key: v for key, v in os.environ.items() if not key.startswith("NO_ALBUM")}
+    paths = os.pathsep.join((str(root / "watch"), str(ROOT)))
+    surroundings |= {"TMPDIR": str(root / "tmp"), "PYTHONPATH": paths}
+    for name in ("tmp", "watch"):
+        (root / name).mkdir(exist_ok=True)
+    watch = WATCH.format(log=str(root / "asked"))
+    (root / "watch" / "sitecustomize.py").write_text(watch, encoding="utf-8")
     with subprocess.Popen(command, cwd=root, env=surroundings, **options) as process:
         try:
             yield _address(process), process

@@ -38,6 +38,7 @@ def page(tmp_path_factory):
         yield root, images, address
     assert process.returncode == 0  # Ctrl-C
     assert not list((root / "tmp").iterdir())  # no photo stays
+    assert not (root / "asked").exists()  # the process asked no other host, either
 
 
 @pytest.fixture(scope="module")

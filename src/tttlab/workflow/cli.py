@@ -151,6 +151,7 @@ def _ui(arguments: argparse.Namespace) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     # Read when torch is imported: threads that spin while they wait slow small networks down.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask another host
     from tttlab.config.params import read_params
 
     params = read_params(arguments.params, base=places.ROOT)
