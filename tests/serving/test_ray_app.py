@@ -16,6 +16,7 @@ import urllib.request
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -168,11 +169,11 @@ def server(tmp_path_factory):
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_metrics_report_interval_ms": "1000",
+        "RAY_worker_niceness": "0",
     }
     words = f"start --head --block --port={gcs} --num-cpus=2 --object-store-memory=100000000"
-    words += (
-        f" --include-dashboard=false --metrics-export-port={metrics} --ray-client-server-port=0"
-    )
+    words += f" --include-dashboard=false --metrics-export-port={metrics}"
+    words += f" --ray-client-server-port={free_port()}"
     options = {"environment": environment}
     stop_head = {"log": head_log, "stop": signal.SIGTERM}
     with command("ray", *words.split(), **options, **stop_head) as head:
@@ -183,7 +184,7 @@ def server(tmp_path_factory):
             one = Server(port, metrics, head.pid)
             wait_for(lambda: one.is_up() and len(one.replicas()) == 2, 180, log)
             yield one
-    assert not [pid for pid in psutil.pids() if str(gcs) in title(psutil.Process(pid))]
+    assert not [one.pid for one in psutil.process_iter() if f"port={gcs}" in title(one)]
 
 
 WISHES = ({}, {"run": "simclr", "gate": False}, {"run": "shrink"}, {"gate": False, "steps": 1})
@@ -208,6 +209,7 @@ def alone(tmp_path_factory):
     folder = served.written(tmp_path_factory.mktemp("alone"))
     service = Service(adaptive_model.load(folder))
 
+    @cache
     def answer(number: int) -> dict:
         wish = Wish(**WISHES[number % len(WISHES)])
         return service.adapt(*service.checked([picture(number)], wish))[0]
@@ -227,7 +229,7 @@ def compare(number: int, answer: dict, expected: dict) -> None:
 
 @pytest.mark.slow
 def test_many_clients_get_what_each_image_gets_alone_from_real_batches(server, alone):
-    numbers = range(96)
+    numbers = range(200)
     with ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(server.ask, map(body, numbers)))
     assert {status for status, _ in answers} == {200}
@@ -235,7 +237,7 @@ def test_many_clients_get_what_each_image_gets_alone_from_real_batches(server, a
         compare(number, answer, alone(number))
     time.sleep(5)  # Ray tells its counters once a second
     batches = server.counted("ray_serve_batches_processed_total")
-    assert 2 <= batches <= 72
+    assert 2 <= batches <= 150
 
 
 @pytest.mark.slow

@@ -114,7 +114,8 @@ class Adaptive:
         seconds = self._service.limits.seconds
         images = (self._adapt(wish, image) for image in pixels)
         try:
-            rows = await asyncio.wait_for(asyncio.gather(*images), seconds)
+            async with asyncio.timeout(seconds):
+                rows = await asyncio.gather(*images)
         except TimeoutError as error:
             raise Busy(f"no answer within {seconds:g} s; send fewer images") from error
         for row in rows:
