@@ -229,7 +229,7 @@ def compare(number: int, answer: dict, expected: dict) -> None:
 
 @pytest.mark.slow
 def test_many_clients_get_what_each_image_gets_alone_from_real_batches(server, alone):
-    numbers = range(200)
+    numbers = range(96)
     with ThreadPoolExecutor(16) as clients:
         answers = list(clients.map(server.ask, map(body, numbers)))
     assert {status for status, _ in answers} == {200}
@@ -237,7 +237,7 @@ def test_many_clients_get_what_each_image_gets_alone_from_real_batches(server, a
         compare(number, answer, alone(number))
     time.sleep(5)  # Ray tells its counters once a second
     batches = server.counted("ray_serve_batches_processed_total")
-    assert 2 <= batches <= 150
+    assert 2 <= batches <= 72
 
 
 @pytest.mark.slow
