@@ -40,7 +40,7 @@ format: .venv/ready
 
 pins: .venv/ready  ## renew the exact versions
 	$(UV) pip compile -q --no-config --upgrade --universal --python-version 3.11 --no-header \
-		--no-annotate --extra pipeline --group tools --group docs pyproject.toml -o requirements.txt
+		--no-annotate --extra serve --extra pipeline --group tools --group docs pyproject.toml -o requirements.txt
 	$(UV) run python tools/pin.py
 
 .venv/ready: pyproject.toml | $(filter .tools/%,$(UV))
