@@ -16,8 +16,8 @@ repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DAT
 	$(UV) run dvc repro $(ARGS)
 
 test: .venv/ready  ## the quick tests, in up to four processes; ALL=1: all; ARGS=tests/test_x.py: some
-	$(UV) run $(if $(ALL),--extra demo --group browser) pytest --numprocesses auto --maxprocesses 4 \
-		--dist worksteal $(if $(ALL),--all) $(ARGS)
+	$(UV) run $(if $(ALL),--extra serve --extra demo --group browser) pytest --numprocesses auto \
+		--maxprocesses 4 --dist worksteal $(if $(ALL),--all) $(ARGS)
 
 bench: .venv/ready  ## the adapter's speed and memory beside its bound and peers, 5 to 11 minutes
 	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)
@@ -45,7 +45,7 @@ format: .venv/ready
 pins: .venv/ready  ## renew the exact versions
 	printf '%s\n' 'pillow>=10' 'tomlkit>=0.13' | $(UV) pip compile -q --no-config --upgrade \
 		--universal --python-version 3.11 --no-header --no-annotate --overrides /dev/stdin \
-		--extra pipeline --group tools --group docs --extra demo --group browser \
+		--extra pipeline --group tools --group docs --extra demo --extra serve --group browser \
 		pyproject.toml -o requirements.txt
 	$(UV) run python tools/pin.py
 

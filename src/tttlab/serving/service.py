@@ -41,7 +41,7 @@ class Service:
         self.model, self.limits = model, limits
         self.watchers: list[Watcher] = []
         self._groups: dict[str, Groups] = {}  # by run
-        self._batcher = Batcher(self._adapt, together, limits.waiting)
+        self._batcher = Batcher(self.adapt, together, limits.waiting)
 
     @property
     def waiting(self) -> int:
@@ -63,10 +63,9 @@ class Service:
             Busy: there is too much to do, or it took too long.
         """
         started, limits = time.perf_counter(), self.limits
-        name, _ = wish.applied(self.model, limits.steps)
-        pixels = self._decode(pictures)
+        wish, pixels = self.checked(pictures, wish)
         try:
-            rows = self._batcher.ask(replace(wish, run=name), pixels, limits.seconds)
+            rows = self._batcher.ask(wish, pixels, limits.seconds)
         except Full as error:
             raise Busy(f"{self.waiting} images wait already; try again later") from error
         except TimeoutError as error:
@@ -74,6 +73,15 @@ class Service:
         for watcher in self.watchers:
             watcher(rows, time.perf_counter() - started)
         return rows
+
+    def checked(self, pictures: Iterable[Any], wish: Wish) -> tuple[Wish, list[np.ndarray]]:
+        """Check a request and decode its images; arguments and errors as for `answer`.
+
+        Returns:
+            the wish with the name of its run, and what `adapt` takes.
+        """
+        name, _ = wish.applied(self.model, self.limits.steps)
+        return replace(wish, run=name), self._decode(pictures)
 
     def _decode(self, pictures: Iterable[Any]) -> list[np.ndarray]:
         pictures, pixels = list(pictures), []
@@ -86,8 +94,8 @@ class Service:
                 raise UserError(f"image {number}: {error}") from error
         return pixels
 
-    def _adapt(self, wish: Wish, pixels: list[np.ndarray]) -> list[dict[str, Any]]:
-        """Answer about images that share a wish; called in one thread."""
+    def adapt(self, wish: Wish, pixels: list[np.ndarray]) -> list[dict[str, Any]]:
+        """Answer about images that share a wish; to be called in one thread at a time."""
         model = self.model
         name, run = wish.applied(model)
         images = as_images(torch.from_numpy(np.stack(pixels))).to(model.like)

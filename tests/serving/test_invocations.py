@@ -1,0 +1,140 @@
+"""Requests over HTTP: what MLflow's server takes is read, all else is refused in one line."""
+
+import asyncio
+import json
+import warnings
+
+import pytest
+from fastapi import Request
+
+from tttlab.errors import UserError
+from tttlab.serving.answers import Wish
+from tttlab.serving.pictures import Limits
+from tttlab.serving.ray_settings import read_settings
+from tttlab.serving.service import Busy
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # MLflow warns of its own type hints
+    from tttlab.serving.invocations import NoJson, TooLarge, read, receive, refusal
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"dataframe_records": [{"image": "eA=="}, {"image": "eQ=="}]},
+        {"dataframe_split": {"columns": ["image"], "data": [["eA=="], ["eQ=="]]}},
+        {"inputs": {"image": ["eA==", "eQ=="]}},
+        {"inputs": ["eA==", "eQ=="]},
+        {"instances": [{"image": "eA=="}, {"image": "eQ=="}]},
+    ],
+    ids=lambda form: next(iter(form)),
+)
+def test_images_are_found_in_every_form(form):
+    params = {"run": "memo", "steps": 3, "seed": None}
+    images, wish = read(json.dumps(form | {"params": params}).encode())
+    assert images == ["eA==", "eQ=="]
+    assert wish == Wish(run="memo", steps=3)
+    assert read(json.dumps(form).encode())[1] == Wish()
+
+
+def test_an_image_may_be_an_array():
+    array = [[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]]
+    for form in ({"dataframe_records": [{"image": array}]}, {"inputs": {"image": [array]}}):
+        ((image,), _) = read(json.dumps(form).encode())
+        assert image == array
+
+
+ONE = {"dataframe_records": [{"image": "eA=="}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (b"{no", r"expected a body in JSON, found none \(Expecting property name"),
+        (b"\xff", r"expected a body in JSON, found none"),
+        (b"[" * 100_000, r"expected a body in JSON, found none"),
+        ([], r"expected one of the keys dataframe_records, .*, found no keys$"),
+        ({"images": [1]}, r"expected one of the keys .*, found images$"),
+        (ONE | {"inputs": ["eA=="]}, r"expected one of the keys .*, found dataframe_records, inp"),
+        ({"dataframe_split": [1]}, r"dataframe_split: expected images as MLflow takes them"),
+        ({"dataframe_records": [{"picture": 1}]}, r"expected a column 'image', found picture$"),
+        (ONE | {"params": [1]}, r"params: expected keys with values, found list$"),
+        (ONE | {"params": {"stpes": 1}}, r"params: unknown key 'stpes'; did you mean 'steps'\?"),
+        (ONE | {"params": {"steps": "x"}}, r"params: steps: expected long, found 'x'$"),
+        (ONE | {"params": {"gate": 1}}, r"params: gate: expected boolean, found '1'$"),
+    ],
+)
+def test_what_is_no_request_is_refused_in_one_line(body, line):
+    with pytest.raises(UserError, match=f"^{line}") as caught:
+        read(body if isinstance(body, bytes) else json.dumps(body).encode())
+    status, told = refusal(caught.value)
+    assert (status, told["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+    assert "\n" not in told["message"]
+    assert len(told["message"]) < 300
+
+
+def test_every_error_has_its_status():
+    assert [refusal(error("a\n  b"))[0] for error in (UserError, TooLarge, NoJson, Busy)] == [
+        400,
+        413,
+        415,
+        429,
+    ]
+    assert refusal(Busy("a\n  b"))[1] == {"error_code": "RESOURCE_EXHAUSTED", "message": "a b"}
+
+
+def received(chunks: list[bytes], kind: str = "application/json") -> tuple[bytes | str, int]:
+    """Receive a body; → it or what is told, and how many chunks were taken."""
+    taken = 0
+
+    async def take() -> dict:
+        nonlocal taken
+        taken += 1
+        more = taken < len(chunks)
+        return {"type": "http.request", "body": chunks[taken - 1], "more_body": more}
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", kind.encode())]}
+    try:
+        return asyncio.run(receive(Request(scope, take), megabytes=0.001)), taken
+    except UserError as error:
+        return f"{type(error).__name__}: {error}", taken
+
+
+def test_a_body_is_taken_up_to_its_limit_and_dropped_beyond():
+    assert received([b"a" * 400, b"b" * 600]) == (b"a" * 400 + b"b" * 600, 2)
+    line = "TooLarge: expected a body of at most 0.001 MB, found more; send fewer or smaller images"
+    assert received([b"a" * 400, b"b" * 601]) == (line, 2)
+    assert received([b"a" * 1000] * 100) == (line, 9)
+    assert received([b"a"], "text/csv") == (
+        "NoJson: Content-Type: expected 'application/json', found 'text/csv'",
+        0,
+    )
+    assert received([b"a"], "application/json; charset=utf-8") == (b"a", 1)
+
+
+def test_settings_of_a_deployment_are_read_from_text_and_from_yaml(tmp_path, monkeypatch):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.json").write_text("{}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    settings = read_settings({"folder": "m", "num_replicas": "2", "num_gpus": "0.25"})
+    assert settings.folder == str(tmp_path / "m")
+    assert (settings.num_replicas, settings.num_gpus) == (2, 0.25)
+    assert settings.limits == Limits()
+    settings = read_settings({"uri": "models:/m@champion", "megabytes": 1, "seconds": 5})
+    assert settings.limits == Limits(megabytes=1, seconds=5)
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        ({}, r"expected folder=.* or uri=models:/<name>@champion, found neither$"),
+        ({"folder": "a", "uri": "models:/b@champion"}, r"expected folder=.*, found both$"),
+        ({"folder": "absent"}, r"folder: expected a model that adapts, found none in .*absent; "),
+        ({"uri": "models:/b/1", "replicas": 2}, r"unknown key 'replicas'; did you mean 'num_rep"),
+        ({"uri": "models:/b/1", "num_replicas": "0"}, r"num_replicas: expected a number greater"),
+        ({"uri": "models:/b/1", "num_gpus": "half"}, r"num_gpus: expected a valid number"),
+    ],
+)
+def test_a_deployment_that_cannot_be_is_refused_before_it_starts(args, line):
+    with pytest.raises(UserError, match=f"^{line}"):
+        read_settings(args)
