@@ -13,9 +13,9 @@ from tttlab.workflow.order import SHARES, position
 
 def test_a_stage_tells_what_is_left_itself_included():
     shares = list(SHARES.values())
-    assert position("methods") == "stage 1 of 11, methods: about 100 % of the default run is left"
-    left = sum(shares[-2:])
-    assert position("evaluate").startswith(f"stage 10 of 11, evaluate: about {left} %")
+    assert position("methods") == "stage 1 of 12, methods: about 100 % of the default run is left"
+    left = sum(shares[-3:])
+    assert position("evaluate").startswith(f"stage 10 of 12, evaluate: about {left} %")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ SHARES = {
 
 
 def position(stage: str) -> str:
-    """Say where a stage stands: ``stage 6 of 11, tune: about 55 % of the default run is left``."""
+    """Say where a stage stands: ``stage 6 of 12, tune: about 68 % of the default run is left``."""
     number = list(SHARES).index(stage)
     left = sum(list(SHARES.values())[number:])
     about = f"about {left} % of the default run is left"
