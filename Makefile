@@ -6,7 +6,7 @@ export UV_COMPILE_BYTECODE = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export NO_MKDOCS_2_WARNING = 1  # advertises the successor of the documentation's theme
 
-.PHONY: repro test bench ui docs pictures lint format pins clean
+.PHONY: repro test bench serve ui docs pictures lint format pins clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DATA=folder]: on those
@@ -16,10 +16,14 @@ repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DAT
 	$(UV) run dvc repro $(ARGS)
 
 test: .venv/ready  ## the quick tests, in up to four processes; ALL=1: all; ARGS=tests/test_x.py: some
-	$(UV) run pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(if $(ALL),--all) $(ARGS)
+	$(UV) run $(if $(ALL),--extra serve) pytest --numprocesses auto --maxprocesses 4 \
+		--dist worksteal $(if $(ALL),--all) $(ARGS)
 
 bench: .venv/ready  ## the adapter's speed and memory beside its bound and peers, 5 to 11 minutes
 	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)
+
+serve: .venv/ready  ## answer requests on localhost; Ctrl-C ends it; ARGS="--model NAME": which
+	$(UV) run --extra serve ttt-lab serve $(ARGS)
 
 ui: .venv/ready  ## MLflow on localhost
 	$(UV) run ttt-lab ui $(ARGS)
@@ -40,7 +44,8 @@ format: .venv/ready
 
 pins: .venv/ready  ## renew the exact versions
 	$(UV) pip compile -q --no-config --upgrade --universal --python-version 3.11 --no-header \
-		--no-annotate --extra pipeline --group tools --group docs pyproject.toml -o requirements.txt
+		--no-annotate --extra serve --extra pipeline --group tools --group docs \
+		pyproject.toml -o requirements.txt
 	$(UV) run python tools/pin.py
 
 .venv/ready: pyproject.toml | $(filter .tools/%,$(UV))

@@ -8,10 +8,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_EXHAUSTED
+from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from tttlab.errors import UserError
@@ -19,9 +18,10 @@ from tttlab.runtime.devices import choose_device
 from tttlab.serving import adaptive_model
 from tttlab.serving.answers import Wish
 from tttlab.serving.pictures import Limits
-from tttlab.serving.service import Busy, Service
+from tttlab.serving.requests import COLUMN
+from tttlab.serving.service import Busy, Late, Service
 
-ARTIFACT, COLUMN = "model", "image"
+ARTIFACT = "model"
 # What `mlflow.pyfunc.load_model(…, model_config={…})` may set.
 CONFIG = {**asdict(Limits()), "device": "auto", "together": 64}
 
@@ -46,7 +46,7 @@ class AdaptiveModel(PythonModel):
     def predict(
         self,
         context: PythonModelContext,
-        model_input,
+        model_input: pd.DataFrame,  # MLflow asks for a type; it makes one of whatever it is given
         params: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """Classify images, each on its own.
@@ -61,15 +61,16 @@ class AdaptiveModel(PythonModel):
             a row per image; see `tttlab.serving.answers.answer`.
 
         Raises:
-            MlflowException: something cannot be served; the server answers 400, or 429 where it
-                has too much to do.
+            MlflowException: something cannot be served. A server answers 400; 429 where it has too
+                much to do, and 504 where that took too long.
         """
         try:
             return self.service.answer(images_of(model_input), Wish(**(params or {})))
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         except Busy as error:
-            raise MlflowException(str(error), RESOURCE_EXHAUSTED) from None
+            code = DEADLINE_EXCEEDED if isinstance(error, Late) else RESOURCE_EXHAUSTED
+            raise MlflowException(str(error), code) from None
 
 
 def images_of(given: Any) -> Iterable[Any]:
@@ -84,11 +85,21 @@ def images_of(given: Any) -> Iterable[Any]:
     """
     if isinstance(given, (pd.DataFrame, Mapping)):
         if COLUMN not in given:
-            raise UserError(f"expected a column {COLUMN!r}, found {', '.join(map(str, given))}")
-        return list(given[COLUMN])
-    if isinstance(given, np.ndarray):
-        return list(given)
-    rows = list(given)
+            found = ", ".join(map(str, given))[:200] or "none"
+            raise UserError(f"expected a column {COLUMN!r}, found {found}")
+        column = given[COLUMN]
+        # One image alone is as good as a list of one.
+        return [column] if isinstance(column, (str, bytes)) else _listed(column)
+    rows = _listed(given)
     if rows and all(isinstance(row, Mapping) for row in rows):
-        return images_of({COLUMN: [row[COLUMN] for row in rows]} if COLUMN in rows[0] else rows[0])
+        if lacking := [row for row in rows if COLUMN not in row]:
+            return images_of(lacking[0])  # says so
+        return [row[COLUMN] for row in rows]
     return rows
+
+
+def _listed(values: Any) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError as error:
+        raise UserError(f"expected a list of images, found {type(values).__name__}") from error

@@ -58,7 +58,8 @@ def _log(run: Run, root: Path, name: str, folder: Path, example: Path, code: Seq
     import mlflow
     import pandas as pd
 
-    from tttlab.serving.pyfunc import ARTIFACT, COLUMN, CONFIG
+    from tttlab.serving.pyfunc import ARTIFACT, CONFIG
+    from tttlab.serving.requests import COLUMN
 
     image = base64.b64encode(example.read_bytes()).decode()
     mlflow.set_tracking_uri(database_uri(root))
@@ -82,7 +83,7 @@ def signature() -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema
 
-    from tttlab.serving.pyfunc import COLUMN
+    from tttlab.serving.requests import COLUMN
 
     params = [
         ParamSpec("run", "string", None),

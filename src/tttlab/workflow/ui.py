@@ -25,6 +25,15 @@ def open_pages(first: int) -> None:
     store = places.ROOT / "mlflow.db"
     if not store.is_file():
         raise UserError(f"{store}: expected MLflow's runs, found no file; run `make repro` first")
+    serve(find_port(first))
+
+
+def find_port(first: int) -> int:
+    """Find a free port among fifty.
+
+    Raises:
+        UserError: there is none.
+    """
     ports = (port for port in range(first, first + 50) if 0 < port < 65536)
     port = next((port for port in ports if not is_taken(port)), None)
     if port is None:
@@ -32,7 +41,7 @@ def open_pages(first: int) -> None:
             f"--port {first}: expected a free port among the 50 from there on, found none; "
             "name another"
         )
-    serve(port)
+    return port
 
 
 def serve(port: int) -> None:
