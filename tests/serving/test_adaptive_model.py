@@ -85,7 +85,7 @@ def test_a_run_is_found_by_name_and_the_best_one_without(tmp_path):
     assert model.find("shrink")[0] == "shrink"
     with pytest.raises(UserError, match=r"^run: unknown run 'shrnk'; did you mean 'shrink'\?"):
         model.find("shrnk")
-    with pytest.raises(UserError, match="^run: tent, which adapts along a stream"):
+    with pytest.raises(UserError, match=r"^run: tent, which adapts along a stream"):
         model.find("tent")
 
 
