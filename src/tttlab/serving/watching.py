@@ -107,11 +107,18 @@ class Metrics:
         if self._shared:
             for file in self._shared.glob("gauge_live*.db"):  # of processes that were killed
                 pid = int(file.stem.rpartition("_")[2])
-                if not psutil.pid_exists(pid):
+                if not _lives(pid):
                     mark_process_dead(pid, str(self._shared))
             registry = CollectorRegistry()
             MultiProcessCollector(registry, str(self._shared))
         return generate_latest(registry).decode()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Record:

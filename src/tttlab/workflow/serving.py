@@ -149,7 +149,7 @@ def _run(port: int, workers: int) -> None:
         port=port,
         workers=workers,
         access_log=False,
-        timeout_worker_healthcheck=60,  # a process that loads a model answers late
+        timeout_worker_healthcheck=15,  # seconds; one that loads a model answers late
         timeout_graceful_shutdown=10,
     )
 
