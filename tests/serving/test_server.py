@@ -2,11 +2,13 @@
 
 import http.client
 import json
+import re
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,11 @@ import pytest
 import uvicorn
 
 from tests.helpers import bodies, served
-from tttlab.serving import loading, server
+from tests.test_docs import code_blocks
+from tools.stage_code import ROOT
+from tttlab.serving import loading, replies, requests, server
 from tttlab.serving.answers import Wish
+from tttlab.serving.pictures import Limits
 from tttlab.serving.watching import Metrics, Record
 
 JSON = {"Content-Type": "application/json"}
@@ -96,7 +101,7 @@ def assert_refused(answer, words):
     assert list(answer) == ["error_code", "message"]
     assert words in answer["message"]
     assert "\n" not in answer["message"]
-    assert len(answer["message"]) <= server.LINE
+    assert len(answer["message"]) <= replies.LINE
     assert "Traceback" not in answer["message"]
     assert "Failed to predict" not in answer["message"]
 
@@ -149,6 +154,27 @@ def test_every_form_of_a_request_gets_the_same_answer(form, running):
         status, answer, _ = ask(port, json.dumps(one | {"params": params}).encode())
         assert status == 200, answer
         assert_same(answer["predictions"], expected, 1e-5)
+
+
+def test_the_documented_lines_of_python_ask_the_server(running, tmp_path, monkeypatch, capsys):
+    port, service, _ = running
+    code, *_ = code_blocks("docs/serving.md")
+    (tmp_path / "photo.png").write_bytes(bodies.GOOD)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("5001", str(port)), {})
+    (row,) = service.answer([bodies.GOOD])
+    expected = f"{row['source_class']} → {row['class']} distance {row['distance']:.1f}\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_the_documented_limits_are_those_of_the_code():
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `(\w+)` \| ([\d,]+) ", text, flags=re.MULTILINE))
+    limits = asdict(Limits())
+    del limits["folder"]
+    assert {name: int(value.replace(",", "")) for name, value in table.items()} == limits
+    assert f"| {server.REQUESTS} requests at once, and {server.HELD} × `megabytes`" in text
+    assert f"{requests.VALUES:,} values" in text
 
 
 def test_lists_of_numbers_are_an_image(running):
@@ -250,13 +276,21 @@ def test_an_answer_that_takes_too_long_is_given_up(wrapped, tmp_path):
 
 
 def test_a_fault_of_the_server_is_one_line_and_its_log_says_why(wrapped, tmp_path, caplog):
-    with serving(wrapped, tmp_path) as (port, service, _, _):
-        real, service.limits = service.limits, None
+    with serving(wrapped, tmp_path) as (port, service, counts, _):
+        real = service._batcher._work
+        service._batcher._work = lambda kind, items: [][1]
         status, answer, _ = ask(port, bodies.of(bodies.GOOD))
-        service.limits = real
+        assert (status, answer["error_code"]) == (500, "INTERNAL_ERROR")
+        assert_refused(answer, "the server failed; its log says why")
+        assert "IndexError" in caplog.text
+        service._batcher._work, limits = real, service.limits
+        service.limits = None
+        status, answer, _ = ask(port, bodies.of(bodies.GOOD))
+        service.limits = limits
         assert (status, answer["error_code"]) == (500, "INTERNAL_ERROR")
         assert_refused(answer, "the server failed; its log says why")
         assert ask(port, bodies.of(bodies.GOOD))[0] == 200
+        assert 'refused_requests_total{reason="INTERNAL_ERROR"} 2.0' in counts.text()
 
 
 def test_as_many_requests_as_arrive_are_adapted_to_together(wrapped, tmp_path):

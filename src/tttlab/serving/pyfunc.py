@@ -3,14 +3,16 @@
 Imported where a model is loaded or served, never by the stages: it needs MLflow at once.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED
+from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INTERNAL_ERROR, RESOURCE_EXHAUSTED
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from tttlab.errors import UserError
@@ -21,6 +23,7 @@ from tttlab.serving.pictures import Limits
 from tttlab.serving.requests import COLUMN
 from tttlab.serving.service import Busy, Late, Service
 
+_log = logging.getLogger(__name__)
 ARTIFACT = "model"
 # What `mlflow.pyfunc.load_model(…, model_config={…})` may set.
 CONFIG = {**asdict(Limits()), "device": "auto", "together": 64}
@@ -71,6 +74,9 @@ class AdaptiveModel(PythonModel):
         except Busy as error:
             code = DEADLINE_EXCEEDED if isinstance(error, Late) else RESOURCE_EXHAUSTED
             raise MlflowException(str(error), code) from None
+        except Exception as error:  # MLflow would take it for the client's fault
+            _log.exception("the model failed")
+            raise MlflowException(f"the model failed: {error}", INTERNAL_ERROR) from error
 
 
 def images_of(given: Any) -> Iterable[Any]:
@@ -89,13 +95,20 @@ def images_of(given: Any) -> Iterable[Any]:
             raise UserError(f"expected a column {COLUMN!r}, found {found}")
         column = given[COLUMN]
         # One image alone is as good as a list of one.
-        return [column] if isinstance(column, (str, bytes)) else _listed(column)
+        cells = [column] if isinstance(column, (str, bytes)) else _listed(column)
+        return [image for cell in cells for image in _of_cell(cell)]
     rows = _listed(given)
     if rows and all(isinstance(row, Mapping) for row in rows):
         if lacking := [row for row in rows if COLUMN not in row]:
             return images_of(lacking[0])  # says so
         return [row[COLUMN] for row in rows]
     return rows
+
+
+def _of_cell(cell: Any) -> list[Any]:
+    """Give a cell's images: MLflow makes one row of a mapping with a list of them."""
+    several = isinstance(cell, (list, tuple)) or (isinstance(cell, np.ndarray) and cell.ndim == 1)
+    return list(cell) if several and len(cell) and isinstance(cell[0], (str, bytes)) else [cell]
 
 
 def _listed(values: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from tttlab.errors import UserError, choices
 from tttlab.serving.pictures import Limits
 
-VALUES = 500_000  # most commas of a request: three images of 224 px as lists
+VALUES = 200_000  # most commas of a request: an image of 224 px as lists
 COLUMN, PARAMS = "image", "params"
 RECORDS = ("dataframe_records", "instances", "inputs")
 FORMATS = (*RECORDS, "dataframe_split")

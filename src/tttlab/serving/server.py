@@ -6,11 +6,10 @@ threads for requests to be adapted to together, and adds ``/model`` and ``/metri
 """
 
 import asyncio
-import json
 import logging
 import re
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from PIL import Image
 
 from tttlab.errors import UserError
+from tttlab.serving.replies import FAILED, JSON_TYPE, Message, Receive, Refused, Reply, Send
 from tttlab.serving.requests import check_body
 from tttlab.serving.service import Service
 from tttlab.serving.watching import NO_METRICS, Metrics, Record
@@ -28,39 +28,10 @@ from tttlab.tracking.store import quiet
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
 REQUESTS = 256  # most requests at once; each waits in a thread of its own
 HELD = 16  # most bytes of all requests at once, as a multiple of the limit for one
-GRACE = 5.0  # seconds that MLflow's own limit comes after ours, and that a refused body may take
-FAILED = "the server failed; its log says why"
-LINE = 400  # most characters of a message
-JSON_TYPE = b"application/json"
-CODES = {
-    400: "BAD_REQUEST",
-    404: "ENDPOINT_NOT_FOUND",
-    405: "METHOD_NOT_ALLOWED",
-    408: "REQUEST_TIMEOUT",
-    413: "REQUEST_TOO_LARGE",
-    415: "UNSUPPORTED_MEDIA_TYPE",
-    429: "RESOURCE_EXHAUSTED",
-    504: "DEADLINE_EXCEEDED",
-}
+GRACE = 5.0  # seconds that MLflow's own limit comes after ours
 _log = logging.getLogger("uvicorn.error")
-
-
-class Refused(Exception):
-    """A request that gets no answer: an HTTP status and a line.
-
-    Attributes:
-        status: of HTTP.
-    """
-
-    def __init__(self, status: int, line: str) -> None:
-        super().__init__(line)
-        self.status = status
 
 
 class Gone(Exception):
@@ -216,67 +187,6 @@ class Guard:
             raise Refused(408, f"the body did not arrive within {seconds:g} s") from error
 
 
-class Reply:
-    """What is sent back: answers as they are, and errors in one line of JSON.
-
-    Args:
-        send: of ASGI.
-        note: is told the status, the code and the line of an error.
-    """
-
-    def __init__(self, send: Send, note: Callable[[int, str, str], None]) -> None:
-        self._send, self._note = send, note
-        self._status, self._error, self._begun = 200, bytearray(), False
-
-    async def pass_on(self, message: Message) -> None:
-        """Send a message of MLflow's application; an error once it is complete."""
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-        if self._status < 400:
-            self._begun = True
-            await self._send(message)
-        elif message["type"] == "http.response.body":
-            self._error += message.get("body", b"")
-            if not message.get("more_body", False):
-                await self.refuse(self._status, *_shorten(bytes(self._error), self._status))
-
-    async def refuse(
-        self, status: int, line: str, unread: Receive | None = None, code: str | None = None
-    ) -> None:
-        """Send an error; ``unread``: gives the rest of a body that is not wanted.
-
-        A client that is still sending would not see an answer on a connection that is closed. So
-        the rest is received and thrown away, for some seconds.
-        """
-        if self._begun:
-            return
-        self._begun, code = True, code or CODES.get(status, "INTERNAL_ERROR")
-        line = re.sub(r"\s+", " ", line).strip()[:LINE]
-        self._note(status, code, line)
-        content = json.dumps({"error_code": code, "message": line}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(content)),
-        ]
-        if unread:
-            headers.append((b"connection", b"close"))
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": content, "more_body": True})
-        if unread:
-            await _discard(unread)
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _discard(receive: Receive) -> None:
-    try:
-        async with asyncio.timeout(GRACE):
-            while (message := await receive())["type"] == "http.request":
-                if not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        pass
-
-
 def _again(body: bytes, scope: Message, receive: Receive) -> tuple[Message, Receive]:
     """Make a request of a body that was read."""
     headers = [(b"content-type", JSON_TYPE), (b"content-length", b"%d" % len(body))]
@@ -305,19 +215,3 @@ def _check_headers(headers: dict[bytes, bytes], megabytes: int) -> None:
 
 def _too_large(megabytes: int) -> Refused:
     return Refused(413, f"expected a body of at most {megabytes} MB; send fewer or smaller images")
-
-
-def _shorten(content: bytes, status: int) -> tuple[str, None, str | None]:
-    """Give the line that matters of an error, and MLflow's code for it.
-
-    MLflow puts the data in front and a stack trace behind.
-    """
-    try:
-        told = json.loads(content)
-        line = told.get("message") or told.get("detail") or ""
-        code = told.get("error_code")
-    except (ValueError, AttributeError):
-        line, code = content.decode(errors="replace"), None
-    if status == 500:  # of no use to a client
-        line = FAILED
-    return str(line).rpartition("Error: ")[2], None, code

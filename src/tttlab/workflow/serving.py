@@ -74,7 +74,7 @@ def configure(limits: Sequence[str], images: str | None, **others: Any) -> dict[
             config[name] = type(known[name])(number)
         except ValueError:
             config[name] = 0
-        if config[name] <= 0:
+        if not config[name] > 0:  # nor NaN
             raise UserError(f"--limit: expected {name}=<number above 0>, found {text!r}")
     return config
 
