@@ -32,7 +32,7 @@ from tabulate import tabulate
 from benchmarks.amount import FULL, SMOKE, Amount
 from tttlab.data.image_sets import ImageSet
 
-TOLERANCE = 1e-4  # of probabilities in float32: what is worked on together is rounded differently
+TOLERANCE = 1e-5  # of probabilities in float32: what is worked on together is rounded differently
 SETTLED = 0.1  # share of the requests after which memory is to stay as it is
 CONTRASTS = (1.0, 0.2)  # of every other image
 
