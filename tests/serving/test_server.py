@@ -23,6 +23,7 @@ from tttlab.serving.answers import Wish
 from tttlab.serving.pictures import Limits
 from tttlab.serving.watching import Metrics, Record
 
+pytest.importorskip("prometheus_client", reason="needs the extra serve: make test ALL=1")
 JSON = {"Content-Type": "application/json"}
 SECOND = 1.0
 
