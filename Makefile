@@ -6,7 +6,7 @@ export UV_COMPILE_BYTECODE = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export NO_MKDOCS_2_WARNING = 1  # advertises the successor of the documentation's theme
 
-.PHONY: repro test bench ui demo docs pictures lint format pins clean
+.PHONY: repro test bench serve ui demo docs pictures lint format pins clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DATA=folder]: on those
@@ -21,6 +21,9 @@ test: .venv/ready  ## the quick tests, in up to four processes; ALL=1: all; ARGS
 
 bench: .venv/ready  ## the adapter's speed and memory beside its bound and peers, 5 to 11 minutes
 	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)
+
+serve: .venv/ready  ## answer requests on localhost; Ctrl-C ends it; ARGS="--model NAME": which
+	$(UV) run --extra serve ttt-lab serve $(ARGS)
 
 ui: .venv/ready  ## MLflow on localhost
 	$(UV) run ttt-lab ui $(ARGS)

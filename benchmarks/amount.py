@@ -16,6 +16,8 @@ class Amount:
         head_steps: batches that train the head of torch-ttt's rotation engine.
         data_sets: simulated data sets per case of the coverage.
         resamples: resamples of each bootstrap of the coverage.
+        requests: requests of each load on a server.
+        served_images: different images among them.
     """
 
     images: int = 4096
@@ -26,6 +28,8 @@ class Amount:
     head_steps: int = 100
     data_sets: int = 4_000
     resamples: int = 999
+    requests: int = 2_000
+    served_images: int = 200
 
 
 FULL = Amount()
@@ -38,4 +42,6 @@ SMOKE = Amount(
     head_steps=1,
     data_sets=200,
     resamples=99,
+    requests=40,
+    served_images=10,
 )

@@ -6,18 +6,19 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import PIL.Image
 import pytest
 import torch
 from scipy import stats
 
-from benchmarks import coverage, resident, scaling, torch_ttt_engines
+from benchmarks import coverage, resident, scaling, serving, torch_ttt_engines
 from benchmarks.amount import SMOKE
 from benchmarks.cases import list_cases, statistics_for
 from benchmarks.memory import peak_bytes
 from benchmarks.sides import ours, peer, state_bytes
-from tests.helpers import networks
+from tests.helpers import networks, served
 from tools.stage_code import ROOT
 from tttlab.config.values import CORRUPTIONS
 from tttlab.runtime.group_size import GroupSize
@@ -222,3 +223,33 @@ def test_the_resident_set_is_that_of_a_process_of_its_own():
     name, count, _, peak, unit, *_ = finished.stdout.split()
     assert (name, count, unit) == ("nothing", "1", "GiB")
     assert 0.1 < float(peak) < 3  # PyTorch itself, and 90 MB of weights
+
+
+def test_a_server_is_loaded_and_every_answer_compared(tmp_path):
+    folder = served.written(tmp_path)
+    PIL.Image.new("RGB", (16, 16), (90, 30, 200)).save(folder / "example.png")
+    done = run_module("benchmarks.serving", "--folder", str(folder), "--smoke", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "outputs" / "smoke" / "serving.json").read_text())
+    assert [row["name"] for row in rows] == [case.name for case in serving.CASES]
+    for row in rows:
+        assert (row["requests"], row["lost"], row["mixed_up"]) == (SMOKE.requests, 0, 0)
+        assert row["largest_difference"] < serving.TOLERANCE
+        assert row["images_per_second"] > 0
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert row["memory_mb"] > 100
+        assert row["name"] in done.stdout
+
+
+def test_what_is_lost_or_mixed_up_is_found():
+    alone = [np.array([0.9, 0.1]), np.array([0.4, 0.6]), np.array([0.45, 0.55])]
+    right = {number: alone[number % 3] + 1e-7 for number in range(9)}
+    found = serving.compare(right, alone, 9)
+    assert (found["lost"], found["mixed_up"]) == (0, 0)
+    assert found["largest_difference"] == pytest.approx(1e-7, rel=1e-3)
+    assert found["closest_images"] == pytest.approx(0.05)
+    wrong = right | {4: None, 7: alone[2]}  # image 1 was asked for
+    del wrong[8]
+    found = serving.compare(wrong, alone, 9)
+    assert (found["lost"], found["mixed_up"]) == (2, 1)
+    assert found["largest_difference"] == pytest.approx(0.05)

@@ -4,8 +4,8 @@ Adapting to many images at once costs little more than adapting to one, so a ser
 request waits for others to come: while one group is worked on, the next one gathers.
 """
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class Full(Exception):
     """Too much waits already."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # two requests for the same image are two requests
 class Request:
     """Items that one caller waits for.
 
@@ -36,20 +36,20 @@ class Request:
 class Batcher:
     """Gathers the items of concurrent requests, and works on them in one thread.
 
-    A group that fails is tried again request by request, so that an error reaches only the request
-    that causes it.
+    The request that has waited longest is always in the next group, with those of its kind that
+    fit. A group that fails is tried again request by request, so that an error reaches only the
+    request that causes it.
 
     Args:
         work: (kind, items) → one result per item; an item's result must not depend on the others.
         largest: most items that are worked on together, unless a single request has more.
-        waiting: most items that wait.
+        waiting: most items that wait, unless a single request has more and nothing else waits.
     """
 
     def __init__(self, work: Work, largest: int, waiting: int) -> None:
         self._work, self._largest, self._limit = work, largest, waiting
-        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self._lock, self._waiting = threading.Lock(), 0
-        self._kept: Request | None = None  # the first one that no longer fitted into a group
+        self._requests: deque[Request] = deque()  # the oldest first
+        self._changed, self._waiting = threading.Condition(), 0
         self._thread: threading.Thread | None = None
 
     @property
@@ -70,53 +70,64 @@ class Batcher:
             TimeoutError: the time is over; items that nobody has begun with are left out.
             Exception: what ``work`` raised on these items.
         """
-        with self._lock:
+        request = Request(kind, items)
+        with self._changed:
             if self._waiting and self._waiting + len(items) > self._limit:
                 raise Full
             self._waiting += len(items)
-            if self._thread is None:  # after a fork, the first request starts the thread
+            self._requests.append(request)
+            if self._thread is None or not self._thread.is_alive():  # it does not outlive a fork
                 self._thread = threading.Thread(target=self._run, name="adapt", daemon=True)
                 self._thread.start()
-        request = Request(kind, items)
-        self._requests.put(request)
+            self._changed.notify()
         try:
             return request.results.result(seconds)
         except TimeoutError:
-            request.results.cancel()
+            self._forget(request)
             raise
+
+    def _forget(self, request: Request) -> None:
+        """Leave out a request that nobody has begun with."""
+        with self._changed:
+            if request in self._requests:
+                self._requests.remove(request)
+                self._waiting -= len(request.items)
 
     def _run(self) -> None:
         while True:
-            group = self._gather()
-            begun = [one for one in group if one.results.set_running_or_notify_cancel()]
+            with self._changed:
+                self._changed.wait_for(lambda: self._requests)
+                group = self._gather()
             try:
-                self._settle(begun)
+                self._settle(group)
             finally:
-                with self._lock:
+                with self._changed:
                     self._waiting -= sum(len(one.items) for one in group)
 
     def _gather(self) -> list[Request]:
-        """Take the next request, and those behind it that are of its kind and fit."""
-        first = self._kept or self._requests.get()
-        group, count, self._kept = [first], len(first.items), None
-        while True:
-            try:
-                request = self._requests.get_nowait()
-            except queue.Empty:
-                return group
-            if request.kind != first.kind or count + len(request.items) > self._largest:
-                self._kept = request
-                return group
-            group.append(request)
-            count += len(request.items)
+        """Take the oldest request, and the others of its kind that fit; the rest keep their order.
+
+        Called with the lock, while there are requests.
+        """
+        first = self._requests.popleft()
+        group, count, left = [first], len(first.items), []
+        for request in self._requests:
+            if request.kind == first.kind and count + len(request.items) <= self._largest:
+                group.append(request)
+                count += len(request.items)
+            else:
+                left.append(request)
+        self._requests = deque(left)
+        return group
 
     def _settle(self, group: Sequence[Request]) -> None:
         """Work on requests of one kind, and hand out their results or errors."""
-        if not group:
-            return
+        items = [item for one in group for item in one.items]
         try:
-            results = self._work(group[0].kind, [item for one in group for item in one.items])
-        except Exception as error:
+            results = self._work(group[0].kind, items)
+            if len(results) != len(items):
+                raise RuntimeError(f"{len(items)} items gave {len(results)} results")
+        except BaseException as error:  # whatever it is, somebody waits for it, not this thread
             if len(group) == 1:
                 group[0].results.set_exception(error)
             else:

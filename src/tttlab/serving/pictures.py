@@ -3,7 +3,7 @@
 import base64
 import binascii
 import io
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Limits:
 
     Attributes:
         images: most images of a request.
-        pixels: most pixels of an image; it is refused before it is decoded.
+        pixels: most pixels of a request's images together; they are counted before any is decoded.
         megabytes: most megabytes (10⁶ bytes) of a request.
         steps: most steps.
         seconds: longest time that a request waits for its answer.
@@ -46,9 +46,7 @@ def decode(picture: Any, size: int, depth: int | None, limits: Limits) -> np.nda
     """Turn one image as it was sent into what the pipeline would make of its file.
 
     Args:
-        picture: bytes of an image file; text: such bytes in base64, with or without a
-            ``data:image/…;base64,`` in front, or ``file:<path>`` in the folder that is allowed; an
-            array or nested lists ``(H, W, 3)`` or ``(H, W)`` of whole numbers from 0 to 255.
+        picture: as `opened` takes it.
         size: side of the square, in pixels.
         depth: as for `to_square`.
         limits: what is refused.
@@ -57,7 +55,22 @@ def decode(picture: Any, size: int, depth: int | None, limits: Limits) -> np.nda
         ``(size, size, 3)`` uint8.
 
     Raises:
-        UserError: it is none of these, it is too large, or it cannot be read.
+        UserError: it is no image, it is too large, or it cannot be read.
+    """
+    return squared(opened(picture, limits), size, depth)
+
+
+def opened(picture: Any, limits: Limits) -> Image.Image:
+    """Open one image as it was sent; its size is known then, and nothing of it is decoded.
+
+    Args:
+        picture: bytes of an image file; text: such bytes in base64, with or without a
+            ``data:image/…;base64,`` in front, or ``file:<path>`` in the folder that is allowed; an
+            array or nested lists ``(H, W, 3)`` or ``(H, W)`` of whole numbers from 0 to 255.
+        limits: what is refused.
+
+    Raises:
+        UserError: it is none of these, or it is too large.
     """
     if isinstance(picture, str):
         picture = _from_text(picture, limits)
@@ -71,34 +84,42 @@ def decode(picture: Any, size: int, depth: int | None, limits: Limits) -> np.nda
             f"found {type(picture).__name__}"
         )
     try:
-        with warnings.catch_warnings():
-            # Of 90 million pixels; our own limit is told in a better sentence.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = _open(picture)
-            _check_size(image, limits)
-            return to_square(image, size, depth)
-    except UserError:
-        raise
-    except Image.DecompressionBombError as error:
+        image = picture if isinstance(picture, Image.Image) else Image.open(picture, "r", FORMATS)
+    # Pillow's own limits; where warnings are errors, it gives the first of them.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(_too_large(limits, "far more")) from error
+    except Exception as error:
+        raise _unreadable(error) from error
+    check_pixels([image], limits)
+    return image
+
+
+def squared(image: Image.Image, size: int, depth: int | None) -> np.ndarray:
+    """Decode an image that `opened` gave; see `decode`."""
+    try:
+        return to_square(image, size, depth)
     except Exception as error:  # whatever Pillow raises
-        raise UserError(
-            f"expected an image, found none that can be read ({why_unreadable(error)})"
-        ) from error
+        raise _unreadable(error) from error
 
 
-def _open(picture: Image.Image | Path | io.BytesIO) -> Image.Image:
-    return picture if isinstance(picture, Image.Image) else Image.open(picture, formats=FORMATS)
+def check_pixels(images: Sequence[Image.Image], limits: Limits) -> None:
+    """Refuse images that have too many pixels together, before they are decoded.
+
+    Raises:
+        UserError: there are more pixels than allowed.
+    """
+    count = sum(image.width * image.height for image in images)
+    if count > limits.pixels:
+        found = f"{images[0].width} x {images[0].height}" if len(images) == 1 else f"{count:,}"
+        raise UserError(_too_large(limits, found, " together" if len(images) > 1 else ""))
 
 
-def _check_size(image: Image.Image, limits: Limits) -> None:
-    if image.width * image.height > limits.pixels:
-        image.close()
-        raise UserError(_too_large(limits, f"{image.width} x {image.height}"))
+def _too_large(limits: Limits, found: str, together: str = "") -> str:
+    return f"expected at most {limits.pixels:,} pixels{together}, found {found}; send it smaller"
 
 
-def _too_large(limits: Limits, found: str) -> str:
-    return f"expected an image of at most {limits.pixels:,} pixels, found {found}; send it smaller"
+def _unreadable(error: Exception) -> UserError:
+    return UserError(f"expected an image, found none that can be read ({why_unreadable(error)})")
 
 
 def _from_text(text: str, limits: Limits) -> bytes | Path:

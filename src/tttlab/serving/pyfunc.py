@@ -3,6 +3,7 @@
 Imported where a model is loaded or served, never by the stages: it needs MLflow at once.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_EXHAUSTED
+from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INTERNAL_ERROR, RESOURCE_EXHAUSTED
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from tttlab.errors import UserError
@@ -19,9 +20,11 @@ from tttlab.runtime.devices import choose_device
 from tttlab.serving import adaptive_model
 from tttlab.serving.answers import Wish
 from tttlab.serving.pictures import Limits
-from tttlab.serving.service import Busy, Service
+from tttlab.serving.requests import COLUMN
+from tttlab.serving.service import Busy, Late, Service
 
-ARTIFACT, COLUMN = "model", "image"
+_log = logging.getLogger(__name__)
+ARTIFACT = "model"
 # What `mlflow.pyfunc.load_model(…, model_config={…})` may set.
 CONFIG = {**asdict(Limits()), "device": "auto", "together": 64}
 
@@ -46,7 +49,7 @@ class AdaptiveModel(PythonModel):
     def predict(
         self,
         context: PythonModelContext,
-        model_input: pd.DataFrame,
+        model_input: pd.DataFrame,  # MLflow asks for a type; it makes one of whatever it is given
         params: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """Classify images, each on its own.
@@ -61,15 +64,19 @@ class AdaptiveModel(PythonModel):
             a row per image; see `tttlab.serving.answers.answer`.
 
         Raises:
-            MlflowException: something cannot be served; the server answers 400, or 429 where it
-                has too much to do.
+            MlflowException: something cannot be served. A server answers 400; 429 where it has too
+                much to do, and 504 where that took too long.
         """
         try:
             return self.service.answer(images_of(model_input), Wish(**(params or {})))
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         except Busy as error:
-            raise MlflowException(str(error), RESOURCE_EXHAUSTED) from None
+            code = DEADLINE_EXCEEDED if isinstance(error, Late) else RESOURCE_EXHAUSTED
+            raise MlflowException(str(error), code) from None
+        except Exception as error:  # MLflow would take it for the client's fault
+            _log.exception("the model failed")
+            raise MlflowException(f"the model failed: {error}", INTERNAL_ERROR) from error
 
 
 def images_of(given: Any) -> list[Any]:
@@ -83,21 +90,35 @@ def images_of(given: Any) -> list[Any]:
         UserError: there is no ``image``.
     """
     if isinstance(given, (pd.DataFrame, Mapping)):
-        # MLflow makes one row of {"image": [several]}.
-        return [image for cell in _images(given) for image in _several(cell)]
-    return [_images(row) if isinstance(row, Mapping) else row for row in given]
+        if COLUMN not in given:
+            found = ", ".join(map(str, given))[:200] or "none"
+            raise UserError(f"expected a column {COLUMN!r}, found {found}")
+        column = given[COLUMN]
+        # One image alone is as good as a list of one.
+        cells = [column] if isinstance(column, (str, bytes)) else _listed(column)
+        return [image for cell in cells for image in _of_cell(cell)]
+    rows = _listed(given)
+    if rows and all(isinstance(row, Mapping) for row in rows):
+        if lacking := [row for row in rows if COLUMN not in row]:
+            return images_of(lacking[0])  # says so
+        return [row[COLUMN] for row in rows]
+    return rows
 
 
-def _images(row: Mapping[str, Any] | pd.DataFrame) -> Any:
-    if COLUMN not in row:
-        raise UserError(f"expected a column {COLUMN!r}, found {', '.join(map(str, row))}")
-    return row[COLUMN]
+def _of_cell(cell: Any) -> Sequence[Any]:
+    """Give a cell's images: MLflow makes one row of a mapping with a list of them.
 
-
-def _several(cell: Any) -> Sequence[Any]:
-    """Give the images of a cell; nested lists of numbers are one image, unless they hold many."""
+    Nested lists of numbers are one image, unless they hold many.
+    """
     depth, first = 0, cell
     while isinstance(first, (list, tuple, np.ndarray)) and len(first):
         depth, first = depth + 1, first[0]
     is_text = isinstance(first, (str, bytes, bytearray))
     return cell if depth > 3 or (depth and is_text) else [cell]
+
+
+def _listed(values: Any) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError as error:
+        raise UserError(f"expected a list of images, found {type(values).__name__}") from error

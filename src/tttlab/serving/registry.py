@@ -59,7 +59,8 @@ def _log(run: Run, root: Path, name: str, folder: Path, example: Path, code: Seq
     import pandas as pd
     from mlflow.environment_variables import MLFLOW_UV_AUTO_DETECT
 
-    from tttlab.serving.pyfunc import ARTIFACT, COLUMN, CONFIG
+    from tttlab.serving.pyfunc import ARTIFACT, CONFIG
+    from tttlab.serving.requests import COLUMN
 
     image = base64.b64encode(example.read_bytes()).decode()
     MLFLOW_UV_AUTO_DETECT.set(False)  # it would copy this project's pyproject.toml into the model
@@ -85,7 +86,7 @@ def signature() -> "ModelSignature":
     from mlflow.types.schema import AnyType, ColSpec, Map, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import DataType as Type
 
-    from tttlab.serving.pyfunc import COLUMN
+    from tttlab.serving.requests import COLUMN
 
     params = [
         ParamSpec("run", "string", None),

@@ -1,10 +1,12 @@
 """A model that answers requests: what is sent is checked, gathered, adapted to and counted."""
 
 import hashlib
+import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,13 +17,25 @@ from tttlab.runtime.group_size import Groups
 from tttlab.serving.adaptive_model import AdaptiveModel
 from tttlab.serving.answers import Wish, answer
 from tttlab.serving.batching import Batcher, Full
-from tttlab.serving.pictures import Limits, decode
+from tttlab.serving.pictures import Limits, check_pixels, opened, squared
 
-Watcher = Callable[[Sequence[dict[str, Any]], float], None]
+
+class Watcher(Protocol):
+    """Is told what a service does, from several threads."""
+
+    def worked(self, run: str, images: int) -> None:
+        """Take note of images that were adapted to together by a run."""
+
+    def answered(self, rows: Sequence[dict[str, Any]], seconds: float) -> None:
+        """Take note of a request's answer and of the time it took, waiting included."""
 
 
 class Busy(Exception):
     """The request is right, but the server has too much to do."""
+
+
+class Late(Busy):
+    """The time that a request may take is over."""
 
 
 class Service:
@@ -35,6 +49,9 @@ class Service:
         model: what to answer by.
         limits: what to refuse.
         together: most images that are adapted to at once.
+
+    Attributes:
+        watchers: are told what is done.
     """
 
     def __init__(self, model: AdaptiveModel, limits: Limits = Limits(), together: int = 64) -> None:
@@ -42,6 +59,8 @@ class Service:
         self.watchers: list[Watcher] = []
         self._groups: dict[str, Groups] = {}  # by run
         self._batcher = Batcher(self.adapt, together, limits.waiting)
+        # Bounds the memory of decoded images: more at once would not be faster.
+        self._decoding = threading.Semaphore(os.cpu_count() or 1)
 
     @property
     def waiting(self) -> int:
@@ -52,7 +71,7 @@ class Service:
         """Classify images without and with adaptation.
 
         Args:
-            pictures: images as `tttlab.serving.pictures.decode` takes them.
+            pictures: images as `tttlab.serving.pictures.opened` takes them.
             wish: how they are to be adapted to.
 
         Returns:
@@ -60,18 +79,20 @@ class Service:
 
         Raises:
             UserError: an image or the wish cannot be served; the line counts images from 1.
-            Busy: there is too much to do, or it took too long.
+            Busy: there is too much to do.
+            Late: it took too long.
         """
         started, limits = time.perf_counter(), self.limits
         wish, pixels = self.checked(pictures, wish)
+        left = max(limits.seconds - (time.perf_counter() - started), 0)
         try:
-            rows = self._batcher.ask(wish, pixels, limits.seconds)
+            rows = self._batcher.ask(wish, pixels, left)
         except Full as error:
             raise Busy(f"{self.waiting} images wait already; try again later") from error
         except TimeoutError as error:
-            raise Busy(f"no answer within {limits.seconds:g} s; send fewer images") from error
+            raise Late(f"no answer within {limits.seconds:g} s; send fewer images") from error
         for watcher in self.watchers:
-            watcher(rows, time.perf_counter() - started)
+            watcher.answered(rows, time.perf_counter() - started)
         return rows
 
     def checked(self, pictures: Iterable[Any], wish: Wish) -> tuple[Wish, list[np.ndarray]]:
@@ -84,15 +105,20 @@ class Service:
         return replace(wish, run=name), self._decode(pictures)
 
     def _decode(self, pictures: Iterable[Any]) -> list[np.ndarray]:
-        pictures, pixels = list(pictures), []
-        if not 0 < len(pictures) <= self.limits.images:
-            raise UserError(f"expected 1 to {self.limits.images} images, found {len(pictures)}")
-        for number, picture in enumerate(pictures, 1):
-            try:
-                pixels.append(decode(picture, self.model.image_size, self.model.depth, self.limits))
-            except UserError as error:
-                raise UserError(f"image {number}: {error}") from error
-        return pixels
+        pictures, limits = list(pictures), self.limits
+        if not 0 < len(pictures) <= limits.images:
+            raise UserError(f"expected 1 to {limits.images} images, found {len(pictures)}")
+        with self._decoding:
+            images = [
+                _named(number, opened, picture, limits)
+                for number, picture in enumerate(pictures, 1)
+            ]
+            check_pixels(images, limits)
+            size, depth = self.model.image_size, self.model.depth
+            return [
+                _named(number, squared, image, size, depth)
+                for number, image in enumerate(images, 1)
+            ]
 
     def adapt(self, wish: Wish, pixels: list[np.ndarray]) -> list[dict[str, Any]]:
         """Answer about images that share a wish; to be called in one thread at a time."""
@@ -102,4 +128,14 @@ class Service:
         keys = [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
         groups = self._groups.setdefault(name, Groups())
         rows = answer(run, images, keys, model.classes, wish.return_curve, groups)
+        for watcher in self.watchers:
+            watcher.worked(name, len(pixels))
         return [{"run": name, **row} for row in rows]
+
+
+def _named(number: int, function, *arguments: Any) -> Any:
+    """Call a function; say which image of the request a mistake is about."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        raise UserError(f"image {number}: {error}") from error

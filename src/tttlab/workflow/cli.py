@@ -19,6 +19,7 @@ EPILOG = """examples:
                                                  does adapting help your own network?
   ttt-lab predict photo.png                      by the run that tuning scored highest
   ttt-lab predict *.png --run actmad --json      by a run of your choice, for programs
+  ttt-lab serve                                  answer requests over HTTP
   ttt-lab methods                                what there is to run
 """
 
@@ -52,6 +53,7 @@ def main(words: Sequence[str] | None = None) -> None:
     demo.add_argument("--port", type=int, default=7860, help="first port to try (default: 7860)")
     demo.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings")
     demo.set_defaults(do=_demo)
+    _add_serve(commands)
     arguments = parser.parse_args(words)
     # Modules of one's own are found from here, as `python -m` finds them.
     if (here := str(Path.cwd())) not in sys.path:
@@ -86,6 +88,34 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
     option("--flip", action="store_true", help="a mirrored image is still of its class")
     option("--quick", action="store_true", help="fewer images and settings")
     check.set_defaults(do=_check, out=Path("ttt-check"))
+
+
+def _add_serve(commands: argparse._SubParsersAction) -> None:
+    serve = commands.add_parser("serve", help="answer requests over HTTP on this machine")
+    which = serve.add_mutually_exclusive_group()
+    which.add_argument("--model", help="a registered model's champion (default: the first one)")
+    which.add_argument("--uri", help="a model's address for MLflow, as models:/NAME@champion")
+    which.add_argument("--folder", type=Path, help="a folder, as outputs/served/NAME")
+    option = serve.add_argument
+    option("--port", type=int, default=5001, help="first port to try (default: %(default)s)")
+    option("--workers", type=int, default=1, help="processes (default: %(default)s)")
+    option("--images", metavar="DIR", help="images in here may be asked for as file:<path>")
+    option("--together", type=int, help="most images adapted to at once (default: 64)")
+    option("--device", help="auto, cpu, cuda or cuda:<n>")
+    option("--limit", action="append", default=[], metavar="NAME=NUMBER", help="change a limit")
+    option("--no-record", action="store_true", help="keep no MLflow run of what is served")
+    serve.set_defaults(do=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from tttlab.workflow.serving import configure, serve
+
+    config = configure(
+        arguments.limit, arguments.images, together=arguments.together, device=arguments.device
+    )
+    names = ("model", "uri", "folder", "port", "workers")
+    options = {name: getattr(arguments, name) for name in names}
+    serve(config, **options, record=not arguments.no_record)
 
 
 def _check(arguments: argparse.Namespace) -> None:

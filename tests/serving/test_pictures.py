@@ -1,0 +1,129 @@
+"""Images as they are sent become what the pipeline makes of their files."""
+
+import base64
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers import bodies
+from tttlab.data.decoding import to_square
+from tttlab.errors import UserError
+from tttlab.serving.pictures import Limits, decode
+
+LIMITS = Limits()
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(256, size=(30, 24, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def file(pixels, tmp_path):
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def test_every_form_of_an_image_gives_what_the_pipeline_makes_of_its_file(file, pixels):
+    expected = to_square(file, 16)
+    content = file.read_bytes()
+    text = base64.b64encode(content).decode()
+    forms = {
+        "bytes": content,
+        "bytearray": bytearray(content),
+        "memory": memoryview(content),
+        "base64": text,
+        "data URI": f"data:image/png;base64,{text}",
+        "array": pixels,
+        "lists": pixels.tolist(),
+        "int64": pixels.astype(np.int64),
+        "file": "file:a.png",
+        "absolute": f"file:{file}",
+    }
+    limits = replace(LIMITS, folder=str(file.parent))
+    for name, form in forms.items():
+        np.testing.assert_array_equal(decode(form, 16, None, limits), expected, err_msg=name)
+
+
+def test_a_grey_array_is_the_same_in_all_colours(pixels):
+    grey = pixels[..., 0]
+    found = decode(grey, 16, None, LIMITS)
+    np.testing.assert_array_equal(found, decode(np.stack([grey] * 3, -1), 16, None, LIMITS))
+
+
+def test_upright_transparent_and_deep_images_are_read_as_by_the_pipeline(tmp_path):
+    random = np.random.default_rng(1)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    images = {
+        "turned.jpg": (random.integers(256, size=(30, 24, 3), dtype=np.uint8), {"exif": turned}),
+        "glass.png": (random.integers(256, size=(30, 24, 4), dtype=np.uint8), {}),
+        "deep.png": (random.integers(4096, size=(30, 24), dtype=np.uint16), {}),
+    }
+    for name, (values, options) in images.items():
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, "JPEG" if name.endswith("jpg") else "PNG", **options)
+        depth = 12 if name == "deep.png" else None
+        (tmp_path / name).write_bytes(buffer.getvalue())
+        found = decode(buffer.getvalue(), 16, depth, LIMITS)
+        np.testing.assert_array_equal(found, to_square(tmp_path / name, 16, depth), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("picture", "line"),
+    [
+        (None, "expected an image as bytes, base64 or an array (H, W, 3), found NoneType"),
+        (1.5, "expected an image as bytes, base64 or an array (H, W, 3), found float"),
+        ("no/base64!", "expected an image in base64, found text that is none"),
+        ("äöü", "expected an image in base64, found text that is none"),
+        ("", "expected an image, found none that can be read"),
+        (b"nothing", "expected an image, found none that can be read"),
+        ([], "expected an array (H, W, 3) or (H, W), found one of shape (0,)"),
+        (np.zeros((2, 2, 4), np.uint8), "found one of shape (2, 2, 4)"),
+        (np.zeros((0, 2, 3), np.uint8), "found one of shape (0, 2, 3)"),
+        (np.zeros((2, 2, 3)), "expected whole numbers from 0 to 255, found float64"),
+        ([[-1, 2]], "expected whole numbers from 0 to 255, found int64 from -1 to 2"),
+        ([["a", "b"]], "expected whole numbers from 0 to 255, found <U1"),
+        ([[True, False]], "expected whole numbers from 0 to 255, found bool"),
+        ([[2**70, 1]], "expected whole numbers from 0 to 255, found object"),
+        (bodies.picture((400, 400))[:-60], "image file is truncated"),
+        ("file:a.png", "this server opens none; its owner allows a folder"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(picture, line):
+    with pytest.raises(UserError) as caught:
+        decode(picture, 16, None, LIMITS)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pixels_are_counted_before_they_are_decoded(monkeypatch):
+    large, bomb = bodies.blank(7_000), bodies.bomb()
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    few = replace(LIMITS, pixels=399)
+    with pytest.raises(UserError, match="at most 399 pixels, found 20 x 20; send it smaller"):
+        decode(bodies.GOOD, 16, None, few)
+    with pytest.raises(UserError, match="at most 40,000,000 pixels, found 7000 x 7000"):
+        decode(large, 16, None, LIMITS)
+    with pytest.raises(UserError, match="at most 40,000,000 pixels, found far more"):
+        decode(bomb, 16, None, LIMITS)
+
+
+@pytest.mark.parametrize("name", ["../b.png", "link.png", "sub", "", ".", "a\0b", "x" * 5000, "no"])
+def test_only_files_within_the_folder_are_opened(name, file):
+    folder = file.parent / "allowed"
+    (folder / "sub").mkdir(parents=True)
+    (file.parent / "b.png").write_bytes(bodies.GOOD)
+    (folder / "link.png").symlink_to(file.parent / "b.png")
+    with pytest.raises(UserError, match="expected a file in the folder that this server allows"):
+        decode(f"file:{name}", 16, None, replace(LIMITS, folder=str(folder)))
+
+
+def test_a_file_that_is_no_image_does_not_tell_its_content(tmp_path):
+    (tmp_path / "secret.txt").write_text("the password", encoding="utf-8")
+    with pytest.raises(UserError, match="expected an image, found none that can be read") as caught:
+        decode("file:secret.txt", 16, None, replace(LIMITS, folder=str(tmp_path)))
+    assert "password" not in str(caught.value)
