@@ -23,7 +23,7 @@ bench: .venv/ready  ## the adapter's speed and memory beside its bound and peers
 	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)
 
 serve: .venv/ready  ## answer requests on localhost; Ctrl-C ends it; ARGS="--model NAME": which
-	$(UV) run --extra serve ttt-lab serve $(ARGS)
+	$(UV) run --quiet ttt-lab serve $(ARGS)
 
 ui: .venv/ready  ## MLflow on localhost
 	$(UV) run ttt-lab ui $(ARGS)

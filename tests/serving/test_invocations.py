@@ -1,85 +1,21 @@
-"""Requests over HTTP: what MLflow's server takes is read, all else is refused in one line."""
+"""Requests to Ray Serve: bodies up to a limit, errors with their status, and the settings."""
 
 import asyncio
-import json
-import warnings
 
 import pytest
 from fastapi import Request
 
 from tttlab.errors import UserError
-from tttlab.serving.answers import Wish
+from tttlab.serving.invocations import NoJson, TooLarge, receive, refusal
 from tttlab.serving.pictures import Limits
 from tttlab.serving.ray_settings import read_settings
-from tttlab.serving.service import Busy
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # MLflow warns of its own type hints
-    from tttlab.serving.invocations import NoJson, TooLarge, read, receive, refusal
-
-
-@pytest.mark.parametrize(
-    "form",
-    [
-        {"dataframe_records": [{"image": "eA=="}, {"image": "eQ=="}]},
-        {"dataframe_split": {"columns": ["image"], "data": [["eA=="], ["eQ=="]]}},
-        {"inputs": {"image": ["eA==", "eQ=="]}},
-        {"inputs": ["eA==", "eQ=="]},
-        {"instances": [{"image": "eA=="}, {"image": "eQ=="}]},
-    ],
-    ids=lambda form: next(iter(form)),
-)
-def test_images_are_found_in_every_form(form):
-    params = {"run": "memo", "steps": 3, "seed": None}
-    images, wish = read(json.dumps(form | {"params": params}).encode())
-    assert images == ["eA==", "eQ=="]
-    assert wish == Wish(run="memo", steps=3)
-    assert read(json.dumps(form).encode())[1] == Wish()
-
-
-def test_an_image_may_be_an_array():
-    array = [[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]]
-    for form in ({"dataframe_records": [{"image": array}]}, {"inputs": {"image": [array]}}):
-        ((image,), _) = read(json.dumps(form).encode())
-        assert image == array
-
-
-ONE = {"dataframe_records": [{"image": "eA=="}]}
-
-
-@pytest.mark.parametrize(
-    ("body", "line"),
-    [
-        (b"{no", r"expected a body in JSON, found none \(Expecting property name"),
-        (b"\xff", r"expected a body in JSON, found none"),
-        (b"[" * 100_000, r"expected a body in JSON, found none"),
-        ([], r"expected one of the keys dataframe_records, .*, found no keys$"),
-        ({"images": [1]}, r"expected one of the keys .*, found images$"),
-        (ONE | {"inputs": ["eA=="]}, r"expected one of the keys .*, found dataframe_records, inp"),
-        ({"dataframe_split": [1]}, r"dataframe_split: expected images as MLflow takes them"),
-        ({"dataframe_records": [{"picture": 1}]}, r"expected a column 'image', found picture$"),
-        (ONE | {"params": [1]}, r"params: expected keys with values, found list$"),
-        (ONE | {"params": {"stpes": 1}}, r"params: unknown key 'stpes'; did you mean 'steps'\?"),
-        (ONE | {"params": {"steps": "x"}}, r"params: steps: expected long, found 'x'$"),
-        (ONE | {"params": {"gate": 1}}, r"params: gate: expected boolean, found '1'$"),
-    ],
-)
-def test_what_is_no_request_is_refused_in_one_line(body, line):
-    with pytest.raises(UserError, match=f"^{line}") as caught:
-        read(body if isinstance(body, bytes) else json.dumps(body).encode())
-    status, told = refusal(caught.value)
-    assert (status, told["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
-    assert "\n" not in told["message"]
-    assert len(told["message"]) < 300
+from tttlab.serving.service import Busy, Late
 
 
 def test_every_error_has_its_status():
-    assert [refusal(error("a\n  b"))[0] for error in (UserError, TooLarge, NoJson, Busy)] == [
-        400,
-        413,
-        415,
-        429,
-    ]
+    errors = UserError, TooLarge, NoJson, Busy, Late
+    statuses = [refusal(error("a\n  b"))[0] for error in errors]
+    assert statuses == [400, 413, 415, 429, 504]
     assert refusal(Busy("a\n  b"))[1] == {"error_code": "RESOURCE_EXHAUSTED", "message": "a b"}
 
 

@@ -23,7 +23,6 @@ from tttlab.serving.answers import Wish
 from tttlab.serving.pictures import Limits
 from tttlab.serving.watching import Metrics, Record
 
-pytest.importorskip("prometheus_client", reason="needs the extra serve: make test ALL=1")
 JSON = {"Content-Type": "application/json"}
 SECOND = 1.0
 
@@ -338,12 +337,3 @@ def test_the_model_says_what_it_is(running):
 def test_pings_are_answered(running):
     for path in ("/ping", "/health", "/version"):
         assert ask(running[0], None, {}, "GET", path)[0] == 200
-
-
-def test_without_the_library_the_metrics_say_what_to_install(wrapped, tmp_path):
-    model = loading.load(wrapped, tmp_path, {})
-    app = server.create(model, {}, None, None)
-    with in_thread(app) as port:
-        status, answer, _ = ask(port, None, {}, "GET", "/metrics")
-        assert status == 404
-        assert_refused(answer, 'run: pip install "ttt-lab[serve]"')

@@ -1,6 +1,5 @@
 """What a server did, as Prometheus and MLflow tell it."""
 
-import builtins
 import os
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import pytest
 from tests.serving.test_server import ask, bodies, serving
 from tests.serving.test_server import model_folder as model_folder
 from tests.serving.test_server import wrapped as wrapped
-from tttlab.errors import MissingLibrary
 from tttlab.serving.watching import Metrics, Record
 from tttlab.tracking.store import open_store
 
@@ -97,19 +95,6 @@ def test_processes_add_up_and_those_that_ended_wait_for_nothing(tmp_path):
         for _ in range(2)
     ]
     assert found == ["3.0 4.0\n", "6.0 4.0\n"]
-
-
-def test_without_the_library_it_is_said_what_to_install(monkeypatch):
-    real = builtins.__import__
-
-    def missing(name, *more):
-        if name.startswith("prometheus_client"):
-            raise ModuleNotFoundError(name=name)
-        return real(name, *more)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MissingLibrary, match=r'run: pip install "ttt-lab\[serve\]"'):
-        Metrics(lambda: 0)
 
 
 def points(client, run, name):

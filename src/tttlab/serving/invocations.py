@@ -1,22 +1,11 @@
-"""Requests over HTTP in the form that MLflow's server takes: images and how to adapt to them."""
-
-import json
-from collections.abc import Mapping
-from typing import Any
+"""What a replica of Ray Serve takes of a request over HTTP, and how it refuses one."""
 
 from fastapi import Request
-from mlflow.exceptions import MlflowException
-from mlflow.pyfunc.scoring_server import SUPPORTED_FORMATS, infer_and_parse_data
-from mlflow.types.schema import ParamSpec
 
-from tttlab.errors import UserError, choices
-from tttlab.serving.answers import Wish
-from tttlab.serving.pyfunc import images_of
-from tttlab.serving.registry import signature
-from tttlab.serving.service import Busy
+from tttlab.errors import UserError
+from tttlab.serving.service import Busy, Late
 
 _DROPPED = 8  # so many times the size that is allowed is still received, and not kept
-_FORMS = ", ".join(sorted(SUPPORTED_FORMATS))
 
 
 class TooLarge(UserError):
@@ -32,6 +21,7 @@ _STATUSES = {
     TooLarge: (413, "INVALID_PARAMETER_VALUE"),
     NoJson: (415, "INVALID_PARAMETER_VALUE"),
     UserError: (400, "INVALID_PARAMETER_VALUE"),
+    Late: (504, "DEADLINE_EXCEEDED"),
     Busy: (429, "RESOURCE_EXHAUSTED"),
 }
 
@@ -71,47 +61,3 @@ async def receive(request: Request, megabytes: float) -> bytes:
             f"expected a body of at most {megabytes:g} MB, found more; send fewer or smaller images"
         )
     return bytes(body)
-
-
-def read(body: bytes) -> tuple[list[Any], Wish]:
-    """Read the images of a request, and how they are to be adapted to.
-
-    Args:
-        body: JSON with the images in one of ``dataframe_records``, ``dataframe_split``, ``inputs``
-            and ``instances``, as MLflow reads them, and the fields of a `Wish` in ``params``.
-
-    Raises:
-        UserError: it is no such thing.
-    """
-    try:
-        values = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"expected a body in JSON, found none ({error})") from error
-    forms = SUPPORTED_FORMATS & values.keys() if isinstance(values, dict) else ()
-    if len(forms) != 1:
-        found = ", ".join(map(str, values))[:200] if isinstance(values, dict) else "no keys"
-        raise UserError(f"expected one of the keys {_FORMS}, found {found or 'none'}")
-    (form,) = forms
-    try:
-        given = infer_and_parse_data({form: values[form]}, signature().inputs)
-    except Exception as error:  # whatever pandas and numpy raise
-        raise UserError(f"{form}: expected images as MLflow takes them, found others") from error
-    return list(images_of(given)), _wish(values.get("params"))
-
-
-def _wish(params: Any) -> Wish:
-    if params is None:
-        return Wish()
-    if not isinstance(params, Mapping):
-        raise UserError(f"params: expected keys with values, found {type(params).__name__}")
-    specs = {spec.name: spec for spec in signature().params}
-    if unknown := [name for name in params if name not in specs]:
-        raise UserError(f"params: unknown key {unknown[0][:60]!r}; {choices(unknown[0], specs)}")
-    for name, value in params.items():
-        try:
-            ParamSpec.validate_param_spec(value, specs[name])
-        except MlflowException as error:
-            raise UserError(
-                f"params: {name}: expected {specs[name].dtype.name}, found {str(value)[:60]!r}"
-            ) from error
-    return Wish(**params)

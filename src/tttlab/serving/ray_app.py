@@ -19,9 +19,10 @@ from ray import serve
 from tttlab.errors import UserError
 from tttlab.serving import adaptive_model
 from tttlab.serving.answers import Wish
-from tttlab.serving.invocations import read, receive, refusal
+from tttlab.serving.invocations import receive, refusal
 from tttlab.serving.ray_settings import RaySettings, read_settings
-from tttlab.serving.service import Busy, Service
+from tttlab.serving.requests import read
+from tttlab.serving.service import Busy, Late, Service
 
 Adapt = Callable[[Wish, list[np.ndarray]], list[dict[str, Any]]]
 
@@ -117,15 +118,15 @@ class Adaptive:
             async with asyncio.timeout(seconds):
                 rows = await asyncio.gather(*images)
         except TimeoutError as error:
-            raise Busy(f"no answer within {seconds:g} s; send fewer images") from error
+            raise Late(f"no answer within {seconds:g} s; send fewer images") from error
         for row in rows:
             if isinstance(row, Exception):
                 raise row
         return rows
 
     def _read(self, body: bytes) -> tuple[Wish, list[np.ndarray]]:
-        images, wish = read(body)
-        return self._service.checked(images, wish)
+        images, params = read(body, self._service.limits)
+        return self._service.checked(images, Wish(**params))
 
     @serve.batch
     async def _adapt(

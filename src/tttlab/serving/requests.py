@@ -36,6 +36,21 @@ def check_body(body: bytes, limits: Limits) -> bytes:
     Raises:
         UserError: it is none.
     """
+    images, params = read(body, limits)
+    records = {"dataframe_records": [{COLUMN: image} for image in images]}
+    return json.dumps(records | {PARAMS: params}).encode()
+
+
+def read(body: bytes, limits: Limits) -> tuple[list[Any], dict[str, Any]]:
+    """Read the images of a request, and the fields of a `tttlab.serving.answers.Wish`.
+
+    Args:
+        body: JSON in one of MLflow's formats.
+        limits: how many images are allowed.
+
+    Raises:
+        UserError: it is no such request.
+    """
     if body.count(b",") > VALUES:  # counted at once; making them would hold all threads up
         raise UserError(f"expected at most {VALUES:,} values, found more; send images in base64")
     try:
@@ -61,8 +76,7 @@ def check_body(body: bytes, limits: Limits) -> bytes:
     if not 0 < len(images) <= limits.images:
         raise UserError(f"expected 1 to {limits.images} images, found {len(images)}")
     _check_params(asked.get(PARAMS))
-    records = {"dataframe_records": [{COLUMN: image} for image in images]}
-    return json.dumps(records | {PARAMS: asked.get(PARAMS) or {}}).encode()
+    return images, asked.get(PARAMS) or {}
 
 
 def _images(name: str, rows: Any) -> list[Any]:
@@ -75,11 +89,17 @@ def _images(name: str, rows: Any) -> list[Any]:
         return rows[COLUMN]
     if not isinstance(rows, list):
         raise UserError(f"{name}: expected a list of images, found {_kind(rows)}")
-    for row in rows:
-        if not isinstance(row, dict) or list(row) != [COLUMN]:
-            found = _keys(row) if isinstance(row, dict) else _kind(row)
-            raise UserError(f'{name}: expected images as {{"image": …}}, found {found}')
-    return [row[COLUMN] for row in rows]
+    return [_image(name, row) for row in rows]
+
+
+def _image(name: str, row: Any) -> Any:
+    """Give a row's image; it may stand there without its name, but for records."""
+    if isinstance(row, dict) and list(row) == [COLUMN]:
+        return row[COLUMN]
+    if isinstance(row, (str, list)) and name != "dataframe_records":
+        return row
+    found = _keys(row) if isinstance(row, dict) else _kind(row)
+    raise UserError(f'{name}: expected images as {{"image": …}}, found {found}')
 
 
 def _of_table(table: Any) -> list[Any]:

@@ -22,7 +22,7 @@ from tttlab.errors import UserError
 from tttlab.serving.replies import FAILED, JSON_TYPE, Message, Receive, Refused, Reply, Send
 from tttlab.serving.requests import check_body
 from tttlab.serving.service import Service
-from tttlab.serving.watching import NO_METRICS, Metrics, Record
+from tttlab.serving.watching import Metrics, Record
 from tttlab.tracking.store import quiet
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ class Gone(Exception):
 
 
 def create(
-    model: "PyFuncModel", about: dict[str, Any], metrics: Metrics | None, record: Record | None
+    model: "PyFuncModel", about: dict[str, Any], metrics: Metrics, record: Record | None
 ) -> "Guard":
     """Make the application.
 
     Args:
         model: a loaded model of `tttlab.serving.pyfunc`.
         about: what ``/model`` says beside names and limits, such as the model's address.
-        metrics: what ``/metrics`` tells; None: it tells what to install.
+        metrics: what ``/metrics`` tells.
         record: the MLflow run that is kept; None: none.
 
     Returns:
@@ -59,7 +59,7 @@ def create(
     # Our own limit is told in a better sentence.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     service = model.unwrap_python_model().service
-    watchers = [watcher for watcher in (metrics, record) if watcher]
+    watchers = [metrics, *([record] if record else [])]
     service.watchers += watchers
     MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.set(str(int(service.limits.seconds + GRACE)))
     app = scoring_server.init(model)
@@ -70,8 +70,6 @@ def create(
 
     @app.get("/metrics")
     def measure() -> Response:
-        if metrics is None:
-            return PlainTextResponse(NO_METRICS, status_code=404)
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
     return Guard(app, service, watchers)

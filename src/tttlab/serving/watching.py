@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import psutil
 
-from tttlab.errors import MissingLibrary
 from tttlab.tracking.executions import close_abandoned, owner_tags
 from tttlab.tracking.records import create_run, log_params
 from tttlab.tracking.runs import Run
@@ -23,10 +22,6 @@ DISTANCES = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-NO_METRICS = (
-    "metrics need the library prometheus-client, which is not installed; "
-    'run: pip install "ttt-lab[serve]"'
-)
 
 
 def was_adapted(row: Mapping[str, Any]) -> bool:
@@ -41,16 +36,11 @@ class Metrics:
         waiting: gives the number of images that wait.
         shared: the folder through which several processes add up what they count, which must be
             ``PROMETHEUS_MULTIPROC_DIR`` before the library is imported; None: a single process.
-
-    Raises:
-        MissingLibrary: prometheus-client is not installed.
     """
 
     def __init__(self, waiting: Callable[[], int], shared: Path | None = None) -> None:
-        try:
-            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-        except ModuleNotFoundError as error:
-            raise MissingLibrary(NO_METRICS) from error
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
         self._count_waiting, self._shared = waiting, shared
         registry = self._registry = CollectorRegistry()
 

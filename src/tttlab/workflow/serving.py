@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tttlab.errors import MissingLibrary, UserError, choices
+from tttlab.errors import UserError, choices
 from tttlab.runtime.compiler import postpone_compiler
 from tttlab.workflow import places
 from tttlab.workflow.ui import find_port
@@ -171,10 +171,7 @@ def application() -> Any:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(FAILED_TO_START)
     service = model.unwrap_python_model().service
-    try:
-        metrics = Metrics(lambda: service.waiting, Path(shared) if shared else None)
-    except MissingLibrary:
-        metrics = None
+    metrics = Metrics(lambda: service.waiting, Path(shared) if shared else None)
     record = None
     if asked.record:
         params = asked.about | {"limits": asdict(service.limits)}
