@@ -82,7 +82,7 @@ def bad(folder: Path) -> dict[str, tuple[bytes, int, str]]:
         "an unknown key": (json.dumps({"instances": [image], "x": 1}).encode(), 400, "unknown key"),
         "no list": (b'{"instances": 7}', 400, "expected a list of images, found an integer"),
         "an empty list": (b'{"instances": []}', 400, "expected 1 to 64 images, found 0"),
-        "no images": (b'{"instances": [7]}', 400, 'expected images as {"image": '),
+        "a number": (b'{"instances": [7]}', 400, 'expected images as {"image": '),
         "text that is none": (b'{"instances": ["abc"]}', 400, "image 1: expected an image in bas"),
         "a record without a name": (
             b'{"dataframe_records": ["eA=="]}',
