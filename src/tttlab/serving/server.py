@@ -15,10 +15,12 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from PIL import Image
 
 from tttlab.errors import UserError
+from tttlab.serving.answers import Wish
 from tttlab.serving.replies import FAILED, JSON_TYPE, Message, Receive, Refused, Reply, Send
 from tttlab.serving.requests import check_body
 from tttlab.serving.service import Service
@@ -59,6 +61,7 @@ def create(
     # Our own limit is told in a better sentence.
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     service = model.unwrap_python_model().service
+    _warm_up(service)
     watchers = [metrics, *([record] if record else [])]
     service.watchers += watchers
     MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT.set(str(int(service.limits.seconds + GRACE)))
@@ -73,6 +76,12 @@ def create(
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
     return Guard(app, service, watchers)
+
+
+def _warm_up(service: Service) -> None:
+    """Answer once, so that the first client does not wait for what is made on first use."""
+    side = service.model.image_size
+    service.adapt(*service.checked([np.zeros((side, side, 3), np.uint8)], Wish(gate=False)))
 
 
 def describe_model(service: Service) -> dict[str, Any]:
