@@ -170,6 +170,7 @@ def server(tmp_path_factory):
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_metrics_report_interval_ms": "1000",
         "RAY_worker_niceness": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else replicas start by `uv run`, as this test did
     }
     words = f"start --head --block --port={gcs} --num-cpus=2 --object-store-memory=100000000"
     words += f" --include-dashboard=false --metrics-export-port={metrics}"
