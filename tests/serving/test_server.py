@@ -221,6 +221,7 @@ def raw(port, head, body=b""):
     return connection
 
 
+@pytest.mark.slow
 def test_a_client_that_waits_to_be_asked_is_refused_before_it_sends(running):
     with raw(running[0], ["Content-Length: 50000000", "Expect: 100-continue"]) as connection:
         answer = b"".join(iter(lambda: connection.recv(10_000), b""))
@@ -228,6 +229,7 @@ def test_a_client_that_waits_to_be_asked_is_refused_before_it_sends(running):
     assert b"expected a body of at most 16 MB" in answer
 
 
+@pytest.mark.slow
 def test_clients_that_leave_or_wait_harm_nobody(wrapped, tmp_path):
     with serving(wrapped, tmp_path, seconds=1.0) as (port, service, _, _):
         ask(port, bodies.of(bodies.GOOD))

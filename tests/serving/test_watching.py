@@ -87,6 +87,7 @@ print(found['tttlab_images_total{run="memo"}'], found["tttlab_waiting_images"])
 """
 
 
+@pytest.mark.slow
 def test_processes_add_up_and_those_that_ended_wait_for_nothing(tmp_path):
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     words = [sys.executable, "-W", "ignore", "-c", PROCESS]
