@@ -6,7 +6,7 @@ import pytest
 from tttlab.config.inner_loop import Augmentation
 from tttlab.evaluation.results import Results
 from tttlab.reporting.lines import write_code
-from tttlab.reporting.verdict import actions, recommend, sentence
+from tttlab.reporting.verdict import actions, recommend, sentence, worth_running
 
 SETTINGS = {
     "none": {"method": "NoAdaptation()"},
@@ -75,6 +75,13 @@ def test_tuning_recommends_and_the_test_images_have_no_say():
         ({}, None),
     ):
         assert recommend(results(entries, leads), "m") == expected
+
+
+def test_a_run_that_scored_below_the_network_is_not_worth_running():
+    tuned = {run: {"tuned": True, "lead": lead} for run, lead in {"a": -0.02, "b": -0.01}.items()}
+    assert worth_running(tuned) is None
+    assert worth_running(tuned | {"c": {"tuned": True, "lead": 0.01}}) == "c"
+    assert worth_running({"none": {"tuned": False}}) is None
 
 
 @pytest.mark.parametrize(

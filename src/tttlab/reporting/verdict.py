@@ -74,12 +74,16 @@ def best_tuned(tunings: Mapping[str, Mapping[str, Any]]) -> str | None:
     return max(known, key=known.__getitem__) if known else None
 
 
-def recommend(results: Results, model: str) -> str | None:
-    """Choose the run that tuning scored highest, if above the network as it is; no stream."""
-    runs = [run for run in results.acting_on(model) if run not in results.streamed]
-    tunings = {run: results.tuning(model, run) for run in runs}
+def worth_running(tunings: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Choose the run that tuning scored highest, if above the network as it is; else None."""
     run = best_tuned(tunings)
     return run if run and lead(tunings[run]) > 0 else None
+
+
+def recommend(results: Results, model: str) -> str | None:
+    """Choose the run for single images that is worth running, by tuning alone."""
+    runs = [run for run in results.acting_on(model) if run not in results.streamed]
+    return worth_running({run: results.tuning(model, run) for run in runs})
 
 
 def sentence(results: Results, model: str) -> str:

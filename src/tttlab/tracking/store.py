@@ -1,7 +1,7 @@
 """MLflow's store of this project and the tables that its pages show.
 
-Runs are in ``<root>/mlflow.db``, their files in ``<root>/mlruns``. Only this room imports mlflow,
-and only on first use, so that importing the room is cheap.
+Runs are in ``<root>/mlflow.db``, their files in ``<root>/mlruns``. This room imports mlflow on
+first use only, so that importing the room is cheap.
 """
 
 import json

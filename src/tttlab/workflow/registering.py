@@ -12,7 +12,7 @@ from tttlab.data.image_sets import ImageSet
 from tttlab.evaluation.results import CONTROL, Results
 from tttlab.reporting.about import note
 from tttlab.reporting.card import write_card
-from tttlab.reporting.verdict import best_tuned
+from tttlab.reporting.verdict import worth_running
 from tttlab.serving.adaptive_model import AdaptiveModel, ServedRun, save
 from tttlab.serving.registry import register
 from tttlab.tracking.runs import Run, run_link
@@ -42,7 +42,7 @@ def write_model(params: Params, model: str, folder: Path) -> AdaptiveModel:
         tuned = tunings[name] = load_tuned(name, model)
         task = build_run(params, name, model, source, tuned["settings"]).task
         runs[name] = ServedRun(task, load_gate(tuned))
-    best = best_tuned(tunings) or CONTROL
+    best = worth_running(tunings) or CONTROL
     served = AdaptiveModel(model, source.about, runs, best, refused, params.data.depth)
     shutil.rmtree(folder, ignore_errors=True)  # DVC may have linked earlier files to its cache
     save(served, folder, places.OUTPUTS / "finetuned" / model / str(seed))
@@ -56,10 +56,11 @@ def describe(params: Params, results: Results, served: AdaptiveModel) -> str:
     labeled, unlabeled = sets["labeled_train"], sets["unlabeled"]
     objective = params.models[served.name].objective.name
     before = f", after {objective} on {len(unlabeled):,} unlabeled ones from {unlabeled.source}"
-    trained_on = (
-        f"{len(labeled):,} labeled images from {labeled.source}"
-        f"{'' if objective == 'none' else before}; {served.image_size} px."
-    )
+    images = f"{len(labeled):,} labeled images from {labeled.source}"
+    if served.about.get("whole"):
+        trained_on = f"images of its own, unknown here; adapting was tuned with {images}"
+    else:
+        trained_on = images if objective == "none" else images + before
     links = {
         run: run_link(places.ROOT, results.adapted[served.name, run].get("mlflow_run_id"))
         for run in results.runs_of(served.name)
@@ -67,7 +68,7 @@ def describe(params: Params, results: Results, served: AdaptiveModel) -> str:
     return write_card(
         results,
         served.name,
-        trained_on=trained_on,
+        trained_on=f"{trained_on}; {served.image_size} px.",
         tested_on=note(results, sets["test"].source, params.shifts, params.adapt.online),
         about=served.about,
         best=served.best,
