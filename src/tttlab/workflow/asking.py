@@ -11,6 +11,7 @@ from tttlab.config.params import Params
 from tttlab.data.decoding import to_square, why_unreadable
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError, choices
+from tttlab.evaluation.results import CONTROL
 from tttlab.reporting.verdict import worth_running
 from tttlab.serving.adaptive_model import ServedRun
 from tttlab.serving.answers import answer
@@ -27,7 +28,7 @@ def predict_images(
         files: image files of any size, format and mode.
         model: a model's name; None: the first one of params.yaml.
         run: a run's name; None: the one that scored highest when it was tuned, on source images, or
-            the first, the control, where none scored above the network as it is.
+            the control where none scored above the network as it is.
 
     Returns:
         for each image its ``file``, ``model`` and ``run``, and what
@@ -57,7 +58,7 @@ def choose(params: Params, model: str | None, run: str | None) -> tuple[str, str
         raise UserError(f"--run: unknown run {run!r}; {choices(run, runs)}")
     if run is None:
         alone = [name for name in runs if params.run_settings(name, model).protocol == "episodic"]
-        run = worth_running({name: load_tuned(name, model) for name in alone}) or runs[0]
+        run = worth_running({name: load_tuned(name, model) for name in alone}) or CONTROL
     if params.run_settings(run, model).protocol == "online":
         raise UserError(f"--run: {run} adapts along streams; choose one for single images")
     return model, run
