@@ -65,8 +65,8 @@ def opened(picture: Any, limits: Limits) -> Image.Image:
 
     Args:
         picture: bytes of an image file; text: such bytes in base64, with or without a
-            ``data:image/…;base64,`` in front, or ``file:<path>`` in the folder that is allowed; an
-            array or nested lists ``(H, W, 3)`` or ``(H, W)`` of whole numbers from 0 to 255.
+            ``data:image/…;base64,`` in front, or ``file:<path>`` in the folder that is allowed;
+            an array or nested lists ``(H, W, 3)`` or ``(H, W)`` of whole numbers from 0 to 255.
         limits: what is refused.
 
     Raises:
