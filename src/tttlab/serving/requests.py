@@ -5,9 +5,11 @@ MLflow's server would build a data frame of whatever JSON it gets, and quote it 
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from tttlab.errors import UserError, choices
+from tttlab.serving.answers import Wish
 from tttlab.serving.pictures import Limits
 
 VALUES = 200_000  # most commas of a request: an image of 224 px as lists
@@ -18,11 +20,8 @@ EXAMPLE = '{"instances": [{"image": "<base64>"}]}'
 _WORDS = {bool: "true or false", int: "an integer", str: "text"}
 # The fields of a wish: (type, whether null will do).
 _TYPES = {
-    "run": (str, True),
-    "gate": (bool, False),
-    "steps": (int, True),
-    "seed": (int, True),
-    "return_curve": (bool, False),
+    name: ((get_args(hint) or (hint,))[0], NoneType in get_args(hint))
+    for name, hint in get_type_hints(Wish).items()
 }
 _SHOWN = 60  # characters of what was found
 
