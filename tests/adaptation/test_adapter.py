@@ -17,10 +17,11 @@ from tests.helpers.contract import (
     shifted,
     trained_on_one,
 )
-from tttlab.adaptation.adapter import adapt, diverged
+from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.curve import diverged
 from tttlab.adaptation.method import Method, entropy
 from tttlab.adaptation.normalisation import normalised
-from tttlab.adaptation.predicting import draw_looks
+from tttlab.adaptation.predicting import CLASSES
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.signals import first_loss
 from tttlab.adaptation.task import Task
@@ -430,7 +431,7 @@ def test_views_without_training_are_averaged_alike_whichever_way_they_are_asked_
     with normalised(network, loop, statistics), torch.no_grad():
         by_method = [
             method.predict(network, looks[0], looks, statistics)
-            for looks in draw_looks(shifted(), loop, generators)
+            for looks in CLASSES.looks(shifted(), loop, generators)
         ]
     torch.testing.assert_close(averaged, torch.stack(by_method))
 

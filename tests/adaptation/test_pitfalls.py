@@ -26,8 +26,10 @@ from tests.adaptation.test_normalisation import OneLayer, apply, batch_norm
 from tests.evaluation.test_diagnosis import step_rows
 from tests.helpers import contract, networks, trainings
 from tests.helpers.contract import shifted
-from tttlab.adaptation import adapter, online, predicting
-from tttlab.adaptation.adapter import Curve, adapt, wait_for
+from tttlab.adaptation import curve as curves
+from tttlab.adaptation import online, predicting
+from tttlab.adaptation.adapter import adapt, adapt_together
+from tttlab.adaptation.curve import Curve, wait_for
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.online import Learner, adapt_stream
@@ -688,7 +690,7 @@ class TestLabels:
         functions = [
             adapt,
             adapt_stream,
-            adapter.adapt_together,
+            adapt_together,
             online.learning,
             Learner.__init__,
             Learner.adapt,
@@ -711,8 +713,8 @@ class TestCost:
             events.append("read")
             return float(len(events))
 
-        monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=read))
-        monkeypatch.setattr(adapter, "wait_for", lambda _device: events.append("wait"))
+        monkeypatch.setattr(curves, "time", SimpleNamespace(perf_counter=read))
+        monkeypatch.setattr(curves, "wait_for", lambda _device: events.append("wait"))
         loop = InnerLoop(steps=1, trainable="norm")
         for run in (adapt, adapt_stream):
             events.clear()
@@ -735,7 +737,7 @@ class TestCost:
         """Drawing takes 2 s and a prediction 3 s; that of the source weights does not count."""
         network, statistics = networks.source_statistics("resnet")
         now, draw, average = [0.0], predicting.random_views, log_mean_probabilities
-        monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+        monkeypatch.setattr(curves, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
         def costly(seconds, function):
             def call(*arguments):
@@ -754,7 +756,7 @@ class TestCost:
 
     def test_the_clock_stands_still_while_a_step_is_only_looked_at(self, monkeypatch):
         now = [0.0]
-        monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+        monkeypatch.setattr(curves, "time", SimpleNamespace(perf_counter=lambda: now[0]))
         curve = Curve((1, 2), torch.device("cpu"))
 
         def look() -> Tensor:

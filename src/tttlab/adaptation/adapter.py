@@ -5,18 +5,20 @@ by its own weights. Images are grouped only to use the processor fully; see
 `tttlab.adaptation.inner_loop`.
 """
 
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tttlab.adaptation.checks import check
+from tttlab.adaptation.curve import Curve, diverged, finite, where
 from tttlab.adaptation.inner_loop import Parameters, train
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
-from tttlab.adaptation.predicting import draw_looks, predict, predict_by_source
+from tttlab.adaptation.predicting import CLASSES, Readout, predict, predict_by_source
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import bind
 from tttlab.config.inner_loop import InnerLoop
@@ -27,11 +29,12 @@ from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime.group_size import GroupSize, Wish, as_sizes
 from tttlab.seeding import torch_generator
 
-EXPLOSION = 10.0  # a loss that grew by this factor (and by this much) has diverged, not improved
-
 
 class Adaptation(NamedTuple):
     """Results for ``N`` images after S steps, on the CPU.
+
+    Where a `Readout` predicts something else than classes, it stands in place of the logits, with
+    dimensions of its own in place of K.
 
     Attributes:
         logits: ``(N, K)`` with adaptation.
@@ -65,6 +68,7 @@ def adapt(
     record: Sequence[int] = (),
     images_per_step: Wish | GroupSize = "auto",
     on_images: Callable[[int], None] | None = None,
+    readout: Readout = CLASSES,
 ) -> Adaptation:
     """Adapt the network to every image on its own, and predict with and without.
 
@@ -72,7 +76,7 @@ def adapt(
         network: a `Network`, or any module from images to logits (see
             `tttlab.networks.classifiers`); it is not changed.
         images: ``(N, 3, H, W)`` on any device: in [0, 1] for a `Network`, preprocessed for any
-            other module.
+            other module. With another readout, whatever it and the method take.
         method: gives the loss.
         loop: settings of the steps.
         statistics: source statistics that the method and the normalisation policy need.
@@ -83,6 +87,7 @@ def adapt(
         images_per_step: images in a group; ``auto`` measures which number is fastest and fits. A
             `GroupSize` keeps what it has learnt from one call to the next. Changes no result.
         on_images: called after each group, with the number of its images.
+        readout: says what a prediction is.
 
     Returns:
         logits, losses and cost per image.
@@ -91,7 +96,7 @@ def adapt(
         UserError: the network or the statistics do not fit the method, or predictions depend on the
             other images in a batch.
     """
-    task = Task(network, method, loop, statistics or {}, seed).ready(images.device)
+    task = Task(network, method, loop, statistics or {}, seed, readout).ready(images.device)
     sizes = as_sizes(images_per_step)
     names = [str(name) for name in (range(len(images)) if image_ids is None else image_ids)]
     if not names:
@@ -99,7 +104,7 @@ def adapt(
     results: list[Adaptation] = []
     done = 0
     with evaluating(task.network):
-        check(task.network, images[:2], method, loop, task.statistics)
+        check(task.network, images[:2], method, loop, task.statistics, readout=readout)
         while done < len(images):
             # A group that runs out of memory adds no results, and the next one is smaller.
             with sizes.open(len(images) - done, images.device) as group:
@@ -121,12 +126,18 @@ def adapt_together(
         results, and the work in images; see `tttlab.runtime.group_size.Group`.
     """
     network, method, loop, seed = task.network, task.method, task.loop, task.seed
-    net = bind(network, method, loop)
+    net, readout = bind(network, method, loop), task.readout
+
+    def draw_looks(loop: InnerLoop) -> Any:
+        generators = [torch_generator(seed, "average", name) for name in names]
+        return readout.looks(images, loop, generators)
+
+    plain_looks = draw_looks(replace(loop, average=0))
     if leaves_alone(net, method, loop):
-        return unadapted(net, images, record), len(images)
-    source_logits = predict_by_source(net, images)
+        return unadapted(net, plain_looks, record, task), len(images)
+    source_logits = predict_by_source(net, plain_looks, readout)
     curve = Curve(record, images.device)
-    looks = draw_looks(images, loop, [torch_generator(seed, "average", name) for name in names])
+    looks = draw_looks(loop)
     # Without steps, a method's prediction may still need the views of the first one.
     streams = [
         [torch_generator(seed, "views", name, step) for name in names]
@@ -139,8 +150,8 @@ def adapt_together(
             views = method.views(network, images, streams[0])
             outcome = predict_untrained(net, task, looks, views)
     logits, losses, usable, work = outcome
-    usable &= logits.isfinite().all(-1)
-    logits = torch.where(usable[:, None], logits, source_logits)
+    usable &= finite(logits)
+    logits = where(usable, logits, source_logits)
     cost = torch.full((len(images),), curve.spent() / len(images))
     recorded = curve.collect(logits, source_logits, losses)
     adaptation = Adaptation(
@@ -162,97 +173,46 @@ def leaves_alone(net: Bound, method: Method, loop: InnerLoop) -> bool:
     return plain and not (net.trained and loop.steps)
 
 
-def unadapted(net: Bound, images: Tensor, record: Sequence[int]) -> Adaptation:
-    """Classify images ``(B, 3, H, W)`` once, where adaptation changes nothing; this is timed."""
-    curve = Curve(record, images.device)
-    logits = predict_by_source(net, images)
-    cost = torch.full((len(images),), curve.spent() / len(images))
-    losses = images.new_full((len(images), 1), float("nan"))  # nothing was measured
+def unadapted(net: Bound, looks: Any, record: Sequence[int], task: Task) -> Adaptation:
+    """Predict once, where adaptation changes nothing; this is timed."""
+    curve = Curve(record, tree_leaves(looks)[0].device)
+    logits = predict_by_source(net, looks, task.readout)
+    cost = torch.full((len(logits),), curve.spent() / len(logits))
+    losses = unmeasured(logits)
     recorded = curve.collect(logits, logits, losses)
-    unusable = ~logits.isfinite().all(-1)
+    unusable = ~finite(logits)
     return Adaptation(logits.cpu(), logits.cpu(), losses.cpu(), unusable.cpu(), cost, *recorded)
 
 
-class Curve:
-    """A group's predictions after recorded numbers of steps, and the time that each takes.
-
-    The clock stands still while a prediction is made only for the record.
-
-    Attributes:
-        steps: numbers of steps to record.
-        device: where the work is done.
-        logits: step → ``(B, K)``, as far as recorded.
-        milliseconds: step → time of the whole group for so many steps and one prediction.
-    """
-
-    def __init__(self, steps: Sequence[int], device: torch.device) -> None:
-        self.steps, self.device = steps, device
-        self.logits: dict[int, Tensor] = {}
-        self.milliseconds: dict[int, float] = {}
-        self._recording = 0.0
-        wait_for(device)
-        self._started = time.perf_counter()
-
-    def spent(self) -> float:
-        """Return the milliseconds since the start, without those for the record."""
-        wait_for(self.device)
-        return (time.perf_counter() - self._started) * 1e3 - self._recording
-
-    def note(self, step: int, predict: Callable[[], Tensor]) -> None:
-        """Predict ``(B, K)`` after a step, if it is to be recorded."""
-        if step in self.steps:
-            before = self.spent()
-            self.logits[step] = predict()
-            self.milliseconds[step] = self.spent()
-            self._recording += self.milliseconds[step] - before
-
-    def collect(self, final: Tensor, source: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits ``(B, R, K)`` and milliseconds ``(B, R)`` per image.
-
-        Where adaptation failed by the recorded step, the logits are the source's.
-
-        Args:
-            final: ``(B, K)``, for steps that were not taken because no image had a gradient.
-            source: ``(B, K)``.
-            losses: ``(B, S + 1)``.
-        """
-        logits = source.new_empty(len(source), len(self.steps), source.shape[1])
-        milliseconds = torch.empty(len(source), len(self.steps))
-        for column, step in enumerate(self.steps):
-            predicted = self.logits.get(step, final)
-            usable = predicted.isfinite().all(-1)
-            if step and losses.shape[1] > 1:
-                usable = usable & ~diverged(losses[:, : step + 1])
-            logits[:, column] = torch.where(usable[:, None], predicted, source)
-            milliseconds[:, column] = self.milliseconds.get(step, self.spent()) / len(source)
-        return logits.cpu(), milliseconds
+def unmeasured(logits: Tensor) -> Tensor:
+    """Give losses ``(B, 1)`` of images that were not trained on."""
+    return logits.new_full((len(logits), 1), float("nan"))
 
 
 def predict_untrained(
-    net: Bound, task: Task, looks: Tensor, views: Any
+    net: Bound, task: Task, looks: Any, views: Any
 ) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Classify a group without training; returns what `train_and_predict` does."""
-    logits = predict(net, {}, looks, views, task.method, task.statistics)
-    losses = looks.new_full((len(looks), 1), float("nan"))  # nothing was measured
-    usable = torch.ones(len(looks), dtype=torch.bool, device=looks.device)
-    return logits, losses, usable, len(looks)
+    """Predict for a group without training; returns what `train_and_predict` does."""
+    logits = predict(net, {}, looks, views, task.method, task.statistics, task.readout)
+    usable = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    return logits, unmeasured(logits), usable, len(logits)
 
 
 def train_and_predict(
     net: Bound,
     task: Task,
     images: Tensor,
-    looks: Tensor,
+    looks: Any,
     streams: Sequence[Sequence[torch.Generator]],
     curve: Curve,
 ) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Train a group of images, then classify them.
+    """Train a group of images, then predict for them.
 
     Args:
         net: the source network, bound.
         task: method, settings of the steps and source statistics.
         images: ``(B, 3, H, W)``.
-        looks: ``(B, 1 + A, 3, H, W)``, what predictions look at.
+        looks: what predictions look at, ``(B, 1 + A, 3, H, W)`` where they are classes.
         streams: for every step a random stream per image.
         curve: records predictions after some steps.
 
@@ -260,16 +220,18 @@ def train_and_predict(
         logits ``(B, K)``, losses ``(B, S + 1)``, whether the logits can be used ``(B,)``, and the
         work in images.
     """
-    method, loop, statistics = task.method, task.loop, task.statistics
+    method, loop, statistics, readout = task.method, task.loop, task.statistics, task.readout
 
     def classify(moved: Tensor, parameters: Parameters, views: Any) -> Tensor:
         if len(moved) == len(images):
-            return predict(net, parameters, looks, views, method, statistics)
+            return predict(net, parameters, looks, views, method, statistics, readout)
         # Only a method that draws no views leaves images out of the training.
-        source_logits = predict(net, {}, looks, images.unsqueeze(1), method, statistics)
+        plain_views = images.unsqueeze(1)
+        source_logits = predict(net, {}, looks, plain_views, method, statistics, readout)
         if not len(moved):
             return source_logits
-        trained_logits = predict(net, parameters, looks[moved], views, method, statistics)
+        looked_at = tree_map(lambda part: part[moved], looks)
+        trained_logits = predict(net, parameters, looked_at, views, method, statistics, readout)
         return source_logits.index_copy(0, moved, trained_logits)
 
     def observe(step: int, *trained: Any) -> None:
@@ -286,15 +248,3 @@ def train_and_predict(
     # An image that is not trained costs one of the S + 1 evaluations of the loss.
     work = len(moved) + (len(images) - len(moved)) / losses.shape[1]
     return logits, losses, usable, work
-
-
-def diverged(losses: Tensor) -> Tensor:
-    """Find images ``(B,)`` whose losses ``(B, S + 1)`` are not finite or have exploded."""
-    growth = losses[:, -1] - losses[:, 0]
-    return ~losses.isfinite().all(1) | (growth > EXPLOSION * losses[:, 0].abs().clamp_min(1))
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has finished its work, so that a clock counts it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

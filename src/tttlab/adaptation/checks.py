@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised_layers
-from tttlab.adaptation.predicting import predict_by_source
+from tttlab.adaptation.predicting import CLASSES, Readout, predict_by_source
 from tttlab.adaptation.trainable import bind
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
@@ -24,6 +24,7 @@ def check(
     loop: InnerLoop,
     statistics: Statistics,
     protocol: str = "episodic",
+    readout: Readout = CLASSES,
 ) -> None:
     """Refuse what cannot be adapted, before any work.
 
@@ -67,7 +68,7 @@ def check(
                 "other images of its batch; load the backbone with running statistics or with "
                 "GroupNorm"
             )
-    if len(images):
+    if len(images) and readout.classifies:
         check_forward(network, images, method, loop, protocol)
 
 
@@ -91,7 +92,7 @@ def check_precision(network: nn.Module, images: Tensor, net: Bound) -> None:
         )
     dtypes = {value.dtype for value in network.parameters() if value.is_floating_point()}
     converted = torch.is_autocast_enabled(images.device.type) and images.is_floating_point()
-    if dtypes and images.dtype not in dtypes and not converted:
+    if dtypes and images.is_floating_point() and images.dtype not in dtypes and not converted:
         raise UserError(
             f"expected images of {min(map(str, dtypes))}, as the network's parameters are, "
             f"found {images.dtype}; convert one of them"
@@ -122,4 +123,4 @@ def check_forward(
                 "adaptation needs a backbone without batch-dependent layers"
             )
     if protocol == "online" and not method.whole_batch:
-        predict_by_source(bind(network, method, loop), images[:1])
+        predict_by_source(bind(network, method, loop), images[:1].unsqueeze(1))

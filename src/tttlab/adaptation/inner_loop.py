@@ -57,7 +57,7 @@ def train(
 
     Args:
         net: the source network, in evaluation mode, from `tttlab.adaptation.trainable.bind`.
-        images: ``(B, 3, H, W)``.
+        images: ``(B, 3, H, W)``, or whatever the method's views are drawn from.
         method: gives the loss.
         loop: settings of the steps.
         statistics: source statistics.
@@ -85,7 +85,7 @@ def train(
         # The loss depends on the image and its weights alone, and a step without a gradient does
         # not change the weights. So an image that has no gradient now never gets one.
         moved = with_gradient(gradients)
-        views, gradients = views[moved], {name: part[moved] for name, part in gradients.items()}
+        views, gradients = tree_map(lambda part: part[moved], (views, gradients))
         stacked = Stacked(net.trained, len(moved), loop)
     curve = [losses.detach()]
     stacked.step(gradients)
@@ -128,7 +128,7 @@ class Stacked:
             for name, value in source.items()
         }
         self.copies: Parameters = {}
-        self._loop, self._optimizer = loop, None
+        self._loop, self._optimizer, self._steps = loop, None, 0
 
     def step(self, gradients: Parameters) -> None:
         """Take a step; a parameter may have no gradient, in this step or ever."""
@@ -142,6 +142,9 @@ class Stacked:
             self._optimizer = make_optimizer(leaves, self._loop)
         elif leaves:
             self._optimizer.add_param_group({"params": leaves})
+        self._steps += 1
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._loop.rate(self._steps)
         update(self._optimizer, self.copies, gradients, self._loop.clip)
 
 

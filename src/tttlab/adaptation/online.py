@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tttlab.adaptation.adapter import Adaptation, Curve
+from tttlab.adaptation.adapter import Adaptation
 from tttlab.adaptation.checks import check
+from tttlab.adaptation.curve import Curve
 from tttlab.adaptation.inner_loop import (
     Parameters,
     loss_and_gradients,
@@ -29,7 +30,7 @@ from tttlab.adaptation.inner_loop import (
 )
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
-from tttlab.adaptation.predicting import draw_looks
+from tttlab.adaptation.predicting import CLASSES
 from tttlab.adaptation.predicting import predict as predict_each
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import bind
@@ -175,7 +176,7 @@ class Learner:
             source_logits = self.network(images).logits
         curve = Curve(self.record, images.device)
         average = [torch_generator(self.seed, "average", name) for name in names]
-        looks = draw_looks(images, self.loop, average)
+        looks = CLASSES.looks(images, self.loop, average)
         with normalised(self.network, self.loop, self.statistics):
             curve.note(0, lambda: self.predict({}, looks, names))
             losses, usable = self.train(images, names)

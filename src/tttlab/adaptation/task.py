@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method
+from tttlab.adaptation.predicting import CLASSES, Readout
 from tttlab.config.inner_loop import InnerLoop
-from tttlab.networks.classifiers import as_network
 from tttlab.networks.source_statistics import Statistics, available_statistics
 
 
@@ -22,6 +22,7 @@ class Task:
         loop: settings of the steps.
         statistics: source statistics that the method and the normalisation policy need.
         seed: of all random streams.
+        readout: what a prediction is.
     """
 
     network: nn.Module
@@ -29,11 +30,12 @@ class Task:
     loop: InnerLoop = InnerLoop()
     statistics: Statistics = field(default_factory=dict)
     seed: int = 0
+    readout: Readout = CLASSES
 
     def ready(self, device: torch.device) -> "Task":
         """Return the task for images on this device, its network callable like a `Network`."""
         statistics = {name: value.to(device) for name, value in self.statistics.items()}
-        return replace(self, network=as_network(self.network), statistics=statistics)
+        return replace(self, network=self.readout.network(self.network), statistics=statistics)
 
 
 def complete_statistics(

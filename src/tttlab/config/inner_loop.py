@@ -4,6 +4,7 @@ Nothing here imports torch, so that params.yaml can be checked within a second, 
 pydantic, so that the adapter works without it; `tttlab.config.loop_settings` checks.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -77,8 +78,32 @@ class InnerLoop(Normalisation):
     average: Natural = 0
     augmentation: Augmentation = Augmentation()
 
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 1."""
+        return self.lr
+
     @property
     def settings(self) -> dict[str, Any]:
         """Give what a run of params.yaml may set, by name; views are a setting of all runs."""
         names = [field.name for field in fields(self) if field.name != "augmentation"]
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annealed(InnerLoop):
+    """An inner loop whose learning rate rises to ``lr`` in a line, then falls along a cosine.
+
+    No step has a rate of 0: the rate reaches it after the last one.
+
+    Attributes:
+        warmup: steps until the rate is ``lr``.
+    """
+
+    warmup: Natural = 0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 1."""
+        if step <= self.warmup:
+            return self.lr * step / self.warmup
+        gone = (step - 1 - self.warmup) / (self.steps - self.warmup)
+        return self.lr * (1 + math.cos(math.pi * gone)) / 2

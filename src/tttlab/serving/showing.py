@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tttlab.adaptation.method import Method
-from tttlab.adaptation.predicting import draw_looks
+from tttlab.adaptation.predicting import CLASSES
 from tttlab.adaptation.signals import Signal, measure_signal
 from tttlab.data.pixels import as_images
 from tttlab.networks.network import evaluating
@@ -148,7 +148,7 @@ def look(run: ServedRun, images: Tensor, key: str) -> tuple[np.ndarray, ...]:
     """Draw the views of one image ``(1, 3, H, W)`` as the adapter draws them, step by step."""
     task = run.task.ready(images.device)
     if not run.takes_steps and task.loop.average:
-        looks = draw_looks(images, task.loop, [torch_generator(task.seed, "average", key)])
+        looks = CLASSES.looks(images, task.loop, [torch_generator(task.seed, "average", key)])
         return (as_pixels(looks[0, 1:]),)
     if not run.takes_steps and type(task.method).predict is Method.predict:
         return ()
