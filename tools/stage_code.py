@@ -1,6 +1,10 @@
-"""Write the code that every DVC stage runs into dvc.yaml: ``uv run python tools/stage_code.py``."""
+"""Write the code that every DVC stage runs into dvc.yaml and arc/dvc.yaml.
+
+``uv run python tools/stage_code.py``
+"""
 
 import ast
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -8,6 +12,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
+PIPELINES = (ROOT, ROOT / "arc")  # folders with a dvc.yaml, and the stages' scripts in pipeline/
 FOLDERS = {"tttlab": ROOT / "src" / "tttlab", "pipeline": ROOT / "pipeline"}
 SOURCES = sorted(path for folder in FOLDERS.values() for path in folder.rglob("*.py"))
 
@@ -49,27 +54,27 @@ def closure(*start: Path) -> set[Path]:
     return {path for path in visited if path.stat().st_size}  # without empty __init__.py
 
 
-def stages() -> dict[str, dict]:
-    """Read the stages of dvc.yaml."""
-    return YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+def stages(home: Path = ROOT) -> dict[str, dict]:
+    """Read the stages of a pipeline's dvc.yaml."""
+    return YAML(typ="safe").load((home / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
-def needed(name: str) -> set[str]:
+def needed(name: str, home: Path = ROOT) -> set[str]:
     """List the files that a stage's process runs: its script, and the imports of that.
 
     A checkpoint imports its objective by name, so that all objectives are added where checkpoints
     are. Methods are not: the stage ``methods`` watches them.
     """
-    start = [FOLDERS["pipeline"] / f"{name.split('@')[0]}.py", FOLDERS["pipeline"] / "__init__.py"]
-    files = closure(*start)
+    scripts = home / "pipeline"
+    files = closure(scripts / f"{name.split('@')[0]}.py", scripts / "__init__.py")
     if FOLDERS["tttlab"] / "networks" / "checkpoints.py" in files:
         files |= closure(*(FOLDERS["tttlab"] / "objectives").glob("*.py"))
     return {path.relative_to(ROOT).as_posix() for path in files}
 
 
-def expected(name: str) -> list[str]:
+def expected(name: str, home: Path = ROOT) -> list[str]:
     """List a stage's dependencies on code: files, or a room where it runs at least half of them."""
-    files, listed = needed(name), set()
+    files, listed = needed(name, home), set()
     for file in files:
         room = ROOT / Path(file).parent
         modules = [path for path in room.rglob("*.py") if path.stat().st_size]
@@ -78,19 +83,20 @@ def expected(name: str) -> list[str]:
         whole = is_room and share >= 0.5
         listed.add(room.relative_to(ROOT).as_posix() if whole else file)
     folders = tuple(f"{path}/" for path in listed)
-    return sorted(path for path in listed if not path.startswith(folders))
+    kept = sorted(path for path in listed if not path.startswith(folders))
+    return [Path(os.path.relpath(ROOT / path, home)).as_posix() for path in kept]
 
 
-def main() -> None:
+def write(home: Path) -> None:
     """Write the code that every stage runs behind its other deps; nothing else changes."""
-    path, stage, lines = ROOT / "dvc.yaml", "", []
-    code = re.compile(r" +- (src/tttlab|pipeline)/.*")
+    path, stage, lines = home / "dvc.yaml", "", []
+    code = re.compile(r" +- ((\.\./)?src/tttlab|pipeline)/.*")
     indent = None  # of the list of deps, inside such a list
     for line in [*path.read_text(encoding="utf-8").splitlines(), ""]:
         if heading := re.fullmatch(r"  (\w+):", line):
             stage = heading[1]
         if indent is not None and not line.startswith(f"{indent}  - "):
-            lines += [f"{indent}  - {file}" for file in expected(stage)]
+            lines += [f"{indent}  - {file}" for file in expected(stage, home)]
             indent = None
         if start := re.fullmatch(r"( +)deps:", line):
             indent = start[1]
@@ -100,4 +106,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    for pipeline in PIPELINES:
+        write(pipeline)

@@ -105,7 +105,9 @@ def draw_pairs(
 def pixel_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Average the cross-entropy of ``logits (…, symbols)`` over the targets that are asked for."""
     asked = targets != UNASKED
-    log_probabilities = logits.float().log_softmax(-1)
+    # bf16 is too coarse for a sum over symbols.
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_probabilities = logits.log_softmax(-1, dtype=wide)
     index = torch.where(asked, targets, 0).unsqueeze(-1)
     losses = -log_probabilities.gather(-1, index).squeeze(-1)
     return (losses * asked).sum() / asked.sum()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.predicting import Readout
 from tttlab.arc.canvas import BACKGROUND, BORDER, Canvas, Placement, Tokens, sizes
-from tttlab.arc.tasks import EMPTY
+from tttlab.arc.tasks import COLOURS, EMPTY
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
@@ -78,7 +78,9 @@ class GridReadout(Readout):
         grids = []
         for part in parts:
             logits = net(Tokens(*part[:4]))
-            probabilities = self.canvas.pixels(logits.float().softmax(-1))
+            probabilities = self.canvas.pixels(
+                logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            )
             cells = self.canvas.read(probabilities, Placement(*part[4:]), self.side + 1)
             grids.append(read_grids(cells))
         return torch.cat(grids)
@@ -93,12 +95,12 @@ def read_grids(probabilities: Tensor) -> Tensor:
     Returns:
         ``(N, G, G)`` of colours, `EMPTY` outside; NaN where a probability is not finite.
     """
-    colours = torch.cat([probabilities[..., :BACKGROUND], probabilities[..., BORDER:]], dim=-1)
-    symbols = colours.argmax(-1)
-    border = symbols == BACKGROUND  # the place of the border among the remaining symbols
+    shown = torch.cat([probabilities[..., :BACKGROUND], probabilities[..., BORDER:]], dim=-1)
+    border = shown.argmax(-1) == COLOURS
     columns = (border[:, 0].cumsum(-1) == 0)[:, None, :-1]
     rows = (border[:, :, 0].cumsum(-1) == 0)[:, :-1, None]
-    grids = torch.where(rows & columns, symbols[:, :-1, :-1], EMPTY).to(probabilities.dtype)
+    colours = probabilities[:, :-1, :-1, :COLOURS].argmax(-1)
+    grids = torch.where(rows & columns, colours, EMPTY).to(probabilities.dtype)
     bad = ~probabilities.isfinite().flatten(1).all(1)
     return torch.where(bad[:, None, None], float("nan"), grids)
 

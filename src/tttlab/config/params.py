@@ -5,6 +5,7 @@ within a second. timm's backbone names and the settings of methods and objective
 from source text, never by importing them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,7 +87,12 @@ class Params(Strict):
         return {name: model.objective.name for name, model in self.models.items()}
 
 
-def _read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a file of settings.
+
+    Raises:
+        UserError: it cannot be read, or does not hold keys with values.
+    """
     from ruamel.yaml import YAML  # YAML 1.2 as DVC reads it: 1e-3 is a number, on and off are words
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -120,23 +126,27 @@ def read_params(path: Path, base: Path | None = None, methods: Path = METHODS) -
         UserError: the first mistake (its path, what was found, what is allowed), and how many more
             there are.
     """
-    values = _read_yaml(path)
+    values = read_yaml(path)
     try:
         params = Params.model_validate(values, context={"base": base or Path()})
     except ValidationError as error:
-        mistakes = [f"{key}: {text}" if key else text for key, text in list_mistakes(error, values)]
-    else:
-        adapt = params.adapt
-        of_runs = run_mistakes(
-            adapt.runs,
-            params.objectives,
-            adapt.protocol,
-            adapt.online.batch_size,
-            methods,
-            params.tune.search,
-        )
-        mistakes = list(dict.fromkeys(of_runs))
-    if mistakes:
-        more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-        raise UserError(f"{mistakes[0]}{more}")
+        raise refuse(list_mistakes(error, values)) from error
+    adapt = params.adapt
+    of_runs = run_mistakes(
+        adapt.runs,
+        params.objectives,
+        adapt.protocol,
+        adapt.online.batch_size,
+        methods,
+        params.tune.search,
+    )
+    if of_runs:
+        raise refuse([("", mistake) for mistake in dict.fromkeys(of_runs)])
     return params
+
+
+def refuse(mistakes: Sequence[tuple[str, str]]) -> UserError:
+    """Tell the first mistake (its path, what is wrong), and how many more there are."""
+    key, text = mistakes[0]
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return UserError(f"{key}: {text}{more}" if key else f"{text}{more}")

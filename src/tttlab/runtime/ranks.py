@@ -104,6 +104,12 @@ class Alone:
         """Add the gradients of a loss to those of its parameters."""
         loss.backward()
 
+    def clip_gradients(
+        self, network: nn.Module, _optimizer: torch.optim.Optimizer, max_norm: float
+    ) -> None:
+        """Shorten the gradient of all parameters together, if it is longer than ``max_norm``."""
+        nn.utils.clip_grad_norm_(network.parameters(), max_norm)
+
 
 def open_processes(
     device: str = "auto",

@@ -20,6 +20,7 @@ class Recipe:
         lr: learning rate after the warm-up; from there it falls to 0 along a cosine.
         weight_decay: for weights; biases, norms, position and class tokens have none.
         warmup_epochs: epochs over which the learning rate rises linearly.
+        clip: largest norm of the gradient; None: no clipping.
     """
 
     epochs: int
@@ -28,6 +29,7 @@ class Recipe:
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup_epochs: int = 0
+    clip: float | None = None
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 0 over the whole training."""

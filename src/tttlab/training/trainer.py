@@ -175,7 +175,7 @@ class Trainer:
     ) -> None:
         """Run the epochs that are missing in ``rows``."""
         epochs = task.recipe.epochs
-        loader = self._open_loader(images, task)
+        loader = self.open_loader(images, task)
         self._share_statistics(network, task)
         model, wrapped_optimizer = self.fabric.setup(network, optimizer)
         with open_bar(
@@ -229,7 +229,12 @@ class Trainer:
                 self.fabric.world_size,
             )
 
-    def _open_loader(self, images: ImageSet, task: Task) -> DataLoader:
+    def open_loader(self, images: ImageSet, task: Task) -> DataLoader:
+        """Open the loader of all epochs; another kind of training data needs another one.
+
+        A loader gives this rank's part of every batch. Its ``sampler`` has ``set_epoch`` and, for
+        every batch, a `Share` in ``shares``.
+        """
         ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}
         batch_size = task.recipe.batch_size
         # Not fabric.setup_dataloaders: it counts epochs itself, from the start of the process.
@@ -257,6 +262,8 @@ class Trainer:
             optimizer.zero_grad()
             # The ranks' gradients are averaged afterwards.
             self.fabric.backward(terms["loss"] * share.weight)
+            if task.recipe.clip is not None:
+                self.fabric.clip_gradients(model, optimizer, max_norm=task.recipe.clip)
             optimizer.step()
             for term, value in terms.items():
                 totals[term] += value.detach() * share.weight

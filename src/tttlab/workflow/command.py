@@ -5,8 +5,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -41,7 +42,13 @@ def not_copied(message: str) -> str:
     return ""
 
 
-def main(run: Callable[..., None], description: str, *items: str) -> None:
+def main(
+    run: Callable[..., None],
+    description: str,
+    *items: str,
+    read: Callable[..., Any] = read_params,
+    shares: Mapping[str, int] = SHARES,
+) -> None:
     """Run one stage from the command line.
 
     Args:
@@ -50,6 +57,8 @@ def main(run: Callable[..., None], description: str, *items: str) -> None:
         items: positional arguments of the stage: ``model`` and ``seed``, by default the first
             seed of params.yaml; or ``runs`` or ``models``, any number of them, by default none,
             which the stage takes for all.
+        read: reads params.yaml.
+        shares: the pipeline's stages, in order, and their shares of its time.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {sys.modules['__main__'].__spec__.name}", description=description
@@ -68,13 +77,13 @@ def main(run: Callable[..., None], description: str, *items: str) -> None:
     )
     arguments = vars(parser.parse_args())
     stage = sys.modules["__main__"].__spec__.name.rpartition(".")[2]
-    if not RANK and stage in SHARES and find_driver(psutil.Process()):
-        print(position(stage), flush=True)
+    if not RANK and stage in shares and find_driver(psutil.Process()):
+        print(position(stage, shares), flush=True)
     keep_freed_memory()
     collect_only_young()
     postpone_compiler()
     try:
-        params = read_params(arguments.pop("params"), base=places.ROOT)
+        params = read(arguments.pop("params"), base=places.ROOT)
         if "seed" in arguments and arguments["seed"] is None:
             arguments["seed"] = params.seeds[0]
         run(params, *arguments.values())

@@ -24,6 +24,7 @@ FOLDERS = {
     "distance": "distances",
     "adapt": "adapted",
     "align": "aligned",
+    "train": "trained",
 }
 T = TypeVar("T", bound=Hashable)
 
@@ -137,5 +138,6 @@ def code_of(stage: str) -> Sequence[Path]:
     if not file.is_file():
         return CODE
     entry = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["stages"][stage]
-    paths = [Path(path) for path in entry["deps"] if path.startswith(("src/", "pipeline/"))]
+    code = ("src/", "../src/", "pipeline/")  # the second, in the pipeline for ARC
+    paths = [Path(path) for path in entry["deps"] if path.startswith(code)]
     return [path for path in paths if path.exists()]

@@ -1,0 +1,112 @@
+"""The tasks on disk: questions in one file, their answers in another that only `evaluate` reads."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tttlab.arc.settings import Settings
+from tttlab.arc.tasks import Answers, ArcTask, Collection, Pair, load
+from tttlab.errors import UserError
+from tttlab.seeding import numpy_generator
+from tttlab.workflow import places
+
+TRAINING, EVALUATION, ANSWERS = "training.json", "evaluation.json", "answers.json"
+
+
+def folder() -> Path:
+    """Give the folder of the tasks."""
+    return places.OUTPUTS / "tasks"
+
+
+def write_tasks(settings: Settings) -> None:
+    """Choose the tasks and write them.
+
+    Raises:
+        UserError: no task fits.
+    """
+    chosen = settings.tasks
+    training = fitting(load(chosen.training, "training"), chosen.largest)
+    evaluation = fitting(load(chosen.evaluation, "evaluation"), chosen.largest)
+    tasks = list(evaluation.tasks)
+    if chosen.count is not None:
+        if chosen.count > len(tasks):
+            raise UserError(
+                f"tasks.count: expected at most {len(tasks)}, the evaluation tasks whose grids fit "
+                f"{chosen.largest} × {chosen.largest}, found {chosen.count}"
+            )
+        generator = numpy_generator(settings.seed, "tasks")
+        numbers = np.sort(generator.choice(len(tasks), chosen.count, replace=False))
+        tasks = [tasks[number] for number in numbers]
+    folder().mkdir(parents=True, exist_ok=True)
+    # The training tasks' questions are answered in public: they are demonstrations like the others.
+    complete = [answered(task, training.answers[task.name]) for task in training.tasks]
+    write(folder() / TRAINING, complete)
+    write(folder() / EVALUATION, tasks)
+    answers = {
+        task.name: [grid.tolist() for grid in evaluation.answers[task.name]] for task in tasks
+    }
+    (folder() / ANSWERS).write_text(json.dumps(answers) + "\n", encoding="utf-8")
+    print(f"{len(complete)} training tasks, {len(tasks)} evaluation tasks")
+
+
+def answered(task: ArcTask, answers: Sequence[np.ndarray]) -> ArcTask:
+    """Make demonstrations of a task's questions and their answers."""
+    pairs = [Pair(*pair) for pair in zip(task.questions, answers, strict=True)]
+    return ArcTask(task.name, (*task.demonstrations, *pairs), ())
+
+
+def fitting(collection: Collection, largest: int) -> Collection:
+    """Keep the tasks of which every grid, answers included, has at most ``largest`` cells a side.
+
+    Raises:
+        UserError: none does.
+    """
+
+    def side(task: ArcTask) -> int:
+        answers = collection.answers[task.name]
+        return max(task.longest_side, *(length for grid in answers for length in grid.shape))
+
+    tasks = tuple(task for task in collection.tasks if side(task) <= largest)
+    if not tasks:
+        raise UserError(f"tasks.largest: no task has grids of at most {largest} cells a side")
+    return Collection(tasks, collection.answers)
+
+
+def write(file: Path, tasks: Sequence[ArcTask]) -> None:
+    """Write tasks in ARC's own form, without answers."""
+    content = {
+        task.name: {
+            "train": [
+                {"input": pair.input.tolist(), "output": pair.output.tolist()}
+                for pair in task.demonstrations
+            ],
+            "test": [{"input": grid.tolist()} for grid in task.questions],
+        }
+        for task in tasks
+    }
+    file.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def read(file: Path) -> list[ArcTask]:
+    """Read what `write` wrote."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return [
+        ArcTask(
+            name,
+            tuple(Pair(_grid(pair["input"]), _grid(pair["output"])) for pair in task["train"]),
+            tuple(_grid(pair["input"]) for pair in task["test"]),
+        )
+        for name, task in content.items()
+    ]
+
+
+def read_answers(file: Path) -> Answers:
+    """Read the answers."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return {name: tuple(map(_grid, grids)) for name, grids in content.items()}
+
+
+def _grid(rows: list[list[int]]) -> np.ndarray:
+    return np.asarray(rows, np.int8)

@@ -1,0 +1,69 @@
+"""The offline training as a stage: resumed after a kill, on one or several processes, in MLflow."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from tttlab.arc import building
+from tttlab.arc.offline import PairTrainer, gather, train
+from tttlab.arc.settings import Settings
+from tttlab.tracking.runs import start_run
+from tttlab.training.optimisers import Recipe
+from tttlab.training.trainer import Row
+from tttlab.workflow import places
+from tttlab.workflow.arc.preparing import TRAINING, folder, read
+from tttlab.workflow.execution import parent_run
+from tttlab.workflow.processes import open_fabric, open_shared
+
+
+def train_offline(settings: Settings, key: str) -> list[Path]:
+    """Train the network on the training tasks.
+
+    Returns:
+        the files that the first process writes; none on the others.
+    """
+    tasks = read(folder() / TRAINING)
+    auxiliaries = building.draw(settings, tasks, settings.auxiliary.offline)
+    pairs = gather(tasks, auxiliaries, settings.tasks.largest)
+    network = building.build(settings, pairs.count)
+    fabric = open_fabric(settings)
+    with open_shared(fabric, "arc train", key) as work:
+        trainer = PairTrainer(fabric, settings.seed, work=work, title="arc")
+        rows = train(trainer, network, pairs, Recipe(**settings.train.model_dump()), "offline")
+        if not fabric.is_global_zero:
+            return []
+        with start_run(
+            places.ROOT,
+            stage="arc train",
+            name=f"arc train · {len(tasks)} tasks · {settings.train.epochs} epochs",
+            params=settings.model_dump(
+                mode="json", include={"seed", "auxiliary", "network", "train"}
+            ),
+            parent=parent_run(settings),
+            resume_key=work.id,
+        ) as tracked:
+            for row in rows:
+                tracked.log_metrics(
+                    {name: row[name] for name in row if name != "epoch"}, row["epoch"]
+                )
+            target = places.OUTPUTS / "trained"
+            about = {"mlflow_run_id": tracked.id, "pairs": len(pairs), "tasks": len(tasks)}
+            building.save(network, target, about | {"parameters": parameters(network)})
+            curve = pd.DataFrame(rows).drop(columns="seconds", errors="ignore")
+            curve.to_csv(target / "curve.csv", index=False)
+    print(f"offline: {describe(rows[-1])}")
+    return [target / name for name in (building.WEIGHTS, building.ABOUT, "curve.csv")]
+
+
+def parameters(network: building.CanvasTransformer) -> int:
+    """Count the parameters without the tokens of auxiliary tasks."""
+    return sum(
+        value.numel() for name, value in network.named_parameters() if name != "auxiliary.weight"
+    )
+
+
+def describe(row: Row) -> str:
+    """Say in words how a training ended."""
+    if "loss" not in row:
+        return "no epochs"
+    return f"loss {row['loss']:.3f}, {row['exact']:.1%} of the pairs right to the last pixel"
