@@ -88,7 +88,7 @@ def _grid(cells: np.ndarray) -> np.ndarray:
 
 
 def padded(grids: Sequence[np.ndarray], side: int) -> np.ndarray:
-    """Put grids ``(H, W)`` into one array ``(N, side, side)``, at the top left, `EMPTY` elsewhere."""
+    """Put grids ``(H, W)`` at the top left of one array ``(N, side, side)``, `EMPTY` elsewhere."""
     array = np.full((len(grids), side, side), EMPTY, np.int8)
     for place, grid in zip(array, grids, strict=True):
         place[: grid.shape[0], : grid.shape[1]] = grid
