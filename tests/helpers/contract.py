@@ -193,6 +193,8 @@ def trained_on_one(
             views = tree_map(lambda part: part[0], views)
             if parameters and loop.steps:
                 loss_of = partial(method.loss, net, views, statistics, state)
+                for group in optimizer.param_groups:
+                    group["lr"] = loop.rate(number + 1)
                 state = step(loss_of, parameters, optimizer, loop)
     return net, views
 
