@@ -53,8 +53,9 @@ def test_what_is_no_python_is_watched_with_its_room():
         for path in FOLDERS["tttlab"].rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
-    assert rooms == {"src/tttlab/arc", "src/tttlab/reporting"}
+    assert rooms == {"src/tttlab/arc_results", "src/tttlab/reporting"}
     assert "src/tttlab/reporting" in stages()["report"]["deps"]
+    assert "../src/tttlab/arc_results" in stages(ROOT / "arc")["report"]["deps"]
 
 
 def test_every_stage_that_loads_a_method_depends_on_its_text():
@@ -138,6 +139,7 @@ ROOMS = (
     "experiments",
     "reporting",
     "arc",
+    "arc_results",
     "tracking",
     "serving",
     "workflow",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tttlab.adaptation import predicting
 from tttlab.adaptation.adapter import Adaptation
 from tttlab.adaptation.checks import check
 from tttlab.adaptation.curve import Curve
@@ -30,8 +31,6 @@ from tttlab.adaptation.inner_loop import (
 )
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.normalisation import normalised
-from tttlab.adaptation.predicting import CLASSES
-from tttlab.adaptation.predicting import predict as predict_each
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import bind
 from tttlab.config.inner_loop import InnerLoop
@@ -176,7 +175,7 @@ class Learner:
             source_logits = self.network(images).logits
         curve = Curve(self.record, images.device)
         average = [torch_generator(self.seed, "average", name) for name in names]
-        looks = CLASSES.looks(images, self.loop, average)
+        looks = predicting.CLASSES.looks(images, self.loop, average)
         with normalised(self.network, self.loop, self.statistics):
             curve.note(0, lambda: self.predict({}, looks, names))
             losses, usable = self.train(images, names)
@@ -287,7 +286,7 @@ class Learner:
             streams = [torch_generator(self.seed, "views", name, 0) for name in names]
             views = self.method.views(self.network, looks[:, 0], streams)
             shared = self.shared(parameters, len(looks))
-            return predict_each(self.net, shared, looks, views, self.method, self.statistics)
+            return predicting.predict(self.net, shared, looks, views, self.method, self.statistics)
         logits = self.bound(parameters)(looks.flatten(0, 1)).logits.unflatten(0, looks.shape[:2])
         return vmap(log_mean_probabilities)(logits) if looks.shape[1] > 1 else logits[:, 0]
 

@@ -16,6 +16,7 @@ from tttlab.arc import building
 from tttlab.arc.auxiliary import Auxiliary
 from tttlab.arc.network import CanvasTransformer
 from tttlab.arc.offline import PairTrainer, gather, train
+from tttlab.arc.results import read_tasks
 from tttlab.arc.settings import Run, Settings
 from tttlab.arc.solving import Job, Solver, list_jobs, solve
 from tttlab.arc.tasks import ArcTask
@@ -27,7 +28,6 @@ from tttlab.runtime.resuming import Work
 from tttlab.tracking.runs import start_run
 from tttlab.training.optimisers import Recipe
 from tttlab.workflow import places
-from tttlab.workflow.arc.preparing import EVALUATION, folder, read
 from tttlab.workflow.execution import parent_run
 from tttlab.workflow.ledger import Ledger, written_whole
 from tttlab.workflow.processes import Processes, machine_of, open_fabric, open_shared
@@ -60,7 +60,7 @@ class Plan:
 
 def adapt_runs(settings: Settings, keys: Mapping[str, str], ledger: Ledger) -> None:
     """Compute runs, each with its key; one is written while the next is computed."""
-    tasks = read(folder() / EVALUATION)
+    tasks = read_tasks(places.OUTPUTS)
     fabric = open_fabric(settings)
     with ExitStack() as stack:
         plans = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tttlab.arc.settings import Settings
-from tttlab.arc.tasks import Answers, ArcTask, Collection, Pair, load
+from tttlab.arc.tasks import ArcTask, Collection, Pair, load
 from tttlab.errors import UserError
 from tttlab.seeding import numpy_generator
 from tttlab.workflow import places
@@ -87,26 +87,3 @@ def write(file: Path, tasks: Sequence[ArcTask]) -> None:
         for task in tasks
     }
     file.write_text(json.dumps(content) + "\n", encoding="utf-8")
-
-
-def read(file: Path) -> list[ArcTask]:
-    """Read what `write` wrote."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return [
-        ArcTask(
-            name,
-            tuple(Pair(_grid(pair["input"]), _grid(pair["output"])) for pair in task["train"]),
-            tuple(_grid(pair["input"]) for pair in task["test"]),
-        )
-        for name, task in content.items()
-    ]
-
-
-def read_answers(file: Path) -> Answers:
-    """Read the answers."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return {name: tuple(map(_grid, grids)) for name, grids in content.items()}
-
-
-def _grid(rows: list[list[int]]) -> np.ndarray:
-    return np.asarray(rows, np.int8)

@@ -6,12 +6,12 @@ import pandas as pd
 
 from tttlab.arc import building
 from tttlab.arc.offline import PairTrainer, gather, train
+from tttlab.arc.results import read_tasks
 from tttlab.arc.settings import Settings
 from tttlab.tracking.runs import start_run
 from tttlab.training.optimisers import Recipe
 from tttlab.training.trainer import Row
 from tttlab.workflow import places
-from tttlab.workflow.arc.preparing import TRAINING, folder, read
 from tttlab.workflow.execution import parent_run
 from tttlab.workflow.processes import open_fabric, open_shared
 
@@ -22,7 +22,7 @@ def train_offline(settings: Settings, key: str) -> list[Path]:
     Returns:
         the files that the first process writes; none on the others.
     """
-    tasks = read(folder() / TRAINING)
+    tasks = read_tasks(places.OUTPUTS, "training")
     auxiliaries = building.draw(settings, tasks, settings.auxiliary.offline)
     pairs = gather(tasks, auxiliaries, settings.tasks.largest)
     network = building.build(settings, pairs.count)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from tests.helpers import arc_outputs
-from tttlab.arc.evaluating import evaluate
-from tttlab.arc.examples import gather
-from tttlab.arc.figures import curves
-from tttlab.arc.report import headline, write_report
 from tttlab.arc.results import read_answers, read_table, read_tasks, read_votes
+from tttlab.arc_results.evaluating import evaluate
+from tttlab.arc_results.examples import gather
+from tttlab.arc_results.figures import curves
+from tttlab.arc_results.report import headline, write_report
 from tttlab.errors import UserError
 from tttlab.reporting.plots import run_styles
 
@@ -164,7 +164,7 @@ class TestPage:
         assert "2 steps no grid 8 steps" in said
 
     def test_the_rest_of_a_large_group_is_folded(self, outputs, monkeypatch):
-        monkeypatch.setattr("tttlab.arc.report.SHOWN", 0)
+        monkeypatch.setattr("tttlab.arc_results.report.SHOWN", 0)
         page = write_report(outputs).read_text(encoding="utf-8")
         assert page.count("<summary>1 more</summary>") == 4
 

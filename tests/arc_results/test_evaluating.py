@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from tests.helpers import arc_outputs
-from tttlab.arc.evaluating import evaluate, pairs
+from tttlab.arc_results.evaluating import evaluate, pairs
 from tttlab.errors import UserError
 
 RUNS = ("none", "all", "joint")

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from tttlab.arc.results import read_answers, read_costs, read_votes
-from tttlab.arc.scores import compare, curve, last, score
+from tttlab.arc_results.scores import compare, curve, last, score
 from tttlab.evaluation.results import CONTROL, is_known
 
 FULL = "all"  # the run that trains every weight: what the others are measured by

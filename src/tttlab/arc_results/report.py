@@ -4,10 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tttlab.arc import grids
-from tttlab.arc.evaluating import FULL
-from tttlab.arc.examples import Example, gather
-from tttlab.arc.figures import curves
 from tttlab.arc.results import (
     read_about,
     read_answers,
@@ -16,6 +12,10 @@ from tttlab.arc.results import (
     read_tasks,
     read_votes,
 )
+from tttlab.arc_results import grids
+from tttlab.arc_results.evaluating import FULL
+from tttlab.arc_results.examples import Example, gather
+from tttlab.arc_results.figures import curves
 from tttlab.evaluation.results import CONTROL, is_known
 from tttlab.reporting import page, plots
 from tttlab.reporting.drawing import Drawing

@@ -8,7 +8,7 @@ from statsmodels.stats.contingency_tables import mcnemar as by_statsmodels
 
 from tests.helpers import arc_outputs
 from tttlab.arc.results import read_answers, read_votes
-from tttlab.arc.scores import compare, curve, last, proportion_interval, score
+from tttlab.arc_results.scores import compare, curve, last, proportion_interval, score
 from tttlab.errors import UserError
 
 

@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tttlab.arc.grids import PALETTE, cell_pixels, digits, size, to_svg
+from tttlab.arc_results.grids import PALETTE, cell_pixels, digits, size, to_svg
 
 
 def painted(svg):
