@@ -140,8 +140,8 @@ def read_params(path: Path, base: Path | None = None, methods: Path = METHODS) -
         methods,
         params.tune.search,
     )
-    if of_runs:
-        raise refuse([("", mistake) for mistake in dict.fromkeys(of_runs)])
+    if mistakes := list(dict.fromkeys(of_runs)):
+        raise refuse([("", mistake) for mistake in mistakes])
     return params
 
 
