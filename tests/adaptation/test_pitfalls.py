@@ -27,7 +27,7 @@ from tests.evaluation.test_diagnosis import step_rows
 from tests.helpers import contract, networks, trainings
 from tests.helpers.contract import shifted
 from tttlab.adaptation import adapter, online, predicting
-from tttlab.adaptation.adapter import Curve, adapt, wait_for
+from tttlab.adaptation.adapter import Curve, adapt
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.online import Learner, adapt_stream
@@ -724,8 +724,8 @@ class TestCost:
     def test_waiting_is_for_what_a_gpu_was_given(self, monkeypatch):
         waited = []
         monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-        wait_for(torch.device("cpu"))
-        wait_for(torch.device("cuda", 0))
+        devices.wait_for(torch.device("cpu"))
+        devices.wait_for(torch.device("cuda", 0))
         assert waited == [torch.device("cuda", 0)]
 
     @pytest.mark.parametrize("run", [adapt, adapt_stream])

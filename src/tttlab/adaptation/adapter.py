@@ -24,6 +24,7 @@ from tttlab.errors import UserError
 from tttlab.networks.gradients import as_rows
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Statistics
+from tttlab.runtime.devices import wait_for
 from tttlab.runtime.group_size import GroupSize, Wish, as_sizes
 from tttlab.seeding import torch_generator
 
@@ -65,6 +66,7 @@ def adapt(
     record: Sequence[int] = (),
     images_per_step: Wish | GroupSize = "auto",
     on_images: Callable[[int], None] | None = None,
+    checked: bool = False,
 ) -> Adaptation:
     """Adapt the network to every image on its own, and predict with and without.
 
@@ -83,6 +85,7 @@ def adapt(
         images_per_step: images in a group; ``auto`` measures which number is fastest and fits. A
             `GroupSize` keeps what it has learnt from one call to the next. Changes no result.
         on_images: called after each group, with the number of its images.
+        checked: whether an earlier call has taken the same network, method and loop.
 
     Returns:
         logits, losses and cost per image.
@@ -99,7 +102,8 @@ def adapt(
     results: list[Adaptation] = []
     done = 0
     with evaluating(task.network):
-        check(task.network, images[:2], method, loop, task.statistics)
+        if not checked:
+            check(task.network, images[:2], method, loop, task.statistics)
         while done < len(images):
             # A group that runs out of memory adds no results, and the next one is smaller.
             with sizes.open(len(images) - done, images.device) as group:
@@ -292,9 +296,3 @@ def diverged(losses: Tensor) -> Tensor:
     """Find images ``(B,)`` whose losses ``(B, S + 1)`` are not finite or have exploded."""
     growth = losses[:, -1] - losses[:, 0]
     return ~losses.isfinite().all(1) | (growth > EXPLOSION * losses[:, 0].abs().clamp_min(1))
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has finished its work, so that a clock counts it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
