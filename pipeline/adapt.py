@@ -17,11 +17,14 @@ def run(params: Params, names: Sequence[str]) -> None:
     pieces, ledger = list_pieces(params, names), Ledger("adapt")
     # Every process of the stage looks here. None computes before all have met.
     if missing := ledger.missing({piece: adapting_key(params, piece, ledger) for piece in pieces}):
-        from tttlab.workflow.adaptations import adapt_pieces  # seconds of imports
-        from tttlab.workflow.processes import open_processes
+        from tttlab.tracking.recorder import recorder
 
-        fabric = open_processes(params)
-        adapt_pieces(params, missing, fabric, ledger)
+        with recorder(wanted=not command.RANK):
+            from tttlab.workflow.adaptations import adapt_pieces  # seconds of imports
+            from tttlab.workflow.processes import open_processes
+
+            fabric = open_processes(params)
+            adapt_pieces(params, missing, fabric, ledger)
         if not fabric.is_global_zero:
             return
     if not names and not command.RANK:

@@ -91,13 +91,14 @@ def test_a_stage_that_has_nothing_to_do_ends_before_anything_heavy_is_imported(
 
 
 def test_adapting_imports_what_it_needs():
-    """MLflow is imported on first use, libraries for views and corruptions where there are any."""
+    """MLflow and pandas on first use, libraries for views and corruptions where there are any."""
     start = (
         "from tttlab.runtime.compiler import postpone_compiler\npostpone_compiler()\n"
-        "from tttlab.workflow import curves, network_runs, processes\n"
+        "from tttlab.workflow import adaptations, processes\n"
     )
     heavy = (
         "mlflow",
+        "pandas",
         "albumentations",
         "lightning_fabric",
         "pytorch_lightning",

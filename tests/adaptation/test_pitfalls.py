@@ -29,7 +29,7 @@ from tests.helpers.contract import shifted
 from tttlab.adaptation import curve as curves
 from tttlab.adaptation import online, predicting
 from tttlab.adaptation.adapter import adapt, adapt_together
-from tttlab.adaptation.curve import Curve, wait_for
+from tttlab.adaptation.curve import Curve
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.online import Learner, adapt_stream
@@ -726,8 +726,8 @@ class TestCost:
     def test_waiting_is_for_what_a_gpu_was_given(self, monkeypatch):
         waited = []
         monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-        wait_for(torch.device("cpu"))
-        wait_for(torch.device("cuda", 0))
+        devices.wait_for(torch.device("cpu"))
+        devices.wait_for(torch.device("cuda", 0))
         assert waited == [torch.device("cuda", 0)]
 
     @pytest.mark.parametrize("run", [adapt, adapt_stream])

@@ -13,6 +13,7 @@ import torch
 
 from tests.helpers import networks
 from tests.helpers.processes import on_ranks, start
+from tttlab.adaptation import adapter
 from tttlab.adaptation.adapter import InnerLoop, adapt
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.online import adapt_stream
@@ -383,6 +384,16 @@ def test_several_sweeps_give_what_each_gives_alone(images, tmp_path):
         for actual, expected, count in zip(together, alone, counts, strict=True):
             assert_same(actual, expected)
             assert sum(count) == 6 * len(SHIFTS)
+
+
+def test_whether_network_and_method_fit_is_checked_once_for_each_sweep(
+    images, tmp_path, monkeypatch
+):
+    checked = []
+    monkeypatch.setattr(adapter, "check", lambda _network, _images, *rest: checked.append(rest[0]))
+    for method in (ActMAD(), TENT()):
+        run(images, tmp_path / repr(method), method)
+    assert checked == [ActMAD(), TENT()]
 
 
 @pytest.mark.slow

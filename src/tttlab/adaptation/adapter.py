@@ -69,6 +69,7 @@ def adapt(
     images_per_step: Wish | GroupSize = "auto",
     on_images: Callable[[int], None] | None = None,
     readout: Readout = CLASSES,
+    checked: bool = False,
 ) -> Adaptation:
     """Adapt the network to every image on its own, and predict with and without.
 
@@ -76,7 +77,7 @@ def adapt(
         network: a `Network`, or any module from images to logits (see
             `tttlab.networks.classifiers`); it is not changed.
         images: ``(N, 3, H, W)`` on any device: in [0, 1] for a `Network`, preprocessed for any
-            other module. With another readout, whatever it and the method take.
+            other module; or whatever method and readout take.
         method: gives the loss.
         loop: settings of the steps.
         statistics: source statistics that the method and the normalisation policy need.
@@ -88,6 +89,7 @@ def adapt(
             `GroupSize` keeps what it has learnt from one call to the next. Changes no result.
         on_images: called after each group, with the number of its images.
         readout: says what a prediction is.
+        checked: whether an earlier call has taken the same network, method and loop.
 
     Returns:
         logits, losses and cost per image.
@@ -102,16 +104,15 @@ def adapt(
     if not names:
         raise UserError("expected images, found none")
     results: list[Adaptation] = []
-    done = 0
     with evaluating(task.network):
-        check(task.network, images[:2], method, loop, task.statistics, readout=readout)
-        while done < len(images):
+        if not checked:
+            check(task.network, images[:2], method, loop, task.statistics, readout=readout)
+        while (done := sum(len(result.losses) for result in results)) < len(images):
             # A group that runs out of memory adds no results, and the next one is smaller.
             with sizes.open(len(images) - done, images.device) as group:
                 part = slice(done, done + group.size)
                 result, group.work = adapt_together(task, images[part], names[part], record)
                 results.append(result)
-                done += group.size
                 if on_images:
                     on_images(group.size)
     return Adaptation(*(torch.cat(values) for values in zip(*results, strict=True)))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tttlab.runtime.devices import wait_for
+
 EXPLOSION = 10.0  # a loss that grew by this factor (and by this much) has diverged, not improved
 
 
@@ -78,9 +80,3 @@ def diverged(losses: Tensor) -> Tensor:
     """Find images ``(B,)`` whose losses ``(B, S + 1)`` are not finite or have exploded."""
     growth = losses[:, -1] - losses[:, 0]
     return ~losses.isfinite().all(1) | (growth > EXPLOSION * losses[:, 0].abs().clamp_min(1))
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has finished its work, so that a clock counts it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

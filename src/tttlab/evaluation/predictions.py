@@ -1,10 +1,12 @@
 """The table of predictions of one run on one model: read it and score its rows."""
 
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from tttlab.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = (
     "image_id",
@@ -33,12 +35,14 @@ GAINS = {  # name: (side after, side before)
 }
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
+def read_predictions(path: Path) -> "pd.DataFrame":
     """Read the predictions of one run on one model: a row per (image, shift, training seed).
 
     Raises:
         UserError: The file is missing, lacks columns, or has an image twice under a shift and seed.
     """
+    import pandas as pd
+
     if not path.is_file():
         raise UserError(
             f"{path}: expected the predictions of a run that params.yaml lists, "
@@ -61,7 +65,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return predictions
 
 
-def add_correctness(predictions: pd.DataFrame) -> pd.DataFrame:
+def add_correctness(predictions: "pd.DataFrame") -> "pd.DataFrame":
     """Add correctness, gains and flips to every row.
 
     They are NaN without a label. Those of the side untrained are NaN for a run that does not train,
@@ -93,6 +97,6 @@ def add_correctness(predictions: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def has_gate(predictions: pd.DataFrame) -> bool:
+def has_gate(predictions: "pd.DataFrame") -> bool:
     """Tell whether the run has a gate, which takes time to decide which images to adapt to."""
     return bool((predictions["gate_milliseconds"] > 0).any())

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,14 +14,17 @@ from tttlab.adaptation.online import check_batch
 from tttlab.data.image_sets import ImageSet
 from tttlab.errors import UserError
 from tttlab.experiments.blocks import Block, Job, list_blocks, list_jobs
-from tttlab.experiments.jobs import Distances, Experiment, adapt_to_job
+from tttlab.experiments.jobs import Experiment, Known, adapt_to_job
 from tttlab.experiments.rows import predictions
 from tttlab.runtime.machine import Machine
 from tttlab.runtime.parallel import working
 from tttlab.runtime.resuming import Work
 from tttlab.shifts.shift import Shift
 
-Rows = Callable[[Mapping[str, Tensor], Block, ImageSet], pd.DataFrame]
+if TYPE_CHECKING:
+    import pandas as pd
+
+Rows = Callable[[Mapping[str, Tensor], Block, ImageSet], "pd.DataFrame"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Result(NamedTuple):
             streams without the last.
     """
 
-    table: pd.DataFrame
+    table: "pd.DataFrame"
     losses: np.ndarray
 
 
@@ -110,12 +112,12 @@ def adapting(
     # What is learnt of the images' memory and time serves all sweeps on the same network.
     groups = {id(sweep.experiment.task.network): machine.groups() for sweep in sweeps}
 
-    distances: Distances = {}  # every worker has its own
+    known = Known()  # every worker has its own
 
     def compute(item: tuple[Sweep, Job]) -> int:
         (sweep, job), experiment = item, item[0].experiment
         sizes = groups[id(experiment.task.network)]
-        results = adapt_to_job(experiment, job, sizes, machine.device, distances)
+        results = adapt_to_job(experiment, job, sizes, machine.device, known)
         for block in job.blocks:
             sweep.work.save(sweep.name(block), results[block.shift])
         return job.size
@@ -159,6 +161,8 @@ def collect(sweep: Sweep) -> Result:
     Raises:
         UserError: one is missing.
     """
+    import pandas as pd  # while workers are at the next sweep
+
     tables, losses = [], []
     for block in sweep.blocks():
         if (result := sweep.work.load(sweep.name(block))) is None:

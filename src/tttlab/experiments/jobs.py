@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -44,8 +44,17 @@ class Experiment:
     record: Sequence[int] = (0,)
 
 
-# By network, images and block: distances ``(n,)`` to the source, which are the same for every run.
-Distances = dict[tuple[int, int, Block], Tensor]
+@dataclass(frozen=True)
+class Known:
+    """What one process has found out in earlier jobs and need not find out again.
+
+    Attributes:
+        distances: by network, images and block: ``(n,)`` to the source, the same for every run.
+        checked: the tasks whose network, method and settings fit each other.
+    """
+
+    distances: dict[tuple[int, int, Block], Tensor] = field(default_factory=dict)
+    checked: set[int] = field(default_factory=set)
 
 
 def adapt_to_job(
@@ -53,7 +62,7 @@ def adapt_to_job(
     job: Job,
     groups: Groups,
     device: str | torch.device = "cpu",
-    distances: Distances | None = None,
+    known: Known | None = None,
 ) -> dict[Shift, dict[str, Tensor]]:
     """Compute one job: a block, or all blocks of one stream.
 
@@ -62,14 +71,14 @@ def adapt_to_job(
         job: the images.
         groups: how many images at once.
         device: where to compute.
-        distances: those that other runs have measured on the same images; new ones are added.
+        known: from earlier jobs of this process; what is found out is added.
 
     Returns:
         for every shift of the job the result of `adapt_to_blocks`, in the order of the images.
     """
     if job.route:
         return adapt_along(experiment, job.route, groups, device)
-    return adapt_to_blocks(experiment, job.blocks, groups, device, distances)
+    return adapt_to_blocks(experiment, job.blocks, groups, device, known)
 
 
 def adapt_to_blocks(
@@ -77,7 +86,7 @@ def adapt_to_blocks(
     blocks: Sequence[Block],
     groups: Groups,
     device: str | torch.device,
-    distances: Distances | None = None,
+    known: Known | None = None,
 ) -> dict[Shift, dict[str, Tensor]]:
     """Adapt to the images of blocks under different shifts, each on its own.
 
@@ -88,7 +97,7 @@ def adapt_to_blocks(
         ``milliseconds_at (n, R)``; the ``distance`` to the source, the gate's judgement and its
         cost.
     """
-    task, distances = experiment.task, {} if distances is None else distances
+    task, known = experiment.task, known or Known()
     sets = [block.shift.of(experiment.images).take(block.images) for block in blocks]
     names = [name for images in sets for name in images.image_ids]
     pixels = [
@@ -105,12 +114,15 @@ def adapt_to_blocks(
         seed=task.seed,
         record=experiment.record,
         images_per_step=groups.of("adapt", *kind(task)),
+        checked=id(task) in known.checked,
     )
+    known.checked.add(id(task))
     keys = [(id(task.network), id(experiment.images), block) for block in blocks]
-    known = [distances[key] for key in keys if key in distances]
-    distance = torch.cat(known) if len(known) == len(keys) else None
+    measured = [known.distances[key] for key in keys if key in known.distances]
+    distance = torch.cat(measured) if len(measured) == len(keys) else None
     judged = judge(experiment.gate, task, pixels, names, groups, distance=distance)
-    distances |= zip(keys, judged["distance"].split([len(images) for images in sets]), strict=True)
+    found = judged["distance"].split([len(images) for images in sets])
+    known.distances.update(zip(keys, found, strict=True))
     whole, results, start = summary(result) | judged, {}, 0
     for block, images in zip(blocks, sets, strict=True):
         part = slice(start, start + len(images))

@@ -1,18 +1,22 @@
 """Tables of a block's results, with the labels."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from torch import Tensor
 
 from tttlab.data.image_sets import ImageSet
 from tttlab.experiments.blocks import Block
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def predictions(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> pd.DataFrame:
+
+def predictions(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> "pd.DataFrame":
     """Tabulate one block's results and the labels (−1: unknown), one row per image."""
+    import pandas as pd
+
     columns = {
         "source_prediction": result["source_prediction"],
         "untrained_prediction": result["predictions_at"][:, 0],
@@ -33,10 +37,11 @@ def predictions(result: Mapping[str, Tensor], block: Block, images: ImageSet) ->
 
 def steps_rows(
     steps: Sequence[int],
-) -> Callable[[Mapping[str, Tensor], Block, ImageSet], pd.DataFrame]:
+) -> Callable[[Mapping[str, Tensor], Block, ImageSet], "pd.DataFrame"]:
     """Return a function that tabulates a block along these steps, one row per (image, step)."""
+    import pandas as pd
 
-    def rows(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> pd.DataFrame:
+    def rows(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> "pd.DataFrame":
         tables, last = [], result["losses"].shape[1] - 1
         for index, step in enumerate(steps):
             columns = identity(block, images) | {

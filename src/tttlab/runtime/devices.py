@@ -1,4 +1,4 @@
-"""Which device and precision to compute with; only stage scripts choose."""
+"""Devices and their precision, which only stage scripts choose; their memory and work."""
 
 import torch
 
@@ -59,3 +59,9 @@ def peak_memory(device: torch.device) -> float | None:
         return None
     earlier = _earlier_peaks.get(device.index or 0, 0)
     return max(earlier, torch.cuda.max_memory_allocated(device)) / 2**20
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has finished its work, so that a clock counts it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -131,10 +131,11 @@ def _start(job: Callable[[Any], Any], items: Sequence[Any], owners: MutableSeque
         Path("/proc/self/oom_score_adj").write_text("500")
     if torch := sys.modules.get("torch"):  # what draws figures has not imported it
         torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the end of the process that forked this one, and end it, too."""
     multiprocessing.parent_process().join()
     os._exit(1)
 

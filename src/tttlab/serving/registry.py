@@ -40,7 +40,7 @@ def register(
     Returns:
         the version's number, and whether it is new.
     """
-    client = run._client
+    client = run.client
     digest = _digest(folder, card)
     if (known := _champion(client, name)) and known.tags.get(_DIGEST) == digest:
         return int(known.version), False

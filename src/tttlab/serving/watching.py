@@ -129,7 +129,7 @@ class Record:
         tags = {"stage": "serve", "model": model} | owner_tags(psutil.Process().pid)
         run = create_run(client, experiment, f"serve {model}", tags)
         log_params(client, run, params)
-        self.run, self._client, self._period = Run(run, False, client), client, seconds
+        self.run, self._period = Run(run, resumed=False, root=root), seconds
         self._lock, self._over, self._started = threading.Lock(), threading.Event(), time.time()
         self._empty()
         self._thread = threading.Thread(target=self._write, name="record", daemon=True)
@@ -186,7 +186,7 @@ class Record:
         self._over.set()
         self._thread.join()
         self.flush()
-        self._client.set_terminated(self.run.id)
+        self.run.end()
 
     def _write(self) -> None:
         while not self._over.wait(self._period):

@@ -51,7 +51,7 @@ def log_predictions(run: Run, scored: "pd.DataFrame") -> None:
     totals |= {"fell_back": shifted["fell_back"].sum()}
     points += [(name, value, 0) for name, value in totals.items()]
     # Rounded, because MLflow's tables show all digits. The predictions file is exact.
-    log_points(run._client, run.id, [(name, round(value, 4), step) for name, value, step in points])
+    run.log_points([(name, round(value, 4), step) for name, value, step in points])
 
 
 def log_trials(
@@ -67,7 +67,7 @@ def log_trials(
             that gave them.
         tags: Of the trials, such as model, method, run.
     """
-    client = parent._client
+    client = parent.client
     experiment = client.get_run(parent.id).info.experiment_id
     below = {"mlflow.parentRunId": parent.id}
     # A tuning that was killed after logging has left its trials.
@@ -108,7 +108,7 @@ def log_comparison(
         page: The HTML report.
     """
     client, experiment = open_store(root)
-    run = Run(parent, resumed=True, _client=client)
+    run = Run(parent, resumed=True, root=root)
     run.log_table(table, "comparison.json")
     for path in figures.values():
         run.log_artifact(path, "figures")

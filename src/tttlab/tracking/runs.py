@@ -18,6 +18,7 @@ import psutil
 from filelock import FileLock
 
 from tttlab.tracking.executions import Execution, close_abandoned, owner_lives, owner_tags
+from tttlab.tracking.recorder import by_recorder
 from tttlab.tracking.records import create_run, log_params, log_points, log_tags
 from tttlab.tracking.store import MODE, find_runs, open_store, quiet
 
@@ -33,38 +34,53 @@ class Run:
     Attributes:
         id: MLflow's id of the run.
         resumed: Whether this continues a run that was killed.
+        root: Folder of ``mlflow.db``.
     """
 
     id: str
     resumed: bool
-    _client: "MlflowClient"
+    root: Path
+
+    @property
+    def client(self) -> "MlflowClient":
+        """MLflow's client, in the process that asks."""
+        return open_store(self.root)[0]
+
+    @by_recorder
+    def log_points(self, points: Sequence[tuple[str, float | None, int]]) -> None:
+        """Log (name, value, step) points; None and NaN, which mean unknown, are left out."""
+        log_points(self.client, self.id, points)
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log one value per name; None and NaN, which mean unknown, are left out."""
-        log_points(self._client, self.id, [(name, value, step) for name, value in values.items()])
+        self.log_points([(name, value, step) for name, value in values.items()])
 
     def log_series(
         self, name: str, values: Sequence[float], steps: Sequence[int] | None = None
     ) -> None:
         """Log a whole curve; the steps count from 0 unless they are given."""
         steps = range(len(values)) if steps is None else steps
-        points = [(name, value, step) for value, step in zip(values, steps, strict=True)]
-        log_points(self._client, self.id, points)
+        self.log_points([(name, value, step) for value, step in zip(values, steps, strict=True)])
 
+    @by_recorder
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a copy of a file or of a folder with its contents."""
-        log = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
+        client = self.client
+        log = client.log_artifacts if Path(path).is_dir() else client.log_artifact
         log(self.id, str(path), folder)
 
+    @by_recorder
     def log_table(self, table: "pd.DataFrame", name: str) -> None:
         """Keep a table that MLflow can show, under a name such as ``tables/shifts.json``."""
         with quiet():
-            self._client.log_table(self.id, table, name)
+            self.client.log_table(self.id, table, name)
 
+    @by_recorder
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags; values become text."""
-        log_tags(self._client, self.id, tags)
+        log_tags(self.client, self.id, tags)
 
+    @by_recorder
     def log_input(self, name: str, source: str, digest: str, count: int, context: str) -> None:
         """Record a data set that the run reads.
 
@@ -86,9 +102,15 @@ class Run:
             profile=json.dumps({"num_rows": count}),
         )
         tags = [InputTag("mlflow.data.context", context)]
-        self._client.log_inputs(self.id, [DatasetInput(data, tags)])
+        self.client.log_inputs(self.id, [DatasetInput(data, tags)])
+
+    @by_recorder
+    def end(self, status: str = "FINISHED") -> None:
+        """Close the run."""
+        self.client.set_terminated(self.id, status)
 
 
+@by_recorder
 def pipeline_run(root: Path, execution: Execution) -> str:
     """Find the parent run of this execution of the pipeline, or create it; return its id.
 
@@ -139,36 +161,49 @@ def start_run(
         resume_key: Identifies unfinished work as long as it is kept (`resuming.Work.id`). A run
             with this key is opened again and its curves continue; else a new one is created.
     """
-    client, experiment = open_store(root)
-    close_abandoned(root)
     tags = {"stage": stage, **(tags or {}), "mlflow.parentRunId": parent}
     tags |= owner_tags(psutil.Process().pid)
+    run = _open_run(root, name, params, tags, resume_key)
+    with _closing(run), _interruptible():
+        yield run
+
+
+@by_recorder
+def _open_run(
+    root: Path,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, Any],
+    resume_key: str | None,
+) -> Run:
+    """Create a run, or open the unfinished one again; see `start_run`."""
+    client, experiment = open_store(root)
+    close_abandoned(root)
     earlier = find_runs(client, experiment, {"resume_key": resume_key}) if resume_key else []
     if earlier:
-        run = Run(earlier[0].info.run_id, resumed=True, _client=client)
+        run = Run(earlier[0].info.run_id, resumed=True, root=root)
         # The tags come first: another process closes a RUNNING run whose tags name a dead process.
         log_tags(client, run.id, tags)
         client.update_run(run.id, status="RUNNING")
     else:
-        tags |= {"resume_key": resume_key} if resume_key else {}
-        run = Run(create_run(client, experiment, name, tags), resumed=False, _client=client)
+        tags = {**tags, "resume_key": resume_key} if resume_key else tags
+        run = Run(create_run(client, experiment, name, tags), resumed=False, root=root)
         log_params(client, run.id, params)
-    with _closing(client, run.id), _interruptible():
-        yield run
+    return run
 
 
 @contextmanager
-def _closing(client: "MlflowClient", run_id: str) -> Iterator[None]:
+def _closing(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        log_tags(client, run_id, {"error": f"{type(error).__name__}: {error}"})
-        client.set_terminated(run_id, "FAILED")
+        run.set_tags({"error": f"{type(error).__name__}: {error}"})
+        run.end("FAILED")
         raise
     except BaseException:  # Ctrl-C, SIGTERM
-        client.set_terminated(run_id, "KILLED")
+        run.end("KILLED")
         raise
-    client.set_terminated(run_id, "FINISHED")
+    run.end()
 
 
 @contextmanager

@@ -89,6 +89,12 @@ def files_uri(root: Path) -> str:
     return (root / "mlruns").resolve().as_uri()
 
 
+def import_mlflow() -> None:
+    """Import what an open store needs of MLflow."""
+    import mlflow.store.tracking.sqlalchemy_store
+    import mlflow.tracking.client  # noqa: F401
+
+
 @cache
 def open_store(root: Path) -> tuple["MlflowClient", str]:
     """Open the store, or create it on first use.

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from tttlab.config.params import Params
 from tttlab.evaluation.predictions import add_correctness
 from tttlab.experiments.adapting import Result, adapting
@@ -25,6 +23,8 @@ from tttlab.workflow.pieces import Piece
 from tttlab.workflow.processes import machine_of, open_shared
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tttlab.workflow.processes import Processes
 
 
@@ -118,6 +118,8 @@ def adapt_network(plan: Plan, finish: Finish, outputs: Path) -> list[Path]:
         partial.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     if not plan.curves:
         return [table_file, about_file]
+    import pandas as pd
+
     steps = []
     for curve in plan.curves:
         with run.open_bar(curve.sweep, curve.setting) as bar:
@@ -126,7 +128,7 @@ def adapt_network(plan: Plan, finish: Finish, outputs: Path) -> list[Path]:
     return [table_file, about_file, steps_file]
 
 
-def write_table(table: pd.DataFrame, file: Path) -> Path:
+def write_table(table: "pd.DataFrame", file: Path) -> Path:
     """Write a table whole, or not at all."""
     with written_whole(file) as partial:
         table.to_parquet(partial, index=False)

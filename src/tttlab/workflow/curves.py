@@ -1,9 +1,7 @@
 """Accuracy after every number of steps: the tuned settings, the default and the runners-up."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tttlab.experiments.adapting import Result, Sweep
 from tttlab.experiments.jobs import Experiment
@@ -12,6 +10,9 @@ from tttlab.runtime.resuming import Work
 from tttlab.workflow.loading import build_run
 from tttlab.workflow.network_runs import NetworkRun
 from tttlab.workflow.shifted import open_test
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def list_settings(run: NetworkRun) -> dict[str, dict[str, Any]]:
@@ -49,7 +50,7 @@ class Curve(NamedTuple):
     used_step: int
     sweep: Sweep
 
-    def table(self, result: Result) -> pd.DataFrame:
+    def table(self, result: Result) -> "pd.DataFrame":
         """Make rows of `steps_rows` with the setting's name, its values as text and its steps."""
         about = {"setting": self.setting, "settings": tell(self.values)}
         return result.table.assign(**about, used_step=self.used_step)
