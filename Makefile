@@ -6,7 +6,7 @@ export UV_COMPILE_BYTECODE = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export NO_MKDOCS_2_WARNING = 1  # advertises the successor of the documentation's theme
 
-.PHONY: repro test bench serve ui demo docs pictures lint format pins clean
+.PHONY: repro arc test bench serve ui demo docs pictures lint format pins clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DATA=folder]: on those
@@ -14,6 +14,11 @@ repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DAT
 	$(if $(PARAMS),@$(UV) run --quiet python tools/use_settings.py "$$PARAMS" \
 		$${DATA:+--data "$$DATA"})
 	$(UV) run dvc repro $(ARGS)
+
+arc: .venv/ready  ## the same for ARC's tasks, in arc/, 15 minutes; PARAMS=arc/settings/full.yaml: as published
+	@$(UV) run --quiet python tools/without_git.py
+	$(if $(PARAMS),@$(UV) run --quiet python tools/use_settings.py "$$PARAMS" --over arc/params.yaml)
+	$(UV) run dvc repro arc/dvc.yaml $(ARGS)
 
 test: .venv/ready  ## the quick tests, in up to four processes; ALL=1: all; ARGS=tests/test_x.py: some
 	$(UV) run $(if $(ALL),--extra serve --extra demo --group browser) pytest --numprocesses auto \
@@ -48,7 +53,7 @@ format: .venv/ready
 pins: .venv/ready  ## renew the exact versions
 	printf '%s\n' 'pillow>=10' 'tomlkit>=0.13' | $(UV) pip compile -q --no-config --upgrade \
 		--universal --python-version 3.11 --no-header --no-annotate --overrides /dev/stdin \
-		--extra pipeline --group tools --group docs --extra demo --extra serve --group browser \
+		--extra arc --group tools --group docs --extra demo --extra serve --group browser \
 		pyproject.toml -o requirements.txt
 	$(UV) run python tools/pin.py
 
@@ -61,5 +66,5 @@ pins: .venv/ready  ## renew the exact versions
 	.tools/bin/python -m pip install --quiet uv
 
 clean:  ## remove results, DVC's cache and the MLflow store; the environment stays
-	rm -rf outputs site .resume .dvc/cache .dvc/tmp mlruns mlflow.db mlflow.db.lock dvc_plots \
+	rm -rf outputs arc/outputs site .resume .dvc/cache .dvc/tmp mlruns mlflow.db mlflow.db.lock dvc_plots \
 		.pytest_cache .ruff_cache

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-TARGET, STAMP = Path("params.yaml"), Path(".dvc/tmp/settings_used")
+TARGET = Path("params.yaml")
 
 
 def main() -> None:
@@ -23,41 +23,46 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, help="a folder with train/ and test/ inside, in place of a download"
     )
+    parser.add_argument(
+        "--over", type=Path, default=TARGET, help="the file to replace (default: %(default)s)"
+    )
     arguments = parser.parse_args()
+    target = arguments.over
     try:
-        changed = use(arguments.settings, arguments.data)
+        changed = use(arguments.settings, arguments.data, target)
     except ValueError as error:
         sys.exit(f"error: {error}")
     holds = "now holds" if changed else "already held"
-    print(f"params.yaml {holds} the settings of {arguments.settings}")
+    print(f"{target} {holds} the settings of {arguments.settings}")
 
 
-def use(settings: Path, data: Path | None = None) -> bool:
+def use(settings: Path, data: Path | None = None, target: Path = TARGET) -> bool:
     """Write the settings to params.yaml, and tell whether that changed it.
 
     Args:
         settings: the file of settings.
         data: an image folder that replaces every data set that would be downloaded; its splits are
             its first-level folders.
+        target: the file to replace; ready-made settings lie in ``settings`` beside it.
 
     Raises:
         ValueError: there is no such file or folder, or params.yaml has uncommitted changes.
     """
     if not settings.is_file():
-        files = sorted(Path("settings").glob("*.yaml"))
+        files = sorted((target.parent / "settings").glob("*.yaml"))
         raise ValueError(
             f"PARAMS: expected a file of settings, found none at {settings}; "
             f"there are {', '.join(map(str, files))}"
         )
     text = settings.read_bytes() if data is None else from_folder(settings, data)
-    current = TARGET.read_bytes() if TARGET.is_file() else b""
+    current = target.read_bytes() if target.is_file() else b""
     if same(current, text):
         return False
-    if current and not is_kept(current):
-        keep(current)
-    TARGET.write_bytes(text)
-    STAMP.parent.mkdir(parents=True, exist_ok=True)
-    STAMP.write_text(hashlib.sha256(text).hexdigest(), encoding="utf-8")
+    if current and not is_kept(current, target):
+        keep(current, target)
+    target.write_bytes(text)
+    stamp_of(target).parent.mkdir(parents=True, exist_ok=True)
+    stamp_of(target).write_text(hashlib.sha256(text).hexdigest(), encoding="utf-8")
     return True
 
 
@@ -82,25 +87,31 @@ def from_folder(settings: Path, data: Path) -> bytes:
     return text.getvalue()
 
 
+def stamp_of(target: Path) -> Path:
+    """Give the file that names the last text that this script wrote to a target."""
+    return Path(".dvc", "tmp", "_".join(["settings_used", *target.parent.parts]))
+
+
 def same(first: bytes, second: bytes) -> bool:
     """Compare two texts without their line ends, which git changes under ``core.autocrlf``."""
     return first.splitlines() == second.splitlines()
 
 
-def is_kept(text: bytes) -> bool:
+def is_kept(text: bytes, target: Path = TARGET) -> bool:
     """Tell whether a text of params.yaml can be restored.
 
     It can if it is committed, is among the ready-made settings, or was written by this script.
     """
-    stamp = STAMP.read_text(encoding="utf-8") if STAMP.is_file() else ""
-    copies = [file.read_bytes() for file in Path("settings").glob("*.yaml")]
-    copies.append(committed() or b"")
+    used = stamp_of(target)
+    stamp = used.read_text(encoding="utf-8") if used.is_file() else ""
+    copies = [file.read_bytes() for file in (target.parent / "settings").glob("*.yaml")]
+    copies.append(committed(target) or b"")
     return any(same(text, copy) for copy in copies) or hashlib.sha256(text).hexdigest() == stamp
 
 
-def committed() -> bytes | None:
+def committed(target: Path = TARGET) -> bytes | None:
     """Read params.yaml of the last commit; None without git, a repository, or the file in it."""
-    command = ["git", "show", f"HEAD:./{TARGET}"]
+    command = ["git", "show", f"HEAD:./{target.as_posix()}"]
     try:
         shown = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:
@@ -108,21 +119,21 @@ def committed() -> bytes | None:
     return shown.stdout if shown.returncode == 0 else None
 
 
-def keep(text: bytes) -> None:
+def keep(text: bytes, target: Path = TARGET) -> None:
     """Copy a text of params.yaml to the ready-made settings, if it cannot be committed.
 
     Raises:
         ValueError: it can be committed.
     """
-    if committed() is not None:
+    if committed(target) is not None:
         raise ValueError(
-            "params.yaml has changes that would be lost; "
+            f"{target} has changes that would be lost; "
             "commit them or copy them to a file of your own first"
         )
-    copy = Path("settings") / f"before_{hashlib.sha256(text).hexdigest()[:8]}.yaml"
+    copy = target.parent / "settings" / f"before_{hashlib.sha256(text).hexdigest()[:8]}.yaml"
     copy.parent.mkdir(exist_ok=True)
     copy.write_bytes(text)
-    print(f"params.yaml as it was is kept; PARAMS={copy} brings it back")
+    print(f"{target} as it was is kept; PARAMS={copy} brings it back")
 
 
 if __name__ == "__main__":

@@ -56,14 +56,14 @@ class Auxiliary(Strict):
     Attributes:
         symmetries: how grids are turned and mirrored.
         unturned: whether colours are mapped without turning, too.
-        offline: colour maps of a training task.
-        test_time: colour maps of an evaluation task.
+        offline: colour maps of a training task; 0: the task as it is, alone.
+        test_time: the same of an evaluation task.
     """
 
     symmetries: Annotated[tuple[Symmetry, ...], DISTINCT]
     unturned: StrictBool
-    offline: Count
-    test_time: Count
+    offline: Natural
+    test_time: Natural
 
     @property
     def kinds(self) -> tuple[str, ...]:
