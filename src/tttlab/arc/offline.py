@@ -1,7 +1,7 @@
 """Training of one network on the pairs of many tasks: offline, or on all tasks to be solved."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,8 @@ def gather(
     grids, numbers, count = [], [], 0
     for task, own in zip(tasks, auxiliaries, strict=True):
         places = len(task.demonstrations)
-        grids.append(as_array(task, own, places, 0, side).reshape(-1, 2, side, side))
+        shown = replace(task, questions=())
+        grids.append(as_array(shown, own, places, 0, side).reshape(-1, 2, side, side))
         numbers.append(count + np.repeat(np.arange(len(own)), places))
         count += len(own)
     return Pairs(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from torch import Tensor
@@ -30,7 +30,10 @@ from tttlab.training.optimisers import Recipe
 from tttlab.workflow import places
 from tttlab.workflow.execution import parent_run
 from tttlab.workflow.ledger import Ledger, written_whole
-from tttlab.workflow.processes import Processes, machine_of, open_fabric, open_shared
+from tttlab.workflow.processes import machine_of, open_fabric, open_shared
+
+if TYPE_CHECKING:
+    from tttlab.runtime.ranks import Processes
 
 TRAINABLE = {"all": "all", "tokens": ("auxiliary",)}
 
@@ -95,7 +98,7 @@ def adapt_runs(settings: Settings, keys: Mapping[str, str], ledger: Ledger) -> N
 
 
 def plan(
-    settings: Settings, name: str, tasks: Sequence[ArcTask], work: Work, fabric: Processes
+    settings: Settings, name: str, tasks: Sequence[ArcTask], work: Work, fabric: "Processes"
 ) -> Plan:
     """Make ready what a run does; a network for all tasks together is trained here."""
     run = settings.adapt.run(name)
@@ -156,7 +159,7 @@ def train_together(
     tasks: Sequence[ArcTask],
     drawn: Sequence[Sequence[Auxiliary]],
     work: Work,
-    fabric: Processes,
+    fabric: "Processes",
 ) -> CanvasTransformer:
     """Train one network on the demonstrations of all tasks, on as many pairs as all have alone."""
     pairs = gather(tasks, drawn, settings.tasks.largest)
