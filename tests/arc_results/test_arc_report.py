@@ -134,7 +134,7 @@ class TestPage:
 
     def test_the_groups_have_their_counts(self, text):
         titles = [words(title) for title in re.findall(r"<h2 .*?</h2>", text)]
-        assert titles[4:8] == [
+        assert titles[5:9] == [
             "Solved by test-time training: 1 of 4",
             "Lost: 1 of 4",
             "Never solved: 1 of 4",
@@ -167,6 +167,13 @@ class TestPage:
         monkeypatch.setattr("tttlab.arc_results.report.SHOWN", 0)
         page = write_report(outputs).read_text(encoding="utf-8")
         assert page.count("<summary>1 more</summary>") == 4
+
+    def test_the_agreement_of_gradients_is_told(self, text):
+        # Differences 0.3, 0.4, 0.1, 0.3: mean 0.275, standard error 0.0629, Student's t 3.182.
+        told = words(re.search(r'<h2 id="gradients">.*?</p>', text, re.DOTALL)[0])
+        assert "a cosine of 0.38 on average over 4 tasks" in told or "0.37 on average" in told
+        assert "of another task it is 0.10" in told
+        assert "more than to others (difference +0.28, 95 % interval +0.07 to +0.48)" in told
 
     def test_settings_are_for_people(self, text):
         assert "trainable joint, lr 0.001" in words(text)

@@ -12,6 +12,8 @@ ANSWERS = {"won1": [RED], "lost2": [BLUE], "never3": [GREEN, YELLOW], "both4": [
 WRONG, OTHER = [[5, 5]], [[7, 7], [7, 7]]
 ALMOST_RED = [[2, 2], [2, 8]]
 
+ALIGNED = "task,own,other\nwon1,0.4,0.1\nlost2,0.6,0.2\nnever3,0.2,0.1\nboth4,0.3,0.0\n"
+
 # By run and steps: for each task the guesses of every question, most votes first, and one view.
 GUESSES = {
     "none": {
@@ -60,6 +62,7 @@ def write(outputs: Path) -> Path:
     (outputs / "tasks").mkdir(parents=True)
     for name, content in files.items():
         (outputs / "tasks" / f"{name}.json").write_text(json.dumps(content))
+    (outputs / "aligned.csv").write_text(ALIGNED, encoding="utf-8")
     for run in GUESSES:
         folder = outputs / "adapted" / run
         folder.mkdir(parents=True)

@@ -59,6 +59,13 @@ def read_about(outputs: Path, runs: Sequence[str]) -> dict[str, Mapping[str, Any
     return {run: read_json(outputs / "adapted" / run / "about.json", "adapt") for run in runs}
 
 
+def read_alignment(outputs: Path) -> pd.DataFrame:
+    """Read ``aligned.csv``: a row per task, with the cosines ``own`` and ``other``."""
+    path = outputs / "aligned.csv"
+    _expect(path, "align")
+    return pd.read_csv(path, dtype={"task": str})
+
+
 def read_table(outputs: Path, name: str) -> pd.DataFrame:
     """Read a table of `evaluate`, ``outputs/tables/<name>.csv``; names are text."""
     path = outputs / "tables" / f"{name}.csv"

@@ -6,6 +6,7 @@ from typing import Any
 
 from tttlab.arc.results import (
     read_about,
+    read_alignment,
     read_answers,
     read_json,
     read_table,
@@ -13,6 +14,7 @@ from tttlab.arc.results import (
     read_votes,
 )
 from tttlab.arc_results import grids
+from tttlab.arc_results.agreement import Agreement, summarise
 from tttlab.arc_results.evaluating import FULL
 from tttlab.arc_results.examples import Example, gather
 from tttlab.arc_results.figures import curves
@@ -70,6 +72,7 @@ def write_report(outputs: Path) -> Path:
         groups,
         curve=read_table(outputs, "curve"),
         about=read_about(outputs, runs),
+        agreement=summarise(read_alignment(outputs)),
         sizes={
             "trained_on": len(read_tasks(outputs, "training")),
             "side": max(task.longest_side for task in tasks),
@@ -93,6 +96,7 @@ def render(
     curve: Any,
     about: Mapping[str, Mapping[str, Any]],
     sizes: Mapping[str, int],
+    agreement: Agreement | None = None,
 ) -> str:
     """Write the whole page.
 
@@ -101,6 +105,7 @@ def render(
         groups: from `examples.gather`; empty without a run to compare.
         curve: ``tables/curve.csv``.
         about: the runs' settings.
+        agreement: of the gradients of demonstrations and answers; None: unknown.
         sizes: trained_on (tasks of the offline training) and side (longest of a given grid).
     """
     import jinja2
@@ -130,6 +135,7 @@ def render(
         figure=_figure(curve, runs, focus) if focus else None,
         groups=[(key, *GROUPS[key], members) for key, members in groups.items()],
         shown=SHOWN,
+        agreement=agreement,
         settings=[(run, _as_text(about[run])) for run in runs],
     )
 
