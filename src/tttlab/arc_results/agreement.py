@@ -27,10 +27,10 @@ class Agreement(NamedTuple):
         relation = "more" if self.low > 0 else "less" if self.high < 0 else "not surely more"
         return (
             "Before the first step, the gradient of a task's demonstrations and that of its "
-            f"answers have a cosine of {self.own:.2f} on average over {self.tasks} tasks; with the answers "
-            f"of another task it is {self.other:.2f}. So demonstrations point to their own answers "
-            f"{relation} than to others (difference {self.own - self.other:+.2f}, 95 % interval "
-            f"{self.low:+.2f} to {self.high:+.2f})."
+            f"answers have a cosine of {self.own:.2f} on average over {self.tasks} tasks; with "
+            f"the answers of another task it is {self.other:.2f}. So demonstrations point to "
+            f"their own answers {relation} than to others (difference "
+            f"{self.own - self.other:+.2f}, 95 % interval {self.low:+.2f} to {self.high:+.2f})."
         )
 
 
