@@ -159,7 +159,7 @@ def test_a_killed_stage_goes_on_with_the_same_numbers(finished, tmp_path):
         shutil.copytree(finished / "outputs" / folder, home / "outputs" / folder)
     process = start(home, "pipeline.adapt", "all")
     deadline = time.monotonic() + 120
-    while not (pieces := list((tmp_path / ".resume").glob("*/job-0.pt"))):
+    while not (pieces := list((tmp_path / ".resume").glob("*/job-0-of-*.pt"))):
         assert time.monotonic() < deadline
         assert process.poll() is None or pieces
         time.sleep(0.02)

@@ -48,19 +48,34 @@ class Solver:
 
 
 class Job(NamedTuple):
-    """Tasks with equally many questions, which are computed and saved together."""
+    """Tasks with equally many questions, which are computed and saved together.
 
-    number: int
+    Attributes:
+        name: under which the results are saved; another division of the tasks has other names.
+        tasks: of about the same size.
+    """
+
+    name: str
     tasks: tuple[ArcTask, ...]
 
 
-def list_jobs(tasks: Sequence[ArcTask], together: int = TOGETHER) -> list[Job]:
-    """Group tasks of about the same size, so that little is computed on padding."""
+def list_jobs(tasks: Sequence[ArcTask], together: int) -> list[Job]:
+    """Group tasks of about the same size, so that little is computed on padding.
+
+    Args:
+        tasks: all tasks.
+        together: most tasks of a job.
+
+    Returns:
+        jobs, the longest first, so that processes that share them end at about the same time.
+    """
 
     def length(task: ArcTask) -> int:
         return max(max(pair.input.size, pair.output.size) for pair in task.demonstrations)
 
-    ordered = sorted(tasks, key=lambda task: (len(task.questions), length(task), task.name))
+    ordered = sorted(
+        tasks, key=lambda task: (len(task.questions), length(task), task.name), reverse=True
+    )
     jobs: list[list[ArcTask]] = []
     for task in ordered:
         last = jobs[-1] if jobs else []
@@ -68,7 +83,7 @@ def list_jobs(tasks: Sequence[ArcTask], together: int = TOGETHER) -> list[Job]:
             last.append(task)
         else:
             jobs.append([task])
-    return [Job(number, tuple(job)) for number, job in enumerate(jobs)]
+    return [Job(f"job-{number}-of-{len(jobs)}", tuple(job)) for number, job in enumerate(jobs)]
 
 
 def solve(

@@ -18,7 +18,7 @@ from tttlab.arc.network import CanvasTransformer
 from tttlab.arc.offline import PairTrainer, gather, train
 from tttlab.arc.results import read_tasks
 from tttlab.arc.settings import Run, Settings
-from tttlab.arc.solving import Job, Solver, list_jobs, solve
+from tttlab.arc.solving import TOGETHER, Job, Solver, list_jobs, solve
 from tttlab.arc.tasks import ArcTask
 from tttlab.arc.votes import vote_rows, write_votes
 from tttlab.config.inner_loop import Annealed
@@ -58,7 +58,7 @@ class Plan:
 
     def missing(self) -> list[Job]:
         """List the jobs that are still to be done."""
-        return [job for job in self.jobs if not self.work.has(f"job-{job.number}")]
+        return [job for job in self.jobs if not self.work.has(job.name)]
 
 
 def adapt_runs(settings: Settings, keys: Mapping[str, str], ledger: Ledger) -> None:
@@ -75,12 +75,12 @@ def adapt_runs(settings: Settings, keys: Mapping[str, str], ledger: Ledger) -> N
 
         def compute(item: tuple[Plan, Job]) -> int:
             of, job = item
-            of.work.save(f"job-{job.number}", solve(of.solver, job, groups, machine.device))
+            of.work.save(job.name, solve(of.solver, job, groups, machine.device))
             return len(job.tasks)
 
         def own(of: Plan) -> list[Job]:
-            mine = {job.number for job in of.jobs[machine.rank :: machine.ranks]}
-            return [job for job in of.missing() if job.number in mine]
+            mine = {job.name for job in of.jobs[machine.rank :: machine.ranks]}
+            return [job for job in of.missing() if job.name in mine]
 
         items = [(of, job) for of in plans for job in own(of)]
         counts = {of.name: len(own(of)) for of in plans}
@@ -130,7 +130,7 @@ def plan(
     solver = Solver(
         of_tasks, auxiliaries, loop, record, run.pairs, run.placements, largest, settings.seed
     )
-    jobs = list_jobs(tasks, **({"together": 1} if together else {}))
+    jobs = list_jobs(tasks, 1 if together else TOGETHER[fabric.device.type])
     return Plan(name, run, solver, jobs, work)
 
 
@@ -176,7 +176,7 @@ def write(settings: Settings, of: Plan) -> list[Path]:
     """Write a run's votes, its tasks and its description, and log it to MLflow."""
     votes, rows = [], []
     for job in of.jobs:
-        result = of.work.load(f"job-{job.number}")
+        result = of.work.load(job.name)
         votes += job_votes(of, job, result)
         rows += job_rows(of, job, result)
     target = places.OUTPUTS / "adapted" / of.name
