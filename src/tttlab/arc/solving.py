@@ -17,9 +17,9 @@ from tttlab.arc.tasks import ArcTask
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.runtime.group_size import Groups
 
-TOGETHER = (
-    16  # tasks that are computed and saved as one piece; constant, so that it changes nothing
-)
+# Tasks that are computed and saved as one piece. A CPU gains little from more at once, and smaller
+# pieces of tasks of one size need less padding; a GPU is filled by many.
+TOGETHER = {"cpu": 4, "cuda": 32}
 
 
 @dataclass(frozen=True)
