@@ -26,7 +26,7 @@ from tttlab.runtime.devices import choose_device
 from tttlab.runtime.group_size import Groups
 from tttlab.workflow.arc.preparing import fitting
 
-STEPS, REPEATS = 8, 3
+STEPS = 8
 EVERY = {"cpu": 5, "cuda": 1}  # which of the pipeline's jobs, in order of size, are measured
 SIDES = {
     "ours": "ours",
@@ -76,7 +76,7 @@ def measure(settings: Settings, device: torch.device, amount: Amount = FULL) -> 
         "whole": partial(one_by_one, case, True),
         "left_out": partial(one_by_one, case, False),
     }
-    times = interleaved(sides, min(REPEATS, amount.repeats), device)
+    times = interleaved(sides, amount.repeats, device)
     steps, pairs = case.loop.steps, case.pairs
     rows = []
     for side, values in times.items():
