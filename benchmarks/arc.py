@@ -26,7 +26,7 @@ from tttlab.runtime.devices import choose_device
 from tttlab.runtime.group_size import Groups
 from tttlab.workflow.arc.preparing import fitting
 
-STEPS = 8
+STEPS = 16
 EVERY = {"cpu": 5, "cuda": 1}  # which of the pipeline's jobs, in order of size, are measured
 SIDES = {
     "ours": "ours",

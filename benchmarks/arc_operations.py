@@ -28,6 +28,7 @@ from tttlab.workflow.arc.preparing import answered, fitting
 
 PEAK = 989e12  # per second: dense bf16 matrix products of an H100, as of an H200, by NVIDIA
 UTILISATION = 0.3
+LARGE = 1e14  # from here on operations are told in PFLOP, and in hours
 SAMPLED_STEPS = 2  # of a task, whose lengths are measured
 SAMPLED_BATCHES = 32  # of the offline training, the same
 # What Hu et al. 2025 (arXiv 2511.14761) trained and how long: pairs, GPU seconds.
@@ -61,7 +62,8 @@ def report(settings: Settings, amount: Amount = FULL) -> dict[str, Any]:
     offline, test_time = (np.mean([training(n) for n in n_s]) for n_s in (of_batches, of_steps))
     pairs = sum(len(task.demonstrations) for task in shown) * auxiliaries(settings, "offline")
     views = auxiliaries(settings, "test_time") * run.placements
-    questions = sum(len(task.questions) for task in asked)
+    tasks = chosen.count or len(asked)
+    questions = tasks * sum(len(task.questions) for task in asked) / len(asked)
     rows = {
         f"a pair, {canvas} tokens: forward": forward(canvas),
         f"a pair, {canvas} tokens: forward and backward": training(canvas),
@@ -73,10 +75,8 @@ def report(settings: Settings, amount: Amount = FULL) -> dict[str, Any]:
         f"test-time training of a task, {run.steps:,} steps of {run.pairs} pairs": (
             run.steps * run.pairs * test_time
         ),
-        f"test-time training of all {len(asked)} tasks": (
-            len(asked) * run.steps * run.pairs * test_time
-        ),
-        f"predicting once for all tasks, {views} views of each of {questions} questions": (
+        f"test-time training of {tasks} tasks": tasks * run.steps * run.pairs * test_time,
+        f"predicting once for {tasks} tasks, {views} views of {questions:.0f} questions": (
             questions * views * forward(canvas)
         ),
     }
@@ -185,7 +185,8 @@ def print_rows(found: dict[str, Any]) -> None:
     """Print the table."""
     print(f"hours at {UTILISATION:.0%} of {PEAK / 1e12:.0f} TFLOP/s, or of one GPU as published")
     for row in found["rows"]:
-        print(f"{row['what']:78}{amount_of(row['operations']):>14}{row['hours']:12.3g} h")
+        hours = f"{row['hours']:12.3g} h" if row["operations"] >= LARGE else ""
+        print(f"{row['what']:78}{amount_of(row['operations']):>14}{hours}")
     for row in found.get("published", ()):
         print(
             f"{'published: ' + row['what']:78}{amount_of(row['operations']):>14}"
@@ -195,5 +196,5 @@ def print_rows(found: dict[str, Any]) -> None:
 
 def amount_of(operations: float) -> str:
     """Write a number of operations in a unit that people can read."""
-    unit, size = ("PFLOP", 1e15) if operations >= 1e13 else ("GFLOP", 1e9)
+    unit, size = ("PFLOP", 1e15) if operations >= LARGE else ("GFLOP", 1e9)
     return f"{operations / size:,.4g} {unit}"

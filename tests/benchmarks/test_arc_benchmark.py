@@ -125,15 +125,19 @@ def test_the_totals_are_those_of_the_pairs(smoke):
     settings = read_settings(ROOT / "arc" / "params.yaml")
     rows = [row["operations"] for row in operations["rows"]]
     forward, training, offline, test_time, all_offline, one_task, all_tasks, predicting = rows
-    run, tasks = settings.adapt.run("all"), 77
+    run, kinds = settings.adapt.run("all"), len(settings.auxiliary.kinds)
+    # Of the 77 evaluation tasks within 10 × 10, with 88 questions; 777 pairs of training tasks.
+    assert settings.tasks.largest == 10
+    tasks = settings.tasks.count or 77
     assert training == 3 * forward
     assert offline < training
     assert test_time < training
     assert one_task == pytest.approx(run.steps * run.pairs * test_time)
     assert all_tasks == pytest.approx(tasks * one_task)
-    assert predicting == pytest.approx(88 * 49 * forward)
-    pairs = all_offline / offline / settings.train.epochs
-    assert pairs == pytest.approx(33 * 777)
+    views = (1 + kinds * settings.auxiliary.test_time) * run.placements
+    assert predicting == pytest.approx(tasks * 88 / 77 * views * forward)
+    pairs = 777 * (1 + kinds * settings.auxiliary.offline)
+    assert all_offline == pytest.approx(settings.train.epochs * pairs * offline)
     for row in operations["rows"]:
         hours = row["operations"] / (operations["utilisation"] * operations["peak"]) / 3600
         assert row["hours"] == pytest.approx(hours)
