@@ -81,3 +81,8 @@ def test_a_mistake_is_told_in_one_line(tmp_path, changes, message):
         read(tmp_path, **changes)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_the_small_size_is_the_default():
+    small = ROOT / "arc" / "settings" / "small.yaml"
+    assert read_settings(small) == read_settings(FILE)

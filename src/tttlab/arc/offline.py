@@ -113,6 +113,8 @@ class PairLoader:
 class PairTrainer(Trainer):
     """A trainer on pairs in place of images."""
 
+    unit: str = "pair"
+
     def open_loader(self, pairs: Pairs, task: Task) -> PairLoader:
         """Open the loader of all epochs."""
         ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}

@@ -34,6 +34,7 @@ ABOUT = """\
 - [All executions of the pipeline](EXECUTIONS), with every setting and gain: for ablations, \
 select some and press *Compare*
 - [All trials of the tuning](TRIALS), the first of each tuning on top
+- [All runs on ARC's tasks](ARCRUNS), most solved tasks first
 
 | stage | what its run shows |
 | --- | --- |
@@ -45,13 +46,20 @@ its artifacts the report |
 with one run per `trial` below it |
 | `adapt` | per method and model: `gain/…`, `accuracy/<corruption>`, \
 `accuracy_source/<corruption>`, `gate/…`, `cost/…` |
+| `arc train` | loss and share of exact answers along the epochs |
+| `arc adapt` | per run: `tasks/solved`, `tasks/pass1` and `tasks/pass2` along the steps, `cost/…` |
 
 Charts are grouped by the part of a metric's name before the slash; `accuracy/<corruption>` runs \
 along the severity, which is
 the step of these metrics. All accuracies and gains are fractions.
 """
 # Tags shown for a stage.
-_LABELS = {"pipeline": ["execution"], "adapt": ["run", "model"], "trial": ["run", "model"]}
+_LABELS = {
+    "pipeline": ["execution"],
+    "adapt": ["run", "model"],
+    "arc adapt": ["run"],
+    "trial": ["run", "model"],
+}
 # Metrics shown for a stage. The rows are sorted by the first: the largest gain, the smallest rank.
 _SHOWN = {
     "adapt": [
@@ -65,11 +73,12 @@ _SHOWN = {
         "gate/open",
         "cost/milliseconds_p50",
     ],
+    "arc adapt": ["tasks/solved", "tasks/pass1", "tasks/pass1_one_view", "cost/seconds_per_task"],
     "trial": ["rank", "score", "gain", "clean_change", "milliseconds"],
 }
 _SETTINGS = ["steps", "lr", "trainable", "normalisation"]  # settings shown for a trial
 # By name in an address: the stage.
-VIEWS = {"comparison": "adapt", "executions": "pipeline", "trials": "trial"}
+VIEWS = {"comparison": "adapt", "executions": "pipeline", "trials": "trial", "arcruns": "arc adapt"}
 MODE = "?workflowType=machine_learning"  # else MLflow shows its pages for language models
 _PLAIN = re.compile(r"[\w .:@-]*")  # values that need no escape in a filter
 

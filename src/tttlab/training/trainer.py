@@ -102,6 +102,7 @@ class Trainer:
         report: called with (name of the task, row) after every epoch, on the first rank.
         title: names what is trained, for people.
         line: of the progress bar on the screen, from 0.
+        unit: what is trained on, for people.
     """
 
     fabric: "Processes"
@@ -111,6 +112,7 @@ class Trainer:
     report: Callable[[str, Row], None] = lambda _name, _row: None
     title: str = ""
     line: int = 0
+    unit: str = "image"
 
     def fit(self, network: Network, images: ImageSet, task: Task) -> list[Row]:
         """Train in place for all epochs of the recipe, or for those missing from a killed training.
@@ -181,7 +183,7 @@ class Trainer:
         with open_bar(
             f"{task.name} {self.title}".rstrip(),
             epochs * len(images),
-            "image",
+            self.unit,
             done=(len(rows) - 1) * len(images),
             line=self.line,
             hidden=not self.fabric.is_global_zero,
