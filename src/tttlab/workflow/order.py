@@ -21,7 +21,7 @@ SHARES = {
 
 
 # The same of the pipeline for ARC.
-ARC_SHARES = {"prepare": 1, "train": 30, "adapt": 62, "align": 2, "evaluate": 2, "report": 3}
+ARC_SHARES = {"prepare": 1, "train": 30, "adapt": 62, "evaluate": 2, "align": 2, "report": 3}
 
 
 def position(stage: str, shares: Mapping[str, int] = SHARES) -> str:

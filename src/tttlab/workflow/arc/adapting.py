@@ -48,6 +48,7 @@ class Plan:
         solver: what it does to every task.
         jobs: all tasks.
         work: where finished jobs are kept.
+        milliseconds: a task's share of what was trained for all tasks together.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Plan:
     solver: Solver
     jobs: Sequence[Job]
     work: Work
+    milliseconds: float = 0.0
 
     def missing(self) -> list[Job]:
         """List the jobs that are still to be done."""
@@ -110,9 +112,9 @@ def plan(
         network = building.for_new_task(settings, trained, count)
     else:
         network = building.build(settings, count)
-    together = run.together and run.steps
+    together, milliseconds = run.together and run.steps, 0.0
     if together:
-        joint = train_together(settings, run, network, tasks, drawn, work, fabric)
+        joint, milliseconds = train_together(settings, run, network, tasks, drawn, work, fabric)
         numbers = {task.name: number for number, task in enumerate(tasks)}
         of_tasks = partial(for_one, settings, joint, numbers, count)
     else:
@@ -131,7 +133,7 @@ def plan(
         of_tasks, auxiliaries, loop, record, run.pairs, run.placements, largest, settings.seed
     )
     jobs = list_jobs(tasks, 1 if together else TOGETHER[fabric.device.type])
-    return Plan(name, run, solver, jobs, work)
+    return Plan(name, run, solver, jobs, work, milliseconds)
 
 
 def shared(network: CanvasTransformer, _names: Sequence[str]) -> CanvasTransformer:
@@ -160,16 +162,21 @@ def train_together(
     drawn: Sequence[Sequence[Auxiliary]],
     work: Work,
     fabric: "Processes",
-) -> CanvasTransformer:
-    """Train one network on the demonstrations of all tasks, on as many pairs as all have alone."""
+) -> tuple[CanvasTransformer, float]:
+    """Train one network on the demonstrations of all tasks, on as many pairs as all have alone.
+
+    Returns:
+        the network, and each task's share of the milliseconds.
+    """
     pairs = gather(tasks, drawn, settings.tasks.largest)
     tokens = network.auxiliary.weight.detach().repeat(len(tasks), 1)
     joint = building.with_tokens(settings, network, tokens)
     epochs = max(1, round(len(tasks) * run.steps * run.pairs / len(pairs)))
     recipe = Recipe(epochs, settings.train.batch_size, lr=run.lr, weight_decay=0.0, clip=run.clip)
     trainer = PairTrainer(fabric, settings.seed, work=work, title="arc")
-    train(trainer, joint, pairs, recipe, "joint")
-    return joint.to("cpu")
+    rows = train(trainer, joint, pairs, recipe, "joint")
+    seconds = sum(row.get("seconds", 0.0) for row in rows)
+    return joint.to("cpu"), 1e3 * seconds / len(tasks)
 
 
 def write(settings: Settings, of: Plan) -> list[Path]:
@@ -224,7 +231,7 @@ def job_rows(of: Plan, job: Job, result: Mapping[str, Tensor]) -> list[dict[str,
             "task": task.name,
             "steps": steps,
             "loss": float(losses[number, min(steps, losses.shape[1] - 1)]),
-            "milliseconds": float(result["milliseconds"][number, column]),
+            "milliseconds": of.milliseconds + float(result["milliseconds"][number, column]),
             "fell_back": bool(result["fell_back"][number]),
         }
         for number, task in enumerate(job.tasks)
