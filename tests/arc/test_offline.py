@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.arc.tiny import CANVAS, SIDE, auxiliaries, network, random_task
-from tttlab.arc.offline import PairLoader, PairTrainer, gather, train
+from tttlab.arc.offline import PairLoader, PairTrainer, gather, pair_terms, train
 from tttlab.arc.tasks import unpadded
 from tttlab.runtime.ranks import Alone
 from tttlab.runtime.resuming import Work
@@ -68,7 +68,30 @@ def test_ranks_share_every_batch():
     for whole, *parts in zip(alone, *shares, strict=True):
         together = torch.cat([part["auxiliary"] for part in parts])
         assert torch.equal(together, whole["auxiliary"])
-    assert [share.whole for share in shares[0].shares] == [8, 8, 8, 3]
+    assert sorted(share.whole for share in shares[0].shares) == [6, 7, 7, 7]
+
+
+def test_no_rank_is_left_without_a_pair():
+    """27 pairs in batches of at most 13: not 13, 13 and a single one."""
+    for rank in range(2):
+        loader = PairLoader(pairs(), CANVAS, 13, seed=0, rank=rank, ranks=2)
+        assert sum(len(batch["auxiliary"]) for batch in loader) == (15, 12)[rank]
+
+
+def test_the_ranks_losses_make_the_loss_of_the_whole_batch():
+    """It is a mean over pixels, of which a rank may have more than its share of the pairs."""
+    net = network(9)
+    alone = PairLoader(pairs(), CANVAS, 8, seed=0)
+    ranks = [PairLoader(pairs(), CANVAS, 8, seed=0, rank=rank, ranks=3) for rank in range(3)]
+    generator = torch.Generator()
+    for number, (whole, *parts) in enumerate(zip(alone, *ranks, strict=True)):
+        expected = pair_terms(net, whole, generator)["loss"]
+        losses = [
+            pair_terms(net, part, generator)["loss"] * loader.shares[number].weight
+            for part, loader in zip(parts, ranks, strict=True)
+        ]
+        torch.testing.assert_close(torch.stack(losses).mean(), expected, rtol=1e-6, atol=0)
+        assert torch.stack(losses).std() > 1e-3 * expected
 
 
 def test_batches_hold_pairs_of_about_the_same_length():

@@ -58,6 +58,9 @@ def gather(
 class PairLoader:
     """Batches of pairs of about the same length, drawn on a canvas; every pair once an epoch.
 
+    A batch's ``share_of_pixels`` is this rank's share of the pixels that the whole batch asks for,
+    over its share of the pairs: a mean over pixels times this is to be weighted by pairs.
+
     Attributes:
         pairs: what to draw.
         canvas: what to draw on.
@@ -94,7 +97,9 @@ class PairLoader:
         """Choose the batches of an epoch, the same on every rank."""
         generator = torch_generator(self.seed, "pairs", epoch)
         noise = torch.rand(len(self.pairs), generator=generator) * _NOISE
-        batches = (self._lengths + noise).argsort().split(self.batch_size)
+        ordered = (self._lengths + noise).argsort()
+        # Batches differ by at most one pair, so that none is smaller than the number of ranks.
+        batches = ordered.tensor_split(len(self))
         order = torch.randperm(len(batches), generator=generator)
         self._batches = [batches[number] for number in order]
         self.shares = [Share(len(batch), self.rank, self.ranks) for batch in self._batches]
@@ -106,7 +111,15 @@ class PairLoader:
             tokens, targets = draw_pairs(
                 self.canvas, self.pairs.grids[own], self.pairs.auxiliary[own], self._draws[own]
             )
-            yield {**tokens._asdict(), "targets": targets}
+            asked = self._asked_pixels(batch)
+            part = asked[share.own].sum() / asked.sum() * self.ranks / share.weight
+            yield {**tokens._asdict(), "targets": targets, "share_of_pixels": part}
+
+    def _asked_pixels(self, batch: Tensor) -> Tensor:
+        """Count the pixels ``(N,)`` that some pairs ask for: the output and its border."""
+        height, width = sizes(self.pairs.grids[batch])
+        placement = self.canvas.draw_placement(height.amax(1), width.amax(1), self._draws[batch])
+        return placement.scale.square() * (height[:, 1] + 1) * (width[:, 1] + 1)
 
 
 @dataclass(frozen=True)
@@ -146,9 +159,12 @@ def train(
 def pair_terms(
     network: nn.Module, batch: dict[str, Any], _generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Compute loss and share of exact answers of a batch."""
+    """Compute loss and share of exact answers of a batch.
+
+    Several ranks weight their losses by their numbers of pairs; the loss is a mean over pixels.
+    """
     logits = network(Tokens(*(batch[name] for name in Tokens._fields)))
     targets = batch["targets"]
     right = (logits.argmax(-1) == targets) | (targets == UNASKED)
     exact = right.flatten(1).all(1).float().mean()
-    return {"loss": pixel_loss(logits, targets), "exact": exact}
+    return {"loss": pixel_loss(logits, targets) * batch["share_of_pixels"], "exact": exact}
