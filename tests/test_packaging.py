@@ -60,11 +60,16 @@ def test_the_successor_under_another_licence_is_kept_out():
 
 
 def test_the_repository_has_the_extra_without_asking_for_it():
-    """Uv installs the group dev by default; `make pins` compiles the group tools and the extra."""
+    """Uv installs the group dev by default; `make pins` compiles the group tools and the extra.
+
+    The extra arc brings the extra pipeline.
+    """
+    extras = PROJECT["project"]["optional-dependencies"]
+    assert "ttt-lab[pipeline]" in extras["arc"]
     groups = PROJECT["dependency-groups"]
-    assert groups["dev"] == ["ttt-lab[pipeline]", {"include-group": "tools"}]
+    assert groups["dev"] == ["ttt-lab[arc]", {"include-group": "tools"}]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert "--extra pipeline --group tools" in makefile
+    assert "--extra arc --group tools" in makefile
 
 
 def test_the_command_says_its_version(capsys):

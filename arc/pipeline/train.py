@@ -9,7 +9,7 @@ from tttlab.workflow.order import ARC_SHARES
 
 def run(settings: Settings) -> None:
     """Write outputs/trained: the network and its learning curve."""
-    ledger = Ledger("train")
+    ledger = Ledger("train", "trained")
     # Every process of the stage looks here. None trains before all have met.
     for key in ledger.missing({"network": training_key(settings, ledger)}).values():
         from tttlab.workflow.arc.training import train_offline  # seconds of imports

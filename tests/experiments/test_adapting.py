@@ -390,7 +390,9 @@ def test_whether_network_and_method_fit_is_checked_once_for_each_sweep(
     images, tmp_path, monkeypatch
 ):
     checked = []
-    monkeypatch.setattr(adapter, "check", lambda _network, _images, *rest: checked.append(rest[0]))
+    monkeypatch.setattr(
+        adapter, "check", lambda _network, _images, *rest, **_: checked.append(rest[0])
+    )
     for method in (ActMAD(), TENT()):
         run(images, tmp_path / repr(method), method)
     assert checked == [ActMAD(), TENT()]

@@ -24,7 +24,7 @@ TINY = {
     "tasks": {"largest": 6, "count": 6},
     "auxiliary": {"offline": 0, "test_time": 1, "symmetries": ["turn90", "transpose"]},
     "network": {"canvas": 8, "width": 16, "depth": 1, "heads": 2, "mlp": 16},
-    "train": {"epochs": 2},
+    "train": {"epochs": 2, "warmup_epochs": 1},
     "alignment": 4,
 }
 RUNS = {

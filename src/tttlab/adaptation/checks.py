@@ -38,7 +38,7 @@ def check(
             f"{method} is defined for {defined}, found {protocol}; use tttlab.adaptation.{function}"
         )
     net = bind(network, method, loop) if loop.steps else Bound(network, {})
-    check_precision(network, images, net)
+    check_precision(network, images, net, readout)
     method.check(network)
     if loop.average and _predicts_itself(method):
         raise UserError(
@@ -77,7 +77,9 @@ def _predicts_itself(method: Method) -> bool:
     return kind.predict is not Method.predict or kind.predict_batch is not Method.predict_batch
 
 
-def check_precision(network: nn.Module, images: Tensor, net: Bound) -> None:
+def check_precision(
+    network: nn.Module, images: Tensor, net: Bound, readout: Readout = CLASSES
+) -> None:
     """Refuse images of another dtype than the network's, and half-precision training.
 
     Raises:
@@ -92,7 +94,7 @@ def check_precision(network: nn.Module, images: Tensor, net: Bound) -> None:
         )
     dtypes = {value.dtype for value in network.parameters() if value.is_floating_point()}
     converted = torch.is_autocast_enabled(images.device.type) and images.is_floating_point()
-    if dtypes and images.is_floating_point() and images.dtype not in dtypes and not converted:
+    if readout.classifies and dtypes and images.dtype not in dtypes and not converted:
         raise UserError(
             f"expected images of {min(map(str, dtypes))}, as the network's parameters are, "
             f"found {images.dtype}; convert one of them"

@@ -24,7 +24,6 @@ FOLDERS = {
     "distance": "distances",
     "adapt": "adapted",
     "align": "aligned",
-    "train": "trained",
 }
 T = TypeVar("T", bound=Hashable)
 
@@ -41,13 +40,14 @@ class Ledger:
 
     Args:
         stage: the stage's name in dvc.yaml, which lists the code that its results depend on.
+        folder: in ``outputs``; None: as `FOLDERS` says.
 
     Attributes:
         folder: contains the pieces and the ledger.
     """
 
-    def __init__(self, stage: str) -> None:
-        self.stage, self.folder = stage, places.OUTPUTS / FOLDERS[stage]
+    def __init__(self, stage: str, folder: str | None = None) -> None:
+        self.stage, self.folder = stage, places.OUTPUTS / (folder or FOLDERS[stage])
         self._hashes: dict[Path, str] = {}
         try:
             entries = json.loads((self.folder / NAME).read_text(encoding="utf-8")).items()
