@@ -9,6 +9,7 @@ import pytest
 from tools.stage_code import (
     BY_NAME,
     FOLDERS,
+    PIPELINES,
     ROOT,
     SOURCES,
     closure,
@@ -19,31 +20,34 @@ from tools.stage_code import (
 )
 from tttlab.adaptation.method_code import method_code
 from tttlab.config.method_settings import method_names
-from tttlab.workflow.order import SHARES
+from tttlab.workflow.order import ARC_SHARES, SHARES
 
 METHODS = FOLDERS["tttlab"] / "methods"
 
 
-def test_the_order_that_is_told_is_that_of_the_pipeline():
-    names, made_by = list(SHARES), {}
-    assert sorted(names) == sorted(stages())
-    assert sum(SHARES.values()) == 100
-    for name, stage in stages().items():
+@pytest.mark.parametrize(("home", "shares"), [*zip(PIPELINES, (SHARES, ARC_SHARES), strict=True)])
+def test_the_order_that_is_told_is_that_of_the_pipeline(home, shares):
+    names, made_by = list(shares), {}
+    assert sorted(names) == sorted(stages(home))
+    assert sum(shares.values()) == 100
+    for name, stage in stages(home).items():
         made_by |= {
             next(iter(out)) if isinstance(out, dict) else out: name for out in stage.get("outs", [])
         }
-    for name, stage in stages().items():
+    for name, stage in stages(home).items():
         for dep in stage["deps"]:
             makers = {made for out, made in made_by.items() if f"{out}/".startswith(f"{dep}/")}
             assert all(names.index(maker) < names.index(name) for maker in makers - {name}), dep
 
 
-@pytest.mark.parametrize("name", stages())
-def test_every_stage_depends_on_the_code_it_runs(name):
+@pytest.mark.parametrize(
+    ("home", "name"), [(home, name) for home in PIPELINES for name in stages(home)]
+)
+def test_every_stage_depends_on_the_code_it_runs(home, name):
     """tools/stage_code.py writes this code into dvc.yaml."""
-    deps = stages()[name].get("do", stages()[name])["deps"]
-    code = [path for path in deps if path.startswith(("pipeline", "src"))]
-    assert code == expected(name), "run: uv run python tools/stage_code.py"
+    deps = stages(home)[name].get("do", stages(home)[name])["deps"]
+    code = [path for path in deps if path.startswith(("pipeline", "src", "../src"))]
+    assert code == expected(name, home), "run: uv run python tools/stage_code.py"
 
 
 def test_what_is_no_python_is_watched_with_its_room():

@@ -102,7 +102,7 @@ def test_batches_hold_pairs_of_about_the_same_length():
 
 
 def trainer(work: Work | None = None) -> PairTrainer:
-    return PairTrainer(Alone(torch.device("cpu")), seed=0, work=work)
+    return PairTrainer(Alone(torch.device("cpu")), seed=0, work=work, canvas=CANVAS)
 
 
 def test_training_takes_the_steps_of_adamw_along_clipped_gradients():
@@ -154,7 +154,7 @@ def test_a_killed_training_goes_on_with_the_same_numbers(tmp_path):
 
     def die():
         with Work(folder, "arc train") as work:
-            mortal = MortalTrainer(Alone(torch.device("cpu")), seed=0, work=work)
+            mortal = MortalTrainer(Alone(torch.device("cpu")), seed=0, work=work, canvas=CANVAS)
             train(mortal, network(9), pairs(), RECIPE, "offline")
 
     with pytest.raises(Killed):

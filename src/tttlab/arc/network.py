@@ -22,8 +22,6 @@ class Architecture:
         mlp: width of the hidden layer.
         dropout: share of activations dropped in offline training.
         norm: ``pre`` or ``post``: before each part of a block, or after its sum.
-        tied: whether the outputs' symbols are the inputs' ones: a pixel's logits are its products
-            with their embeddings, so that copying a colour need not be learnt for every colour.
     """
 
     width: int
@@ -32,7 +30,6 @@ class Architecture:
     mlp: int
     dropout: float = 0.0
     norm: Literal["pre", "post"] = "pre"
-    tied: bool = False
 
 
 class Block(nn.Module):
@@ -94,7 +91,7 @@ class CanvasTransformer(nn.Module):
         self.dropout = nn.Dropout(architecture.dropout)
         self.blocks = nn.ModuleList(Block(architecture) for _ in range(architecture.depth))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, (width if architecture.tied else SYMBOLS) * pixels)
+        self.head = nn.Linear(width, SYMBOLS * pixels)
         self.register_buffer("rotations", rotations(canvas, architecture), persistent=False)
         for embedding in (self.symbols, self.positions, self.auxiliary):
             nn.init.trunc_normal_(embedding.weight, std=0.02)
@@ -108,8 +105,7 @@ class CanvasTransformer(nn.Module):
         attended = F.pad(tokens.visible, (1, 0), value=True)[:, None, None, :]
         for block in self.blocks:
             x = block(x, rotation, attended)
-        outputs = self.head(self.norm(x[:, 1:])).unflatten(-1, (self.canvas.patch**2, -1))
-        return F.linear(outputs, self.symbols.weight) if self.architecture.tied else outputs
+        return self.head(self.norm(x[:, 1:])).unflatten(-1, (-1, SYMBOLS))
 
 
 def rotations(canvas: Canvas, architecture: Architecture) -> Tensor:

@@ -124,15 +124,19 @@ class PairLoader:
 
 @dataclass(frozen=True)
 class PairTrainer(Trainer):
-    """A trainer on pairs in place of images."""
+    """A trainer on pairs in place of images.
+
+    Attributes:
+        canvas: what they are drawn on.
+    """
 
     unit: str = "pair"
+    canvas: Canvas = field(kw_only=True)
 
     def open_loader(self, pairs: Pairs, task: Task) -> PairLoader:
         """Open the loader of all epochs."""
         ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}
-        canvas = task.views["canvas"]
-        return PairLoader(pairs, canvas, task.recipe.batch_size, self.seed, **ranks)
+        return PairLoader(pairs, self.canvas, task.recipe.batch_size, self.seed, **ranks)
 
 
 def train(
@@ -152,7 +156,7 @@ def train(
         ``lr``; see `Trainer.fit`.
     """
     parts = [part for part, _ in network.named_children()]
-    task = Task(name, parts, pair_terms, {"canvas": network.canvas}, recipe)
+    task = Task(name, parts, pair_terms, {}, recipe)
     return trainer.fit(network, pairs, task)
 
 

@@ -83,7 +83,6 @@ class Network(Strict):
     mlp: Count
     dropout: Annotated[StrictFloat, Field(ge=0, lt=1)]
     norm: Literal["pre", "post"]
-    tied: StrictBool
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Network":

@@ -39,9 +39,10 @@ def steps_rows(
     steps: Sequence[int],
 ) -> Callable[[Mapping[str, Tensor], Block, ImageSet], "pd.DataFrame"]:
     """Return a function that tabulates a block along these steps, one row per (image, step)."""
-    import pandas as pd
 
     def rows(result: Mapping[str, Tensor], block: Block, images: ImageSet) -> "pd.DataFrame":
+        import pandas as pd
+
         tables, last = [], result["losses"].shape[1] - 1
         for index, step in enumerate(steps):
             columns = identity(block, images) | {

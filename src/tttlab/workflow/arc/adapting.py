@@ -173,7 +173,7 @@ def train_together(
     joint = building.with_tokens(settings, network, tokens)
     epochs = max(1, round(len(tasks) * run.steps * run.pairs / len(pairs)))
     recipe = Recipe(epochs, settings.train.batch_size, lr=run.lr, weight_decay=0.0, clip=run.clip)
-    trainer = PairTrainer(fabric, settings.seed, work=work, title="arc")
+    trainer = PairTrainer(fabric, settings.seed, work=work, title="arc", canvas=joint.canvas)
     rows = train(trainer, joint, pairs, recipe, "joint")
     seconds = sum(row.get("seconds", 0.0) for row in rows)
     return joint.to("cpu"), 1e3 * seconds / len(tasks)

@@ -1,5 +1,6 @@
 """The offline training as a stage: resumed after a kill, on one or several processes, in MLflow."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +9,7 @@ from tttlab.arc import building
 from tttlab.arc.offline import PairTrainer, gather, train
 from tttlab.arc.results import read_tasks
 from tttlab.arc.settings import Settings
-from tttlab.tracking.runs import start_run
+from tttlab.tracking.runs import Run, start_run
 from tttlab.training.optimisers import Recipe
 from tttlab.training.trainer import Row
 from tttlab.workflow import places
@@ -27,30 +28,38 @@ def train_offline(settings: Settings, key: str) -> list[Path]:
     pairs = gather(tasks, auxiliaries, settings.tasks.largest)
     network = building.build(settings, pairs.count)
     fabric = open_fabric(settings)
-    with open_shared(fabric, "arc train", key) as work:
-        trainer = PairTrainer(fabric, settings.seed, work=work, title="arc")
-        rows = train(trainer, network, pairs, Recipe(**settings.train.model_dump()), "offline")
-        if not fabric.is_global_zero:
-            return []
-        with start_run(
+
+    def open_run(key: str) -> AbstractContextManager[Run]:
+        sections = {"seed", "auxiliary", "network", "train"}
+        return start_run(
             places.ROOT,
             stage="arc train",
             name=f"arc train · {len(tasks)} tasks · {settings.train.epochs} epochs",
-            params=settings.model_dump(
-                mode="json", include={"seed", "auxiliary", "network", "train"}
-            ),
+            params=settings.model_dump(mode="json", include=sections),
             parent=parent_run(settings),
-            resume_key=work.id,
-        ) as tracked:
-            for row in rows:
-                tracked.log_metrics(
-                    {name: row[name] for name in row if name != "epoch"}, row["epoch"]
-                )
-            target = places.OUTPUTS / "trained"
-            about = {"mlflow_run_id": tracked.id, "pairs": len(pairs), "tasks": len(tasks)}
-            building.save(network, target, about | {"parameters": parameters(network)})
-            curve = pd.DataFrame(rows).drop(columns="seconds", errors="ignore")
-            curve.to_csv(target / "curve.csv", index=False)
+            resume_key=key,
+        )
+
+    with (
+        open_shared(fabric, "arc train", key) as work,
+        open_run(work.id) if fabric.is_global_zero else nullcontext() as tracked,
+    ):
+
+        def report(_name: str, row: Row) -> None:
+            values = {name: row[name] for name in row if name != "epoch"}
+            tracked.log_metrics(values, row["epoch"])
+
+        trainer = PairTrainer(
+            fabric, settings.seed, work=work, report=report, title="arc", canvas=network.canvas
+        )
+        rows = train(trainer, network, pairs, Recipe(**settings.train.model_dump()), "offline")
+        if tracked is None:
+            return []  # only the first process writes
+        target = places.OUTPUTS / "trained"
+        about = {"mlflow_run_id": tracked.id, "pairs": len(pairs), "tasks": len(tasks)}
+        building.save(network, target, about | {"parameters": parameters(network)})
+        curve = pd.DataFrame(rows).drop(columns="seconds", errors="ignore")
+        curve.to_csv(target / "curve.csv", index=False)
     print(f"offline: {describe(rows[-1])}")
     return [target / name for name in (building.WEIGHTS, building.ABOUT, "curve.csv")]
 
