@@ -24,7 +24,7 @@ from PIL import Image
 
 from tttlab.config.params import read_params
 from tttlab.evaluation.results import Results
-from tttlab.reporting import drawings, page, plots
+from tttlab.reporting import drawings, plots, style
 from tttlab.reporting.figures import overview
 from tttlab.reporting.pictures import Flip, Flips, read_flips
 from tttlab.reporting.tested import Tested
@@ -132,7 +132,7 @@ def draw_example(axes: Axes, flip: Flip) -> None:
 
 def save(figure: Figure, path: Path, theme: str) -> None:
     """Write a figure in the light or the dark colours of the report."""
-    themes = page.themes()
+    themes = style.themes()
     if theme == "dark":
         recolor(figure, themes["light"], themes["dark"])
     figure.savefig(path, dpi=150, facecolor=themes[theme]["paper"], metadata={"Software": None})

@@ -12,7 +12,7 @@ from tests.helpers import evaluated
 from tools import pictures as tool
 from tttlab.data.image_sets import ImageSet
 from tttlab.evaluation.results import Results
-from tttlab.reporting import page, plots
+from tttlab.reporting import plots, style
 from tttlab.reporting.pictures import read_flips
 from tttlab.shifts.shift import list_shifts
 
@@ -81,7 +81,7 @@ def plots_points(fraction: float) -> str:
 
 def test_the_dark_picture_has_the_colours_of_the_dark_page(project, flips, tmp_path):
     _, results = project
-    themes = page.themes()
+    themes = style.themes()
     for theme in ("light", "dark"):
         path = tmp_path / f"{theme}.png"
         tool.save(tool.first_picture(results, flips), path, theme)

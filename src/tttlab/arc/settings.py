@@ -5,23 +5,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, ValidationError, model_validator
 
+from tttlab.arc.auxiliary import SYMMETRIES
 from tttlab.config.experiments import Machine
+from tttlab.config.models import Schedule
 from tttlab.config.params import read_yaml, refuse
 from tttlab.config.strict import (
     Count,
     Fraction,
     Natural,
-    NonNegative,
     Positive,
     Strict,
     fault,
     list_mistakes,
 )
 from tttlab.config.values import DISTINCT, Name
-
-Symmetry = Literal[
-    "turn90", "turn180", "turn270", "flip_rows", "flip_columns", "transpose", "antitranspose"
-]
 
 
 class Tasks(Strict):
@@ -60,7 +57,7 @@ class Auxiliary(Strict):
         test_time: the same of an evaluation task.
     """
 
-    symmetries: Annotated[tuple[Symmetry, ...], DISTINCT]
+    symmetries: Annotated[tuple[Literal[SYMMETRIES[1:]], ...], DISTINCT]
     unturned: StrictBool
     offline: Natural
     test_time: Natural
@@ -95,22 +92,14 @@ class Network(Strict):
         return self
 
 
-class Training(Strict):
-    """Offline training, of the network and of a token for each auxiliary task."""
+class Training(Schedule):
+    """Offline training, of the network and of a token for each auxiliary task.
 
-    epochs: Natural
-    batch_size: Annotated[StrictInt, Field(ge=2)]
-    lr: Positive
-    weight_decay: NonNegative
-    warmup_epochs: Natural
+    Attributes:
+        clip: largest norm of the gradient.
+    """
+
     clip: Positive
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> "Training":
-        if self.warmup_epochs > self.epochs:
-            message = f"expected at most epochs ({self.epochs}), found {self.warmup_epochs}"
-            raise fault(message, "warmup_epochs")
-        return self
 
 
 class Run(Strict):

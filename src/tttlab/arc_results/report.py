@@ -21,6 +21,7 @@ from tttlab.arc_results.figures import curves
 from tttlab.evaluation.results import CONTROL, is_known
 from tttlab.reporting import page, plots
 from tttlab.reporting.drawing import Drawing
+from tttlab.reporting.style import base_style
 from tttlab.reporting.words import amount, interval, percent, points, probability, setting
 
 SHOWN = 12  # tasks of a group that are not folded
@@ -121,7 +122,7 @@ def render(
     runs = list(metrics["runs"])
     focus = focus_of(runs)
     return environment.get_template("report.html").render(
-        themes=page.themes(),
+        style=base_style(),
         digits=grids.digits(),
         cell=grids.cell_pixels,
         focus=focus,

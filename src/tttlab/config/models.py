@@ -33,25 +33,30 @@ from tttlab.config.values import (
 MODES = ("linear", "full", "joint", "meta", "none")  # `Whole` is the section of none
 
 
-class Training(Strict):
-    """Length and optimiser of one training."""
+class Schedule(Strict):
+    """Length and learning rate of one training."""
 
     epochs: Natural
     batch_size: Annotated[StrictInt, Field(ge=2)]
-    optimizer: Literal["sgd", "adamw"]
     lr: Positive
     weight_decay: NonNegative
     warmup_epochs: Natural
-    augment: Views
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> "Training":
+    def _warmup_fits(self) -> "Schedule":
         if self.warmup_epochs > self.epochs:
             raise fault(
                 f"expected at most epochs ({self.epochs}), found {self.warmup_epochs}",
                 "warmup_epochs",
             )
         return self
+
+
+class Training(Schedule):
+    """One training on images."""
+
+    optimizer: Literal["sgd", "adamw"]
+    augment: Views
 
 
 class InnerStep(Strict):

@@ -11,6 +11,7 @@ from tttlab.reporting import about, plots, report
 from tttlab.reporting.drawing import Drawing
 from tttlab.reporting.headline import rows
 from tttlab.reporting.pictures import Flips
+from tttlab.reporting.style import base_style
 from tttlab.reporting.tables import comparison, distances
 from tttlab.reporting.tables.comparison import Table
 from tttlab.reporting.tested import Tested
@@ -97,7 +98,7 @@ def render(
         sentences={model: report.sentence(results, model) for model in results.models},
         styles=plots.run_styles(results.runs),
         controls=about.controls(results),
-        themes=themes(),
+        style=base_style(),
         tested=Tested.of(results),
         overview=[named for named in drawings.items() if named[1].section == "overview"],
         sections=_sections(results, drawings, flips),
@@ -112,31 +113,6 @@ def to_svg(name: str, drawing: Drawing) -> str:
     """Write a figure as SVG, with its title and caption as the label for screen readers."""
     label = " ".join(filter(None, [drawing.figure.get_suptitle(), drawing.caption]))
     return plots.to_svg(drawing.figure, name, label)
-
-
-def themes() -> dict[str, dict[str, str]]:
-    """Give the colours of the light and the dark page by name."""
-    light = {
-        "paper": plots.PAPER,
-        "ink": plots.INK,
-        "muted": "#5f5f69",
-        "grid": plots.GRID,
-        "wash": "#f6f6f8",
-        "gain": plots.GAIN,
-        "loss": plots.LOSS,
-    }
-    dark = {
-        "paper": "#15161a",
-        "ink": "#e6e6ea",
-        "muted": "#9b9ba6",
-        "grid": "#34353d",
-        "wash": "#1e1f25",
-        "gain": plots.DARK_GAIN,
-        "loss": plots.DARK_LOSS,
-    }
-    for number, (light_color, dark_color) in enumerate(zip(plots.LIGHT, plots.DARK, strict=True)):
-        light[f"run-{number}"], dark[f"run-{number}"] = light_color, dark_color
-    return {"light": light, "dark": dark}
 
 
 def _sections(
