@@ -97,7 +97,7 @@ class TestHeadline:
     def test_how_many_of_how_many_and_at_what_cost(self):
         answer, rest = headline(self.metrics(0.1, 0.3))
         assert "solves 18 of 77 tasks, without it 3." in answer
-        assert "+20.0 points, 95 % interval [+10.0, +30.0]; 16 tasks are won, 1 lost." in rest
+        assert "+20.0 points, 95 % interval [+10.0, +30.0]; tasks won: 16, lost: 1." in rest
         assert "41.3\N{NO-BREAK SPACE}s per task in place of 0.25\N{NO-BREAK SPACE}s" in rest
 
     def test_one_run_is_compared_with_nothing(self):

@@ -164,7 +164,7 @@ def headline(metrics: Mapping[str, Any]) -> tuple[str, str]:
         f"{start} With test-time training the network solves {after['solved']} of "
         f"{after['tasks']} tasks, without it {before['solved']}.",
         f"That is {points(gain['gain'])} points, 95 % interval {interval(low, high)}; "
-        f"{gain['won']} tasks are won, {gain['lost']} lost. "
+        f"tasks won: {gain['won']}, lost: {gain['lost']}. "
         f"It takes {seconds(after)} per task in place of {seconds(before)}.",
     )
 

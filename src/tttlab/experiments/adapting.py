@@ -19,6 +19,7 @@ from tttlab.experiments.rows import predictions
 from tttlab.runtime.machine import Machine
 from tttlab.runtime.parallel import working
 from tttlab.runtime.resuming import Work
+from tttlab.shifts.corruptions.canvas import import_transforms
 from tttlab.shifts.shift import Shift
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ def adapting(
             sweep.work.save(sweep.name(block), results[block.shift])
         return job.size
 
+    if any(shift.synthetic for sweep in sweeps for shift in sweep.shifts):
+        import_transforms()  # else every worker would
     items = [(sweep, job) for sweep, jobs in zip(sweeps, missing, strict=True) for job in jobs]
     waiting = iter(zip(sweeps, shares, missing, strict=True))
 

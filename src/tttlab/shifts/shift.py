@@ -31,6 +31,11 @@ class Shift:
         return self.corruption == "none"
 
     @property
+    def synthetic(self) -> bool:
+        """Whether the test images are corrupted here."""
+        return not self.clean and self.images is None
+
+    @property
     def name(self) -> str:
         """``clean``, or for example ``fog-3``, ``cifar10_c/fog-3`` or ``photos/night``."""
         if self.clean:
@@ -43,9 +48,11 @@ class Shift:
 
     def apply(self, images: ImageSet, seed: int) -> np.ndarray:
         """Corrupt images that came from `of`, each from its own stream: uint8 ``(N, S, S, 3)``."""
-        if self.clean or self.images is not None:
-            return np.asarray(images.pixels)
-        return corrupt_all(images.pixels, images.image_ids, self.corruption, self.severity, seed)
+        if self.synthetic:
+            return corrupt_all(
+                images.pixels, images.image_ids, self.corruption, self.severity, seed
+            )
+        return np.asarray(images.pixels)
 
     def seen(self, test: ImageSet, seed: int) -> ImageSet:
         """Return the shifted images, corrupted at every access: a set need not fit into memory."""
