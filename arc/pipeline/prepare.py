@@ -1,4 +1,4 @@
-"""Choose the tasks of ARC, and put their answers aside."""
+"""Choose the tasks of ARC, invent others, and put the answers aside."""
 
 from tttlab.arc.settings import Settings, read_settings
 from tttlab.workflow import command
@@ -7,7 +7,7 @@ from tttlab.workflow.order import ARC_SHARES
 
 
 def run(settings: Settings) -> None:
-    """Write outputs/tasks/training.json, evaluation.json and answers.json."""
+    """Write outputs/tasks/{training,invented,evaluation,answers}.json."""
     write_tasks(settings)
 
 

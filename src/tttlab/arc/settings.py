@@ -47,6 +47,18 @@ class Tasks(Strict):
         return self
 
 
+class Invented(Strict):
+    """Tasks by rules of our own, of which there are as many pairs as one likes.
+
+    Attributes:
+        tasks: how many, the rules in turn; 0: none.
+        pairs: demonstrations of each.
+    """
+
+    tasks: Natural
+    pairs: Count
+
+
 class Auxiliary(Strict):
     """Auxiliary tasks: the task itself, and each symmetry in so many colour maps.
 
@@ -183,6 +195,7 @@ class Settings(Strict):
 
     seed: Natural
     tasks: Tasks
+    invented: Invented
     auxiliary: Auxiliary
     network: Network
     train: Training

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tttlab.arc.settings import Settings
 from tttlab.errors import UserError, choices
 from tttlab.workflow import places
-from tttlab.workflow.arc.preparing import EVALUATION, TRAINING, folder
+from tttlab.workflow.arc.preparing import EVALUATION, INVENTED, TRAINING, folder
 from tttlab.workflow.ledger import Ledger
 
 
@@ -13,7 +13,8 @@ def training_key(settings: Settings, ledger: Ledger) -> str:
     """Hash what the offline network depends on."""
     sections = settings.model_dump(mode="json", include={"seed", "auxiliary", "network", "train"})
     del sections["auxiliary"]["test_time"]
-    return ledger.key([sections, settings.tasks.largest], [folder() / TRAINING])
+    files = [folder() / TRAINING, folder() / INVENTED]
+    return ledger.key([sections, settings.tasks.largest], files)
 
 
 def adapting_key(settings: Settings, name: str, ledger: Ledger) -> str:

@@ -12,7 +12,8 @@ from tttlab.errors import UserError
 from tttlab.seeding import numpy_generator
 from tttlab.workflow import places
 
-TRAINING, EVALUATION, ANSWERS = "training.json", "evaluation.json", "answers.json"
+TRAINING, INVENTED = "training.json", "invented.json"
+EVALUATION, ANSWERS = "evaluation.json", "answers.json"
 
 
 def folder() -> Path:
@@ -21,12 +22,14 @@ def folder() -> Path:
 
 
 def write_tasks(settings: Settings) -> None:
-    """Choose the tasks and write them.
+    """Choose the tasks, invent others, and write them.
 
     Raises:
         UserError: no task fits.
     """
-    chosen = settings.tasks
+    from tttlab.arc.invented.inventing import invent  # SciPy; the other stages import the names
+
+    chosen, invented = settings.tasks, settings.invented
     training = fitting(load(chosen.training, "training"), chosen.largest)
     evaluation = fitting(load(chosen.evaluation, "evaluation"), chosen.largest)
     tasks = list(evaluation.tasks)
@@ -43,12 +46,16 @@ def write_tasks(settings: Settings) -> None:
     # The training tasks' questions are answered in public: they are demonstrations like the others.
     complete = [answered(task, training.answers[task.name]) for task in training.tasks]
     write(folder() / TRAINING, complete)
+    own = invent(invented.tasks, invented.pairs, chosen.largest, settings.seed)
+    write(folder() / INVENTED, own)
     write(folder() / EVALUATION, tasks)
     answers = {
         task.name: [grid.tolist() for grid in evaluation.answers[task.name]] for task in tasks
     }
     (folder() / ANSWERS).write_text(json.dumps(answers) + "\n", encoding="utf-8")
-    print(f"{len(complete)} training tasks, {len(tasks)} evaluation tasks")
+    print(
+        f"{len(complete)} training tasks, {len(own)} invented ones, {len(tasks)} evaluation tasks"
+    )
 
 
 def answered(task: ArcTask, answers: Sequence[np.ndarray]) -> ArcTask:

@@ -18,13 +18,15 @@ from tttlab.workflow.processes import open_fabric, open_shared
 
 
 def train_offline(settings: Settings, key: str) -> list[Path]:
-    """Train the network on the training tasks.
+    """Train the network on the training tasks and the invented ones.
 
     Returns:
         the files that the first process writes; none on the others.
     """
-    tasks = read_tasks(places.OUTPUTS, "training")
+    tasks, invented = (read_tasks(places.OUTPUTS, part) for part in ("training", "invented"))
     auxiliaries = building.draw(settings, tasks, settings.auxiliary.offline)
+    auxiliaries += building.draw(settings, invented, 0)  # they come in all turns and colours
+    tasks += invented
     pairs = gather(tasks, auxiliaries, settings.tasks.largest)
     network = building.build(settings, pairs.count)
     fabric = open_fabric(settings)
