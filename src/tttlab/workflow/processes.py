@@ -19,9 +19,17 @@ if TYPE_CHECKING:
     from tttlab.runtime.ranks import Processes
 
 
-def open_fabric(params: Params) -> "Processes":
-    """Connect to the other processes of this stage, or start them, as ``machine`` says."""
+def open_fabric(params: Params, on_cpu: int = 1) -> "Processes":
+    """Connect to the other processes of this stage, or start them, as ``machine`` says.
+
+    Args:
+        params: of the stage.
+        on_cpu: processes on a CPU where ``machine.devices`` is auto.
+    """
     devices, nodes = started(os.environ) or (params.machine.devices, 1)
+    device = choose_device(params.machine.device, params.machine.precision)
+    if devices == "auto" and device.type == "cpu":
+        devices = on_cpu
     return ranks.open_fabric(params.machine.device, params.machine.precision, devices, nodes)
 
 

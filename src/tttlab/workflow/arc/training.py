@@ -29,7 +29,8 @@ def train_offline(settings: Settings, key: str) -> list[Path]:
     tasks += invented
     pairs = gather(tasks, auxiliaries, settings.tasks.largest)
     network = building.build(settings, pairs.count)
-    fabric = open_fabric(settings)
+    # A small network keeps one thread busy; a second one would hardly shorten a step.
+    fabric = open_fabric(settings, on_cpu=max(settings.machine.workers, 1))
 
     def open_run(key: str) -> AbstractContextManager[Run]:
         sections = {"seed", "auxiliary", "network", "train"}
