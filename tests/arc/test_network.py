@@ -31,9 +31,10 @@ def slow_attention(block, x, attended, table):
         part = slice(head * size, (head + 1) * size)
 
         def turn(vectors):
-            first, second = vectors[..., : size // 2], vectors[..., size // 2 :]
+            first, second = vectors[..., ::2], vectors[..., 1::2]
             sine, cosine = table.sin(), table.cos()
-            return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
+            pairs = [first * cosine - second * sine, second * cosine + first * sine]
+            return torch.stack(pairs, -1).flatten(-2)
 
         q, k, v = turn(query[:, part]), turn(key[:, part]), value[:, part]
         for token in range(len(x)):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from timm.layers import Mlp, RotaryEmbeddingCat, apply_rot_embed_cat
+from timm.layers import Mlp, RotaryEmbeddingCat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,8 +36,9 @@ class Block(nn.Module):
     """A transformer block whose attention rotates queries and keys by their place.
 
     timm's `AttentionRope` cuts the task token off and puts it back, for queries and keys apart,
-    which takes as long as the matrix products of a small network; here a token's own rotation may
-    be none.
+    and turns pairs of channels by several operations, which takes as long as the matrix products
+    of a small network. Here a token's own rotation may be none, and a pair of channels is a complex
+    number.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -54,7 +55,7 @@ class Block(nn.Module):
 
         Args:
             x: ``(N, L, D)``.
-            rotation: sines and cosines of every token ``(N, 1, L, 2·D/heads)``.
+            rotation: complex numbers of length 1, ``(N, 1, L, D/heads/2)``.
             attended: which tokens are looked at, ``(N, 1, 1, L)``.
         """
         if self.post:
@@ -67,7 +68,10 @@ class Block(nn.Module):
         """Mix tokens by attention."""
         heads = self.qkv(x).unflatten(-1, (3 * self.heads, -1)).transpose(1, 2)
         turned, value = heads.split((2 * self.heads, self.heads), dim=1)
-        query, key = apply_rot_embed_cat(turned, rotation, half=True).chunk(2, dim=1)
+        # Complex numbers have no half precision.
+        pairs = turned.unflatten(-1, (-1, 2)).to(rotation.real.dtype)
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * rotation)
+        query, key = turned.flatten(-2).to(value.dtype).chunk(2, dim=1)
         drop = self.dropout.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attended, drop)
         return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
@@ -102,6 +106,7 @@ class CanvasTransformer(nn.Module):
         x = torch.cat([self.auxiliary(tokens.auxiliary).unsqueeze(1), x], dim=1)
         x = self.dropout(x)
         rotation = self.rotations[F.pad(tokens.positions + 1, (1, 0))].unsqueeze(1)
+        rotation = torch.view_as_complex(rotation)
         attended = F.pad(tokens.visible, (1, 0), value=True)[:, None, None, :]
         for block in self.blocks:
             x = block(x, rotation, attended)
@@ -109,11 +114,12 @@ class CanvasTransformer(nn.Module):
 
 
 def rotations(canvas: Canvas, architecture: Architecture) -> Tensor:
-    """Compute sines and cosines ``(1 + patches, 2·D/heads)``; the first row turns nothing."""
+    """Compute cosines and sines ``(1 + patches, D/heads/2, 2)``; the first row turns nothing."""
     number, width = canvas.side // canvas.patch, architecture.width // architecture.heads
     rotary = RotaryEmbeddingCat(
         width, in_pixels=False, feat_shape=[number, number], rotate_half=True
     )
-    table = rotary.get_embed([number, number])
-    none = torch.cat([torch.zeros(1, width), torch.ones(1, width)], dim=1)
+    sines, cosines = rotary.get_embed([number, number]).unflatten(-1, (4, -1))[:, ::2].unbind(1)
+    table = torch.stack([cosines, sines], -1)
+    none = torch.tensor([1.0, 0.0]).expand(1, width // 2, 2)
     return torch.cat([none, table])
