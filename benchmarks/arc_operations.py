@@ -19,8 +19,9 @@ from benchmarks.amount import FULL, Amount
 from tttlab.arc import building
 from tttlab.arc.canvas import Tokens
 from tttlab.arc.demonstrations import Demonstrations, as_array
+from tttlab.arc.invented.inventing import invent
 from tttlab.arc.network import CanvasTransformer
-from tttlab.arc.offline import PairLoader, gather
+from tttlab.arc.offline import PairLoader
 from tttlab.arc.settings import Settings
 from tttlab.arc.tasks import ArcTask, load
 from tttlab.seeding import torch_generator
@@ -57,10 +58,16 @@ def report(settings: Settings, amount: Amount = FULL) -> dict[str, Any]:
     shown = [answered(task, collection.answers[task.name]) for task in collection.tasks]
     asked = fitting(load(chosen.evaluation, "evaluation"), chosen.largest).tasks
     canvas = building.canvas_of(settings).tokens
-    of_batches = np.array(offline_lengths(settings, shown[: amount.images]))
+    invented = invent(
+        settings.invented.tasks, settings.invented.pairs, chosen.largest, settings.seed
+    )
+    of_batches = np.array(
+        offline_lengths(settings, shown[: amount.images], invented[: amount.images])
+    )
     of_steps = np.array(test_time_lengths(settings, asked[: amount.images]))
     offline, test_time = (np.mean([training(n) for n in n_s]) for n_s in (of_batches, of_steps))
     pairs = sum(len(task.demonstrations) for task in shown) * auxiliaries(settings, "offline")
+    pairs += len(invented) * settings.invented.pairs
     views = auxiliaries(settings, "test_time") * run.placements
     tasks = chosen.count or len(asked)
     questions = tasks * sum(len(task.questions) for task in asked) / len(asked)
@@ -133,10 +140,11 @@ def auxiliaries(settings: Settings, part: str) -> int:
     return 1 + len(settings.auxiliary.kinds) * getattr(settings.auxiliary, part)
 
 
-def offline_lengths(settings: Settings, tasks: Sequence[ArcTask]) -> list[int]:
+def offline_lengths(
+    settings: Settings, tasks: Sequence[ArcTask], invented: Sequence[ArcTask]
+) -> list[int]:
     """Measure the tokens of each pair in some batches of the first epoch, padding included."""
-    drawn = building.draw(settings, tasks, settings.auxiliary.offline)
-    pairs = gather(tasks, drawn, settings.tasks.largest)
+    pairs = building.gather_offline(settings, tasks, invented)
     canvas = building.canvas_of(settings)
     loader = PairLoader(pairs, canvas, settings.train.batch_size, settings.seed)
     loader.set_epoch(1)

@@ -114,7 +114,7 @@ class TestPage:
 
     def test_what_the_numbers_do_not_say(self, text):
         said = words(text)
-        assert "trained offline on 1 tasks" in said
+        assert "trained offline on 1 tasks and 5 invented ones, and is asked 4" in said
         assert "asked 4 whose given grids have at most 3 × 3 cells" in said
         assert "not comparable with published results" in said
 

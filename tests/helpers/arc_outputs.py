@@ -58,7 +58,13 @@ def write(outputs: Path) -> Path:
         for n, (name, grids) in enumerate(ANSWERS.items(), 2)
     }
     training = {"old": {"train": [demonstration], "test": [{"input": [[0]]}]}}
-    files = {"evaluation": tasks, "answers": ANSWERS, "training": training}
+    invented = {f"invented-{number}": {"train": [demonstration], "test": []} for number in range(5)}
+    files = {
+        "evaluation": tasks,
+        "answers": ANSWERS,
+        "training": training,
+        "invented": invented,
+    }
     (outputs / "tasks").mkdir(parents=True)
     for name, content in files.items():
         (outputs / "tasks" / f"{name}.json").write_text(json.dumps(content))

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 # Dropout does not: its noise differs between processes.
 TINY = {
     "tasks": {"largest": 6, "count": 5},
+    "invented": {"tasks": 5, "pairs": 2},
     "auxiliary": {"offline": 1, "test_time": 1, "symmetries": ["turn90", "flip_rows"]},
     "network": {"canvas": 16, "largest_scale": 2, "width": 16, "depth": 2, "heads": 2, "mlp": 16},
     "train": {"epochs": 2, "warmup_epochs": 1, "batch_size": 60},

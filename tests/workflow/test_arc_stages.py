@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 STAGES = ("prepare", "train", "adapt", "align", "evaluate", "report")
 TINY = {
     "tasks": {"largest": 6, "count": 6},
+    "invented": {"tasks": 31, "pairs": 2},
     "auxiliary": {"offline": 0, "test_time": 1, "symmetries": ["turn90", "transpose"]},
     "network": {"canvas": 8, "width": 16, "depth": 1, "heads": 2, "mlp": 16},
     "train": {"epochs": 2, "warmup_epochs": 1},

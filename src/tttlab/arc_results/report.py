@@ -76,6 +76,7 @@ def write_report(outputs: Path) -> Path:
         agreement=summarise(read_alignment(outputs)),
         sizes={
             "trained_on": len(read_tasks(outputs, "training")),
+            "invented": len(read_tasks(outputs, "invented")),
             "side": max(task.longest_side for task in tasks),
         },
     )

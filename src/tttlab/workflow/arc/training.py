@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from tttlab.arc import building
-from tttlab.arc.offline import PairTrainer, gather, train
+from tttlab.arc.offline import PairTrainer, train
 from tttlab.arc.results import read_tasks
 from tttlab.arc.settings import Settings
 from tttlab.tracking.runs import Run, start_run
@@ -24,20 +24,17 @@ def train_offline(settings: Settings, key: str) -> list[Path]:
         the files that the first process writes; none on the others.
     """
     tasks, invented = (read_tasks(places.OUTPUTS, part) for part in ("training", "invented"))
-    auxiliaries = building.draw(settings, tasks, settings.auxiliary.offline)
-    auxiliaries += building.draw(settings, invented, 0)  # they come in all turns and colours
-    tasks += invented
-    pairs = gather(tasks, auxiliaries, settings.tasks.largest)
+    pairs = building.gather_offline(settings, tasks, invented)
     network = building.build(settings, pairs.count)
     # A small network keeps one thread busy; a second one would hardly shorten a step.
     fabric = open_fabric(settings, on_cpu=max(settings.machine.workers, 1))
 
     def open_run(key: str) -> AbstractContextManager[Run]:
-        sections = {"seed", "auxiliary", "network", "train"}
+        sections = {"seed", "invented", "auxiliary", "network", "train"}
         return start_run(
             places.ROOT,
             stage="arc train",
-            name=f"arc train · {len(tasks)} tasks · {settings.train.epochs} epochs",
+            name=f"arc train · {len(tasks)} tasks, {len(invented)} invented",
             params=settings.model_dump(mode="json", include=sections),
             parent=parent_run(settings),
             resume_key=key,
@@ -59,8 +56,14 @@ def train_offline(settings: Settings, key: str) -> list[Path]:
         if tracked is None:
             return []  # only the first process writes
         target = places.OUTPUTS / "trained"
-        about = {"mlflow_run_id": tracked.id, "pairs": len(pairs), "tasks": len(tasks)}
-        building.save(network, target, about | {"parameters": parameters(network)})
+        about = {
+            "mlflow_run_id": tracked.id,
+            "pairs": len(pairs),
+            "tasks": len(tasks),
+            "invented": len(invented),
+            "parameters": parameters(network),
+        }
+        building.save(network, target, about)
         curve = pd.DataFrame(rows).drop(columns="seconds", errors="ignore")
         curve.to_csv(target / "curve.csv", index=False)
     print(f"offline: {describe(rows[-1])}")
