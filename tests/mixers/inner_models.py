@@ -9,15 +9,15 @@ Weights = dict[str, np.ndarray]
 EPSILON = 1e-5
 
 
-def token_gradient(z: np.ndarray, v: np.ndarray, gain: np.ndarray | None) -> np.ndarray:
-    """Differentiate ½ ‖gain · LN(z) − v‖² by z, by the Jacobian of LN."""
-    if gain is None:
+def token_gradient(z: np.ndarray, v: np.ndarray, norm: bool) -> np.ndarray:
+    """Differentiate ½ ‖LN(z) − v‖² by z, by the Jacobian of LN."""
+    if not norm:
         return z - v
     width = len(z)
     deviation = math.sqrt(z.var() + EPSILON)
     normed = (z - z.mean()) / deviation
     jacobian = np.eye(width) - 1 / width - np.outer(normed, normed) / width
-    return jacobian / deviation @ (gain * (gain * normed - v))
+    return jacobian / deviation @ (normed - v)
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
@@ -90,8 +90,8 @@ def answers(
     keys: np.ndarray,
     targets: np.ndarray,
     queries: np.ndarray,
-    gain: np.ndarray | None,
     *,
+    norm: bool,
     lr: float,
     batches: list[list[int]],
     scaled: bool,
@@ -101,12 +101,12 @@ def answers(
     for batch in batches:
         total = {name: np.zeros_like(value) for name, value in weights.items()}
         for place in batch:
-            by_z = token_gradient(model.output(weights, keys, place), targets[place], gain)
+            by_z = token_gradient(model.output(weights, keys, place), targets[place], norm)
             for name, value in model.gradient(weights, keys, place, by_z).items():
                 total[name] += value / len(batch)
-        norm = math.sqrt(sum((value**2).sum() for value in total.values()))
+        length = math.sqrt(sum((value**2).sum() for value in total.values()))
         for name in weights:
-            weights[name] -= lr * total[name] / (norm + 1 if scaled else 1)
+            weights[name] -= lr * total[name] / (length + 1 if scaled else 1)
     return np.stack([model.output(weights, queries, place) for place in range(len(queries))])
 
 

@@ -10,7 +10,14 @@ from torch.func import functional_call, grad, vmap
 from tests.mixers import inner_models
 from tttlab.config.mixers import InnerTraining
 from tttlab.errors import UserError
-from tttlab.mixers.descent import batch_of_step, descend, losses_along
+from tttlab.mixers.descent import (
+    batch_of_step,
+    centre,
+    descend,
+    losses_along,
+    mean_losses,
+    token_losses,
+)
 from tttlab.mixers.linear_attention import LinearAttention
 from tttlab.mixers.ttt_conv import TTTConv
 from tttlab.mixers.ttt_linear import TTTLinear
@@ -83,13 +90,15 @@ def test_with_positive_features_linear_attention_is_a_mean_of_the_values():
 def test_gradients_written_by_hand_are_those_of_autograd(name, inner_norm, inner_bias, batch):
     layer = build(name, inner_norm=inner_norm, inner_bias=inner_bias)
     keys, targets, _ = tokens()
+    if inner_norm:
+        targets = centre(targets)
     weights = {
         key: value.detach().expand(IMAGES, *value.shape) for key, value in layer.initial().items()
     }
 
     def loss(weights):
         outputs = layer.model(weights, keys)[..., batch, :]
-        return layer.reconstruction.losses(outputs, targets[..., batch, :]).sum()
+        return token_losses(outputs, targets[..., batch, :], inner_norm).sum()
 
     expected = grad(loss)(weights)
     found = layer.gradients(layer.initial(), keys, targets, batch)
@@ -104,13 +113,12 @@ def test_the_loss_is_half_the_squared_distance_of_what_is_normalised(norm):
     layer = build("linear", inner_norm=norm)
     keys, targets, _ = (part.numpy() for part in tokens())
     weights = {key: value.detach().numpy() for key, value in layer.initial().items()}
-    found = layer.losses(layer.initial(), *map(torch.from_numpy, (keys, targets)))
+    found = mean_losses(layer, layer.initial(), *map(torch.from_numpy, (keys, targets)))
     for image, head in np.ndindex(IMAGES, HEADS):
         outputs = keys[image, head] @ weights["weight"][head] + weights["bias"][head]
         if norm:
             deviations = np.sqrt(outputs.var(1, keepdims=True) + inner_models.EPSILON)
             outputs = (outputs - outputs.mean(1, keepdims=True)) / deviations
-            outputs = outputs * layer.reconstruction.gain.detach().numpy()[head]
         expected = ((outputs - targets[image, head]) ** 2).sum(1).mean() / 2
         assert found[image, head].item() == pytest.approx(expected, rel=1e-10)
 
@@ -138,14 +146,13 @@ def test_answers_are_those_of_a_loop_in_numpy(name, inner_norm, schedule):
     layer = build(name, inner_norm=inner_norm, **settings)
     keys, targets, queries = tokens()
     start = {key: value.detach().numpy() for key, value in layer.initial().items()}
-    gain = layer.reconstruction.gain.detach().numpy() if inner_norm else None
 
     def answer(image: int, head: int) -> np.ndarray:
         return inner_models.answers(
             IN_NUMPY[name],
             {key: value[head] for key, value in start.items()},
             *(part[image, head].numpy() for part in (keys, targets, queries)),
-            gain[head, 0] if inner_norm else None,
+            norm=inner_norm,
             lr=layer.inner.inner_lr,
             batches=[list(batch) for batch in batches],
             scaled=layer.inner.scale_gradient,
@@ -185,7 +192,7 @@ def test_the_convolution_knows_the_places_of_its_tokens():
 @EACH
 @BOTH
 def test_the_outer_gradients_are_those_of_finite_differences(name, inner_norm):
-    """By tokens, initial weights and gain, through two inner steps; and once more through these."""
+    """By tokens and initial weights, through two inner steps; and once more through these."""
     grid = (2, 2)
     layer = build(name, grid, inner_norm=inner_norm, inner_steps=2, inner_batch=3)
     parts = [part.requires_grad_() for part in tokens(length=4, images=1)]
@@ -261,8 +268,8 @@ def test_losses_along_the_steps_are_those_of_shorter_trainings(name):
     for steps in range(1, 4):
         layer.inner = replace(layer.inner, inner_steps=steps)
         trained = descend(layer, keys, targets)
-        torch.testing.assert_close(losses[steps], layer.losses(trained, keys, targets))
-    assert (losses[0] - layer.losses(layer.initial(), keys, targets)).abs().max() == 0
+        torch.testing.assert_close(losses[steps], mean_losses(layer, trained, keys, targets))
+    assert (losses[0] - mean_losses(layer, layer.initial(), keys, targets)).abs().max() == 0
 
 
 def test_an_mlp_does_not_start_from_zero():

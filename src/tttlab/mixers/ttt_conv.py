@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tttlab.config.mixers import InnerTraining
 from tttlab.errors import UserError
-from tttlab.mixers.descent import Initial, Reconstruction, Weights, descend
+from tttlab.mixers.descent import Initial, Weights, centre, descend, gradient_by_output
 
 SIDE = 3  # of the kernel
 
@@ -45,7 +45,6 @@ class TTTConv(nn.Module):
         if inner.inner_bias:
             shapes["bias"] = (heads, 1, width)
         self.initial = Initial(inner.learned_init, **shapes)
-        self.reconstruction = Reconstruction(heads, width, inner.inner_norm)
 
     def forward(self, keys: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
         """Train on keys and targets, then ask queries; all and the result ``(N, H, L, d)``.
@@ -60,14 +59,12 @@ class TTTConv(nn.Module):
         outputs = convolve(self._in_grid(tokens), weights["weight"]).flatten(-2).mT
         return outputs + weights["bias"] if "bias" in weights else outputs
 
-    def losses(self, weights: Weights, keys: Tensor, targets: Tensor) -> Tensor:
-        """Give the mean loss over all tokens, ``(N, H)``."""
-        return self.reconstruction.losses(self.model(weights, keys), targets).mean(-1)
-
     def gradients(self, weights: Weights, keys: Tensor, targets: Tensor, batch: slice) -> Weights:
         """Differentiate the loss, summed over the tokens of a batch."""
-        outputs = self.model(weights, keys)
-        by_output = self.reconstruction.gradient(outputs[..., batch, :], targets[..., batch, :])
+        norm, outputs = self.inner.inner_norm, self.model(weights, keys)[..., batch, :]
+        if norm:
+            outputs = centre(outputs)
+        by_output = gradient_by_output(outputs, targets[..., batch, :], norm)
         length = keys.shape[-2]
         if batch != slice(0, length):
             by_output = F.pad(by_output, (0, 0, batch.start, length - batch.stop))

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from tttlab.config.mixers import InnerTraining
 from tttlab.errors import UserError
-from tttlab.mixers.descent import Initial, Reconstruction, Weights, descend
-from tttlab.mixers.ttt_linear import affine
+from tttlab.mixers.descent import Initial, Weights, descend, gradient_by_output
+from tttlab.mixers.ttt_linear import affine, centred
 
 RATIO = 4  # width of the hidden layer ÷ width of a head
 
@@ -41,7 +41,6 @@ class TTTMLP(nn.Module):
         if inner.inner_bias:
             shapes |= {"bias_1": (heads, 1, hidden), "bias_2": (heads, 1, width)}
         self.initial = Initial(True, **shapes)
-        self.reconstruction = Reconstruction(heads, width, inner.inner_norm)
 
     def forward(self, keys: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
         """Train on keys and targets, then ask queries; all and the result ``(N, H, L, d)``."""
@@ -52,18 +51,18 @@ class TTTMLP(nn.Module):
         hidden = F.gelu(affine(tokens, weights["weight_1"], weights.get("bias_1")))
         return affine(hidden, weights["weight_2"], weights.get("bias_2"))
 
-    def losses(self, weights: Weights, keys: Tensor, targets: Tensor) -> Tensor:
-        """Give the mean loss over all tokens, ``(N, H)``."""
-        return self.reconstruction.losses(self.model(weights, keys), targets).mean(-1)
-
     def gradients(self, weights: Weights, keys: Tensor, targets: Tensor, batch: slice) -> Weights:
         """Differentiate the loss, summed over the tokens of a batch."""
         keys, targets = keys[..., batch, :], targets[..., batch, :]
+        norm, last = self.inner.inner_norm, {"weight": weights["weight_2"]}
+        if "bias_2" in weights:
+            last["bias"] = weights["bias_2"]
+        if norm:
+            last = centred(last)
         before = affine(keys, weights["weight_1"], weights.get("bias_1"))
         hidden = F.gelu(before)
-        outputs = affine(hidden, weights["weight_2"], weights.get("bias_2"))
-        by_output = self.reconstruction.gradient(outputs, targets)
-        by_before = torch.ops.aten.gelu_backward(by_output @ weights["weight_2"].mT, before)
+        by_output = gradient_by_output(affine(hidden, **last), targets, norm)
+        by_before = torch.ops.aten.gelu_backward(by_output @ last["weight"].mT, before)
         found = {"weight_1": keys.mT @ by_before, "weight_2": hidden.mT @ by_output}
         if "bias_1" in weights:
             found["bias_1"] = by_before.sum(-2, keepdim=True)
