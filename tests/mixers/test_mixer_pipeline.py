@@ -2,15 +2,21 @@
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from tests.helpers import contract, networks, trainings
 from tests.mixers.test_mixing import OTHERS, build
+from tools.stage_code import ROOT
 from tttlab.adaptation.adapter import adapt
 from tttlab.config.inner_loop import InnerLoop
+from tttlab.config.params import read_params, read_yaml
+from tttlab.mixers.mixing import mixer_layers
 from tttlab.networks.checkpoints import build_objective
 from tttlab.networks.source_statistics import layer_statistics
 from tttlab.training.optimisers import Recipe
 from tttlab.training.recipes import finetune, pretrain
+from tttlab.workflow.method_trials import NETWORK, trial_key
+from tttlab.workflow.untrained import build_untrained, try_at
 
 TOKENS = [name for name in OTHERS if name != "ttt_conv"]
 MAE_SETTINGS = {
@@ -99,3 +105,31 @@ def test_pretraining_and_fine_tuning_train_every_part_of_a_mixer(name, objective
     assert len(parts) == 2 * (4 if name == "linear_attention" else 8 if "mlp" in name else 6)
     for key in parts:
         assert (network.state_dict()[key] - before[key]).abs().max() > 1e-4, key
+
+
+def read(folder, mixer: dict | None):
+    """Read the project's params.yaml with a mixer in its transformer."""
+    values = read_yaml(ROOT / "params.yaml")
+    if mixer:
+        values["models"]["mae_vit"]["mixer"] = mixer
+    path = folder / "params.yaml"
+    YAML(typ="safe").dump(values, path)
+    return read_params(path)
+
+
+def test_a_model_of_the_file_is_built_tried_and_hashed_with_its_mixer(tmp_path):
+    mixed, timms = read(tmp_path, {"name": "ttt_mlp", "inner_steps": 2}), read(tmp_path, None)
+    layers = mixer_layers(build_untrained(mixed, "mae_vit", 16).network.encoder)
+    assert [mixer.rule.inner.inner_steps for mixer in layers.values()] == [2, 2]
+    assert not mixer_layers(build_untrained(timms, "mae_vit", 16).network.encoder)
+    try_at(mixed, "mae_vit", ["ssl", "actmad"], 16)
+    attention = read(tmp_path, {"name": "attention"})
+    keys = {trial_key(params, "ssl", "mae_vit", {}) for params in (mixed, timms, attention)}
+    assert len(keys) == 3
+
+
+def test_without_a_mixer_nothing_of_it_is_hashed(tmp_path):
+    """So what was computed before there were any is still up to date."""
+    section = read(tmp_path, None).models["mae_vit"].model_dump(mode="json", include=NETWORK)
+    names = {"backbone", "backbone_options", "stem", "objective", "finetune", "weights"}
+    assert section.keys() == names

@@ -5,6 +5,7 @@ each head. A rule (one of this room's layers) learns from keys and targets and a
 and another learned map, h, puts the heads' answers together.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -66,7 +67,7 @@ class TokenMixer(nn.Module):
                 "use mixer: {name: attention} where tokens are masked"
             )
         queries, keys, targets = self.split(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             answers = self.rule(keys, targets, queries)
         if self.around:
             answers = F.pad(answers, (0, 0, self.around, 0))
@@ -88,5 +89,11 @@ class TokenMixer(nn.Module):
             ``(steps + 1, N, H)``, means over the tokens.
         """
         _, keys, targets = self.split(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             return losses_along(self.rule, keys, targets, steps)
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    """Switch autocast off, where it is on."""
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
