@@ -713,6 +713,7 @@ MIXER_MISTAKES = {
         "models.vit.mixer.name: found 'ttt_liner'; did you mean 'ttt_linear'?",
         "allowed: attention, linear_attention, ttt_conv, ttt_linear, ttt_mlp",
     ),
+    "a list of names": ({MIXER: {"name": ["a"]}}, 'models.vit.mixer.name: found ["a"]; ', "ttt"),
     "another key": (
         {MIXER: {"name": "ttt_linear", "inner_rate": 1.0}},
         "models.vit.mixer.inner_rate: unknown key; did you mean",

@@ -44,7 +44,7 @@ def _by_name(values: Any) -> Any:
     if "name" not in values:
         raise fault(f"missing; allowed: {', '.join(MIXERS)}", "name")
     name = values["name"]
-    if name not in MIXERS:
+    if name not in tuple(MIXERS):  # a list has no hash
         raise fault(f"found {show(name)}; {choices(str(name), MIXERS)}", "name")
     section = mixer_section(name).model_validate(values)
     if name == "ttt_mlp" and not section.learned_init:

@@ -6,7 +6,6 @@ and another learned map, h, puts the heads' answers together.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +13,6 @@ from torch.nn import functional as F
 
 from tttlab.errors import UserError
 from tttlab.mixers.descent import losses_along
-
-
-class Rule(Protocol):
-    """What answers queries, given keys and targets; all tensors ``(N, H, L, d)``."""
-
-    def __call__(self, keys: Tensor, targets: Tensor, queries: Tensor) -> Tensor:
-        """Answer them."""
 
 
 class TokenMixer(nn.Module):
@@ -32,7 +24,8 @@ class TokenMixer(nn.Module):
     Args:
         dim: D, width of the tokens.
         heads: H, a divisor of D.
-        rule: what mixes the tokens of a head.
+        rule: what mixes the tokens of a head: of keys, targets and queries, ``(N, H, L, d)`` each,
+            it makes answers of that shape.
         around: prefix tokens (class, registers) that are passed around the rule: it does not see
             them, and their answer is zero.
         drop: dropout of the output in training.
