@@ -134,6 +134,7 @@ ROOMS = (
     "runtime",
     "data",
     "shifts",
+    "mixers",
     "networks",
     "objectives",
     "training",

@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.method_settings import declared, method_names
+from tttlab.config.mixers import InnerTraining
 from tttlab.config.params import read_params
 from tttlab.config.values import CORRUPTIONS, HELD_OUT, backbone_names, is_held_out
 from tttlab.errors import UserError
@@ -686,6 +687,14 @@ def test_a_mistake_is_one_line_with_path_finding_and_choices(read, where, value,
     assert also in text
 
 
+# Without an objective nothing is pretrained, and no run needs one.
+ALONE = {
+    "models/vit/pretrain/epochs": 0,
+    "models/vit/pretrain/warmup_epochs": 0,
+    "adapt/runs": {"none": {"method": "none"}},
+}
+
+
 def test_a_probe_is_for_the_tokens_of_a_frozen_transformer(read):
     probe = {"depth": 2, "heads": 3}
     params = read({"models/vit/finetune/mode": "linear", "models/vit/finetune/probe": probe})
@@ -694,6 +703,104 @@ def test_a_probe_is_for_the_tokens_of_a_frozen_transformer(read):
         read, {"models/conv/finetune/mode": "linear", "models/conv/finetune/probe": probe}
     )
     assert text.startswith("models.conv.finetune.probe: a probe reads patch tokens")
+
+
+MIXER = "models/vit/mixer"
+MIXER_MISTAKES = {
+    "no name": ({MIXER: {}}, "models.vit.mixer.name: missing; allowed: attention, linear_att", ""),
+    "another name": (
+        {MIXER: {"name": "ttt_liner"}},
+        "models.vit.mixer.name: found 'ttt_liner'; did you mean 'ttt_linear'?",
+        "allowed: attention, linear_attention, ttt_conv, ttt_linear, ttt_mlp",
+    ),
+    "a list of names": ({MIXER: {"name": ["a"]}}, 'models.vit.mixer.name: found ["a"]; ', "ttt"),
+    "another key": (
+        {MIXER: {"name": "ttt_linear", "inner_rate": 1.0}},
+        "models.vit.mixer.inner_rate: unknown key; did you mean",
+        "allowed: heads, inner_batch, inner_bias, inner_lr,",
+    ),
+    "no learning rate": (
+        {MIXER: {"name": "ttt_mlp", "inner_lr": 0.0}},
+        "models.vit.mixer.inner_lr: expected a number greater than 0",
+        "found 0.0",
+    ),
+    "no steps": (
+        {MIXER: {"name": "ttt_mlp", "inner_steps": 0}},
+        "models.vit.mixer.inner_steps: expected a number greater than or equal to 1",
+        "found 0",
+    ),
+    "a key of another mixer": (
+        {MIXER: {"name": "linear_attention", "inner_lr": 1.0}},
+        "models.vit.mixer.inner_lr: unknown key",
+        "allowed: feature_map, heads, name",
+    ),
+    "another feature map": (
+        {MIXER: {"name": "linear_attention", "feature_map": "relu"}},
+        "models.vit.mixer.feature_map: found 'relu'",
+        "allowed: elu, identity",
+    ),
+    "no section": ({MIXER: "ttt_mlp"}, "models.vit.mixer: expected keys with values", "'ttt_mlp'"),
+    "an MLP from zero": (
+        {MIXER: {"name": "ttt_mlp", "learned_init": False}},
+        "models.vit.mixer.learned_init: expected true: an MLP whose weights are all zero",
+        "found false",
+    ),
+    "another backbone": (
+        {"models/conv/mixer": {"name": "attention"}},
+        "models.conv.mixer: a mixer takes the place of attention in a plain vision transformer",
+        "found 'resnet18'; remove it",
+    ),
+    "timm's weights": (
+        {MIXER: {"name": "ttt_mlp"}, "models/vit/weights": "timm", "models/vit/stem": "original"},
+        "models.vit.weights: expected null or the path of a checkpoint with mixer ttt_mlp",
+        "found timm",
+    ),
+    "dropped tokens": (
+        {MIXER: {"name": "ttt_conv"}},
+        "models.vit.mixer.name: ttt_conv needs the whole grid of patches, of which mae drops some",
+        "choose ttt_linear or ttt_mlp",
+    ),
+    "a network that is kept": (
+        {
+            MIXER: {"name": "ttt_mlp"},
+            "models/vit/weights": "timm",
+            "models/vit/stem": "original",
+            "models/vit/objective": {"name": "none"},
+            "models/vit/finetune": {"mode": "none", "classes": ["a", "b"]},
+        },
+        "models.vit.mixer: with finetune.mode none the network is kept as it is",
+        "remove it",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MIXER_MISTAKES)
+def test_a_mixer_that_does_not_fit_is_told_in_a_line(read, case):
+    changes, start, also = MIXER_MISTAKES[case]
+    text = message(read, changes)
+    assert text.startswith(start)
+    assert also in text
+
+
+def test_a_mixer_has_the_defaults_of_its_declaration(read):
+    params = read({MIXER: {"name": "ttt_linear", "inner_steps": 2}})
+    section = params.models["vit"].model_dump(mode="json")["mixer"]
+    assert section.pop("name") == "ttt_linear"
+    assert section == asdict(InnerTraining(inner_steps=2))
+    params = read({MIXER: {"name": "ttt_conv"}, "models/vit/objective": {"name": "none"}} | ALONE)
+    assert params.models["vit"].mixer.inner_lr == 1.0
+
+
+@pytest.mark.parametrize("given", [{}, {MIXER: None}], ids=["left out", "null"])
+def test_a_model_without_a_mixer_is_hashed_and_kept_as_before_there_were_any(read, given):
+    model = read(given).models["vit"]
+    for section in (
+        model.model_dump(mode="json"),
+        model.model_dump(mode="json", exclude={"finetune"}),
+        model.model_dump(mode="json", include={"backbone": True, "mixer": True}),
+    ):
+        assert "mixer" not in section
+    assert read({MIXER: {"name": "attention"}}).models["vit"].mixer.name == "attention"
 
 
 def test_a_run_can_be_for_some_models_and_have_a_protocol_of_its_own(read, methods):

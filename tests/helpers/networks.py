@@ -5,6 +5,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from tttlab.mixers.mixing import mix
 from tttlab.networks.building import build_encoder
 from tttlab.networks.network import Network, add_probe
 from tttlab.networks.objective import Objective
@@ -51,6 +52,12 @@ def vit(objective: Objective = DECODER) -> Network:
     torch.manual_seed(2)
     encoder = build_encoder("vit_tiny_patch16_224", SIZE, options=VIT)
     return with_head(encoder, objective)
+
+
+def mixed(network: Network, name: str, **settings) -> Network:
+    """Put another mixer in the place of a ViT's attention."""
+    mix(network.encoder, name, seed=0, **settings)
+    return network
 
 
 def decided(network: Network, factor: float) -> Network:

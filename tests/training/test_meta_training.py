@@ -39,6 +39,7 @@ SETTINGS = {
     "rotation-batchnorm": (networks.resnet, Rotation()),
     "clust3-batchnorm": (networks.resnet, ClusT3(heads=2, clusters=3)),
     "mae-layernorm": (networks.vit, MAE(decoder_dim=16)),
+    "mae-ttt_mlp": (lambda: networks.mixed(networks.vit(), "ttt_mlp"), MAE(decoder_dim=16)),
 }
 KINDS = pytest.mark.parametrize("kind", SETTINGS)
 

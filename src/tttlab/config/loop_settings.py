@@ -29,7 +29,7 @@ def _strict(kind: Any) -> Any:
     return _STRICT.get(kind, kind)
 
 
-def _fields(declaration: type) -> dict[str, tuple[Any, Any]]:
+def strict_fields(declaration: type) -> dict[str, tuple[Any, Any]]:
     """Give type and default of every field of a dataclass, as `create_model` takes them."""
     return {field.name: (_strict(field.type), field.default) for field in fields(declaration)}
 
@@ -45,7 +45,7 @@ def _every_key(values: Any) -> Any:
 
 # The section of params.yaml, in which every key stands.
 Views = Annotated[
-    create_model("Views", __base__=Strict, **_fields(Augmentation)),
+    create_model("Views", __base__=Strict, **strict_fields(Augmentation)),
     BeforeValidator(_every_key),
     AfterValidator(lambda section: Augmentation(**dict(section))),
 ]
@@ -68,7 +68,7 @@ def _check_trainable(value: Any) -> Any:
     return value
 
 
-_OF_RUNS = {name: field for name, field in _fields(InnerLoop).items() if name != "augmentation"}
+_OF_RUNS = {key: field for key, field in strict_fields(InnerLoop).items() if key != "augmentation"}
 _TRAINABLE = Annotated[str | tuple[str, ...], BeforeValidator(_check_trainable)]
 # What a run may set, ready to check values that come from params.yaml.
 LoopSettings: type[Strict] = create_model(

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from tttlab.config.loop_settings import Views
+from tttlab.config.mixer_settings import MixerSection, mixer_mistake
 from tttlab.config.objective_settings import (
     ObjectiveSection,
     declared_objective,
@@ -22,10 +23,10 @@ from tttlab.config.objective_settings import (
 )
 from tttlab.config.strict import Count, Natural, NonNegative, Positive, Strict, fault
 from tttlab.config.values import (
-    PLAIN_TRANSFORMERS,
     BackboneName,
     ClassNames,
     is_own_module,
+    is_plain_transformer,
     resolve,
     tell_unknown_backbone,
 )
@@ -157,6 +158,8 @@ class Model(Strict):
     backbone: BackboneName
     backbone_options: dict[str, Any]
     stem: Literal["small", "stride2", "original"]
+    # Left out of hashes and checkpoints where it is not set: so older ones still hold.
+    mixer: MixerSection | None = Field(default=None, exclude_if=lambda mixer: mixer is None)
     weights: str | None
     objective: ObjectiveSection
     pretrain: Training
@@ -225,9 +228,11 @@ class Model(Strict):
     @model_validator(mode="after")
     def _objective_fits(self) -> "Model":
         name, mode = self.objective.name, self.finetune.mode
+        if self.mixer and (mistake := mixer_mistake(self.mixer, self)):
+            raise mistake
         if self.whole:
             return self._nothing_is_trained()
-        plain = self.backbone.rpartition("/")[2].startswith(PLAIN_TRANSFORMERS)
+        plain = is_plain_transformer(self.backbone)
         if self.finetune.probe and not plain:
             raise fault(
                 "a probe reads patch tokens and needs a plain vision transformer (vit_*, deit_*), "

@@ -94,6 +94,11 @@ def is_own_module(backbone: str) -> bool:
     return bool(others) and all(part.isidentifier() for part in (first, *others))
 
 
+def is_plain_transformer(backbone: str) -> bool:
+    """Tell by its name whether a backbone is a plain vision transformer."""
+    return backbone.rpartition("/")[2].startswith(PLAIN_TRANSFORMERS)
+
+
 def tell_unknown_backbone(name: str) -> str:
     """Say that timm does not know a backbone, with the most similar names."""
     close = difflib.get_close_matches(name.partition(".")[0], backbone_names(), n=3)

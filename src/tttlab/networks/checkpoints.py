@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tttlab.config.objective_settings import objective_names
 from tttlab.errors import UserError, choices
+from tttlab.mixers.mixing import mix, other_mixer
 from tttlab.networks.building import build_encoder
 from tttlab.networks.classifiers import Classifier
 from tttlab.networks.files import fill, misfit, read_weights
@@ -23,7 +24,7 @@ from tttlab.networks.whole import build_whole
 from tttlab.seeding import stream_seed
 
 # The settings that rebuild a network, apart from its weights.
-SETTINGS = ("backbone", "backbone_options", "stem", "objective", "probe")
+SETTINGS = ("backbone", "backbone_options", "stem", "mixer", "objective", "probe")
 _WEIGHTS, _SIDECAR = "weights.safetensors", "network.json"
 
 
@@ -64,8 +65,9 @@ def build_network(
 
     Args:
         settings: ``backbone``, ``objective`` and, optionally, ``backbone_options``, ``stem``,
-            ``probe`` (``depth`` and ``heads``) and ``weights``: None (random), ``timm`` (timm's
-            pretrained weights), or the path of a checkpoint folder or timm state dict.
+            ``mixer`` (see `tttlab.mixers.mixing.mix`), ``probe`` (``depth`` and ``heads``) and
+            ``weights``: None (random), ``timm`` (timm's pretrained weights), or the path of a
+            checkpoint folder or timm state dict.
         num_classes: K.
         image_size: side of the square images, pixels.
         seed: of the random weights; the global random state does not change.
@@ -84,6 +86,8 @@ def build_network(
             options=settings.get("backbone_options"),
             pretrained=weights == "timm",
         )
+        if settings.get("mixer"):
+            mix(encoder, **settings["mixer"], seed=seed)
         head = _build_head(objective, encoder, num_classes) if objective else None
         if objective and weights is None:
             objective.initialise(encoder)
@@ -241,10 +245,12 @@ def load_weights(network: Network, path: Path) -> None:
             for name, tensor in read_weights(path).items()
             if name.rpartition(".")[0] not in classifiers
         }
+        check_mixer(network, state, path)
         fill(network.encoder, state, path)
         return
     read_sidecar(path)
     state = read_weights(path / _WEIGHTS)
+    check_mixer(network, state, path)
     for part, module in network.named_children():
         part_state = {
             name.removeprefix(f"{part}."): tensor
@@ -253,6 +259,19 @@ def load_weights(network: Network, path: Path) -> None:
         }
         if part == "encoder" or misfit(module, part_state) is None:
             fill(module, part_state, path / _WEIGHTS)
+
+
+def check_mixer(network: Network, state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights of attention for another mixer, and the other way round.
+
+    Raises:
+        UserError: they are of the other kind.
+    """
+    if wrong := other_mixer(network.encoder, state):
+        raise UserError(
+            f"{path}: the weights do not fit this network's mixer: {wrong}; "
+            "set the mixer that they were trained with, or weights: null"
+        )
 
 
 def _package_version() -> str:

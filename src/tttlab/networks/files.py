@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tttlab.errors import UserError
 
-WATCHED = "backbone, backbone_options, stem, objective and data.image_size"  # decide what fits
+# They decide what fits.
+WATCHED = "backbone, backbone_options, stem, mixer, objective and data.image_size"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tttlab.data.views import random_masks
 from tttlab.errors import UserError, pipeline_extra
+from tttlab.mixers.mixing import needs_grid
 from tttlab.networks.network import Network
 from tttlab.networks.objective import Objective
 from tttlab.runtime.ranks import Share
@@ -99,7 +100,8 @@ class MAE(Objective):
         """Build the decoder for an encoder.
 
         Raises:
-            UserError: the encoder is not a plain vision transformer with one class token.
+            UserError: the encoder is not a plain vision transformer with one class token, or needs
+                all tokens.
         """
         plain = (
             isinstance(encoder, VisionTransformer)
@@ -111,6 +113,11 @@ class MAE(Objective):
                 "objective mae needs a plain timm vision transformer with one class token "
                 f"(vit_*, deit_*), found {type(encoder).__name__}; "
                 "choose such a backbone or objective simclr"
+            )
+        if needs_grid(encoder):
+            raise UserError(
+                "objective mae drops tokens, and mixer ttt_conv needs the whole grid of patches; "
+                "choose mixer ttt_linear or ttt_mlp, or another objective"
             )
         return Decoder(encoder, self.decoder_dim, self.decoder_depth, self.decoder_heads)
 

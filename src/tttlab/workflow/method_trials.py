@@ -13,6 +13,7 @@ NETWORK = {
     "backbone": True,
     "backbone_options": True,
     "stem": True,
+    "mixer": True,
     "objective": True,
     "finetune": {"mode", "probe", "classes", "mean", "std"},
     "weights": True,
