@@ -137,6 +137,7 @@ def test_the_totals_are_those_of_the_pairs(smoke):
     views = (1 + kinds * settings.auxiliary.test_time) * run.placements
     assert predicting == pytest.approx(tasks * 88 / 77 * views * forward)
     pairs = 777 * (1 + kinds * settings.auxiliary.offline)
+    pairs += settings.invented.tasks * settings.invented.pairs
     assert all_offline == pytest.approx(settings.train.epochs * pairs * offline)
     for row in operations["rows"]:
         hours = row["operations"] / (operations["utilisation"] * operations["peak"]) / 3600
