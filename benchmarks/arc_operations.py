@@ -21,7 +21,7 @@ from tttlab.arc.canvas import Tokens
 from tttlab.arc.demonstrations import Demonstrations, as_array
 from tttlab.arc.invented.inventing import invent
 from tttlab.arc.network import CanvasTransformer
-from tttlab.arc.offline import PairLoader
+from tttlab.arc.offline import PairLoader, training_pairs
 from tttlab.arc.settings import Settings
 from tttlab.arc.tasks import ArcTask, load
 from tttlab.seeding import torch_generator
@@ -144,7 +144,7 @@ def offline_lengths(
     settings: Settings, tasks: Sequence[ArcTask], invented: Sequence[ArcTask]
 ) -> list[int]:
     """Measure the tokens of each pair in some batches of the first epoch, padding included."""
-    pairs = building.gather_offline(settings, tasks, invented)
+    pairs = training_pairs(settings, tasks, invented)
     canvas = building.canvas_of(settings)
     loader = PairLoader(pairs, canvas, settings.train.batch_size, settings.seed)
     loader.set_epoch(1)

@@ -30,6 +30,7 @@ from tttlab.mixers.token_mixer import TokenMixer
 from tttlab.mixers.ttt_conv import TTTConv, convolve
 from tttlab.mixers.ttt_linear import TTTLinear
 from tttlab.mixers.ttt_mlp import TTTMLP
+from tttlab.reporting.plots import LIGHT
 from tttlab.runtime.allocator import keep_freed_memory
 
 DIM, HEADS = 192, 3  # of ViT-Ti
@@ -39,7 +40,6 @@ TOKENS = 8192  # of all images of a point together
 MIXERS = ("attention", "linear_attention", "ttt_linear", "ttt_mlp", "ttt_conv")
 TTT = MIXERS[2:]
 MODES = ("answering", "training")
-COLOURS = ("#66666f", "#d95f0e", "#1b6fd0", "#2f9e44", "#9c36b5")
 
 
 def main() -> None:
@@ -224,7 +224,7 @@ def draw(report: dict) -> Figure:
         ),
         strict=True,
     ):
-        for name, colour in zip(MIXERS, COLOURS, strict=True):
+        for name, colour in zip(MIXERS, LIGHT, strict=False):
             part = rows[(rows["mixer"] == name) & (rows["mode"] == mode)]
             value = part[column] / (part["images"] if column == "seconds" else 1) * unit
             axes.plot(part["tokens"], value, "o-", color=colour, markersize=3, label=name)

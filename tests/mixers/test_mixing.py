@@ -111,12 +111,12 @@ def test_tokens_may_be_dropped(name):
 
 
 def test_a_convolution_passes_the_class_token_around():
-    mixer = mixer_layers(build("ttt_conv").encoder)["blocks.0.attn"]
-    x = torch.randn(2, 17, 24, generator=torch.Generator().manual_seed(0))
+    mixer = mixer_layers(build("ttt_conv").double().encoder)["blocks.0.attn"]
+    x = torch.randn(2, 17, 24, generator=torch.Generator().manual_seed(0)).double()
     changed = x.clone()
     changed[:, 0] += 1
-    assert torch.equal(mixer(x)[:, 0], mixer.output.bias.expand(2, 24))
-    assert torch.equal(mixer(x)[:, 1:], mixer(changed)[:, 1:])
+    torch.testing.assert_close(mixer(x)[:, 0], mixer.output.bias.expand(2, 24))
+    torch.testing.assert_close(mixer(x)[:, 1:], mixer(changed)[:, 1:])
 
 
 @pytest.mark.parametrize("name", OTHERS)

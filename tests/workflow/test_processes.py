@@ -4,13 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from ruamel.yaml import YAML
 
 from tools.stage_code import ROOT
+from tttlab.config.experiments import Machine
+from tttlab.runtime import ranks
 from tttlab.workflow.leftovers import CODE
-from tttlab.workflow.processes import started
+from tttlab.workflow.processes import open_fabric, started
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,19 @@ from tttlab.workflow.processes import started
 )
 def test_processes_per_machine_and_machines(environment, expected):
     assert started(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "on_cpu", "expected"), [("auto", 3, 3), ("auto", 1, 1), (2, 3, 2), (1, 3, 1)]
+)
+def test_a_stage_says_how_many_processes_a_cpu_gets_where_the_settings_do_not(
+    monkeypatch, devices, on_cpu, expected
+):
+    asked = []
+    monkeypatch.setattr(ranks, "open_fabric", lambda *arguments: asked.append(arguments))
+    machine = Machine(device="cpu", precision="32", devices=devices)
+    open_fabric(SimpleNamespace(machine=machine), on_cpu)
+    assert asked == [("cpu", "32", expected, 1)]
 
 
 def test_unfinished_work_is_of_all_the_projects_code():

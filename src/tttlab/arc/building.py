@@ -12,7 +12,6 @@ from torch import Tensor
 from tttlab.arc.auxiliary import Auxiliary, draw_auxiliaries
 from tttlab.arc.canvas import Canvas
 from tttlab.arc.network import Architecture, CanvasTransformer
-from tttlab.arc.offline import Pairs, gather
 from tttlab.arc.settings import Settings
 from tttlab.arc.tasks import ArcTask
 from tttlab.networks.files import fill, read_weights
@@ -48,17 +47,6 @@ def draw(settings: Settings, tasks: Sequence[ArcTask], colour_maps: int) -> list
         )
         for task in tasks
     ]
-
-
-def gather_offline(
-    settings: Settings, tasks: Sequence[ArcTask], invented: Sequence[ArcTask]
-) -> Pairs:
-    """Put all that the offline training sees into one set of pairs.
-
-    Invented tasks are taken as they are: they come in all turns and colours.
-    """
-    drawn = draw(settings, tasks, settings.auxiliary.offline) + draw(settings, invented, 0)
-    return gather([*tasks, *invented], drawn, settings.tasks.largest)
 
 
 def save(network: CanvasTransformer, folder: Path, about: dict[str, Any]) -> None:

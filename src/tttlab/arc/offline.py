@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.arc.auxiliary import Auxiliary
+from tttlab.arc.building import draw
 from tttlab.arc.canvas import UNASKED, Canvas, Tokens, sizes
 from tttlab.arc.demonstrations import as_array, draw_pairs, pixel_loss
+from tttlab.arc.settings import Settings
 from tttlab.arc.tasks import ArcTask
 from tttlab.runtime.ranks import Share
 from tttlab.seeding import torch_generator
@@ -52,6 +54,17 @@ def gather(
     return Pairs(
         torch.from_numpy(np.concatenate(grids)), torch.from_numpy(np.concatenate(numbers)), count
     )
+
+
+def training_pairs(
+    settings: Settings, tasks: Sequence[ArcTask], invented: Sequence[ArcTask]
+) -> Pairs:
+    """Put all that the offline training sees into one set.
+
+    Invented tasks are taken as they are: they come in all turns and colours.
+    """
+    drawn = draw(settings, tasks, settings.auxiliary.offline) + draw(settings, invented, 0)
+    return gather([*tasks, *invented], drawn, settings.tasks.largest)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Gradient descent of an inner model on the tokens of one image.
 
-For each head alone, with keys kᵢ = φ xᵢ, targets vᵢ = g xᵢ and the weights w of the inner model f,
+For each head alone, with keys kᵢ = φ xᵢ, targets vᵢ = g xᵢ and the inner model f, whose
+weights are w,
 
     L(w) = 1/n Σᵢ ½ ‖LN(f(kᵢ; w)) − vᵢ‖²        over the n tokens of a step,
     w ← w − lr · ∇L(w) / (‖∇L(w)‖ + 1),
@@ -88,8 +89,8 @@ def token_losses(outputs: Tensor, targets: Tensor, norm: bool) -> Tensor:
 def gradient_by_output(centred: Tensor, targets: Tensor, norm: bool) -> Tensor:
     """Differentiate every token's loss by the inner model's output: ``(N, H, L, d)``.
 
-    The gradient of ½ ‖LN(z) − v‖² by z is, with c = z − mean(z), r = 1 / √(mean(c²) + ε) and means
-    over the d channels,
+    The gradient of ½ ‖LN(z) − v‖² by z is, with c = z − mean(z), r = 1 / √(mean(c²) + ε) and
+    means over the d channels,
 
         r² (1 + r mean(c v) − r² mean(c²)) c − r v        if the mean of v is 0.
 

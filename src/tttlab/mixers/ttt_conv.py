@@ -1,7 +1,7 @@
 """TTT-Conv: the inner model is a depth-wise 3 × 3 convolution on the grid of patches.
 
-The inner model that ViT³ (ViTTT, LeapLabTHU, 2025) found to work well on images. With shifts s from
-{−1, 0, 1}² and zeros around the grid, at every position p and for every channel,
+The inner model that ViT³ (ViTTT, LeapLabTHU, 2025) found to work well on images. With shifts s
+from {−1, 0, 1}² and zeros around the grid, at every position p and for every channel,
 
     f(k)ₚ = Σₛ wₛ kₚ₊ₛ + b,        ∂L/∂wₛ = Σₚ ∂L/∂f(k)ₚ · kₚ₊ₛ.
 

@@ -4,6 +4,7 @@ Each draws a task's own constants, and returns what makes its pairs.
 """
 
 import numpy as np
+from scipy import ndimage
 
 from tttlab.arc.auxiliary import SYMMETRIES, turned
 from tttlab.arc.invented import scenes
@@ -100,7 +101,7 @@ def cropped(task: np.random.Generator, largest: int) -> Maker:
             shapes += [blob(generator, 3) for _ in range(generator.integers(1, 4))]
         grid = scenes.placed(generator, size.draw(generator), shapes[:1], palette[:1])
         others = scenes.placed(generator, grid.shape, shapes[1:], palette[1:])
-        near = scenes.ndimage.binary_dilation(grid > 0, scenes.ROUND)
+        near = ndimage.binary_dilation(grid > 0, scenes.ROUND)
         if kind == 2:
             grid = np.where(grid > 0, generator.choice(palette, grid.shape), 0).astype(np.int8)
         else:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from tttlab.arc import building
-from tttlab.arc.offline import PairTrainer, train
+from tttlab.arc.offline import PairTrainer, train, training_pairs
 from tttlab.arc.results import read_tasks
 from tttlab.arc.settings import Settings
 from tttlab.tracking.runs import Run, start_run
@@ -24,7 +24,7 @@ def train_offline(settings: Settings, key: str) -> list[Path]:
         the files that the first process writes; none on the others.
     """
     tasks, invented = (read_tasks(places.OUTPUTS, part) for part in ("training", "invented"))
-    pairs = building.gather_offline(settings, tasks, invented)
+    pairs = training_pairs(settings, tasks, invented)
     network = building.build(settings, pairs.count)
     # A small network keeps one thread busy; a second one would hardly shorten a step.
     fabric = open_fabric(settings, on_cpu=max(settings.machine.workers, 1))
