@@ -92,11 +92,12 @@ def test_what_objectives_say_of_themselves_is_what_their_classes_say():
             "clust3": {"stages": (1, 2), "heads": 2, "clusters": 3},
             "rotation": {"shared_stages": None},
             "it3": {"stage": None},
+            "learned": {"stage": 1, "dim": 8, "trained": True},
         }[name]
         section = declared.section.model_validate({"name": name} | defaults)
         objective = build_objective(section.model_dump())
-        attributes = (objective.alone, objective.labels, objective.patches)
-        assert (declared.alone, declared.labels, declared.patches) == attributes
+        for word in ("alone", "labels", "patches", "meta"):
+            assert getattr(declared, word) is getattr(objective, word), (name, word)
 
 
 def test_no_other_code_names_an_objective():

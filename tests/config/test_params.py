@@ -852,6 +852,44 @@ def test_it3_is_trained_from_labels_alone_and_takes_no_step_without(read):
     )
 
 
+LEARNED = {"name": "learned", "stage": 4, "dim": 64, "trained": True}
+STEP = {"lr": 0.1, "steps": 1, "pairs": 1}
+
+
+def test_a_learned_task_is_trained_by_its_step_alone(read):
+    unpretrained = {CONV + "pretrain/epochs": 0, CONV + "pretrain/warmup_epochs": 0}
+    learned = {"adapt/runs/ssl": del_, CONV + "objective": LEARNED}
+    meta = {CONV + "finetune/mode": "meta", CONV + "finetune/inner": STEP}
+    assert read(learned | unpretrained | meta).objectives["conv"] == "learned"
+    for changes in (learned | unpretrained, learned | meta):
+        assert message(read, changes) == (
+            "models.conv.objective.name: learned is learned by what its step does for the "
+            "classifier, and its own loss would empty it; set finetune.mode: meta and "
+            "pretrain.epochs: 0"
+        )
+
+
+def test_what_the_step_moves_and_the_share_of_perturbed_images(read):
+    simsiam = {"name": "simsiam", "hidden_dim": 8, "projection_dim": 8, "prediction_dim": 4}
+    meta = {CONV + "finetune/mode": "meta", CONV + "objective": simsiam, "adapt/runs/ssl": del_}
+    for step, moved in ((STEP, "all"), (STEP | {"trainable": "norm"}, "norm")):
+        inner = read(meta | {CONV + "finetune/inner": step}).models["conv"].finetune.inner
+        assert inner.trainable == moved
+        assert ("trainable" in inner.model_dump()) is (moved == "norm")
+    text = message(read, meta | {CONV + "finetune/inner": STEP | {"trainable": "head"}})
+    assert text.startswith("models.conv.finetune.inner.trainable: found 'head'")
+    assert read({CONV + "finetune/perturb": 0.5}).models["conv"].finetune.perturb == 0.5
+    assert message(read, {CONV + "finetune/perturb": 1.5}).startswith(
+        "models.conv.finetune.perturb: expected a number less than or equal to 1"
+    )
+
+
+def test_what_is_left_out_leaves_the_keys_of_older_trainings_as_they_were(read):
+    finetune = read().models["conv"].finetune
+    assert "perturb" not in finetune.model_dump()
+    assert finetune.model_copy(update={"perturb": 0.5}).model_dump()["perturb"] == 0.5
+
+
 def test_a_method_must_support_the_protocol(read):
     online = {"method": "stream", "momentum_of_teacher": 0.9}
     text = message(read, {"adapt/runs/stream": online})

@@ -12,6 +12,7 @@ from tttlab.networks.objective import Objective
 from tttlab.networks.source_statistics import Statistics, layer_statistics, projection_bank
 from tttlab.objectives.clust3 import ClusT3
 from tttlab.objectives.it3 import IT3
+from tttlab.objectives.learned import Learned
 from tttlab.objectives.mae import MAE
 from tttlab.objectives.rotation import Rotation
 from tttlab.objectives.simclr import SimCLR
@@ -88,6 +89,8 @@ KINDS = {
     "clust3_vit": lambda: decided(vit(ClusT3(heads=2, clusters=4)), 30),
     "it3": lambda: resnet(objective=IT3()),
     "it3_vit": lambda: vit(IT3()),
+    "learned": lambda: resnet(objective=Learned(stage=3, dim=6)),
+    "learned_vit": lambda: vit(Learned(stage=2, dim=6)),
     "probe": lambda: probed(vit()),
 }
 # The objective whose head each kind has.
@@ -102,6 +105,8 @@ HEADS = {
     "clust3_vit": "clust3",
     "it3": "it3",
     "it3_vit": "it3",
+    "learned": "learned",
+    "learned_vit": "learned",
     "probe": "mae",
 }
 

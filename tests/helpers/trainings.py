@@ -16,15 +16,18 @@ from tttlab.networks.network import Network
 from tttlab.runtime.ranks import open_fabric
 from tttlab.runtime.resuming import Work
 from tttlab.training.loaders import Views
+from tttlab.training.losses import classification_loss
 from tttlab.training.optimisers import Recipe
-from tttlab.training.recipes import classification_loss, finetune, pretrain
+from tttlab.training.recipes import finetune, pretrain
 from tttlab.training.trainer import Task, Trainer
 
 SIMCLR = {
     "backbone": "resnet18",
     "backbone_options": {
         "layers": [1, 1, 1, 1],
-        "channels": [4, 4, 8, 8],
+        # Fewer than 8 channels before a strided 1×1 convolution corrupt memory in oneDNN 3.12 on
+        # processors without AVX-512: its gradient of the weights writes past their end.
+        "channels": [8, 8, 8, 8],
         "stem_type": "deep",
         "stem_width": 4,
     },

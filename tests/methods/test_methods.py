@@ -237,7 +237,7 @@ def test_the_list_of_methods_tells_what_each_file_says():
         "paper": "AISTATS 2022, arXiv 2103.16201",
         "trains": "yes",
         "protocols": "episodic, online",
-        "backbones": "any, with the head of clust3, mae, rotation or simsiam",
+        "backbones": "any, with the head of clust3, learned, mae, rotation or simsiam",
     }
     assert table["mae"]["backbones"].startswith("ViT")
     assert {name for name, row in table.items() if row["paper"] == "–"} == {"none", "views"}

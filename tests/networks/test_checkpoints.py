@@ -129,7 +129,7 @@ def test_our_checkpoint_as_initial_weights_gives_encoder_and_what_else_fits(tmp_
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_timm_weights_from_a_file_fill_the_encoder(suffix, tmp_path):
     torch.manual_seed(4)
-    size = {"layers": [1, 1, 1, 1], "channels": [4, 4, 8, 8]}
+    size = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
     model = timm.create_model("resnet18", num_classes=7, stem_type="deep", stem_width=4, **size)
     state, path = model.state_dict(), tmp_path / f"model{suffix}"
     if suffix == ".safetensors":
@@ -145,15 +145,15 @@ def test_timm_weights_from_a_file_fill_the_encoder(suffix, tmp_path):
 def test_weights_that_do_not_fit_are_told_with_file_entry_and_shapes(tmp_path):
     keep(tmp_path)
     settings = trainings.SIMCLR | {"weights": str(tmp_path)}
-    wider = settings | {"backbone_options": OPTIONS | {"channels": [6, 4, 8, 8]}}
+    wider = settings | {"backbone_options": OPTIONS | {"channels": [6, 8, 8, 8]}}
     message = (
         f"{tmp_path / 'weights.safetensors'}: the weights do not fit this "
-        "network: expected layer1.0.conv1.weight (6, 8, 3, 3), found (4, 8, 3, 3); check"
+        "network: expected layer1.0.conv1.weight (6, 8, 3, 3), found (8, 8, 3, 3); check"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         build_network(wider, 3, 16, seed=0)
     deeper = settings | {"backbone_options": OPTIONS | {"layers": [2, 1, 1, 1]}}
-    message = r"expected layer1.1.conv1.weight \(4, 4, 3, 3\), found no such entry"
+    message = r"expected layer1.1.conv1.weight \(8, 8, 3, 3\), found no such entry"
     with pytest.raises(UserError, match=message):
         build_network(deeper, 3, 16, seed=0)
     state = {

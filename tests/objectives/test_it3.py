@@ -21,8 +21,9 @@ from tttlab.networks.checkpoints import build_network, load, save
 from tttlab.networks.network import Bound, Network, pooled_features
 from tttlab.networks.stages import find_stage_indices, stage_maps
 from tttlab.objectives.it3 import IT3
+from tttlab.training.losses import joint_loss
 from tttlab.training.optimisers import Recipe
-from tttlab.training.recipes import finetune, joint_loss
+from tttlab.training.recipes import finetune
 
 DISTANCES = ("js", "ag", "l2")
 KINDS = pytest.mark.parametrize("kind", ["it3", "it3_vit"])

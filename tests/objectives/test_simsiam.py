@@ -133,7 +133,7 @@ def test_both_targets_agree_for_a_step_and_part_then():
 def test_training_keeps_the_projections_apart():
     """The stop-gradient prevents a collapse of all images to one point."""
     network, objective = trainings.build(trainings.SIMSIAM)
-    images, recipe = trainings.image_set(48), Recipe(epochs=20, batch_size=12, lr=1e-2)
+    images, recipe = trainings.image_set(48), Recipe(epochs=40, batch_size=12, lr=1e-2)
     rows = pretrain(
         trainings.trainer(), network, objective, images, (images, images), trainings.VIEWS, recipe
     )

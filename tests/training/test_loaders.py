@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tttlab.config.inner_loop import Augmentation
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.training.loaders import (
+    AugmentedImages,
     EpochBatches,
     Item,
     SeededView,
@@ -149,3 +152,29 @@ def test_a_lost_worker_is_told_whatever_its_loss_interrupts(error, reason):
 def test_other_errors_of_a_training_pass_as_they_are():
     with pytest.raises(RuntimeError, match=r"^size mismatch$"), reporting_lost_workers():
         raise RuntimeError("size mismatch")
+
+
+def test_a_share_of_the_images_is_perturbed_anew_in_every_epoch():
+    images = trainings.image_set(300)
+    data = AugmentedImages(images, TWO, seed=5, perturb=0.4)
+    changed = {}
+    for epoch in (1, 2):
+        shown = [data.pixels(index, epoch) for index in range(len(images))]
+        for index in range(20):  # every view of an image draws on the same pixels
+            np.testing.assert_array_equal(shown[index], data.pixels(index, epoch))
+        changed[epoch] = {
+            index for index, pixels in enumerate(shown) if (pixels != images.pixels[index]).any()
+        }
+        assert 90 < len(changed[epoch]) < 150  # 120 ± 3.5 standard deviations
+    assert len(changed[1] & changed[2]) < 80  # of about 48
+
+
+def test_views_are_drawn_of_the_perturbed_image():
+    images = trainings.image_set(8)
+    data = AugmentedImages(images, TWO, seed=5, perturb=1.0)
+    shown = np.stack([data.pixels(index, 3) for index in range(8)])
+    already = AugmentedImages(replace(images, pixels=shown), TWO, seed=5)
+    batch, expected = ([each[[(3, index) for index in range(8)]]] for each in (data, already))
+    assert_same(batch, expected)
+    plain = AugmentedImages(images, TWO, seed=5)[[(3, index) for index in range(8)]]
+    assert not torch.equal(plain["classify"], batch[0]["classify"])

@@ -9,12 +9,14 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.helpers import networks, trainings
+from tttlab.adaptation.trainable import select_parameters
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.networks.checkpoints import build_network
 from tttlab.networks.network import Outputs
 from tttlab.networks.objective import Objective
 from tttlab.objectives.clust3 import ClusT3
+from tttlab.objectives.learned import Learned
 from tttlab.objectives.mae import MAE
 from tttlab.objectives.rotation import Rotation
 from tttlab.objectives.simclr import SimCLR
@@ -22,9 +24,9 @@ from tttlab.objectives.simsiam import SimSiam
 from tttlab.runtime.ranks import Share, open_fabric
 from tttlab.seeding import torch_generator
 from tttlab.training.loaders import Views, open_loader
+from tttlab.training.losses import joint_loss
 from tttlab.training.meta_training import meta_loss
 from tttlab.training.optimisers import Recipe
-from tttlab.training.recipes import joint_loss
 from tttlab.training.trainer import Task, Trainer
 
 IMAGES, PAIRS = 3, 2
@@ -38,6 +40,7 @@ SETTINGS = {
     ),
     "rotation-batchnorm": (networks.resnet, Rotation()),
     "clust3-batchnorm": (networks.resnet, ClusT3(heads=2, clusters=3)),
+    "learned-groupnorm": (lambda: networks.resnet("groupnorm1"), Learned(stage=4, dim=5)),
     "mae-layernorm": (networks.vit, MAE(decoder_dim=16)),
     "mae-ttt_mlp": (lambda: networks.mixed(networks.vit(), "ttt_mlp"), MAE(decoder_dim=16)),
 }
@@ -96,8 +99,12 @@ def one_by_one(
     steps: int = 1,
     clip: float | None = None,
     second_order: bool = True,
+    moved: tuple[str, ...] | None = None,
 ) -> tuple[Tensor, list[float]]:
-    """The same loss image by image, by autograd alone; also the norms of the inner gradients."""
+    """The same loss image by image, by autograd alone; also the norms of the inner gradients.
+
+    ``moved`` names the parameters that inner steps move; None: all that are trainable.
+    """
     network.eval()
     images, views = as_images(batch["classify"]), as_images(batch["objective"])
     views = views.unflatten(1, (-1, objective.num_views))
@@ -116,7 +123,8 @@ def one_by_one(
         }
         for _ in range(steps):
             loss = objective_of(with_parameters(network, parameters))
-            parts = gradients_by_name(loss, parameters, create_graph=second_order)
+            inner = {name: parameters[name] for name in moved or parameters}
+            parts = gradients_by_name(loss, inner, create_graph=second_order)
             norm = sum(part.square().sum() for part in parts.values()).sqrt()
             norms.append(norm.item())
             factor = clip / norm if clip and norm > clip else 1.0
@@ -294,6 +302,23 @@ def test_what_is_frozen_takes_no_inner_step():
     network.head.requires_grad_(False)
     with pytest.raises(UserError, match="found none among the 2 trainable ones"):
         meta_loss(objective, WEIGHT, LR)(network, batch, torch_generator(1))
+
+
+@pytest.mark.parametrize("kind", ["simsiam-groupnorm", "learned-groupnorm", "mae-layernorm"])
+def test_an_inner_step_of_the_norms_moves_nothing_else_and_all_is_trained(kind):
+    network, objective, batch = setting(kind)
+    moved = tuple(select_parameters(network, "norm"))
+    assert moved
+    with sdpa_kernel(SDPBackend.MATH):
+        expected, _ = one_by_one(network, objective, batch, moved=moved)
+        everything, _ = one_by_one(network, objective, batch)
+        expected_gradients = gradients(expected, network)
+    assert abs(expected.item() - everything.item()) > 1e-4
+    loss = meta_loss(objective, WEIGHT, LR, clip=None, trainable="norm")
+    terms = loss(network.train(), batch, torch_generator(1))
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-10)
+    assert_same(gradients(terms["loss"], network), expected_gradients)
+    assert {name.partition(".")[0] for name in expected_gradients} == set(PARTS)
 
 
 def test_objectives_that_contrast_images_are_refused():

@@ -10,8 +10,9 @@ from tests.helpers import trainings
 from tttlab.errors import UserError
 from tttlab.runtime.resuming import Work
 from tttlab.training.loaders import Views
+from tttlab.training.losses import classification_loss, objective_loss
 from tttlab.training.optimisers import Recipe
-from tttlab.training.recipes import classification_loss, objective_loss, ssl_views
+from tttlab.training.recipes import ssl_views
 from tttlab.training.trainer import Task, training_only
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2)

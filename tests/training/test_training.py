@@ -11,11 +11,11 @@ from tttlab.data.pixels import as_images
 from tttlab.networks.network import Network, add_probe
 from tttlab.seeding import torch_generator
 from tttlab.training.loaders import Views, open_loader
+from tttlab.training.losses import joint_loss
 from tttlab.training.optimisers import Recipe
 from tttlab.training.recipes import (
     betas,
     finetune,
-    joint_loss,
     last_values,
     pretrain,
     refit_head,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.helpers import whole
 from tests.helpers.whole import MEAN, NAMES, SIZE, STD
 from tools.stage_code import ROOT
-from tttlab.config.models import Whole
+from tttlab.config.finetuning import Whole
 from tttlab.config.params import read_params
 from tttlab.errors import UserError
 from tttlab.networks import checkpoints

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from tttlab.adaptation.method import Method
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
-from tttlab.networks.network import Bound
+from tttlab.networks.network import Bound, normalisation_parameters
 
 
 def bind(network: nn.Module, method: Method, loop: InnerLoop) -> Bound:
@@ -66,14 +65,3 @@ def select_parameters(
         for name, parameter in parameters.items()
         if name in selected and parameter.requires_grad
     }
-
-
-def normalisation_parameters(network: nn.Module) -> list[str]:
-    """Name the affine parameters of BatchNorm, LayerNorm, GroupNorm and their relatives."""
-    kinds = (_NormBase, nn.LayerNorm, nn.GroupNorm)
-    return [
-        f"{layer}.{name}"
-        for layer, module in network.named_modules()
-        if isinstance(module, kinds) or "Norm" in type(module).__name__
-        for name, _ in module.named_parameters(recurse=False)
-    ]

@@ -7,7 +7,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, ValidationError,
 
 from tttlab.arc.auxiliary import SYMMETRIES
 from tttlab.config.experiments import Machine
-from tttlab.config.models import Schedule
+from tttlab.config.finetuning import Schedule
 from tttlab.config.params import read_yaml, refuse
 from tttlab.config.strict import (
     Count,

@@ -28,6 +28,7 @@ class Attributes(Strict):
     labels: StrictBool = False
     alone: StrictBool = True
     patches: StrictBool = False
+    meta: StrictBool = False
     multiples: tuple[tuple[StrictStr, StrictStr], ...] = ()
 
 
@@ -40,12 +41,14 @@ class Declared:
         labels: whether it is about the classes.
         alone: whether one image alone can lower it.
         patches: whether it needs a network of patch tokens, a plain vision transformer.
+        meta: whether only meta-learned fine-tuning can train it.
     """
 
     section: type[Strict]
     labels: bool
     alone: bool
     patches: bool
+    meta: bool
 
 
 def objective_names() -> tuple[str, ...]:
@@ -88,7 +91,7 @@ def _declared(node: ast.ClassDef, name: str) -> Declared:
         name=(Literal[name], ...),
         **{setting.name: (setting.type, ...) for setting in settings},
     )
-    return Declared(section, attributes.labels, attributes.alone, attributes.patches)
+    return Declared(section, **attributes.model_dump(exclude={"multiples"}))
 
 
 def _check_multiples(pairs: tuple[tuple[str, str], ...]) -> Any:

@@ -18,6 +18,7 @@ BACKBONES = {
     "simsiam": "any, with SimSiam heads",
     "clust3": "any, with cluster heads",
     "it3": "any, with an IT3 head",
+    "learned": "any with stages, with a learned task's head",
 }
 
 

@@ -11,6 +11,7 @@ from timm.data import resolve_data_config
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
 
 from tttlab.errors import UserError
 from tttlab.seeding import stream_seed
@@ -26,7 +27,8 @@ class Outputs(NamedTuple):
         reconstruction: ``(N, L, C·p²)``, pixels of all ``L`` patches, of an MAE head given a mask.
         predictions: ``(N, P)``, of a SimSiam head.
         branch: output of a head that branches off inside the encoder: rotation logits ``(N, 4)``,
-            or cluster logits ``(N, L, M, K)`` per stage.
+            cluster logits ``(N, L, M, K)`` per stage, or a learned task's reconstructions and
+            targets, each ``(N, P, H', W')``.
     """
 
     logits: Tensor | None
@@ -189,6 +191,17 @@ def parameter_paths(module: nn.Module) -> dict[str, str]:
         for path, part in module.named_modules()
         for attribute, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
     }
+
+
+def normalisation_parameters(network: nn.Module) -> list[str]:
+    """Name the affine parameters of BatchNorm, LayerNorm, GroupNorm and their relatives."""
+    kinds = (_NormBase, nn.LayerNorm, nn.GroupNorm)
+    return [
+        f"{layer}.{name}"
+        for layer, module in network.named_modules()
+        if isinstance(module, kinds) or "Norm" in type(module).__name__
+        for name, _ in module.named_parameters(recurse=False)
+    ]
 
 
 class Bound:

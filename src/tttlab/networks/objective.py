@@ -23,6 +23,7 @@ class Objective:
             and `loss` the images' ``labels (N,)``.
         alone: whether one image alone can lower the loss; False: it contrasts images.
         patches: whether it needs patch tokens, and so a plain vision transformer.
+        meta: whether only meta-learned fine-tuning can train it, because its own minimum is empty.
         multiples: pairs of settings, of which the first must be a multiple of the second.
     """
 
@@ -32,6 +33,7 @@ class Objective:
     labels: ClassVar[bool] = False
     alone: ClassVar[bool] = True
     patches: ClassVar[bool] = False
+    meta: ClassVar[bool] = False
     multiples: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def head(self, encoder: nn.Module) -> nn.Module:

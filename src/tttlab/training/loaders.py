@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tttlab.config.inner_loop import Augmentation
 from tttlab.data.image_sets import ImageSet
+from tttlab.data.perturbations import perturb as perturb_pixels
 from tttlab.errors import UserError
 from tttlab.runtime.ranks import Share
 from tttlab.seeding import numpy_generator, stream_seed
@@ -77,10 +78,16 @@ class SeededView:
 
 
 class AugmentedImages(Dataset):
-    """Whole batches of views and labels; a batch's index is its list of (epoch, image) pairs."""
+    """Whole batches of views and labels; a batch's index is its list of (epoch, image) pairs.
 
-    def __init__(self, images: ImageSet, views: Mapping[str, Views], seed: int) -> None:
-        self.images = images
+    A share ``perturb`` of the images, others in every epoch, goes through
+    `tttlab.data.perturbations` before any view is drawn: all views of an image show the same.
+    """
+
+    def __init__(
+        self, images: ImageSet, views: Mapping[str, Views], seed: int, perturb: float = 0.0
+    ) -> None:
+        self.images, self.seed, self.share = images, seed, perturb
         self.transforms = {}
         for name, (count, augmentation) in views.items():
             transform = build_transform(augmentation, images.pixels.shape[1])
@@ -91,7 +98,8 @@ class AugmentedImages(Dataset):
         """Draw a batch: per name ``(N, V, S, S, 3)`` uint8, and ``labels (N,)``."""
         images = self.images
         items = [
-            Item(images.pixels[index], images.image_ids[index], epoch) for epoch, index in batch
+            Item(self.pixels(index, epoch), images.image_ids[index], epoch)
+            for epoch, index in batch
         ]
         tensors = {}
         for name, draw in self.transforms.items():
@@ -99,6 +107,14 @@ class AugmentedImages(Dataset):
             tensors[name] = torch.from_numpy(views).unflatten(0, (len(items), -1))
         tensors["labels"] = torch.from_numpy(images.labels[[index for _, index in batch]])
         return tensors
+
+    def pixels(self, index: int, epoch: int) -> np.ndarray:
+        """Give an image as an epoch shows it, perturbed or not: ``(H, W, 3)`` uint8."""
+        pixels = self.images.pixels[index]
+        if not self.share:
+            return pixels
+        generator = numpy_generator(self.seed, "perturb", epoch, self.images.image_ids[index])
+        return perturb_pixels(pixels, generator) if generator.random() < self.share else pixels
 
 
 class EpochBatches(Sampler):
@@ -151,6 +167,7 @@ def open_loader(
     batch_size: int,
     seed: int,
     *,
+    perturb: float = 0.0,
     workers: int = 0,
     rank: int = 0,
     ranks: int = 1,
@@ -162,6 +179,7 @@ def open_loader(
         views: the views of each image, by name.
         batch_size: largest number of images per batch, on all ranks together.
         seed: the experiment's seed.
+        perturb: share of the images that are perturbed in an epoch.
         workers: processes that augment; 0 augments in this one.
         rank: number of this process among those that train together.
         ranks: number of processes that train together.
@@ -170,7 +188,7 @@ def open_loader(
         UserError: there are more ranks than images in a batch.
     """
     return Loader(
-        AugmentedImages(images, views, seed),
+        AugmentedImages(images, views, seed, perturb),
         batch_size=None,  # the sampler hands out whole batches
         sampler=EpochBatches(len(images), batch_size, seed, rank, ranks),
         num_workers=workers,

@@ -3,7 +3,7 @@
 MT3, Bartler et al., AISTATS 2022, arXiv 2103.16201. The training contains the step that test-time
 training will take, and differentiates through it. For every image alone, from the parameters θ:
 
-    θ' = θ − α · clip(∇_θ objective(θ; views))        the inner step, of every trainable parameter
+    θ' = θ − α · clip(∇_θ objective(θ; views))        the inner step
     loss = cross-entropy(θ'; the image) + weight · objective(θ'; the same views)
 
 The outer loss is the mean over images; its gradient by θ includes second derivatives. Published
@@ -25,26 +25,22 @@ is off, because under ``vmap`` it reaches only some layers. Beside its activatio
 batch takes the memory of about four copies of the parameters.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tttlab.data.pixels import as_images
 from tttlab.data.views import random_masks
 from tttlab.errors import UserError
-from tttlab.networks.gradients import clip_gradients, present_gradients
-from tttlab.networks.network import Network, evaluating, parameter_paths
+from tttlab.networks.network import Network, evaluating
 from tttlab.networks.objective import Objective
 from tttlab.objectives.mae import MAE, masked_error
+from tttlab.training.inner_steps import expanded, inner_parameters, inner_step, per_image
 from tttlab.training.trainer import Loss
-
-Parameters = dict[str, Tensor]
 
 
 def meta_loss(
@@ -53,6 +49,7 @@ def meta_loss(
     inner_lr: float,
     inner_steps: int = 1,
     clip: float | None = 10.0,
+    trainable: str = "all",
 ) -> Loss:
     """Make the loss of meta-learned fine-tuning; see the module's docstring.
 
@@ -65,6 +62,7 @@ def meta_loss(
         inner_lr: α.
         inner_steps: number of inner steps, all with the same views and masks.
         clip: largest norm of one image's inner gradient; None: no clipping.
+        trainable: what inner steps move: ``all`` | ``norm``; see `inner_parameters`.
 
     Returns:
         a loss with the terms of joint training, both measured after the inner steps.
@@ -92,7 +90,7 @@ def meta_loss(
         compute_objectives = per_image(network, partial(image_objective, objective, generator))
         # Fused attention has no second derivative.
         with evaluating(network), sdpa_kernel(SDPBackend.MATH):
-            parameters = expanded(network, len(images))
+            parameters = expanded(inner_parameters(network, trainable), len(images))
             for _ in range(inner_steps):
                 objectives = compute_objectives(parameters, views, *masks)
                 parameters = inner_step(objectives, parameters, inner_lr, clip)
@@ -115,80 +113,6 @@ def check_single_process(batch: dict[str, Any]) -> None:
             f"meta-learned fine-tuning: expected one process, found {share.ranks}; "
             "set machine.devices: 1"
         )
-
-
-def expanded(network: nn.Module, count: int) -> Parameters:
-    """Expand the trainable parameters, without copying, to name → ``(count, *shape)``."""
-    return {
-        name: parameter.expand(count, *parameter.shape)
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def inner_step(
-    objectives: Tensor, parameters: Parameters, lr: float, clip: float | None
-) -> Parameters:
-    """Take a differentiable gradient step on every image's own objective.
-
-    Args:
-        objectives: ``(B,)``, at ``parameters``.
-        parameters: name → ``(B, *shape)``.
-        lr: α.
-        clip: largest norm of one image's gradient; None: no clipping.
-
-    Returns:
-        new values of the parameters that influence the objective, and of no others.
-
-    Raises:
-        UserError: no parameter influences the objective.
-    """
-    gradients = present_gradients(objectives, parameters, create_graph=True)
-    if not gradients:
-        raise UserError(
-            "meta-learned fine-tuning: expected parameters that influence the objective, "
-            f"found none among the {len(parameters)} trainable ones; train the encoder"
-        )
-    if clip is not None:
-        gradients = clip_gradients(gradients, clip)
-    return {name: parameters[name] - lr * gradient for name, gradient in gradients.items()}
-
-
-class PerImage(nn.Module):
-    """A function of a network as a module, so that `functional_call` replaces its parameters.
-
-    A `Bound` network replaces them only in its own forward pass, but an objective may also call the
-    head directly.
-    """
-
-    def __init__(self, network: nn.Module, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.network, self.function = network, function
-
-    def forward(self, *data: Tensor) -> Tensor:
-        """Call the function with the network and ``data``."""
-        return self.function(self.network, *data)
-
-
-def per_image(network: nn.Module, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Vectorise ``function(network, *data)`` of one image over images.
-
-    It uses plain ``vmap``: `PerImageLayers` has some wrong second derivatives.
-
-    Returns:
-        a function of all images' parameters (see `expanded`) and stacked data.
-    """
-    module, names_by_path = PerImage(network, function), parameter_paths(network)
-
-    def call(parameters: Parameters, *data: Tensor) -> Tensor:
-        values = {
-            f"network.{path}": parameters[name]
-            for path, name in names_by_path.items()
-            if name in parameters
-        }
-        return functional_call(module, values, data, tie_weights=False)
-
-    return vmap(call, randomness="error")
 
 
 def draw_masks(

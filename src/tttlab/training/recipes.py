@@ -4,20 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from tttlab.config.inner_loop import Augmentation
 from tttlab.data.image_sets import ImageSet
-from tttlab.data.pixels import as_images
 from tttlab.networks.network import Network
 from tttlab.networks.objective import Objective
 from tttlab.training.loaders import Views
-from tttlab.training.meta_training import meta_loss
+from tttlab.training.losses import objective_loss, supervised_loss
 from tttlab.training.optimisers import Recipe
 from tttlab.training.probing import classification, encode, knn_accuracy
-from tttlab.training.trainer import Loss, Row, Task, Trainer
+from tttlab.training.trainer import Row, Task, Trainer
 
 ALL = ("encoder", "classifier", "head")
 MODES = {
@@ -84,48 +79,48 @@ def finetune(
     mode: Literal["linear", "full", "joint", "meta"] = "joint",
     objective_weight: float = 0.5,
     inner: Mapping[str, Any] | None = None,
+    perturb: float = 0.0,
     augmentation: Augmentation,
     objective_augmentation: Augmentation,
 ) -> tuple[list[Row], list[Row]]:
     """Train the classifier, in place; afterwards the self-supervised head fits the encoder.
 
-    ``linear`` trains classifier and probe on the frozen encoder; ``full`` trains classifier and
-    encoder. Both then refit the head. ``joint`` minimises cross-entropy + ``objective_weight`` ·
-    objective on the same images. ``meta`` does the same after a step on every image's own
-    objective, and differentiates through that step (see `tttlab.training.meta_training`).
+    ``linear`` trains classifier and probe on the frozen encoder, ``full`` classifier and encoder;
+    both then refit the head. ``joint`` minimises cross-entropy + ``objective_weight`` · objective
+    on the same images, ``meta`` the same after inner steps (see `tttlab.training.meta_training`).
 
     Args:
         trainer: device, seed, workers, resuming.
         network: the network.
         objective: the self-supervised loss; None for a network without head.
-        train: labeled images to train on.
+        train: labeled images.
         validation: labeled images whose accuracy is only recorded: the last epoch is kept.
         recipe: length and optimiser.
         mode: see above.
         objective_weight: of the objective in ``joint`` and ``meta``.
-        inner: for ``meta``: ``lr`` and ``steps`` of the inner steps, and ``pairs``, how many times
-            the objective's views of each image are drawn.
+        inner: for ``meta``: ``lr``, ``steps`` and ``trainable`` of the inner steps, and ``pairs``,
+            how many times the objective's views of each image are drawn.
+        perturb: share of the images that are perturbed in every epoch; see `AugmentedImages`.
         augmentation: strength of the views that are classified.
         objective_augmentation: strength of the objective's views.
 
     Returns:
-        the curve, a row per epoch with ``loss``, ``lr``, ``validation_loss``,
-        ``validation_accuracy`` and, in ``joint`` and ``meta``, ``classification_loss`` and
-        ``objective_loss``; and the curve of the head's refit, empty without a refit.
+        the curve, a row per epoch (``loss``, ``lr``, ``validation_loss``, ``validation_accuracy``;
+        in ``joint`` and ``meta`` also ``classification_loss`` and ``objective_loss``), and that of
+        the head's refit, empty without one.
     """
     joint = mode in ("joint", "meta")
     assert objective or not joint
     assert not (objective and objective.labels and mode == "meta")
     pairs = inner["pairs"] if mode == "meta" else 1
+    objective_views = ssl_views(objective, objective_augmentation, pairs) if joint else {}
     task = Task(
         "finetune",
         parts=[part for part in MODES[mode] if getattr(network, part)],
         loss=supervised_loss(mode, objective, objective_weight, inner),
-        views={
-            "classify": Views(1, augmentation),
-            **(ssl_views(objective, objective_augmentation, pairs) if joint else {}),
-        },
+        views={"classify": Views(1, augmentation), **objective_views},
         recipe=recipe,
+        perturb=perturb,
         betas=betas(objective if joint else None),
         measure=lambda _epoch: classification(encode(network, validation)),
     )
@@ -166,54 +161,6 @@ def ssl_views(
         return {}
     augmentation = augmentation if objective.jitter else replace(augmentation, jitter=0)
     return {"objective": Views(count * objective.num_views, augmentation)}
-
-
-def supervised_loss(
-    mode: str, objective: Objective | None, weight: float, inner: Mapping[str, Any] | None
-) -> Loss:
-    """Choose the loss of fine-tuning; see `finetune`."""
-    if mode == "meta":
-        return meta_loss(objective, weight, inner["lr"], inner["steps"])
-    return joint_loss(objective, weight) if mode == "joint" else classification_loss
-
-
-def objective_loss(objective: Objective) -> Loss:
-    """Make the loss of the objective alone."""
-
-    def loss(
-        network: Network, batch: dict[str, Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        views, share = as_images(batch["objective"]), batch.get("share")
-        labels = {"labels": batch["labels"]} if objective.labels else {}
-        return {"loss": objective.loss(network, views, generator, share, **labels)}
-
-    return loss
-
-
-def classification_loss(
-    network: Network, batch: dict[str, Tensor], _generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Cross-entropy of the views ``classify (N, 1, H, W, 3)``."""
-    logits = network(as_images(batch["classify"][:, 0])).logits
-    return {"loss": F.cross_entropy(logits, batch["labels"])}
-
-
-def joint_loss(objective: Objective, weight: float) -> Loss:
-    """Make the loss cross-entropy + ``weight`` · objective."""
-    self_supervised_loss = objective_loss(objective)
-
-    def loss(
-        network: Network, batch: dict[str, Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        self_supervised = self_supervised_loss(network, batch, generator)["loss"]
-        supervised = classification_loss(network, batch, generator)["loss"]
-        return {
-            "loss": supervised + weight * self_supervised,
-            "classification_loss": supervised,
-            "objective_loss": self_supervised,
-        }
-
-    return loss
 
 
 def betas(objective: Objective | None) -> tuple[float, float]:

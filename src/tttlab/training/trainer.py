@@ -77,6 +77,7 @@ class Task:
         views: the views that a batch holds for ``loss``.
         recipe: length and optimiser.
         betas: of AdamW.
+        perturb: share of the images that are perturbed in an epoch; see `AugmentedImages`.
         measure: function (epoch) → values to record; called on the first rank after every epoch,
             and with 0 before the first.
     """
@@ -87,6 +88,7 @@ class Task:
     views: Mapping[str, Views]
     recipe: Recipe
     betas: tuple[float, float] = (0.9, 0.999)
+    perturb: float = 0.0
     measure: Callable[[int], Row] = lambda _epoch: {}
 
 
@@ -237,10 +239,17 @@ class Trainer:
         A loader gives this rank's part of every batch. Its ``sampler`` has ``set_epoch`` and, for
         every batch, a `Share` in ``shares``.
         """
-        ranks = {"rank": self.fabric.global_rank, "ranks": self.fabric.world_size}
-        batch_size = task.recipe.batch_size
         # Not fabric.setup_dataloaders: it counts epochs itself, from the start of the process.
-        return open_loader(images, task.views, batch_size, self.seed, workers=self.workers, **ranks)
+        return open_loader(
+            images,
+            task.views,
+            task.recipe.batch_size,
+            self.seed,
+            perturb=task.perturb,
+            workers=self.workers,
+            rank=self.fabric.global_rank,
+            ranks=self.fabric.world_size,
+        )
 
     def _run_epoch(
         self, model: Any, optimizer: Any, loader: DataLoader, task: Task, epoch: int, bar: tqdm

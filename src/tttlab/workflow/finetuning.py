@@ -29,6 +29,7 @@ def finetune_network(params: Params, item: pieces.Network, place: Place) -> list
     settings = {"seed": seed, "objective_views": asdict(views), "models": {model: section}}
     recipe = dict(section["finetune"])
     options = {key: recipe.pop(key) for key in ("mode", "objective_weight", "inner")}
+    options["perturb"] = recipe.pop("perturb", 0.0)
     augmentation, probe = params.models[model].finetune.augment, recipe.pop("probe")
     del recipe["augment"]
     if probe:
