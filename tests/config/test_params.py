@@ -876,6 +876,20 @@ def test_what_the_step_moves_and_the_share_of_perturbed_images(read):
         inner = read(meta | {CONV + "finetune/inner": step}).models["conv"].finetune.inner
         assert inner.trainable == moved
         assert ("trainable" in inner.model_dump()) is (moved == "norm")
+    for after, fits in ((0, True), (1, True), (50, False)):
+        step = meta | {
+            CONV + "finetune/inner": STEP | {"after": after},
+            CONV + "finetune/epochs": 3,
+        }
+        if fits:
+            inner = read(step).models["conv"].finetune.inner
+            assert inner.after == after
+            assert ("after" in inner.model_dump()) is (after > 0)
+        else:
+            assert message(read, step) == (
+                "models.conv.finetune.inner.after: expected fewer than epochs (3), of which the "
+                "rest are with the step, found 50"
+            )
     text = message(read, meta | {CONV + "finetune/inner": STEP | {"trainable": "head"}})
     assert text.startswith("models.conv.finetune.inner.trainable: found 'head'")
     assert read({CONV + "finetune/perturb": 0.5}).models["conv"].finetune.perturb == 0.5

@@ -72,6 +72,13 @@ def decided(network: Network, factor: float) -> Network:
     return network
 
 
+def decoding(network: Network) -> Network:
+    """Give a learned task a decoder, as after training: a fresh one is zero and moves nothing."""
+    torch.manual_seed(3)
+    torch.nn.init.normal_(network.head.decoder.weight, std=0.3)
+    return network
+
+
 def probed(network: Network) -> Network:
     """Put a probe between encoder and classifier."""
     add_probe(network, depth=1, heads=2, seed=0)
@@ -89,8 +96,8 @@ KINDS = {
     "clust3_vit": lambda: decided(vit(ClusT3(heads=2, clusters=4)), 30),
     "it3": lambda: resnet(objective=IT3()),
     "it3_vit": lambda: vit(IT3()),
-    "learned": lambda: resnet(objective=Learned(stage=3, dim=6)),
-    "learned_vit": lambda: vit(Learned(stage=2, dim=6)),
+    "learned": lambda: decoding(resnet(objective=Learned(stage=3, dim=6))),
+    "learned_vit": lambda: decoding(vit(Learned(stage=2, dim=6))),
     "probe": lambda: probed(vit()),
 }
 # The objective whose head each kind has.

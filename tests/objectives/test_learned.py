@@ -93,7 +93,8 @@ def test_the_step_teaches_the_task_unless_it_is_kept_random(trained, tmp_path):
 
 def test_one_image_takes_the_step_that_training_took():
     """The adapter's step on an image gives the logits of the same step in meta-training."""
-    network = networks.resnet("groupnorm1", objective=Learned(stage=4, dim=5)).double()
+    network = networks.resnet("groupnorm1", objective=Learned(stage=4, dim=5))
+    network = networks.decoding(network).double()
     view = {"classify": Views(1, trainings.VIEWS)}
     batch = next(iter(open_loader(trainings.image_set(6), view, 6, seed=0)))
     batch["objective"] = batch["classify"]
@@ -105,6 +106,15 @@ def test_one_image_takes_the_step_that_training_took():
     assert loss.item() == pytest.approx(terms["classification_loss"].item(), rel=1e-6)
     unadapted = F.cross_entropy(network(images).logits, batch["labels"]).item()
     assert abs(loss.item() - unadapted) > 1e-3
+
+
+def test_an_untrained_step_moves_nothing_unless_the_task_is_to_stay_random():
+    images, loop = networks.images(3), InnerLoop(steps=1, lr=1.0, trainable="norm")
+    for trained in (True, False):
+        network = networks.resnet("groupnorm1", objective=Learned(stage=4, trained=trained))
+        adapted = adapt(network, images, LearnedTraining(), loop, image_ids=list("abc"))
+        change = (adapted.logits - adapted.source_logits).abs().max().item()
+        assert (change > 1e-4) is not trained
 
 
 def test_backbones_and_stages_that_do_not_fit_are_refused():

@@ -24,7 +24,7 @@ from tttlab.objectives.simsiam import SimSiam
 from tttlab.runtime.ranks import Share, open_fabric
 from tttlab.seeding import torch_generator
 from tttlab.training.loaders import Views, open_loader
-from tttlab.training.losses import joint_loss
+from tttlab.training.losses import joint_loss, supervised_loss
 from tttlab.training.meta_training import meta_loss
 from tttlab.training.optimisers import Recipe
 from tttlab.training.trainer import Task, Trainer
@@ -52,6 +52,8 @@ def setting(kind: str) -> tuple[nn.Module, Objective, dict]:
     build, objective = SETTINGS[kind]
     network = build()
     network.head = objective.head(network.encoder)
+    if isinstance(objective, Learned):
+        networks.decoding(network)
     network.classifier = nn.Sequential(nn.Dropout(0.5), network.classifier)
     return networks.settle(network).double().train(), objective, batch_of(objective)
 
@@ -319,6 +321,27 @@ def test_an_inner_step_of_the_norms_moves_nothing_else_and_all_is_trained(kind):
     assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-10)
     assert_same(gradients(terms["loss"], network), expected_gradients)
     assert {name.partition(".")[0] for name in expected_gradients} == set(PARTS)
+
+
+def test_the_step_begins_after_some_epochs_and_the_head_with_it():
+    """Until then nothing reads the head, which not even weight decay changes."""
+    network, objective, _ = setting("learned-groupnorm")
+    network.float()
+    views = {name: Views(1, trainings.VIEWS) for name in ("classify", "objective")}
+    inner = {"lr": LR, "steps": 1, "pairs": 1, "trainable": "norm", "after": 2}
+    loss, heads = supervised_loss("meta", objective, 0.0, inner), {}
+
+    def report(_name: str, row: dict) -> None:
+        heads[row["epoch"]] = (copy.deepcopy(network.head.state_dict()), "objective_loss" in row)
+
+    recipe = Recipe(epochs=3, batch_size=5, lr=1e-2, weight_decay=0.1)
+    trainer = Trainer(open_fabric("cpu", "32"), seed=5, report=report)
+    trainer.fit(network, trainings.image_set(10), Task("finetune", PARTS, loss, views, recipe))
+    for epoch, stepped in ((1, False), (2, False), (3, True)):
+        state, told = heads[epoch]
+        assert told is stepped
+        for name, value in heads[0][0].items():
+            assert torch.equal(value, state[name]) is not stepped, (epoch, name)
 
 
 def test_objectives_that_contrast_images_are_refused():

@@ -55,6 +55,7 @@ class InnerStep(Strict):
     trainable: Literal["all", "norm"] = Field(
         default="all", exclude_if=lambda moved: moved == "all"
     )
+    after: Natural = Field(default=0, exclude_if=lambda epochs: epochs == 0)
 
 
 class Probe(Strict):
@@ -75,6 +76,16 @@ class Finetune(Training):
     perturb: Annotated[StrictFloat, Field(ge=0, le=1)] = Field(
         default=0.0, exclude_if=lambda share: share == 0
     )
+
+    @model_validator(mode="after")
+    def _step_has_epochs(self) -> "Finetune":
+        if self.inner and self.inner.after >= self.epochs:
+            raise fault(
+                f"expected fewer than epochs ({self.epochs}), of which the rest are with the step, "
+                f"found {self.inner.after}",
+                "inner.after",
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Finetune":

@@ -83,7 +83,11 @@ class Learned(Objective):
                 f"{type(encoder).__name__}, found {self.stage}"
             )
         width, stride = widths[self.stage - 1], stride_of(encoder, self.stage)
-        return LearnedHead(self.stage, width, stride, self.dim).requires_grad_(self.trained)
+        head = LearnedHead(self.stage, width, stride, self.dim).requires_grad_(self.trained)
+        if self.trained:
+            # The first steps move nothing: a network that is trained already is left as it is.
+            nn.init.zeros_(head.decoder.weight)
+        return head
 
     def loss(
         self,

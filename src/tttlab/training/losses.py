@@ -18,10 +18,25 @@ def supervised_loss(
     mode: str, objective: Objective | None, weight: float, inner: Mapping[str, Any] | None
 ) -> Loss:
     """Choose the loss of fine-tuning; see `finetune`."""
-    if mode == "meta":
-        moved = inner.get("trainable", "all")
-        return meta_loss(objective, weight, inner["lr"], inner["steps"], trainable=moved)
-    return joint_loss(objective, weight) if mode == "joint" else classification_loss
+    if mode not in ("joint", "meta"):
+        return classification_loss
+    without_step = joint_loss(objective, weight)
+    if mode == "joint":
+        return without_step
+    moved = inner.get("trainable", "all")
+    meta = meta_loss(objective, weight, inner["lr"], inner["steps"], trainable=moved)
+    return changing(without_step, meta, inner.get("after", 0))
+
+
+def changing(first: Loss, second: Loss, count: int) -> Loss:
+    """Take another loss after ``count`` epochs."""
+
+    def loss(
+        network: Network, batch: dict[str, Any], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        return (second if batch["epoch"] > count else first)(network, batch, generator)
+
+    return loss if count else second
 
 
 def objective_loss(objective: Objective) -> Loss:
@@ -46,14 +61,19 @@ def classification_loss(
 
 
 def joint_loss(objective: Objective, weight: float) -> Loss:
-    """Make the loss cross-entropy + ``weight`` · objective."""
+    """Make the loss cross-entropy + ``weight`` · objective.
+
+    Without weight the objective is left out: its head is not trained, not even by weight decay.
+    """
     self_supervised_loss = objective_loss(objective)
 
     def loss(
         network: Network, batch: dict[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        self_supervised = self_supervised_loss(network, batch, generator)["loss"]
         supervised = classification_loss(network, batch, generator)["loss"]
+        if not weight:
+            return {"loss": supervised, "classification_loss": supervised}
+        self_supervised = self_supervised_loss(network, batch, generator)["loss"]
         return {
             "loss": supervised + weight * self_supervised,
             "classification_loss": supervised,

@@ -53,14 +53,14 @@ def meta_loss(
 ) -> Loss:
     """Make the loss of meta-learned fine-tuning; see the module's docstring.
 
-    A batch holds ``classify (N, 1, H, W, 3)``, ``labels (N,)`` and ``objective (N, P·V, H, W, 3)``:
-    each image's V ``num_views``, drawn P times. An image's objective is the mean over the draws.
+    A batch holds ``classify (N, 1, H, W, 3)``, ``labels (N,)`` and ``objective (N, P·V, H, W, 3)``,
+    V ``num_views`` of each image, drawn P times. An objective is the mean over the draws.
 
     Args:
         objective: the self-supervised loss; it must not need other images.
         weight: of the objective in the outer loss.
         inner_lr: α.
-        inner_steps: number of inner steps, all with the same views and masks.
+        inner_steps: their number, all with the same views and masks.
         clip: largest norm of one image's inner gradient; None: no clipping.
         trainable: what inner steps move: ``all`` | ``norm``; see `inner_parameters`.
 
@@ -82,9 +82,7 @@ def meta_loss(
         check_single_process(batch)
         # Fabric's wrapper renames the parameters and switches autocast on.
         network = getattr(network, "module", network)
-        # Contiguous, because GroupNorm asks for the memory format, which fails under vmap.
-        images, views = (as_images(batch[name]).contiguous() for name in ("classify", "objective"))
-        views = views.unflatten(1, (-1, objective.num_views))
+        images, views = images_and_views(batch, objective)
         masks = draw_masks(objective, network, views, generator)
         classify = per_image(network, lambda network, image: network(image).logits[0])
         compute_objectives = per_image(network, partial(image_objective, objective, generator))
@@ -94,7 +92,8 @@ def meta_loss(
             for _ in range(inner_steps):
                 objectives = compute_objectives(parameters, views, *masks)
                 parameters = inner_step(objectives, parameters, inner_lr, clip)
-            self_supervised = compute_objectives(parameters, views, *masks).mean()
+            with torch.set_grad_enabled(weight != 0):
+                self_supervised = compute_objectives(parameters, views, *masks).mean()
             supervised = F.cross_entropy(classify(parameters, images), batch["labels"])
         return {
             "loss": supervised + weight * self_supervised,
@@ -103,6 +102,13 @@ def meta_loss(
         }
 
     return loss
+
+
+def images_and_views(batch: dict[str, Any], objective: Objective) -> tuple[Tensor, Tensor]:
+    """Give what is classified ``(N, 1, 3, H, W)`` and the views ``(N, P, V, 3, H, W)``."""
+    # Contiguous, because GroupNorm asks for the memory format, which fails under vmap.
+    images, views = (as_images(batch[name]).contiguous() for name in ("classify", "objective"))
+    return images, views.unflatten(1, (-1, objective.num_views))
 
 
 def check_single_process(batch: dict[str, Any]) -> None:

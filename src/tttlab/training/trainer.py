@@ -72,8 +72,8 @@ class Task:
         parts: ``encoder``, ``classifier``, ``head``, ``probe``; all others keep their parameters
             and buffers.
         loss: function (network, batch, generator on the CPU) → terms to record, means over the
-            batch; the term ``loss`` is minimised. The batch holds this rank's images, and as
-            ``share`` (a `Share`) which part of the whole batch they are.
+            batch; the term ``loss`` is minimised. The batch holds this rank's images, as ``share``
+            (a `Share`) which part of the whole batch they are, and the ``epoch``, from 1.
         views: the views that a batch holds for ``loss``.
         recipe: length and optimiser.
         betas: of AdamW.
@@ -236,8 +236,7 @@ class Trainer:
     def open_loader(self, images: ImageSet, task: Task) -> DataLoader:
         """Open the loader of all epochs; another kind of training data needs another one.
 
-        A loader gives this rank's part of every batch. Its ``sampler`` has ``set_epoch`` and, for
-        every batch, a `Share` in ``shares``.
+        It gives this rank's part of every batch; its ``sampler`` has ``set_epoch`` and ``shares``.
         """
         # Not fabric.setup_dataloaders: it counts epochs itself, from the start of the process.
         return open_loader(
@@ -269,7 +268,8 @@ class Trainer:
             lr = task.recipe.learning_rate(step, len(loader))
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            terms = task.loss(model, self.fabric.to_device(batch) | {"share": share}, generator)
+            batch = self.fabric.to_device(batch) | {"share": share, "epoch": epoch}
+            terms = task.loss(model, batch, generator)
             optimizer.zero_grad()
             # The ranks' gradients are averaged afterwards.
             self.fabric.backward(terms["loss"] * share.weight)
