@@ -136,8 +136,13 @@ def adapt_together(
     plain_looks = draw_looks(replace(loop, average=0))
     if leaves_alone(net, method, loop):
         return unadapted(net, plain_looks, record, task), len(images)
-    source_logits = predict_by_source(net, plain_looks, readout)
+    # Before a plain prediction's first step it is the source network's: made once, for the record.
+    once = 0 in record and predicts_plainly(method, loop)
+    source_logits = None if once else predict_by_source(net, plain_looks, readout)
     curve = Curve(record, images.device)
+    if once:
+        curve.note(0, lambda: predict_by_source(net, plain_looks, readout))
+        source_logits = curve.logits[0]
     looks = draw_looks(loop)
     # Without steps, a method's prediction may still need the views of the first one.
     streams = [
@@ -166,12 +171,16 @@ def leaves_alone(net: Bound, method: Method, loop: InnerLoop) -> bool:
 
     They are if no step is taken and normalisation and prediction are the ordinary ones.
     """
-    plain = (
+    return predicts_plainly(method, loop) and not (net.trained and loop.steps)
+
+
+def predicts_plainly(method: Method, loop: InnerLoop) -> bool:
+    """Tell whether only trained weights can make a prediction differ from the source network's."""
+    return (
         type(method).predict is Method.predict
         and loop.normalisation == "source"
         and not loop.average
     )
-    return plain and not (net.trained and loop.steps)
 
 
 def unadapted(net: Bound, looks: Any, record: Sequence[int], task: Task) -> Adaptation:
@@ -242,7 +251,7 @@ def train_and_predict(
         net, images, method, loop, statistics, streams, observe
     )
     usable = ~diverged(losses)
-    logits = classify(moved, parameters, views)
+    logits = curve.after_all(loop.steps, lambda: classify(moved, parameters, views))
     if len(moved):
         sums = torch.stack([as_rows(value.detach()).sum(1) for value in parameters.values()])
         usable[moved] &= sums.isfinite().all(0)

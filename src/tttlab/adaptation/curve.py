@@ -27,22 +27,30 @@ class Curve:
         self.steps, self.device = steps, device
         self.logits: dict[int, Tensor] = {}
         self.milliseconds: dict[int, float] = {}
-        self._recording = 0.0
+        self._recording: dict[int, float] = {}
         wait_for(device)
         self._started = time.perf_counter()
 
     def spent(self) -> float:
         """Return the milliseconds since the start, without those for the record."""
         wait_for(self.device)
-        return (time.perf_counter() - self._started) * 1e3 - self._recording
+        elapsed = (time.perf_counter() - self._started) * 1e3
+        return elapsed - sum(self._recording.values())
 
     def note(self, step: int, predict: Callable[[], Tensor]) -> None:
-        """Predict ``(B, K)`` after a step, if it is to be recorded."""
-        if step in self.steps:
+        """Predict ``(B, K)`` after a step, if it is to be recorded and is not yet."""
+        if step in self.steps and step not in self.logits:
             before = self.spent()
             self.logits[step] = predict()
             self.milliseconds[step] = self.spent()
-            self._recording += self.milliseconds[step] - before
+            self._recording[step] = self.milliseconds[step] - before
+
+    def after_all(self, step: int, predict: Callable[[], Tensor]) -> Tensor:
+        """Predict ``(B, K)`` after the last step, on the clock; a recorded prediction serves."""
+        if step not in self.logits:
+            return predict()
+        self._recording.pop(step)
+        return self.logits[step]
 
     def collect(self, final: Tensor, source: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits ``(B, R, K)`` and milliseconds ``(B, R)`` per image.
