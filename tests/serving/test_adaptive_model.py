@@ -64,6 +64,7 @@ HEADS = {
     "simsiam": {"hidden_dim": 16, "projection_dim": 16, "prediction_dim": 8},
     "mae": {"decoder_dim": 16},
     "clust3": {"heads": 2, "clusters": 4},
+    "learned": {"stage": 3, "dim": 6},
 }
 BACKBONES = {
     False: {"backbone": "resnet18", "backbone_options": networks.RESNET, "stem": "small"},
