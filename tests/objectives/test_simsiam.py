@@ -132,8 +132,9 @@ def test_both_targets_agree_for_a_step_and_part_then():
 
 def test_training_keeps_the_projections_apart():
     """The stop-gradient prevents a collapse of all images to one point."""
-    network, objective = trainings.build(trainings.SIMSIAM)
-    images, recipe = trainings.image_set(48), Recipe(epochs=40, batch_size=12, lr=1e-2)
+    options = trainings.SIMSIAM["backbone_options"] | {"channels": [8, 8, 16, 16]}
+    network, objective = trainings.build(trainings.SIMSIAM | {"backbone_options": options})
+    images, recipe = trainings.image_set(48), Recipe(epochs=20, batch_size=12, lr=1e-2)
     rows = pretrain(
         trainings.trainer(), network, objective, images, (images, images), trainings.VIEWS, recipe
     )
@@ -141,7 +142,8 @@ def test_training_keeps_the_projections_apart():
         projections = network(as_images(torch.from_numpy(images.pixels))).projections
     spread = torch.nn.functional.normalize(projections, dim=-1).std(0).mean().item()
     assert rows[-1]["loss"] < rows[1]["loss"] - 0.2
-    # It is 1/√P for points all over the sphere, and 0.56 of that without the stop-gradient.
+    # It is 1/√P for points all over the sphere. Five seeds gave 0.91 to 0.99 of that, and 0.29 to
+    # 0.67 without the stop-gradient.
     assert spread > 0.8 / math.sqrt(8)
 
 
