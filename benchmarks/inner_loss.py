@@ -9,6 +9,7 @@ writes ``outputs/inner_loss.csv``, a row per network, shift and number of steps,
 """
 
 import argparse
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,12 +18,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from tttlab.config.params import Params, read_params
+from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.mixers.mixing import inner_losses, mixer_layers
@@ -76,14 +79,15 @@ def trains_inside(mixer: object) -> bool:
     return hasattr(mixer, "inner_steps")
 
 
-def measure_shift(network: nn.Module, shift: Shift, test: object, seed: int) -> Iterator[dict]:
+def measure_shift(network: nn.Module, shift: Shift, test: ImageSet, seed: int) -> Iterator[dict]:
     """Measure one network under one shift."""
     shown = shift.seen(test, seed)
     labels = np.asarray(shown.labels)
-    losses = losses_of(network, np.asarray(shown.pixels))  # (layers, steps, N)
     layers = list(mixer_layers(network.encoder).values())
     trained = layers[0].rule.inner.inner_steps
-    for steps in STEPS:
+    counts = sorted({*STEPS, trained})
+    losses = losses_of(network, np.asarray(shown.pixels), counts[-1])  # (layers, steps, N)
+    for steps in counts:
         with inner_steps(network, steps):
             correct = predict(network, np.asarray(shown.pixels)) == labels
         per_image = losses[:, steps].mean(0)
@@ -96,11 +100,11 @@ def measure_shift(network: nn.Module, shift: Shift, test: object, seed: int) -> 
 
 
 @torch.no_grad()
-def losses_of(network: nn.Module, pixels: np.ndarray) -> np.ndarray:
+def losses_of(network: nn.Module, pixels: np.ndarray, steps: int) -> np.ndarray:
     """Give the inner losses ``(layers, steps + 1, N)``, mean over heads, as the network runs."""
     parts = []
     for images in batches(pixels):
-        found = inner_losses(network.encoder, lambda images=images: network(images), max(STEPS))
+        found = inner_losses(network.encoder, lambda images=images: network(images), steps)
         parts.append(torch.stack([losses.mean(-1) for losses in found.values()]))
     return torch.cat(parts, dim=-1).numpy()
 
@@ -135,10 +139,10 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Summarise every network; shifts weigh alike.
 
     Returns:
-        ``clean_0`` … ``clean_4`` and ``shifted_0`` …: accuracy by steps; ``lowered``: layers whose
-        loss on clean images falls at every further step; ``across``: Spearman's correlation of loss
-        and accuracy from shift to shift; ``auc``: mean over shifts of what the loss says of single
-        images. The last two are at the steps trained with.
+        ``clean_0`` to ``clean_4`` and ``shifted_0`` to ``shifted_4``: accuracy by steps;
+        ``lowered``: layers whose loss on clean images falls at every further step; ``across``:
+        Spearman's correlation of loss and accuracy from shift to shift; ``auc``: mean over shifts
+        of what the loss says of single images. The last two are at the steps trained with.
     """
     table = []
     for (model, seed), part in rows.groupby(["model", "seed"], sort=False):
@@ -166,7 +170,9 @@ def draw(rows: pd.DataFrame) -> Figure:
     """Draw loss and accuracy along the steps, and one against the other over shifts."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     losses, accuracies, shifts = figure.subplots(1, 3)
-    for (model, part), colour in zip(rows.groupby("model", sort=False), LIGHT, strict=False):
+    for (model, part), colour in zip(
+        rows.groupby("model", sort=False), itertools.cycle(LIGHT), strict=False
+    ):
         clean = part["shift"] == "clean"
         draw_along(losses, part[clean], "loss", model, colour)
         draw_along(accuracies, part[~clean], "accuracy", model, colour)
@@ -185,7 +191,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_along(axes: object, rows: pd.DataFrame, column: str, model: str, colour: str) -> None:
+def draw_along(axes: Axes, rows: pd.DataFrame, column: str, model: str, colour: str) -> None:
     """Draw a column's mean over shifts and seeds along the steps."""
     means = rows.groupby("steps")[column].mean() * (100 if column == "accuracy" else 1)
     axes.plot(means.index, means, "o-", color=colour, markersize=3, label=model)

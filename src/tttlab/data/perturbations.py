@@ -4,8 +4,8 @@ An image goes through a random filter, a random mixture of its colours, random t
 coloured noise, each of a random strength. The first three are primitives of PRIME (Modas et al.,
 ECCV 2022, arXiv 2112.13547), the filter after random convolutions (Xu et al., ICLR 2021, arXiv
 2007.13003). The families are as general as that, so that training on them can teach robustness, but
-not one of the tested corruptions: noise is never white, filters have random signs and do not blur,
-and tone curves bend.
+not one of the tested corruptions: noise is never white, filters have random signs, and tone curves
+bend.
 """
 
 import cv2

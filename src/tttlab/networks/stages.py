@@ -34,6 +34,33 @@ def stage_widths(encoder: nn.Module) -> list[int]:
     return [encoder.feature_info[index]["num_chs"] for index in find_stage_indices(encoder)]
 
 
+def widths_at(encoder: nn.Module, stages: Sequence[int], objective: str, key: str) -> list[int]:
+    """Return the number of channels at some stages, for an objective's head.
+
+    Args:
+        encoder: the encoder.
+        stages: numbers of the stages, ascending.
+        objective: its name, for messages.
+        key: of its setting that holds the stages, for messages.
+
+    Raises:
+        UserError: the encoder cannot stop at a stage, or does not have these.
+    """
+    if not hasattr(encoder, "forward_intermediates"):
+        raise UserError(
+            f"objective {objective} needs a backbone with stages "
+            "that timm can stop at (forward_intermediates), "
+            f"found {type(encoder).__name__}; choose another backbone or objective"
+        )
+    widths = stage_widths(encoder)
+    if not 1 <= stages[0] <= stages[-1] <= len(widths):
+        raise UserError(
+            f"objective.{key}: expected numbers from 1 to {len(widths)}, the stages of this "
+            f"{type(encoder).__name__}, found {list(stages)}"
+        )
+    return [widths[stage - 1] for stage in stages]
+
+
 def stage_maps(encoder: nn.Module, images: Tensor, stages: Sequence[int]) -> list[Tensor]:
     """Return the outputs of some stages; the encoder stops after the last of them.
 

@@ -15,10 +15,10 @@ import torch
 from annotated_types import Ge, Len
 from torch import Tensor, nn
 
-from tttlab.errors import UserError, pipeline_extra
+from tttlab.errors import pipeline_extra
 from tttlab.networks.network import Network
 from tttlab.networks.objective import Objective
-from tttlab.networks.stages import stage_maps, stage_widths
+from tttlab.networks.stages import stage_maps, widths_at
 from tttlab.runtime.ranks import Share
 
 with pipeline_extra():
@@ -73,19 +73,8 @@ class ClusT3(Objective):
         Raises:
             UserError: the encoder does not have these stages.
         """
-        if not hasattr(encoder, "forward_intermediates"):
-            raise UserError(
-                "objective clust3 needs a backbone with stages "
-                "that timm can stop at (forward_intermediates), "
-                f"found {type(encoder).__name__}; choose another backbone or objective"
-            )
-        stages, widths = sorted(self.stages), stage_widths(encoder)
-        if not 1 <= stages[0] <= stages[-1] <= len(widths):
-            raise UserError(
-                f"objective.stages: expected numbers from 1 to {len(widths)}, the stages of this "
-                f"{type(encoder).__name__}, found {list(self.stages)}"
-            )
-        stage_channels = [widths[stage - 1] for stage in stages]
+        stages = sorted(self.stages)
+        stage_channels = widths_at(encoder, stages, "clust3", "stages")
         return ClusterHeads(stages, stage_channels, self.heads, self.clusters)
 
     def loss(

@@ -18,10 +18,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from tttlab.errors import UserError
 from tttlab.networks.network import Network, evaluating
 from tttlab.networks.objective import Objective
-from tttlab.networks.stages import stage_maps, stage_widths
+from tttlab.networks.stages import stage_maps, widths_at
 from tttlab.runtime.ranks import Share
 
 SIDE = 64  # of the image that tells a convolutional encoder's strides, pixels
@@ -70,19 +69,8 @@ class Learned(Objective):
         Raises:
             UserError: the encoder does not have this stage.
         """
-        if not hasattr(encoder, "forward_intermediates"):
-            raise UserError(
-                "objective learned needs a backbone with stages that timm can stop at "
-                f"(forward_intermediates), found {type(encoder).__name__}; "
-                "choose another backbone or objective"
-            )
-        widths = stage_widths(encoder)
-        if self.stage > len(widths):
-            raise UserError(
-                f"objective.stage: expected a number from 1 to {len(widths)}, the stages of this "
-                f"{type(encoder).__name__}, found {self.stage}"
-            )
-        width, stride = widths[self.stage - 1], stride_of(encoder, self.stage)
+        (width,) = widths_at(encoder, [self.stage], "learned", "stage")
+        stride = stride_of(encoder, self.stage)
         head = LearnedHead(self.stage, width, stride, self.dim).requires_grad_(self.trained)
         if self.trained:
             # The first steps move nothing: a network that is trained already is left as it is.

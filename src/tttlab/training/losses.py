@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tttlab.data.pixels import as_images
 from tttlab.networks.network import Network
 from tttlab.networks.objective import Objective
-from tttlab.training.meta_training import meta_loss
+from tttlab.training.meta_training import check_single_process, meta_loss
 from tttlab.training.trainer import Loss
 
 
@@ -20,20 +20,22 @@ def supervised_loss(
     """Choose the loss of fine-tuning; see `finetune`."""
     if mode not in ("joint", "meta"):
         return classification_loss
-    without_step = joint_loss(objective, weight)
     if mode == "joint":
-        return without_step
+        return joint_loss(objective, weight)
     moved = inner.get("trainable", "all")
     meta = meta_loss(objective, weight, inner["lr"], inner["steps"], trainable=moved)
-    return changing(without_step, meta, inner.get("after", 0))
+    # Without weight nothing trains the head before the first step, not even weight decay.
+    before = joint_loss(objective, weight) if weight else classification_loss
+    return changing(before, meta, inner.get("after", 0))
 
 
 def changing(first: Loss, second: Loss, count: int) -> Loss:
-    """Take another loss after ``count`` epochs."""
+    """Take another loss, that of meta-learned fine-tuning, after ``count`` epochs."""
 
     def loss(
         network: Network, batch: dict[str, Any], generator: torch.Generator
     ) -> dict[str, Tensor]:
+        check_single_process(batch)  # before all epochs, not after the first ones
         return (second if batch["epoch"] > count else first)(network, batch, generator)
 
     return loss if count else second
@@ -61,19 +63,14 @@ def classification_loss(
 
 
 def joint_loss(objective: Objective, weight: float) -> Loss:
-    """Make the loss cross-entropy + ``weight`` · objective.
-
-    Without weight the objective is left out: its head is not trained, not even by weight decay.
-    """
+    """Make the loss cross-entropy + ``weight`` · objective."""
     self_supervised_loss = objective_loss(objective)
 
     def loss(
         network: Network, batch: dict[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        supervised = classification_loss(network, batch, generator)["loss"]
-        if not weight:
-            return {"loss": supervised, "classification_loss": supervised}
         self_supervised = self_supervised_loss(network, batch, generator)["loss"]
+        supervised = classification_loss(network, batch, generator)["loss"]
         return {
             "loss": supervised + weight * self_supervised,
             "classification_loss": supervised,

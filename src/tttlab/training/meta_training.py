@@ -53,8 +53,8 @@ def meta_loss(
 ) -> Loss:
     """Make the loss of meta-learned fine-tuning; see the module's docstring.
 
-    A batch holds ``classify (N, 1, H, W, 3)``, ``labels (N,)`` and ``objective (N, P·V, H, W, 3)``,
-    V ``num_views`` of each image, drawn P times. An objective is the mean over the draws.
+    A batch holds ``classify (N, 1, H, W, 3)``, ``labels (N,)`` and, of each image V ``num_views``
+    drawn P times, ``objective (N, P·V, H, W, 3)``. An objective is the mean over the draws.
 
     Args:
         objective: the self-supervised loss; it must not need other images.
