@@ -354,6 +354,10 @@ def test_several_processes_are_refused():
     batch["share"] = Share(6, 0, 2)
     with pytest.raises(UserError, match="expected one process, found 2"):
         meta_loss(objective, WEIGHT, LR)(network, batch, torch_generator(1))
+    inner = {"lr": LR, "steps": 1, "pairs": PAIRS, "after": 5}
+    later = supervised_loss("meta", objective, WEIGHT, inner)
+    with pytest.raises(UserError, match="expected one process, found 2"):
+        later(network, batch | {"epoch": 1}, torch_generator(1))
 
 
 @pytest.mark.slow
