@@ -15,7 +15,7 @@ repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DAT
 		$${DATA:+--data "$$DATA"})
 	$(UV) run dvc repro $(ARGS)
 
-arc: .venv/ready  ## the same for ARC's tasks, in arc/, 17 minutes; PARAMS=arc/settings/full.yaml: as published
+arc: .venv/ready  ## the same for ARC's tasks, in arc/, some 20 minutes; PARAMS=arc/settings/full.yaml: as published
 	@$(UV) run --quiet python tools/without_git.py
 	$(if $(PARAMS),@$(UV) run --quiet python tools/use_settings.py "$$PARAMS" --over arc/params.yaml)
 	$(UV) run dvc repro arc/dvc.yaml $(ARGS)

@@ -50,7 +50,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", SETTINGS, ids=lambda file: file.stem)
 def test_every_ready_made_file_is_valid(file, tmp_path):
-    for name in ("unlabeled", "labeled/a", "test"):
+    for name in ("unlabeled", "labeled/a", "test", "photo/a", "art_painting"):
         (tmp_path / "data" / name).mkdir(parents=True)
     params = read_params(file, base=tmp_path)
     for model, run in params.pairs:
