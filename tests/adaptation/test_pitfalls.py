@@ -584,7 +584,7 @@ READY = [ROOT / "params.yaml", *sorted((ROOT / "settings").glob("*.yaml"))]
 
 @pytest.fixture(params=READY, ids=lambda file: file.stem)
 def params(request, tmp_path) -> Params:
-    for name in ("unlabeled", "labeled/a", "test"):
+    for name in ("unlabeled", "labeled/a", "test", "photo/a", "art_painting"):
         (tmp_path / "data" / name).mkdir(parents=True)
     return read_params(request.param, base=tmp_path)
 
