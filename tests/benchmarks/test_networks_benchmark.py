@@ -1,0 +1,68 @@
+"""Networks beside one of them: paired by image and shift, with the report's own interval."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks.networks import compare
+from tttlab.errors import UserError
+from tttlab.evaluation.metrics import summarise
+
+
+def table(right: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+    """Make predictions of a network: ``right`` (shifts, seeds, images), the first shift clean."""
+    rows = []
+    for shift, of_shift in zip(("clean", "fog-5", "snow-5"), right, strict=True):
+        for seed, of_seed in enumerate(of_shift):
+            for image, (is_right, label) in enumerate(zip(of_seed, labels, strict=True)):
+                prediction = label if is_right else (label + 1) % 3
+                rows.append((str(image), shift, seed, label, prediction))
+    columns = ["image_id", "shift", "seed", "label", "source_prediction"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.fixture
+def networks():
+    """Make two networks, right on about 0.5 and 0.7 of 40 images."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 40)
+    return [(share > generator.random((3, 2, 40)), labels) for share in (0.5, 0.7)]
+
+
+def test_gains_and_intervals_are_those_of_a_report_in_which_one_network_adapts_to_the_other(
+    networks,
+):
+    (first, labels), (second, _) = networks
+    found = compare("b", table(second, labels), table(first, labels))
+    assert found["clean"] == pytest.approx(100 * second[0].mean())
+    assert found["shifted"] == pytest.approx(100 * second[1:].mean())
+    # The report pairs predictions before and after in one row.
+    before, after = table(first, labels), table(second, labels)
+    report = before.assign(
+        adapted_prediction=after["source_prediction"],
+        untrained_prediction=after["source_prediction"],
+        corruption=before["shift"],
+        severity=5,
+        source_confidence=0.5,
+        adapted_confidence=0.5,
+        loss_first=np.nan,
+        loss_last=np.nan,
+        distance=0.0,
+        gate_open=True,
+        fell_back=False,
+        milliseconds=1.0,
+        gate_milliseconds=0.0,
+    )
+    entry = summarise(report)
+    for key, name in (("gain", "gain"), ("low", "gain_low"), ("high", "gain_high")):
+        assert found[f"shifted_{key}"] == pytest.approx(100 * entry[name])
+    assert found["shifted_low"] < found["shifted_gain"] < found["shifted_high"]
+    itself = compare("a", before, before)
+    assert itself["shifted_gain"] == itself["clean_gain"] == 0
+
+
+def test_networks_that_saw_other_images_are_not_compared(networks):
+    (first, labels), (second, _) = networks
+    fewer = table(second, labels)
+    with pytest.raises(UserError, match="expected the same images, shifts and seeds"):
+        compare("b", fewer[fewer["image_id"] != "3"], table(first, labels))
