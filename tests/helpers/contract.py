@@ -29,6 +29,7 @@ from tttlab.networks.source_statistics import Statistics
 from tttlab.seeding import torch_generator
 
 SETTINGS = {
+    "confident_views": {"num_views": 4, "keep": 0.6},
     "cotta": {"num_views": 4},
     "deyo": {"margin": 2.0, "plpd_threshold": -1.0},
     "eata": {"margin": 2.0, "epsilon": 2.0},
@@ -44,7 +45,9 @@ SETTINGS = {
 VARIANTS = {
     "actmad": ({"form": "l1"}, {"layers": "stages"}),
     "clust3": ({"num_views": 2},),
+    "confident_views": ({"num_views": 4, "keep": 0.6, "vote": False},),
     "it3": ({"second": "adapted"},),
+    "memo": ({"num_views": 4, "keep": 0.5},),
     "simsiam": ({"target": "source", "num_views": 3},),
 }
 COUNT = 5  # images

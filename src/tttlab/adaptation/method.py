@@ -19,6 +19,12 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
+def surest(logits: Tensor, share: float) -> Tensor:
+    """Keep the views of lowest entropy: ``(V, K)`` → ``(max(1, round(share · V)), K)``."""
+    kept = max(1, round(share * len(logits)))
+    return logits[entropy(logits.detach()).topk(kept, largest=False).indices]
+
+
 class Method:
     """A test-time method: its settings, frozen, and the `loss` that is minimised for every image.
 

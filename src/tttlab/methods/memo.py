@@ -4,7 +4,8 @@ Zhang, Levine and Finn, NeurIPS 2022, arXiv 2110.09506: minimise the entropy of 
 probabilities averaged over augmented copies of one image. It needs only a classifier: no
 self-supervised head, and nothing of the source domain. The published copies are AugMix-like; ours
 are crops of changed brightness from `tttlab.data.views`, over which the control `views` averages
-without training.
+without training. With `keep` only the surest views count, as in TPT (Shu et al., NeurIPS 2022,
+arXiv 2209.07511); the control is then `confident_views`.
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from tttlab.adaptation.method import Method, State, entropy
+from tttlab.adaptation.method import Method, State, entropy, surest
 from tttlab.config.inner_loop import Augmentation
 from tttlab.data.views import log_mean_probabilities, random_views
 from tttlab.networks.network import Bound
@@ -28,10 +29,12 @@ class MEMO(Method):
 
     Attributes:
         num_views: V, views drawn at every step.
+        keep: share of the views, those of lowest entropy, that count at a step; at least one does.
     """
 
     protocols = ("episodic", "online")
     num_views: Annotated[int, Ge(2)] = 8
+    keep: Annotated[float, Gt(0), Le(1)] = 1.0
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
     def views(
@@ -44,4 +47,7 @@ class MEMO(Method):
         self, net: Bound, views: Tensor, statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
         """Entropy, in nats, of the mean class probabilities of ``views (V, 3, H, W)``."""
-        return entropy(log_mean_probabilities(net(views).logits)), state
+        logits = net(views).logits
+        if self.keep < 1:
+            logits = surest(logits, self.keep)
+        return entropy(log_mean_probabilities(logits)), state
