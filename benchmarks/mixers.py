@@ -229,7 +229,9 @@ def draw(report: dict) -> Figure:
             value = part[column] / (part["images"] if column == "seconds" else 1) * unit
             axes.plot(part["tokens"], value, "o-", color=colour, markersize=3, label=name)
         axes.set_xscale("log", base=2)
+        axes.set_xticks(shown := sorted(set(rows["tokens"]))[::2], labels=map(str, shown))
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("tokens")
         axes.set_title(label, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)

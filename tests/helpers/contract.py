@@ -47,7 +47,7 @@ VARIANTS = {
     "clust3": ({"num_views": 2},),
     "confident_views": ({"num_views": 4, "keep": 0.6, "vote": False},),
     "it3": ({"second": "adapted"},),
-    "memo": ({"num_views": 4, "keep": 0.5},),
+    "memo": ({"num_views": 4, "keep": 0.5}, {"num_views": 3, "kind": "augmix"}),
     "simsiam": ({"target": "source", "num_views": 3},),
 }
 COUNT = 5  # images

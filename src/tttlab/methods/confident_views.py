@@ -7,7 +7,7 @@ So a method that trains on views must beat it, too: it costs their forward passe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method, surest
 from tttlab.config.inner_loop import Augmentation
-from tttlab.data.views import log_mean_probabilities, random_views
+from tttlab.data.augmix import draw_views
+from tttlab.data.views import log_mean_probabilities
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
 
@@ -29,6 +30,7 @@ class ConfidentViews(Method):
         keep: share of these 1 + V that vote; at least one does.
         vote: True: a view has one vote for its likeliest class, as in the paper. False: the views'
             class probabilities are averaged.
+        kind: of the views: ``crops`` of changed brightness | ``augmix``: AugMix of such crops.
     """
 
     protocols = ("episodic", "online")
@@ -36,13 +38,14 @@ class ConfidentViews(Method):
     num_views: Annotated[int, Ge(1)] = 32
     keep: Annotated[float, Gt(0), Le(1)] = 0.3
     vote: bool = True
+    kind: Literal["crops", "augmix"] = "crops"
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
     ) -> Tensor:
         """Draw the views, the image itself first: ``(B, 1 + V, 3, H, W)``."""
-        drawn = random_views(images, generators, self.num_views, self.augmentation)
+        drawn = draw_views(self.kind, images, generators, self.num_views, self.augmentation)
         return torch.cat([images.unsqueeze(1), drawn], dim=1)
 
     def predict(self, net: Bound, image: Tensor, views: Tensor, statistics: Statistics) -> Tensor:

@@ -2,15 +2,15 @@
 
 Zhang, Levine and Finn, NeurIPS 2022, arXiv 2110.09506: minimise the entropy of the class
 probabilities averaged over augmented copies of one image. It needs only a classifier: no
-self-supervised head, and nothing of the source domain. The published copies are AugMix-like; ours
-are crops of changed brightness from `tttlab.data.views`, over which the control `views` averages
+self-supervised head, and nothing of the source domain. The published copies are those of `kind:
+augmix`; the default are crops of changed brightness, over which the control `views` averages
 without training. With `keep` only the surest views count, as in TPT (Shu et al., NeurIPS 2022,
 arXiv 2209.07511); the control is then `confident_views`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method, State, entropy, surest
 from tttlab.config.inner_loop import Augmentation
-from tttlab.data.views import log_mean_probabilities, random_views
+from tttlab.data.augmix import draw_views
+from tttlab.data.views import log_mean_probabilities
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
 
@@ -30,18 +31,20 @@ class MEMO(Method):
     Attributes:
         num_views: V, views drawn at every step.
         keep: share of the views, those of lowest entropy, that count at a step; at least one does.
+        kind: of the views: ``crops`` of changed brightness | ``augmix``: AugMix of such crops.
     """
 
     protocols = ("episodic", "online")
     num_views: Annotated[int, Ge(2)] = 8
     keep: Annotated[float, Gt(0), Le(1)] = 1.0
+    kind: Literal["crops", "augmix"] = "crops"
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
     ) -> Tensor:
         """Draw ``(B, V, 3, H, W)`` fresh views."""
-        return random_views(images, generators, self.num_views, self.augmentation)
+        return draw_views(self.kind, images, generators, self.num_views, self.augmentation)
 
     def loss(
         self, net: Bound, views: Tensor, statistics: Statistics, state: State

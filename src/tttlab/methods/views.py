@@ -5,7 +5,7 @@ A method that trains on views must beat it: it costs the same forward passes and
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method
 from tttlab.config.inner_loop import Augmentation
-from tttlab.data.views import log_mean_probabilities, random_views
+from tttlab.data.augmix import draw_views
+from tttlab.data.views import log_mean_probabilities
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
 
@@ -24,18 +25,20 @@ class ViewAverage(Method):
 
     Attributes:
         num_views: V, number of augmented views beside the image itself.
+        kind: of the views: ``crops`` of changed brightness | ``augmix``: AugMix of such crops.
     """
 
     protocols = ("episodic", "online")
     trains = False
     num_views: Annotated[int, Ge(1)] = 8
+    kind: Literal["crops", "augmix"] = "crops"
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
     ) -> Tensor:
         """Draw the views, the image itself first: ``(B, 1 + V, 3, H, W)``."""
-        drawn = random_views(images, generators, self.num_views, self.augmentation)
+        drawn = draw_views(self.kind, images, generators, self.num_views, self.augmentation)
         return torch.cat([images.unsqueeze(1), drawn], dim=1)
 
     def predict(self, net: Bound, image: Tensor, views: Tensor, statistics: Statistics) -> Tensor:
