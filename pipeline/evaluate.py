@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tttlab.config.params import Params
@@ -15,7 +16,7 @@ def run(params: Params) -> None:
     """Write outputs/metrics.json, tables, predictions, runs, only for the runs of params.yaml."""
     import pandas as pd
 
-    from tttlab.evaluation import diagnosis, metrics
+    from tttlab.evaluation import controls, diagnosis, metrics
     from tttlab.evaluation.adapted import read_adapted
     from tttlab.evaluation.results import read_table
     from tttlab.workflow.leftovers import tidy
@@ -32,16 +33,19 @@ def run(params: Params) -> None:
     for model, name in params.pairs:
         folder = places.OUTPUTS / "adapted" / name / model
         predictions, about[name][model] = read_adapted(folder, params.seeds)
-        (places.OUTPUTS / "predictions" / model).mkdir(parents=True, exist_ok=True)
-        predictions.to_parquet(places.OUTPUTS / "predictions" / model / f"{name}.parquet")
-        entry = entries[f"{model}/{name}"] = metrics.summarise(predictions)
-        tables["summary"].append(_named(pd.DataFrame([metrics.flatten(entry)]), model, name))
+        _file(model, name).parent.mkdir(parents=True, exist_ok=True)
+        predictions.to_parquet(_file(model, name))
+        entries[f"{model}/{name}"] = metrics.summarise(predictions)
         for table, kind in kinds.items():
             tables[table].append(_named(kind(predictions), model, name))
         steps = folder / f"{params.seeds[0]}.steps.parquet"
         aligned = places.OUTPUTS / "aligned" / name / f"{model}.parquet"
         for table, rows in diagnosis.make_tables(predictions, steps, aligned, params.seed).items():
             tables[table].append(_named(rows, model, name))
+    controls.add(entries, about, params.pairs, lambda *pair: pd.read_parquet(_file(*pair)))
+    for model, name in params.pairs:
+        row = pd.DataFrame([metrics.flatten(entries[f"{model}/{name}"])])
+        tables["summary"].append(_named(row, model, name))
     tables["distances"] = [
         read_table(places.OUTPUTS / "distances" / model / f"{seed}.csv")
         for model in params.models
@@ -66,6 +70,11 @@ def run(params: Params) -> None:
             "the shifted test images have no labels: accuracy and gain are unknown, "
             "changed predictions are counted"
         )
+
+
+def _file(model: str, name: str) -> Path:
+    """Give the path of a run's predictions."""
+    return places.OUTPUTS / "predictions" / model / f"{name}.parquet"
 
 
 def _named(table: "pd.DataFrame", model: str, name: str) -> "pd.DataFrame":

@@ -34,6 +34,7 @@ RUNS = {
         {"method": "ActMAD(tolerance=4.0)", "steps": 5, "lr": 0.1, "clip": None},
     ),
 }
+TRAINED = ("ssl", "actmad")
 OPTIONAL = ("reliability", "steps", "tuning", "alignment", "correlations", "distances")
 
 
@@ -103,6 +104,10 @@ def write_project(
         f"{model}/{run}": summary(table, run in gated, len(seeds))
         for (model, run), table in predictions.items()
     }
+    if labeled is True and "views" in runs:
+        for model, run in set(pairs) & {(model, run) for model in models for run in TRAINED}:
+            table, control = predictions[model, run], predictions[model, "views"]
+            entries[f"{model}/{run}"] |= over_views(table, control)
     (outputs / "metrics.json").write_text(json.dumps({"runs": entries}, indent=2), encoding="utf-8")
     write_runs(outputs / "runs", pairs, runs, gated)
     return SimpleNamespace(
@@ -350,6 +355,15 @@ def summary(table, gated, seeds) -> dict:
         "gated": gated_summary(clean, shifted) if gated else None,
     }
     return plain(entry)
+
+
+def over_views(table, control) -> dict:
+    """Compare a run with its control ``views``, whose rows are in the same order."""
+    shifted = table["shift"] != "clean"
+    before = control.loc[shifted, "adapted_prediction"].to_numpy()
+    values = gain(table[shifted].assign(source_prediction=before))
+    over = {name.replace("gain", "over_control"): value for name, value in values.items()}
+    return {"control": "views", **plain(over)}
 
 
 def gated_summary(clean, shifted) -> dict:

@@ -222,11 +222,16 @@ class TestHeadline:
             if gate:
                 gated = entry["gated"]
                 assert number(trained) == pytest.approx(100 * entry["training_gain"], abs=0.0501)
+                over = full.cells[name, "over_control"]
+                assert number(over) == pytest.approx(100 * entry["over_control"], abs=0.0501)
+                assert over.endswith("views")
                 accuracy = number(gate["accuracy_adapted"])
                 assert accuracy == pytest.approx(100 * gated["accuracy_adapted"], abs=0.0501)
                 assert f"{100 * gated['open']:.1f}" in gate["open"]
                 cost = number(gate["milliseconds"].removeprefix("mean "))
                 assert cost == pytest.approx(gated["milliseconds"], rel=0.02)
+            else:
+                assert (name, "over_control") not in full.cells
 
 
 class TestTables:

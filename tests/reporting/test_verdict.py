@@ -143,6 +143,36 @@ def test_each_step_alone_is_told_with_its_interval():
     )
 
 
+@pytest.mark.parametrize(
+    ("control", "over", "expected"),
+    [
+        (
+            "shrink",
+            (0.5, 0.1, 0.9),
+            "−1.5 [−2.0, −1.0], memo above shrink, the best run without training that takes no "
+            "more time, +0.5 [+0.1, +0.9].",
+        ),
+        (
+            "shrink",
+            (0.1, -0.3, 0.5),
+            "−1.5 [−2.0, −1.0], memo above shrink, the best run without training that takes no "
+            "more time, +0.1 [−0.3, +0.5] (undecided).",
+        ),
+        ("none", (1, -2, 4), "−1.5 [−2.0, −1.0]."),  # that is its gain, told already
+        (None, (None, None, None), "−1.5 [−2.0, −1.0]."),
+    ],
+)
+def test_training_is_told_beside_the_best_control(control, over, expected):
+    trained = entry(1, -2, 4, training=(-1.5, -2.0, -1.0)) | {"control": control}
+    names = ("over_control", "over_control_low", "over_control_high")
+    trained |= {
+        name: None if value is None else value / 100
+        for name, value in zip(names, over, strict=True)
+    }
+    entries = {"shrink": entry(3, 1, 5), "memo": trained}
+    assert sentence(results(entries, {"shrink": 2.0, "memo": 0.5}), "m").endswith(expected)
+
+
 def test_re_normalising_alone_is_the_run_that_does_it_as_the_recommended_one():
     """`bn` scored higher in tuning, and tells nothing of what training adds on top of `shrink`."""
     settings = SETTINGS | {

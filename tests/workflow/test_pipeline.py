@@ -161,6 +161,10 @@ def test_metrics_have_the_promised_shape(project):
         "milliseconds_p95",
         "milliseconds_mean",
         "gated",
+        "control",
+        "over_control",
+        "over_control_low",
+        "over_control_high",
     }
     for name, entry in metrics["runs"].items():
         assert set(entry) == keys
@@ -168,6 +172,29 @@ def test_metrics_have_the_promised_shape(project):
         assert entry["seeds"] == 2
         assert (entry["training_gain"] is None) == (name.split("/")[1] not in ("ssl", "actmad"))
         assert entry["gain"] == pytest.approx(entry["accuracy_adapted"] - entry["accuracy_source"])
+        assert (entry["control"] is None) == (entry["training_gain"] is None)
+
+
+def test_a_run_that_trains_stands_beside_the_strongest_control_of_no_more_time(project):
+    root, params = project
+    entries = json.loads((root / "outputs" / "metrics.json").read_text())["runs"]
+    for model in params.models:
+        leads = {"none": 0.0}
+        for run in ("views", "bn", "shrink"):
+            file = root / "outputs" / "tuned" / run / f"{model}.json"
+            leads[run] = json.loads(file.read_text())["lead"]
+        for run in ("ssl", "actmad"):
+            entry = entries[f"{model}/{run}"]
+            control = entries[f"{model}/{entry['control']}"]
+            cheaper = [
+                lead
+                for name, lead in leads.items()
+                if entries[f"{model}/{name}"]["milliseconds_p50"] <= entry["milliseconds_p50"]
+            ]
+            assert leads[entry["control"]] == max([0.0, *cheaper])
+            difference = entry["accuracy_adapted"] - control["accuracy_adapted"]
+            assert entry["over_control"] == pytest.approx(difference)
+            assert entry["over_control_low"] <= difference <= entry["over_control_high"]
 
 
 def test_every_run_is_judged_on_the_same_images_and_checkpoint(project):
@@ -230,7 +257,7 @@ def test_mlflow_holds_one_run_per_execution_linked_to_where_it_came_from(project
         stage: [run for run in runs if run.data.tags.get("stage") == stage]
         for stage in ("pretrain", "finetune", "tune", "adapt")
     }
-    counts = {"pretrain": 4, "finetune": 4, "tune": 8, "adapt": 24}
+    counts = {"pretrain": 4, "finetune": 4, "tune": 10, "adapt": 24}
     assert {stage: len(part) for stage, part in by_stage.items()} == counts
     assert {run.info.status for run in runs} == {"FINISHED"}
     parents = {run.data.tags["mlflow.parentRunId"] for part in by_stage.values() for run in part}
@@ -251,7 +278,7 @@ def test_mlflow_holds_one_run_per_execution_linked_to_where_it_came_from(project
         searched[run.data.tags["run"]][run.data.tags["model"]] = search
     assert searched["shrink"]["mae_vit"] == {"threshold": "[0.5, 1.0, 2.0, 4.0, 8.0]"}
     assert searched["ssl"]["mae_vit"]["lr"] == "[0.0001, 0.001]"
-    assert len(trials) == 8 * 3
+    assert len(trials) == 8 * 3 + 2  # views has nothing to search, and is scored as it is
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == set(tunings)
     assert all({"score", "gain", "clean_change"} <= set(run.data.metrics) for run in trials)
     assert "gain/simclr_convnet/actmad" in client.get_run(parents.pop()).data.metrics
@@ -484,7 +511,7 @@ def test_what_was_tuned_is_what_adapt_used(project):
         tuned = json.loads((root / "outputs" / "tuned" / run / f"{model}.json").read_text())
         about = json.loads((root / "outputs" / "runs" / f"{run}.json").read_text())[model]
         settings, used = tuned["settings"], about["settings"]
-        assert bool(tuned["tuned"]) == (run not in ("none", "views"))
+        assert bool(tuned["tuned"]) == (run != "none")
         shared = settings.keys() & used.keys()
         assert {key: used[key] for key in shared} == {key: settings[key] for key in shared}
         if run == "actmad":
@@ -670,7 +697,7 @@ def test_tables_hold_every_part_of_the_answer(project):
     )
     assert (oracle["oracle"] >= oracle[["default", "tuned"]].max(axis=1)).all()
     used = tables["steps"][tables["steps"]["used"]]
-    assert len(used[used["setting"] == "tuned"]) == 2 * 4
+    assert len(used[used["setting"] == "tuned"]) == 2 * 5
     assert set(tables["distances"]["reference"]) == {"unlabeled", "labeled"}
     assert set(tables["distances"]["seed"]) == {0, 5}
 

@@ -57,6 +57,14 @@ class RunSettings:
         }
         return {key: value for key, value in self.loop.settings.items() if key not in idle}
 
+    @property
+    def is_control(self) -> bool:
+        """Whether the run changes predictions, but trains nothing."""
+        if self.trains and self.loop.steps:
+            return False
+        acts = self.loop.normalisation != "source" or self.loop.average > 0
+        return acts or self.method != "none"
+
     def values(self) -> dict[str, Any]:
         """Give the settings that are tuned, or would be, with the values that they have."""
         flat = self.loop.settings | self.settings

@@ -16,6 +16,7 @@ def rows(results: Results) -> list[dict[str, Any]]:
     table = []
     for (model, run), entry in results.summary.items():
         training_ends = entry.get("training_gain_low"), entry.get("training_gain_high")
+        control_ends = entry.get("over_control_low"), entry.get("over_control_high")
         table.append(
             {
                 "model": model,
@@ -25,6 +26,10 @@ def rows(results: Results) -> list[dict[str, Any]]:
                 "training": points(entry.get("training_gain")),
                 "training_interval": interval(*training_ends),
                 "training_verdict": verdict(*training_ends),
+                "control": entry.get("control") or "",
+                "over_control": points(entry.get("over_control")),
+                "over_control_interval": interval(*control_ends),
+                "over_control_verdict": verdict(*control_ends),
                 "seed_sd": percent(entry.get("gain_seed_sd")),
                 "changed": percent(results.changed(model, run)),
                 "milliseconds_p50": amount(entry["milliseconds_p50"]),

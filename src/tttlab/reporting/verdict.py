@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tttlab.evaluation.metrics import verdict as judge
-from tttlab.evaluation.results import Results, difference, is_known
+from tttlab.evaluation.results import CONTROL, Results, difference, is_known
 from tttlab.reporting.lines import write_code
 from tttlab.reporting.words import amount, enumerate_words, interval, percent, points
 
@@ -168,6 +168,8 @@ def _compared(results: Results, model: str) -> str:
     if run and not (run == chosen and actions(results, model, run) == ("train",)):
         entry = results.summary[model, run]
         parts.append(_gain("the steps of training", run, entry, "training_gain"))
+    if run and (clause := _above_control(run, results.summary[model, run])):
+        parts.append(clause)
     helpers = [run for run in runs if _judged(results, model, run) == "helped"]
     if parts and not helpers:
         parts[0] = f"nothing helped: {parts[0]}"
@@ -199,6 +201,17 @@ def _gain(what: str, run: str, entry: Mapping[str, Any], name: str) -> str:
     ends = entry[f"{name}_low"], entry[f"{name}_high"]
     unclear = " (undecided)" if judge(*ends) in ("undecided", "unknown") else ""
     return f"{what} (run {run}) {points(entry[name])} {interval(*ends)}{unclear}"
+
+
+def _above_control(run: str, entry: Mapping[str, Any]) -> str:
+    """Say what the run gives above the best control of no more time; empty where it is unknown."""
+    control = entry.get("control")
+    if not is_known(entry.get("over_control")) or control == CONTROL:
+        return ""
+    what = f"{run} above {control}, the best run without training that takes no more time,"
+    ends = entry["over_control_low"], entry["over_control_high"]
+    unclear = " (undecided)" if judge(*ends) in ("undecided", "unknown") else ""
+    return f"{what} {points(entry['over_control'])} {interval(*ends)}{unclear}"
 
 
 def _without_labels(results: Results, model: str, run: str | None) -> str:

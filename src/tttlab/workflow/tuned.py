@@ -10,6 +10,16 @@ from tttlab.workflow.ledger import written_whole
 from tttlab.workflow.pieces import Pair
 
 
+def is_scored(params: Params, pair: Pair) -> bool:
+    """Tell whether tuning scores a run: it searches, or it acts without training.
+
+    A control without a search is scored as it is, for the strongest control is the one that scored
+    highest (`tttlab.evaluation.controls`).
+    """
+    settings = params.run_settings(*pair)
+    return bool(settings.search) or settings.is_control
+
+
 def untuned(params: Params, pair: Pair) -> dict[str, Any]:
     """Give the choice of a run without a search: the values of params.yaml."""
     values = params.run_settings(*pair).values()
