@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tttlab.config.params import Params
@@ -29,12 +28,12 @@ def run(params: Params) -> None:
         "reliability": metrics.reliability,
     }
     entries, tables = {}, {name: [] for name in ("summary", *kinds, *diagnosis.TABLES)}
-    about = {name: {} for name in params.adapt.runs}
+    about, kept = {name: {} for name in params.adapt.runs}, places.OUTPUTS / "predictions"
     for model, name in params.pairs:
         folder = places.OUTPUTS / "adapted" / name / model
         predictions, about[name][model] = read_adapted(folder, params.seeds)
-        _file(model, name).parent.mkdir(parents=True, exist_ok=True)
-        predictions.to_parquet(_file(model, name))
+        (kept / model).mkdir(parents=True, exist_ok=True)
+        predictions.to_parquet(kept / model / f"{name}.parquet")
         entries[f"{model}/{name}"] = metrics.summarise(predictions)
         for table, kind in kinds.items():
             tables[table].append(_named(kind(predictions), model, name))
@@ -42,7 +41,7 @@ def run(params: Params) -> None:
         aligned = places.OUTPUTS / "aligned" / name / f"{model}.parquet"
         for table, rows in diagnosis.make_tables(predictions, steps, aligned, params.seed).items():
             tables[table].append(_named(rows, model, name))
-    controls.add(entries, about, params.pairs, lambda *pair: pd.read_parquet(_file(*pair)))
+    controls.add(entries, about, params.pairs, kept)
     for model, name in params.pairs:
         row = pd.DataFrame([metrics.flatten(entries[f"{model}/{name}"])])
         tables["summary"].append(_named(row, model, name))
@@ -51,7 +50,6 @@ def run(params: Params) -> None:
         for model in params.models
         for seed in params.seeds
     ]
-
     folder = places.OUTPUTS / "tables"
     shutil.rmtree(folder, ignore_errors=True)  # outdated tables must not stay
     folder.mkdir(parents=True)
@@ -60,8 +58,8 @@ def run(params: Params) -> None:
             pd.concat(parts).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     (places.OUTPUTS / "runs").mkdir(exist_ok=True)
     for name, models in about.items():
-        text = json.dumps(models, indent=2) + "\n"
-        (places.OUTPUTS / "runs" / f"{name}.json").write_text(text, encoding="utf-8")
+        file = places.OUTPUTS / "runs" / f"{name}.json"
+        file.write_text(json.dumps(models, indent=2) + "\n", encoding="utf-8")
     text = json.dumps({"runs": entries}, indent=2, allow_nan=False)
     (places.OUTPUTS / "metrics.json").write_text(text + "\n", encoding="utf-8")
     print(f"compared {len(entries)} runs, with and without adaptation; tables are in {folder}")
@@ -72,13 +70,7 @@ def run(params: Params) -> None:
         )
 
 
-def _file(model: str, name: str) -> Path:
-    """Give the path of a run's predictions."""
-    return places.OUTPUTS / "predictions" / model / f"{name}.parquet"
-
-
 def _named(table: "pd.DataFrame", model: str, name: str) -> "pd.DataFrame":
-    """Put the model's and the run's names in front."""
     table.insert(0, "model", model)
     table.insert(1, "run", name)
     return table

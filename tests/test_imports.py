@@ -77,7 +77,7 @@ def run(stage: str, run: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("stage", "name"), [("tune", "none"), ("tune", "views"), ("align", "none"), ("align", "shrink")]
+    ("stage", "name"), [("tune", "none"), ("align", "none"), ("align", "shrink")]
 )
 def test_a_stage_that_has_nothing_to_do_ends_before_anything_heavy_is_imported(
     stage, name, tmp_path

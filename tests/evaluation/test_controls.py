@@ -90,18 +90,23 @@ def test_without_labels_the_difference_is_unknown(tables):
     assert found == UNKNOWN | {"control": "views"}
 
 
-def test_only_runs_that_train_are_compared_and_with_the_source_where_no_control_leads(tables):
+def test_only_runs_that_train_are_compared_and_with_the_source_where_no_control_leads(
+    tables, tmp_path
+):
     run, control, *_ = tables
     read = {("m", "train"): run, ("m", "views"): control, ("m", "none"): control}
     quick = {"milliseconds": 1.0, "loss_first": np.nan}
     read["m", "views"] = control.assign(**quick)
     read["m", "none"] = control.assign(adapted_prediction=control["source_prediction"], **quick)
+    (tmp_path / "m").mkdir()
+    for (model, name), table in read.items():
+        table.to_parquet(tmp_path / model / f"{name}.parquet")
     for lead, expected in ((0.1, "views"), (-0.1, "none")):
         entries = {f"m/{name}": summarise(table) for (_, name), table in read.items()}
         tuning = {"tuned": True, "lead": lead}
         records = {name: {"m": {"tuning": tuning}} for name in ("train", "views")}
         records["none"] = {"m": {"tuning": {"tuned": False}}}
-        add(entries, records, read, lambda *pair: read[pair])
+        add(entries, records, read, tmp_path)
         assert {key: entries["m/views"][key] for key in UNKNOWN} == UNKNOWN
         assert {key: entries["m/none"][key] for key in UNKNOWN} == UNKNOWN
         trained = entries["m/train"]

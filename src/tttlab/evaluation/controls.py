@@ -6,11 +6,12 @@ in tuning, on source images, as every setting is: test labels have no say.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tttlab.evaluation.intervals import gain_interval
-from tttlab.evaluation.predictions import add_correctness
+from tttlab.evaluation.predictions import add_correctness, read_predictions
 from tttlab.evaluation.results import CONTROL, is_known
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def add(
     entries: Mapping[str, dict[str, Any]],
     records: Mapping[str, Mapping[str, Mapping[str, Any]]],
     pairs: Iterable[tuple[str, str]],
-    read: Callable[[str, str], "pd.DataFrame"],
+    predictions: Path,
 ) -> None:
     """Compare every run that trains with its control, in place.
 
@@ -33,7 +34,7 @@ def add(
         entries: of metrics.json by ``<model>/<run>``; each gets the keys of `UNKNOWN`.
         records: what `adapt` tells, by run and model.
         pairs: every model with every run on it.
-        read: gives the predictions of a run on a model.
+        predictions: folder with ``<model>/<run>.parquet``.
     """
     for model, runs in itertools.groupby(sorted(pairs), key=lambda pair: pair[0]):
         names = [name for _, name in runs]
@@ -48,7 +49,8 @@ def add(
                 ends = {f"over_control{end}": entry[f"gain{end}"] for end in ("", "_low", "_high")}
                 entry |= {"control": control, **ends}
             elif control:
-                entry |= over_control(read(model, name), read(model, control), control)
+                files = (predictions / model / f"{of}.parquet" for of in (name, control))
+                entry |= over_control(*map(read_predictions, files), control)
 
 
 class Candidate(NamedTuple):
