@@ -29,7 +29,6 @@ from tttlab.networks.source_statistics import Statistics
 from tttlab.seeding import torch_generator
 
 SETTINGS = {
-    "confident_views": {"num_views": 4, "keep": 0.6},
     "cotta": {"num_views": 4},
     "deyo": {"margin": 2.0, "plpd_threshold": -1.0},
     "eata": {"margin": 2.0, "epsilon": 2.0},
@@ -45,10 +44,10 @@ SETTINGS = {
 VARIANTS = {
     "actmad": ({"form": "l1"}, {"layers": "stages"}),
     "clust3": ({"num_views": 2},),
-    "confident_views": ({"num_views": 4, "keep": 0.6, "vote": False},),
     "it3": ({"second": "adapted"},),
     "memo": ({"num_views": 4, "keep": 0.5}, {"num_views": 3, "kind": "augmix"}),
     "simsiam": ({"target": "source", "num_views": 3},),
+    "views": ({"num_views": 4, "keep": 0.6}, {"num_views": 4, "keep": 0.6, "vote": True}),
 }
 COUNT = 5  # images
 

@@ -7,11 +7,8 @@ from scipy.stats import entropy
 from torch import nn
 
 from tests.helpers import networks
-from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.method import surest
-from tttlab.config.inner_loop import Augmentation, InnerLoop
 from tttlab.data.views import random_views
-from tttlab.methods.confident_views import ConfidentViews
 from tttlab.methods.memo import MEMO
 from tttlab.methods.views import ViewAverage
 from tttlab.networks.network import Outputs
@@ -45,7 +42,7 @@ def predict(method, probabilities) -> np.ndarray:
 )
 def test_votes_of_the_surest_views_are_counted_and_their_mean_is_one_voter_more(keep, votes):
     shuffled = [VIEWS[place] for place in (3, 0, 4, 2, 1)]
-    found = predict(ConfidentViews(num_views=4, keep=keep), shuffled)
+    found = predict(ViewAverage(num_views=4, keep=keep, vote=True), shuffled)
     count = sum(votes)
     expected = (np.array(votes) + np.mean(VIEWS[:count], axis=0)) / (count + 1)
     assert found == pytest.approx(expected, rel=1e-12)
@@ -53,23 +50,20 @@ def test_votes_of_the_surest_views_are_counted_and_their_mean_is_one_voter_more(
 
 
 def test_equal_votes_are_decided_by_the_mean_probability_and_unequal_ones_never_are():
-    method = ConfidentViews(num_views=3, keep=1.0)
+    method = ViewAverage(num_views=3, keep=1.0, vote=True)
     assert predict(method, [[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.3, 0.7]]).argmax() == 0
     assert predict(method, [[0.7, 0.3], [0.7, 0.3], [0.1, 0.9], [0.1, 0.9]]).argmax() == 1
     barely = [0.5 + 1e-9, 0.5 - 1e-9]
-    assert predict(ConfidentViews(num_views=2, keep=1.0), [barely, barely, [0, 1]]).argmax() == 0
-
-
-def test_without_votes_all_views_average_as_test_time_augmentation_does():
-    network, statistics = networks.source_statistics("resnet")
-    images, loop = networks.images(3, seed=5).double(), InnerLoop(steps=0)
-    shared = {"num_views": 6, "augmentation": Augmentation(min_scale=0.5)}
-    confident = ConfidentViews(keep=1.0, vote=False, **shared)
-    found, expected = (
-        adapt(network, images, method, loop, statistics=statistics).logits.log_softmax(-1)
-        for method in (confident, ViewAverage(**shared))
+    assert (
+        predict(ViewAverage(num_views=2, keep=1.0, vote=True), [barely, barely, [0, 1]]).argmax()
+        == 0
     )
-    assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-9)
+
+
+def test_without_votes_the_probabilities_of_the_surest_views_average():
+    for keep, count in ((1.0, 5), (0.6, 3)):
+        found = predict(ViewAverage(num_views=4, keep=keep), VIEWS)
+        assert found == pytest.approx(np.mean(VIEWS[:count], axis=0), rel=1e-12)
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.0, 20), (0.5, 10), (0.1, 2), (0.01, 1)])
@@ -92,7 +86,7 @@ def test_memo_on_the_surest_views_has_their_gradient_alone():
 
 def test_the_image_itself_is_the_first_view():
     images = networks.images(2, seed=3)
-    method = ConfidentViews(num_views=3)
+    method = ViewAverage(num_views=3)
     generators = [torch_generator(0, "views", name, 0) for name in "ab"]
     views = method.views(nn.Identity(), images, generators)
     again = [torch_generator(0, "views", name, 0) for name in "ab"]

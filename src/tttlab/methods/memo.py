@@ -5,7 +5,7 @@ probabilities averaged over augmented copies of one image. It needs only a class
 self-supervised head, and nothing of the source domain. The published copies are those of `kind:
 augmix`; the default are crops of changed brightness, over which the control `views` averages
 without training. With `keep` only the surest views count, as in TPT (Shu et al., NeurIPS 2022,
-arXiv 2209.07511); the control is then `confident_views`.
+arXiv 2209.07511); the control is then `views` with the same `keep`.
 """
 
 from collections.abc import Sequence

@@ -49,7 +49,7 @@ def actions(results: Results, model: str, run: str) -> tuple[str, ...]:
     done = {
         "normalise": settings.get("normalisation", "source") != "source",
         "average": bool(settings.get("average"))
-        or str(settings.get("method")).startswith(("ViewAverage", "ConfidentViews")),
+        or str(settings.get("method")).startswith("ViewAverage"),
         "train": results.trains(model, run) or bool(settings.get("steps")),
     }
     return tuple(name for name, does in done.items() if does) or ("other",)
