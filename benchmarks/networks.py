@@ -10,16 +10,15 @@ common but the images and their order: the interval takes both trainings as chan
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from tttlab.config.params import read_params
 from tttlab.errors import UserError
-from tttlab.evaluation.intervals import gain_interval
+from tttlab.evaluation import controls, metrics
 from tttlab.evaluation.predictions import read_predictions
 from tttlab.evaluation.results import CONTROL
 from tttlab.workflow import places
-
-PARTS = ("clean", "shifted")
 
 
 def main() -> None:
@@ -48,29 +47,15 @@ def compare(name: str, of_network: pd.DataFrame, of_reference: pd.DataFrame) -> 
     Raises:
         UserError: the two tables are not of the same images, shifts and seeds.
     """
-    keys = ["image_id", "shift", "seed", "label"]
-    paired = of_network.merge(of_reference, on=keys, suffixes=("", "_reference"))
-    if not len(paired) == len(of_network) == len(of_reference):
-        raise UserError(
-            f"{name}: expected the same images, shifts and seeds as of the reference, "
-            f"found {len(paired)} of {len(of_network)}; run `make repro`"
-        )
+    own = of_network.assign(adapted_prediction=of_network["source_prediction"])
+    paired = controls.beside(own, of_reference, "source_prediction")
+    part = np.where(paired["shift"] == "clean", "clean", "shifted")
+    table = metrics.compare(paired.assign(part=part), ["part"]).set_index("part")
     row: dict = {"model": name}
-    for part in PARTS:
-        chosen = paired[(paired["shift"] == "clean") == (part == "clean")]
-        chosen = chosen[chosen["label"] >= 0]
-        own, other = (
-            (chosen[f"source_prediction{of}"] == chosen["label"]).to_numpy(float)
-            for of in ("", "_reference")
-        )
-        images, seeds = chosen["image_id"].to_numpy(), chosen["seed"].to_numpy()
-        one_group = chosen["label"].to_numpy() * 0
-        ((low, high),) = gain_interval(own - other, images, seeds, one_group, num_groups=1)
-        if (chosen["source_prediction"] == chosen["source_prediction_reference"]).all():
-            low = high = 0.0  # as in a report: nothing is left to chance
-        row[part] = 100 * own.mean()
-        values = {"gain": (own - other).mean(), "low": low, "high": high}
-        row |= {f"{part}_{key}": 100 * value for key, value in values.items()}
+    for part in ("clean", "shifted"):
+        row[part] = 100 * table.at[part, "accuracy_adapted"]
+        for key, column in (("gain", "gain"), ("low", "gain_low"), ("high", "gain_high")):
+            row[f"{part}_{key}"] = 100 * table.at[part, column]
     return row
 
 

@@ -18,7 +18,22 @@ def table(right: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
                 prediction = label if is_right else (label + 1) % 3
                 rows.append((str(image), shift, seed, label, prediction))
     columns = ["image_id", "shift", "seed", "label", "source_prediction"]
-    return pd.DataFrame(rows, columns=columns)
+    made = pd.DataFrame(rows, columns=columns)
+    return made.assign(
+        adapted_prediction=made["source_prediction"],
+        untrained_prediction=made["source_prediction"],
+        corruption=made["shift"],
+        severity=5,
+        source_confidence=0.5,
+        adapted_confidence=0.5,
+        loss_first=np.nan,
+        loss_last=np.nan,
+        distance=0.0,
+        gate_open=True,
+        fell_back=False,
+        milliseconds=1.0,
+        gate_milliseconds=0.0,
+    )
 
 
 @pytest.fixture
@@ -36,23 +51,8 @@ def test_gains_and_intervals_are_those_of_a_report_in_which_one_network_adapts_t
     found = compare("b", table(second, labels), table(first, labels))
     assert found["clean"] == pytest.approx(100 * second[0].mean())
     assert found["shifted"] == pytest.approx(100 * second[1:].mean())
-    # The report pairs predictions before and after in one row.
     before, after = table(first, labels), table(second, labels)
-    report = before.assign(
-        adapted_prediction=after["source_prediction"],
-        untrained_prediction=after["source_prediction"],
-        corruption=before["shift"],
-        severity=5,
-        source_confidence=0.5,
-        adapted_confidence=0.5,
-        loss_first=np.nan,
-        loss_last=np.nan,
-        distance=0.0,
-        gate_open=True,
-        fell_back=False,
-        milliseconds=1.0,
-        gate_milliseconds=0.0,
-    )
+    report = before.assign(adapted_prediction=after["source_prediction"])
     entry = summarise(report)
     for key, name in (("gain", "gain"), ("low", "gain_low"), ("high", "gain_high")):
         assert found[f"shifted_{key}"] == pytest.approx(100 * entry[name])
@@ -65,5 +65,5 @@ def test_gains_and_intervals_are_those_of_a_report_in_which_one_network_adapts_t
 def test_networks_that_saw_other_images_are_not_compared(networks):
     (first, labels), (second, _) = networks
     fewer = table(second, labels)
-    with pytest.raises(UserError, match="expected the same images, shifts and seeds"):
+    with pytest.raises(UserError, match="expected two tables of the same images, shifts and seeds"):
         compare("b", fewer[fewer["image_id"] != "3"], table(first, labels))

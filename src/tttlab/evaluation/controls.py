@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tttlab.evaluation.intervals import gain_interval
-from tttlab.evaluation.predictions import add_correctness, read_predictions
+from tttlab.errors import UserError
+from tttlab.evaluation.metrics import compare
+from tttlab.evaluation.predictions import read_predictions
 from tttlab.evaluation.results import CONTROL, is_known
 
 if TYPE_CHECKING:
@@ -117,25 +118,37 @@ def over_control(predictions: "pd.DataFrame", control: "pd.DataFrame", name: str
 
     Returns:
         the keys of `UNKNOWN`: difference of the accuracies and its 95 % interval, fractions; None
-        without labels.
+        where there are no labels.
+    """
+    shifted = (table[table["shift"] != "clean"] for table in (predictions, control))
+    table = compare(beside(*shifted, "adapted_prediction").assign(all=0), ["all"])
+    (row,) = table[["gain", "gain_low", "gain_high"]].to_dict("records")
+    values = {key: float(value) if is_known(value) else None for key, value in row.items()}
+    return {"control": name} | {
+        key.replace("gain", "over_control"): value for key, value in values.items()
+    }
+
+
+def beside(predictions: "pd.DataFrame", other: "pd.DataFrame", column: str) -> "pd.DataFrame":
+    """Put another table's predictions in the place of the source's, on the same rows.
+
+    So `compare` compares the two tables as it compares adapted with source.
+
+    Args:
+        predictions: whose rows stay.
+        other: has the same images, shifts and seeds.
+        column: its predictions that are compared with.
+
+    Raises:
+        UserError: it has others.
     """
     keys = ["image_id", "shift", "seed"]
-    pair = [
-        add_correctness(table[table["shift"] != "clean"]).set_index(keys)["accuracy_adapted"]
-        for table in (predictions, control)
-    ]
-    differences = (pair[0] - pair[1]).dropna()
-    if not len(differences):
-        return UNKNOWN | {"control": name}
-    images, seeds = (
-        differences.index.get_level_values(key).to_numpy() for key in (keys[0], "seed")
-    )
-    values = differences.to_numpy()
-    ((low, high),) = gain_interval(values, images, seeds, 0 * seeds, num_groups=1)
-    low, high = (float(end) if is_known(end) else None for end in (low, high))
-    return {
-        "control": name,
-        "over_control": float(values.mean()),
-        "over_control_low": low,
-        "over_control_high": high,
-    }
+    before = other[[*keys, column]].rename(columns={column: "before"})
+    merged = predictions.merge(before, on=keys, validate="one_to_one")
+    if not len(merged) == len(predictions) == len(other):
+        raise UserError(
+            "expected two tables of the same images, shifts and seeds, "
+            f"found {len(merged)} rows in both, of {len(predictions)} and {len(other)}; "
+            "run `make repro`"
+        )
+    return merged.assign(source_prediction=merged.pop("before"))
