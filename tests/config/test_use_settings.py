@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.ready import lay_out
 from tttlab.config.params import read_params
 
 ROOT = Path(__file__).parents[2]
@@ -50,9 +51,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", SETTINGS, ids=lambda file: file.stem)
 def test_every_ready_made_file_is_valid(file, tmp_path):
-    for name in ("unlabeled", "labeled/a", "test", "photo/a", "art_painting"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-    params = read_params(file, base=tmp_path)
+    params = read_params(file, base=lay_out(tmp_path))
     for model, run in params.pairs:
         params.run_settings(run, model)
 

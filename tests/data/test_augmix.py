@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 
 from tests.helpers import networks
 from tttlab.config.inner_loop import Augmentation
-from tttlab.data.augmix import draw_views
+from tttlab.data.augmix import augmix, draw_views
 from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.seeding import torch_generator
@@ -40,6 +40,20 @@ def test_an_images_views_depend_on_its_own_stream_alone_and_leave_the_global_one
         alone, _ = draw(name)
         assert alone[0].numpy() == pytest.approx(together[place].numpy(), abs=1e-9)
     assert len({view.numpy().tobytes() for view in together.flatten(0, 1)}) == 12
+
+
+def test_training_mixes_an_image_by_its_own_stream():
+    pixels = (255 * networks.images(1, seed=1)[0]).byte().movedim(0, -1).numpy()
+    kept, state = pixels.copy(), torch.random.get_rng_state()
+    found = [augmix(pixels, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    np.testing.assert_array_equal(pixels, kept)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] != found[2]).any()
+    torch.manual_seed(int(np.random.default_rng(1).integers(2**62)))
+    expected = v2.AugMix(severity=3, all_ops=False)(torch.from_numpy(pixels).movedim(-1, 0))
+    torch.random.set_rng_state(state)
+    np.testing.assert_array_equal(found[0], expected.movedim(0, -1).numpy())
 
 
 def test_a_view_is_torchvisions_augmix_of_its_crop(monkeypatch):

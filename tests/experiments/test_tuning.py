@@ -215,6 +215,17 @@ def test_another_number_of_steps_replaces_the_runs_own_by_the_same_rule():
         assert pick([Trial(0, (outcome(*accuracies),))], 0, 1.0) == (0, step_index)
 
 
+@pytest.mark.parametrize("clean_loss", [0.0, 0.3])
+def test_the_error_of_a_lead_is_that_of_a_comparison_with_the_source_network(clean_loss):
+    found = random_outcome(5, gain=0.1, clean_loss=clean_loss)
+    source = dataclasses.replace(found, adapted=found.source[:, None])
+    lead, error = compare(Trial(1, (found,)), 0, Trial(0, (source,)), 0, 1.0)
+    summary = found.summary(0, 1.0)
+    assert lead == pytest.approx(summary["score"] - (summary["accuracy"] - summary["gain"]))
+    assert found.lead_error(0, 1.0) == pytest.approx(error)
+    assert error > 0
+
+
 def test_a_candidate_is_compared_on_the_images_that_it_saw():
     """A candidate that fell out in the first round is compared with the default in that round."""
     early, late = outcome(0.6, count=20), outcome(0.5, count=100)

@@ -31,6 +31,7 @@ from tttlab.seeding import torch_generator
 SETTINGS = {
     "cotta": {"num_views": 4},
     "deyo": {"margin": 2.0, "plpd_threshold": -1.0},
+    "dressed": {"num_images": 8, "bank": 32},
     "eata": {"margin": 2.0, "epsilon": 2.0},
     "mae": {"num_views": 3},
     "memo": {"num_views": 3},

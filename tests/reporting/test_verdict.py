@@ -36,11 +36,18 @@ def entry(gain=0.0, low=None, high=None, *, clean=0.0, training=None, labeled=Tr
     return numbers | dict(zip(names, values, strict=True))
 
 
+def tuning_of(lead, error=0.0, *, trains=False):
+    """Write what tuning tells of a run: its lead and the error of it, fractions."""
+    chosen = {"steps": 1} if trains else {}
+    told = {"lead": lead, "lead_error": error, "gain": lead + 0.01, "settings": chosen}
+    return {"tuned": True, **told}
+
+
 def results(entries, leads, tables=None, settings=SETTINGS):
     """Make results of one model from the entries and the leads in tuning, in points, by run."""
     entries = {"none": entry()} | entries
     tuned = {
-        run: {"tuned": True, "lead": value / 100, "gain": value / 100 + 0.01}
+        run: tuning_of(value / 100, trains=bool(settings[run].get("steps")))
         for run, value in leads.items()
     }
     adapted = {
@@ -78,10 +85,34 @@ def test_tuning_recommends_and_the_test_images_have_no_say():
 
 
 def test_a_run_that_scored_below_the_network_is_not_worth_running():
-    tuned = {run: {"tuned": True, "lead": lead} for run, lead in {"a": -0.02, "b": -0.01}.items()}
+    tuned = {"a": tuning_of(-0.02), "b": tuning_of(0.0, trains=True)}
     assert worth_running(tuned) is None
-    assert worth_running(tuned | {"c": {"tuned": True, "lead": 0.01}}) == "c"
+    assert worth_running(tuned | {"c": tuning_of(0.01)}) == "c"
     assert worth_running({"none": {"tuned": False}}) is None
+
+
+@pytest.mark.parametrize(
+    ("trained", "error", "control", "expected"),
+    [
+        (0.05, 0.02, 0.02, "ssl"),
+        (0.05, 0.03, 0.02, "shrink"),
+        (0.05, 0.03, -0.01, "ssl"),
+        (0.05, 0.01, 0.05, "shrink"),
+        (-0.01, 0.0, -0.02, None),
+    ],
+)
+def test_a_run_that_trains_must_lead_the_others_by_more_than_its_standard_error(
+    trained, error, control, expected
+):
+    tunings = {"ssl": tuning_of(trained, error, trains=True), "shrink": tuning_of(control)}
+    assert worth_running(tunings) == expected
+    # Among runs that all train, or all do not, the highest score decides.
+    assert worth_running({"ssl": tunings["ssl"], "b": tuning_of(0.01, 9, trains=True)}) == (
+        "ssl" if trained > 0 else "b"
+    )
+    assert worth_running({"shrink": tunings["shrink"], "b": tuning_of(0.03, 9)}) == (
+        "shrink" if control > 0.03 else "b"
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,11 +265,11 @@ def test_without_labels_the_sentence_tells_what_is_known():
     frames = {"by_shift": shifts, "by_corruption": changes, "distances": estimates}
     tables = {name: pd.DataFrame(table) for name, table in frames.items()}
     assert sentence(results(entries, {"shrink": 2.0}, tables), "m") == (
-        "The test images have no labels, so that their accuracy is unknown; on source images under "
-        "held-out corruptions re-normalising (run shrink) scored highest, +3.0 points there; it "
-        "changes 14.0 % of the test images' predictions, −0.2 points on clean images, 85.2 ms "
-        "per image; their distance to the source is 3.40, that of clean images 1.02; the accuracy "
-        "of the network as it is, estimated from its confidence, is 58.0 %."
+        "The test images have no labels, so that their accuracy is unknown; tuning on source "
+        "images under held-out corruptions recommends re-normalising (run shrink), +3.0 points "
+        "there; it changes 14.0 % of the test images' predictions, −0.2 points on clean images, "
+        "85.2 ms per image; their distance to the source is 3.40, that of clean images 1.02; the "
+        "accuracy of the network as it is, estimated from its confidence, is 58.0 %."
     )
 
 

@@ -11,6 +11,7 @@ from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.training.loaders import (
     AugmentedImages,
+    Changes,
     EpochBatches,
     Item,
     SeededView,
@@ -154,9 +155,10 @@ def test_other_errors_of_a_training_pass_as_they_are():
         raise RuntimeError("size mismatch")
 
 
-def test_a_share_of_the_images_is_perturbed_anew_in_every_epoch():
+@pytest.mark.parametrize("name", Changes._fields)
+def test_a_share_of_the_images_is_changed_anew_in_every_epoch(name):
     images = trainings.image_set(300)
-    data = AugmentedImages(images, TWO, seed=5, perturb=0.4)
+    data = AugmentedImages(images, TWO, seed=5, changes=Changes(**{name: 0.4}))
     changed = {}
     for epoch in (1, 2):
         shown = [data.pixels(index, epoch) for index in range(len(images))]
@@ -169,9 +171,28 @@ def test_a_share_of_the_images_is_perturbed_anew_in_every_epoch():
     assert len(changed[1] & changed[2]) < 80  # of about 48
 
 
-def test_views_are_drawn_of_the_perturbed_image():
+def test_of_two_shares_no_image_has_both_changes():
+    images = trainings.image_set(300)
+    both, one = (
+        AugmentedImages(images, TWO, seed=5, changes=Changes(0.3, augmix)) for augmix in (0.4, 0)
+    )
+    counts = {"perturbed": 0, "mixed": 0}
+    for index in range(300):
+        plain, perturbed = images.pixels[index], one.pixels(index, 1)
+        found = both.pixels(index, 1)
+        if (perturbed != plain).any():
+            np.testing.assert_array_equal(found, perturbed)
+            counts["perturbed"] += 1
+        else:
+            counts["mixed"] += bool((found != plain).any())
+    assert 62 < counts["perturbed"] < 118  # 90 and
+    assert 90 < counts["mixed"] < 150  # 120 ± 3.5 standard deviations
+
+
+@pytest.mark.parametrize("name", Changes._fields)
+def test_views_are_drawn_of_the_changed_image(name):
     images = trainings.image_set(8)
-    data = AugmentedImages(images, TWO, seed=5, perturb=1.0)
+    data = AugmentedImages(images, TWO, seed=5, changes=Changes(**{name: 1.0}))
     shown = np.stack([data.pixels(index, 3) for index in range(8)])
     already = AugmentedImages(replace(images, pixels=shown), TWO, seed=5)
     batch, expected = ([each[[(3, index) for index in range(8)]]] for each in (data, already))

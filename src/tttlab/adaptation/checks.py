@@ -45,6 +45,11 @@ def check(
             f"average: {loop.average} views cannot replace the prediction that {method} makes "
             "itself; set it to 0"
         )
+    if method.normalises and loop.normalisation != "source":
+        raise UserError(
+            f"normalisation: {loop.normalisation} does not go with {method}, which normalises by "
+            "statistics of its own; set it to source"
+        )
     if missing := set(method.needs) - available_statistics(statistics):
         raise UserError(
             f"{method} needs source statistics of the kind {', '.join(sorted(missing))}; measure "

@@ -41,6 +41,8 @@ class Method:
         trains: False for methods that only change the prediction; they take no steps.
         head: the objective (``simclr``, ``mae``, …) whose head it needs; None: any network will do.
         features: whether it needs the network's features, which not every classifier gives.
+        normalises: whether it says itself whose statistics normalise an image, so that
+            ``normalisation`` must be ``source``.
         needs: the kinds of source statistics that it reads: ``layers``, ``bank``, or a kind of its
             own, which its `source_statistics` gives as ``<kind>`` or ``<kind>.<…>``.
     """
@@ -51,6 +53,7 @@ class Method:
     trains: ClassVar[bool] = True
     head: ClassVar[str | None] = None
     features: ClassVar[bool] = False
+    normalises: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
 
     def check(self, network: nn.Module) -> None:

@@ -61,9 +61,7 @@ def target_moments(
     if policy.normalisation == "image":
         return image
     if policy.normalisation == "mixed":
-        variances = source.log_variance.exp(), image.log_variance.exp()
-        variance = torch.lerp(*variances, policy.prior)
-        return Moments(torch.lerp(source.mean, image.mean, policy.prior), variance.log())
+        return mixture(source, image, policy.prior)
     if policy.normalisation != "shrink":
         raise NotImplementedError(policy.normalisation)
     moments = []
@@ -71,6 +69,12 @@ def target_moments(
         deviation = torch.where(varies(variation), measured - typical, 0)
         moments.append(reference + shrinkage(policy, deviation, variation) * deviation)
     return Moments(*moments)
+
+
+def mixture(source: Moments, image: Moments, share: float) -> Moments:
+    """Mix means and variances; ``share`` is the image's."""
+    variance = torch.lerp(source.log_variance.exp(), image.log_variance.exp(), share)
+    return Moments(torch.lerp(source.mean, image.mean, share), variance.log())
 
 
 def shrinkage(policy: Normalisation, deviation: Tensor, scale: Tensor) -> Tensor:
@@ -94,6 +98,35 @@ def normalised(network: nn.Module, policy: Normalisation, statistics: Statistics
     yields the wanted normalisation.
     """
     handles = add_hooks(network, policy, statistics)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def normalised_by(network: nn.Module, count: int, share: float = 0.0) -> Iterator[None]:
+    """Normalise each forward pass inside the context by the moments of its last ``count`` images.
+
+    It acts on the BatchNorm layers, and on nothing in a network without any.
+
+    Args:
+        network: called inside the context.
+        count: of images that others are normalised by.
+        share: of the moments of the images before them, if there are any, as in ``mixed``.
+    """
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        (activation,) = inputs
+        source = Moments(layer.running_mean, (layer.running_var + layer.eps).log())
+        target = image_moments(activation[-count:], layer.eps)
+        if share and len(activation) > count:
+            target = mixture(target, image_moments(activation[:-count], layer.eps), share)
+        return moved(activation, target, source)
+
+    layers = map(network.get_submodule, batch_norm_layers(network))
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
     try:
         yield
     finally:
@@ -168,8 +201,13 @@ def transport(
     The ``floor`` added to the activation's variances must be the one in the other moments; see
     `tttlab.networks.taps.variance_floor`.
     """
+    target = target_moments(policy, image_moments(activation, floor), source, center, scale)
+    return moved(activation, target, source)
+
+
+def moved(activation: Tensor, target: Moments, source: Moments) -> Tensor:
+    """Map an activation so that normalising it with ``source`` normalises it with ``target``."""
     channel, _ = channel_dims(activation)
     shape = [-1 if dim == channel else 1 for dim in range(activation.ndim)]
-    target = target_moments(policy, image_moments(activation, floor), source, center, scale)
     gain = ((source.log_variance - target.log_variance) / 2).exp()
     return (activation - target.mean.view(shape)) * gain.view(shape) + source.mean.view(shape)

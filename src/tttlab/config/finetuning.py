@@ -76,6 +76,9 @@ class Finetune(Training):
     perturb: Annotated[StrictFloat, Field(ge=0, le=1)] = Field(
         default=0.0, exclude_if=lambda share: share == 0
     )
+    augmix: Annotated[StrictFloat, Field(ge=0, le=1)] = Field(
+        default=0.0, exclude_if=lambda share: share == 0
+    )
 
     @model_validator(mode="after")
     def _step_has_epochs(self) -> "Finetune":
@@ -84,6 +87,16 @@ class Finetune(Training):
                 f"expected fewer than epochs ({self.epochs}), of which the rest are with the step, "
                 f"found {self.inner.after}",
                 "inner.after",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_image_is_changed_once(self) -> "Finetune":
+        if self.perturb + self.augmix > 1 + 1e-9:
+            raise fault(
+                f"expected at most {1 - self.perturb:g}, for a share of {self.perturb:g} is "
+                f"perturbed and no image is both, found {self.augmix:g}",
+                "augmix",
             )
         return self
 

@@ -47,6 +47,7 @@ class Attributes(Strict):
     trains: StrictBool = True
     head: StrictStr | None = None
     features: StrictBool = False
+    normalises: StrictBool = False
     needs: Names = ()
 
 

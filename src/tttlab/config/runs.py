@@ -32,8 +32,8 @@ def resolve_run(
         model: a key of ``objectives``.
         protocol: of runs that do not name their own.
         methods: the folder of method files.
-        search: what is tuned in every run that trains; a run's own ``search`` adds to it, replaces
-            entries of it, or, as null, does away with it.
+        search: what is tuned in every run that takes steps; a run's own ``search`` adds to it,
+            replaces entries of it, or, as null, does away with it.
 
     Raises:
         RunError: what is wrong with it.
@@ -46,7 +46,8 @@ def resolve_run(
     if all(isinstance(part.get("search"), dict) for part in (entry, override)):
         values["search"] = entry["search"] | override["search"]
     paths = {key: f"{path}.per_model.{model}" if key in override else path for key in values}
-    wished = _search(values, paths, {**(search or {})} if about.trains else {})
+    takes_steps = about.trains and values.get("steps") != 0
+    wished = _search(values, paths, {**(search or {})} if takes_steps else {})
     values.pop("search", None)
     check_keys(entry, values, paths, objectives, model, method, methods)
     checked, settings = validate((LoopSettings, about.settings), values, paths, path)

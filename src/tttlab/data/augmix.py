@@ -9,6 +9,7 @@ published views are of this kind.
 from collections.abc import Callable, Sequence
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,6 +62,12 @@ def draw_views(
         ]
     )
     return mixed.to(images) / 255
+
+
+def augmix(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Mix one image ``(H, W, 3)`` uint8 by the image's own stream, as training shows it."""
+    image = torch.from_numpy(pixels).movedim(-1, 0)
+    return mix_one(image, int(generator.integers(2**62))).movedim(0, -1).numpy()
 
 
 def mix_one(view: Tensor, seed: int) -> Tensor:

@@ -57,8 +57,9 @@ class Search:
             "tuned": True,
             "settings": values,
             "score": found["score"],
-            # The same above the network as it is.
+            # The same above the network as it is, and the standard error of this difference.
             "lead": found["score"] - (found["accuracy"] - found["gain"]),
+            "lead_error": self.trials[rank].outcomes[-1].lead_error(step_index, self.clean_penalty),
             "gain": found["gain"],
             "steps": list(self.grid.steps),
             "candidates": [self.entry(rank) for rank in range(min(LISTED, len(self.trials)))],

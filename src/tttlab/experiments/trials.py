@@ -74,7 +74,18 @@ class Outcome:
         Returns:
             ``(n, C)`` values, whose mean is the score.
         """
-        right, clean = self.adapted[:, step_index], self.clean
+        return self._cells(self.adapted[:, step_index], clean_penalty)
+
+    def lead_error(self, step_index: int, clean_penalty: float) -> float:
+        """Give the standard error of a number of steps' score above the source network's.
+
+        Images and corruption types are both random, as in `compare`.
+        """
+        before = self._cells(self.source, clean_penalty)
+        return crossed_standard_error(self.cells(step_index, clean_penalty) - before)
+
+    def _cells(self, right: np.ndarray, clean_penalty: float) -> np.ndarray:
+        clean = self.clean
         images, rows = np.unique(self.image[~clean], return_inverse=True)
         corruptions, columns = np.unique(self.corruption[~clean], return_inverse=True)
         counts, sums = np.zeros((2, len(images), len(corruptions)))

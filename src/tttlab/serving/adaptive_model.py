@@ -50,7 +50,7 @@ class AdaptiveModel:
         name: of the model, as in params.yaml.
         about: the contents of the network's ``network.json``.
         runs: by name; `none`, the network as it is, is one of them.
-        best: the run that tuning scored highest, on source images.
+        best: the run that tuning recommends, on source images alone.
         refused: runs that cannot answer about single images → the reason.
         depth: recorded bits per value of images with more than eight; None: what the file says.
     """

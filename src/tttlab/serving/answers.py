@@ -21,7 +21,7 @@ class Wish:
     """How images are to be adapted; a run's own values where nothing else is wished for.
 
     Attributes:
-        run: the run's name; None: the one that tuning scored highest.
+        run: the run's name; None: the one that tuning recommends.
         gate: False: adapt to every image, whatever the run's gate says.
         steps: number of steps; None: the run's.
         seed: of the random views; None: the run's.

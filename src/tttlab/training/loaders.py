@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tttlab.config.inner_loop import Augmentation
+from tttlab.data.augmix import augmix
 from tttlab.data.image_sets import ImageSet
-from tttlab.data.perturbations import perturb as perturb_pixels
+from tttlab.data.perturbations import perturb
 from tttlab.errors import UserError
 from tttlab.runtime.ranks import Share
 from tttlab.seeding import numpy_generator, stream_seed
@@ -31,6 +32,21 @@ class Views(NamedTuple):
 
     count: int
     augmentation: Augmentation
+
+
+class Changes(NamedTuple):
+    """Shares of the images that are changed, others in every epoch, before any view is drawn.
+
+    Attributes:
+        perturb: by `tttlab.data.perturbations`.
+        augmix: by `tttlab.data.augmix`.
+    """
+
+    perturb: float = 0.0
+    augmix: float = 0.0
+
+
+UNCHANGED = Changes()
 
 
 class Item(NamedTuple):
@@ -80,14 +96,13 @@ class SeededView:
 class AugmentedImages(Dataset):
     """Whole batches of views and labels; a batch's index is its list of (epoch, image) pairs.
 
-    A share ``perturb`` of the images, others in every epoch, goes through
-    `tttlab.data.perturbations` before any view is drawn: all views of an image show the same.
+    All views of an image show the same `Changes`.
     """
 
     def __init__(
-        self, images: ImageSet, views: Mapping[str, Views], seed: int, perturb: float = 0.0
+        self, images: ImageSet, views: Mapping[str, Views], seed: int, changes: Changes = UNCHANGED
     ) -> None:
-        self.images, self.seed, self.share = images, seed, perturb
+        self.images, self.seed, self.changes = images, seed, changes
         self.transforms = {}
         for name, (count, augmentation) in views.items():
             transform = build_transform(augmentation, images.pixels.shape[1])
@@ -109,12 +124,15 @@ class AugmentedImages(Dataset):
         return tensors
 
     def pixels(self, index: int, epoch: int) -> np.ndarray:
-        """Give an image as an epoch shows it, perturbed or not: ``(H, W, 3)`` uint8."""
+        """Give an image as an epoch shows it, changed or not: ``(H, W, 3)`` uint8."""
         pixels = self.images.pixels[index]
-        if not self.share:
+        if not any(self.changes):
             return pixels
         generator = numpy_generator(self.seed, "perturb", epoch, self.images.image_ids[index])
-        return perturb_pixels(pixels, generator) if generator.random() < self.share else pixels
+        draw = generator.random()
+        if draw < self.changes.perturb:
+            return perturb(pixels, generator)
+        return augmix(pixels, generator) if draw < sum(self.changes) else pixels
 
 
 class EpochBatches(Sampler):
@@ -167,7 +185,7 @@ def open_loader(
     batch_size: int,
     seed: int,
     *,
-    perturb: float = 0.0,
+    changes: Changes = UNCHANGED,
     workers: int = 0,
     rank: int = 0,
     ranks: int = 1,
@@ -179,7 +197,7 @@ def open_loader(
         views: the views of each image, by name.
         batch_size: largest number of images per batch, on all ranks together.
         seed: the experiment's seed.
-        perturb: share of the images that are perturbed in an epoch.
+        changes: shares of the images that are changed in an epoch.
         workers: processes that augment; 0 augments in this one.
         rank: number of this process among those that train together.
         ranks: number of processes that train together.
@@ -188,7 +206,7 @@ def open_loader(
         UserError: there are more ranks than images in a batch.
     """
     return Loader(
-        AugmentedImages(images, views, seed, perturb),
+        AugmentedImages(images, views, seed, changes),
         batch_size=None,  # the sampler hands out whole batches
         sampler=EpochBatches(len(images), batch_size, seed, rank, ranks),
         num_workers=workers,

@@ -8,7 +8,7 @@ from tttlab.config.inner_loop import Augmentation
 from tttlab.data.image_sets import ImageSet
 from tttlab.networks.network import Network
 from tttlab.networks.objective import Objective
-from tttlab.training.loaders import Views
+from tttlab.training.loaders import UNCHANGED, Changes, Views
 from tttlab.training.losses import objective_loss, supervised_loss
 from tttlab.training.optimisers import Recipe
 from tttlab.training.probing import classification, encode, knn_accuracy
@@ -79,7 +79,7 @@ def finetune(
     mode: Literal["linear", "full", "joint", "meta"] = "joint",
     objective_weight: float = 0.5,
     inner: Mapping[str, Any] | None = None,
-    perturb: float = 0.0,
+    changes: Changes = UNCHANGED,
     augmentation: Augmentation,
     objective_augmentation: Augmentation,
 ) -> tuple[list[Row], list[Row]]:
@@ -100,7 +100,7 @@ def finetune(
         objective_weight: of the objective in ``joint`` and ``meta``.
         inner: for ``meta``: ``lr``, ``steps`` and ``trainable`` of the inner steps, and ``pairs``,
             how many times the objective's views of each image are drawn.
-        perturb: share of the images that are perturbed in every epoch; see `AugmentedImages`.
+        changes: shares of the images that are changed in every epoch.
         augmentation: strength of the views that are classified.
         objective_augmentation: strength of the objective's views.
 
@@ -120,7 +120,7 @@ def finetune(
         loss=supervised_loss(mode, objective, objective_weight, inner),
         views={"classify": Views(1, augmentation), **objective_views},
         recipe=recipe,
-        perturb=perturb,
+        changes=changes,
         betas=betas(objective if joint else None),
         measure=lambda _epoch: classification(encode(network, validation)),
     )

@@ -27,7 +27,7 @@ from tttlab.networks.network import Network
 from tttlab.runtime.progress import open_bar
 from tttlab.runtime.resuming import Work
 from tttlab.seeding import stream_seed, torch_generator
-from tttlab.training.loaders import Views, open_loader, reporting_lost_workers
+from tttlab.training.loaders import UNCHANGED, Changes, Views, open_loader, reporting_lost_workers
 from tttlab.training.optimisers import Recipe, build_optimizer
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Task:
         views: the views that a batch holds for ``loss``.
         recipe: length and optimiser.
         betas: of AdamW.
-        perturb: share of the images that are perturbed in an epoch; see `AugmentedImages`.
+        changes: shares of the images that are changed in an epoch.
         measure: function (epoch) → values to record; called on the first rank after every epoch,
             and with 0 before the first.
     """
@@ -88,7 +88,7 @@ class Task:
     views: Mapping[str, Views]
     recipe: Recipe
     betas: tuple[float, float] = (0.9, 0.999)
-    perturb: float = 0.0
+    changes: Changes = UNCHANGED
     measure: Callable[[int], Row] = lambda _epoch: {}
 
 
@@ -244,7 +244,7 @@ class Trainer:
             task.views,
             task.recipe.batch_size,
             self.seed,
-            perturb=task.perturb,
+            changes=task.changes,
             workers=self.workers,
             rank=self.fabric.global_rank,
             ranks=self.fabric.world_size,

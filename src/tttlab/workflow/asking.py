@@ -27,8 +27,8 @@ def predict_images(
         params: all settings.
         files: image files of any size, format and mode.
         model: a model's name; None: the first one of params.yaml.
-        run: a run's name; None: the one that scored highest when it was tuned, on source images, or
-            the control where none scored above the network as it is.
+        run: a run's name; None: the one that tuning recommends, or the control where no run scored
+            above the network as it is.
 
     Returns:
         for each image its ``file``, ``model`` and ``run``, and what

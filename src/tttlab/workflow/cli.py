@@ -17,7 +17,7 @@ from tttlab.workflow import places
 EPILOG = """examples:
   ttt-lab check --network my.safetensors --backbone resnet50 --labeled summer/ --test winter/
                                                  does adapting help your own network?
-  ttt-lab predict photo.png                      by the run that tuning scored highest
+  ttt-lab predict photo.png                      by the run that tuning recommends
   ttt-lab predict *.png --run actmad --json      by a run of your choice, for programs
   ttt-lab serve                                  answer requests over HTTP
   ttt-lab methods                                what there is to run

@@ -7,6 +7,7 @@ from tttlab.config.params import Params
 from tttlab.data.image_sets import ImageSet
 from tttlab.networks.checkpoints import build_objective, load
 from tttlab.networks.network import add_probe
+from tttlab.training.loaders import Changes
 from tttlab.training.optimisers import Recipe
 from tttlab.training.recipes import finetune, last_values
 from tttlab.workflow import pieces, places
@@ -29,7 +30,7 @@ def finetune_network(params: Params, item: pieces.Network, place: Place) -> list
     settings = {"seed": seed, "objective_views": asdict(views), "models": {model: section}}
     recipe = dict(section["finetune"])
     options = {key: recipe.pop(key) for key in ("mode", "objective_weight", "inner")}
-    options["perturb"] = recipe.pop("perturb", 0.0)
+    options["changes"] = Changes(*(recipe.pop(name, 0.0) for name in Changes._fields))
     augmentation, probe = params.models[model].finetune.augment, recipe.pop("probe")
     del recipe["augment"]
     if probe:
