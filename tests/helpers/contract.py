@@ -39,6 +39,7 @@ SETTINGS = {
     "sar": {"margin": 2.0},  # an untrained network is never sure enough
     "simclr": {"num_views": 3},
     "simsiam": {"num_views": 3},
+    "spa": {"selective": False},  # an untrained network is as sure of nearly any view
     "symmetries": {"permutations": 3},  # an untrained transformer hardly tells left from right
 }
 # Further settings, which take other branches of a method's code.
