@@ -600,12 +600,17 @@ def runs_of(params: Params):
 
 
 def test_every_run_that_trains_has_its_learning_rate_chosen(params):
-    """Pitfall 14: published rates lie between 1e-5 and 1e-1, each for one loss and one network."""
+    """Pitfall 14: published rates lie between 1e-5 and 1e-1, each for one loss and one network.
+
+    Larger is only the rate of a step that a network was trained through, MT3's.
+    """
+    inner = [model.finetune.inner for model in params.models.values() if not model.whole]
+    largest = max([1e-1, *(step.lr for step in inner if step)])
     for name, run, _ in runs_of(params):
         rates = run.search.get("lr", ())
         takes_steps = run.trains and run.loop.steps
         assert not takes_steps or (params.tune.enabled and max(rates) > 2 * min(rates)), name
-        assert all(1e-5 <= rate <= 1e-1 for rate in rates), name
+        assert all(1e-5 <= rate <= largest for rate in rates), name
 
 
 def test_every_file_compares_with_not_training(params):
