@@ -12,12 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tttlab.config.values import SEVERITIES
+from tttlab.config.values import CIFAR_SIDE, SEVERITIES
 from tttlab.errors import UserError, choices
 from tttlab.seeding import numpy_generator
 from tttlab.shifts.corruptions import blur, digital, noise, weather
 from tttlab.shifts.corruptions.cifar10_c import table
-from tttlab.shifts.corruptions.cifar10_c.filters import SIDE
 from tttlab.shifts.corruptions.corruption import Corruption
 
 # Every line's comment says what the strengths are. A length is in pixels of an image of side 32 and
@@ -157,9 +156,10 @@ def _check_shift(name: str, severity: int, strength: str) -> None:
 
 
 def _check_size(shape: tuple[int, ...], strength: str) -> None:
-    if strength == "cifar10_c" and tuple(shape) != (SIDE, SIDE):
+    side = CIFAR_SIDE
+    if strength == "cifar10_c" and tuple(shape) != (side, side):
         raise UserError(
-            f"an image to corrupt: expected {SIDE} × {SIDE} pixels, for which the strengths of "
+            f"an image to corrupt: expected {side} × {side} pixels, for which the strengths of "
             f"CIFAR-10-C are defined, found {' × '.join(map(str, shape))}; "
             "resize it, or take the strength own"
         )

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from tttlab.shifts.corruptions.canvas import to_uint8
 from tttlab.shifts.corruptions.cifar10_c.filters import smear, smooth, write, zoom
 
 
@@ -71,7 +70,7 @@ def glass(image: np.ndarray, strength: Glass, generator: np.random.Generator) ->
 
 def motion(image: np.ndarray, way: Motion, generator: np.random.Generator) -> np.ndarray:
     """Smear to the right, at most 45 degrees up or down."""
-    return to_uint8(smear(image, *way, angle=generator.uniform(-45, 45)))
+    return smear(image, *way, angle=generator.uniform(-45, 45))
 
 
 def zoomed(image: np.ndarray, count: int, _generator: np.random.Generator) -> np.ndarray:
@@ -79,7 +78,9 @@ def zoomed(image: np.ndarray, count: int, _generator: np.random.Generator) -> np
     # In single precision, in which a sum of equal values is that of the published files.
     total = np.zeros(image.shape, np.float32)
     for step in range(count):
-        total += zoom(image / np.float32(255), 1 + 0.01 * step).astype(np.float32)
+        # A little more: the published files round half a pixel up.
+        factor = 1 + (0.01 + 1e-12) * step
+        total += zoom(image / np.float32(255), factor).astype(np.float32)
     return write((image / np.float32(255) + total) / np.float32(count + 1))
 
 

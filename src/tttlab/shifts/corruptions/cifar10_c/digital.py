@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from tttlab.shifts.corruptions.cifar10_c.filters import SIDE, smooth, write
+from tttlab.config.values import CIFAR_SIDE
+from tttlab.shifts.corruptions.cifar10_c.filters import smooth, write
 
 
 class Saturation(NamedTuple):
@@ -67,17 +68,19 @@ def elastic(image: np.ndarray, strength: Elastic, generator: np.random.Generator
     """Move the image by a random affine map, then every pixel by a smooth random field."""
     from scipy.ndimage import map_coordinates
 
-    middle, half = SIDE // 2, SIDE // 3
+    middle, half = CIFAR_SIDE // 2, CIFAR_SIDE // 3
     low, high = middle - half, middle + half
     corners = np.array([[high, high], [high, low], [low, low]], np.float32)
     moves = generator.uniform(-strength.corners, strength.corners, corners.shape)
     affine = cv2.getAffineTransform(corners, corners + moves.astype(np.float32))
     colours = image / np.float32(255)
-    colours = cv2.warpAffine(colours, affine, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT_101)
+    colours = cv2.warpAffine(
+        colours, affine, (CIFAR_SIDE, CIFAR_SIDE), borderMode=cv2.BORDER_REFLECT_101
+    )
     if strength.push:
-        noise = generator.uniform(-1, 1, (2, SIDE, SIDE))
+        noise = generator.uniform(-1, 1, (2, CIFAR_SIDE, CIFAR_SIDE))
         field = [smooth(axis, strength.sigma, edge="reflect", reach=3) for axis in noise]
-        places = np.mgrid[:SIDE, :SIDE] + strength.push * np.stack(field)
+        places = np.mgrid[:CIFAR_SIDE, :CIFAR_SIDE] + strength.push * np.stack(field)
         moved = [
             map_coordinates(colours[..., channel], places, order=1, mode="reflect")
             for channel in range(3)

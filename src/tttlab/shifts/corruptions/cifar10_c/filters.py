@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-SIDE = 32  # pixels of an image of CIFAR-10
+from tttlab.config.values import CIFAR_SIDE
 
 
 def write(values: np.ndarray) -> np.ndarray:
@@ -34,10 +34,11 @@ def smear(values: np.ndarray, radius: int, sigma: float, angle: float) -> np.nda
     """Smear (H, W) or (H, W, C) to one side, by half a Gaussian along a straight line.
 
     This is how ImageMagick blurs by motion: 2 · radius + 1 points along the line, each at the
-    nearest pixel; beyond an edge its pixels go on.
+    nearest pixel; beyond an edge its pixels go on. It counts in 16 bits, and cuts off what eight
+    do not hold.
 
     Args:
-        values: to be smeared.
+        values: uint8, to be smeared.
         radius: in pixels; the line is twice as long.
         sigma: standard deviation of the Gaussian whose one half the weights are, in pixels.
         angle: of the line, in degrees, from the x axis towards the y axis.
@@ -51,7 +52,8 @@ def smear(values: np.ndarray, radius: int, sigma: float, angle: float) -> np.nda
     rows = np.clip(np.arange(height) + down[:, None], 0, height - 1)
     columns = np.clip(np.arange(width) + right[:, None], 0, width - 1)
     points = values[rows[:, :, None], columns[:, None, :]]
-    return np.tensordot(weights / weights.sum(), points, 1)
+    smeared = np.tensordot(weights / weights.sum(), points, 1)
+    return (np.rint(smeared * 257) // 257).astype(np.uint8)
 
 
 @lru_cache(maxsize=64)
@@ -61,12 +63,12 @@ def zoom_matrix(factor: float) -> np.ndarray:
     The middle is the fewest whole pixels that fill the image. Their outermost centres become the
     outermost centres of the enlarged picture, from which 32 pixels are kept.
     """
-    kept = int(np.ceil(SIDE / factor))
-    first = (SIDE - kept) // 2
+    kept = int(np.ceil(CIFAR_SIDE / factor))
+    first = (CIFAR_SIDE - kept) // 2
     enlarged = round(kept * factor)
-    shown = np.arange(SIDE) + (enlarged - SIDE) // 2
+    shown = np.arange(CIFAR_SIDE) + (enlarged - CIFAR_SIDE) // 2
     positions = first + shown * ((kept - 1) / (enlarged - 1))
-    return np.maximum(1 - np.abs(positions[:, None] - np.arange(SIDE)), 0)
+    return np.maximum(1 - np.abs(positions[:, None] - np.arange(CIFAR_SIDE)), 0)
 
 
 def zoom(values: np.ndarray, factor: float) -> np.ndarray:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from tttlab.shifts.corruptions.canvas import stretch, to_uint8
-from tttlab.shifts.corruptions.cifar10_c.filters import SIDE, smear, smooth, write, zoom
+from tttlab.config.values import CIFAR_SIDE
+from tttlab.shifts.corruptions.canvas import stretch
+from tttlab.shifts.corruptions.cifar10_c.filters import smear, smooth, write, zoom
 from tttlab.shifts.corruptions.weather import ice
 
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue
@@ -85,11 +86,11 @@ class Spatter(NamedTuple):
 
 def snow(image: np.ndarray, strength: Snow, generator: np.random.Generator) -> np.ndarray:
     """Whiten the image, and add smeared flakes and the same flakes turned by 180 degrees."""
-    flakes = generator.normal(strength.mean, strength.deviation, (SIDE, SIDE))
+    flakes = generator.normal(strength.mean, strength.deviation, (CIFAR_SIDE, CIFAR_SIDE))
     flakes = zoom(flakes, strength.zoom)
     flakes = write(np.where(flakes < strength.threshold, 0, flakes))
     angle = generator.uniform(-135, -45)
-    flakes = to_uint8(smear(flakes, strength.radius, strength.sigma, angle))[..., None] / 255
+    flakes = smear(flakes, strength.radius, strength.sigma, angle)[..., None] / 255
     colours = image / 255
     whitened = np.maximum(colours, 1.5 * (colours @ GREY)[..., None] + 0.5)
     ground = strength.kept * colours + (1 - strength.kept) * whitened
@@ -104,8 +105,10 @@ def frost(image: np.ndarray, strength: Frost, generator: np.random.Generator) ->
 def frozen_glass(generator: np.random.Generator) -> np.ndarray:
     """Draw ice (32, 32, 3) of the range 0–1, of one of five kinds."""
     colour, contrast = ICES[generator.integers(len(ICES))]
-    needles = ice((SIDE, SIDE), 1, generator)
+    needles = ice((CIFAR_SIDE, CIFAR_SIDE), 1, generator)
     pattern = (needles - needles.mean()) / needles.std()
+    # The photographs were shrunk to a fifth: half of what they vary by is from pixel to pixel.
+    pattern = (pattern + generator.standard_normal((CIFAR_SIDE, CIFAR_SIDE))) / np.sqrt(2)
     shade = generator.normal(0, 0.045)  # from place to place in a photograph
     return np.clip(np.array(colour) + shade + contrast * pattern[..., None], 0, 1)
 
@@ -120,7 +123,7 @@ def plasma(decay: float, generator: np.random.Generator) -> np.ndarray:
     Reference: Fournier, Fussell and Carpenter, CACM 25(6), 1982.
     """
     heights, noise = np.zeros((1, 1)), 1.0
-    while len(heights) < SIDE:
+    while len(heights) < CIFAR_SIDE:
         side = len(heights)
         middles, left, top = noise * generator.uniform(-1, 1, (3, side, side))
         down, right = np.roll(heights, -1, 0), np.roll(heights, -1, 1)
@@ -142,7 +145,7 @@ def fog(image: np.ndarray, strength: Fog, generator: np.random.Generator) -> np.
 
 def spatter(image: np.ndarray, strength: Spatter, generator: np.random.Generator) -> np.ndarray:
     """Spatter with water or mud; now and then no drop falls."""
-    drops = generator.normal(strength.mean, strength.deviation, (SIDE, SIDE))
+    drops = generator.normal(strength.mean, strength.deviation, (CIFAR_SIDE, CIFAR_SIDE))
     drops = smooth(drops, strength.sigma)
     drops[drops < strength.threshold] = 0
     if not strength.muddy:
