@@ -40,7 +40,8 @@ def disc_kernel(disc: Disc) -> np.ndarray:
     The pixels whose centres are in the disc weigh the same; 3 × 3 weights of a Gaussian soften it.
     """
     across = np.arange(5) - 2  # the largest disc, of radius 1.5, softened: 5 pixels
-    hard = (across**2 + across[:, None] ** 2 <= disc.radius**2).astype(float)
+    # In single precision, in which the weights do not add up to less than 1: white stays white.
+    hard = (across**2 + across[:, None] ** 2 <= disc.radius**2).astype(np.float32)
     near = np.exp(-(np.arange(-1, 2) ** 2) / (2 * disc.softness**2))
     return cv2.sepFilter2D(
         hard / hard.sum(), -1, near / near.sum(), near / near.sum(), borderType=cv2.BORDER_CONSTANT

@@ -79,8 +79,8 @@ def elastic(image: np.ndarray, strength: Elastic, generator: np.random.Generator
     )
     if strength.push:
         noise = generator.uniform(-1, 1, (2, CIFAR_SIDE, CIFAR_SIDE))
-        field = [smooth(axis, strength.sigma, edge="reflect", reach=3) for axis in noise]
-        places = np.mgrid[:CIFAR_SIDE, :CIFAR_SIDE] + strength.push * np.stack(field)
+        right, down = (smooth(axis, strength.sigma, edge="reflect", reach=3) for axis in noise)
+        places = np.mgrid[:CIFAR_SIDE, :CIFAR_SIDE] + strength.push * np.stack([down, right])
         moved = [
             map_coordinates(colours[..., channel], places, order=1, mode="reflect")
             for channel in range(3)

@@ -125,11 +125,11 @@ def plasma(decay: float, generator: np.random.Generator) -> np.ndarray:
     heights, noise = np.zeros((1, 1)), 1.0
     while len(heights) < CIFAR_SIDE:
         side = len(heights)
-        middles, left, top = noise * generator.uniform(-1, 1, (3, side, side))
+        middles, top, left = noise * generator.uniform(-1, 1, (3, side, side))
         down, right = np.roll(heights, -1, 0), np.roll(heights, -1, 1)
         middles += (heights + down + right + np.roll(down, -1, 1)) / 4
-        left += (heights + down + middles + np.roll(middles, 1, 1)) / 4
         top += (heights + right + middles + np.roll(middles, 1, 0)) / 4
+        left += (heights + down + middles + np.roll(middles, 1, 1)) / 4
         finer = np.stack([np.stack([heights, top], 2), np.stack([left, middles], 2)], 1)
         heights, noise = finer.reshape(2 * side, 2 * side), noise / decay**2
     return stretch(heights)
