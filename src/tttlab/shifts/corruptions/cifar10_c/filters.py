@@ -11,7 +11,7 @@ from tttlab.config.values import CIFAR_SIDE
 
 
 def write(values: np.ndarray) -> np.ndarray:
-    """Turn values of the range 0–1 into uint8; fractions are cut off, as in the published files."""
+    """Turn values, 0–1, into uint8; fractions are cut off, as in the published files."""
     return (np.clip(values, 0, 1) * 255).astype(np.uint8)
 
 
