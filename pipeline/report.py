@@ -19,8 +19,10 @@ def run(params: Params) -> None:
     results = Results.read(outputs, params.pairs)
     test = ImageSet.load(outputs / "data" / "test")
     tested, tested_shifts = open_test(params)
-    shown = pictures.shift_pictures(test, shifts.corruptions, shifts.severities, params.seed)
-    drawn = drawings.draw(results, shown, shifts.severities, pictures.set_pictures(tested_shifts))
+    made = shifts.corruptions, shifts.severities, params.seed, shifts.strength
+    shown = pictures.shift_pictures(test, *made)
+    of_sets = pictures.set_pictures(tested_shifts)
+    drawn = drawings.draw(results, shown, shifts.severities, of_sets, shifts.strength)
     files = {name: outputs / "figures" / f"{name}.png" for name in drawn}
 
     def draw(name: str) -> str:

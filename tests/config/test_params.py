@@ -562,6 +562,7 @@ MISTAKES = [
         "found 5",
     ),
     ("adapt/protocol", "episodc", "adapt.protocol: found 'episodc'", "did you mean 'episodic'?"),
+    ("shifts/strength", "cifar10c", "shifts.strength: found 'cifar10c'", "mean 'cifar10_c'?"),
     ("adapt/online/shifts", "mixd", "adapt.online.shifts: found 'mixd'", "did you mean 'mixed'?"),
     (
         RUN + "protocol",
@@ -1085,6 +1086,24 @@ def test_there_is_something_to_test_on_without_corruptions(read, tmp_path):
         read({"shifts/corruptions": [], "shifts/clean": "validation"}).shifts.clean == "validation"
     )
     assert read().shifts.clean == "test"
+
+
+def test_the_strength_is_left_out_of_hashes_unless_it_is_that_of_cifar10_c(read):
+    for own in (read(), read({"shifts/strength": "own"})):
+        assert own.shifts.strength == "own"
+        assert "strength" not in own.model_dump(mode="json")["shifts"]
+    published = read({"shifts/strength": "cifar10_c"}).shifts
+    assert published.model_dump(mode="json")["strength"] == "cifar10_c"
+    for size, fits in ((32, True), ("auto", True), (48, False)):
+        changes = {"shifts/strength": "cifar10_c", "data/image_size": size}
+        if fits:
+            assert read(changes).data.image_size == size
+        else:
+            assert message(read, changes) == (
+                "shifts.strength: expected own, for cifar10_c is defined for images of 32 pixels, "
+                "found 'cifar10_c' and images of 48; "
+                "set data.image_size: 32, or leave strength out"
+            )
 
 
 def test_a_folder_may_be_left_to_itself_or_said_to_hold_no_classes(read, tmp_path):

@@ -55,6 +55,9 @@ def test_settings_are_judged_under_corruptions_that_no_test_may_use():
     assert [shift.name for shift in shifts[:3]] == ["clean", "speckle_noise-2", "speckle_noise-4"]
     assert {shift.corruption for shift in shifts[1:]} == set(HELD_OUT)
     assert not set(HELD_OUT) & set(CORRUPTIONS)
+    assert {shift.strength for shift in shifts} == {"own"}
+    published = tuning.held_out_shifts([2], "cifar10_c")
+    assert {shift.strength for shift in published[1:]} == {"cifar10_c"}
 
 
 def test_candidates_are_the_default_and_then_the_grid_in_order():

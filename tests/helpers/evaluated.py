@@ -125,11 +125,18 @@ def write_project(
     )
 
 
-def settings(corruptions=CORRUPTIONS, severities=SEVERITIES, sets=(), clean="test") -> Shifts:
+def settings(
+    corruptions=CORRUPTIONS, severities=SEVERITIES, sets=(), clean="test", strength="own"
+) -> Shifts:
     """Give the section ``shifts`` of params.yaml, with the names of sets but no folders."""
     names = dict.fromkeys(name.partition("/")[0] for name in sets)
     return Shifts.model_construct(
-        clean=clean, corruptions=corruptions, severities=severities, images=None, sets=names
+        clean=clean,
+        corruptions=corruptions,
+        severities=severities,
+        strength=strength,
+        images=None,
+        sets=names,
     )
 
 

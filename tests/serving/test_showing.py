@@ -22,6 +22,7 @@ from tttlab.serving.adaptive_model import ServedRun
 from tttlab.serving.answers import Wish
 from tttlab.serving.service import Service
 from tttlab.serving.showing import Picture, show
+from tttlab.shifts.corruptions import corrupt_all
 from tttlab.shifts.shift import Shift
 
 
@@ -247,3 +248,11 @@ def test_a_run_is_told_in_a_few_words(model):
 def test_an_unknown_choice_ends_in_one_line(model, choice, line):
     with pytest.raises(UserError, match=line):
         show(model, PICTURE, **choice)
+
+
+def test_a_picture_is_corrupted_at_its_strength():
+    small = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for strength in ("own", "cifar10_c"):
+        shifted = Picture(small, "a", strength=strength).shifted("fog", 3, 1)
+        expected = corrupt_all(small[None], ["a"], "fog", 3, 1, strength)[0]
+        np.testing.assert_array_equal(shifted, expected)

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_image
 
+from tests.helpers.photographs import of_every_class
 from tttlab.config.values import BENCHMARK, CORRUPTIONS, HELD_OUT, SEVERITIES
 from tttlab.errors import UserError
 from tttlab.seeding import numpy_generator
@@ -24,7 +25,6 @@ from tttlab.shifts.corruptions.blur import disc_kernel
 from tttlab.shifts.corruptions.canvas import clouds, length_scale, line_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
-CIFAR = Path(os.environ.get("TTTLAB_DATA", ROOT.parent / "shared" / "data")) / "cifar10" / "test"
 NAMES = CORRUPTIONS + HELD_OUT
 FIXED = {
     "defocus_blur",
@@ -73,14 +73,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def photographs():
-    if not CIFAR.is_dir():
-        pytest.skip(
-            f"no CIFAR-10 photographs at {CIFAR}: "
-            "set TTTLAB_DATA to the folder that holds cifar10/test"
-        )
-    folders = sorted(CIFAR.iterdir())
-    files = [file for folder in folders for file in sorted(folder.glob("*.png"))[:13]]
-    return np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    return of_every_class(13)
 
 
 # --- on real images -------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
 """The ledger of a stage: what it knows again, and what it does not trust."""
 
 import json
+import types
 
 import pytest
 
 from tools.stage_code import ROOT, stages
-from tttlab.workflow import places
+from tttlab.config.params import read_params
+from tttlab.workflow import keys, places
 from tttlab.workflow.ledger import FOLDERS, Ledger, code_of, written_whole
+from tttlab.workflow.pieces import Network, Pair, Piece
 
 
 @pytest.fixture
@@ -84,3 +87,21 @@ def test_all_code_that_dvc_yaml_lists_is_there(monkeypatch):
 @pytest.mark.parametrize("stage", FOLDERS)
 def test_dvc_keeps_the_folder_of_a_stage_that_has_a_ledger(stage):
     assert stages()[stage]["outs"] == [{f"outputs/{FOLDERS[stage]}": {"persist": True}}]
+
+
+@pytest.mark.parametrize(
+    ("make_key", "piece"),
+    [
+        (keys.tuning_key, Pair("bn", "simclr_convnet")),
+        (keys.aligning_key, Pair("ssl", "simclr_convnet")),
+        (keys.distance_key, Network("simclr_convnet", 0)),
+        (keys.adapting_key, Piece("bn", "simclr_convnet", 0)),
+    ],
+)
+def test_keys_have_the_strength_of_corruptions_only_where_it_is_not_ours(make_key, piece):
+    params = read_params(ROOT / "settings" / "digits.yaml", base=ROOT)
+    published = params.shifts.model_copy(update={"strength": "cifar10_c"})
+    ledger = types.SimpleNamespace(key=lambda settings, _inputs: json.dumps(settings, default=str))
+    assert "strength" not in make_key(params, piece, ledger)
+    changed = make_key(params.model_copy(update={"shifts": published}), piece, ledger)
+    assert '"strength": "cifar10_c"' in changed

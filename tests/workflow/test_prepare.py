@@ -10,13 +10,14 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline import prepare
+from tests.helpers import evaluated
 from tttlab.config.params import Params
 from tttlab.data.image_sets import ImageSet
 from tttlab.errors import UserError
 from tttlab.shifts.sets import CIFAR10
 from tttlab.workflow import places
 from tttlab.workflow.shifted import open_test
-from tttlab.workflow.sizes import image_size
+from tttlab.workflow.sizes import check_size, image_size
 
 PROJECT = Path(__file__).parents[2]
 SETS = ("unlabeled", "labeled_train", "labeled_validation", "test")
@@ -594,6 +595,21 @@ def test_the_side_is_that_of_the_file_or_the_one_that_all_backbones_were_trained
     message = r"^data\.image_size: auto .* must be one, found a 224, b 384; set a number"
     with pytest.raises(UserError, match=message):
         sized("auto", a="resnet18", b="vit_tiny_patch16_384")
+
+
+def test_strengths_of_other_sizes_are_refused_where_the_size_is_the_backbones():
+    models = {"a": types.SimpleNamespace(backbone="resnet18")}
+    params = types.SimpleNamespace(
+        data=types.SimpleNamespace(image_size="auto"),
+        models=models,
+        shifts=evaluated.settings(strength="cifar10_c"),
+    )
+    with pytest.raises(UserError, match=r"^shifts\.strength: expected own, .* images of 224; set"):
+        check_size(params)
+    params.data.image_size = 32
+    check_size(params)
+    params.data.image_size, params.shifts = 224, evaluated.settings()
+    check_size(params)
 
 
 def test_auto_is_the_side_of_what_is_prepared(run, three):

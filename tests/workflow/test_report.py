@@ -540,6 +540,14 @@ class TestAbout:
             f"under 2 synthetic corruptions at severities 1 and 5 and clean, {self.ALONE}"
         )
 
+    def test_says_whose_strengths_the_corruptions_have(self, results):
+        fog = {"corruptions": ("fog",), "severities": (1, 5)}
+        text = self.about(results, strength="cifar10_c", **fog)
+        said = (
+            "1 synthetic corruption at severities 1 and 5 (strengths of CIFAR-10-C, written anew)"
+        )
+        assert f"under {said} and clean, " in text
+
     def test_says_how_many_training_seeds(self, results):
         by_shift = results.tables["by_shift"]
         tables = {"by_shift": by_shift.assign(n=3 * by_shift["n"])}

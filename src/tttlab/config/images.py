@@ -13,7 +13,9 @@ from pydantic import (
 
 from tttlab.config.strict import Count, Fraction, Natural, Strict, fault
 from tttlab.config.values import (
+    CIFAR_SIDE,
     DISTINCT,
+    STRENGTHS,
     CorruptionName,
     Name,
     Part,
@@ -161,6 +163,8 @@ class Shifts(Strict):
         DISTINCT,
     ]
     severities: Severities
+    # Left out of hashes and checkpoints where it is not set, like Model.mixer.
+    strength: Literal[STRENGTHS] = Field(default="own", exclude_if=lambda which: which == "own")
     images: Count | None
     sets: dict[Name, ShiftSet]
 
@@ -176,3 +180,13 @@ class Shifts(Strict):
                 "corruptions",
             )
         return self
+
+    def size_mistake(self, side: int) -> str | None:
+        """Say why the strengths do not fit images of this side, in pixels; None: they do."""
+        if self.strength == "own" or side == CIFAR_SIDE:
+            return None
+        return (
+            f"expected own, for {self.strength} is defined for images of {CIFAR_SIDE} pixels, "
+            f"found {self.strength!r} and images of {side}; "
+            f"set data.image_size: {CIFAR_SIDE}, or leave strength out"
+        )

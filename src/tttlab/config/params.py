@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import (
     Field,
     ValidationError,
+    model_validator,
 )
 
 from tttlab.config.experiments import Adapt, Alignment, Distance, Machine, Tune
@@ -20,7 +21,7 @@ from tttlab.config.method_settings import METHODS
 from tttlab.config.models import Model
 from tttlab.config.run_settings import RunSettings
 from tttlab.config.runs import RunError, models_of, resolve_run, run_mistakes
-from tttlab.config.strict import Natural, Strict, list_mistakes, show
+from tttlab.config.strict import Natural, Strict, fault, list_mistakes, show
 from tttlab.config.values import DISTINCT, Name
 from tttlab.errors import UserError, choices
 
@@ -39,6 +40,13 @@ class Params(Strict):
     distance: Distance
     alignment: Alignment
     machine: Machine = Machine()
+
+    @model_validator(mode="after")
+    def _strengths_fit(self) -> "Params":
+        side = self.data.image_size
+        if side != "auto" and (mistake := self.shifts.size_mistake(side)):
+            raise fault(mistake, "shifts.strength")
+        return self
 
     def run_settings(self, run: str, model: str, methods: Path = METHODS) -> RunSettings:
         """Resolve the alias and the ``per_model`` overrides of ``run`` for ``model``.

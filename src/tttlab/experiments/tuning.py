@@ -31,16 +31,15 @@ from tttlab.runtime.machine import Machine
 from tttlab.runtime.parallel import in_order
 from tttlab.runtime.resuming import Work
 from tttlab.seeding import numpy_generator
-from tttlab.shifts.shift import Shift
+from tttlab.shifts.shift import Shift, list_shifts
 from tttlab.shifts.streams import Stream
 
 TIMED = 6  # images per shift on which a gate's time is measured
 
 
-def held_out_shifts(severities: Sequence[int]) -> list[Shift]:
+def held_out_shifts(severities: Sequence[int], strength: str = "own") -> list[Shift]:
     """List the shifts of tuning: none, and the corruption types that no test uses."""
-    corrupted = [Shift(corruption, severity) for corruption in HELD_OUT for severity in severities]
-    return [Shift(), *corrupted]
+    return list_shifts(HELD_OUT, severities, strength)
 
 
 def list_candidates(
@@ -130,6 +129,7 @@ class Rounds:
         seed: of all random streams.
         stream: how images arrive. Every round then adapts to all its images anew, because a
             short stream does not show what happens on a long one.
+        strength: of the held-out corruptions.
     """
 
     images: ImageSet
@@ -137,11 +137,12 @@ class Rounds:
     severities: Sequence[int]
     seed: int
     stream: Stream | None = None
+    strength: str = "own"
 
     @cached_property
     def shifts(self) -> list[Shift]:
         """List the shifts of tuning."""
-        return held_out_shifts(self.severities)
+        return held_out_shifts(self.severities, self.strength)
 
     def subset(self, count: int | None) -> np.ndarray:
         """Choose the indices of ``count`` images, balanced by class; larger subsets contain it."""

@@ -15,6 +15,7 @@ ARRIVALS = {  # by adapt.online.shifts
     "gradual": "all shifts in one stream, their severity rising and falling",
     "mixed": "the shifts of a severity mixed in one stream",
 }
+_MADE = {"own": "", "cifar10_c": " (strengths of CIFAR-10-C, written anew)"}
 _WITHOUT_SEVERITIES = {
     "continual": "the shifts one after another in one stream, without a reset",
     "gradual": "the shifts one after another in one stream, without a reset",
@@ -66,7 +67,7 @@ def _seen_under(shifts: "Shifts") -> str:
         corruptions = _count(len(shifts.corruptions), "synthetic corruption")
         levels = enumerate_words([str(severity) for severity in shifts.severities])
         severities = "severities" if len(shifts.severities) > 1 else "severity"
-        parts.append(f"under {corruptions} at {severities} {levels}")
+        parts.append(f"under {corruptions} at {severities} {levels}{_MADE[shifts.strength]}")
     tests_clean = shifts.clean == "test"
     parts.append(
         "clean" if tests_clean else "shifted as they are (clean: labeled images set aside)"

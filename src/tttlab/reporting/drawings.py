@@ -28,6 +28,10 @@ from tttlab.reporting.tested import Tested, sample_text
 from tttlab.reporting.words import percent
 
 ALL = "all shifts"
+MADE = {  # by shifts.strength
+    "own": "These are synthetic corruptions made here; they are not the files of CIFAR-10-C.",
+    "cifar10_c": "These have the strengths of CIFAR-10-C, written anew; they are not its files.",
+}
 EMPTY: Mapping[str, Sequence[np.ndarray]] = MappingProxyType({})
 
 
@@ -36,6 +40,7 @@ def draw(
     shown: Mapping[str, Sequence[np.ndarray]],
     severities: Sequence[int],
     sets: Mapping[str, Sequence[np.ndarray]] = EMPTY,
+    strength: str = "own",
 ) -> dict[str, Drawing]:
     """Draw every figure of the report, by file name.
 
@@ -46,6 +51,7 @@ def draw(
         shown: From `pictures.shift_pictures`.
         severities: Severities of the pictures, which follow the clean image.
         sets: From `pictures.set_pictures`.
+        strength: Whose strengths the corruptions of ``shown`` have.
     """
     drawings = {}
     if results.labeled and results.acting:
@@ -61,20 +67,18 @@ def draw(
         ):
             drawings |= dict(draw_some(results))
     drawings |= dict(_steps(results))
-    return drawings | dict(_examples(shown, sets, severities))
+    return drawings | dict(_examples(shown, sets, severities, strength))
 
 
 def _examples(
     shown: Mapping[str, Sequence[np.ndarray]],
     sets: Mapping[str, Sequence[np.ndarray]],
     severities: Sequence[int],
+    strength: str,
 ) -> Named:
     if shown:
         rows, title = ["clean", *map(str, severities)], "Test images under each corruption"
-        caption = (
-            "One test image per corruption, clean and at every severity. These are synthetic "
-            "corruptions made here; they are not the files of CIFAR-10-C."
-        )
+        caption = "One test image per corruption, clean and at every severity. " + MADE[strength]
         figure = pictures.draw_pictures(shown, rows, title)
         yield "examples", Drawing(figure, "examples", caption)
     if sets:

@@ -128,7 +128,11 @@ def _flip(row: tuple, shift: "Shift", test: "ImageSet", seed: int) -> Flip:
 
 
 def shift_pictures(
-    images: "ImageSet", corruptions: Sequence[str], severities: Sequence[int], seed: int
+    images: "ImageSet",
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+    seed: int,
+    strength: str = "own",
 ) -> dict[str, list[np.ndarray]]:
     """Show one test image per corruption: clean, then at each severity, exactly as `adapt` sees it.
 
@@ -137,14 +141,15 @@ def shift_pictures(
         corruptions: Their names.
         severities: 1 to 5.
         seed: The seed of params.yaml, on which the corruptions depend.
+        strength: Whose strengths they have.
     """
-    from tttlab.shifts.shift import Shift
+    from tttlab.shifts.shift import list_shifts
 
     indices = np.linspace(0, len(images) - 1, len(corruptions)).astype(int)
     pictures = {}
     for index, name in zip(indices, corruptions, strict=True):
         image = images.take([index])
-        shifts = [Shift(), *(Shift(name, severity) for severity in severities)]
+        shifts = list_shifts([name], severities, strength)
         pictures[name] = [thumbnail(shift.apply(image, seed)[0]) for shift in shifts]
     return pictures
 

@@ -32,11 +32,13 @@ class Picture:
         pixels: ``(S, S, 3)`` uint8, as the network sees it.
         key: its name, which keys its random streams.
         truth: the name of its class; None: unknown.
+        strength: whose strengths corruptions of it have, as ``shifts.strength`` says.
     """
 
     pixels: np.ndarray
     key: str
     truth: str | None = None
+    strength: str = "own"
 
     @classmethod
     def own(cls, pixels: np.ndarray) -> "Picture":
@@ -47,7 +49,8 @@ class Picture:
         """Corrupt it as the pipeline corrupts the test image of this name; None: not at all."""
         if corruption is None:
             return self.pixels
-        return corrupt_all(self.pixels[None], [self.key], corruption, severity, seed)[0]
+        shown = self.pixels[None], [self.key]
+        return corrupt_all(*shown, corruption, severity, seed, self.strength)[0]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The test shifts: clean images, every corruption at every severity, and sets shifted by nature."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,11 +20,13 @@ class Shift:
             set and of a shift in it.
         severity: 1 to 5; 0 for clean images and for shifts without degrees.
         images: the shifted images of a distributed set; None: the test images, corrupted here.
+        strength: of a synthetic corruption: ``own`` or ``cifar10_c``.
     """
 
     corruption: str = "none"
     severity: int = 0
     images: ImageSet | None = field(default=None, compare=False, repr=False)
+    strength: str = field(default="own", kw_only=True)
 
     @property
     def clean(self) -> bool:
@@ -49,9 +52,8 @@ class Shift:
     def apply(self, images: ImageSet, seed: int) -> np.ndarray:
         """Corrupt images that came from `of`, each from its own stream: uint8 ``(N, S, S, 3)``."""
         if self.synthetic:
-            return corrupt_all(
-                images.pixels, images.image_ids, self.corruption, self.severity, seed
-            )
+            shown = images.pixels, images.image_ids
+            return corrupt_all(*shown, self.corruption, self.severity, seed, self.strength)
         return np.asarray(images.pixels)
 
     def seen(self, test: ImageSet, seed: int) -> ImageSet:
@@ -64,9 +66,9 @@ class Shift:
         return replace(images, pixels=Lazy(images.pixels.shape, look))
 
 
-def list_shifts(corruptions: Sequence[str], severities: Sequence[int]) -> list[Shift]:
+def list_shifts(
+    corruptions: Sequence[str], severities: Sequence[int], strength: str = "own"
+) -> list[Shift]:
     """List the clean images first, then every corruption at every severity."""
-    return [
-        Shift(),
-        *(Shift(corruption, severity) for corruption in corruptions for severity in severities),
-    ]
+    pairs = itertools.product(corruptions, severities)
+    return [Shift(), *(Shift(*pair, strength=strength) for pair in pairs)]

@@ -13,7 +13,7 @@ from tttlab.data.splits import balanced_subset, split_validation
 from tttlab.networks.known_classes import class_list, order_of
 from tttlab.shifts.sets import Shifted, left_out, open_shift_set
 from tttlab.shifts.shift import Shift
-from tttlab.workflow.sizes import image_size
+from tttlab.workflow.sizes import check_size, image_size
 
 TRAINED = ("unlabeled", "labeled")
 
@@ -27,6 +27,7 @@ class Opened(NamedTuple):
 
 def open_sources(params: Params, downloads: Path) -> Opened:
     """Open all sources and compare their classes, before any image is decoded."""
+    check_size(params)
     sets = {
         name: open_source(getattr(params.data, name), name, downloads)
         for name in (*TRAINED, "test")

@@ -23,7 +23,8 @@ def tuning_key(params: Params, pair: Pair, ledger: Ledger) -> str:
     inputs = [*_networks(network), *_image_sets("labeled_train", "labeled_validation")]
     search = params.run_settings(*pair).search
     settings = [_settings(params, *pair), search, params.tune.model_dump(mode="json")]
-    return ledger.key([*pair, *settings], inputs)
+    strength = params.shifts.model_dump(mode="json", include={"strength"})  # empty for our own
+    return ledger.key([*pair, *settings, *filter(None, [strength])], inputs)
 
 
 def distance_key(params: Params, network: Network, ledger: Ledger) -> str:

@@ -27,7 +27,7 @@ def open_test(
     options = params.shifts
     limit = min((number for number in (count, options.images) if number is not None), default=None)
     test = choose_images(params, ImageSet.load(places.OUTPUTS / "data" / "test"), limit)
-    shifts = list_shifts(options.corruptions, severities or options.severities)
+    shifts = list_shifts(options.corruptions, severities or options.severities, options.strength)
     if options.clean == "validation":
         source = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
         shifts[:1] = [

@@ -18,3 +18,14 @@ def image_size(params: Params) -> int:
             f"found {listed}; set a number"
         )
     return next(iter(sizes.values()))
+
+
+def check_size(params: Params) -> None:
+    """Refuse corruptions whose strengths are not defined at the size of the images.
+
+    Raises:
+        UserError: they are not; params.yaml alone tells unless the size is the backbones'.
+    """
+    strange = params.shifts.strength != "own"
+    if strange and (mistake := params.shifts.size_mistake(image_size(params))):
+        raise UserError(f"shifts.strength: {mistake}")

@@ -67,7 +67,8 @@ def tune(params: Params, pair: Pair, source: SourceNetwork, work: Work) -> dict[
     )
     workers = params.machine.workers if source.device.type == "cpu" else 0
     machine = Machine(source.device, workers, params.machine.images_per_step)
-    rounds = Rounds(images, options.images, options.severities, params.seed, stream)
+    of_corruptions = options.severities, params.seed, stream, params.shifts.strength
+    rounds = Rounds(images, options.images, *of_corruptions)
     with open_bar(f"tune {pair.run} {pair.model}", total, "image") as bar:
         judge = Judge(rounds, grid, build, work, "tune", machine, bar.update)
         ranked = successive_halving(

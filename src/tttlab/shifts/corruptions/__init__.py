@@ -1,34 +1,23 @@
 """Nineteen synthetic corruptions: (image, name, severity, generator) → image.
 
-The names are those of CIFAR-10-C, but transforms and strengths are our own: accuracies on them must
-not be compared with published CIFAR-10-C numbers. docs/corruptions.md shows how much damage every
-severity does and how the strengths were found.
+The names are those of CIFAR-10-C. Of the strength ``own``, transforms and strengths are our own:
+accuracies on them must not be compared with published CIFAR-10-C numbers. Of the strength
+``cifar10_c`` they are those of CIFAR-10-C, written anew. docs/corruptions.md shows how much damage
+every severity does, how our own strengths were found, and how near the others come.
 
-Reference: Hendrycks and Dietterich, ICLR 2019, arXiv:1903.12261, for the types and their names.
+Reference: Hendrycks and Dietterich, ICLR 2019, arXiv:1903.12261.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
-from tttlab.config.values import SEVERITIES
+from tttlab.config.values import CIFAR_SIDE, SEVERITIES
 from tttlab.errors import UserError, choices
 from tttlab.seeding import numpy_generator
 from tttlab.shifts.corruptions import blur, digital, noise, weather
-
-
-class Corruption(NamedTuple):
-    """One type of corruption.
-
-    Attributes:
-        apply: (image, strength, generator) → image.
-        strengths: at severities 1 to 5.
-    """
-
-    apply: Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
-    strengths: tuple[float, float, float, float, float]
-
+from tttlab.shifts.corruptions.cifar10_c import table
+from tttlab.shifts.corruptions.corruption import Corruption
 
 # Every line's comment says what the strengths are. A length is in pixels of an image of side 32 and
 # grows with larger images, see `canvas.length_scale`.
@@ -74,24 +63,32 @@ TABLE = {
 }
 
 
+TABLES = {"own": TABLE, "cifar10_c": table.TABLE}
+
+
 def corrupt(
-    image: np.ndarray, name: str, severity: int, generator: np.random.Generator
+    image: np.ndarray,
+    name: str,
+    severity: int,
+    generator: np.random.Generator,
+    strength: str = "own",
 ) -> np.ndarray:
     """Corrupt one image; the input stays as it is.
 
     Args:
-        image: RGB, uint8, shape (H, W, 3), both sides at least 16.
+        image: RGB, uint8, shape (H, W, 3), both sides at least 16; 32 of the strength cifar10_c.
         name: one of ``CORRUPTIONS`` or ``HELD_OUT``.
         severity: 1 (mild) to 5 (strong).
         generator: the only source of randomness, so that the same state gives the same picture.
+        strength: ``own`` or ``cifar10_c``.
 
     Returns:
         The corrupted image, uint8, shape (H, W, 3).
 
     Raises:
-        UserError: for an unknown name or severity, or an image of another kind.
+        UserError: for an unknown name, severity or strength, or an image of another kind.
     """
-    _check_shift(name, severity)
+    _check_shift(name, severity, strength)
     is_rgb = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     if not is_rgb or min(image.shape[:2]) < 16:
         raise UserError(
@@ -99,13 +96,19 @@ def corrupt(
             "with both sides at least 16, "
             f"found {image.dtype} of shape {image.shape}; convert or enlarge it first"
         )
-    corruption = TABLE[name]
-    strength = corruption.strengths[int(severity) - 1]
-    return corruption.apply(np.ascontiguousarray(image), strength, generator)
+    _check_size(image.shape[:2], strength)
+    corruption = TABLES[strength][name]
+    chosen = corruption.strengths[int(severity) - 1]
+    return corruption.apply(np.ascontiguousarray(image), chosen, generator)
 
 
 def corrupt_all(
-    pixels: np.ndarray, image_ids: Sequence[str], name: str, severity: int, seed: int
+    pixels: np.ndarray,
+    image_ids: Sequence[str],
+    name: str,
+    severity: int,
+    seed: int,
+    strength: str = "own",
 ) -> np.ndarray:
     """Corrupt a set of images, each from its own stream of (seed, image id, name, severity).
 
@@ -117,6 +120,7 @@ def corrupt_all(
         name: one of ``CORRUPTIONS`` or ``HELD_OUT``.
         severity: 1 to 5.
         seed: the experiment's seed.
+        strength: ``own`` or ``cifar10_c``.
 
     Returns:
         The corrupted images, uint8, shape (N, H, W, 3).
@@ -124,17 +128,23 @@ def corrupt_all(
     Raises:
         UserError: as ``corrupt`` does.
     """
-    _check_shift(name, severity)
+    _check_shift(name, severity, strength)
+    _check_size(pixels.shape[1:3], strength)
     corrupted = np.empty(pixels.shape, np.uint8)
     for index, (image, image_id) in enumerate(zip(pixels, image_ids, strict=True)):
         # Plain int and str: a key of NumPy scalars would open another stream.
         key = (int(seed), "corruption", str(image_id), str(name), int(severity))
         generator = numpy_generator(*key)
-        corrupted[index] = corrupt(image, name, severity, generator)
+        corrupted[index] = corrupt(image, name, severity, generator, strength)
     return corrupted
 
 
-def _check_shift(name: str, severity: int) -> None:
+def _check_shift(name: str, severity: int, strength: str) -> None:
+    if strength not in TABLES:
+        raise UserError(
+            f"strength of corruptions: expected a known one, found {strength!r}; "
+            f"{choices(str(strength), TABLES)}"
+        )
     if name not in TABLE:
         raise UserError(
             f"corruption: expected a known name, found {name!r}; {choices(str(name), TABLE)}"
@@ -142,4 +152,14 @@ def _check_shift(name: str, severity: int) -> None:
     if severity not in SEVERITIES:
         raise UserError(
             f"severity of {name}: expected 1, 2, 3, 4 or 5, found {severity!r}; choose one of these"
+        )
+
+
+def _check_size(shape: tuple[int, ...], strength: str) -> None:
+    side = CIFAR_SIDE
+    if strength == "cifar10_c" and tuple(shape) != (side, side):
+        raise UserError(
+            f"an image to corrupt: expected {side} × {side} pixels, for which the strengths of "
+            f"CIFAR-10-C are defined, found {' × '.join(map(str, shape))}; "
+            "resize it, or take the strength own"
         )

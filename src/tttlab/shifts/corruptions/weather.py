@@ -33,16 +33,25 @@ def snow(image: np.ndarray, share: float, generator: np.random.Generator) -> np.
 
 
 def frost(image: np.ndarray, opacity: float, generator: np.random.Generator) -> np.ndarray:
-    """Draw ice needles in patches: ridges of fractal noise, blurred in three random directions."""
-    scale = length_scale(image)
-    shape = image.shape[:2]
+    """Draw ice needles in patches."""
+    drawn = ice(image.shape[:2], length_scale(image), generator)
+    return cover(image, np.clip(drawn * (opacity / drawn.mean()), 0, 0.9), (226, 236, 245))
+
+
+def ice(shape: tuple[int, int], scale: float, generator: np.random.Generator) -> np.ndarray:
+    """Draw ice (H, W), 0 to 1: ridges of fractal noise, blurred in three random directions.
+
+    Args:
+        shape: height and width.
+        scale: factor of lengths.
+        generator: the source of randomness.
+    """
     needles = np.zeros(shape, np.float32)
     for _ in range(3):
         ridges = 1 - np.abs(2 * clouds(shape, 4 + int(np.log2(scale)), 0.9, generator) - 1)
         smeared = cv2.filter2D(ridges, -1, line_kernel(5 * scale, generator.uniform(0, np.pi)))
         np.maximum(needles, smeared, out=needles)
-    ice = stretch(needles) * clouds(shape, 3, 0.5, generator)
-    return cover(image, np.clip(ice * (opacity / ice.mean()), 0, 0.9), (226, 236, 245))
+    return stretch(needles) * clouds(shape, 3, 0.5, generator)
 
 
 def fog(image: np.ndarray, opacity: float, generator: np.random.Generator) -> np.ndarray:

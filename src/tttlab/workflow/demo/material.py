@@ -1,7 +1,7 @@
 """What the demo shows: the trained models, the test images, and where distances lie."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ class Material:
         source: where the distances of source images lie that training did not see, by model.
         shifts: mean distance of every tested shift by name, for each model.
         limits: of images that are brought along.
+        strength: whose strengths corruptions have, as ``shifts.strength`` says.
     """
 
     models: Mapping[str, AdaptiveModel]
@@ -38,6 +39,7 @@ class Material:
     source: Mapping[str, Spread]
     shifts: Mapping[str, Mapping[str, float]]
     limits: Limits = Limits()
+    strength: str = "own"
     _corrupted: dict[tuple[str, str, int], Spread] = field(default_factory=dict)
 
     def picture(self, number: int) -> Picture:
@@ -47,12 +49,14 @@ class Material:
             raise UserError(f"test image: expected 1 to {len(self.test)}, found {number}")
         label = int(self.test.labels[index])
         truth = self.test.classes[label] if label >= 0 else None
-        return Picture(np.asarray(self.test.pixels[index]), self.test.image_ids[index], truth)
+        pixels, key = np.asarray(self.test.pixels[index]), self.test.image_ids[index]
+        return Picture(pixels, key, truth, self.strength)
 
     def own(self, file: Path, model: str) -> Picture:
         """Read a photo that somebody brings along, as the pipeline reads files."""
         chosen = self.models[model]
-        return Picture.own(decode(file, chosen.image_size, chosen.depth, self.limits))
+        picture = Picture.own(decode(file, chosen.image_size, chosen.depth, self.limits))
+        return replace(picture, strength=self.strength)
 
     def corrupted(self, model: str, corruption: str, severity: int) -> Spread:
         """Measure, once, where the distances of some corrupted test images lie."""
@@ -60,7 +64,8 @@ class Material:
         if key not in self._corrupted:
             images = self.test.view(spaced(len(self.test), CORRUPTED_IMAGES))
             seed = next(iter(self.models[model].runs.values())).task.seed
-            pixels = corrupt_all(images.pixels, images.image_ids, corruption, severity, seed)
+            shown = images.pixels, images.image_ids
+            pixels = corrupt_all(*shown, corruption, severity, seed, self.strength)
             self._corrupted[key] = Spread.of(distances(self.models[model], pixels))
         return self._corrupted[key]
 
@@ -82,7 +87,8 @@ def open_material(params: Params) -> Material:
     spreads = {
         name: Spread.of(distances(model, np.asarray(some.pixels))) for name, model in models.items()
     }
-    material = Material(models, test, spreads, read_shifts(list(models)))
+    shifts, strength = read_shifts(list(models)), params.shifts.strength
+    material = Material(models, test, spreads, shifts, strength=strength)
     for model in models.values():  # the first call of all pays for much
         show(model, material.picture(1))
     return material
