@@ -29,6 +29,7 @@ from tttlab.networks.source_statistics import Statistics
 from tttlab.seeding import torch_generator
 
 SETTINGS = {
+    "actmad_views": {"num_views": 3},
     "cotta": {"num_views": 4},
     "deyo": {"margin": 2.0, "plpd_threshold": -1.0},
     "dressed": {"num_images": 8, "bank": 32},
