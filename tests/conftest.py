@@ -4,6 +4,8 @@ import gc
 import os
 from pathlib import Path
 
+import pytest
+
 from tttlab.runtime.garbage import collect_only_young
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -28,6 +30,24 @@ NOT_NUMERICAL = {
     "pixels",
     "resuming",
     "trainer",
+}
+
+# The fixtures of these modules run pipelines, train, or start servers, for minutes. So each module
+# stays with one process, which does that once, and they begin first.
+DEAR = {
+    "arc_benchmark",
+    "arc_ranks",
+    "arc_stages",
+    "benchmarks",
+    "check",
+    "demo",
+    "page",
+    "pipeline",
+    "ray_app",
+    "report",
+    "tested",
+    "tracking",
+    "whole",
 }
 
 
@@ -58,6 +78,7 @@ def pytest_collection_finish():
     gc.set_threshold(*_THRESHOLDS)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Mark as numerical the tests of all modules that compute with PyTorch; drop the slow ones.
 
@@ -65,8 +86,11 @@ def pytest_collection_modifyitems(config, items):
     """
     for item in items:
         name = item.path.stem.removeprefix("test_")
+        if name in DEAR:
+            item.add_marker(pytest.mark.xdist_group(name))
         if "torch" in vars(item.module) and name not in NOT_NUMERICAL:
             item.add_marker("numerical")
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
     named = config.getoption("method") or any("::" in argument for argument in config.args)
     if named or config.getoption("all"):
         return
