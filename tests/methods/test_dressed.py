@@ -124,7 +124,8 @@ def test_the_images_follow_each_other_in_the_bank(start, expected):
     method = Dressed(num_images=3, bank=10, tolerance=1e9)
     _, statistics, _ = measured("resnet", method)
     views = {"looks": networks.images(1, seed=3).double()}
-    views["start"] = torch.tensor([start, 0.5, 0.5, 0.5]).double()
+    views["start"] = torch.tensor([start]).double()
+    views["noise"] = torch.zeros(3, *views["looks"].shape[1:]).double()
     images, targets = method.dress(views, statistics)
     torch.testing.assert_close(images, statistics["dressing.images"][expected])
     assert torch.equal(targets, statistics["dressing.probabilities"][expected])

@@ -19,6 +19,17 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
+def divergence(target: Tensor, logits: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of predictions from a target, in nats: ``(N,)``.
+
+    Args:
+        target: class probabilities ``(N, K)``, or ``(1, K)`` for all.
+        logits: ``(N, K)``, of the predictions.
+    """
+    # F.kl_div warns under vmap that it takes its mean over other dimensions than it says.
+    return (torch.xlogy(target, target) - target * logits.log_softmax(-1)).sum(-1)
+
+
 def surest(logits: Tensor, share: float) -> Tensor:
     """Keep the views of lowest entropy: ``(V, K)`` → ``(max(1, round(share · V)), K)``."""
     kept = max(1, round(share * len(logits)))

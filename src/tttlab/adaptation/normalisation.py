@@ -119,11 +119,10 @@ def normalised_by(network: nn.Module, count: int, share: float = 0.0) -> Iterato
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         (activation,) = inputs
-        source = Moments(layer.running_mean, (layer.running_var + layer.eps).log())
         target = image_moments(activation[-count:], layer.eps)
         if share and len(activation) > count:
             target = mixture(target, image_moments(activation[:-count], layer.eps), share)
-        return moved(activation, target, source)
+        return moved(activation, target, running_moments(layer))
 
     layers = map(network.get_submodule, batch_norm_layers(network))
     handles = [layer.register_forward_pre_hook(hook) for layer in layers]
@@ -151,11 +150,16 @@ def add_hooks(
     return [network.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
 
 
+def running_moments(layer: nn.Module) -> Moments:
+    """Give the moments ``(C,)`` that a BatchNorm layer itself normalises with."""
+    return Moments(layer.running_mean, (layer.running_var + layer.eps).log())
+
+
 def batch_norm_hook(policy: Normalisation, statistics: Statistics, name: str):
     """Make the pre-hook that changes a BatchNorm layer's input."""
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        source = Moments(layer.running_mean, (layer.running_var + layer.eps).log())
+        source = running_moments(layer)
         variation = natural_variation(statistics, name + ".input", source)
         return transport(inputs[0], policy, source, *variation, layer.eps)
 

@@ -80,11 +80,7 @@ class BatchActMAD(Method):
         self, net: Bound, views: Any, statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
         """Discrepancy of ``views (N, 3, H, W)``, half the sum over the matched layers."""
-        layers = matched_layers(net.module)
-        with record(net.module, layers) as activations:
-            net(views)
-        terms = [discrepancy(activations[layer], statistics, layer) for layer in layers]
-        return 0.5 * torch.stack(terms).sum(), state
+        return discrepancy(net, views, statistics), state
 
 
 def matched_layers(network: nn.Module) -> list[str]:
@@ -92,9 +88,9 @@ def matched_layers(network: nn.Module) -> list[str]:
     return batch_norm_layers(network) or token_layers(network)
 
 
-def map_names(layer: str) -> tuple[str, str]:
-    """Name a layer's two maps among the statistics."""
-    return f"maps.{layer}.mean", f"maps.{layer}.variance"
+def map_names(layer: str, kind: str = "maps") -> tuple[str, str]:
+    """Name a layer's two maps among the statistics of a kind."""
+    return f"{kind}.{layer}.mean", f"{kind}.{layer}.variance"
 
 
 def joined(groups: Iterable[dict[str, Spread]]) -> dict[str, Spread]:
@@ -111,7 +107,17 @@ def moments(activation: Tensor) -> tuple[Tensor, Tensor]:
     return activation.mean(0), activation.var(0)
 
 
-def discrepancy(activation: Tensor, statistics: Statistics, layer: str) -> Tensor:
-    """Mean absolute difference of the maps of means plus that of the maps of variances."""
-    pairs = zip(moments(activation), map_names(layer), strict=True)
-    return sum((value - statistics[name]).abs().mean() for value, name in pairs)
+def discrepancy(net: Bound, images: Tensor, statistics: Statistics, kind: str = "maps") -> Tensor:
+    """Compare the maps of ``images (N, 3, H, W)`` with the source's, of a kind.
+
+    Half the sum over layers of the mean absolute differences of both maps.
+    """
+    layers = matched_layers(net.module)
+    with record(net.module, layers) as activations:
+        net(images)
+    terms = [
+        (value - statistics[name]).abs().mean()
+        for layer in layers
+        for value, name in zip(moments(activations[layer]), map_names(layer, kind), strict=True)
+    ]
+    return 0.5 * torch.stack(terms).sum()

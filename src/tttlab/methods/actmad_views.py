@@ -23,7 +23,7 @@ from tttlab.adaptation.method import Method, State
 from tttlab.config.inner_loop import Augmentation
 from tttlab.data.views import random_views
 from tttlab.errors import UserError
-from tttlab.methods.actmad_batch import matched_layers, moments
+from tttlab.methods.actmad_batch import discrepancy, map_names, matched_layers, moments
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Statistics, indexed_images
@@ -63,7 +63,7 @@ class ViewsActMAD(Method):
                 network(random_views(image, stream, self.num_views, self.augmentation)[0])
                 for layer in layers:
                     maps = moments(activations[layer].double())
-                    for name, value in zip(map_names(layer), maps, strict=True):
+                    for name, value in zip(map_names(layer, "view_maps"), maps, strict=True):
                         sums[name] = sums.get(name, 0) + value
         dtype = next(network.parameters()).dtype
         return {name: (value / count).to(dtype) for name, value in sums.items()}
@@ -78,17 +78,4 @@ class ViewsActMAD(Method):
         self, net: Bound, views: Tensor, statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
         """Discrepancy of ``views (V, 3, H, W)``, half the sum over the matched layers."""
-        layers = matched_layers(net.module)
-        with record(net.module, layers) as activations:
-            net(views)
-        terms = [
-            (value - statistics[name]).abs().mean()
-            for layer in layers
-            for value, name in zip(moments(activations[layer]), map_names(layer), strict=True)
-        ]
-        return 0.5 * torch.stack(terms).sum(), state
-
-
-def map_names(layer: str) -> tuple[str, str]:
-    """Name a layer's two maps among the statistics."""
-    return f"view_maps.{layer}.mean", f"view_maps.{layer}.variance"
+        return discrepancy(net, views, statistics, "view_maps"), state

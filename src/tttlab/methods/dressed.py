@@ -22,16 +22,16 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from tttlab.adaptation.method import Method, State
+from tttlab.adaptation.method import Method, State, divergence
 from tttlab.adaptation.normalisation import normalised_by
 from tttlab.config.inner_loop import Augmentation
+from tttlab.data.deteriorating import white_noise
 from tttlab.data.dressing import Appearance, appearance, dressed, strangeness
 from tttlab.data.views import log_mean_probabilities, random_views
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Spread, Statistics, indexed_images, shuffled_parts
-from tttlab.seeding import torch_generator
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Dressed(Method):
         Returns:
             ``dressing.<log_power | mean>_<center | scale>``; ``dressing.images`` and
             ``dressing.probabilities``, the source network's, of the bank; ``dressing.range``, the
-            lowest and highest value of its pixels; ``dressing.noise``, white, of the same shape.
+            lowest and highest value of its pixels.
         """
         count, look = indexed_images(batches)
         if count < 2:
@@ -80,10 +80,8 @@ class Dressed(Method):
         for name, spread in spreads.items():
             measured[f"{name}_center"] = spread.mean.to(bank)
             measured[f"{name}_scale"] = spread.variance().sqrt().clamp_min(1e-6).to(bank)
-        generator = torch_generator(0, "dressing noise")
         found = {
             "images": bank,
-            "noise": torch.randn(bank.shape, generator=generator).to(bank),
             "probabilities": logits.softmax(-1),
             "range": torch.stack(bank.aminmax()),
         }
@@ -92,18 +90,21 @@ class Dressed(Method):
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
-        """Draw where to begin in the bank and its noise, and what predictions look at.
+        """Draw what is dressed, and what predictions look at.
 
         Returns:
-            ``start (B, 4)`` in [0, 1): in the bank, in the noise, and how far it is rolled down and
-            to the right, for which no noise need be drawn anew; ``looks (B, 1 + V, 3, H, W)``.
+            ``start (B, 1)`` in [0, 1), where to begin in the bank; white ``noise (B, n, 3, H, W)``;
+            ``looks (B, 1 + V, 3, H, W)``.
         """
-        draws = [torch.rand(4, generator=generator) for generator in generators]
+        draws = [torch.rand(1, generator=generator) for generator in generators]
+        shown = images.unsqueeze(1).expand(-1, self.num_images, -1, -1, -1)
+        streams = [generator for generator in generators for _ in range(self.num_images)]
+        noise = white_noise(shown.flatten(0, 1), streams).unflatten(0, shown.shape[:2])
         looks = images.unsqueeze(1)
         if self.num_views:
             views = random_views(images, generators, self.num_views, self.augmentation)
             looks = torch.cat([looks, views], dim=1)
-        return {"start": torch.stack(draws).to(images), "looks": looks}
+        return {"start": torch.stack(draws).to(images), "noise": noise, "looks": looks}
 
     def loss(
         self, net: Bound, views: dict[str, Tensor], statistics: Statistics, state: State
@@ -112,9 +113,7 @@ class Dressed(Method):
         images, targets = self.dress(views, statistics)
         with normalised_by(net.module, len(images)):
             logits = net(images).logits
-        # F.kl_div warns under vmap that it takes its mean over other dimensions than it says.
-        divergence = torch.xlogy(targets, targets) - targets * logits.log_softmax(-1)
-        return divergence.sum(-1).mean(), state
+        return divergence(targets, logits).mean(), state
 
     def predict(
         self, net: Bound, image: Tensor, views: dict[str, Tensor], statistics: Statistics
@@ -138,16 +137,9 @@ class Dressed(Method):
         center = measured("center")
         image = appearance(views["looks"][0])
         difference = strangeness(image, center, measured("scale"), self.tolerance)
-        bank, noise = statistics["dressing.images"], statistics["dressing.noise"]
-
-        def following(number: int, size: int, count: int) -> Tensor:
-            start = (views["start"][number] * size).long()
-            return (start + torch.arange(count, device=bank.device)) % size
-
-        height, width = bank.shape[-2:]
-        chosen, drawn = (following(number, len(bank), self.num_images) for number in (0, 1))
-        down, right = following(2, height, height), following(3, width, width)
-        rolled = noise[drawn][:, :, down][..., right]
-        images = dressed(bank[chosen], rolled, difference, center)
+        bank, count = statistics["dressing.images"], torch.arange(self.num_images)
+        start = (views["start"] * len(bank)).long()
+        chosen = (start + count.to(start.device)) % len(bank)
+        images = dressed(bank[chosen], views["noise"], difference, center)
         lowest, highest = statistics["dressing.range"]
         return images.clamp(lowest, highest), statistics["dressing.probabilities"][chosen]

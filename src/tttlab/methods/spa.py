@@ -24,7 +24,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from tttlab.adaptation.method import Method, State
+from tttlab.adaptation.method import Method, State, divergence
 from tttlab.data.deteriorating import faded, without_low_frequencies
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
@@ -62,8 +62,7 @@ class SPA(Method):
         with torch.no_grad():
             target = net(views[:1]).logits.softmax(-1)
         logits = net(views[1:]).logits
-        divergence = (torch.xlogy(target, target) - target * logits.log_softmax(-1)).sum(-1)
+        terms = divergence(target, logits)
         if self.selective:
-            less_sure = logits.detach().softmax(-1).amax(-1) < target.amax(-1)
-            divergence = divergence * less_sure
-        return divergence.sum(), state
+            terms = terms * (logits.detach().softmax(-1).amax(-1) < target.amax(-1))
+        return terms.sum(), state
