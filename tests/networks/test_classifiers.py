@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 
 from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
+from tttlab.adaptation.checks import check_forward
 from tttlab.adaptation.engine import Engine
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.trainable import select_parameters
@@ -410,6 +411,10 @@ def test_logits_may_be_an_attribute_of_what_a_module_returns():
             lambda logits, _images: logits - logits.mean(0),
             "the predictions of this Giving depend on the other images of a batch",
         ),
+        (
+            lambda logits, _images: 1e-6 * (logits - logits.mean(0)),
+            "the predictions of this Giving depend on the other images of a batch",
+        ),
     ],
 )
 def test_a_module_that_cannot_be_adapted_is_told_so_in_one_line(gives, message):
@@ -418,6 +423,22 @@ def test_a_module_that_cannot_be_adapted_is_told_so_in_one_line(gives, message):
         with pytest.raises(UserError, match=message) as caught:
             adapt(network, images, METHOD)
         assert "\n" not in str(caught.value)
+
+
+def test_rounding_is_no_dependence_on_other_images():
+    """Logits that a batch of two and one image round differently, in bfloat16 by one unit."""
+    images = built("a user's")[1]
+
+    def rounded(logits, images):
+        return logits * (1 + (len(images) - 1) * torch.finfo(torch.bfloat16).eps)
+
+    coarse = as_network(Giving(rounded).bfloat16().eval())
+    check_forward(coarse, images[:2].bfloat16(), METHOD, LOOP, "episodic")
+    model = Giving(lambda *given: rounded(*given).float()).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        check_forward(as_network(model), images[:2].float(), METHOD, LOOP, "episodic")
+    with pytest.raises(UserError, match="depend on the other images"):
+        check_forward(as_network(model), images[:2].float(), METHOD, LOOP, "episodic")
 
 
 def test_a_module_that_branches_on_values_still_learns_whole_batches_along_a_stream():
