@@ -276,6 +276,19 @@ class TestMeasure:
         assert table["p"].isna().groupby("metric").all().loc[without_test].all()
         assert (near["p"].dropna() > 0.01).all()
 
+    def test_there_are_as_many_splits_as_permutations_and_no_more_than_99(self, monkeypatch):
+        real, asked = shift_estimates.measure_floors, []
+
+        def measure_floors(reference, seed, splits):
+            asked.append(splits)
+            return real(reference, seed, 2)
+
+        monkeypatch.setattr(shift_estimates, "measure_floors", measure_floors)
+        targets = {"clean": model_outputs(40, 1)[0]}
+        for permutations in (19, 99, 199):
+            shift_estimates.measure_shifts(reference(), targets, seed=0, permutations=permutations)
+        assert asked == [19, 99, 99]
+
     @pytest.mark.slow
     def test_p_is_uniform_without_a_shift(self):
         """With few images of many features, a scale from one sample would give it away."""

@@ -106,6 +106,7 @@ def checked(images, tmp_path_factory):
         adapt__runs={"none": {"method": "none"}, "shrink": shrink, "both": both},
         tune__images=[10],
         distance__images=20,
+        distance__permutations=19,
         machine__workers=0,
         machine__device="cpu",
     )

@@ -77,7 +77,7 @@ def measure_shifts(
     *,
     seed: int,
     permutations: int,
-    splits: int = SPLITS,
+    splits: int | None = None,
 ) -> pd.DataFrame:
     """Measure all distances from a reference to targets.
 
@@ -86,7 +86,8 @@ def measure_shifts(
         targets: samples by name, each with as many images as ``reference.first``.
         seed: seed of the experiment; the order of targets does not change the results.
         permutations: B of the permutation tests.
-        splits: how often the reference is split for the floors.
+        splits: how often the reference is split for the floors; None: ``permutations`` times, but
+            no more than `SPLITS`.
 
     Returns:
         a row per target and metric: ``target``, ``metric``, ``value``, ``floor`` and ``floor_high``
@@ -104,6 +105,7 @@ def measure_shifts(
             )
     # On matrices of this size, several threads are slower than one.
     with threadpool_limits(1):
+        splits = min(permutations, SPLITS) if splits is None else splits
         return _measure(reference, targets, seed, permutations, splits)
 
 
@@ -207,7 +209,7 @@ def _fitted_distances(reference: np.ndarray, target: np.ndarray, seed: int) -> d
     }
 
 
-def measure_floors(reference: Reference, seed: int, splits: int = SPLITS) -> dict[str, np.ndarray]:
+def measure_floors(reference: Reference, seed: int, splits: int) -> dict[str, np.ndarray]:
     """Measure all distances between two random samples of the reference, without common images.
 
     Args:
