@@ -641,7 +641,7 @@ MISTAKES = [
     (
         RUN + "trainable",
         [],
-        "adapt.runs.ssl.trainable: expected all, norm, encoder, none or a list",
+        "adapt.runs.ssl.trainable: expected all, norm, encoder, lora, none or a list",
         "found []",
     ),
     (

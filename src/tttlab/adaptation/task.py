@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.predicting import CLASSES, Readout
+from tttlab.adaptation.trainable import with_trainable
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.networks.source_statistics import Statistics, available_statistics
 
@@ -33,9 +34,14 @@ class Task:
     readout: Readout = CLASSES
 
     def ready(self, device: torch.device) -> "Task":
-        """Return the task for images on this device, its network callable like a `Network`."""
+        """Return the task for images on this device, its network callable like a `Network`.
+
+        Raises:
+            UserError: the network has no layer that the loop would train an update of.
+        """
         statistics = {name: value.to(device) for name, value in self.statistics.items()}
-        return replace(self, network=self.readout.network(self.network), statistics=statistics)
+        network = with_trainable(self.readout.network(self.network), self.loop, self.seed)
+        return replace(self, network=network, statistics=statistics)
 
 
 def complete_statistics(

@@ -7,7 +7,17 @@ from torch import nn
 from tttlab.adaptation.method import Method
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
+from tttlab.networks.low_rank import low_rank_parameters, with_low_rank
 from tttlab.networks.network import Bound, normalisation_parameters
+
+
+def with_trainable(network: nn.Module, loop: InnerLoop, seed: int = 0) -> nn.Module:
+    """Return the network with what the loop trains and the network lacks: updates of low rank.
+
+    Raises:
+        UserError: no layer can have one.
+    """
+    return with_low_rank(network, loop.rank, seed) if loop.trainable == "lora" else network
 
 
 def bind(network: nn.Module, method: Method, loop: InnerLoop) -> Bound:
@@ -40,6 +50,8 @@ def select_parameters(
     elif trainable == "norm":
         names = normalisation_parameters(network)
         matches = {"norm": [n for n in names if n.startswith("encoder.") and n in parameters]}
+    elif trainable == "lora":
+        matches = {"lora": low_rank_parameters(network)}
     else:
         parts = (trainable,) if isinstance(trainable, str) else tuple(trainable)
         prefixes = {part: f"{part.rstrip('.')}." for part in parts}

@@ -57,7 +57,9 @@ class InnerLoop(Normalisation):
         momentum: of SGD, in [0, 1).
         trainable: ``all``, ``encoder`` (not the classifier, and not a self-supervised head, which
             could lower its loss alone), ``norm`` (the encoder's affine parameters of normalisation
-            layers), ``none``, or names of modules or parameters.
+            layers), ``lora`` (an update of low rank for each of the encoder's linear layers, see
+            `tttlab.networks.low_rank`), ``none``, or names of modules or parameters.
+        rank: of the updates of ``lora``.
         normalisation: policy for the network's normalisation layers, for the loss and for the
             prediction; ``prior`` and ``threshold`` belong to it.
         clip: largest norm of one image's gradient; None: no clipping.
@@ -73,6 +75,7 @@ class InnerLoop(Normalisation):
     lr: Positive = 1e-3
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
     trainable: str | tuple[str, ...] = "encoder"
+    rank: Annotated[int, Ge(1)] = 4
     clip: Positive | None = None
     sharpness: NonNegative = 0.0
     average: Natural = 0

@@ -52,7 +52,7 @@ Views = Annotated[
 
 
 def _check_trainable(value: Any) -> Any:
-    groups = ("all", "norm", "encoder", "none")
+    groups = ("all", "norm", "encoder", "lora", "none")
     if isinstance(value, str) and value not in groups:
         raise fault(
             f"unknown group {value!r}; {choices(value, groups)}, "

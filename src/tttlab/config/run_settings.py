@@ -7,11 +7,12 @@ from typing import Any
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.loop_settings import LoopSettings
 
-OF_TRAINING = ("steps", "optimizer", "lr", "momentum", "trainable", "clip", "sharpness")
+OF_TRAINING = ("steps", "optimizer", "lr", "momentum", "trainable", "rank", "clip", "sharpness")
 _ACTS_WITH = {  # settings that act with one value of another setting alone
     "prior": ("normalisation", "mixed"),
     "threshold": ("normalisation", "shrink"),
     "momentum": ("optimizer", "sgd"),
+    "rank": ("trainable", "lora"),
 }
 
 

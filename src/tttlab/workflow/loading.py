@@ -13,7 +13,7 @@ from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.method_trial import try_method, watched
 from tttlab.adaptation.task import Task, complete_statistics
-from tttlab.adaptation.trainable import select_parameters
+from tttlab.adaptation.trainable import select_parameters, with_trainable
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.params import Params
 from tttlab.config.run_settings import RunSettings
@@ -117,7 +117,7 @@ def fit(
     """
     watched_method = watched(method)
     watched_method.check(source.network)
-    select_parameters(source.network, loop.trainable)
+    select_parameters(with_trainable(source.network, loop), loop.trainable)
     statistics = source.measured.get(repr(method), source.statistics)
     statistics = complete_statistics(
         statistics, watched_method, source.network, source.open_batches
