@@ -67,9 +67,13 @@ def test_what_a_run_does_is_read_from_the_settings_that_it_used():
         ("normalise", "average"),
         ("train",),
     ]
-    views = {**SETTINGS, "views": {"method": "ViewAverage(num_views=8)"}}
-    found = results({"views": entry()}, {}, settings=views)
-    assert actions(found, "m", "views") == ("average",)
+    for method, done in (
+        ("ViewAverage(num_views=8)", ("average",)),
+        ("Dressed(share=0.3)", ("normalise",)),
+        ("DressedOtherwise()", ("other",)),
+    ):
+        found = results({"one": entry()}, {}, settings=SETTINGS | {"one": {"method": method}})
+        assert actions(found, "m", "one") == done
 
 
 def test_tuning_recommends_and_the_test_images_have_no_say():

@@ -9,13 +9,16 @@ import torch
 from tests.helpers import networks, served
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.gate import adapt_gated
+from tttlab.adaptation.method import Method
 from tttlab.adaptation.task import Task
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.data.views import random_masks
 from tttlab.errors import UserError
+from tttlab.methods.dressed import Dressed
 from tttlab.methods.mae import MAETraining
+from tttlab.methods.views import ViewAverage
 from tttlab.seeding import torch_generator
 from tttlab.serving import showing
 from tttlab.serving.adaptive_model import ServedRun
@@ -225,6 +228,11 @@ def test_distances_are_those_that_answers_tell_and_a_spread_is_of_their_quantile
     assert (spread.low, spread.middle, spread.high) == (5.0, 50.0, 95.0)
 
 
+class Sharper(Method):
+    def predict(self, net, image, views, statistics):
+        return 2 * net(image[None]).logits[0]
+
+
 def test_a_run_is_told_in_a_few_words(model):
     assert {name: showing.does(run) for name, run in model.runs.items()} == {
         "none": "the network as it is",
@@ -233,6 +241,14 @@ def test_a_run_is_told_in_a_few_words(model):
         "memo": "re-normalises, trains 2 steps",
         "simclr": "trains 2 steps",
     }
+    run, mixed = model.runs["shrink"], InnerLoop(steps=0, normalisation="mixed")
+    for method, loop, words in (
+        (Dressed(), InnerLoop(steps=0), "re-normalises"),
+        (ViewAverage(4), mixed, "re-normalises, averages over 4 views"),
+        (Sharper(), InnerLoop(steps=0), "changes the answer only"),
+    ):
+        task = replace(run.task, method=method, loop=loop)
+        assert showing.does(replace(run, task=task)) == words
 
 
 @pytest.mark.parametrize(

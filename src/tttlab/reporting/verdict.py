@@ -47,10 +47,10 @@ class Verdict(NamedTuple):
 def actions(results: Results, model: str, run: str) -> tuple[str, ...]:
     """List what a run does to a model: keys of `WORDS`, in their order."""
     settings = results.adapted.get((model, run), {}).get("settings") or {}
+    method = str(settings.get("method")).partition("(")[0]
     done = {
-        "normalise": settings.get("normalisation", "source") != "source",
-        "average": bool(settings.get("average"))
-        or str(settings.get("method")).startswith("ViewAverage"),
+        "normalise": settings.get("normalisation", "source") != "source" or method == "Dressed",
+        "average": bool(settings.get("average")) or method == "ViewAverage",
         "train": results.trains(model, run) or bool(settings.get("steps")),
     }
     return tuple(name for name, does in done.items() if does) or ("other",)

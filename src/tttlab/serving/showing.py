@@ -215,13 +215,15 @@ def distances(model: AdaptiveModel, pixels: np.ndarray) -> np.ndarray:
 def does(run: ServedRun) -> str:
     """Say in a few words what a run does to an image."""
     task, words = run.task, []
-    if task.loop.normalisation != "source":
+    if task.loop.normalisation != "source" or task.method.normalises:
         words.append("re-normalises")
     if task.loop.average:
         words.append(f"averages over {task.loop.average} views")
     elif type(task.method).predict is not Method.predict and not run.takes_steps:
-        views = getattr(task.method, "num_views", None)
-        words.append(f"averages over {views} views" if views else "changes the answer only")
+        if views := getattr(task.method, "num_views", None):
+            words.append(f"averages over {views} views")
+        elif not words:
+            words.append("changes the answer only")
     if run.takes_steps:
         words.append(f"trains {task.loop.steps} step{'s' if task.loop.steps > 1 else ''}")
     return ", ".join(words) or "the network as it is"
