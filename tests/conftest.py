@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def pytest_ignore_collect(collection_path, config):
     """With ``--method``, collect the tests of the contract alone."""
     ignored = collection_path.suffix == ".py" and collection_path != CONTRACT
     return True if config.getoption("method") and ignored else None
+
+
+@pytest.fixture(autouse=True)
+def global_stream():
+    """Begin PyTorch's global random stream anew: no test draws what those before it left over."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 def pytest_collection_finish():

@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass, replace
-from functools import cache
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from tests.helpers.contract import (
     shifted,
     trained_on_one,
 )
+from tests.helpers.once import once
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.curve import diverged
 from tttlab.adaptation.method import Method, entropy
@@ -352,7 +352,7 @@ def test_images_without_a_gradient_are_done_after_the_first_step():
     assert flops[2] == flops[8]
 
 
-@cache
+@once
 def parting() -> ActMAD:
     """ActMAD with a tolerance, one for all layers and moments, that leaves some images alone."""
     network, statistics = networks.source_statistics("resnet")

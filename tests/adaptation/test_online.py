@@ -218,12 +218,12 @@ class Overflowing(Method):
         return torch.zeros((), dtype=torch.float64)
 
     def loss(self, net, views, statistics, state):
-        return (1e306 if state == 1 else 1e-6) * net(views).logits.square().mean(), state + 1
+        return (1e306 if state == 1 else 1e-12) * net(views).logits.square().mean(), state + 1
 
 
 def test_weights_that_overflow_go_back_to_the_source_and_the_stream_goes_on():
     network, _ = networks.source_statistics("resnet")
-    loop = InnerLoop(steps=1, lr=1e3, momentum=0.9, trainable="norm")
+    loop = InnerLoop(steps=1, lr=1e9, momentum=0.9, trainable="norm")
     result = adapt_stream(network, stream(), Overflowing(), loop, batch_size=BATCH)
     assert result.losses.isfinite().all()
     assert result.fell_back.tolist() == [False] * 3 + [True] * 2 + [False] * 2

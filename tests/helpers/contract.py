@@ -6,7 +6,7 @@ autograd and torch's own optimiser.
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.helpers import networks
+from tests.helpers.once import once
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.method import Method, State
 from tttlab.adaptation.normalisation import normalised
@@ -65,7 +66,7 @@ def load(name: str) -> Method:
     return load_method(name, SETTINGS.get(name, {}))
 
 
-@cache
+@once
 def source(
     kind: str, method: Method, dtype: torch.dtype = torch.float64
 ) -> tuple[Network, Statistics]:
@@ -75,7 +76,7 @@ def source(
     return network, complete_statistics(statistics, method, network, lambda: [images])
 
 
-@cache
+@once
 def cases(name: str) -> tuple[tuple[str, Method], ...]:
     """List pairs of a network's kind and the method to try on it.
 

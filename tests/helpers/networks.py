@@ -1,10 +1,9 @@
 """Small real networks, one of each kind that the adapter must serve; shared by the tests."""
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 
+from tests.helpers.once import once
 from tttlab.mixers.mixing import mix
 from tttlab.networks.building import build_encoder
 from tttlab.networks.network import Network, add_probe
@@ -129,7 +128,7 @@ def settle(network: Network) -> Network:
     return network.eval()
 
 
-@cache
+@once
 def source_statistics(kind: str, dtype: torch.dtype = torch.float64) -> tuple[Network, Statistics]:
     """Give a network (a key of `KINDS`) with the standard source statistics.
 

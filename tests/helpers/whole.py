@@ -1,6 +1,5 @@
 """A small network trained outside of this project, as a user brings it, and its images."""
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,8 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
+
+from tests.helpers.once import once
 
 SIZE = 16
 OPTIONS = {"layers": [1, 1, 1, 1], "channels": [16, 32, 32, 64], "stem_type": "deep"}
@@ -32,7 +33,7 @@ def digits(part: slice) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([pixels] * 3, -1), 9 - labels[part]
 
 
-@cache
+@once
 def trained() -> dict[str, torch.Tensor]:
     """Train the network for a few seconds; return its state dict."""
     torch.manual_seed(0)

@@ -148,11 +148,11 @@ class TestOnANetwork:
     ):
         network, _ = networks.source_statistics(kind)
         method, parts = AWS(0.7, 2.0, 0.4, temperature=0.3), [slice(0, 3), slice(3, 5)]
-        loop = InnerLoop(steps=2, lr=0.05, momentum=0.9, trainable=("encoder", "classifier"))
+        loop = InnerLoop(steps=2, lr=0.002, momentum=0.9, trainable=("encoder", "classifier"))
         result = adapt_stream(network, shifted(5), method, loop, batch_size=3)
         slow = copy.deepcopy(network).eval()
         trained = [*slow.encoder.parameters(), *slow.classifier.parameters()]
-        optimizer, logits, losses = torch.optim.SGD(trained, lr=0.05, momentum=0.9), [], []
+        optimizer, logits, losses = torch.optim.SGD(trained, lr=0.002, momentum=0.9), [], []
         for part in parts:
             images = shifted(5)[part]
             with torch.no_grad():

@@ -1,12 +1,12 @@
 """Which method runs on which kind of timm backbone: the table of docs/methods.md, tried."""
 
-from functools import cache
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 
+from tests.helpers.once import once
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.registry import load_method
@@ -51,7 +51,7 @@ METHODS = {
 }
 
 
-@cache
+@once
 def source(family: str):
     """A network in double precision without degenerate layers, and its statistics.
 

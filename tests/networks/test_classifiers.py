@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from functools import cache, partial
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from tests.helpers import networks
+from tests.helpers.once import once
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.checks import check_forward
 from tttlab.adaptation.engine import Engine
@@ -168,7 +169,7 @@ OTHERS = {
 }
 
 
-@cache
+@once
 def built(name: str) -> tuple[nn.Module, Tensor]:
     """A model in double precision with randomly perturbed parameters, and three images.
 
