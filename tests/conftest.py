@@ -20,8 +20,10 @@ collect_only_young()
 
 
 CONTRACT = Path(__file__).parent / "methods" / "test_contract.py"
-# These modules import torch, but test processes, memory, time or text.
+# These modules import torch, but test processes, memory, time or text, or hold a computation against
+# itself: in other processes, after a kill, together with others.
 NOT_NUMERICAL = {
+    "adapting",
     "benchmarks",
     "check",
     "docs",
@@ -31,6 +33,7 @@ NOT_NUMERICAL = {
     "pixels",
     "resuming",
     "trainer",
+    "tuning",
 }
 
 # The fixtures of these modules run pipelines, train, or start servers, for minutes. So each module
