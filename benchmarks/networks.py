@@ -10,12 +10,11 @@ common but the images and their order: the interval takes both trainings as chan
 import argparse
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from tttlab.config.params import read_params
 from tttlab.errors import UserError
-from tttlab.evaluation import controls, metrics
+from tttlab.evaluation import networks
 from tttlab.evaluation.predictions import read_predictions
 from tttlab.evaluation.results import CONTROL
 from tttlab.workflow import places
@@ -47,15 +46,16 @@ def compare(name: str, of_network: pd.DataFrame, of_reference: pd.DataFrame) -> 
     Raises:
         UserError: the two tables are not of the same images, shifts and seeds.
     """
-    own = of_network.assign(adapted_prediction=of_network["source_prediction"])
-    paired = controls.beside(own, of_reference, "source_prediction")
-    part = np.where(paired["shift"] == "clean", "clean", "shifted")
-    table = metrics.compare(paired.assign(part=part), ["part"]).set_index("part")
     row: dict = {"model": name}
     for part in ("clean", "shifted"):
-        row[part] = 100 * table.at[part, "accuracy_adapted"]
-        for key, column in (("gain", "gain"), ("low", "gain_low"), ("high", "gain_high")):
-            row[f"{part}_{key}"] = 100 * table.at[part, column]
+        tables = (
+            networks.as_it_is(table[(table["shift"] == "clean") == (part == "clean")])
+            for table in (of_network, of_reference)
+        )
+        found = networks.difference(*tables)
+        row[part] = 100 * found["accuracy_other"]
+        for key, end in (("gain", ""), ("low", "_low"), ("high", "_high")):
+            row[f"{part}_{key}"] = 100 * found[f"lead{end}"]
     return row
 
 

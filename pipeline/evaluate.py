@@ -15,7 +15,7 @@ def run(params: Params) -> None:
     """Write outputs/metrics.json, tables, predictions, runs, only for the runs of params.yaml."""
     import pandas as pd
 
-    from tttlab.evaluation import controls, diagnosis, metrics
+    from tttlab.evaluation import controls, diagnosis, metrics, networks
     from tttlab.evaluation.adapted import read_adapted
     from tttlab.evaluation.results import read_table
     from tttlab.workflow.leftovers import tidy
@@ -50,6 +50,7 @@ def run(params: Params) -> None:
         for model in params.models
         for seed in params.seeds
     ]
+    tables["networks"] = [pd.DataFrame(networks.rows(about, params.pairs, kept))]
     folder = places.OUTPUTS / "tables"
     shutil.rmtree(folder, ignore_errors=True)  # outdated tables must not stay
     folder.mkdir(parents=True)
@@ -64,10 +65,7 @@ def run(params: Params) -> None:
     (places.OUTPUTS / "metrics.json").write_text(text + "\n", encoding="utf-8")
     print(f"compared {len(entries)} runs, with and without adaptation; tables are in {folder}")
     if any(entry["accuracy_source"] is None for entry in entries.values()):
-        print(
-            "the shifted test images have no labels: accuracy and gain are unknown, "
-            "changed predictions are counted"
-        )
+        print("the shifted test images have no labels: changed predictions are counted, not gains")
 
 
 def _named(table: "pd.DataFrame", model: str, name: str) -> "pd.DataFrame":

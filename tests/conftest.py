@@ -20,8 +20,8 @@ collect_only_young()
 
 
 CONTRACT = Path(__file__).parent / "methods" / "test_contract.py"
-# These modules import torch, but test processes, memory, time or text, or hold a computation against
-# itself: in other processes, after a kill, together with others.
+# These modules import torch, but test processes, memory, time or text, or compare a computation
+# with itself: in other processes, after a kill, together with others.
 NOT_NUMERICAL = {
     "adapting",
     "benchmarks",

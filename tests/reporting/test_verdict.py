@@ -158,6 +158,25 @@ def test_the_sentence_is_as_sure_as_the_interval(run, found, expected):
     assert sentence(results({run: found}, {run: 1.0}), "m") == expected
 
 
+def test_networks_that_are_ahead_without_adapting_are_named():
+    """The farthest ahead with its interval; those that are not ahead for certain not at all."""
+    columns = ("model", "run", "other", "lead", "lead_low", "lead_high")
+    lines = [
+        ("m", "both", "groupnorm", 0.03, 0.01, 0.05),
+        ("m", "both", "augmix", 0.042, 0.02, 0.064),
+        ("m", "both", "wider", 0.02, -0.01, 0.05),
+        ("augmix", "none", "m", -0.05, -0.06, -0.04),
+    ]
+    found = {"both": entry(4.2, 1.1, 7.3)}
+    for count, words in (
+        (4, "; without adapting, augmix is +4.2 [+2.0, +6.4] ahead of that, and so is groupnorm."),
+        (1, "; without adapting, groupnorm is +3.0 [+1.0, +5.0] ahead of that."),
+        (0, "85.2 ms per image."),
+    ):
+        tables = {"networks": pd.DataFrame(lines[:count], columns=columns)}
+        assert sentence(results(found, {"both": 1.0}, tables), "m").endswith(words)
+
+
 def test_each_step_alone_is_told_with_its_interval():
     """Of several runs of a kind the one that tuning scored highest stands for it."""
     entries = {

@@ -685,9 +685,12 @@ def test_tables_hold_every_part_of_the_answer(project):
     tables = {path.stem: pd.read_csv(path) for path in (root / "outputs" / "tables").glob("*.csv")}
     expected = (
         "summary by_shift by_corruption by_severity reliability steps tuning alignment "
-        "correlations distances"
+        "correlations distances networks"
     )
     assert set(tables) == set(expected.split())
+    first, second = params.models
+    between = tables["networks"].set_index("model")["other"]
+    assert between.to_dict() == {first: second, second: first}
     for name in ("summary", "by_shift", "reliability"):
         assert set(tables[name]["run"]) == set(params.adapt.runs)
     assert set(tables["alignment"]["run"]) == {"ssl", "actmad"}

@@ -13,11 +13,20 @@ from tttlab.errors import UserError
 
 CONTROL = "none"  # the run that leaves the network as it is
 REQUIRED = ("by_shift", "by_corruption", "by_severity")
-OPTIONAL = ("reliability", "steps", "tuning", "alignment", "correlations", "distances")
+OPTIONAL = (
+    "reliability",
+    "steps",
+    "tuning",
+    "alignment",
+    "correlations",
+    "distances",
+    "networks",
+)
 # Columns of names, always read as text: models, runs and shifts may be called 50, 1e5 or true.
 NAMES = (
     "model",
     "run",
+    "other",
     "shift",
     "corruption",
     "reference",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tttlab.evaluation.metrics import verdict as judge
+from tttlab.evaluation.recommendation import best_tuned, lead, worth_running
 from tttlab.evaluation.results import CONTROL, Results, difference, is_known
 from tttlab.reporting.lines import write_code
 from tttlab.reporting.words import amount, enumerate_words, interval, percent, points
@@ -56,44 +57,6 @@ def actions(results: Results, model: str, run: str) -> tuple[str, ...]:
     return tuple(name for name, does in done.items() if does) or ("other",)
 
 
-def lead(tuning: Mapping[str, Any]) -> float | None:
-    """Give the score of a tuned run above that of the network as it is, on source images.
-
-    It is the gain under held-out corruptions, less what is lost on clean images; None: unknown.
-    """
-    return tuning.get("lead") if tuning.get("tuned") else None
-
-
-def best_tuned(tunings: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Choose the run that tuning scored highest; None: none was tuned. No test image has a say.
-
-    Args:
-        tunings: run for single images → what tuning chose for it.
-    """
-    leads = {run: lead(tuning) for run, tuning in tunings.items()}
-    known = {run: value for run, value in leads.items() if is_known(value)}
-    return max(known, key=known.__getitem__) if known else None
-
-
-def worth_running(tunings: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Choose the run that tuning recommends; None: the network as it is. No test image has a say.
-
-    It is the run that scored highest. Training costs several times more, so a run that trains must
-    lead those that do not by more than the standard error of its score: the one-standard-error rule
-    (Breiman, Friedman, Olshen and Stone 1984, section 3.4.3).
-
-    Args:
-        tunings: run for single images → what tuning chose for it.
-    """
-    ahead = {run: tuning for run, tuning in tunings.items() if (lead(tuning) or 0) > 0}
-    still = {run: tuning for run, tuning in ahead.items() if not tuning["settings"].get("steps")}
-    best, control = best_tuned(ahead), best_tuned(still)
-    if best and control:
-        above = lead(ahead[best]) - lead(ahead[control])
-        return best if above > ahead[best]["lead_error"] + 1e-9 else control
-    return best
-
-
 def recommend(results: Results, model: str) -> str | None:
     """Choose the run for single images that is worth running, by tuning alone."""
     runs = [run for run in results.acting_on(model) if run not in results.streamed]
@@ -108,7 +71,8 @@ def sentence(results: Results, model: str) -> str:
     if not results.labeled:
         return f"{_without_labels(results, model, run)}."
     first = _recommended(results, model, run) if run else _left_alone(results, model)
-    return f"{'; '.join(filter(None, [first, _compared(results, model)]))}."
+    parts = [first, _compared(results, model), _before_test_time(results, model)]
+    return f"{'; '.join(filter(None, parts))}."
 
 
 def _names(results: Results, model: str, run: str, form: int = 0) -> str:
@@ -194,6 +158,19 @@ def _compared(results: Results, model: str) -> str:
             "confirm it on others"
         )
     return "; ".join(clauses)
+
+
+def _before_test_time(results: Results, model: str) -> str:
+    """Name the networks that without adapting are ahead of this one with what is recommended."""
+    table = results.rows("networks", model=model)
+    ahead = table[table["lead_low"] > 0].sort_values("lead", ascending=False) if len(table) else []
+    if not len(ahead):
+        return ""
+    best, *others = ahead.to_dict("records")
+    names = enumerate_words([row["other"] for row in others]) if others else ""
+    more = f", and so {'are' if len(others) > 1 else 'is'} {names}" if others else ""
+    gain = f"{points(best['lead'])} {interval(best['lead_low'], best['lead_high'])}"
+    return f"without adapting, {best['other']} is {gain} ahead of that{more}"
 
 
 def _normalisation(results: Results, model: str, run: str | None) -> str | None:

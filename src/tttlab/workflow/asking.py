@@ -11,8 +11,8 @@ from tttlab.config.params import Params
 from tttlab.data.decoding import to_square, why_unreadable
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError, choices
+from tttlab.evaluation.recommendation import worth_running
 from tttlab.evaluation.results import CONTROL
-from tttlab.reporting.verdict import worth_running
 from tttlab.serving.adaptive_model import ServedRun
 from tttlab.serving.answers import answer
 from tttlab.workflow.loading import build_run, load_gate, load_network, load_tuned

@@ -9,10 +9,10 @@ from PIL import Image
 from tttlab.config.params import Params
 from tttlab.config.values import is_own_module
 from tttlab.data.image_sets import ImageSet
+from tttlab.evaluation.recommendation import worth_running
 from tttlab.evaluation.results import CONTROL, Results
 from tttlab.reporting.about import note
 from tttlab.reporting.card import write_card
-from tttlab.reporting.verdict import worth_running
 from tttlab.serving.adaptive_model import AdaptiveModel, ServedRun, save
 from tttlab.serving.registry import register
 from tttlab.tracking.runs import Run, run_link
