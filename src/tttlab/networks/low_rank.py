@@ -1,7 +1,7 @@
 """Linear layers with a low-rank update (LoRA): W x + B (A x), of which A and B alone are trained.
 
 With B = 0, as it starts, a layer computes what it did without. A layer of width D in and out and
-rank r has 2 D r trained numbers in place of D², so that many more images fit into memory at once;
+rank r has 2 D r trained numbers in place of D², so that an image's own copy takes little memory;
 and W, which all images share, multiplies them in one product.
 
 Reference:
