@@ -36,8 +36,8 @@ NOT_NUMERICAL = {
     "tuning",
 }
 
-# The fixtures of these modules run pipelines, train, or start servers, for minutes. So each module
-# stays with one process, which does that once, and they begin first.
+# The fixtures of these modules run pipelines, train, or start servers, for minutes, so they begin
+# first. (`make test` keeps every module in one process, which does that once.)
 DEAR = {
     "arc_benchmark",
     "arc_ranks",
@@ -97,11 +97,9 @@ def pytest_collection_modifyitems(config, items):
     """
     for item in items:
         name = item.path.stem.removeprefix("test_")
-        if name in DEAR:
-            item.add_marker(pytest.mark.xdist_group(name))
         if "torch" in vars(item.module) and name not in NOT_NUMERICAL:
             item.add_marker("numerical")
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in DEAR)
     named = config.getoption("method") or any("::" in argument for argument in config.args)
     if named or config.getoption("all"):
         return
