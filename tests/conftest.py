@@ -20,10 +20,8 @@ collect_only_young()
 
 
 CONTRACT = Path(__file__).parent / "methods" / "test_contract.py"
-# These modules import torch, but test processes, memory, time or text, or compare a computation
-# with itself: in other processes, after a kill, together with others.
+# These modules import torch, but test processes, memory, time or text.
 NOT_NUMERICAL = {
-    "adapting",
     "benchmarks",
     "check",
     "docs",
@@ -33,7 +31,6 @@ NOT_NUMERICAL = {
     "pixels",
     "resuming",
     "trainer",
-    "tuning",
 }
 
 # The fixtures of these modules run pipelines, train, or start servers, for minutes, so they begin

@@ -76,7 +76,7 @@ def test_the_steps_are_those_of_explicit_weights():
     assert (done.logits - done.source_logits).abs().max() > 1e-3
     assert not done.fell_back.any()
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+        assert torch.equal(value, before[name])  # memory that nobody writes to
 
 
 def test_without_a_step_the_network_is_what_it_was():
@@ -102,11 +102,11 @@ def test_the_seed_draws_one_factor_and_the_other_is_zero():
     first, again, other = (with_low_rank(network, 2, seed) for seed in (0, 0, 1))
     for name in low_rank_parameters(first):
         one, same, changed = (net.get_parameter(name).detach() for net in (first, again, other))
-        assert torch.equal(one, same)
+        assert torch.equal(one, same)  # the very same draw, repeated
         if name.endswith("lora_b"):
             assert not one.any()
         else:
-            assert not torch.equal(one, changed)
+            assert (one - changed).abs().mean() > 0.1 * one.abs().mean()
             assert one.abs().max() <= one.shape[1] ** -0.5
             assert one.std() == pytest.approx((3 * one.shape[1]) ** -0.5, rel=0.4)
 
@@ -137,7 +137,7 @@ def test_a_users_module_keeps_shared_layers_shared_and_its_classifier():
     assert type(network.classifier) is nn.Linear
     assert {name.split(".")[1] for name in low_rank_parameters(network)} == {"once", "again"}
     answers = adapt(Classifier(model, "fc"), images(), METHOD, LOOP)
-    assert not torch.equal(answers.logits, answers.source_logits)
+    assert ((answers.logits - answers.source_logits).abs().amax(1) > 1e-6).all()
 
 
 def test_a_network_without_linear_layers_is_told_so():

@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 
 from tttlab.config.inner_loop import Augmentation
+from tttlab.evaluation.recommendation import recommend, worth_running
 from tttlab.evaluation.results import Results
 from tttlab.reporting.lines import write_code
-from tttlab.reporting.verdict import actions, recommend, sentence, worth_running
+from tttlab.reporting.verdict import actions, sentence
 
 SETTINGS = {
     "none": {"method": "NoAdaptation()"},
@@ -67,13 +68,15 @@ def test_what_a_run_does_is_read_from_the_settings_that_it_used():
         ("normalise", "average"),
         ("train",),
     ]
-    for method, done in (
-        ("ViewAverage(num_views=8)", ("average",)),
-        ("Dressed(share=0.3)", ("normalise",)),
-        ("DressedOtherwise()", ("other",)),
-    ):
-        found = results({"one": entry()}, {}, settings=SETTINGS | {"one": {"method": method}})
-        assert actions(found, "m", "one") == done
+    settings = SETTINGS | {"one": {"method": "ViewAverage(num_views=8)"}}
+    assert actions(results({"one": entry()}, {}, settings=settings), "m", "one") == ("average",)
+
+
+def test_a_method_may_normalise_itself_whatever_its_name():
+    found = results({"one": entry()}, {}, settings=SETTINGS | {"one": {"method": "Mine()"}})
+    assert actions(found, "m", "one") == ("other",)
+    found.adapted["m", "one"]["normalises"] = True
+    assert actions(found, "m", "one") == ("normalise",)
 
 
 def test_tuning_recommends_and_the_test_images_have_no_say():
@@ -85,7 +88,7 @@ def test_tuning_recommends_and_the_test_images_have_no_say():
         ({"shrink": -0.5, "average": 0.0}, None),
         ({}, None),
     ):
-        assert recommend(results(entries, leads), "m") == expected
+        assert recommend(results(entries, leads).records("m")) == expected
 
 
 def test_a_run_that_scored_below_the_network_is_not_worth_running():

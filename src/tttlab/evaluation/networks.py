@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tttlab.evaluation.controls import beside
 from tttlab.evaluation.metrics import compare
 from tttlab.evaluation.predictions import read_predictions
-from tttlab.evaluation.recommendation import worth_running
+from tttlab.evaluation.recommendation import recommend
 from tttlab.evaluation.results import CONTROL, is_known
 
 if TYPE_CHECKING:
@@ -47,29 +47,13 @@ def rows(
 
     plain = {model: as_it_is(shifted(model, names[0])) for model, names in runs.items()}
     for model, names in runs.items():
-        run = recommended({name: records[name][model] for name in names})
+        run = recommend({name: records[name][model] for name in names})
         own = shifted(model, run) if run else plain[model]
         for other in runs:
             if other != model and len(own):
                 row = difference(plain[other], own)
                 if is_known(row["lead"]):
                     yield {"model": model, "run": run or CONTROL, "other": other, **row}
-
-
-def recommended(records: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Choose the run for single images that tuning recommends; None: the network as it is.
-
-    Args:
-        records: what `adapt` tells of every run on one model.
-    """
-    settings = {run: record.get("settings") or {} for run, record in records.items()}
-    return worth_running(
-        {
-            run: record.get("tuning") or {}
-            for run, record in records.items()
-            if run != CONTROL and settings[run].get("protocol") != "online"
-        }
-    )
 
 
 def as_it_is(predictions: "pd.DataFrame") -> "pd.DataFrame":

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tttlab.evaluation.results import is_known
+from tttlab.evaluation.results import CONTROL, is_known
 
 
 def lead(tuning: Mapping[str, Any]) -> float | None:
@@ -42,3 +42,19 @@ def worth_running(tunings: Mapping[str, Mapping[str, Any]]) -> str | None:
         above = lead(ahead[best]) - lead(ahead[control])
         return best if above > ahead[best]["lead_error"] + 1e-9 else control
     return best
+
+
+def recommend(records: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Choose the run for single images that is worth running; None: the network as it is.
+
+    Args:
+        records: what `adapt` tells of every run on one model.
+    """
+    settings = {run: record.get("settings") or {} for run, record in records.items()}
+    return worth_running(
+        {
+            run: record.get("tuning") or {}
+            for run, record in records.items()
+            if run != CONTROL and settings[run].get("protocol") != "online"
+        }
+    )

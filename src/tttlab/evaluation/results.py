@@ -138,6 +138,10 @@ class Results:
         """Tell whether a run trains on this model with a known effect on the accuracy."""
         return is_known(self.summary[model, run].get("training_gain"))
 
+    def records(self, model: str) -> dict[str, Mapping[str, Any]]:
+        """Give what `adapt` tells of every run on one model, in order."""
+        return {run: self.adapted.get((model, run), {}) for run in self.runs_of(model)}
+
     def tuning(self, model: str, run: str) -> Mapping[str, Any]:
         """Return what `tune` wrote for a run on a model; empty if it is not known."""
         return self.adapted.get((model, run), {}).get("tuning") or {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tttlab.evaluation.metrics import verdict as judge
-from tttlab.evaluation.recommendation import best_tuned, lead, worth_running
+from tttlab.evaluation.recommendation import best_tuned, lead, recommend
 from tttlab.evaluation.results import CONTROL, Results, difference, is_known
 from tttlab.reporting.lines import write_code
 from tttlab.reporting.words import amount, enumerate_words, interval, percent, points
@@ -47,25 +47,21 @@ class Verdict(NamedTuple):
 
 def actions(results: Results, model: str, run: str) -> tuple[str, ...]:
     """List what a run does to a model: keys of `WORDS`, in their order."""
-    settings = results.adapted.get((model, run), {}).get("settings") or {}
-    method = str(settings.get("method")).partition("(")[0]
+    record = results.adapted.get((model, run), {})
+    settings = record.get("settings") or {}
+    by_policy = settings.get("normalisation", "source") != "source"
     done = {
-        "normalise": settings.get("normalisation", "source") != "source" or method == "Dressed",
-        "average": bool(settings.get("average")) or method == "ViewAverage",
+        "normalise": by_policy or bool(record.get("normalises")),
+        "average": bool(settings.get("average"))
+        or str(settings.get("method")).startswith("ViewAverage"),
         "train": results.trains(model, run) or bool(settings.get("steps")),
     }
     return tuple(name for name, does in done.items() if does) or ("other",)
 
 
-def recommend(results: Results, model: str) -> str | None:
-    """Choose the run for single images that is worth running, by tuning alone."""
-    runs = [run for run in results.acting_on(model) if run not in results.streamed]
-    return worth_running({run: results.tuning(model, run) for run in runs})
-
-
 def sentence(results: Results, model: str) -> str:
     """Say in one sentence what to do with a model, how that did, and what each step alone gives."""
-    run = recommend(results, model)
+    run = recommend(results.records(model))
     if not results.acting_on(model):
         return "There is nothing to judge: params.yaml lists only the control."
     if not results.labeled:
@@ -132,7 +128,7 @@ def _compared(results: Results, model: str) -> str:
     the recommended one does, where there is one: only that tells what the rest adds.
     """
     runs = [run for run in results.acting_on(model) if run not in results.streamed]
-    chosen = recommend(results, model)
+    chosen = recommend(results.records(model))
     alone = {name: [r for r in runs if actions(results, model, r) == (name,)] for name in ALONE}
     rule = _normalisation(results, model, chosen)
     alike = [r for r in alone["normalise"] if _normalisation(results, model, r) == rule]
@@ -249,7 +245,7 @@ def judge_models(results: Results, params: "Params", outputs: Path) -> list[Verd
     """
     verdicts = []
     for model in results.models:
-        run, code = recommend(results, model), ""
+        run, code = recommend(results.records(model)), ""
         if run and _judged(results, model, run) not in ("hurt", "unchanged"):
             method = params.run_settings(run, model).method
             module = method if "." in method else f"tttlab.methods.{method}"

@@ -110,6 +110,7 @@ def adapt_network(plan: Plan, finish: Finish, outputs: Path) -> list[Path]:
         "mlflow_run_id": tracked.id,
         "losses": mean_losses,
         "settings": run.settings,
+        "normalises": run.ready.task.method.normalises,
         "tuning": run.tuned,
         "peak_memory_mb": memory,
     }
