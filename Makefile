@@ -22,7 +22,7 @@ arc: .venv/ready  ## the same for ARC's tasks, in arc/, some 20 minutes; PARAMS=
 
 test: .venv/ready  ## the quick tests, in up to four processes; ALL=1: all; ARGS=tests/test_x.py: some
 	$(UV) run $(if $(ALL),--extra serve --extra demo --group browser --group weights) pytest \
-		--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		--numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 		$(if $(ALL),--all) $(ARGS)
 
 bench: .venv/ready  ## the adapter's speed and memory beside its bound and peers, 5 to 11 minutes

@@ -76,8 +76,10 @@ def pytest_ignore_collect(collection_path, config):
 @pytest.fixture(autouse=True)
 def global_stream():
     """Begin PyTorch's global random stream anew: no test draws what those before it left over."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed takes a millisecond or more
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed_all(0)
 
 
 def pytest_collection_finish():

@@ -5,6 +5,8 @@ workers, or on where a killed run was resumed.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,3 +34,16 @@ def torch_generator(seed: int, *key: str | int) -> "torch.Generator":
     import torch
 
     return torch.Generator().manual_seed(stream_seed(seed, *key))
+
+
+@contextmanager
+def global_stream(seed: int) -> Iterator[None]:
+    """Give code that draws from torch's global stream another one, on the CPU, for a while.
+
+    Unlike ``torch.manual_seed``, this touches no accelerator, whose stream nothing would restore.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

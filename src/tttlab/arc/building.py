@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from tttlab.arc.network import Architecture, CanvasTransformer
 from tttlab.arc.settings import Settings
 from tttlab.arc.tasks import ArcTask
 from tttlab.networks.files import fill, read_weights
-from tttlab.seeding import numpy_generator, stream_seed
+from tttlab.seeding import global_stream, numpy_generator, stream_seed
 
 WEIGHTS, ABOUT = "weights.safetensors", "network.json"
 
@@ -31,8 +30,7 @@ def build(settings: Settings, auxiliary_tasks: int) -> CanvasTransformer:
     section = settings.network
     sizes = section.model_dump(exclude={"canvas", "patch", "largest_scale"})
     architecture = Architecture(**sizes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(settings.seed, "weights"))
+    with global_stream(stream_seed(settings.seed, "weights")):
         return CanvasTransformer(canvas_of(settings), architecture, auxiliary_tasks).eval()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from tttlab.config.inner_loop import Augmentation
 from tttlab.data.views import random_views
 from tttlab.errors import UserError
+from tttlab.seeding import global_stream
 
 SEVERITY = 3  # the paper's
 
@@ -72,8 +73,7 @@ def augmix(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 def mix_one(view: Tensor, seed: int) -> Tensor:
     """Mix one view ``(3, H, W)`` uint8; the global random state does not change."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with global_stream(seed):
         return _transform()(view)
 
 

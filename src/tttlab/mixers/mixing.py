@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from timm.layers import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from tttlab.mixers.token_mixer import TokenMixer
 from tttlab.mixers.ttt_conv import TTTConv
 from tttlab.mixers.ttt_linear import TTTLinear
 from tttlab.mixers.ttt_mlp import TTTMLP
-from tttlab.seeding import stream_seed
+from tttlab.seeding import global_stream, stream_seed
 
 # The first weight of timm's attention, and that of `TokenMixer`.
 KINDS = (".attn.qkv.weight", ".attn.maps.weight")
@@ -57,8 +56,7 @@ def mix(encoder: nn.Module, name: str, seed: int, **settings: Any) -> None:
             f"mixer.heads: expected a divisor of the backbone's width {width}, found {heads}"
         )
     around = encoder.num_prefix_tokens if name == "ttt_conv" else 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "mixer"))
+    with global_stream(stream_seed(seed, "mixer")):
         for block in encoder.blocks:
             rule = RULES[name](heads, width // heads, encoder, given)
             mixer = TokenMixer(width, heads, rule, around, block.attn.proj_drop.p)

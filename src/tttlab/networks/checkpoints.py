@@ -21,7 +21,7 @@ from tttlab.networks.files import fill, misfit, read_weights
 from tttlab.networks.network import Network, add_probe
 from tttlab.networks.objective import Objective
 from tttlab.networks.whole import build_whole
-from tttlab.seeding import stream_seed
+from tttlab.seeding import global_stream, stream_seed
 
 # The settings that rebuild a network, apart from its weights.
 SETTINGS = ("backbone", "backbone_options", "stem", "mixer", "objective", "probe")
@@ -77,8 +77,7 @@ def build_network(
     """
     objective = build_objective(settings["objective"])
     weights = settings.get("weights")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "weights"))
+    with global_stream(stream_seed(seed, "weights")):
         encoder = build_encoder(
             settings["backbone"],
             image_size,

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from tttlab.errors import UserError
-from tttlab.seeding import stream_seed
+from tttlab.seeding import global_stream, stream_seed
 
 
 class Outputs(NamedTuple):
@@ -155,8 +155,7 @@ def add_probe(network: Network, depth: int, heads: int, seed: int) -> None:
             "finetune.probe.heads: expected a divisor of the backbone's width "
             f"{encoder.num_features}, found {heads}"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "probe"))
+    with global_stream(stream_seed(seed, "probe")):
         network.probe = Probe(encoder, depth, heads).to(device).eval()
 
 
