@@ -187,7 +187,7 @@ def test_the_first_step_moves_every_image(descending, trainable):
 def test_training_lowers_the_loss(descending):
     kind, method = descending
     network, statistics = contract.source(kind, method)
-    loop = InnerLoop(steps=10, lr=1e-2, clip=1.0)
+    loop = InnerLoop(steps=10, lr=contract.rate(method), clip=1.0)
     result = adapt(
         network, shifted(COUNT), method, loop, statistics=statistics, images_per_step=COUNT
     )

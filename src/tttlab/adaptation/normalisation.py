@@ -105,34 +105,6 @@ def normalised(network: nn.Module, policy: Normalisation, statistics: Statistics
             handle.remove()
 
 
-@contextmanager
-def normalised_by(network: nn.Module, count: int, share: float = 0.0) -> Iterator[None]:
-    """Normalise each forward pass inside the context by the moments of its last ``count`` images.
-
-    It acts on the BatchNorm layers, and on nothing in a network without any.
-
-    Args:
-        network: called inside the context.
-        count: of images that others are normalised by.
-        share: of the moments of the images before them, if there are any, as in ``mixed``.
-    """
-
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        (activation,) = inputs
-        target = image_moments(activation[-count:], layer.eps)
-        if share and len(activation) > count:
-            target = mixture(target, image_moments(activation[:-count], layer.eps), share)
-        return moved(activation, target, running_moments(layer))
-
-    layers = map(network.get_submodule, batch_norm_layers(network))
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def add_hooks(
     network: nn.Module, policy: Normalisation, statistics: Statistics
 ) -> list[RemovableHandle]:

@@ -2,13 +2,12 @@
 
 What is strange about the one test image, beyond the natural variation of source images, is
 estimated from its spectrum and colours and done to a small bank of source images
-(`tttlab.data.dressing`). Of them one knows what they show. So (a) BatchNorm's statistics are taken
-from the dressed images, of which there are many, instead of from the one test image, of which there
-is one; and (b) steps can be taken along a loss whose gradient agrees with the task by construction:
-the network should say of a dressed image what the source network says of the same image undressed.
+(`tttlab.data.dressing`). Of them one knows everything. So (a) what dressing did to their
+activations is undone in the test image's (`tttlab.adaptation.carrying`); and (b) steps can be taken
+along a loss whose gradient agrees with the task by construction: the network should say of a
+dressed image what the source network says of the same image undressed.
 
-``steps: 0`` is (a) alone. A network without BatchNorm has no statistics to take, and only the steps
-can help it. On a clean image there is mostly nothing strange, and nothing changes.
+``steps: 0`` is (a) alone. On a clean image there is mostly nothing strange, and nothing changes.
 
 Our own; no paper. Relatives: Fourier domain adaptation (Yang and Soatto, CVPR 2020), AdaBN (Li et
 al., 2017, arXiv 1603.04779), whose statistics are those of many target images.
@@ -19,11 +18,11 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge
 from torch import Tensor, nn
 
+from tttlab.adaptation.carrying import carried, carrying_layers, together
 from tttlab.adaptation.method import Method, State, divergence
-from tttlab.adaptation.normalisation import normalised_by
 from tttlab.config.inner_loop import Augmentation
 from tttlab.data.deteriorating import white_noise
 from tttlab.data.dressing import Appearance, appearance, dressed, strangeness
@@ -32,27 +31,26 @@ from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Spread, Statistics, indexed_images, shuffled_parts
+from tttlab.networks.taps import Moments, batch_moments, record, variance_floor
 
 
 @dataclass(frozen=True)
 class Dressed(Method):
-    """Normalise by source images dressed as the test image, and train on them.
+    """Undo what dressing does to source images' activations, and train on them.
 
     Attributes:
-        num_images: dressed images at every step, and for the statistics.
+        num_images: dressed images, in the prediction and at every step.
         bank: source images to choose from; what is natural is measured on all source images.
         tolerance: squared distance from the mean source image, in units of natural variation, that
             still counts as natural.
-        share: of the test image's own statistics among those that normalise it.
         num_views: random views that the prediction is averaged over, beside the image itself.
     """
 
     needs = ("dressing",)
     normalises = True
-    num_images: Annotated[int, Ge(2)] = 32
+    num_images: Annotated[int, Ge(2)] = 16
     bank: Annotated[int, Ge(2)] = 256
     tolerance: Annotated[float, Ge(0)] = 2.0
-    share: Annotated[float, Ge(0), Le(1)] = 0.0
     num_views: Annotated[int, Ge(0)] = 0
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
@@ -60,9 +58,10 @@ class Dressed(Method):
         """Measure the natural appearance of source images ``(N, 3, H, W)``, and keep the bank.
 
         Returns:
-            ``dressing.<log_power | mean>_<center | scale>``; ``dressing.images`` and
-            ``dressing.probabilities``, the source network's, of the bank; ``dressing.range``, the
-            lowest and highest value of its pixels.
+            ``dressing.<log_power | mean>_<center | scale>``; of the bank, ``dressing.images``, the
+            source network's ``dressing.probabilities`` and, at every layer where activations are
+            carried back, ``dressing.<layer>.<mean | log_variance>``, each ``(bank, C)``;
+            ``dressing.range``, the lowest and highest value of its pixels.
         """
         count, look = indexed_images(batches)
         if count < 2:
@@ -73,19 +72,34 @@ class Dressed(Method):
         for part in parts:
             for name, values in appearance(look(part))._asdict().items():
                 spreads[name].add(Spread.of(values))
-        network = as_network(network)
-        with evaluating(network), torch.no_grad():
-            logits = torch.cat([network(part).logits for part in bank.split(self.num_images)])
-        measured = {}
+        measured = self._look_at(as_network(network), bank)
         for name, spread in spreads.items():
             measured[f"{name}_center"] = spread.mean.to(bank)
             measured[f"{name}_scale"] = spread.variance().sqrt().clamp_min(1e-6).to(bank)
-        found = {
-            "images": bank,
-            "probabilities": logits.softmax(-1),
-            "range": torch.stack(bank.aminmax()),
-        }
-        return {f"dressing.{name}": value for name, value in {**measured, **found}.items()}
+        measured |= {"images": bank, "range": torch.stack(bank.aminmax())}
+        return {f"dressing.{name}": value for name, value in measured.items()}
+
+    @torch.no_grad()
+    def _look_at(self, network: nn.Module, bank: Tensor) -> Statistics:
+        """Give the source network's probabilities of the bank, and its activations' moments."""
+        layers = carrying_layers(network)
+
+        def look(images: Tensor) -> Statistics:
+            def keep(layer: str, activation: Tensor) -> Moments:
+                return batch_moments(activation, variance_floor(network, layer), len(images))
+
+            with record(network, layers, keep) as moments:
+                probabilities = network(images).logits.softmax(-1)
+            found = {
+                f"{layer}.{name}": value
+                for layer in layers
+                for name, value in moments[layer]._asdict().items()
+            }
+            return {"probabilities": probabilities, **found}
+
+        with evaluating(network):
+            looks = [look(images) for images in bank.split(self.num_images)]
+        return {name: torch.cat([found[name] for found in looks]) for name in looks[0]}
 
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
@@ -110,25 +124,28 @@ class Dressed(Method):
         self, net: Bound, views: dict[str, Tensor], statistics: Statistics, state: State
     ) -> tuple[Tensor, State]:
         """Divergence, in nats, from what the source network says of the images undressed."""
-        images, targets = self.dress(views, statistics)
-        with normalised_by(net.module, len(images)):
+        images, chosen = self.dress(views, statistics)
+        with carried(net.module, undressed(net.module, statistics, chosen)):
             logits = net(images).logits
-        return divergence(targets, logits).mean(), state
+        return divergence(statistics["dressing.probabilities"][chosen], logits).mean(), state
 
     def predict(
         self, net: Bound, image: Tensor, views: dict[str, Tensor], statistics: Statistics
     ) -> Tensor:
-        """Classify the image and its views, normalised by the dressed images: logits ``(K,)``."""
-        images, _ = self.dress(views, statistics)
-        with normalised_by(net.module, len(images), self.share):
-            logits = net(torch.cat([views["looks"], images])).logits[: -len(images)]
+        """Classify the image and its views, carried back: logits ``(K,)``."""
+        images, chosen = self.dress(views, statistics)
+        wanted = undressed(net.module, statistics, chosen)
+        with carried(net.module, wanted) as found:
+            net(images)
+        with carried(net.module, wanted, found):
+            logits = net(views["looks"]).logits
         return log_mean_probabilities(logits) if self.num_views else logits[0]
 
     def dress(self, views: dict[str, Tensor], statistics: Statistics) -> tuple[Tensor, Tensor]:
         """Dress the bank's images from ``start`` on as the image.
 
         Returns:
-            images ``(n, 3, H, W)`` and their probabilities ``(n, K)``.
+            images ``(n, 3, H, W)`` and their places in the bank ``(n,)``.
         """
 
         def measured(of: str) -> Appearance:
@@ -142,4 +159,14 @@ class Dressed(Method):
         chosen = (start + count.to(start.device)) % len(bank)
         images = dressed(bank[chosen], views["noise"], difference, center)
         lowest, highest = statistics["dressing.range"]
-        return images.clamp(lowest, highest), statistics["dressing.probabilities"][chosen]
+        return images.clamp(lowest, highest), chosen
+
+
+def undressed(network: nn.Module, statistics: Statistics, chosen: Tensor) -> dict[str, Moments]:
+    """Give the moments of some of the bank's images, as they are, at every layer."""
+
+    def each(layer: str) -> Moments:
+        names = [f"dressing.{layer}.{name}" for name in Moments._fields]
+        return Moments(*(statistics[name][chosen] for name in names))
+
+    return {layer: together(each(layer)) for layer in carrying_layers(network)}

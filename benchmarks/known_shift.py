@@ -1,0 +1,214 @@
+"""What could be had if the shift were known: the ceiling of adapting to one image.
+
+A single test image tells little about its shift. ``python -m benchmarks.known_shift`` takes that
+out of the question: it does the very corruption of the test images to source images, whose labels
+are known, and asks of the networks of the last execution (``outputs/``) how much then
+
+- statistics give: ``normalised_n`` normalises BatchNorm by n changed source images; ``carried_n``
+  undoes what the change did to the activations of n source images (`tttlab.adaptation.carrying`);
+- training gives on top: ``trained`` takes steps on the cross-entropy of changed source images, and
+  then does what ``carried`` does with the most of them. Rate and number of steps are those that are
+  best for the network under the four held-out corruptions, on validation images.
+
+It prints a row per network, with what training adds to ``carried`` and its 95 % interval
+(docs/statistics.md), and writes ``outputs/known_shift.csv``, a row per network, seed, shift, way
+and image. Nothing of this can be done at test time, where the shift is not known.
+"""
+
+import argparse
+import copy
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tttlab.adaptation.carrying import carried, carrying_layers, together
+from tttlab.adaptation.normalisation import running_moments
+from tttlab.config.params import Params, read_params
+from tttlab.config.values import HELD_OUT
+from tttlab.data.image_sets import ImageSet
+from tttlab.data.pixels import as_images
+from tttlab.errors import UserError
+from tttlab.evaluation.intervals import gain_interval
+from tttlab.networks.checkpoints import load
+from tttlab.networks.taps import Moments, batch_moments, batch_norm_layers, record, variance_floor
+from tttlab.seeding import numpy_generator
+from tttlab.shifts.shift import Shift
+from tttlab.workflow import places
+from tttlab.workflow.shifted import choose_images, open_test
+
+COUNTS = (4, 16, 64, 256)  # source images whose moments are taken
+STEPS, RATES = (10, 30, 100), (1e-3, 1e-2)
+BATCH = 32  # images of a step
+FORWARD = 256  # images of a forward pass without gradients
+MOMENTUM = 0.9
+WAYS = ["none", *(f"{way}_{count}" for way in ("normalised", "carried") for count in COUNTS)]
+
+
+def main() -> None:
+    """Measure networks of the last execution."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.known_shift", description=__doc__)
+    parser.add_argument("--images", type=int, default=None, help="of each shift; default: all")
+    parser.add_argument("--models", nargs="*", default=None, help="default: all")
+    arguments = parser.parse_args()
+    params = read_params(Path("params.yaml"))
+    models = arguments.models or list(params.models)
+    if unknown := set(models) - set(params.models):
+        raise UserError(f"--models: expected some of {', '.join(params.models)}, found {unknown}")
+    rows = pd.concat(measure(params, models, arguments.images))
+    rows.to_csv(places.OUTPUTS / "known_shift.csv", index=False)
+    summary = pd.DataFrame([summarise(part) for _, part in rows.groupby("model", sort=False)])
+    print(summary.to_string(index=False, float_format="%.1f"))
+
+
+def measure(params: Params, models: list[str], count: int | None) -> Iterator[pd.DataFrame]:
+    """Measure every network under every corruption that is tested, and under the held-out ones.
+
+    Raises:
+        UserError: no corruption is tested.
+    """
+    test, shifts = open_test(params, count)
+    tested = [(shift, test, False) for shift in shifts if shift.synthetic]
+    if not tested:
+        raise UserError("shifts.corruptions: expected some, for only they can be done again")
+    validation = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
+    validation = choose_images(params, validation, count or params.shifts.images)
+    severity = params.shifts.severities[-1]
+    held_out = [
+        (Shift(name, severity, strength=params.shifts.strength), validation, True)
+        for name in HELD_OUT
+    ]
+    source = draw_source(params)
+    for model, seed in itertools.product(models, params.seeds):
+        network, _ = load(places.OUTPUTS / "finetuned" / model / str(seed))
+        for shift, images, chooses in [*held_out, *tested]:
+            found = measure_shift(network, shift, images, source, params.seed)
+            about = {"model": model, "seed": seed, "shift": shift.name, "chooses": chooses}
+            frame = pd.DataFrame(found).assign(image=images.image_ids, **about)
+            yield frame.melt([*about, "image"], var_name="way", value_name="correct")
+        print(f"{model} {seed}", flush=True)
+
+
+def draw_source(params: Params) -> ImageSet:
+    """Draw the source images: the first ones for moments, the others for the steps."""
+    source = ImageSet.load(places.OUTPUTS / "data" / "labeled_train")
+    rows = numpy_generator(params.seed, "known_shift").permutation(len(source))
+    return source.view(np.resize(rows, COUNTS[-1] + STEPS[-1] * BATCH))
+
+
+def measure_shift(
+    network: nn.Module, shift: Shift, test: ImageSet, source: ImageSet, seed: int
+) -> dict[str, np.ndarray]:
+    """Give, by way, which test images ``(N,)`` are classified rightly."""
+    labels, looks = np.asarray(test.labels), as_batch(shift.apply(test, seed))
+    plain = as_batch(np.asarray(source.pixels))
+    changed = as_batch(shift.apply(source, seed + 1))  # other draws than those of the test images
+
+    def right(net: nn.Module, wanted: dict[str, Moments], images: Tensor) -> np.ndarray:
+        with torch.no_grad(), carried(net, wanted) as moments:
+            net(images)
+        return classify(net, looks, wanted, moments) == labels
+
+    found = {"none": classify(network, looks, {}, {}) == labels}
+    for count in COUNTS:
+        if normal := running(network):
+            found[f"normalised_{count}"] = right(network, normal, changed[:count])
+        wanted = moments_of(network, plain[:count])
+        found[f"carried_{count}"] = right(network, wanted, changed[:count])
+    targets = torch.from_numpy(np.asarray(source.labels))[COUNTS[-1] :]
+    for rate in RATES:
+        steps = train(network, plain[COUNTS[-1] :], changed[COUNTS[-1] :], targets, rate)
+        for number, trained in steps:
+            found[f"trained_{rate:g}_{number}"] = right(trained, wanted, changed[: COUNTS[-1]])
+    return found
+
+
+def as_batch(pixels: np.ndarray) -> Tensor:
+    """Turn uint8 pixels ``(N, S, S, 3)`` into images ``(N, 3, S, S)``."""
+    return as_images(torch.from_numpy(np.ascontiguousarray(pixels)))
+
+
+@torch.no_grad()
+def moments_of(network: nn.Module, images: Tensor) -> dict[str, Moments]:
+    """Give the moments of images together, by layer, as the network ordinarily runs."""
+    layers = carrying_layers(network)
+
+    def keep(layer: str, activation: Tensor) -> Moments:
+        return together(batch_moments(activation, variance_floor(network, layer), len(images)))
+
+    with record(network, layers, keep) as found:
+        network(images)
+    return dict(found)
+
+
+def running(network: nn.Module) -> dict[str, Moments]:
+    """Give the moments that BatchNorm layers normalise with."""
+    return {
+        f"{name}.input": running_moments(network.get_submodule(name))
+        for name in batch_norm_layers(network)
+    }
+
+
+@torch.no_grad()
+def classify(
+    network: nn.Module, images: Tensor, wanted: dict[str, Moments], found: dict[str, Moments]
+) -> np.ndarray:
+    """Give the classes ``(N,)`` of images that are carried from ``found`` to ``wanted``."""
+    with carried(network, wanted, found):
+        parts = [network(part).logits.argmax(-1) for part in images.split(FORWARD)]
+    return torch.cat(parts).numpy()
+
+
+def train(
+    network: nn.Module, plain: Tensor, changed: Tensor, labels: Tensor, rate: float
+) -> Iterator[tuple[int, nn.Module]]:
+    """Train a copy on changed images, carried back; give it after every number of `STEPS`."""
+    trained = copy.deepcopy(network)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=rate, momentum=MOMENTUM)
+    for step in range(STEPS[-1]):
+        part = slice(step * BATCH, (step + 1) * BATCH)
+        with carried(trained, moments_of(network, plain[part])):
+            loss = F.cross_entropy(trained(changed[part]).logits, labels[part])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step + 1 in STEPS:
+            yield step + 1, trained
+
+
+def summarise(rows: pd.DataFrame) -> dict:
+    """Summarise one network, over its seeds; shifts weigh alike, by their numbers of images.
+
+    Returns:
+        accuracy in per cent by way; ``trained`` with the rate and steps that are best under the
+        held-out corruptions, which are ``chosen``; ``adds``, in points, what it adds to the same
+        without training, with ``low`` and ``high``.
+    """
+    means = 100 * rows.groupby(["chooses", "way"])["correct"].mean()
+    trained = [way for way in means[True].index if way.startswith("trained")]
+    chosen = means[True][trained].idxmax()
+    found = {way: means[False][way] for way in WAYS if way in means[False]}
+    tested = rows[~rows["chooses"]].pivot_table(
+        index=["seed", "shift", "image"], columns="way", values="correct", aggfunc="first"
+    )
+    differences = tested[chosen].to_numpy(int) - tested[f"carried_{COUNTS[-1]}"].to_numpy(int)
+    keys = tested.index.to_frame(index=False)
+    groups = np.zeros(len(keys), int)
+    interval = gain_interval(differences, keys["image"], keys["seed"], groups, num_groups=1)
+    low, high = 100 * interval[0]
+    about = {"model": rows["model"].iloc[0], **found, "trained": means[False][chosen]}
+    return about | {
+        "chosen": chosen.removeprefix("trained_"),
+        "adds": 100 * differences.mean(),
+        "low": low,
+        "high": high,
+    }
+
+
+if __name__ == "__main__":
+    main()
