@@ -4,13 +4,14 @@ A single test image tells little about its shift. ``python -m benchmarks.known_s
 out of the question: it does the very corruption of the test images to source images, whose labels
 are known, and asks of the networks of the last execution (``outputs/``) how much then
 
-- statistics give: ``normalised_n`` normalises BatchNorm by n changed source images; ``carried_n``
-  undoes what the change did to the activations of n source images (`tttlab.adaptation.carrying`);
+- statistics give: ``normalised_n`` normalises BatchNorm by n changed source images; ``matched_n``
+  undoes what the change did to the activations of n source images
+  (`tttlab.adaptation.moment_matching`);
 - training gives on top: ``trained`` takes steps on the cross-entropy of changed source images, and
-  then does what ``carried`` does with the most of them. Rate and number of steps are those that are
+  then does what ``matched`` does with the most of them. Rate and number of steps are those that are
   best for the network under the four held-out corruptions, on validation images.
 
-It prints a row per network, with what training adds to ``carried`` and its 95 % interval
+It prints a row per network, with what training adds to ``matched`` and its 95 % interval
 (docs/statistics.md), and writes ``outputs/known_shift.csv``, a row per network, seed, shift, way
 and image. Nothing of this can be done at test time, where the shift is not known.
 """
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tttlab.adaptation.carrying import carried, carrying_layers, together
+from tttlab.adaptation.moment_matching import moments_matched, observe, together
 from tttlab.adaptation.normalisation import running_moments
 from tttlab.config.params import Params, read_params
 from tttlab.config.values import HELD_OUT
@@ -36,7 +37,7 @@ from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.evaluation.intervals import gain_interval
 from tttlab.networks.checkpoints import load
-from tttlab.networks.taps import Moments, batch_moments, batch_norm_layers, record, variance_floor
+from tttlab.networks.taps import Moments, batch_norm_layers
 from tttlab.seeding import numpy_generator
 from tttlab.shifts.shift import Shift
 from tttlab.workflow import places
@@ -47,7 +48,7 @@ STEPS, RATES = (10, 30, 100), (1e-3, 1e-2)
 BATCH = 32  # images of a step
 FORWARD = 256  # images of a forward pass without gradients
 MOMENTUM = 0.9
-WAYS = ["none", *(f"{way}_{count}" for way in ("normalised", "carried") for count in COUNTS)]
+WAYS = ["none", *(f"{way}_{count}" for way in ("normalised", "matched") for count in COUNTS)]
 
 
 def main() -> None:
@@ -86,8 +87,9 @@ def measure(params: Params, models: list[str], count: int | None) -> Iterator[pd
     source = draw_source(params)
     for model, seed in itertools.product(models, params.seeds):
         network, _ = load(places.OUTPUTS / "finetuned" / model / str(seed))
+        each = moments_of_each(network, as_batch(np.asarray(source.pixels)))
         for shift, images, chooses in [*held_out, *tested]:
-            found = measure_shift(network, shift, images, source, params.seed)
+            found = measure_shift(network, shift, images, source, each, params.seed)
             about = {"model": model, "seed": seed, "shift": shift.name, "chooses": chooses}
             frame = pd.DataFrame(found).assign(image=images.image_ids, **about)
             yield frame.melt([*about, "image"], var_name="way", value_name="correct")
@@ -95,22 +97,32 @@ def measure(params: Params, models: list[str], count: int | None) -> Iterator[pd
 
 
 def draw_source(params: Params) -> ImageSet:
-    """Draw the source images: the first ones for moments, the others for the steps."""
+    """Draw the source images: the first ones for moments, the others for the steps.
+
+    A set that has too few is gone through again.
+    """
     source = ImageSet.load(places.OUTPUTS / "data" / "labeled_train")
     rows = numpy_generator(params.seed, "known_shift").permutation(len(source))
     return source.view(np.resize(rows, COUNTS[-1] + STEPS[-1] * BATCH))
 
 
 def measure_shift(
-    network: nn.Module, shift: Shift, test: ImageSet, source: ImageSet, seed: int
+    network: nn.Module,
+    shift: Shift,
+    test: ImageSet,
+    source: ImageSet,
+    each: dict[str, Moments],
+    seed: int,
 ) -> dict[str, np.ndarray]:
-    """Give, by way, which test images ``(N,)`` are classified rightly."""
+    """Give, by way, which test images ``(N,)`` are classified rightly.
+
+    ``each`` are the moments of the source images as they are, from `moments_of_each`.
+    """
     labels, looks = np.asarray(test.labels), as_batch(shift.apply(test, seed))
-    plain = as_batch(np.asarray(source.pixels))
     changed = as_batch(shift.apply(source, seed + 1))  # other draws than those of the test images
 
     def right(net: nn.Module, wanted: dict[str, Moments], images: Tensor) -> np.ndarray:
-        with torch.no_grad(), carried(net, wanted) as moments:
+        with torch.no_grad(), moments_matched(net, wanted) as moments:
             net(images)
         return classify(net, looks, wanted, moments) == labels
 
@@ -118,12 +130,11 @@ def measure_shift(
     for count in COUNTS:
         if normal := running(network):
             found[f"normalised_{count}"] = right(network, normal, changed[:count])
-        wanted = moments_of(network, plain[:count])
-        found[f"carried_{count}"] = right(network, wanted, changed[:count])
-    targets = torch.from_numpy(np.asarray(source.labels))[COUNTS[-1] :]
+        wanted = moments_of(each, slice(count))
+        found[f"matched_{count}"] = right(network, wanted, changed[:count])
+    targets = torch.from_numpy(np.asarray(source.labels))
     for rate in RATES:
-        steps = train(network, plain[COUNTS[-1] :], changed[COUNTS[-1] :], targets, rate)
-        for number, trained in steps:
+        for number, trained in train(network, each, changed, targets, rate):
             found[f"trained_{rate:g}_{number}"] = right(trained, wanted, changed[: COUNTS[-1]])
     return found
 
@@ -134,16 +145,21 @@ def as_batch(pixels: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def moments_of(network: nn.Module, images: Tensor) -> dict[str, Moments]:
-    """Give the moments of images together, by layer, as the network ordinarily runs."""
-    layers = carrying_layers(network)
+def moments_of_each(network: nn.Module, images: Tensor) -> dict[str, Moments]:
+    """Give each image's moments ``(N, C)``, by layer, as the network ordinarily runs."""
+    parts = [observe(network, part)[1] for part in images.split(FORWARD)]
+    return {
+        layer: Moments(*map(torch.cat, zip(*(part[layer] for part in parts), strict=True)))
+        for layer in parts[0]
+    }
 
-    def keep(layer: str, activation: Tensor) -> Moments:
-        return together(batch_moments(activation, variance_floor(network, layer), len(images)))
 
-    with record(network, layers, keep) as found:
-        network(images)
-    return dict(found)
+def moments_of(each: dict[str, Moments], part: slice) -> dict[str, Moments]:
+    """Give the moments ``(C,)`` of some images together, by layer."""
+    return {
+        layer: together(Moments(*(value[part] for value in moments)))
+        for layer, moments in each.items()
+    }
 
 
 def running(network: nn.Module) -> dict[str, Moments]:
@@ -158,21 +174,25 @@ def running(network: nn.Module) -> dict[str, Moments]:
 def classify(
     network: nn.Module, images: Tensor, wanted: dict[str, Moments], found: dict[str, Moments]
 ) -> np.ndarray:
-    """Give the classes ``(N,)`` of images that are carried from ``found`` to ``wanted``."""
-    with carried(network, wanted, found):
+    """Give the classes ``(N,)`` of images, with moments mapped from ``found`` to ``wanted``."""
+    with moments_matched(network, wanted, found):
         parts = [network(part).logits.argmax(-1) for part in images.split(FORWARD)]
     return torch.cat(parts).numpy()
 
 
 def train(
-    network: nn.Module, plain: Tensor, changed: Tensor, labels: Tensor, rate: float
+    network: nn.Module, each: dict[str, Moments], changed: Tensor, labels: Tensor, rate: float
 ) -> Iterator[tuple[int, nn.Module]]:
-    """Train a copy on changed images, carried back; give it after every number of `STEPS`."""
+    """Train a copy on changed images, moments matched; give it after every number of `STEPS`.
+
+    The first images, whose moments are taken in the end, are left out.
+    """
     trained = copy.deepcopy(network)
     optimizer = torch.optim.SGD(trained.parameters(), lr=rate, momentum=MOMENTUM)
     for step in range(STEPS[-1]):
-        part = slice(step * BATCH, (step + 1) * BATCH)
-        with carried(trained, moments_of(network, plain[part])):
+        start = COUNTS[-1] + step * BATCH
+        part = slice(start, start + BATCH)
+        with moments_matched(trained, moments_of(each, part)):
             loss = F.cross_entropy(trained(changed[part]).logits, labels[part])
         optimizer.zero_grad()
         loss.backward()
@@ -196,7 +216,7 @@ def summarise(rows: pd.DataFrame) -> dict:
     tested = rows[~rows["chooses"]].pivot_table(
         index=["seed", "shift", "image"], columns="way", values="correct", aggfunc="first"
     )
-    differences = tested[chosen].to_numpy(int) - tested[f"carried_{COUNTS[-1]}"].to_numpy(int)
+    differences = tested[chosen].to_numpy(int) - tested[f"matched_{COUNTS[-1]}"].to_numpy(int)
     keys = tested.index.to_frame(index=False)
     groups = np.zeros(len(keys), int)
     interval = gain_interval(differences, keys["image"], keys["seed"], groups, num_groups=1)

@@ -54,7 +54,8 @@ VARIANTS = {
     "views": ({"num_views": 4, "keep": 0.6}, {"num_views": 4, "keep": 0.6, "vote": True}),
 }
 # Learning rates that lower the loss of untrained networks, where the usual one is too large: an
-# untrained transformer's tokens are small, and carried back they are as steep as after a norm.
+# untrained transformer's tokens are small, and with moments matched they are as steep as after a
+# norm.
 RATES = {"Dressed": 1e-3}
 COUNT = 5  # images
 

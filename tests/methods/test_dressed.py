@@ -8,7 +8,7 @@ import torch
 
 from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
-from tttlab.adaptation.carrying import carried, carrying_layers
+from tttlab.adaptation.moment_matching import matching_layers, moments_matched
 from tttlab.config.inner_loop import Augmentation, InnerLoop
 from tttlab.data.dressing import appearance
 from tttlab.errors import UserError
@@ -48,7 +48,7 @@ def test_one_source_image_is_told_to_be_too_few():
         Dressed().source_statistics(network, [networks.images(1, seed=7).double()])
 
 
-def carried_back(network, layer_of, images, undressed, looks):
+def matched_slowly(network, layer_of, images, undressed, looks):
     """The slow way: layer by layer, by BatchNorm's own formula with changed running statistics.
 
     What a layer makes of the dressed ``images`` should be what it makes of the undressed ones.
@@ -82,7 +82,7 @@ def test_what_dressing_did_to_activations_is_undone_in_the_test_images():
     images, chosen = method.dress(views, statistics)
     undressed = statistics["dressing.images"][chosen]
     with torch.no_grad():
-        slow = carried_back(network, batch_norm_layers(network), images, undressed, image)
+        slow = matched_slowly(network, batch_norm_layers(network), images, undressed, image)
     torch.testing.assert_close(found.logits, slow, atol=1e-8, rtol=1e-8)
     assert (found.logits - found.source_logits).abs().max() > 1e-3
 
@@ -98,17 +98,21 @@ def test_where_nothing_was_done_nothing_is_undone(kind):
 
 
 @pytest.mark.parametrize("kind", ["groupnorm", "vit"])
-def test_without_batch_norm_stages_are_carried_back(kind):
+def test_without_batch_norm_stages_are_matched(kind):
     """After a stage the dressed images' moments are those of the undressed; the image follows."""
     method = Dressed(num_images=6, bank=10, tolerance=0.0)
     network, statistics, _ = measured(kind, method)
     image = (networks.images(1, seed=3) * 0.3 + 0.6).double()
     views = method.views(network, image, [torch_generator(0, "views", "a", 0)])
     images, chosen = method.dress({name: part[0] for name, part in views.items()}, statistics)
-    layers = carrying_layers(network)
+    layers = matching_layers(network)
     wanted = undressed(network, statistics, chosen)
     last = layers[-1]
-    with torch.no_grad(), carried(network, wanted) as found, record(network, [last]) as seen:
+    with (
+        torch.no_grad(),
+        moments_matched(network, wanted) as found,
+        record(network, [last]) as seen,
+    ):
         network(images)
     mean, log_variance = image_moments(seen[last])
     torch.testing.assert_close(mean, wanted[last].mean, atol=1e-8, rtol=1e-8)
@@ -116,7 +120,7 @@ def test_without_batch_norm_stages_are_carried_back(kind):
     torch.testing.assert_close(log_variance, wanted[last].log_variance, atol=1e-3, rtol=0)
     assert (found[layers[0]].mean - wanted[layers[0]].mean).abs().max() > 1e-3
     result = adapt(network, image, method, STILL, statistics=statistics, image_ids=["a"])
-    with torch.no_grad(), carried(network, wanted, found):
+    with torch.no_grad(), moments_matched(network, wanted, found):
         expected = network(image).logits
     torch.testing.assert_close(result.logits, expected, atol=1e-8, rtol=1e-8)
     assert (result.logits - result.source_logits).abs().max() > 1e-4
@@ -140,7 +144,7 @@ def test_the_loss_is_the_divergence_from_what_is_said_of_the_undressed_images():
     views = method.views(network, image, [torch_generator(0, "views")])
     views = {name: part[0] for name, part in views.items()}
     images, chosen = method.dress(views, statistics)
-    with carried(network, undressed(network, statistics, chosen)):
+    with moments_matched(network, undressed(network, statistics, chosen)):
         logits = network(images).logits
     targets = network(statistics["dressing.images"][chosen]).logits.softmax(-1)
     expected = torch.distributions.kl_divergence(

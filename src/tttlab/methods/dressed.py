@@ -3,9 +3,9 @@
 What is strange about the one test image, beyond the natural variation of source images, is
 estimated from its spectrum and colours and done to a small bank of source images
 (`tttlab.data.dressing`). Of them one knows everything. So (a) what dressing did to their
-activations is undone in the test image's (`tttlab.adaptation.carrying`); and (b) steps can be taken
-along a loss whose gradient agrees with the task by construction: the network should say of a
-dressed image what the source network says of the same image undressed.
+activations is undone in the test image's (`tttlab.adaptation.moment_matching`); and (b) steps can
+be taken along a loss whose gradient agrees with the task by construction: the network should say of
+a dressed image what the source network says of the same image undressed.
 
 ``steps: 0`` is (a) alone. On a clean image there is mostly nothing strange, and nothing changes.
 
@@ -21,8 +21,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from tttlab.adaptation.carrying import carried, carrying_layers, together
 from tttlab.adaptation.method import Method, State, divergence
+from tttlab.adaptation.moment_matching import matching_layers, moments_matched, observe, together
 from tttlab.config.inner_loop import Augmentation
 from tttlab.data.deteriorating import white_noise
 from tttlab.data.dressing import Appearance, appearance, dressed, strangeness
@@ -31,7 +31,7 @@ from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Spread, Statistics, indexed_images, shuffled_parts
-from tttlab.networks.taps import Moments, batch_moments, record, variance_floor
+from tttlab.networks.taps import Moments
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Dressed(Method):
 
         Returns:
             ``dressing.<log_power | mean>_<center | scale>``; of the bank, ``dressing.images``, the
-            source network's ``dressing.probabilities`` and, at every layer where activations are
-            carried back, ``dressing.<layer>.<mean | log_variance>``, each ``(bank, C)``;
+            source network's ``dressing.probabilities`` and, at every layer where moments are
+            matched, ``dressing.<layer>.<mean | log_variance>``, each ``(bank, C)``;
             ``dressing.range``, the lowest and highest value of its pixels.
         """
         count, look = indexed_images(batches)
@@ -82,20 +82,15 @@ class Dressed(Method):
     @torch.no_grad()
     def _look_at(self, network: nn.Module, bank: Tensor) -> Statistics:
         """Give the source network's probabilities of the bank, and its activations' moments."""
-        layers = carrying_layers(network)
 
         def look(images: Tensor) -> Statistics:
-            def keep(layer: str, activation: Tensor) -> Moments:
-                return batch_moments(activation, variance_floor(network, layer), len(images))
-
-            with record(network, layers, keep) as moments:
-                probabilities = network(images).logits.softmax(-1)
+            outputs, moments = observe(network, images)
             found = {
                 f"{layer}.{name}": value
-                for layer in layers
-                for name, value in moments[layer]._asdict().items()
+                for layer, each in moments.items()
+                for name, value in each._asdict().items()
             }
-            return {"probabilities": probabilities, **found}
+            return {"probabilities": outputs.logits.softmax(-1), **found}
 
         with evaluating(network):
             looks = [look(images) for images in bank.split(self.num_images)]
@@ -125,19 +120,19 @@ class Dressed(Method):
     ) -> tuple[Tensor, State]:
         """Divergence, in nats, from what the source network says of the images undressed."""
         images, chosen = self.dress(views, statistics)
-        with carried(net.module, undressed(net.module, statistics, chosen)):
+        with moments_matched(net.module, undressed(net.module, statistics, chosen)):
             logits = net(images).logits
         return divergence(statistics["dressing.probabilities"][chosen], logits).mean(), state
 
     def predict(
         self, net: Bound, image: Tensor, views: dict[str, Tensor], statistics: Statistics
     ) -> Tensor:
-        """Classify the image and its views, carried back: logits ``(K,)``."""
+        """Classify the image and its views, moments matched: logits ``(K,)``."""
         images, chosen = self.dress(views, statistics)
         wanted = undressed(net.module, statistics, chosen)
-        with carried(net.module, wanted) as found:
+        with moments_matched(net.module, wanted) as found:
             net(images)
-        with carried(net.module, wanted, found):
+        with moments_matched(net.module, wanted, found):
             logits = net(views["looks"]).logits
         return log_mean_probabilities(logits) if self.num_views else logits[0]
 
@@ -169,4 +164,4 @@ def undressed(network: nn.Module, statistics: Statistics, chosen: Tensor) -> dic
         names = [f"dressing.{layer}.{name}" for name in Moments._fields]
         return Moments(*(statistics[name][chosen] for name in names))
 
-    return {layer: together(each(layer)) for layer in carrying_layers(network)}
+    return {layer: together(each(layer)) for layer in matching_layers(network)}

@@ -1,4 +1,4 @@
-"""Carrying activations back: what a known change did to them is undone, layer by layer.
+"""Moment matching: what a known change did to activations is undone, layer by layer.
 
 The same images are looked at twice, as they are and changed. At a layer, the first have the moments
 μ and σ² over all images and positions, the others m and v. Then
@@ -9,6 +9,9 @@ undoes for any image there, channel by channel, what the change does to the acti
 images are the same, which of them were drawn hardly matters, and where nothing was changed nothing
 is undone. It happens at the layers where an image is re-normalised, see
 `tttlab.adaptation.normalisation`, and before that.
+
+The map is that of AdaIN (Huang and Belongie, ICCV 2017, arXiv 1703.06868), which gives the features
+of one image the moments of another.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,25 +22,42 @@ from typing import Any
 from torch import Tensor, nn
 
 from tttlab.adaptation.normalisation import moved
+from tttlab.networks.network import Outputs
 from tttlab.networks.taps import (
     Moments,
+    batch_moments,
     batch_norm_layers,
     channels_last,
     channels_second,
     image_moments,
+    record,
     token_layers,
     variance_floor,
 )
 
 
-def carrying_layers(network: nn.Module) -> list[str]:
-    """Name the layers where activations are carried back, as `taps.record` takes them.
+def matching_layers(network: nn.Module) -> list[str]:
+    """Name the layers where moments are matched, as `taps.record` takes them.
 
     Raises:
         UserError: the network has no BatchNorm, and no stages are known.
     """
     names = batch_norm_layers(network)
     return [f"{name}.input" for name in names] if names else token_layers(network)
+
+
+def observe(network: nn.Module, images: Tensor) -> tuple[Outputs, dict[str, Moments]]:
+    """Run a network on ``images (n, 3, H, W)``: its outputs, and each image's moments ``(n, C)``.
+
+    The moments are those at the `matching_layers`.
+    """
+
+    def keep(layer: str, activation: Tensor) -> Moments:
+        return batch_moments(activation, variance_floor(network, layer), len(images))
+
+    with record(network, matching_layers(network), keep) as moments:
+        outputs = network(images)
+    return outputs, dict(moments)
 
 
 def together(each: Moments) -> Moments:
@@ -48,14 +68,14 @@ def together(each: Moments) -> Moments:
 
 
 @contextmanager
-def carried(
+def moments_matched(
     network: nn.Module, wanted: Mapping[str, Moments], found: Mapping[str, Moments] | None = None
 ) -> Iterator[dict[str, Moments]]:
-    """Carry the activations of every forward pass inside the context from ``found`` to ``wanted``.
+    """Map activations so that ``found`` moments become ``wanted``, in every pass in the context.
 
     Args:
         network: called inside the context.
-        wanted: the moments ``(C,)`` of the unchanged images, at every layer that `carrying_layers`
+        wanted: the moments ``(C,)`` of the unchanged images, at every layer that `matching_layers`
             names.
         found: those of the changed images; None: each pass holds these, and they are measured.
 
@@ -64,18 +84,18 @@ def carried(
     """
     last, moments = channels_last(network), dict(found or {})
 
-    def carry(layer: str, activation: Tensor) -> Tensor:
+    def match(layer: str, activation: Tensor) -> Tensor:
         activation = channels_second(activation, last)
         if found is None:
             moments[layer] = image_moments(activation, variance_floor(network, layer))
         return moved(activation, moments[layer], wanted[layer])
 
     def before(layer: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        return carry(layer, inputs[0])
+        return match(layer, inputs[0])
 
     def after(layer: str, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        carried_back = carry(layer, output)
-        return carried_back.movedim(1, -1) if last and output.ndim == 4 else carried_back
+        matched = match(layer, output)
+        return matched.movedim(1, -1) if last and output.ndim == 4 else matched
 
     handles = []
     for layer in wanted:
