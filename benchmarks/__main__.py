@@ -17,6 +17,7 @@ from benchmarks.amount import FULL, SMOKE, Amount
 from benchmarks.cases import Case, list_cases, statistics_for
 from benchmarks.figure import draw
 from benchmarks.sides import bandwidth, floor, interleaved, ours, peer, state_bytes
+from tttlab.errors import one_line
 from tttlab.runtime.allocator import keep_freed_memory
 from tttlab.runtime.group_size import GroupSize
 
@@ -25,6 +26,7 @@ from tttlab.runtime.group_size import GroupSize
 TRAFFIC = 6
 
 
+@one_line()
 def main() -> None:
     """Run all benchmarks of the device."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)

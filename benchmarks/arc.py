@@ -21,6 +21,7 @@ from benchmarks.sides import interleaved
 from tttlab.arc.settings import Settings, read_settings
 from tttlab.arc.solving import TOGETHER, Job, list_jobs
 from tttlab.arc.tasks import ArcTask, load
+from tttlab.errors import one_line
 from tttlab.runtime.allocator import keep_freed_memory
 from tttlab.runtime.devices import choose_device
 from tttlab.runtime.group_size import Groups
@@ -35,6 +36,7 @@ SIDES = {
 }
 
 
+@one_line()
 def main() -> None:
     """Measure speed, or count operations."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.arc", description=__doc__)

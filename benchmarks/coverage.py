@@ -22,6 +22,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from benchmarks.amount import FULL, SMOKE
 from benchmarks.bootstrap import draw_weights
+from tttlab.errors import one_line
 from tttlab.evaluation.intervals import crossed_interval
 from tttlab.seeding import numpy_generator
 
@@ -261,6 +262,7 @@ def measure(
     return rows
 
 
+@one_line()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run every case, write table and figure, and print the range of each method."""
     from benchmarks.coverage_figure import draw

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tttlab.config.params import Params, read_params
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
-from tttlab.errors import UserError
+from tttlab.errors import UserError, one_line
 from tttlab.mixers.mixing import inner_losses, mixer_layers
 from tttlab.networks.checkpoints import load
 from tttlab.reporting.plots import LIGHT
@@ -39,6 +39,7 @@ STEPS = (0, 1, 2, 4)
 BATCH = 100  # images
 
 
+@one_line()
 def main() -> None:
     """Measure all networks of the last execution."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inner_loss", description=__doc__)

@@ -34,7 +34,7 @@ from tttlab.config.params import Params, read_params
 from tttlab.config.values import HELD_OUT
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
-from tttlab.errors import UserError
+from tttlab.errors import UserError, one_line
 from tttlab.evaluation.intervals import gain_interval
 from tttlab.networks.checkpoints import load
 from tttlab.networks.taps import Moments, batch_norm_layers
@@ -51,6 +51,7 @@ MOMENTUM = 0.9
 WAYS = ["none", *(f"{way}_{count}" for way in ("normalised", "matched") for count in COUNTS)]
 
 
+@one_line()
 def main() -> None:
     """Measure networks of the last execution."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.known_shift", description=__doc__)

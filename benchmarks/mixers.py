@@ -25,6 +25,7 @@ from benchmarks.amount import FULL, SMOKE, Amount
 from benchmarks.memory import peak_bytes
 from benchmarks.sides import interleaved
 from tttlab.config.mixers import InnerTraining
+from tttlab.errors import one_line
 from tttlab.mixers.linear_attention import LinearAttention
 from tttlab.mixers.token_mixer import TokenMixer
 from tttlab.mixers.ttt_conv import TTTConv, convolve
@@ -42,6 +43,7 @@ TTT = MIXERS[2:]
 MODES = ("answering", "training")
 
 
+@one_line()
 def main() -> None:
     """Run all points."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mixers", description=__doc__)

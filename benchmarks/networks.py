@@ -13,13 +13,14 @@ from pathlib import Path
 import pandas as pd
 
 from tttlab.config.params import read_params
-from tttlab.errors import UserError
+from tttlab.errors import UserError, one_line
 from tttlab.evaluation import networks
 from tttlab.evaluation.predictions import read_predictions
 from tttlab.evaluation.results import CONTROL
 from tttlab.workflow import places
 
 
+@one_line()
 def main() -> None:
     """Compare all networks of the last execution."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__)

@@ -31,6 +31,7 @@ from tabulate import tabulate
 
 from benchmarks.amount import FULL, SMOKE, Amount
 from tttlab.data.image_sets import ImageSet
+from tttlab.errors import one_line
 
 TOLERANCE = 1e-5  # of probabilities in float32: what is worked on together is rounded differently
 SETTLED = 0.1  # share of the requests after which memory is to stay as it is
@@ -65,6 +66,7 @@ CASES = (
 )
 
 
+@one_line()
 def main() -> None:
     """Measure all loads, print them and write them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)

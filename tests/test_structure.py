@@ -1,6 +1,7 @@
 """The package's own rules: what may import what, and what every DVC stage depends on."""
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 
@@ -202,6 +203,25 @@ def test_files_and_functions_are_small(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
+
+
+COMMANDS = [
+    path
+    for folder in ("benchmarks", "tools")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if re.search(r"^def main\(", text := path.read_text("utf-8"), re.MULTILINE)
+    and re.search(r"^from tttlab", text, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_a_user_error_ends_every_command_with_one_line(path):
+    (main,) = (
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name == "main"
+    )
+    assert "one_line()" in map(ast.unparse, main.decorator_list)
 
 
 def test_the_formatter_is_on_everywhere():

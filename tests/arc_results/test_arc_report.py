@@ -187,7 +187,7 @@ class TestPage:
         assert "<article" not in page
 
     def test_before_evaluate_it_says_so(self, tmp_path):
-        with pytest.raises(UserError, match=r"metrics\.json: .*run `evaluate`"):
+        with pytest.raises(UserError, match=r"metrics\.json: .*run `make arc`"):
             write_report(tmp_path)
 
 

@@ -92,6 +92,6 @@ def test_the_tables(outputs, metrics):
 
 
 def test_a_run_that_is_missing_is_told(outputs):
-    with pytest.raises(UserError, match=r"token/votes\.parquet: .*run `adapt`"):
+    with pytest.raises(UserError, match=r"token/votes\.parquet: .*run `make arc`"):
         evaluate(outputs, ["none", "token"])
     assert (outputs / "metrics.json").is_file()  # nothing was begun

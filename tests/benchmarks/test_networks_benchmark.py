@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks.networks import compare
+from benchmarks.networks import compare, main
 from tttlab.errors import UserError
 from tttlab.evaluation.metrics import summarise
 
@@ -67,3 +67,14 @@ def test_networks_that_saw_other_images_are_not_compared(networks):
     fewer = table(second, labels)
     with pytest.raises(UserError, match="expected two tables of the same images, shifts and seeds"):
         compare("b", fewer[fewer["image_id"] != "3"], table(first, labels))
+
+
+def test_a_network_that_does_not_exist_ends_the_command_with_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["networks", "--reference", "atention"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --reference: expected one of ")
+    assert said.endswith(", found atention\n")
+    assert said.count("\n") == 1

@@ -18,7 +18,7 @@ def test_missing_file(tmp_path):
 
 def test_missing_columns(tmp_path):
     TABLE.drop(columns=["seed", "gate_open"]).to_parquet(tmp_path / "run.parquet")
-    with pytest.raises(UserError, match="none named seed, gate_open; run `adapt` again"):
+    with pytest.raises(UserError, match="none named seed, gate_open; run `make repro` again"):
         read_predictions(tmp_path / "run.parquet")
 
 

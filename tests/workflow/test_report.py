@@ -206,18 +206,18 @@ class TestNames:
 
 class TestRead:
     def test_a_missing_stage_is_named(self, tmp_path):
-        with pytest.raises(UserError, match=r"metrics\.json.*run `evaluate`"):
+        with pytest.raises(UserError, match=r"metrics\.json.*run `make repro`"):
             Results.read(tmp_path, list(product(MODELS, RUNS)))
 
     @pytest.mark.parametrize("name", ["by_shift", "by_corruption", "by_severity"])
     def test_a_missing_table_is_named(self, tmp_path, name):
         evaluated.write_project(tmp_path, models=("vit",), runs=("none",), images=4)
         (tmp_path / "tables" / f"{name}.csv").unlink()
-        with pytest.raises(UserError, match=rf"{name}\.csv.*run `evaluate`"):
+        with pytest.raises(UserError, match=rf"{name}\.csv.*run `make repro`"):
             Results.read(tmp_path, list(product(("vit",), ("none",))))
 
     def test_a_run_without_its_numbers_is_named(self, outputs):
-        with pytest.raises(UserError, match=r"runs/new\.json.*run `evaluate`"):
+        with pytest.raises(UserError, match=r"runs/new\.json.*run `make repro`"):
             Results.read(outputs, list(product(MODELS, (*RUNS, "new"))))
         with pytest.raises(UserError, match=r"metrics\.json: expected an entry resnet/none"):
             Results.read(outputs, list(product(("resnet",), RUNS)))

@@ -82,7 +82,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 def _expect(path: Path, stage: str) -> None:
     if not path.is_file():
         raise UserError(
-            f"{path}: expected what the stage `{stage}` writes, found no file; run `{stage}`"
+            f"{path}: expected what the stage `{stage}` writes, found no file; run `make arc`"
         )
 
 

@@ -66,10 +66,10 @@ def _check_questions(votes: pd.DataFrame, right: Mapping[tuple[str, int], GridKe
             raise UserError(
                 f"votes after {steps} steps: expected {len(expected)} questions, as "
                 f"tasks/answers.json has them, found {len(asked)} (first difference: "
-                f"task {one[0]}, question {one[1]}); run `adapt`"
+                f"task {one[0]}, question {one[1]}); run `make arc`"
             )
     if not found:
-        raise UserError(f"expected votes on {len(expected)} questions, found none; run `adapt`")
+        raise UserError(f"expected votes on {len(expected)} questions, found none; run `make arc`")
 
 
 def proportion_interval(

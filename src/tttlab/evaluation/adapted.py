@@ -40,5 +40,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path}: expected what `adapt` tells of its predictions, found nothing that can be "
-            "read; run `adapt`"
+            "read; run `make repro`"
         ) from error

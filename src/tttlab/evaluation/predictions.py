@@ -46,13 +46,13 @@ def read_predictions(path: Path) -> "pd.DataFrame":
     if not path.is_file():
         raise UserError(
             f"{path}: expected the predictions of a run that params.yaml lists, "
-            "found no file; run `adapt`"
+            "found no file; run `make repro`"
         )
     predictions = pd.read_parquet(path)
     if missing := [column for column in COLUMNS if column not in predictions.columns]:
         raise UserError(
             f"{path}: expected the columns of a predictions table, "
-            f"found none named {', '.join(missing)}; run `adapt` again"
+            f"found none named {', '.join(missing)}; run `make repro` again"
         )
     twice = predictions.duplicated(["image_id", "shift", "seed"])
     if twice.any():
@@ -60,7 +60,7 @@ def read_predictions(path: Path) -> "pd.DataFrame":
         raise UserError(
             f"{path}: expected every image once per shift and training seed, "
             f"found {row['image_id']} twice under {row['shift']} with seed {row['seed']}; "
-            "remove the file and run `adapt`"
+            "remove the file and run `make repro`"
         )
     return predictions
 

@@ -79,12 +79,12 @@ class Results:
             if f"{model}/{run}" not in metrics:
                 raise UserError(
                     f"{outputs / 'metrics.json'}: expected an entry {model}/{run}, "
-                    "found none; run `evaluate`"
+                    "found none; run `make repro`"
                 )
             if model not in sidecars[run]:
                 raise UserError(
                     f"{outputs / 'runs' / run}.json: expected an entry {model}, "
-                    "found none; run `evaluate`"
+                    "found none; run `make repro`"
                 )
             summary[model, run] = metrics[f"{model}/{run}"]
             adapted[model, run] = sidecars[run][model]
@@ -198,7 +198,7 @@ def read_table(path: Path) -> pd.DataFrame:
 def _read_json(path: Path, stage: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
-            f"{path}: expected what the stage `{stage}` writes, found no file; run `{stage}`"
+            f"{path}: expected what the stage `{stage}` writes, found no file; run `make repro`"
         )
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -209,6 +209,6 @@ def _read_table(path: Path) -> pd.DataFrame:
     if path.stem in REQUIRED:
         raise UserError(
             f"{path}: expected a table that the stage `evaluate` writes, "
-            "found no file; run `evaluate`"
+            "found no file; run `make repro`"
         )
     return pd.DataFrame()

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tttlab.errors import UserError, pipeline_extra
+from tttlab.errors import UserError, one_line, pipeline_extra
 from tttlab.runtime.compiler import postpone_compiler
 from tttlab.workflow import places
 
@@ -58,12 +58,8 @@ def main(words: Sequence[str] | None = None) -> None:
     # Modules of one's own are found from here, as `python -m` finds them.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
-    try:
-        with pipeline_extra():
-            arguments.do(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with one_line(), pipeline_extra():
+        arguments.do(arguments)
 
 
 def _add_check(commands: argparse._SubParsersAction) -> None:
