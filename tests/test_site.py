@@ -12,7 +12,7 @@ from tests.test_docs import code_blocks, text_of
 from tools.diagrams import DOCS, FOLDER, drawing_of, sources
 from tools.stage_code import ROOT
 from tttlab.adaptation.adapter import adapt
-from tttlab.config.inner_loop import InnerLoop
+from tttlab.config.inner_loop import Augmentation, InnerLoop
 from tttlab.methods.__main__ import rows
 from tttlab.methods.none import NoAdaptation
 
@@ -112,7 +112,7 @@ def test_the_tutorials_python_runs_and_computes_what_it_says():
     exec(first.replace("pretrained=True", "pretrained=False"), namespace)
     network, images = namespace["network"], namespace["test_images"]
     control = InnerLoop(normalisation="mixed", prior=0.1)
-    averaged = replace(control, average=16)
+    averaged = replace(control, average=16, augmentation=Augmentation(flip=True))
     expected = adapt(network.double(), images.double(), NoAdaptation(), averaged)
     network.float()
     assert not torch.allclose(namespace["result"].logits, namespace["result"].source_logits)

@@ -42,8 +42,8 @@ RUNS = {
         "threshold": 4.0,
         "search": {"threshold": [1.0, 2.0, 4.0, 8.0]},
     },
-    "average": {"method": "none", "average": 8, "search": {"average": [4, 8, 16]}},
-    "both": {
+    "views": {"method": "none", "average": 8, "search": {"average": [4, 8, 16]}},
+    "shrink_views": {
         "method": "none",
         "normalisation": "shrink",
         "threshold": 4.0,
@@ -66,7 +66,7 @@ SLOW = {
     },
 }
 QUICK = {
-    "average": {"method": "none", "average": 8, "search": {"average": [8]}},
+    "views": {"method": "none", "average": 8, "search": {"average": [8]}},
     "memo": MEMO | {"num_views": 4, "search": {"normalisation": ["source"]}},
 }
 
