@@ -10,6 +10,10 @@ from tttlab.workflow.method_trials import read_code, try_what_is_new
 
 def run(params: Params) -> None:
     """Write outputs/methods: <run>.json (code by model), tried (keys of what works) and usable."""
+    if any(model.finetune.mode == "meta" for model in params.models.values()):
+        from tttlab.workflow.processes import check_processes  # seconds of imports
+
+        check_processes(params)
     folder = places.OUTPUTS / "methods"
     folder.mkdir(parents=True, exist_ok=True)
     after: dict[str, dict[str, Code]] = {name: {} for name in params.adapt.runs}

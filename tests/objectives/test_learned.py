@@ -17,10 +17,12 @@ from tttlab.methods.learned import LearnedTraining
 from tttlab.networks.checkpoints import build_network, load, save
 from tttlab.networks.taps import record
 from tttlab.objectives.learned import Learned, reconstruction_error
+from tttlab.objectives.simsiam import SimSiam
 from tttlab.seeding import torch_generator
 from tttlab.training.loaders import Views, open_loader
 from tttlab.training.meta_training import meta_loss
 from tttlab.training.optimisers import Recipe
+from tttlab.training.recipes import finetune
 from tttlab.training.trainer import Task
 
 # Encoder, stage, pixels between two positions of its map.
@@ -69,7 +71,7 @@ def test_the_step_teaches_the_task_unless_it_is_kept_random(trained, tmp_path):
     }
     network, objective = build_network(settings, trainings.CLASSES, trainings.SIZE, seed=0)
     before = copy.deepcopy(network.state_dict())
-    views = {name: Views(1, trainings.VIEWS) for name in ("classify", "objective")}
+    views = {"classify": Views(1, trainings.VIEWS)}
     task = Task(
         "finetune",
         ("encoder", "classifier", "head"),
@@ -91,13 +93,38 @@ def test_the_step_teaches_the_task_unless_it_is_kept_random(trained, tmp_path):
         assert torch.equal(value, network.state_dict()[name]), name
 
 
+def test_training_draws_no_view_but_the_one_that_is_classified():
+    drawn = {}
+
+    class Watching:
+        def fit(self, network, images, task):
+            drawn[type(objective).__name__] = set(task.views)
+            return []
+
+    inner, images = {"lr": 0.1, "steps": 1, "pairs": 1}, trainings.image_set(6)
+    for objective in (Learned(), SimSiam()):
+        finetune(
+            Watching(),
+            networks.resnet("groupnorm1"),
+            objective,
+            images,
+            images,
+            Recipe(epochs=1, batch_size=6, lr=0.1),
+            mode="meta",
+            objective_weight=0.0,
+            inner=inner,
+            augmentation=trainings.VIEWS,
+            objective_augmentation=trainings.VIEWS,
+        )
+    assert drawn == {"Learned": {"classify"}, "SimSiam": {"classify", "objective"}}
+
+
 def test_one_image_takes_the_step_that_training_took():
     """The adapter's step on an image gives the logits of the same step in meta-training."""
     network = networks.resnet("groupnorm1", objective=Learned(stage=4, dim=5))
     network = networks.decoding(network).double()
     view = {"classify": Views(1, trainings.VIEWS)}
     batch = next(iter(open_loader(trainings.image_set(6), view, 6, seed=0)))
-    batch["objective"] = batch["classify"]
     terms = meta_loss(Learned(), 0.0, 0.3, trainable="norm")(network, batch, torch_generator(0))
     images = as_images(batch["classify"][:, 0]).double()
     loop = InnerLoop(steps=1, optimizer="sgd", lr=0.3, trainable="norm", clip=10.0)

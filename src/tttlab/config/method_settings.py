@@ -63,6 +63,7 @@ class Declared:
         trains: whether it takes steps.
         head: the objective whose head it needs; None: any network will do.
         predicts: whether it has a prediction of its own.
+        normalises: whether it normalises by statistics of its own.
     """
 
     settings: type[Strict]
@@ -72,6 +73,7 @@ class Declared:
     trains: bool
     head: str | None
     predicts: bool
+    normalises: bool
 
 
 def method_names(methods: Path = METHODS) -> tuple[str, ...]:
@@ -152,6 +154,7 @@ def _declared(node: ast.ClassDef, method: str) -> Declared:
         trains=attributes.trains,
         head=attributes.head,
         predicts=not bound_names(node).isdisjoint({"predict", "predict_batch"}),
+        normalises=attributes.normalises,
     )
 
 

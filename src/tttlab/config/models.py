@@ -57,6 +57,12 @@ class Model(Strict):
 
     @model_validator(mode="after")
     def _network_is_known(self) -> "Model":
+        if self.weights == "timm" and self.stem != "original" and not is_own_module(self.backbone):
+            raise fault(
+                "expected original, for another stem would replace the first layer of timm's "
+                f"pretrained {self.backbone}, found {self.stem}",
+                "stem",
+            )
         if not self.whole:
             if is_own_module(self.backbone):
                 raise fault(
@@ -140,6 +146,12 @@ class Model(Strict):
                 f"{name} is learned by what its step does for the classifier, and its own loss "
                 "would empty it; set finetune.mode: meta and pretrain.epochs: 0",
                 "objective.name",
+            )
+        if declared.meta and self.finetune.inner.pairs != 1:
+            raise fault(
+                f"the step of {name} looks at the image that is classified, so that no views are "
+                f"drawn for it; expected 1, found {self.finetune.inner.pairs}",
+                "finetune.inner.pairs",
             )
         if declared.labels and self.pretrain.epochs:
             raise fault(

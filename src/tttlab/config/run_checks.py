@@ -112,6 +112,16 @@ def _owner(key: str, objectives: Mapping[str, str], methods: Path) -> str | None
     return None
 
 
+def foreign_settings(about: Declared) -> dict[str, tuple[Any, str]]:
+    """List the inner loop's settings that do not go with a method: the neutral value, and why."""
+    foreign: dict[str, tuple[Any, str]] = {}
+    if about.predicts:
+        foreign["average"] = (0, "has its own prediction")
+    if about.normalises:
+        foreign["normalisation"] = ("source", "normalises by statistics of its own")
+    return foreign
+
+
 def check_search(
     search: Mapping[str, Any], about: Declared, paths: Mapping[str, str]
 ) -> dict[str, tuple[Any, ...]]:
@@ -154,6 +164,12 @@ def check_search(
             raise RunError(
                 f"{path}.steps: expected at least 1, found 0; without a step nothing is trained"
             )
+        neutral, reason = foreign_settings(about).get(key, (None, ""))
         for number, value in enumerate(values):
             validate(sections, {key: value}, {key: path}, path, f"[{number}]")
+            if reason and value != neutral:
+                raise RunError(
+                    f"{path}.{key}[{number}]: the method {reason}, so that only {neutral} goes "
+                    f"with it, found {show(value)}; remove it"
+                )
     return {key: tuple(dict.fromkeys(map(plain, values))) for key, values in search.items()}

@@ -8,7 +8,14 @@ from typing import Any
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.loop_settings import LoopSettings
 from tttlab.config.method_settings import ALIAS, METHODS, PROTOCOLS, declared, method_names
-from tttlab.config.run_checks import OF_RUNS, RunError, check_keys, check_search, validate
+from tttlab.config.run_checks import (
+    OF_RUNS,
+    RunError,
+    check_keys,
+    check_search,
+    foreign_settings,
+    validate,
+)
 from tttlab.config.run_settings import RunSettings
 from tttlab.config.strict import show
 from tttlab.errors import UserError, choices
@@ -47,7 +54,10 @@ def resolve_run(
         values["search"] = entry["search"] | override["search"]
     paths = {key: f"{path}.per_model.{model}" if key in override else path for key in values}
     takes_steps = about.trains and values.get("steps") != 0
-    wished = _search(values, paths, {**(search or {})} if takes_steps else {})
+    shared = {
+        key: choice for key, choice in (search or {}).items() if key not in foreign_settings(about)
+    }
+    wished = _search(values, paths, shared if takes_steps else {})
     values.pop("search", None)
     check_keys(entry, values, paths, objectives, model, method, methods)
     checked, settings = validate((LoopSettings, about.settings), values, paths, path)
@@ -59,11 +69,11 @@ def resolve_run(
                 f"{paths['steps']}.steps: {method} does not train, expected 0, found {loop.steps}"
             )
         loop = replace(loop, steps=0)
-    if about.predicts and loop.average:
-        raise RunError(
-            f"{paths['average']}.average: {method} has its own prediction, expected 0, "
-            f"found {loop.average}"
-        )
+    for key, (neutral, reason) in foreign_settings(about).items():
+        if (value := getattr(loop, key)) != neutral:
+            raise RunError(
+                f"{paths[key]}.{key}: {method} {reason}, expected {neutral}, found {value}"
+            )
     of_this_run = {*(entry.get("search") or {}), *(override.get("search") or {})}
     origins = {
         key: f"{paths['search']}.search" if key in of_this_run else "tune.search" for key in wished

@@ -29,8 +29,8 @@ def worth_running(tunings: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Choose the run that tuning recommends; None: the network as it is. No test image has a say.
 
     It is the run that scored highest. Training costs several times more, so a run that trains must
-    lead those that do not by more than the standard error of its score: the one-standard-error rule
-    (Breiman, Friedman, Olshen and Stone 1984, section 3.4.3).
+    lead those that do not, and the network as it is, by more than the standard error of its score:
+    the one-standard-error rule (Breiman, Friedman, Olshen and Stone 1984, section 3.4.3).
 
     Args:
         tunings: run for single images → what tuning chose for it.
@@ -38,10 +38,10 @@ def worth_running(tunings: Mapping[str, Mapping[str, Any]]) -> str | None:
     ahead = {run: tuning for run, tuning in tunings.items() if (lead(tuning) or 0) > 0}
     still = {run: tuning for run, tuning in ahead.items() if not tuning["settings"].get("steps")}
     best, control = best_tuned(ahead), best_tuned(still)
-    if best and control:
-        above = lead(ahead[best]) - lead(ahead[control])
-        return best if above > ahead[best]["lead_error"] + 1e-9 else control
-    return best
+    if best == control:
+        return best
+    above = lead(ahead[best]) - (lead(ahead[control]) if control else 0.0)
+    return best if above > ahead[best]["lead_error"] + 1e-9 else control
 
 
 def recommend(records: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -8,7 +8,8 @@ map, a linear decoder A of the features z reconstructs a linear projection B of 
 
 The loss itself says nothing about A and B: both at zero would be perfect. Only meta-learned
 fine-tuning trains them, by what a step on this loss does for the classifier (``finetune.mode:
-meta`` with ``objective_weight: 0.0``). With ``trained: false`` they stay as drawn: a control.
+meta`` with ``objective_weight: 0.0``). The step looks at the very pixels that are classified, in
+training as at test time. With ``trained: false`` they stay as drawn: a control.
 """
 
 from dataclasses import dataclass

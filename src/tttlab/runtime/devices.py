@@ -8,6 +8,11 @@ from tttlab.errors import UserError
 _earlier_peaks: dict[int, int] = {}
 
 
+def count_gpus() -> int:
+    """Count the GPUs of this machine."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def choose_device(wish: str, precision: str = "auto") -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>`` into a device that exists.
 
@@ -19,7 +24,7 @@ def choose_device(wish: str, precision: str = "auto") -> torch.device:
     Raises:
         UserError: a GPU is wanted and there is none.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = count_gpus()
     if count and precision == "32":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if wish == "auto":

@@ -47,7 +47,8 @@ def objective_loss(objective: Objective) -> Loss:
     def loss(
         network: Network, batch: dict[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        views, share = as_images(batch["objective"]), batch.get("share")
+        views = as_images(batch["objective" if "objective" in batch else "classify"])
+        share = batch.get("share")
         labels = {"labels": batch["labels"]} if objective.labels else {}
         return {"loss": objective.loss(network, views, generator, share, **labels)}
 

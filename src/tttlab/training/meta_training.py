@@ -54,7 +54,8 @@ def meta_loss(
     """Make the loss of meta-learned fine-tuning; see the module's docstring.
 
     A batch holds ``classify (N, 1, H, W, 3)``, ``labels (N,)`` and, of each image V ``num_views``
-    drawn P times, ``objective (N, P·V, H, W, 3)``. An objective is the mean over the draws.
+    drawn P times, ``objective (N, P·V, H, W, 3)``. An objective is the mean over the draws. Without
+    ``objective`` it looks at what is classified.
 
     Args:
         objective: the self-supervised loss; it must not need other images.
@@ -105,9 +106,13 @@ def meta_loss(
 
 
 def images_and_views(batch: dict[str, Any], objective: Objective) -> tuple[Tensor, Tensor]:
-    """Give what is classified ``(N, 1, 3, H, W)`` and the views ``(N, P, V, 3, H, W)``."""
+    """Give what is classified ``(N, 1, 3, H, W)`` and the views ``(N, P, V, 3, H, W)``.
+
+    Where no views of the objective's own are drawn, these are what is classified.
+    """
+    names = ("classify", "objective" if "objective" in batch else "classify")
     # Contiguous, because GroupNorm asks for the memory format, which fails under vmap.
-    images, views = (as_images(batch[name]).contiguous() for name in ("classify", "objective"))
+    images, views = (as_images(batch[name]).contiguous() for name in names)
     return images, views.unflatten(1, (-1, objective.num_views))
 
 

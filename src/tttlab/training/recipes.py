@@ -156,8 +156,11 @@ def refit_head(
 def ssl_views(
     objective: Objective | None, augmentation: Augmentation, count: int = 1
 ) -> dict[str, Views]:
-    """Describe the objective's views, drawn ``count`` times per image; none without objective."""
-    if objective is None:
+    """Describe the objective's views, drawn ``count`` times per image; none without objective.
+
+    A learned task is that of the image which is classified, as at test time: it has none either.
+    """
+    if objective is None or objective.meta:
         return {}
     augmentation = augmentation if objective.jitter else replace(augmentation, jitter=0)
     return {"objective": Views(count * objective.num_views, augmentation)}

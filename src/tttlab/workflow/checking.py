@@ -48,19 +48,25 @@ def check(request: Request | None, folder: Path) -> None:
         UserError: the request, the settings or the images are wrong.
     """
     folder = folder.resolve()
+    new = not (folder / "params.yaml").exists()
     file = settle(request, folder)
-    params = read_params(file, base=folder)
-    keep_freed_memory()
-    collect_only_young()
-    postpone_compiler()
-    with within(folder):
-        announced = [stage for stage, words in STAGES.items() if words]
-        for stage, words in STAGES.items():
-            if words:
-                step = f"[{announced.index(stage) + 1}/{len(announced)}]"
-                print(f"{step} {stage}: {words}", flush=True)
-            run_stage(params, stage)
-        tell(params, folder)
+    try:
+        params = read_params(file, base=folder)
+        keep_freed_memory()
+        collect_only_young()
+        postpone_compiler()
+        with within(folder):
+            announced = [stage for stage, words in STAGES.items() if words]
+            for stage, words in STAGES.items():
+                if words:
+                    step = f"[{announced.index(stage) + 1}/{len(announced)}]"
+                    print(f"{step} {stage}: {words}", flush=True)
+                run_stage(params, stage)
+            tell(params, folder)
+    except UserError:
+        if new:  # else these wrong settings would stand in the way of the corrected command
+            file.unlink()
+        raise
 
 
 def settle(request: Request | None, folder: Path) -> Path:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tttlab.adaptation import registry
+from tttlab.adaptation.checks import check
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.method_trial import try_method, watched
@@ -123,9 +124,11 @@ def fit(
         statistics, watched_method, source.network, source.open_batches
     )
     source.measured.setdefault(repr(method), statistics)
+    size, protocol = source.about["image_size"], settings.protocol
+    none = next(source.network.parameters()).new_empty(0, 3, size, size)
+    check(source.network, none, watched_method, loop, statistics, protocol)
     if name not in source.tried:
-        size, batch_size = source.about["image_size"], params.adapt.online.batch_size
-        protocol = settings.protocol
+        batch_size = params.adapt.online.batch_size
         try_method(source.network, method, loop, statistics, size, protocol, batch_size)
     source.tried.add(name)
     return statistics

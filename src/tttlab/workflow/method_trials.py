@@ -66,5 +66,5 @@ def trial_key(params: Params, name: str, model: str, code: Code) -> str:
     network = params.models[model].model_dump(mode="json", include=NETWORK)
     network |= {"image_size": params.data.image_size}
     batch_size = params.adapt.online.batch_size
-    parts = [run.method, run.settings, loop, run.protocol, batch_size, code, network]
+    parts = [run.method, run.settings, run.search, loop, run.protocol, batch_size, code, network]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tttlab.config.params import Params
+from tttlab.errors import UserError
 from tttlab.runtime import ranks
-from tttlab.runtime.devices import choose_device
+from tttlab.runtime.devices import choose_device, count_gpus
 from tttlab.runtime.machine import Machine
 from tttlab.runtime.resuming import Work
 from tttlab.workflow.leftovers import find_work
@@ -38,6 +39,26 @@ def fits_one_process(params: Params) -> bool:
     device = choose_device(params.machine.device, params.machine.precision)
     alone = params.machine.devices in ("auto", 1) and not started(os.environ)
     return alone and device.type == "cpu"
+
+
+def check_processes(params: Params) -> None:
+    """Refuse several processes where a training needs a single one, before any work.
+
+    Raises:
+        UserError: the settings, or a launcher, ask for several.
+    """
+    meta = [name for name, model in params.models.items() if model.finetune.mode == "meta"]
+    if not meta:
+        return
+    devices, machines = started(os.environ) or (params.machine.devices, 1)
+    if devices == "auto":
+        device = choose_device(params.machine.device, params.machine.precision)
+        devices = count_gpus() if device.type == "cuda" else 1
+    if devices * machines > 1:
+        raise UserError(
+            f"machine.devices: meta-learned fine-tuning (models.{meta[0]}) runs in one process, "
+            f"found {devices * machines}; set machine.devices: 1, or leave these models out"
+        )
 
 
 def open_processes(params: Params) -> "Processes":

@@ -1,6 +1,7 @@
 """The trial of runs on untrained models."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -23,25 +24,40 @@ SMALL = 64  # pixels, the side of the images of a first trial
 def try_runs(params: Params, model: str, names: Iterable[str]) -> None:
     """Try runs on a model with random weights and random images.
 
-    Small images are tried first. If they fail, images of the true size decide.
+    Small images are tried first. If they fail, images of the true size decide. At last the network
+    that training will begin with is built: at its true size, and with its weights.
 
     Raises:
-        UserError: one of the runs does not work.
+        UserError: one of the runs does not work, or the network cannot be built.
     """
     full = image_size(params)
-    if full > SMALL:
-        try:
-            return try_at(params, model, names, SMALL)
-        except Exception:  # perhaps because of the size: the trial at full size decides
-            pass
-    return try_at(params, model, names, full)
+    try:
+        try_at(params, model, names, min(full, SMALL))
+    except Exception:
+        if full <= SMALL:
+            raise
+        try_at(params, model, names, full)  # perhaps it was because of the size
+    if not params.models[model].whole:
+        build_network(network_settings(params, model), CLASSES, full, seed=params.seed)
 
 
 def try_at(params: Params, model: str, names: Iterable[str], size: int) -> None:
-    """Try runs with images of ``size`` pixels."""
+    """Try runs with images of ``size`` pixels, and every value that tuning may choose for them."""
     source = build_untrained(params, model, size)
     for name in names:
         build_run(params, name, model, source, {})
+        for key, values in params.run_settings(name, model).search.items():
+            for value in values:
+                try:
+                    build_run(params, name, model, source, {key: value})
+                except UserError as error:
+                    raise UserError(f"{error} (search: {key}: {value})") from error
+
+
+def network_settings(params: Params, model: str) -> dict[str, Any]:
+    """Give the settings that a model's network is built from."""
+    settings = params.models[model].model_dump(mode="json")
+    return settings | {"probe": settings["finetune"]["probe"]}
 
 
 def build_untrained(params: Params, model: str, size: int) -> SourceNetwork:
@@ -53,8 +69,7 @@ def build_untrained(params: Params, model: str, size: int) -> SourceNetwork:
     if params.models[model].whole:
         network = build_checked(params, model, size)
     else:
-        settings = params.models[model].model_dump(mode="json")
-        settings |= {"weights": None, "probe": settings["finetune"]["probe"]}
+        settings = network_settings(params, model) | {"weights": None}
         network, _ = build_network(settings, CLASSES, size, seed=params.seed)
     network.to(device)
     generator = torch_generator(params.seed, "untrained")
