@@ -17,10 +17,14 @@ def run(params: Params) -> None:
     sets, shifts = separate(params, *decode(params, opened))
     target, partial = places.OUTPUTS / "data", places.OUTPUTS / "data.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    summary = {name: write_set(images, name, partial / name) for name, images in sets.items()}
-    summary |= write_shifted(shifts, partial / "shifted")
-    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    (partial / "summary.json").write_text(text, encoding="utf-8")
+    try:
+        summary = {name: write_set(images, name, partial / name) for name, images in sets.items()}
+        summary |= write_shifted(shifts, partial / "shifted")
+        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        (partial / "summary.json").write_text(text, encoding="utf-8")
+    except OSError:  # perhaps the disk is full
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
 

@@ -1,9 +1,13 @@
 """The one exception for everything a user can put right."""
 
 import difflib
+import errno
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+DISK_FULL = "the disk is full; free some of it, and run the same command again: it goes on"
 
 
 class UserError(Exception):
@@ -17,6 +21,16 @@ class MissingLibrary(UserError, ImportError):
     """A library that only an extra of this package brings is not installed."""
 
 
+def disk_full(error: Exception) -> bool:
+    """Tell whether a file could not be written because its disk is full.
+
+    Not every library hands the system's number on.
+    """
+    full = {errno.ENOSPC, errno.EDQUOT}
+    words = {os.strerror(number) for number in full} | {"database or disk is full"}
+    return getattr(error, "errno", None) in full or any(word in str(error) for word in words)
+
+
 @contextmanager
 def one_line() -> Iterator[None]:
     """End the program with one line and status 2 where a `UserError` leaves this context.
@@ -27,6 +41,11 @@ def one_line() -> Iterator[None]:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if not disk_full(error):
+            raise
+        print(f"error: {DISK_FULL}", file=sys.stderr)
         sys.exit(2)
 
 

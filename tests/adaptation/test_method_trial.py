@@ -225,3 +225,32 @@ def test_watching_changes_neither_the_method_nor_what_it_says_of_itself():
     assert replace(copied, hooks={}).hooks == {}
     for hook in HOOKS:  # the adapter asks whether a hook is the default
         assert (getattr(type(copied), hook) is getattr(Method, hook)) == (hook != "loss")
+
+
+@pytest.mark.parametrize("protocol", ["episodic", "online"])
+def test_a_method_that_spoils_the_images_or_has_no_loss_is_told(protocol):
+    @dataclass(frozen=True)
+    class Spoiling(Method):
+        protocols = ("episodic", "online")
+
+        def views(self, network, images, generators):
+            return images.mul_(0.5).unsqueeze(1)
+
+        def loss(self, net, views, statistics, state):
+            return entropy(net(views).logits).mean(), state
+
+    class Undefined(Spoiling):
+        def views(self, network, images, generators):
+            return images.unsqueeze(1)
+
+        def loss(self, net, views, statistics, state):
+            return entropy(net(views).logits).mean() * float("nan"), state
+
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    loop = InnerLoop(steps=1, lr=0.01)
+    for method, expected in (
+        (Spoiling(), "views changes the images that it is given"),
+        (Undefined(), "loss is not finite on any of [28] random images"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            try_method(network, method, loop, statistics, 16, protocol)

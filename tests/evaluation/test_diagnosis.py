@@ -74,8 +74,11 @@ def predictions(images: int = 40, shifts: int = 6, seed: int = 0) -> pd.DataFram
     grid = pd.MultiIndex.from_product([range(images), names], names=["image_id", "shift"])
     table = grid.to_frame(index=False)
     count = len(table)
+    # Two severities of the first corruption, one of all others.
+    corruption = table["shift"].replace({"fog-1": "fog", "fog-2": "fog"})
     return table.assign(
         seed=0,
+        corruption=corruption,
         label=rng.integers(0, 3, count),
         source_prediction=rng.integers(0, 3, count),
         adapted_prediction=rng.integers(0, 3, count),
@@ -127,12 +130,38 @@ def test_correlations_are_spearmans():
     for signal in ("cosine", "distance", "loss_change"):
         expected = stats.spearmanr(shifted[signal], shifted["gain"]).statistic
         assert correlations.loc[("image", signal), "spearman"] == pytest.approx(expected)
-    means = shifted.groupby("shift")[["distance", "gain"]].mean()
-    expected = stats.spearmanr(means["distance"], means["gain"]).statistic
-    assert correlations.loc[("shift", "distance"), "spearman"] == pytest.approx(expected)
+    shifts = shifted.groupby("shift")[["distance", "gain"]].mean()
+    fog = shifts.loc[["fog-1", "fog-2"]].mean()
+    means = [*shifts.drop(["fog-1", "fog-2"]).to_numpy().tolist(), fog.to_list()]
+    expected = stats.spearmanr(*zip(*means, strict=True)).statistic
+    found = correlations.loc[("corruption", "distance")]
+    assert found["spearman"] == pytest.approx(expected)
+    assert found["n"] == 4
     assert correlations.loc[("image", "distance"), "n"] == 200
     assert correlations["label_free"].to_dict()["image", "distance"]
     assert not correlations["label_free"].to_dict()["image", "cosine"]
+
+
+def test_severities_of_one_corruption_are_no_evidence_of_their_own():
+    """Gain and signal differ between corruptions alone: twice the severities, the same p-value."""
+    generator = np.random.default_rng(3)
+    signal, gain = generator.random(8), generator.permutation(8) % 3 - 1
+
+    def joined(severities: int) -> pd.DataFrame:
+        grid = [(f"{c}-{s}", c) for c in range(8) for s in range(severities)]
+        rows = [
+            {"image_id": i, "shift": name, "corruption": c, "gain": gain[c]}
+            | dict.fromkeys(["cosine", "loss_first", "loss_change"], signal[c])
+            | dict.fromkeys(["source_confidence", "confidence_change", "distance"], signal[c])
+            for i in range(4)
+            for name, c in grid
+        ]
+        return pd.DataFrame(rows)
+
+    tables = [diagnosis.correlations(joined(count), 0) for count in (1, 2)]
+    once, twice = (table[table["level"] == "corruption"] for table in tables)
+    assert len(once) == 6
+    pd.testing.assert_frame_equal(once, twice)
 
 
 def test_a_signal_known_for_few_images_is_related_to_the_gain_of_these_alone():

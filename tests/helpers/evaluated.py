@@ -475,7 +475,7 @@ def extras(predictions, seeds) -> dict[str, pd.DataFrame]:
         tables["steps"] += steps(key, whole, RUNS[run][3])
         tables["tuning"] += tuning(key, whole)
         tables["alignment"] += alignment(key, table, generator)
-        tables["correlations"] += correlations(key, table["shift"].nunique(), generator)
+        tables["correlations"] += correlations(key, table["corruption"].nunique(), generator)
     first_tables = {}
     for (model, _), table in predictions.items():
         first_tables.setdefault(model, table)
@@ -517,10 +517,10 @@ SIGNALS = {
 }
 
 
-def correlations(key, shifts, generator) -> list[dict]:
-    """Draw a correlation of every signal with the gain, over images and over shifts."""
+def correlations(key, corruptions, generator) -> list[dict]:
+    """Draw a correlation of every signal with the gain, over images and over corruptions."""
     rows = []
-    for level, count in (("image", 400), ("shift", shifts)):
+    for level, count in (("image", 400), ("corruption", corruptions)):
         for signal, label_free in SIGNALS.items():
             row = {
                 "level": level,

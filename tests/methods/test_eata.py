@@ -11,6 +11,7 @@ from tests.helpers import networks
 from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.trainable import select_parameters
 from tttlab.config.inner_loop import InnerLoop
+from tttlab.errors import UserError
 from tttlab.methods.eata import EATA, is_novel
 from tttlab.networks.network import Bound, Outputs
 from tttlab.networks.source_statistics import available_statistics, shuffled_parts
@@ -201,3 +202,14 @@ def test_sure_predictions_of_every_class_are_novel_under_the_published_epsilon(
     """They have 1/√K with their average; ImageNet's value would leave out all of ten classes."""
     sure, average = torch.eye(classes), torch.full((classes,), 1 / classes)
     assert is_novel(sure, average, epsilon).tolist() == [novel] * classes
+
+
+def test_parameters_that_the_source_network_does_not_have_are_told_with_a_remedy():
+    network, statistics = networks.source_statistics("vit")
+    fisher = EATA().source_statistics(network, [networks.images(8, seed=3).double()])
+    images, lora = networks.images(4, seed=4).double(), InnerLoop(steps=1, trainable="lora")
+    with pytest.raises(UserError, match="trainable: lora trains others; expected trainable: norm"):
+        adapt_stream(network, images, EATA(margin=2.0), lora, statistics=statistics | fisher)
+    free = EATA(margin=2.0, epsilon=2.0, beta=0.0)
+    result = adapt_stream(network, images, free, lora, statistics=statistics | fisher)
+    assert not result.fell_back.any()

@@ -304,7 +304,7 @@ class TestTables:
         assert "p 1.00" in line.cells[2].note
 
     def test_correlations_mark_what_is_known_without_labels(self, full, results):
-        rows = results.rows("correlations", model="vit", run="actmad", level="shift")
+        rows = results.rows("correlations", model="vit", run="actmad", level="corruption")
         expected = rows.set_index("signal").loc["cosine", "spearman"]
         lines = {line[0]: line for line in full.tables["table-correlations-vit"]}
         assert lines["distance to the source"][1] == "yes"
@@ -500,7 +500,7 @@ class TestDrawings:
         assert table["significant"].nunique() == 2
 
     def test_rank_correlations_are_those_of_the_table(self, results):
-        options = {"model": "vit", "run": "ssl", "level": "shift", "signal": "distance"}
+        options = {"model": "vit", "run": "ssl", "level": "corruption", "signal": "distance"}
         (row,) = results.rows("correlations", **options).itertuples()
         note = f"Spearman {row.spearman:+.2f}, p {probability(row.p)}".replace("-", "−")
         figure = dict(signal_drawings.draw_distance(results))["distance_vit"].figure

@@ -281,7 +281,9 @@ def test_nothing_is_told_where_nothing_is_left_out(cifar, tmp_path):
 @pytest.fixture
 def cifar10_1(tmp_path):
     for version, count in (("v4", 7), ("v6", 5)):
-        np.save(tmp_path / f"cifar10.1_{version}_data.npy", noise(count, 32, 32, 3, seed=count))
+        pixels = noise(count, 32, 32, 3, seed=count)
+        pixels[1] = 200  # the same image in both versions
+        np.save(tmp_path / f"cifar10.1_{version}_data.npy", pixels)
         np.save(tmp_path / f"cifar10.1_{version}_labels.npy", np.arange(count, dtype=np.int32))
     return tmp_path
 
@@ -290,10 +292,13 @@ def test_cifar_10_1_has_versions_of_their_own_sizes_and_no_severity(cifar10_1):
     shifts = opened(cifar10_1, "cifar10_1")
     assert [shift[:2] for shift in shifts] == [("v4", 0), ("v6", 0)]
     for (version, _, source), count in zip(shifts, (7, 5), strict=True):
-        np.testing.assert_array_equal(seen(source), noise(count, 32, 32, 3, seed=count))
+        pixels = np.load(cifar10_1 / f"cifar10.1_{version}_data.npy")
+        np.testing.assert_array_equal(seen(source), pixels)
         assert source.groups.tolist() == list(range(count))
-        assert source.image_ids == tuple(f"cifar10.1/{version}/000000{row}" for row in range(count))
         assert source.classes == CIFAR10
+    first, second = (set(source.image_ids) for _, _, source in shifts)
+    assert len(first) == 7
+    assert first & second == {shifts[0].source.image_ids[1]}  # one image has one id
     assert [shift.name for shift in opened(cifar10_1, "cifar10_1", only=("v6",))] == ["v6"]
 
 

@@ -196,6 +196,8 @@ def test_a_mistake_ends_in_one_line(here, tmp_path, capsys, arguments, message):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
+    # Nothing is left that would stand in the way of the corrected command.
+    assert not (tmp_path / "out" / "params.yaml").exists()
 
 
 @pytest.mark.slow

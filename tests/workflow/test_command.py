@@ -1,11 +1,14 @@
 """What a stage says of itself before it begins."""
 
+import errno
 import os
+import sqlite3
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+from tttlab.errors import DISK_FULL, one_line
 from tttlab.runtime.process_identity import Identity
 from tttlab.workflow import checking, command
 from tttlab.workflow.order import SHARES, position
@@ -43,3 +46,23 @@ def test_only_the_first_process_that_dvc_started_tells_it(
 
 def test_check_runs_the_same_stages_in_the_same_order():
     assert list(checking.STAGES) == list(SHARES)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "outputs/a"),
+        RuntimeError("writing failed: No space left on device (os error 28)"),
+        sqlite3.OperationalError("database or disk is full"),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line(error, capsys):
+    with pytest.raises(SystemExit) as ended, one_line():
+        raise error
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {DISK_FULL}\n"
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(OSError, match="not found"), one_line():
+        raise OSError(errno.ENOENT, "not found")

@@ -75,10 +75,23 @@ def try_method(
     images = torch.rand(count, 3, image_size, image_size, generator=generator)
     images = images.to(next(network.parameters()).device)
     method, loop = watched(method), replace(loop, steps=int(method.trains))
+    before = images.clone()
     if protocol == "online":
-        adapt_stream(network, images, method, loop, batch_size=count, statistics=statistics)
+        result = adapt_stream(
+            network, images, method, loop, batch_size=count, statistics=statistics
+        )
     else:
-        adapt(network, images, method, loop, statistics=statistics, images_per_step=1)
+        result = adapt(network, images, method, loop, statistics=statistics, images_per_step=1)
+    if not torch.equal(images, before):
+        raise UserError(
+            "views changes the images that it is given, which are classified as well; write "
+            "x = x * y, not x *= y or a function whose name ends with _"
+        )
+    if method.trains and not result.losses.isfinite().any():
+        raise UserError(
+            f"loss is not finite on any of {count} random images, so that every image would keep "
+            "the network's own prediction; look for a division by zero or the logarithm of zero"
+        )
 
 
 def watched(method: Method) -> Method:

@@ -144,8 +144,9 @@ def correlations(joined: pd.DataFrame, seed: int) -> pd.DataFrame:
 
     Only rows with a known signal count. Over images, a row is an (image, shift) with a gain of -1,
     0 or 1, and the p-value comes from resampling whole images, because the shifts of one image are
-    not independent. Over shifts, the means over their images are correlated, and the p-value comes
-    from permuting the shifts.
+    not independent. Over corruptions, the means over their images and severities are correlated,
+    because severities of one corruption are not independent either, and the p-value comes from
+    permuting the corruptions.
 
     Args:
         joined: from `join_alignment`.
@@ -163,11 +164,11 @@ def correlations(joined: pd.DataFrame, seed: int) -> pd.DataFrame:
     rows = []
     for signal in signals:
         finite = shifted[np.isfinite(shifted[signal])]
-        by_shift = finite.groupby("shift", sort=False)[[signal, "gain"]].mean().reset_index()
-        for level, table in (("image", finite), ("shift", by_shift)):
+        by_corruption = finite.groupby("corruption", sort=False)[[signal, "gain"]].mean()
+        for level, table in (("image", finite), ("corruption", by_corruption)):
             if len(table) < 3 or table[signal].nunique() < 2 or table["gain"].nunique() < 2:
                 continue
-            if level == "shift":
+            if level == "corruption":
                 rho, p = permuted_spearman(table[signal], table["gain"], seed)
             else:
                 rho, p = clustered_spearman(table[signal], table["gain"], table["image_id"], seed)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttlab.adaptation.method import Method, State, entropy
+from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Statistics, indexed_images, shuffled_parts
@@ -116,7 +117,16 @@ def moving_average(
 
 
 def fisher_penalty(net: Bound, statistics: Statistics) -> Tensor:
-    """Sum of the weights' squared distances from the source weights times Fisher information."""
+    """Sum of the weights' squared distances from the source weights times Fisher information.
+
+    Raises:
+        UserError: a trained parameter is none of the source network's.
+    """
+    if any(f"fisher.{name}" not in statistics for name in net.trained):
+        raise UserError(
+            "beta: the penalty weighs the source network's parameters by their Fisher information, "
+            "and trainable: lora trains others; expected trainable: norm, or beta: 0"
+        )
     return sum(
         (statistics[f"fisher.{name}"] * (value - net.source[name]).square()).sum()
         for name, value in net.trained.items()

@@ -157,6 +157,11 @@ def count_logits(network: Classifier, image_size: int, key: str) -> int:
             f"{key}.backbone: expected a network with parameters, found none in "
             f"{type(network.encoder).__name__}"
         )
+    if parameter.dtype != torch.float32:
+        raise UserError(
+            f"{key}.backbone: expected parameters of torch.float32, found {parameter.dtype}; "
+            "make the network float()"
+        )
     images = torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
         with evaluating(network), torch.no_grad():

@@ -114,7 +114,7 @@ def _along(
 
 def _correlation_notes(results: Results, model: str, signal: str) -> dict[str, str]:
     """Write the rank correlation of a signal with the gain over the shifts, by run."""
-    correlations = results.rows("correlations", model=model, level="shift", signal=signal)
+    correlations = results.rows("correlations", model=model, level="corruption", signal=signal)
     return {
         row.run: f"Spearman {row.spearman:+.2f}, p {probability(row.p)}".replace("-", "−")
         for row in correlations.itertuples()

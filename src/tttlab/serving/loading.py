@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tttlab.errors import UserError, choices
 from tttlab.serving import registry
-from tttlab.tracking.store import database_uri, quiet
+from tttlab.tracking.store import database_uri, open_client, quiet
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
@@ -27,15 +27,13 @@ def champion(root: Path, name: str | None) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: there is none.
     """
-    from mlflow import MlflowClient
-
     store = root / "mlflow.db"
     if not store.is_file():
         raise UserError(
             f"{store}: expected registered models, found no file; run `make repro` first"
         )
     with quiet():
-        client = MlflowClient(database_uri(root))
+        client = open_client(root)
         known = sorted(client.search_registered_models(), key=lambda one: one.creation_timestamp)
     known = {one.name: one.aliases for one in known if registry.ALIAS in one.aliases}
     if not known:

@@ -30,6 +30,7 @@ from tttlab.config.images import ShiftSet
 from tttlab.config.names import is_own, is_utf8, nfc
 from tttlab.config.values import BENCHMARK, SEVERITIES, is_held_out
 from tttlab.data.folders import list_folder
+from tttlab.data.pixels import pixel_hash
 from tttlab.data.sources import ImageSource, by_class
 from tttlab.errors import UserError, choices
 
@@ -196,7 +197,8 @@ def _cifar10_1(key: str, spec: ShiftSet, classes: Sequence[str]) -> Iterator[Shi
     for version, file in choose_shifts(key, spec).tested.items():
         labels = _labels(key, spec.root / f"cifar10.1_{version}_labels.npy", classes, "cifar10")
         pixels = _pixels(key, file, len(labels))
-        image_ids = tuple(f"cifar10.1/{version}/{row:07d}" for row in range(len(labels)))
+        # Nine of ten images are in both versions: in both they are the same image.
+        image_ids = tuple(f"cifar10.1/{pixel_hash(image)}" for image in pixels)
         yield Shifted(version, 0, _source(pixels, image_ids, labels, classes))
 
 

@@ -116,16 +116,9 @@ def open_store(root: Path) -> tuple["MlflowClient", str]:
     Raises:
         UserError: this version of MLflow cannot use the existing file.
     """
-    from mlflow import MlflowClient
-
     files = files_uri(root)
     with FileLock(root / "mlflow.db.lock"), quiet():
-        try:
-            client = MlflowClient(database_uri(root))
-        except Exception as error:
-            if reason := _why_unusable(root):
-                raise UserError(f"{root / 'mlflow.db'}: {reason}") from error
-            raise
+        client = open_client(root)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             return client, _create_experiment(client, files)
@@ -134,6 +127,22 @@ def open_store(root: Path) -> tuple["MlflowClient", str]:
         if experiment.artifact_location != files:
             _relocate(root, experiment.artifact_location, files)
     return client, experiment.experiment_id
+
+
+def open_client(root: Path) -> "MlflowClient":
+    """Open a store that exists, or a new one.
+
+    Raises:
+        UserError: this version of MLflow cannot use the existing file.
+    """
+    from mlflow import MlflowClient
+
+    try:
+        return MlflowClient(database_uri(root))
+    except Exception as error:
+        if reason := _why_unusable(root):
+            raise UserError(f"{root / 'mlflow.db'}: {reason}") from error
+        raise
 
 
 def _create_experiment(client: "MlflowClient", files: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from tttlab.config.params import read_params
-from tttlab.errors import UserError
+from tttlab.errors import DISK_FULL, UserError, disk_full
 from tttlab.runtime.allocator import keep_freed_memory
 from tttlab.runtime.compiler import postpone_compiler
 from tttlab.runtime.garbage import collect_only_young
@@ -92,6 +92,11 @@ def main(
             time.sleep(PATIENCE)
         process = f"(process {RANK}) " if RANK else ""
         print(f"error: {process}{error}{not_copied(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if not disk_full(error):
+            raise
+        print(f"error: {DISK_FULL}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if not RANK:

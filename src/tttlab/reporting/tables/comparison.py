@@ -153,7 +153,7 @@ _SIGNALS = {
 
 
 def correlations(results: Results) -> Iterator[Table]:
-    """Compare how well the signals rank the gain, per image and per shift."""
+    """Compare how well the signals rank the gain, per image and per corruption."""
     table = results.rows("correlations")
     groups = dict(list(table.groupby("model", sort=False))) if len(table) else {}
     for number, (model, rows) in enumerate(groups.items(), 1):
@@ -169,7 +169,8 @@ def correlations(results: Results) -> Iterator[Table]:
         heads = (model, "known before,\nwithout labels", *column_heads)
         caption = (
             "Spearman's rank correlation with the gain; the gain of one image is −1, 0 or +1. "
-            "p, per image: from resampling whole images; per shift: from permuting the shifts. "
+            "p, per image: from resampling whole images; per corruption, all its severities "
+            "together: from permuting the corruptions. "
             "n: where the signal is "
             f"known{', first training seed' if results.seeds > 1 else ''}. "
             f"Bold: p below {LEVEL}, not corrected for the number of signals. "
