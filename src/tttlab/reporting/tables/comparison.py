@@ -153,7 +153,7 @@ _SIGNALS = {
 
 
 def correlations(results: Results) -> Iterator[Table]:
-    """Compare how well the signals rank the gain, per image and per corruption."""
+    """Compare how well the signals rank the gain, per image and per kind of shift."""
     table = results.rows("correlations")
     groups = dict(list(table.groupby("model", sort=False))) if len(table) else {}
     for number, (model, rows) in enumerate(groups.items(), 1):
@@ -165,12 +165,13 @@ def correlations(results: Results) -> Iterator[Table]:
             cells = (by_column.get(column, Cell("–")) for column in columns)
             name, free = _SIGNALS.get(signal, signal), "yes" if part["label_free"].all() else "no"
             lines.append(line(name, free, *cells))
-        column_heads = (f"{run},\nper {level}" for run, level in columns)
+        words = {"image": "per image", "corruption": "per kind\nof shift"}
+        column_heads = (f"{run},\n{words[level]}" for run, level in columns)
         heads = (model, "known before,\nwithout labels", *column_heads)
         caption = (
             "Spearman's rank correlation with the gain; the gain of one image is −1, 0 or +1. "
-            "p, per image: from resampling whole images; per corruption, all its severities "
-            "together: from permuting the corruptions. "
+            "p, per image: from resampling whole images; per kind of shift, its degrees together: "
+            "from permuting the kinds. "
             "n: where the signal is "
             f"known{', first training seed' if results.seeds > 1 else ''}. "
             f"Bold: p below {LEVEL}, not corrected for the number of signals. "
