@@ -47,6 +47,7 @@ def run(tmp_path, monkeypatch):
         prepare.run(run.params)
         return {name: ImageSet.load(tmp_path / "outputs/data" / name) for name in SETS}
 
+    run.values = values
     return run
 
 
@@ -615,3 +616,32 @@ def test_strengths_of_other_sizes_are_refused_where_the_size_is_the_backbones():
 def test_auto_is_the_side_of_what_is_prepared(run, three):
     sets = run(**three | {"image_size": "auto"})
     assert {images.pixels.shape[1:] for images in sets.values()} == {(224, 224, 3)}
+
+
+@pytest.fixture
+def undecodable(three):
+    """The three folders, with a file that stops the stage once images are decoded."""
+    (Path(three["unlabeled"]["root"]) / "any" / "broken.png").write_bytes(b"no image")
+    return three
+
+
+def test_too_few_classes_or_images_are_told_before_any_image_is_decoded(run, undecodable):
+    labeled = undecodable["labeled"]
+    above = labeled | {"root": str(Path(labeled["root"]).parent / "above")}
+    tree(Path(above["root"]), {"train/ape": 2, "train/bee": 2}, 4)
+    with pytest.raises(UserError, match=r"at least two classes, found train; .*root must be"):
+        run(**undecodable | {"labeled": above})
+    with pytest.raises(UserError, match="found 1 of class 'ape'; widen"):
+        run(**undecodable | {"labeled": labeled | {"limit": 3}})
+    with pytest.raises(UserError, match=r"broken\.png"):
+        run(**undecodable)
+
+
+def test_a_stream_class_by_class_needs_labels_before_any_image_is_decoded(run, undecodable):
+    run.values["adapt"]["online"]["order"] = "by_class"
+    unlabeled = undecodable | {"test": undecodable["test"] | {"labels": "none"}}
+    with pytest.raises(UserError, match=r"broken\.png"):  # no run is a stream
+        run(**unlabeled)
+    run.values["adapt"]["runs"]["stream"] = {"method": "lame", "protocol": "online"}
+    with pytest.raises(UserError, match=r"by_class needs the labels .* data\.test has none"):
+        run(**unlabeled)

@@ -37,6 +37,21 @@ def gather(
     Raises:
         UserError: there are no images, or a file is unreadable and must not be.
     """
+    indices = choose(source, spec, which, seed)
+    words = (spec.source, spec.root, spec.split)
+    origin = " ".join(str(word) for word in words if word is not None)
+    images = read_images(source, indices, f"data.{which}", image_size, origin, **settings)
+    if which == "unlabeled":
+        return replace(images, labels=np.full(len(images), -1, np.int64), classes=())
+    return images
+
+
+def choose(source: ImageSource, spec: ImageSpec, which: str, seed: int) -> np.ndarray:
+    """Choose the images of a set: sorted numbers; the arguments are those of `gather`.
+
+    Raises:
+        UserError: there are none.
+    """
     indices = take_part(source, spec.part, seed, f"{spec.source}/{spec.split}")
     with_labels = source.labeled and which != "unlabeled"
     groups = source.groups[indices] if with_labels else np.zeros(len(indices), dtype=np.int64)
@@ -47,12 +62,7 @@ def gather(
             f"data.{which}.part: {list(spec.part)} of {len(source.image_ids)} images is none; "
             "widen it"
         )
-    words = (spec.source, spec.root, spec.split)
-    origin = " ".join(str(word) for word in words if word is not None)
-    images = read_images(source, indices, f"data.{which}", image_size, origin, **settings)
-    if which == "unlabeled":
-        return replace(images, labels=np.full(len(images), -1, np.int64), classes=())
-    return images
+    return indices
 
 
 def read_images(

@@ -66,6 +66,27 @@ def balanced_subset(
     return np.sort(np.lexsort((drawn, ranks))[:count])
 
 
+def check_sizes(classes: Sequence[str], sizes: np.ndarray) -> None:
+    """Refuse labeled images that cannot be split, from their numbers ``sizes (K,)`` by class.
+
+    Raises:
+        UserError: there are fewer than two classes, or a class has fewer than two images.
+    """
+    if len(classes) < 2:
+        raise UserError(
+            "data.labeled: expected at least two classes, "
+            f"found {', '.join(classes) or 'none'}; data.labeled.root must be the folder that "
+            "holds the folders of the classes"
+        )
+    if sizes.min() < 2:
+        name = classes[int(sizes.argmin())]
+        raise UserError(
+            "data.labeled: expected at least two different images of every class "
+            f"(for training and for validation), found {sizes.min()} of class {name!r}; "
+            "widen data.labeled.part, raise data.labeled.limit, or add images"
+        )
+
+
 def split_validation(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """Split labeled images into training and validation, class by class.
 
@@ -82,18 +103,7 @@ def split_validation(images: ImageSet, fraction: float, seed: int) -> tuple[Imag
     unique, row_of_image = np.unique(images.firsts, return_inverse=True)
     labels = images.labels[unique]
     sizes = np.bincount(labels, minlength=len(images.classes))
-    if len(images.classes) < 2:
-        raise UserError(
-            "data.labeled: expected at least two classes, "
-            f"found {', '.join(images.classes) or 'none'}"
-        )
-    if sizes.min() < 2:
-        name = images.classes[int(sizes.argmin())]
-        raise UserError(
-            "data.labeled: expected at least two different images of every class "
-            f"(for training and for validation), found {sizes.min()} of class {name!r}; "
-            "widen data.labeled.part, raise data.labeled.limit, or add images"
-        )
+    check_sizes(images.classes, sizes)
     ranks = _ranks([images.image_ids[index] for index in unique], labels, seed, "validation")
     counts = np.clip(np.round(sizes * fraction), 1, sizes - 1)
     validation = (ranks < counts[labels])[row_of_image]

@@ -4,12 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from tttlab.config.params import Params
 from tttlab.data import copies, image_sets
 from tttlab.data.image_sets import ImageSet
-from tttlab.data.reading import gather, read_images
+from tttlab.data.reading import choose, gather, read_images
 from tttlab.data.sources import ImageSource, open_source
-from tttlab.data.splits import balanced_subset, split_validation
+from tttlab.data.splits import balanced_subset, check_sizes, split_validation
+from tttlab.errors import UserError
 from tttlab.networks.known_classes import class_list, order_of
 from tttlab.shifts.sets import Shifted, left_out, open_shift_set
 from tttlab.shifts.shift import Shift
@@ -33,6 +36,9 @@ def open_sources(params: Params, downloads: Path) -> Opened:
         for name in (*TRAINED, "test")
     }
     classes = sets["labeled"].classes
+    chosen = choose(sets["labeled"], params.data.labeled, "labeled", params.seed)
+    groups = sets["labeled"].groups[chosen]
+    check_sizes(classes, np.bincount(groups, minlength=len(classes)))
     for name, model in params.models.items():
         if model.whole:
             key = f"models.{name}"
@@ -45,10 +51,25 @@ def open_sources(params: Params, downloads: Path) -> Opened:
         tested += [(f"shifts.sets.{name}", member.source) for member in members]
     for key, source in tested:
         image_sets.check_classes(source.classes if source.labeled else (), classes, key)
+        if not source.labeled and streams_by_class(params):
+            raise UserError(
+                f"adapt.online.order: by_class needs the labels of all images, and {key} has none; "
+                "set shuffled"
+            )
     for name, spec in params.shifts.sets.items():
         for line in left_out(f"shifts.sets.{name}", spec):
             print(line)
     return Opened(sets, shifted)
+
+
+def streams_by_class(params: Params) -> bool:
+    """Tell whether a run adapts along streams in which one class follows another."""
+    runs = (
+        params.run_settings(run, model)
+        for run in params.adapt.runs
+        for model in params.models_of(run)
+    )
+    return params.adapt.online.order == "by_class" and any(run.protocol == "online" for run in runs)
 
 
 def decode(params: Params, opened: Opened) -> tuple[dict[str, ImageSet], list[Shift]]:
