@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import sys
 import unicodedata
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.helpers import whole
 from tests.helpers.whole import MEAN, NAMES, SIZE, STD
 from tools.stage_code import ROOT
+from tttlab.adaptation.method_code import read_module
 from tttlab.config.finetuning import Whole
 from tttlab.config.params import read_params
 from tttlab.errors import UserError
@@ -325,6 +327,44 @@ def test_a_wrong_network_is_told_by_the_first_stage(images, monkeypatch, model, 
     with pytest.raises(UserError, match=says) as error:
         run(read(images, m=model | changes), "methods")
     assert "\n" not in str(error.value)
+
+
+OWN_MODULE = """
+import torch
+from tests.helpers import whole
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.own = whole.own_network()
+
+    def forward(self, images):
+        return SIGN * self.own(images)
+"""
+
+
+def test_a_network_whose_code_has_changed_is_taken_anew(tmp_path, monkeypatch):
+    """Its weights are the same; what follows depends on what it computes with them."""
+    fill(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
+    params, accuracies = read(tmp_path, m=OWN | {"backbone": "changing_net.Net"}), []
+    for sign in ("1.0", "-1.0", "-1.0"):
+        text = OWN_MODULE.replace("SIGN", sign)
+        (tmp_path / "changing_net.py").write_text(text, encoding="utf-8")
+        for name in [name for name in sys.modules if name == "changing_net"]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        read_module.cache_clear()
+        run(params, "methods", *(("prepare",) if not accuracies else ()), "pretrain", "finetune")
+        written = tmp_path / "outputs" / "finetuned" / "m" / "0" / "network.json"
+        about = json.loads(written.read_text(encoding="utf-8"))
+        accuracies.append((about["metrics"]["validation_accuracy"], written.stat().st_mtime_ns))
+    (right, _), (wrong, second), (_, third) = accuracies
+    assert right > 0.8
+    assert wrong < 0.05
+    assert second == third  # nothing had changed
 
 
 def test_a_folder_that_is_no_class_is_told_before_an_image_is_decoded(images, monkeypatch):

@@ -41,7 +41,18 @@ def method_code(method: str) -> Code:
     Raises:
         UserError: one of these files is not valid Python.
     """
-    start = method if "." in method else f"tttlab.methods.{method}"
+    return module_code(method if "." in method else f"tttlab.methods.{method}")
+
+
+def module_code(start: str) -> Code:
+    """Hash what a module executes, in the same way; empty for a module without Python source.
+
+    Args:
+        start: the module's dotted path; it may lie anywhere.
+
+    Raises:
+        UserError: one of these files is not valid Python.
+    """
     packages = {start.partition(".")[0], "tttlab"}
     hashes, seen, waiting = {}, set(), [start]
     while waiting:
@@ -53,7 +64,8 @@ def method_code(method: str) -> Code:
         if file is not None:  # else a class, a function, or a package without a file
             hashes[name], imported = read_module(name, file)
             waiting += imported
-    return {start: hashes.pop(start), **dict(sorted(hashes.items()))}
+    first = {start: hashes.pop(start)} if start in hashes else {}
+    return {**first, **dict(sorted(hashes.items()))}
 
 
 @cache

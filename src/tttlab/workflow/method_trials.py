@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tttlab.adaptation.method_code import Code
 from tttlab.config.params import Params
+from tttlab.workflow.training_keys import backbone_code
 
 # The settings of a model that may decide whether a run works on it.
 NETWORK = {
@@ -65,6 +66,7 @@ def trial_key(params: Params, name: str, model: str, code: Code) -> str:
     }
     network = params.models[model].model_dump(mode="json", include=NETWORK)
     network |= {"image_size": params.data.image_size}
+    network |= {"code": backbone_code(network["backbone"])}
     batch_size = params.adapt.online.batch_size
     parts = [run.method, run.settings, run.search, loop, run.protocol, batch_size, code, network]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

@@ -6,7 +6,9 @@ Nothing here imports torch, so that a stage whose networks are all there ends at
 from dataclasses import asdict
 from pathlib import Path
 
+from tttlab.adaptation.method_code import Code, module_code
 from tttlab.config.params import Params
+from tttlab.config.values import is_own_module
 from tttlab.workflow import places
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.pieces import Network
@@ -19,7 +21,13 @@ def pretraining_key(params: Params, network: Network, ledger: Ledger) -> str:
     section = model.model_dump(mode="json", exclude={"finetune"})
     images = _images("unlabeled", "labeled_train", "labeled_validation")
     settings = [*network, section, model.whole, params.data.image_size]
-    return ledger.key(settings, [*images, *weights])
+    code = backbone_code(model.backbone)
+    return ledger.key([*settings, *filter(None, [code])], [*images, *weights])
+
+
+def backbone_code(backbone: str) -> Code:
+    """Hash the code of a network of one's own, ``my_package.my_network``; empty for timm's."""
+    return module_code(backbone.rpartition(".")[0]) if is_own_module(backbone) else {}
 
 
 def finetuning_key(params: Params, network: Network, ledger: Ledger) -> str:

@@ -14,6 +14,7 @@ from tttlab.tracking.runs import start_run
 from tttlab.training.probing import classification, encode
 from tttlab.workflow import pieces, places
 from tttlab.workflow.execution import parent_run
+from tttlab.workflow.training_keys import backbone_code
 from tttlab.workflow.trainings import Place, log_inputs, write
 
 PARTS = ("train", "validation")
@@ -40,6 +41,8 @@ def take(params: Params, item: pieces.Network, place: Place, size: int) -> list[
         "parent": None,
         "mlflow_run_id": None,
         "logits": count_logits(network, size, f"models.{model}"),
+        # So that all that follows is computed anew when the code changes, not the weights alone.
+        "code": backbone_code(section["backbone"]),
     }
     folder = place.folder / str(item)
     about = {
@@ -93,6 +96,7 @@ def keep(params: Params, item: pieces.Network, place: Place) -> list[Path]:
             "parent": parent["sha256"],
             "mlflow_run_id": tracked.id,
             "logits": parent["logits"],
+            "code": parent["code"],
             "metrics": metrics,
         }
         about = {
