@@ -7,9 +7,10 @@ domain's, with width D:
 
     s·(‖Σ_s − Σ_t‖²/(4·D²))/c + ½·s·(‖μ_s − μ_t‖²/D)/m
 
-c and m are the same distances between a mini-batch of *source* images and all of them, on average,
-so that the terms of a batch without any shift are about s and s/2. A single batch would estimate
-the covariance poorly: its moments are taken together with the features of the images before it,
+c and m are the same distances between as many *source* images as the queue holds and all of them,
+on average, so that without any shift the terms are about s and s/2 once the queue is full. Before,
+they are larger, as are the distances of few images. A single batch would estimate the covariance
+poorly: its moments are taken together with the features of the images before it,
 without gradient. The contrast sees augmented views, the alignment the images themselves. Needs a
 SimCLR head and source images.
 
@@ -25,8 +26,8 @@ What differs from the published code:
 - It aligns each batch alone until the queue is full. Ours uses the queue as far as it is filled,
   which is a better estimate from the second batch on.
 - Its c and m are distances to the first source batch, which it leaves out of everything else. Ours
-  are distances to the moments of all source images. They are about half of its, so that equal
-  scales weigh about twice.
+  are distances to the moments of all source images. They are a quarter to half of its, so that
+  equal scales weigh two to four times as much.
 - It crops and mirrors the source images at random; ours are not augmented.
 """
 
