@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from tools.stage_code import ROOT
 from tttlab.arc.settings import read_settings
 from tttlab.errors import UserError
+from tttlab.workflow.arc.preparing import check_trainable
 
 FILE = ROOT / "arc" / "params.yaml"
 READY = sorted((ROOT / "arc" / "settings").glob("*.yaml"))
@@ -71,6 +72,10 @@ MISTAKES = [
     ({"adapt__runs": {**RUNS, "all": {"step": 3}}}, "adapt.runs.all.step: unknown key"),
     ({"adapt__runs": {**RUNS, "all": {"lr": "fast"}}}, "adapt.runs.all.lr: expected"),
     ({"adapt__defaults__warmup": 10_000}, "adapt.defaults.warmup: expected fewer than steps"),
+    (
+        {"adapt__runs": {**RUNS, "joint": {"together": True, "trainable": "tokens"}}},
+        "adapt.runs.joint.trainable: expected all, for one network",
+    ),
     ({"adapt__record": [1.5]}, "adapt.record[0]: expected a number less than 1"),
 ]
 
@@ -81,6 +86,16 @@ def test_a_mistake_is_told_in_one_line(tmp_path, changes, message):
         read(tmp_path, **changes)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_parameters_that_the_network_does_not_have_are_told_before_it_is_trained(tmp_path):
+    small = {"network__depth": 1, "network__width": 16, "network__heads": 2}
+    good = read(tmp_path, adapt__runs={**RUNS, "some": {"trainable": ["blocks.0"]}}, **small)
+    check_trainable(good)
+    wrong = read(tmp_path, adapt__runs={**RUNS, "some": {"trainable": ["encodr"]}}, **small)
+    expected = r"^adapt\.runs\.some\.trainable: 'encodr' matches no parameter; names begin with"
+    with pytest.raises(UserError, match=expected):
+        check_trainable(wrong)
 
 
 def test_the_small_size_is_the_default():

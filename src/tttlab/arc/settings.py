@@ -17,6 +17,7 @@ from tttlab.config.strict import (
     Strict,
     fault,
     list_mistakes,
+    show,
 )
 from tttlab.config.values import DISTINCT, Name
 
@@ -138,6 +139,16 @@ class Run(Strict):
     together: StrictBool
     offline: StrictBool
     placements: Count
+
+    @model_validator(mode="after")
+    def _together_trains_all(self) -> "Run":
+        if self.together and self.trainable != "all":
+            raise fault(
+                "expected all, for one network for all tasks is trained as a whole, "
+                f"found {show(self.trainable)}",
+                "trainable",
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "Run":

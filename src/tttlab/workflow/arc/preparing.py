@@ -21,14 +21,36 @@ def folder() -> Path:
     return places.OUTPUTS / "tasks"
 
 
+def check_trainable(settings: Settings) -> None:
+    """Look the parameters that runs name up in the network, before it is trained.
+
+    Raises:
+        UserError: the network has none of such a name.
+    """
+    runs = {name: settings.adapt.run(name) for name in settings.adapt.runs}
+    named = {name: run for name, run in runs.items() if not isinstance(run.trainable, str)}
+    if not named:
+        return
+    from tttlab.adaptation.trainable import select_parameters  # seconds of imports
+    from tttlab.arc.building import build
+
+    network = build(settings, 1)
+    for name, run in named.items():
+        try:
+            select_parameters(network, run.trainable)
+        except UserError as error:
+            raise UserError(f"adapt.runs.{name}.{error}") from error
+
+
 def write_tasks(settings: Settings) -> None:
     """Choose the tasks, invent others, and write them.
 
     Raises:
-        UserError: no task fits.
+        UserError: no task fits, or a run names parameters that the network does not have.
     """
     from tttlab.arc.invented.inventing import invent  # SciPy; the other stages import the names
 
+    check_trainable(settings)
     chosen, invented = settings.tasks, settings.invented
     training = fitting(load(chosen.training, "training"), chosen.largest)
     evaluation = fitting(load(chosen.evaluation, "evaluation"), chosen.largest)
