@@ -20,7 +20,8 @@ def run(params: Params) -> None:
         with start_run(places.ROOT, **about, parent=parent, tags={"model": model}) as run:
             card = describe(params, results, served)
             print(register_model(run, folder, served, card))
-    print("MLflow   make ui, page Models; make serve answers requests")
+    print(f"models   {places.look_with('ui')}   (page Models)")
+    print(f"service  {places.look_with('serve')}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def run(params: Params) -> None:
     for model in results.models:
         print(f"{model}: {report.sentence(results, model)}")
     print(f"\nreport   {target.resolve()}")
-    print("MLflow   make ui   (or: uv run ttt-lab ui)")
+    print(f"MLflow   {places.look_with('ui')}")
 
 
 if __name__ == "__main__":

@@ -57,12 +57,16 @@ def _log(run: Run, root: Path, name: str, folder: Path, example: Path, code: Seq
     """Log the model to the run and register it; return the version's number."""
     import mlflow
     import pandas as pd
-    from mlflow.environment_variables import MLFLOW_UV_AUTO_DETECT
+    from mlflow.environment_variables import (
+        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
+        MLFLOW_UV_AUTO_DETECT,
+    )
 
     from tttlab.serving.pyfunc import ARTIFACT, CONFIG
     from tttlab.serving.requests import COLUMN
 
     image = base64.b64encode(example.read_bytes()).decode()
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # bars of a few small files
     MLFLOW_UV_AUTO_DETECT.set(False)  # it would copy this project's pyproject.toml into the model
     mlflow.set_tracking_uri(database_uri(root))
     with mlflow.start_run(run_id=run.id):
