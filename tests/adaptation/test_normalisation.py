@@ -210,6 +210,31 @@ def test_images_are_normalised_one_by_one_under_vmap(kind, policy):
         assert not torch.allclose(together, network(images).logits)
 
 
+@pytest.mark.parametrize("kind", ["vit", "groupnorm", "resnet"])
+@pytest.mark.parametrize("policy", ["image", "mixed", "shrink"])
+def test_a_batch_of_all_source_images_is_left_alone(kind, policy):
+    """Their moments together are those of the source: nothing deviates, whatever the policy."""
+    network, _ = networks.source_statistics(kind)
+    images = networks.images(24, seed=5).double()
+    images = (
+        images * torch.linspace(0.5, 1.5, 24).double()[:, None, None, None]
+    )  # unlike each other
+    statistics, policy = layer_statistics(network, [images]), Normalisation(policy)
+    with evaluating(network), torch.no_grad():
+        source = network(images).logits
+        with normalised(network, policy, statistics, of_batch=True):
+            whole = network(images).logits
+            alone = over_images(lambda image: network(image[None]).logits[0])(images)
+        with normalised(network, policy, statistics):
+            one_by_one = over_images(lambda image: network(image[None]).logits[0])(images)
+    if kind == "resnet" and policy.normalisation != "shrink":
+        # BatchNorm's source moments are its running ones, which these images need not have.
+        assert not torch.allclose(whole, source)
+    else:
+        torch.testing.assert_close(whole, source, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(alone, one_by_one)  # under vmap an image is an image
+
+
 def test_source_statistics_of_the_running_estimate_agree_with_what_batch_norm_learnt():
     """After many passes over the same images, the mean of their means is the running mean."""
     network = networks.resnet().double()

@@ -250,8 +250,7 @@ def batch_by_batch(
     network, images: Tensor, method: Method, loop: InnerLoop, statistics, batches: Sequence[slice]
 ) -> Tensor:
     """Classify a stream: ``(N, K)``."""
-    with normalised(network, loop, statistics):
-        return torch.cat(list(along(network, images, method, loop, statistics, batches)))
+    return torch.cat(list(along(network, images, method, loop, statistics, batches)))
 
 
 def batch_loss(
@@ -285,10 +284,12 @@ def along(
         for number in range(loop.steps):
             image_ids = map(str, range(len(images))[part])
             generators = [torch_generator(0, "views", name, number) for name in image_ids]
-            drawn.append(method.views(network, batch, generators))
+            with normalised(network, loop, statistics, of_batch=True):
+                drawn.append(method.views(network, batch, generators))
         for views in drawn if parameters else ():
             loss_of = partial(batch_loss, method, net, views, statistics, state)
-            state = step(loss_of, parameters, optimizer, loop)
+            with normalised(network, loop, statistics, of_batch=method.whole_batch):
+                state = step(loss_of, parameters, optimizer, loop)
             with torch.no_grad():
                 generator = torch_generator(0, "after_step", steps_taken)
                 values = {name: value.detach() for name, value in parameters.items()}
@@ -298,10 +299,12 @@ def along(
                     value.copy_(changed[name])
                 if all(changed[name] is source[name] for name in parameters):
                     optimizer = optimiser(parameters, loop)
-        with torch.no_grad():
+        alone = type(method).predict is not Method.predict
+        whole = not alone or type(method).predict_batch is not Method.predict_batch
+        with torch.no_grad(), normalised(network, loop, statistics, of_batch=whole):
             if type(method).predict_batch is not Method.predict_batch:
                 logits, state = method.predict_batch(net, batch, statistics, state)
-            elif type(method).predict is not Method.predict:
+            elif alone:
                 predictions = [
                     method.predict(net, image, views_of(drawn[0], row), statistics)
                     for row, image in enumerate(batch)

@@ -50,12 +50,13 @@ def coral(a, b):
 
 def numpy_alignment(values, statistics, place):
     """The published terms of one place."""
-    mean, covariance, noise_mean, noise_covariance = (
+    mean, covariance, noise_mean, noise_covariance, images = (
         statistics[f"alignment.{place}.{name}"].numpy() for name in NAMES
     )
     covariance_distance = coral(np.cov(values, rowvar=False), covariance)
     mean_distance = np.mean((values.mean(0) - mean) ** 2)
-    return covariance_distance / noise_covariance + 0.5 * mean_distance / noise_mean
+    terms = covariance_distance / noise_covariance + 0.5 * mean_distance / noise_mean
+    return terms / (1 / len(values) + 1 / images)
 
 
 def test_distances_are_coral_and_the_mean_square_of_the_means():
@@ -69,32 +70,45 @@ def test_distances_are_coral_and_the_mean_square_of_the_means():
     assert [value.item() for value in found] == pytest.approx(expected, rel=1e-9)
 
 
+def source_of(values, size):
+    """Give the statistics of source rows as the place ``x``."""
+    summary = zip(NAMES, summarise(values, size), strict=True)
+    return {f"alignment.x.{name}": value for name, value in summary}
+
+
 @pytest.mark.parametrize(("count", "size", "parts"), [(100, 30, 3), (100, 1536, 2), (101, 50, 2)])
-def test_source_mini_batches_score_one_on_average(count, size, parts):
-    """In each term, exactly: this is the unit of the scales."""
+def test_the_noise_is_that_of_one_image(count, size, parts):
+    """A mini-batch of p of N images, drawn without replacement, lies off by 1/p − 1/N of it."""
     values = rows(count)
-    mean, covariance, noise_mean, noise_covariance = summarise(values, size)
-    source = {
-        "alignment.x.mean": mean,
-        "alignment.x.covariance": covariance,
-        "alignment.x.noise_mean": noise_mean,
-        "alignment.x.noise_covariance": noise_covariance,
-    }
-    mini_batches = shuffled_parts(values, parts)
-    scores = [misalignment(part, "x", source).item() for part in mini_batches]
-    assert np.mean(scores) == pytest.approx(1 + 0.5, rel=1e-9)
-    noise = [distances(part, mean, covariance)[1].item() for part in mini_batches]
-    assert np.mean(noise) == pytest.approx(noise_covariance.item(), rel=1e-9)
+    source = source_of(values, size)
+    for number, name in enumerate(("mean", "covariance")):
+        noise = [
+            distances(part, source["alignment.x.mean"], source["alignment.x.covariance"])[number]
+            / (1 / len(part) - 1 / count)
+            for part in shuffled_parts(values, parts)
+        ]
+        expected = torch.stack(noise).mean().item()
+        assert source[f"alignment.x.noise_{name}"].item() == pytest.approx(expected, rel=1e-9)
+    # Of a normal variable the mean's noise is its variance, here 1.
+    whole = source_of(rows(20_000), 100)
+    assert whole["alignment.x.noise_mean"].item() == pytest.approx(1, rel=0.15)
+
+
+@pytest.mark.parametrize("count", [8, 64, 1000])
+@pytest.mark.parametrize("source_count", [400, 20_000])
+def test_images_without_a_shift_score_one_and_a_half_however_many_there_are(count, source_count):
+    source = source_of(rows(source_count, 40), 200)
+    scores = [misalignment(rows(count, 40, s + 1), "x", source).item() for s in range(20)]
+    assert np.mean(scores) == pytest.approx(1 + 0.5, rel=0.25)
 
 
 def test_source_noise_is_that_of_random_mini_batches_whatever_the_order():
     """In order of class, the means of mini-batches would be as far apart as those of classes."""
     values = rows(3000) + 10 * torch.arange(3).repeat_interleave(1000)[:, None]
     noise = summarise(values, 100)[2].item()
-    expected = values.var(0).mean().item() / 100 * (1 - 1 / 30)  # drawn without replacement
-    assert noise == pytest.approx(expected, rel=0.5)
+    assert noise == pytest.approx(values.var(0).mean().item(), rel=0.5)
     in_order = torch.stack([part.mean(0) for part in values.split(100)])
-    assert (in_order - values.mean(0)).square().mean() > 50 * noise
+    assert (in_order - values.mean(0)).square().mean() > 50 * noise / 100
 
 
 def test_statistics_of_all_source_images_none_left_out():

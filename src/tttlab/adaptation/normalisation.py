@@ -15,6 +15,9 @@ m and variance v over the positions of its views, and source mean μ and varianc
 
 A network without BatchNorm is normalised at the outputs of its patch embedding and its stages,
 where the moments of the typical source image stand for μ and σ².
+
+Along a stream a batch takes the image's place, and the moments over all source images that of the
+typical one: between the images of a batch there is variance, too.
 """
 
 from collections.abc import Iterator
@@ -22,6 +25,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.utils.hooks import RemovableHandle
 
 from tttlab.config.inner_loop import Normalisation
@@ -90,14 +94,17 @@ def shrinkage(policy: Normalisation, deviation: Tensor, scale: Tensor) -> Tensor
 
 
 @contextmanager
-def normalised(network: nn.Module, policy: Normalisation, statistics: Statistics) -> Iterator[None]:
+def normalised(
+    network: nn.Module, policy: Normalisation, statistics: Statistics, *, of_batch: bool = False
+) -> Iterator[None]:
     """Apply a policy to every forward pass inside the context; no module or buffer is changed.
 
-    Each forward pass must hold the views of *one* image, as under ``vmap`` over images. The input
-    of a BatchNorm layer is changed so that the layer's own formula, with its running statistics,
-    yields the wanted normalisation.
+    Each forward pass must hold the views of *one* image, as under ``vmap`` over images; or, with
+    ``of_batch``, the images of a batch wherever it is not under ``vmap``. The input of a BatchNorm
+    layer is changed so that the layer's own formula, with its running statistics, yields the wanted
+    normalisation.
     """
-    handles = add_hooks(network, policy, statistics)
+    handles = add_hooks(network, policy, statistics, of_batch)
     try:
         yield
     finally:
@@ -106,20 +113,27 @@ def normalised(network: nn.Module, policy: Normalisation, statistics: Statistics
 
 
 def add_hooks(
-    network: nn.Module, policy: Normalisation, statistics: Statistics
+    network: nn.Module, policy: Normalisation, statistics: Statistics, of_batch: bool
 ) -> list[RemovableHandle]:
     """Add the hooks that apply a policy: to the BatchNorm layers or, without any, to the stages."""
     if policy.normalisation == "source":
         return []
     if names := batch_norm_layers(network):
-        pre_hooks = {name: batch_norm_hook(policy, statistics, name) for name in names}
+        pre_hooks = {name: batch_norm_hook(policy, statistics, name, of_batch) for name in names}
         return [
             network.get_submodule(name).register_forward_pre_hook(hook)
             for name, hook in pre_hooks.items()
         ]
     last = channels_last(network)
-    hooks = {name: stage_hook(policy, statistics, name, last) for name in token_layers(network)}
+    hooks = {
+        name: stage_hook(policy, statistics, name, of_batch, last) for name in token_layers(network)
+    }
     return [network.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+
+
+def outside_vmap() -> bool:
+    """Tell whether what is computed now is under no ``vmap`` over images."""
+    return peek_interpreter_stack() is None
 
 
 def running_moments(layer: nn.Module) -> Moments:
@@ -127,25 +141,27 @@ def running_moments(layer: nn.Module) -> Moments:
     return Moments(layer.running_mean, (layer.running_var + layer.eps).log())
 
 
-def batch_norm_hook(policy: Normalisation, statistics: Statistics, name: str):
+def batch_norm_hook(policy: Normalisation, statistics: Statistics, name: str, of_batch: bool):
     """Make the pre-hook that changes a BatchNorm layer's input."""
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        source = running_moments(layer)
-        variation = natural_variation(statistics, name + ".input", source)
+        source, together = running_moments(layer), of_batch and outside_vmap()
+        variation = natural_variation(statistics, name + ".input", source, together)
         return transport(inputs[0], policy, source, *variation, layer.eps)
 
     return hook
 
 
-def stage_hook(policy: Normalisation, statistics: Statistics, name: str, last: bool = False):
-    """Make the hook that moves a stage's output towards the typical source image.
+def stage_hook(
+    policy: Normalisation, statistics: Statistics, name: str, of_batch: bool, last: bool = False
+):
+    """Make the hook that moves a stage's output towards the typical source image, or batch.
 
     ``last``: channels come last.
     """
 
     def hook(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        center, scale = natural_variation(statistics, name, None)
+        center, scale = natural_variation(statistics, name, None, of_batch and outside_vmap())
         moved = transport(channels_second(output, last), policy, center, center, scale)
         return moved.movedim(1, -1) if last and output.ndim == 4 else moved
 
@@ -153,15 +169,23 @@ def stage_hook(policy: Normalisation, statistics: Statistics, name: str, last: b
 
 
 def natural_variation(
-    statistics: Statistics, name: str, default: Moments | None
+    statistics: Statistics, name: str, default: Moments | None, together: bool
 ) -> tuple[Moments, Moments]:
-    """Read a layer's centre and scale; the default is for policies that do not use them."""
+    """Read a layer's centre and scale; the default is for policies that do not use them.
+
+    The centre is that of single images, or of all images together. The scale is always that of
+    single images, beside which a batch deviates little without a shift.
+    """
     if f"{name}.mean_center" not in statistics and default is not None:
         return default, default
-    return (
-        Moments(statistics[f"{name}.mean_center"], statistics[f"{name}.log_variance_center"]),
-        Moments(statistics[f"{name}.mean_scale"], statistics[f"{name}.log_variance_scale"]),
-    )
+    if together:
+        pooled = statistics[f"{name}.pooled_mean"], statistics[f"{name}.pooled_variance"].log()
+        center = Moments(*pooled)
+    else:
+        typical = statistics[f"{name}.mean_center"], statistics[f"{name}.log_variance_center"]
+        center = Moments(*typical)
+    scale = statistics[f"{name}.mean_scale"], statistics[f"{name}.log_variance_scale"]
+    return center, Moments(*scale)
 
 
 def transport(

@@ -7,12 +7,11 @@ domain's, with width D:
 
     s·(‖Σ_s − Σ_t‖²/(4·D²))/c + ½·s·(‖μ_s − μ_t‖²/D)/m
 
-c and m are the same distances between as many *source* images as the queue holds and all of them,
-on average, so that without any shift the terms are about s and s/2 once the queue is full. Before,
-they are larger, as are the distances of few images. A single batch would estimate the covariance
-poorly: its moments are taken together with the features of the images before it,
-without gradient. The contrast sees augmented views, the alignment the images themselves. Needs a
-SimCLR head and source images.
+c and m are what the same distances are on average of as many images from the *source* domain, so
+that the terms of images without any shift are about s and s/2, however many there are. A single
+batch would estimate the covariance poorly: its moments are taken together with the features of the
+images before it, without gradient. The contrast sees augmented views, the alignment the images
+themselves. Needs a SimCLR head and source images.
 
 In params.yaml the rest is the adapter's: ``trainable: encoder``, ``normalisation: image``, SGD with
 momentum 0.9, batches of 256; CIFAR-10: lr 1e-2; CIFAR-100: lr 1e-4, scales 5 and 20, queue 2048.
@@ -25,9 +24,10 @@ What differs from the published code:
   normalisation to the adapter's policy.
 - It aligns each batch alone until the queue is full. Ours uses the queue as far as it is filled,
   which is a better estimate from the second batch on.
-- Its c and m are distances to the first source batch, which it leaves out of everything else. Ours
-  are distances to the moments of all source images. They are a quarter to half of its, so that
-  equal scales weigh two to four times as much.
+- Its c and m are distances of a source batch to the first one, which it leaves out of everything
+  else, whatever the number of test images. Ours are distances of as many images as there are to the
+  moments of all source images: with a full queue and many source images about half of its, so that
+  equal scales weigh about twice as much.
 - It crops and mirrors the source images at random; ours are not augmented.
 """
 
@@ -50,7 +50,7 @@ from tttlab.objectives.simclr import nt_xent
 from tttlab.runtime.group_size import FORWARD_LARGEST, GroupSize, through
 
 PLACES = ("features", "projections")
-NAMES = ("mean", "covariance", "noise_mean", "noise_covariance")
+NAMES = ("mean", "covariance", "noise_mean", "noise_covariance", "images")
 
 
 class Seen(NamedTuple):
@@ -142,11 +142,15 @@ class TTTPlusPlus(Method):
 
 
 def misalignment(rows: Tensor, place: str, statistics: Statistics) -> Tensor:
-    """Distance of the moments of ``rows (N, D)`` from the source domain's, over source noise."""
+    """Distance of the moments of ``rows (N, D)`` from the source domain's, over source noise.
+
+    The noise of moments falls with the number of images on either side.
+    """
     values = [statistics[f"alignment.{place}.{name}"] for name in NAMES]
-    mean, covariance, noise_mean, noise_covariance = values
+    mean, covariance, noise_mean, noise_covariance, images = values
     mean_distance, covariance_distance = distances(rows, mean, covariance)
-    return covariance_distance / noise_covariance + 0.5 * mean_distance / noise_mean
+    terms = covariance_distance / noise_covariance + 0.5 * mean_distance / noise_mean
+    return terms / (1 / len(rows) + 1 / images)
 
 
 def distances(rows: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,14 +169,16 @@ def moments(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def summarise(rows: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Take the moments of source ``rows (N, D)``, and the mean distances of mini-batches to them.
+    """Take the moments of source ``rows (N, D)``, and how far those of few images lie from them.
+
+    A mini-batch of p of the N images lies off by the noise of one image times 1/p − 1/N.
 
     Args:
         rows: features or projections of all source images.
         size: of a mini-batch.
 
     Returns:
-        values of the `NAMES`.
+        values of the `NAMES`: the moments, the squared distances that one image's noise makes, N.
 
     Raises:
         UserError: there are too few images for two mini-batches with a covariance.
@@ -184,5 +190,8 @@ def summarise(rows: Tensor, size: int) -> tuple[Tensor, ...]:
         )
     mean, covariance = moments(rows)
     parts = shuffled_parts(rows, max(2, len(rows) // size))
-    noise = [torch.stack(distances(part, mean, covariance)) for part in parts]
-    return mean, covariance, *torch.stack(noise).mean(0)
+    noise = [
+        torch.stack(distances(part, mean, covariance)) / (1 / len(part) - 1 / len(rows))
+        for part in parts
+    ]
+    return mean, covariance, *torch.stack(noise).mean(0), mean.new_tensor(len(rows))
