@@ -109,7 +109,7 @@ class TestStage:
         assert "clean 0.0" in line
         assert f"→ {100 * entry['gated']['accuracy_adapted']:.1f}" in gated
         assert str(outputs / "report.html") in printed
-        assert f"MLflow   cd {outputs.parent.resolve()} && uv run ttt-lab ui\n" in printed
+        assert printed.endswith(f"MLflow   cd {outputs.parent.resolve()} && uv run ttt-lab ui")
 
     def test_comparison_lies_on_the_parent_run(self, outputs):
         root = outputs.parent
