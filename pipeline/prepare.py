@@ -22,7 +22,7 @@ def run(params: Params) -> None:
         summary |= write_shifted(shifts, partial / "shifted")
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         (partial / "summary.json").write_text(text, encoding="utf-8")
-    except OSError:  # perhaps the disk is full
+    except Exception:  # perhaps the disk is full
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(target, ignore_errors=True)

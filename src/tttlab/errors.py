@@ -4,7 +4,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 DISK_FULL = "the disk is full; free some of it, and run the same command again: it goes on"
@@ -32,20 +32,22 @@ def disk_full(error: Exception) -> bool:
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
-    """End the program with one line and status 2 where a `UserError` leaves this context.
+def one_line(told: Callable[[str], str] = str) -> Iterator[None]:
+    """End the program with one line and status 2 where a user's mistake leaves this context.
 
-    Every command's main function runs in it: ``@one_line()``.
+    That is a `UserError`, or a full disk. Every command's main function runs in it:
+    ``@one_line()``.
+
+    Args:
+        told: makes the line of the message.
     """
     try:
         yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except Exception as error:
-        if not disk_full(error):
+        if not isinstance(error, UserError) and not disk_full(error):
             raise
-        print(f"error: {DISK_FULL}", file=sys.stderr)
+        message = str(error) if isinstance(error, UserError) else DISK_FULL
+        print(f"error: {told(message)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -249,7 +249,7 @@ def test_a_method_that_spoils_the_images_or_has_no_loss_is_told(protocol):
     network, statistics = networks.source_statistics("resnet", torch.float32)
     loop = InnerLoop(steps=1, lr=0.01)
     for method, expected in (
-        (Spoiling(), "views changes the images that it is given"),
+        (Spoiling(), "a hook changes the images that it is given"),
         (Undefined(), "loss is not finite on any of [28] random images"),
     ):
         with pytest.raises(UserError, match=expected):

@@ -161,7 +161,7 @@ def test_severities_of_one_corruption_are_no_evidence_of_their_own():
     tables = [diagnosis.correlations(joined(count), 0) for count in (1, 2)]
     once, twice = (table[table["level"] == "corruption"] for table in tables)
     assert len(once) == 6
-    pd.testing.assert_frame_equal(once, twice)
+    pd.testing.assert_frame_equal(once, twice, rtol=1e-9)
 
 
 def test_a_signal_known_for_few_images_is_related_to_the_gain_of_these_alone():

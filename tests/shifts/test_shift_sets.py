@@ -293,7 +293,7 @@ def test_cifar_10_1_has_versions_of_their_own_sizes_and_no_severity(cifar10_1):
     assert [shift[:2] for shift in shifts] == [("v4", 0), ("v6", 0)]
     for (version, _, source), count in zip(shifts, (7, 5), strict=True):
         pixels = np.load(cifar10_1 / f"cifar10.1_{version}_data.npy")
-        np.testing.assert_array_equal(seen(source), pixels)
+        np.testing.assert_array_equal(seen(source), pixels)  # bytes, read twice
         assert source.groups.tolist() == list(range(count))
         assert source.classes == CIFAR10
     first, second = (set(source.image_ids) for _, _, source in shifts)

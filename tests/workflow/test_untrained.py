@@ -36,6 +36,8 @@ MEMO = {"method": "memo", "num_views": 2, "steps": 1, "lr": 0.01, "trainable": "
 def test_every_value_that_tuning_may_choose_is_tried(params):
     good = params(MEMO | {"search": {"trainable": ["norm", "encoder"], "num_views": [2, 3]}})
     try_runs(good, "simclr_convnet", ["none", "tried"])
+    low_rank = params(MEMO | {"search": {"trainable": ["norm", "lora"]}}, "mae_vit")
+    try_runs(low_rank, "mae_vit", ["tried"])
     wrong = params(MEMO | {"search": {"trainable": ["norm", "lora"]}})
     with pytest.raises(UserError, match=r"linear layers .*\(search: trainable: lora\)"):
         try_runs(wrong, "simclr_convnet", ["tried"])

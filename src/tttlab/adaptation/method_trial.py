@@ -82,9 +82,9 @@ def try_method(
         )
     else:
         result = adapt(network, images, method, loop, statistics=statistics, images_per_step=1)
-    if not torch.equal(images, before):
+    if not torch.equal(images, before):  # memory that nobody may write to
         raise UserError(
-            "views changes the images that it is given, which are classified as well; write "
+            "a hook changes the images that it is given, which are classified as well; write "
             "x = x * y, not x *= y or a function whose name ends with _"
         )
     if method.trains and not result.losses.isfinite().any():

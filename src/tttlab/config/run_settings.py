@@ -59,6 +59,11 @@ class RunSettings:
         return {key: value for key, value in self.loop.settings.items() if key not in idle}
 
     @property
+    def decisive_search(self) -> dict[str, tuple[Any, ...]]:
+        """What is searched and may decide whether the run works: not learning rate nor steps."""
+        return {key: values for key, values in self.search.items() if key not in ("lr", "steps")}
+
+    @property
     def is_control(self) -> bool:
         """Whether the run changes predictions, but trains nothing."""
         if self.trains and self.loop.steps:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tttlab.data.pixels import as_images
 from tttlab.networks.network import Network
 from tttlab.networks.objective import Objective
-from tttlab.training.meta_training import check_single_process, meta_loss
+from tttlab.training.meta_training import check_single_process, meta_loss, views_of
 from tttlab.training.trainer import Loss
 
 
@@ -47,8 +47,7 @@ def objective_loss(objective: Objective) -> Loss:
     def loss(
         network: Network, batch: dict[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        views = as_images(batch["objective" if "objective" in batch else "classify"])
-        share = batch.get("share")
+        views, share = as_images(views_of(batch)), batch.get("share")
         labels = {"labels": batch["labels"]} if objective.labels else {}
         return {"loss": objective.loss(network, views, generator, share, **labels)}
 

@@ -54,8 +54,8 @@ def meta_loss(
     """Make the loss of meta-learned fine-tuning; see the module's docstring.
 
     A batch holds ``classify (N, 1, H, W, 3)``, ``labels (N,)`` and, of each image V ``num_views``
-    drawn P times, ``objective (N, P·V, H, W, 3)``. An objective is the mean over the draws. Without
-    ``objective`` it looks at what is classified.
+    drawn P times, ``objective (N, P·V, H, W, 3)``; see `views_of`. An objective is the mean over
+    the draws.
 
     Args:
         objective: the self-supervised loss; it must not need other images.
@@ -105,14 +105,17 @@ def meta_loss(
     return loss
 
 
-def images_and_views(batch: dict[str, Any], objective: Objective) -> tuple[Tensor, Tensor]:
-    """Give what is classified ``(N, 1, 3, H, W)`` and the views ``(N, P, V, 3, H, W)``.
+def views_of(batch: dict[str, Any]) -> Tensor:
+    """Give the objective's views of a batch; if none are drawn, they are what is classified."""
+    return batch.get("objective", batch["classify"])
 
-    Where no views of the objective's own are drawn, these are what is classified.
-    """
-    names = ("classify", "objective" if "objective" in batch else "classify")
+
+def images_and_views(batch: dict[str, Any], objective: Objective) -> tuple[Tensor, Tensor]:
+    """Give what is classified ``(N, 1, 3, H, W)`` and the views ``(N, P, V, 3, H, W)``."""
     # Contiguous, because GroupNorm asks for the memory format, which fails under vmap.
-    images, views = (as_images(batch[name]).contiguous() for name in names)
+    images, views = (
+        as_images(pixels).contiguous() for pixels in (batch["classify"], views_of(batch))
+    )
     return images, views.unflatten(1, (-1, objective.num_views))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from tttlab.config.params import read_params
-from tttlab.errors import DISK_FULL, UserError, disk_full
+from tttlab.errors import one_line
 from tttlab.runtime.allocator import keep_freed_memory
 from tttlab.runtime.compiler import postpone_compiler
 from tttlab.runtime.garbage import collect_only_young
@@ -40,6 +40,14 @@ def not_copied(message: str) -> str:
                     f"for git does not know it: git add {file}"
                 )
     return ""
+
+
+def as_told(message: str) -> str:
+    """Say which process failed, when the first one has had its word, and what may be missing."""
+    if RANK:
+        time.sleep(PATIENCE)
+    process = f"(process {RANK}) " if RANK else ""
+    return f"{process}{message}{not_copied(message)}"
 
 
 def main(
@@ -83,21 +91,11 @@ def main(
     collect_only_young()
     postpone_compiler()
     try:
-        params = read(arguments.pop("params"), base=places.ROOT)
-        if "seed" in arguments and arguments["seed"] is None:
-            arguments["seed"] = params.seeds[0]
-        run(params, *arguments.values())
-    except UserError as error:
-        if RANK:
-            time.sleep(PATIENCE)
-        process = f"(process {RANK}) " if RANK else ""
-        print(f"error: {process}{error}{not_copied(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except Exception as error:
-        if not disk_full(error):
-            raise
-        print(f"error: {DISK_FULL}", file=sys.stderr)
-        sys.exit(2)
+        with one_line(as_told):
+            params = read(arguments.pop("params"), base=places.ROOT)
+            if "seed" in arguments and arguments["seed"] is None:
+                arguments["seed"] = params.seeds[0]
+            run(params, *arguments.values())
     except KeyboardInterrupt:
         if not RANK:
             print("interrupted; the same command goes on where this one was", file=sys.stderr)

@@ -117,8 +117,10 @@ def fit(
         UserError: the run does not fit the network, or its method is wrong.
     """
     watched_method = watched(method)
+    # Measuring statistics may take long, so what needs none is looked at before.
     watched_method.check(source.network)
-    select_parameters(with_trainable(source.network, loop), loop.trainable)
+    network = with_trainable(source.network, loop)
+    select_parameters(network, loop.trainable)
     statistics = source.measured.get(repr(method), source.statistics)
     statistics = complete_statistics(
         statistics, watched_method, source.network, source.open_batches
@@ -126,7 +128,7 @@ def fit(
     source.measured.setdefault(repr(method), statistics)
     size, protocol = source.about["image_size"], settings.protocol
     none = next(source.network.parameters()).new_empty(0, 3, size, size)
-    check(source.network, none, watched_method, loop, statistics, protocol)
+    check(network, none, watched_method, loop, statistics, protocol)
     if name not in source.tried:
         batch_size = params.adapt.online.batch_size
         try_method(source.network, method, loop, statistics, size, protocol, batch_size)

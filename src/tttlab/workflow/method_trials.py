@@ -65,8 +65,7 @@ def trial_key(params: Params, name: str, model: str, code: Code) -> str:
         "average": run.loop.average > 0,
     }
     network = params.models[model].model_dump(mode="json", include=NETWORK)
-    network |= {"image_size": params.data.image_size}
-    network |= {"code": backbone_code(network["backbone"])}
-    batch_size = params.adapt.online.batch_size
-    parts = [run.method, run.settings, run.search, loop, run.protocol, batch_size, code, network]
+    network |= {"image_size": params.data.image_size, "code": backbone_code(network["backbone"])}
+    batch_size, search = params.adapt.online.batch_size, run.decisive_search
+    parts = [run.method, run.settings, search, loop, run.protocol, batch_size, code, network]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

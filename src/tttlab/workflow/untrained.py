@@ -46,7 +46,7 @@ def try_at(params: Params, model: str, names: Iterable[str], size: int) -> None:
     source = build_untrained(params, model, size)
     for name in names:
         build_run(params, name, model, source, {})
-        for key, values in params.run_settings(name, model).search.items():
+        for key, values in params.run_settings(name, model).decisive_search.items():
             for value in values:
                 try:
                     build_run(params, name, model, source, {key: value})
