@@ -107,7 +107,7 @@ def meta_loss(
 
 def views_of(batch: dict[str, Any]) -> Tensor:
     """Give the objective's views of a batch; if none are drawn, they are what is classified."""
-    return batch.get("objective", batch["classify"])
+    return batch["objective" if "objective" in batch else "classify"]
 
 
 def images_and_views(batch: dict[str, Any], objective: Objective) -> tuple[Tensor, Tensor]:
