@@ -10,6 +10,8 @@ STAGES = Path("pipeline")  # the stages' scripts
 
 
 def look_with(command: str) -> str:
-    """Say how ``ttt-lab <command>`` is called on these results: from the folder that holds them."""
-    there = "" if Path.cwd() == ROOT else f"cd {ROOT} && "
-    return f"{there}uv run ttt-lab {command}"
+    """Say how ``ttt-lab <command>`` is called on these results: from the folder that holds them.
+
+    In the project that is ``make <command>``, which finds uv where it is not on the PATH, too.
+    """
+    return f"make {command}" if Path.cwd() == ROOT else f"cd {ROOT} && uv run ttt-lab {command}"
