@@ -15,6 +15,7 @@ from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import bind
 from tttlab.errors import UserError
 from tttlab.networks.natural_units import natural_distance, varies
+from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics
 from tttlab.networks.taps import (
     Moments,
@@ -32,12 +33,12 @@ Signal = Literal["confidence", "distance", "loss"]
 
 @torch.no_grad()
 def logits_and_distance(
-    network: nn.Module, images: Tensor, statistics: Statistics
+    network: nn.Module | Bound, images: Tensor, statistics: Statistics
 ) -> tuple[Tensor, Tensor]:
     """Classify images and measure their distance to the source, in one forward pass.
 
     Args:
-        network: the source network, in evaluation mode.
+        network: the source network, in evaluation mode, or bound to an image's parameters.
         images: ``(N, 3, H, W)``.
         statistics: source statistics of the network's layers.
 
@@ -49,8 +50,9 @@ def logits_and_distance(
     Raises:
         UserError: the statistics lack a layer.
     """
-    batch_norms = batch_norm_layers(network)
-    layers = [f"{name}.input" for name in batch_norms] if batch_norms else token_layers(network)
+    module = network.module if isinstance(network, Bound) else network
+    batch_norms = batch_norm_layers(module)
+    layers = [f"{name}.input" for name in batch_norms] if batch_norms else token_layers(module)
     if missing := [layer for layer in layers if f"{layer}.mean_center" not in statistics]:
         raise UserError(
             f"the distance to the source needs source statistics of {len(missing)} layers that "
@@ -59,9 +61,9 @@ def logits_and_distance(
         )
 
     def keep(layer: str, activation: Tensor) -> Moments:
-        return batch_moments(activation, variance_floor(network, layer), len(images))
+        return batch_moments(activation, variance_floor(module, layer), len(images))
 
-    with record(network, layers, keep) as moments:
+    with record(module, layers, keep) as moments:
         logits = network(images).logits
     squares = [
         squared_deviation(moment, statistics, f"{layer}.{name}")
