@@ -1,12 +1,10 @@
 """The ceiling of adapting: against BatchNorm's own training mode, closed forms, and the command."""
 
 import copy
-import json
 
 import pandas as pd
 import pytest
 import torch
-from ruamel.yaml import YAML
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,9 +18,8 @@ from benchmarks.known_shift import (
     train,
 )
 from tests.helpers import networks, trainings
-from tools.stage_code import ROOT
+from tests.helpers.execution import write_execution
 from tttlab.adaptation.moment_matching import moments_matched
-from tttlab.networks.checkpoints import build_network, save
 from tttlab.shifts.shift import Shift
 
 FOG = Shift("fog", 5)
@@ -147,22 +144,7 @@ def test_rate_and_steps_are_chosen_under_the_held_out_shifts_alone():
 
 @pytest.mark.slow
 def test_the_command_measures_the_networks_of_an_execution(tmp_path, monkeypatch, capsys):
-    yaml = YAML()
-    settings = yaml.load(ROOT / "settings" / "robust.yaml")
-    settings["seeds"] = [0]
-    settings["models"] = {"groupnorm": settings["models"]["groupnorm"]}
-    settings["shifts"]["corruptions"] = ["fog"]
-    for run in settings["adapt"]["runs"].values():
-        run.pop("models", None)
-    yaml.dump(settings, tmp_path / "params.yaml")
-    outputs, section = tmp_path / "outputs", settings["models"]["groupnorm"]
-    model, _ = build_network(section, trainings.CLASSES, trainings.SIZE, seed=0)
-    about = {"settings": section, "classes": ("a", "b", "c"), "image_size": trainings.SIZE}
-    save(model, outputs / "finetuned" / "groupnorm" / "0", **about)
-    for number, name in enumerate(("test", "labeled_train", "labeled_validation")):
-        trainings.image_set(12, number).save(outputs / "data" / name)
-    (outputs / "data" / "shifted").mkdir()
-    (outputs / "data" / "shifted" / "shifts.json").write_text(json.dumps([]), encoding="utf-8")
+    outputs = write_execution(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["known_shift", "--images", "9"])
     known_shift.main()

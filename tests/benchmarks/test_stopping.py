@@ -1,13 +1,11 @@
 """Steps that stop by a signal: the signal against ActMAD's loss, the rule by hand, the command."""
 
-import json
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from benchmarks import stopping
 from benchmarks.stopping import (
@@ -19,15 +17,13 @@ from benchmarks.stopping import (
     summarise,
 )
 from tests.helpers import networks, trainings
-from tools.stage_code import ROOT
+from tests.helpers.execution import write_execution
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.signals import logits_and_distance
 from tttlab.adaptation.task import Task
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.values import HELD_OUT
 from tttlab.methods.actmad import ActMAD
-from tttlab.networks import source_statistics
-from tttlab.networks.checkpoints import build_network, read_sidecar, save
 from tttlab.shifts.shift import Shift
 
 
@@ -146,39 +142,7 @@ def test_a_mistake_is_told_before_any_work(arguments, message, monkeypatch, caps
 
 @pytest.mark.slow
 def test_the_command_measures_the_runs_of_an_execution(tmp_path, monkeypatch, capsys):
-    yaml = YAML()
-    settings = yaml.load(ROOT / "settings" / "robust.yaml")
-    settings["seeds"] = [0]
-    settings["models"] = {"groupnorm": settings["models"]["groupnorm"]}
-    settings["shifts"]["corruptions"] = ["fog"]
-    for run in settings["adapt"]["runs"].values():
-        run.pop("models", None)
-    yaml.dump(settings, tmp_path / "params.yaml")
-    outputs, section = tmp_path / "outputs", settings["models"]["groupnorm"]
-    network, _ = build_network(section, trainings.CLASSES, trainings.SIZE, seed=0)
-    folder = outputs / "finetuned" / "groupnorm" / "0"
-    about = {"settings": section, "classes": ("a", "b", "c"), "image_size": trainings.SIZE}
-    save(network, folder, **about)
-    batches = [networks.images(32)]
-    measured = source_statistics.layer_statistics(network.eval(), batches)
-    checkpoint = read_sidecar(folder)["sha256"]
-    of_network = outputs / "source_stats" / "groupnorm" / "0"
-    source_statistics.save(measured, of_network, checkpoint=checkpoint)
-    for number, name in enumerate(("test", "labeled_train", "labeled_validation")):
-        trainings.image_set(12, number).save(outputs / "data" / name)
-    (outputs / "data" / "shifted").mkdir()
-    (outputs / "data" / "shifted" / "shifts.json").write_text(json.dumps([]), encoding="utf-8")
-    choice = {
-        "tuned": True,
-        "settings": {"lr": 1e-3},
-        "default": {},
-        "candidates": [],
-        "gate": None,
-    }
-    (outputs / "tuned" / "actmad").mkdir(parents=True)
-    (outputs / "tuned" / "actmad" / "groupnorm.json").write_text(
-        json.dumps(choice), encoding="utf-8"
-    )
+    outputs = write_execution(tmp_path, {"actmad": {"lr": 1e-3}})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         sys, "argv", ["stopping", "--images", "9", "--steps", "2", "--runs", "actmad"]
