@@ -27,7 +27,6 @@ from torch import Tensor
 
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.gate import ABOVE, Gate
-from tttlab.adaptation.gate_choice import QUANTILES, score
 from tttlab.adaptation.method import Method
 from tttlab.adaptation.predicting import Readout
 from tttlab.adaptation.signals import Signal, logits_and_distance
@@ -37,6 +36,7 @@ from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError, one_line
 from tttlab.evaluation.intervals import gain_interval
+from tttlab.experiments.gate_choice import QUANTILES, score
 from tttlab.experiments.tuning import held_out_shifts
 from tttlab.networks.network import Bound
 from tttlab.networks.source_statistics import Statistics

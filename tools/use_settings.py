@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 TARGET = Path("params.yaml")
 
@@ -70,11 +71,17 @@ def from_folder(settings: Path, data: Path) -> bytes:
     """Read the settings, with an image folder for every data set that would be downloaded.
 
     Raises:
-        ValueError: the folder lacks a split.
+        ValueError: the folder lacks a split, or the settings say nothing of data.
     """
     yaml, text = YAML(), BytesIO()
     yaml.width = 10_000
-    values = yaml.load(settings)
+    try:
+        values = yaml.load(settings)
+    except YAMLError as error:
+        line = " ".join(str(error).split())
+        raise ValueError(f"PARAMS: expected YAML in {settings}, found none ({line})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
+        raise ValueError(f"PARAMS: expected a section data in {settings}, found none")
     for spec in values["data"].values():
         if isinstance(spec, dict) and str(spec.get("source", "")).startswith(("torch/", "hfds/")):
             if not (data / spec["split"]).is_dir():

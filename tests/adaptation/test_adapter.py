@@ -19,7 +19,7 @@ from tests.helpers.contract import (
 from tests.helpers.once import once
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.curve import diverged
-from tttlab.adaptation.method import Method, entropy
+from tttlab.adaptation.method import Method, entropy, first_state, first_states
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.predicting import CLASSES
 from tttlab.adaptation.registry import load_method
@@ -30,6 +30,7 @@ from tttlab.config.inner_loop import Augmentation, InnerLoop
 from tttlab.data.views import random_views
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD
+from tttlab.methods.dressed import Dressed
 from tttlab.methods.mae import MAETraining
 from tttlab.methods.memo import MEMO
 from tttlab.methods.none import NoAdaptation
@@ -391,6 +392,65 @@ def test_a_group_of_images_with_and_without_a_gradient(loop):
     for number, image in enumerate(images):
         alone = one_at_a_time(network, image, method, loop, statistics, str(number))
         torch.testing.assert_close(result.logits[number], alone, atol=1e-6, rtol=1e-6)
+
+
+@dataclass(frozen=True)
+class UntilNear(Method):
+    """The prediction's first logit falls, and the loss ends at a bound that each image has."""
+
+    def loss(self, net, views, statistics, state):
+        logit = net(views).logits[0, 0]
+        return (logit - statistics["bound"]).clamp_min(0), state
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        InnerLoop(steps=6, lr=2e-2, momentum=0.9, trainable="all"),
+        InnerLoop(steps=6, lr=5e-3, optimizer="adam", trainable="all"),
+    ],
+    ids=name,
+)
+def test_what_an_optimiser_remembers_does_not_move_an_image_whose_loss_has_ended(loop):
+    network, _ = networks.source_statistics("groupnorm")
+    with torch.no_grad():
+        first = network(shifted()).logits[:, 0]
+    statistics = {"bound": first.min() - 0.02}
+    settings = {"statistics": statistics, "record": range(loop.steps + 1)}
+    found = adapt(network, shifted(), UntilNear(), loop, **settings)
+    ended = (found.losses[:, :-1] == 0).nonzero()
+    assert 3 < len(ended) < found.losses[:, :-1].numel()
+    for image, step in ended.tolist():
+        torch.testing.assert_close(
+            found.logits_at[image, step + 1], found.logits_at[image, step], rtol=0, atol=1e-9
+        )
+
+
+def test_a_prediction_from_views_uses_the_same_ones_after_every_number_of_steps():
+    """Else what the steps change would be partly what another draw changes."""
+    network = networks.source_statistics("resnet")[0]
+    method = Dressed(num_images=4, bank=16, num_views=2)
+    statistics = method.source_statistics(network, [networks.images(32, seed=7).double()])
+    loop = InnerLoop(steps=3, lr=1e-15, trainable="norm")
+    settings = {"statistics": statistics, "record": range(4)}
+    found = adapt(network, shifted(), method, loop, **settings)
+    assert (found.losses[:, 1] - found.losses[:, 0]).abs().max() > 1e-6  # steps draw anew
+    for step in range(1, 4):
+        torch.testing.assert_close(
+            found.logits_at[:, step], found.logits_at[:, 0], rtol=0, atol=1e-9
+        )
+
+
+def test_the_first_state_lies_where_the_images_do():
+    @dataclass(frozen=True)
+    class Counted(Method):
+        def init_state(self):
+            return {"count": torch.zeros(2)}
+
+    device = torch.device("meta")
+    assert first_state(Counted(), device)["count"].device == device
+    states = first_states(Counted(), torch.empty(3, 1, device=device))
+    assert (states["count"].device, states["count"].shape) == (device, (3, 2))
 
 
 @pytest.mark.parametrize(

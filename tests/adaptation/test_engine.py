@@ -21,6 +21,7 @@ from tttlab.methods.sar import SAR
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.tent import TENT
 from tttlab.methods.views import ViewAverage
+from tttlab.networks.source_statistics import projection_bank
 from tttlab.seeding import torch_generator
 
 LOOP = InnerLoop(steps=2, lr=1e-2, trainable="norm", clip=1.0)
@@ -166,12 +167,24 @@ def test_source_statistics_are_measured_where_they_are_missing():
         engine = Engine(network, method, loop).eval()
         with pytest.raises(UserError, match="needs source statistics"):
             engine(images())
-        result = engine.measure(source, bank_size=32)(images(), image_ids="abc")
-        ready = Engine(network, method, loop, statistics=statistics).eval()
+        result = engine.measure(source, bank_size=64)(images(), image_ids="abc")
+        bank = projection_bank(network, source, 64)
+        ready = Engine(network, method, loop, statistics=statistics | bank).eval()
         expected = ready(images(), image_ids="abc")
         torch.testing.assert_close(result, expected, atol=1e-9, rtol=1e-9)
     with pytest.raises(UserError, match=r"ActMAD.* of the kind layers; call engine\.measure"):
         Engine(network, ActMAD()).train()(images())
+
+
+def test_the_bank_is_of_all_source_images_though_they_come_class_by_class():
+    network, _ = own("resnet")
+    classes = [networks.images(1, seed=seed).double().expand(40, -1, -1, -1) for seed in (1, 2)]
+    engine = Engine(network, SimCLRTraining(num_views=2)).measure(classes, bank_size=32)
+    projections = [projection_bank(network, [images], 1)["bank"][0] for images in classes]
+    of_first = (engine.statistics["bank"] - projections[0]).norm(dim=1) < 1e-6
+    of_second = (engine.statistics["bank"] - projections[1]).norm(dim=1) < 1e-6
+    assert (of_first ^ of_second).all()
+    assert 8 < of_first.sum() < 24
 
 
 def test_what_cannot_be_is_told():

@@ -11,10 +11,11 @@ from tests.helpers.contract import shifted
 from tttlab.adaptation import signals
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.gate import Gate, adapt_gated, saves_time
-from tttlab.adaptation.gate_choice import choose_gate, fit_threshold, score
 from tttlab.adaptation.task import Task
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
+from tttlab.evaluation.intervals import crossed_standard_error
+from tttlab.experiments.gate_choice import by_image_and_type, choose_gate, fit_threshold, score
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.networks.taps import batch_norm_layers, record
@@ -133,6 +134,12 @@ def test_the_score_subtracts_what_is_lost_on_clean_images():
     assert score(adapted, source, clean, 5.0) == 0.5  # a gain on clean images counts for nothing
 
 
+def choose(values, source, adapted, corruption, *more):
+    """Choose a gate where every corruption type shows the same images."""
+    image = np.arange(len(corruption)) % (corruption < 0).sum()
+    return choose_gate(values, source, adapted, image, corruption, 1.0, *more)
+
+
 def population(kinds=4, count=200, seed=0):
     """Clean and corrupted images; adapting helps where the distance is above 5 and harms below."""
     rng = np.random.default_rng(seed)
@@ -147,7 +154,7 @@ def population(kinds=4, count=200, seed=0):
 def test_the_chosen_gate_keeps_gains_and_avoids_harm():
     rng, corruption, distance, source, adapted = population()
     noise = {"confidence": rng.random(len(source)), "loss": np.full(len(source), np.nan)}
-    gate = choose_gate({**noise, "distance": distance}, source, adapted, corruption, 1.0)
+    gate = choose({**noise, "distance": distance}, source, adapted, corruption)
     assert gate.signal == "distance"
     assert 4.4 < gate.threshold < 5.6
 
@@ -157,31 +164,43 @@ def test_a_signal_that_fails_under_another_corruption_is_not_chosen():
     _, corruption, distance, source, adapted = population()
     confidence = np.where(corruption >= 2, distance, 10 - distance) / 10
     values = {"confidence": confidence, "distance": distance}
-    gate = choose_gate(values, source, adapted, corruption, 1.0)
+    gate = choose(values, source, adapted, corruption)
     assert gate.signal == "distance"
 
 
 def test_of_signals_that_cannot_be_told_apart_the_distance_is_taken():
     _, corruption, distance, source, adapted = population()
     values = {"confidence": 10 - distance, "loss": distance, "distance": distance}
-    assert choose_gate(values, source, adapted, corruption, 1.0).signal == "distance"
+    assert choose(values, source, adapted, corruption).signal == "distance"
     values |= {"distance": np.random.default_rng(1).random(len(source))}  # now it says nothing
-    assert choose_gate(values, source, adapted, corruption, 1.0).signal == "loss"
+    assert choose(values, source, adapted, corruption).signal == "loss"
 
 
 def test_there_is_no_gate_where_adapting_to_all_is_best():
     rng, corruption, _, source, _ = population()
     values, wrong, right = {"distance": rng.random(len(source))}, source * 0, source * 0 + 1
-    assert choose_gate(values, wrong, right, corruption, 1.0) is None
-    assert choose_gate({}, source, source, corruption, 1.0) is None
+    assert choose(values, wrong, right, corruption) is None
+    assert choose({}, source, source, corruption) is None
+
+
+def test_the_standard_error_of_a_gate_is_over_images_and_types():
+    """Ten images, half of them helped, each under four types alike: ten observations, not forty."""
+    image, corruption = np.tile(np.arange(10), 4), np.repeat(np.arange(4), 10)
+    helped = (image < 5).astype(float)
+    cells = by_image_and_type(helped, image, corruption)
+    np.testing.assert_array_equal(cells, np.tile(np.arange(10) < 5, (4, 1)).T)
+    as_ten = np.std(np.arange(10) < 5, ddof=1) / np.sqrt(10)
+    assert crossed_standard_error(cells) == pytest.approx(as_ten)
+    twice = [np.concatenate([part, part]) for part in (helped, image, corruption)]  # two severities
+    np.testing.assert_array_equal(by_image_and_type(*twice), cells)
 
 
 def test_a_gate_that_saves_no_time_is_passed_over():
     _, corruption, distance, source, adapted = population()
     values = {"confidence": 10 - distance, "loss": distance, "distance": distance}
-    arguments = values, source, adapted, corruption, 1.0
-    assert choose_gate(*arguments, lambda gate: gate.signal != "distance").signal == "loss"
-    assert choose_gate(*arguments, lambda _gate: False) is None
+    arguments = values, source, adapted, corruption
+    assert choose(*arguments, lambda gate: gate.signal != "distance").signal == "loss"
+    assert choose(*arguments, lambda _gate: False) is None
 
 
 def test_time_is_saved_where_few_images_are_worth_many_steps_and_none_where_all_are(monkeypatch):
@@ -204,12 +223,12 @@ def test_time_is_saved_where_few_images_are_worth_many_steps_and_none_where_all_
 
 def test_there_is_no_gate_where_adapting_changes_nothing():
     _, corruption, distance, source, _ = population()
-    assert choose_gate({"distance": distance}, source, source, corruption, 1.0) is None
+    assert choose({"distance": distance}, source, source, corruption) is None
 
 
 def test_one_corruption_is_too_few_to_judge_a_gate():
     _, corruption, distance, source, adapted = population(kinds=1)
-    assert choose_gate({"distance": distance}, source, adapted, corruption, 1.0) is None
+    assert choose({"distance": distance}, source, adapted, corruption) is None
 
 
 def test_of_equal_thresholds_the_one_that_adapts_least_wins():

@@ -11,12 +11,17 @@ from torch import nn
 from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.inner_loop import over_images
-from tttlab.adaptation.normalisation import normalised, target_moments, transport
+from tttlab.adaptation.normalisation import (
+    natural_variation,
+    normalised,
+    target_moments,
+    transport,
+)
 from tttlab.config.inner_loop import InnerLoop, Normalisation
 from tttlab.methods.none import NoAdaptation
 from tttlab.networks.network import evaluating
-from tttlab.networks.source_statistics import layer_statistics
-from tttlab.networks.taps import Moments, batch_norm_layers, record
+from tttlab.networks.source_statistics import LayerMoments, layer_statistics
+from tttlab.networks.taps import Moments, batch_moments, batch_norm_layers, record
 
 
 class OneLayer(nn.Module):
@@ -222,7 +227,7 @@ def test_a_batch_of_all_source_images_is_left_alone(kind, policy):
     statistics, policy = layer_statistics(network, [images]), Normalisation(policy)
     with evaluating(network), torch.no_grad():
         source = network(images).logits
-        with normalised(network, policy, statistics, of_batch=True):
+        with normalised(network, policy, statistics, of_batch=len(images)):
             whole = network(images).logits
             alone = over_images(lambda image: network(image[None]).logits[0])(images)
         with normalised(network, policy, statistics):
@@ -233,6 +238,39 @@ def test_a_batch_of_all_source_images_is_left_alone(kind, policy):
     else:
         torch.testing.assert_close(whole, source, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(alone, one_by_one)  # under vmap an image is an image
+
+
+@pytest.mark.parametrize("kind", ["vit", "groupnorm", "resnet"])
+@pytest.mark.parametrize("policy", ["image", "mixed", "shrink"])
+def test_a_batch_of_one_image_is_that_image(kind, policy):
+    network, statistics = networks.source_statistics(kind)
+    image, policy = networks.images(1, seed=5).double() + 0.5, Normalisation(policy)
+    with evaluating(network), torch.no_grad():
+        with normalised(network, policy, statistics, of_batch=1):
+            as_batch = network(image).logits
+        with normalised(network, policy, statistics):
+            alone = network(image).logits
+        assert not torch.allclose(alone, network(image).logits)
+    torch.testing.assert_close(as_batch, alone)
+
+
+def test_the_variance_within_a_batch_is_that_of_so_many_images():
+    """Between n images drawn at random there is (1 - 1/n) of the variance between all."""
+    generator = torch.Generator().manual_seed(3)
+    means = 2 * torch.randn(400, 1, 1, 1, dtype=torch.float64, generator=generator)
+    shape = 400, 1, 16, 16
+    images = means + torch.randn(*shape, dtype=torch.float64, generator=generator)
+    total = LayerMoments()
+    total.add(batch_moments(images, 0.0, len(images)))
+    statistics = {f"encoder.{name}": value for name, value in total.summary().items()}
+    for count in (2, 5, 50):
+        center, _ = natural_variation(statistics, "encoder", None, count)
+        draws = [torch.randperm(400, generator=generator)[:count] for _ in range(4000)]
+        within = torch.stack([images[draw].var(correction=0) for draw in draws])
+        error = within.std().item() / 4000**0.5
+        assert center.log_variance.exp().item() == pytest.approx(
+            within.mean().item(), abs=5 * error
+        )
 
 
 def test_source_statistics_of_the_running_estimate_agree_with_what_batch_norm_learnt():

@@ -207,6 +207,17 @@ def test_a_batch_with_a_loss_that_is_not_finite_gets_the_source_predictions():
     torch.testing.assert_close(with_it.logits[6:], without.logits[3:])
 
 
+@pytest.mark.parametrize("method", [T3A(), LAME(num_neighbors=2)], ids=repr)
+def test_an_image_that_gives_no_number_harms_its_batch_at_most(method):
+    network, _ = networks.source_statistics("resnet")
+    images = stream()
+    images[1] = float("nan")
+    result = adapt_stream(network, images, method, InnerLoop(steps=0), batch_size=BATCH)
+    assert result.fell_back[1]
+    assert not result.fell_back[3:].any()
+    assert result.logits[3:].isfinite().all()
+
+
 @dataclass(frozen=True)
 class Overflowing(Method):
     """The second step has a finite loss and makes the weights overflow."""

@@ -853,6 +853,16 @@ def test_it3_is_trained_from_labels_alone_and_takes_no_step_without(read):
     )
 
 
+def test_it3_and_a_probe_do_not_go_together(read):
+    """With the label as an input it is the encoder's features that are classified."""
+    changes = {VIT + "objective": IT3, VIT + "pretrain/epochs": 0, "adapt/runs/ssl": del_}
+    changes |= {VIT + "pretrain/warmup_epochs": 0, VIT + "finetune/mode": "linear"}
+    assert read(changes).objectives["vit"] == "it3"
+    assert message(read, changes | {VIT + "finetune/probe": {"depth": 2, "heads": 3}}).startswith(
+        "models.vit.finetune.probe: it3 gives the label at the encoder's input"
+    )
+
+
 LEARNED = {"name": "learned", "stage": 4, "dim": 64, "trained": True}
 STEP = {"lr": 0.1, "steps": 1, "pairs": 1}
 

@@ -87,6 +87,20 @@ def test_an_image_folder_takes_the_place_of_a_download(project):
         tool.use(Path("settings/a.yaml"), Path("nowhere"))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: [", r"PARAMS: expected YAML in settings/c\.yaml, found none \(while parsing"),
+        ("own: 2", r"PARAMS: expected a section data in settings/c\.yaml, found none"),
+        ("", r"PARAMS: expected a section data in settings/c\.yaml, found none"),
+    ],
+)
+def test_settings_that_say_nothing_of_data_take_no_folder(text, message, project):
+    Path("settings/c.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        tool.use(Path("settings/c.yaml"), Path("pictures"))
+
+
 def test_a_name_that_does_not_exist_is_answered_with_those_that_do(project):
     message = r"found none at settings/c\.yaml; there are settings/a\.yaml, settings/b\.yaml"
     with pytest.raises(ValueError, match=message):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from tests.helpers.trees import collect, fill, pack, picture, spec, write_tree
 from tttlab.data.copies import check_duplicates
@@ -325,6 +325,14 @@ def broken_tree(root):
     (root / "cat" / "002.png").write_text("no image")
     (root / "dog" / "003.png").write_bytes(b"")
     return root
+
+
+def test_no_file_starts_a_program_whatever_its_name_says(tmp_path, monkeypatch):
+    """Pillow hands EPS to Ghostscript."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("started"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "photo.png", "EPS")
+    with pytest.raises(Exception, match="cannot identify image file"):
+        to_square(tmp_path / "photo.png", 4)
 
 
 def test_unreadable_files_are_counted_and_the_first_is_named(tmp_path):

@@ -22,7 +22,7 @@ from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.experiments import blocks, jobs
-from tttlab.experiments.adapting import Sweep, adapt_to_shifts, adapting, collect
+from tttlab.experiments.adapting import Sweep, adapt_to_shifts, adapting, collect, mean_of_finite
 from tttlab.experiments.blocks import Block, list_blocks
 from tttlab.experiments.jobs import Experiment, adapt_to_blocks
 from tttlab.experiments.rows import predictions, steps_rows
@@ -516,6 +516,12 @@ def test_clean_images_of_another_set_count_as_clean(images, tmp_path):
 def test_clean_images_alone_have_no_losses_of_shifted_ones(images, tmp_path):
     table, losses = run(images, tmp_path / "work", shifts=[Shift()])
     assert (len(table), losses.tolist()) == (6, [])
+
+
+def test_an_image_whose_losses_grew_without_bound_is_no_part_of_their_mean():
+    losses = torch.tensor([[1.0, 0.5], [2.0, torch.inf], [3.0, torch.nan], [5.0, 1.5]])
+    assert mean_of_finite(losses).tolist() == [3.0, 1.0]
+    assert mean_of_finite(losses[1:3]).isnan().all()
 
 
 def test_a_method_measures_what_the_standard_statistics_lack():

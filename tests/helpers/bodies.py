@@ -48,6 +48,26 @@ def text_bomb(megabytes: int = 100) -> bytes:
     return _png(2, 2, zlib.compress(b"\0" * 14), _chunk(b"zTXt", comment))
 
 
+def much_text(megabytes: int = 50) -> bytes:
+    """A small PNG with comments that take some memory for as long as it is open."""
+    comment = b"Comment\0\0" + zlib.compress(b" " * 10**6, 9)
+    return _png(2, 2, zlib.compress(b"\0" * 14), _chunk(b"zTXt", comment) * megabytes)
+
+
+def many_scans(count: int = 101) -> bytes:
+    """A progressive JPEG whose last scan stands there many times."""
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(buffer, "JPEG", progressive=True)
+    content = buffer.getvalue()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * (count - content.count(b"\xff\xda")) + content[-2:]
+
+
+def plain_text(kilobytes: int = 256) -> bytes:
+    """A picture as text, with a comment that would be read again for every character."""
+    return b"P3 2 2 255\n#" + b"a" * kilobytes * 1000 + b"\n" + b"0 " * 12
+
+
 def _png(width: int, height: int, pixels: bytes, before: bytes = b"") -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     parts = _chunk(b"IHDR", header) + before + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
@@ -115,6 +135,8 @@ def bad(folder: Path) -> dict[str, tuple[bytes, int, str]]:
         "a decompression bomb": (of(bomb()), 400, "found far more"),
         "a WebP of 7,000 x 7,000": (of(blank(7_000, "WEBP")), 400, "found 7000 x 7000"),
         "a comment as a bomb": (of(text_bomb()), 400, "image 1: expected an image, found none"),
+        "many scans": (of(many_scans()), 400, "at most 100 scans of a progressive JPEG, found 101"),
+        "a picture as text": (of(plain_text()), 400, "image 1: expected an image, found none"),
         "many pixels together": (
             of(*[blank(5_000)] * 3),
             400,
@@ -122,11 +144,24 @@ def bad(folder: Path) -> dict[str, tuple[bytes, int, str]]:
         ),
         "lists of different lengths": (of([[1, 2], [3]]), 400, "lists of different lengths"),
         "numbers too large": (of([[300, 2], [3, 4]]), 400, "whole numbers from 0 to 255"),
+        "long text among lists": (
+            of([["a" * 50_000, *["a"] * 10_000]]),
+            400,
+            "image 1: expected base64 or lists (H, W, 3), found a list of images",
+        ),
+        "long text behind numbers": (
+            of([[1, "a" * 50_000, *["a"] * 10_000]]),
+            400,
+            "image 1: expected whole numbers from 0 to 255, found a value of type str",
+        ),
+        "images in the place of one": (of([encoded(GOOD)] * 2), 400, "give each a row of its own"),
+        "many arrays in the place of one": (of([[[[0]]]]), 400, "give each a row of its own"),
         "fractions": (of([[0.5, 0.5]]), 400, "whole numbers from 0 to 255"),
         "a path outside": (of("file:../outside.png"), 400, "in the folder that this server allows"),
         "an absolute path": (of(f"file:{folder}/outside.png"), 400, "in the folder that this serv"),
         "a link outside": (of("file:link.png"), 400, "in the folder that this server allows"),
         "a zero byte": (of("file:a\0b.png"), 400, "in the folder that this server allows"),
+        "a run's name of 2 MB": (of(GOOD, run="m" * 2_000_000), 400, "run: expected at most 200"),
         "an unknown run": (of(GOOD, run="memmo"), 400, "did you mean 'memo'?"),
         "a run on streams": (of(GOOD, run="tent"), 400, "adapts along a stream"),
         "steps beyond": (of(GOOD, steps=10**6), 400, "steps: expected an integer from 0 to 50"),

@@ -180,7 +180,13 @@ def step(
         factor = min(1.0, loop.clip / max(nn.utils.get_total_norm(gradients).item(), 1e-12))
         for gradient in gradients:
             gradient *= factor
+    wanted = any(value.grad is not None and value.grad.any() for value in parameters.values())
+    before = {name: value.detach().clone() for name, value in parameters.items()}
     optimizer.step()
+    if not wanted:  # what the optimiser remembers must not move the weights
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.copy_(before[name])
     return state
 
 
@@ -284,11 +290,11 @@ def along(
         for number in range(loop.steps):
             image_ids = map(str, range(len(images))[part])
             generators = [torch_generator(0, "views", name, number) for name in image_ids]
-            with normalised(network, loop, statistics, of_batch=True):
+            with normalised(network, loop, statistics, of_batch=len(batch)):
                 drawn.append(method.views(network, batch, generators))
         for views in drawn if parameters else ():
             loss_of = partial(batch_loss, method, net, views, statistics, state)
-            with normalised(network, loop, statistics, of_batch=method.whole_batch):
+            with normalised(network, loop, statistics, of_batch=len(batch) * method.whole_batch):
                 state = step(loss_of, parameters, optimizer, loop)
             with torch.no_grad():
                 generator = torch_generator(0, "after_step", steps_taken)
@@ -301,7 +307,7 @@ def along(
                     optimizer = optimiser(parameters, loop)
         alone = type(method).predict is not Method.predict
         whole = not alone or type(method).predict_batch is not Method.predict_batch
-        with torch.no_grad(), normalised(network, loop, statistics, of_batch=whole):
+        with torch.no_grad(), normalised(network, loop, statistics, of_batch=len(batch) * whole):
             if type(method).predict_batch is not Method.predict_batch:
                 logits, state = method.predict_batch(net, batch, statistics, state)
             elif alone:

@@ -137,6 +137,12 @@ def test_source_batches_mix_what_came_in_order():
     assert [len(part) for part in shuffled_parts(torch.arange(129), 2)] == [65, 64]
 
 
+def test_one_source_image_has_no_variance_over_a_batch():
+    network, _ = networks.source_statistics("resnet")
+    with pytest.raises(UserError, match="expected at least two source images, found 1"):
+        METHOD.source_statistics(network, [source_images(1)])
+
+
 @pytest.mark.parametrize(("count", "batch_size"), [(2, 1), (3, 2)])
 def test_a_batch_of_one_image_is_refused(count, batch_size):
     network, _ = networks.source_statistics("resnet")

@@ -60,6 +60,16 @@ def test_equal_votes_are_decided_by_the_mean_probability_and_unequal_ones_never_
     )
 
 
+def test_classes_that_a_very_sure_network_rules_out_still_have_a_share():
+    """A probability of exp(-400) is zero as a number in single precision."""
+    logits = torch.tensor([[0.0, -400.0], [0.0, -410.0]])
+    method, image, views = ViewAverage(vote=True), torch.zeros(3, 4, 4), torch.zeros(2, 3, 4, 4)
+    found = method.predict(lambda _views: Outputs(logits, None), image, views, {})
+    expected = -400 + np.log((1 + np.exp(-10)) / 2) - np.log(3)
+    assert found[0].item() == pytest.approx(0.0, abs=1e-6)
+    assert found[1].item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_without_votes_the_probabilities_of_the_surest_views_average():
     for keep, count in ((1.0, 5), (0.6, 3)):
         found = predict(ViewAverage(num_views=4, keep=keep), VIEWS)

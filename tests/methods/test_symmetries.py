@@ -101,7 +101,7 @@ class TestViews:
         assert torch.equal(Symmetries().views(None, wide, streams(1))[0, 1], wide[0].flip(-1))
         settings = declared("symmetries").settings
         assert settings(num_views=None).num_views is None
-        for wrong in ({"num_views": 1}, {"permutations": 7}, {"geometry": "turns"}):
+        for wrong in ({"num_views": 1}, {"permutations": 2}, {"geometry": "turns"}):
             with pytest.raises(ValidationError):
                 settings(**wrong)
 
@@ -185,3 +185,15 @@ def test_the_prediction_is_the_images_own_and_may_be_averaged_over_other_views()
         result = adapt(network, images, Symmetries("dihedral", 3), loop)
         control = adapt(network, images, NoAdaptation(), loop)
         torch.testing.assert_close(result.logits, control.logits)
+
+
+def test_images_without_three_colours_are_turned_and_mirrored_alone():
+    grey = torch.rand(2, 1, 4, 4)
+    views = Symmetries("dihedral").views(None, grey, streams(2))
+    assert views.shape == (2, 8, 1, 4, 4)
+    torch.testing.assert_close(views[:, 0], grey)
+    torch.testing.assert_close(views.sum((2, 3, 4)), grey.sum((1, 2, 3))[:, None].expand(2, 8))
+    with pytest.raises(
+        UserError, match="permutations 3 exchanges three colours, found images of 1"
+    ):
+        Symmetries(permutations=3).views(None, grey, streams(2))

@@ -323,6 +323,9 @@ def test_statistics_are_those_of_all_images_whatever_the_groups():
         "log_variance_scale": logs.std(0),
         "pooled_mean": activation.mean((0, 2, 3)),
         "pooled_variance": activation.var((0, 2, 3), correction=0) + 1e-5,
+        "total_variance": activation.var((2, 3), correction=0).mean(0)
+        + activation.mean((2, 3)).var(0)
+        + 1e-5,
     }
     for statistics in computed:
         assert statistics.keys() == {f"{layer}.{name}" for name in expected}

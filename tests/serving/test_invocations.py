@@ -6,16 +6,16 @@ import pytest
 from fastapi import Request
 
 from tttlab.errors import UserError
-from tttlab.serving.invocations import NoJson, TooLarge, receive, refusal
+from tttlab.serving.invocations import NoJson, Slow, TooLarge, receive, refusal
 from tttlab.serving.pictures import Limits
 from tttlab.serving.ray_settings import read_settings
 from tttlab.serving.service import Busy, Late
 
 
 def test_every_error_has_its_status():
-    errors = UserError, TooLarge, NoJson, Busy, Late
+    errors = UserError, TooLarge, NoJson, Slow, Busy, Late
     statuses = [refusal(error("a\n  b"))[0] for error in errors]
-    assert statuses == [400, 413, 415, 429, 504]
+    assert statuses == [400, 413, 415, 408, 429, 504]
     assert refusal(Busy("a\n  b"))[1] == {"error_code": "RESOURCE_EXHAUSTED", "message": "a b"}
 
 
@@ -31,7 +31,7 @@ def received(chunks: list[bytes], kind: str = "application/json") -> tuple[bytes
 
     scope = {"type": "http", "method": "POST", "headers": [(b"content-type", kind.encode())]}
     try:
-        return asyncio.run(receive(Request(scope, take), megabytes=0.001)), taken
+        return asyncio.run(receive(Request(scope, take), megabytes=0.001, seconds=60)), taken
     except UserError as error:
         return f"{type(error).__name__}: {error}", taken
 
@@ -46,6 +46,15 @@ def test_a_body_is_taken_up_to_its_limit_and_dropped_beyond():
         0,
     )
     assert received([b"a"], "application/json; charset=utf-8") == (b"a", 1)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    async def never() -> dict:
+        await asyncio.sleep(3600)
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(Slow, match=r"the body did not arrive within 0\.05 s"):
+        asyncio.run(receive(Request(scope, never), megabytes=1, seconds=0.05))
 
 
 def test_settings_of_a_deployment_are_read_from_text_and_from_yaml(tmp_path, monkeypatch):
@@ -68,6 +77,8 @@ def test_settings_of_a_deployment_are_read_from_text_and_from_yaml(tmp_path, mon
         ({"folder": "absent"}, r"folder: expected a model that adapts, found none in .*absent; "),
         ({"uri": "models:/b/1", "replicas": 2}, r"unknown key 'replicas'; did you mean 'num_rep"),
         ({"uri": "models:/b/1", "num_replicas": "0"}, r"num_replicas: expected a number greater"),
+        ({"uri": "models:/b/1", "seconds": "1e10"}, r"seconds: expected a number less than"),
+        ({"uri": "models:/b/1", "seconds": "inf"}, r"seconds: expected a "),
         ({"uri": "models:/b/1", "num_gpus": "half"}, r"num_gpus: expected a valid number"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from tests.helpers import bodies
 from tttlab.data.decoding import to_square
 from tttlab.errors import UserError
-from tttlab.serving.pictures import Limits, decode
+from tttlab.serving.pictures import Limits, decode, take
 
 LIMITS = Limits()
 
@@ -86,8 +87,12 @@ def test_upright_transparent_and_deep_images_are_read_as_by_the_pipeline(tmp_pat
         (np.zeros((0, 2, 3), np.uint8), "found one of shape (0, 2, 3)"),
         (np.zeros((2, 2, 3)), "expected whole numbers from 0 to 255, found float64"),
         ([[-1, 2]], "expected whole numbers from 0 to 255, found int64 from -1 to 2"),
-        ([["a", "b"]], "expected whole numbers from 0 to 255, found <U1"),
-        ([[True, False]], "expected whole numbers from 0 to 255, found bool"),
+        ([["a", "b"]], "expected whole numbers from 0 to 255, found a value of type str"),
+        ([[True, False]], "expected whole numbers from 0 to 255, found a value of type bool"),
+        ([[1, None]], "expected whole numbers from 0 to 255, found a value of type NoneType"),
+        (np.zeros((2, 2), bool), "expected whole numbers from 0 to 255, found bool"),
+        (bodies.many_scans(), "expected at most 100 scans of a progressive JPEG, found 101"),
+        (bodies.plain_text(1), "expected an image, found none that can be read"),
         ([[2**70, 1]], "expected whole numbers from 0 to 255, found object"),
         (bodies.picture((400, 400))[:-60], "image file is truncated"),
         ("file:a.png", "this server opens none; its owner allows a folder"),
@@ -127,3 +132,31 @@ def test_a_file_that_is_no_image_does_not_tell_its_content(tmp_path):
     with pytest.raises(UserError, match="expected an image, found none that can be read") as caught:
         decode("file:secret.txt", 16, None, replace(LIMITS, folder=str(tmp_path)))
     assert "password" not in str(caught.value)
+
+
+def test_a_file_that_is_no_image_or_too_large_does_not_tell_where_it_lies(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    limits = replace(LIMITS, folder=str(tmp_path), megabytes=1)
+    with pytest.raises(UserError) as caught:
+        decode("file:a.png", 16, None, limits)
+    assert str(tmp_path) not in str(caught.value)
+    (tmp_path / "b.png").write_bytes(bodies.GOOD + b"0" * 10**6)
+    with pytest.raises(UserError, match="expected a file of at most 1 MB, found a larger"):
+        decode("file:b.png", 16, None, limits)
+
+
+def test_what_a_file_tells_of_itself_is_not_kept():
+    """A PNG may hold 64 MB of text, and a request many of them."""
+    tracemalloc.start()
+    try:
+        kept = [take(bodies.much_text(), LIMITS) for _ in range(3)]
+        assert tracemalloc.get_traced_memory()[0] < 5e6
+    finally:
+        tracemalloc.stop()
+    assert [picture.pixels for picture in kept] == [4, 4, 4]
+
+
+def test_a_usual_progressive_jpeg_is_read():
+    np.testing.assert_array_equal(
+        decode(bodies.many_scans(100), 8, None, LIMITS), np.full((8, 8, 3), 128, np.uint8)
+    )

@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import shutil
 import socket
 import threading
 import time
@@ -34,7 +35,9 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wrapped(model_folder, tmp_path_factory):
-    return loading.wrap(model_folder, tmp_path_factory.mktemp("mlflow") / "model")
+    folder = tmp_path_factory.mktemp("served") / "m #1 %20ä"  # which means something in an address
+    shutil.copytree(model_folder, folder)
+    return loading.wrap(folder, tmp_path_factory.mktemp("mlflow") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +195,9 @@ def test_lists_of_numbers_are_an_image(running):
         (JSON | {"Content-Encoding": "gzip"}, "POST", "/invocations", 415, "not compressed"),
         ({"Content-Type": "application/json; charset=x"}, "POST", "/invocations", 415, "found 'x'"),
         (JSON, "PUT", "/invocations", 405, "Method Not Allowed"),
-        (JSON, "POST", "/nothing", 404, "Not Found"),
+        (JSON, "POST", "/nothing", 404, "expected one of /invocations, /ping, "),
+        (JSON, "GET", "/docs", 404, "expected one of /invocations, /ping, "),
+        (JSON, "GET", "/openapi.json", 404, "expected one of /invocations, /ping, "),
     ],
 )
 def test_a_request_of_another_kind_is_refused(headers, method, path, status, words, running):

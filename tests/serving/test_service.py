@@ -1,9 +1,11 @@
 """An answer depends on the image and the wish alone, whatever else is asked at the same time."""
 
 import base64
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -187,6 +189,30 @@ def test_a_full_queue_refuses_and_one_that_takes_too_long_is_late(model, held):
         may.set()
         assert len(first.result(20)) + len(second.result(20)) == 4
     assert sizes == [2, 2]  # nobody began with what was late
+
+
+def test_a_request_does_not_wait_for_those_that_decode_longer_than_it_may(model):
+    service = Service(model, replace(Limits(), seconds=0.05))
+    with ExitStack() as slots:
+        for _ in range(os.cpu_count()):
+            slots.enter_context(service._decoding)
+        with pytest.raises(Late, match=r"no answer within 0\.05 s; send fewer images"):
+            service.answer(IMAGES[:1])
+    service.limits = replace(service.limits, seconds=float("inf"))
+    assert len(service.answer(IMAGES[:1])) == 1
+
+
+def test_a_request_stops_decoding_when_its_time_is_over(model, monkeypatch):
+    service, decoded = Service(model, replace(Limits(), seconds=0.05)), []
+
+    def slowly(*_arguments):
+        decoded.append(1)
+        time.sleep(0.04)
+
+    monkeypatch.setattr(service_module, "squared", slowly)
+    with pytest.raises(Late, match=r"no answer within 0\.05 s; send fewer images"):
+        service.answer(IMAGES[:6])
+    assert 1 <= len(decoded) < 4
 
 
 def test_requests_that_wait_are_adapted_to_together_and_watched(model, held):

@@ -1,8 +1,10 @@
 """What a server did, as Prometheus and MLflow tell it."""
 
+import errno
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from tests.serving.test_server import ask, bodies, serving
 from tests.serving.test_server import model_folder as model_folder
 from tests.serving.test_server import wrapped as wrapped
 from tttlab.serving.watching import Metrics, Record
+from tttlab.tracking.runs import Run
 from tttlab.tracking.store import open_store
 
 
@@ -47,7 +50,7 @@ COUNTED = {
     'tttlab_request_seconds_count{run="memo"}': 2,
     'tttlab_request_seconds_sum{run="memo"}': 0.75,
     'tttlab_batch_images_sum{run="memo"}': 5,
-    'tttlab_refused_requests_total{reason="BAD_REQUEST"}': 2,
+    'tttlab_refused_requests_total{reason="INVALID_PARAMETER_VALUE"}': 2,
     "tttlab_waiting_images": 4,
 }
 
@@ -57,8 +60,8 @@ def count(watcher):
     watcher.answered(ROWS[2:], 0.5)
     watcher.answered([row(run="shrink")], 1.0)
     watcher.worked("memo", 5)
-    watcher.refused("BAD_REQUEST")
-    watcher.refused("BAD_REQUEST")
+    watcher.refused("INVALID_PARAMETER_VALUE")
+    watcher.refused("INVALID_PARAMETER_VALUE")
 
 
 def read(text):
@@ -125,7 +128,7 @@ def test_an_mlflow_run_has_a_point_per_period(tmp_path):
         "memo/seconds_p50": [0.375, 2.0],
         "memo/batch_mean": [5.0],
         "shrink/images": [1],
-        "refused/BAD_REQUEST": [2],
+        "refused/INVALID_PARAMETER_VALUE": [2],
     }
     for name, values in expected.items():
         assert points(client, record.run.id, name) == pytest.approx(values), name
@@ -145,10 +148,29 @@ def test_a_server_counts_what_it_answers_and_refuses(wrapped, tmp_path):
     distance = answer["predictions"][0]["distance"]
     assert found['tttlab_distance_sum{run="simclr"}'] == pytest.approx(2 * distance)
     assert found['tttlab_batch_images_sum{run="simclr"}'] == 2
-    for reason in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "REQUEST_TOO_LARGE"):
-        assert found[f'tttlab_refused_requests_total{{reason="{reason}"}}'] == 1
+    for reason, count in (("INVALID_PARAMETER_VALUE", 2), ("REQUEST_TOO_LARGE", 1)):
+        assert found[f'tttlab_refused_requests_total{{reason="{reason}"}}'] == count
     client, _ = open_store(tmp_path)  # the server has ended, and with it the run
     run = client.get_run(record.run.id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["simclr/images"] == 2
     assert run.data.metrics["refused/REQUEST_TOO_LARGE"] == 1
+
+
+def test_a_point_that_cannot_be_written_is_lost_and_the_next_one_is_not(tmp_path, monkeypatch):
+    record = Record(tmp_path, "m", {}, seconds=0.01)
+    client, _ = open_store(tmp_path)
+    write, failed = Run.log_metrics, threading.Event()
+
+    def full(*_arguments):
+        failed.set()
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Run, "log_metrics", full)
+    record.answered([row()], 1.0)
+    assert failed.wait(10)
+    monkeypatch.setattr(Run, "log_metrics", write)
+    record.answered([row(distance=3.0)], 2.0)
+    record.close()
+    assert points(client, record.run.id, "memo/images") == [1]
+    assert client.get_run(record.run.id).info.status == "FINISHED"

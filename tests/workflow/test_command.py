@@ -2,15 +2,21 @@
 
 import errno
 import os
+import shutil
+import socket
 import sqlite3
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tools.stage_code import ROOT
 from tttlab.errors import DISK_FULL, one_line
 from tttlab.runtime.process_identity import Identity
-from tttlab.workflow import checking, command
+from tttlab.workflow import checking, cli, command, places, ui
+from tttlab.workflow.environment import VARIABLES
 from tttlab.workflow.order import SHARES, position
 
 
@@ -66,3 +72,63 @@ def test_a_full_disk_is_told_in_one_line(error, capsys):
 def test_other_errors_keep_their_traceback():
     with pytest.raises(OSError, match="not found"), one_line():
         raise OSError(errno.ENOENT, "not found")
+
+
+@pytest.mark.parametrize("folder", ["pipeline", "arc/pipeline"])
+def test_a_copy_of_the_project_imports_its_own_sources_and_asks_nobody(folder, tmp_path):
+    """A queued DVC experiment runs in such a copy."""
+    copy = tmp_path / "copy"
+    for part in (folder, "src/tttlab"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import os, pipeline, tttlab; print(tttlab.__file__); print(os.environ)"
+    clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=(copy / folder).parent,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(done.stdout.splitlines()[0]).is_relative_to(copy)
+    assert [f"'{name}': '{value}'" in done.stdout for name, value in VARIABLES.items()] == [
+        True
+    ] * 4
+
+
+def test_a_command_to_be_copied_quotes_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "ROOT", tmp_path / "my results")
+    folder = f"'{tmp_path / 'my results'}'"
+    assert places.look_with("ui") == f"cd {folder} && uv run ttt-lab ui"
+    monkeypatch.setattr(places, "ROOT", Path.cwd())
+    assert places.look_with("ui") == "make ui"
+
+
+def test_a_port_that_answers_or_may_not_be_taken_is_passed_over(monkeypatch):
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        assert ui.is_taken(busy.getsockname()[1])
+        port = busy.getsockname()[1]
+    assert not ui.is_taken(port)
+
+    def forbidden(_socket, _address):
+        raise PermissionError
+
+    monkeypatch.setattr(ui.socket, "socket", type("S", (socket.socket,), {"bind": forbidden}))
+    assert ui.is_taken(port)
+
+
+def test_ctrl_c_ends_in_one_line(monkeypatch, capsys):
+    def interrupted(_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_methods", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["methods"])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    monkeypatch.setattr(cli, "_check", interrupted)
+    with pytest.raises(SystemExit):
+        cli.main(["check", "--network", "a.pt"])
+    assert capsys.readouterr().err.startswith("interrupted; the same command goes on")

@@ -9,6 +9,7 @@ from tools.stage_code import ROOT, stages
 from tttlab.config.params import read_params
 from tttlab.workflow import keys, places
 from tttlab.workflow.ledger import FOLDERS, Ledger, code_of, written_whole
+from tttlab.workflow.leftovers import CODE
 from tttlab.workflow.pieces import Network, Pair, Piece
 
 
@@ -17,9 +18,10 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "OUTPUTS", tmp_path / "outputs")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "code.py").write_text("1")
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "used.py").write_text("1")
-    (tmp_path / "dvc.yaml").write_text("stages: {tune: {deps: [outputs/data, src/used.py]}}")
+    (tmp_path / "src" / "tttlab").mkdir(parents=True)
+    (tmp_path / "src" / "tttlab" / "used.py").write_text("1")
+    deps = "[outputs/data, src/tttlab/used.py]"
+    (tmp_path / "dvc.yaml").write_text(f"stages: {{tune: {{deps: {deps}}}}}")
     return tmp_path
 
 
@@ -71,10 +73,26 @@ def test_a_key_follows_settings_inputs_and_the_code_that_dvc_yaml_lists(folder):
     assert Ledger("tune").key({"lr": 0.2}, [folder / "input"]) != first
     (folder / "code.py").write_text("2")  # which the stage does not run
     assert Ledger("tune").key({"lr": 0.1}, [folder / "input"]) == first
-    (folder / "src" / "used.py").write_text("2")
+    (folder / "src" / "tttlab" / "used.py").write_text("2")
     second = Ledger("tune").key({"lr": 0.1}, [folder / "input"])
     (folder / "input").write_text("2")
     assert len({first, second, Ledger("tune").key({"lr": 0.1}, [folder / "input"])}) == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "stages:",
+        "stages: {train: {cmd: python train.py, deps: [src/train.py]}}",
+        "stages: {tune: {cmd: python tune.py, deps: [src/train.py, pipeline/tune.py]}}",
+        "stages: {tune: {cmd: python tune.py}}",
+    ],
+)
+def test_in_the_folder_of_another_project_all_code_counts(text, folder):
+    (folder / "src" / "train.py").write_text("1")
+    (folder / "dvc.yaml").write_text(text)
+    assert code_of("tune") == CODE
 
 
 def test_all_code_that_dvc_yaml_lists_is_there(monkeypatch):

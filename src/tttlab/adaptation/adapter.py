@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tttlab.adaptation.checks import check
 from tttlab.adaptation.curve import Curve, diverged, finite, where
 from tttlab.adaptation.inner_loop import Parameters, train
-from tttlab.adaptation.method import Method
+from tttlab.adaptation.method import Method, overrides
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.predicting import CLASSES, Readout, predict, predict_by_source
 from tttlab.adaptation.task import Task
@@ -176,11 +176,7 @@ def leaves_alone(net: Bound, method: Method, loop: InnerLoop) -> bool:
 
 def predicts_plainly(method: Method, loop: InnerLoop) -> bool:
     """Tell whether only trained weights can make a prediction differ from the source network's."""
-    return (
-        type(method).predict is Method.predict
-        and loop.normalisation == "source"
-        and not loop.average
-    )
+    return not overrides(method, "predict") and loop.normalisation == "source" and not loop.average
 
 
 def unadapted(net: Bound, looks: Any, record: Sequence[int], task: Task) -> Adaptation:
@@ -231,8 +227,12 @@ def train_and_predict(
         work in images.
     """
     method, loop, statistics, readout = task.method, task.loop, task.statistics, task.readout
+    # A prediction that uses views uses those of the first step after every other one, too: else
+    # its change along the steps would be partly that of the draw.
+    of_first_step: list[Any] = []
 
     def classify(moved: Tensor, parameters: Parameters, views: Any) -> Tensor:
+        views = of_first_step[0] if of_first_step else views
         if len(moved) == len(images):
             return predict(net, parameters, looks, views, method, statistics, readout)
         # Only a method that draws no views leaves images out of the training.
@@ -245,6 +245,8 @@ def train_and_predict(
         return source_logits.index_copy(0, moved, trained_logits)
 
     def observe(step: int, *trained: Any) -> None:
+        if not step and overrides(method, "predict") and overrides(method, "views"):
+            of_first_step.append(trained[-1])
         curve.note(step, lambda: classify(*trained))
 
     moved, parameters, views, losses = train(

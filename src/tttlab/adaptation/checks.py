@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tttlab.adaptation.method import Method
+from tttlab.adaptation.method import Method, overrides
 from tttlab.adaptation.normalisation import normalised_layers
 from tttlab.adaptation.predicting import CLASSES, Readout, predict_by_source
 from tttlab.adaptation.trainable import bind
@@ -78,8 +78,7 @@ def check(
 
 
 def _predicts_itself(method: Method) -> bool:
-    kind = type(method)
-    return kind.predict is not Method.predict or kind.predict_batch is not Method.predict_batch
+    return overrides(method, "predict") or overrides(method, "predict_batch")
 
 
 def check_precision(

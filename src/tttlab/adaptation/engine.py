@@ -15,12 +15,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.checks import check
 from tttlab.adaptation.inner_loop import over_images
-from tttlab.adaptation.method import Method
+from tttlab.adaptation.method import Method, first_states
 from tttlab.adaptation.normalisation import normalised, normalised_layers
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.task import complete_statistics
@@ -33,6 +32,7 @@ from tttlab.networks.source_statistics import (
     available_statistics,
     layer_statistics,
     projection_bank,
+    shuffled_parts,
 )
 from tttlab.runtime.group_size import GroupSize
 from tttlab.seeding import torch_generator
@@ -82,7 +82,9 @@ class Engine(nn.Module):
         if "layers" in needed or normalised_layers(network, self.loop):
             self.statistics |= layer_statistics(network, batches)
         if "bank" in needed and hasattr(getattr(network, "head", None), "project"):
-            self.statistics |= projection_bank(network, batches, bank_size)
+            # The bank's images are the first ones, and a folder comes class by class.
+            mixed = shuffled_parts(torch.cat(batches), len(batches))
+            self.statistics |= projection_bank(network, mixed, bank_size)
         self.statistics = complete_statistics(
             self.statistics, self.method, network, lambda: batches
         )
@@ -145,9 +147,7 @@ class Engine(nn.Module):
             check(network, images[:0], method, self.loop, statistics)
             generators = [torch_generator(self.seed, "training", name) for name in names]
             views = method.views(network, images, generators)
-            state = tree_map(
-                lambda value: value.expand(len(images), *value.shape), method.init_state()
-            )
+            state = first_states(method, images)
             net = Bound(network, dict(network.named_parameters()))
             loss = over_images(lambda views, state: method.loss(net, views, statistics, state)[0])
             return loss(views, state).mean()

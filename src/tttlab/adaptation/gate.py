@@ -1,7 +1,7 @@
 """A gate: adapt only to images for which a signal, measured without labels, promises a gain.
 
 The rule is one threshold on one signal, which a reader can understand;
-`tttlab.adaptation.gate_choice` chooses both.
+`tttlab.experiments.gate_choice` chooses both.
 """
 
 import time

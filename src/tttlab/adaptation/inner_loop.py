@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tttlab.adaptation.method import Method
+from tttlab.adaptation.method import Method, first_states, overrides
 from tttlab.adaptation.per_image import PerImageLayers
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
@@ -73,8 +73,8 @@ def train(
         return method.loss(net.rebound(parameters), views, statistics, state)
 
     losses_of, stacked = over_images(loss), Stacked(net.trained, len(images), loop)
-    state = tree_map(lambda value: value.expand(len(images), *value.shape), method.init_state())
-    same_views, stateless = type(method).views is Method.views, not tree_leaves(state)
+    state = first_states(method, images)
+    same_views, stateless = not overrides(method, "views"), not tree_leaves(state)
     moved = torch.arange(len(images), device=images.device)
     views = method.views(net.module, images, streams[0])
     observe(0, moved, {}, views)
@@ -84,7 +84,7 @@ def train(
     if same_views and stateless and not tree_leaves(state):
         # The loss depends on the image and its weights alone, and a step without a gradient does
         # not change the weights. So an image that has no gradient now never gets one.
-        moved = with_gradient(gradients)
+        moved = have_gradient(gradients).nonzero().flatten()
         views, gradients = tree_map(lambda part: part[moved], (views, gradients))
         stacked = Stacked(net.trained, len(moved), loop)
     curve = [losses.detach()]
@@ -106,10 +106,9 @@ def train(
     return Trained(moved, stacked.copies, views, curves)
 
 
-def with_gradient(gradients: Parameters) -> Tensor:
-    """Find the positions ``(M,)`` of the images with a gradient other than zero."""
-    nonzero = torch.stack([as_rows(gradient).any(1) for gradient in gradients.values()])
-    return nonzero.any(0).nonzero().flatten()
+def have_gradient(gradients: Parameters) -> Tensor:
+    """Tell which images ``(B,)`` have a gradient other than zero."""
+    return torch.stack([as_rows(gradient).any(1) for gradient in gradients.values()]).any(0)
 
 
 class Stacked:
@@ -145,7 +144,14 @@ class Stacked:
         self._steps += 1
         for group in self._optimizer.param_groups:
             group["lr"] = self._loop.rate(self._steps)
+        # A loss that has reached zero asks for no step, and momentum alone would take one.
+        remembers = self._loop.optimizer == "adam" or self._loop.momentum > 0
+        still = (~have_gradient(gradients)).nonzero().flatten() if remembers else ()
+        before = {name: value.detach()[still] for name, value in self.copies.items() if len(still)}
         update(self._optimizer, self.copies, gradients, self._loop.clip)
+        with torch.no_grad():
+            for name, values in before.items():
+                self.copies[name][still] = values
 
 
 def over_images(function: Callable[..., Any], in_dims: Any = 0) -> Callable[..., Any]:

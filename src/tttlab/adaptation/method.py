@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from tttlab.errors import UserError
 from tttlab.networks.network import Bound
@@ -34,6 +35,22 @@ def surest(logits: Tensor, share: float) -> Tensor:
     """Keep the views of lowest entropy: ``(V, K)`` → ``(max(1, round(share · V)), K)``."""
     kept = max(1, round(share * len(logits)))
     return logits[entropy(logits.detach()).topk(kept, largest=False).indices]
+
+
+def first_state(method: "Method", device: torch.device) -> State:
+    """Give a method's state before the first step, on a device."""
+    return tree_map(lambda value: value.to(device), method.init_state())
+
+
+def first_states(method: "Method", images: Tensor) -> State:
+    """Give every image's state before the first step, ``(B, …)``, on the images' device."""
+    state = first_state(method, images.device)
+    return tree_map(lambda value: value.expand(len(images), *value.shape), state)
+
+
+def overrides(method: "Method", hook: str) -> bool:
+    """Tell whether a method brings a hook of its own, such as ``predict``."""
+    return getattr(type(method), hook) is not getattr(Method, hook)
 
 
 class Method:

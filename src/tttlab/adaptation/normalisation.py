@@ -16,8 +16,9 @@ m and variance v over the positions of its views, and source mean μ and varianc
 A network without BatchNorm is normalised at the outputs of its patch embedding and its stages,
 where the moments of the typical source image stand for μ and σ².
 
-Along a stream a batch takes the image's place, and the moments over all source images that of the
-typical one: between the images of a batch there is variance, too.
+Along a stream a batch takes the image's place, and the moments of as many source images that of the
+typical one: between the images of a batch there is variance, too. Within n images it is on the mean
+(1 − 1/n) of that between all images.
 """
 
 from collections.abc import Iterator
@@ -95,14 +96,14 @@ def shrinkage(policy: Normalisation, deviation: Tensor, scale: Tensor) -> Tensor
 
 @contextmanager
 def normalised(
-    network: nn.Module, policy: Normalisation, statistics: Statistics, *, of_batch: bool = False
+    network: nn.Module, policy: Normalisation, statistics: Statistics, *, of_batch: int = 0
 ) -> Iterator[None]:
     """Apply a policy to every forward pass inside the context; no module or buffer is changed.
 
     Each forward pass must hold the views of *one* image, as under ``vmap`` over images; or, with
-    ``of_batch``, the images of a batch wherever it is not under ``vmap``. The input of a BatchNorm
-    layer is changed so that the layer's own formula, with its running statistics, yields the wanted
-    normalisation.
+    ``of_batch``, those of so many images wherever it is not under ``vmap``. The input of a
+    BatchNorm layer is changed so that the layer's own formula, with its running statistics, yields
+    the wanted normalisation.
     """
     handles = add_hooks(network, policy, statistics, of_batch)
     try:
@@ -113,7 +114,7 @@ def normalised(
 
 
 def add_hooks(
-    network: nn.Module, policy: Normalisation, statistics: Statistics, of_batch: bool
+    network: nn.Module, policy: Normalisation, statistics: Statistics, of_batch: int
 ) -> list[RemovableHandle]:
     """Add the hooks that apply a policy: to the BatchNorm layers or, without any, to the stages."""
     if policy.normalisation == "source":
@@ -141,19 +142,19 @@ def running_moments(layer: nn.Module) -> Moments:
     return Moments(layer.running_mean, (layer.running_var + layer.eps).log())
 
 
-def batch_norm_hook(policy: Normalisation, statistics: Statistics, name: str, of_batch: bool):
+def batch_norm_hook(policy: Normalisation, statistics: Statistics, name: str, of_batch: int):
     """Make the pre-hook that changes a BatchNorm layer's input."""
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        source, together = running_moments(layer), of_batch and outside_vmap()
-        variation = natural_variation(statistics, name + ".input", source, together)
+        source, count = running_moments(layer), of_batch if outside_vmap() else 1
+        variation = natural_variation(statistics, name + ".input", source, count)
         return transport(inputs[0], policy, source, *variation, layer.eps)
 
     return hook
 
 
 def stage_hook(
-    policy: Normalisation, statistics: Statistics, name: str, of_batch: bool, last: bool = False
+    policy: Normalisation, statistics: Statistics, name: str, of_batch: int, last: bool = False
 ):
     """Make the hook that moves a stage's output towards the typical source image, or batch.
 
@@ -161,7 +162,8 @@ def stage_hook(
     """
 
     def hook(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        center, scale = natural_variation(statistics, name, None, of_batch and outside_vmap())
+        count = of_batch if outside_vmap() else 1
+        center, scale = natural_variation(statistics, name, None, count)
         moved = transport(channels_second(output, last), policy, center, center, scale)
         return moved.movedim(1, -1) if last and output.ndim == 4 else moved
 
@@ -169,23 +171,23 @@ def stage_hook(
 
 
 def natural_variation(
-    statistics: Statistics, name: str, default: Moments | None, together: bool
+    statistics: Statistics, name: str, default: Moments | None, count: int
 ) -> tuple[Moments, Moments]:
     """Read a layer's centre and scale; the default is for policies that do not use them.
 
-    The centre is that of single images, or of all images together. The scale is always that of
-    single images, beside which a batch deviates little without a shift.
+    The centre is that of single images, or of ``count`` images together if these are several. The
+    scale is always that of single images, beside which a batch deviates little without a shift.
     """
     if f"{name}.mean_center" not in statistics and default is not None:
         return default, default
-    if together:
-        pooled = statistics[f"{name}.pooled_mean"], statistics[f"{name}.pooled_variance"].log()
-        center = Moments(*pooled)
-    else:
-        typical = statistics[f"{name}.mean_center"], statistics[f"{name}.log_variance_center"]
-        center = Moments(*typical)
-    scale = statistics[f"{name}.mean_scale"], statistics[f"{name}.log_variance_scale"]
-    return center, Moments(*scale)
+    center, scale = (
+        Moments(*(statistics[f"{name}.{moment}_{kind}"] for moment in Moments._fields))
+        for kind in ("center", "scale")
+    )
+    if count > 1:
+        variance = statistics[f"{name}.total_variance"] - scale.mean.square() / count
+        center = Moments(statistics[f"{name}.pooled_mean"], variance.log())
+    return center, scale
 
 
 def transport(

@@ -29,7 +29,7 @@ from tttlab.adaptation.inner_loop import (
     over_images,
     update,
 )
-from tttlab.adaptation.method import Method
+from tttlab.adaptation.method import Method, first_state, overrides
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import bind
@@ -161,8 +161,7 @@ class Learner:
 
     def first_state(self) -> Any:
         """Make the method's state at the start of a stream."""
-        device = next(self.network.parameters()).device
-        return tree_map(lambda value: value.to(device), self.method.init_state())
+        return first_state(self.method, next(self.network.parameters()).device)
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:
         """Make an optimiser without momentum from earlier steps."""
@@ -176,7 +175,7 @@ class Learner:
         curve = Curve(self.record, images.device)
         average = [torch_generator(self.seed, "average", name) for name in names]
         looks = predicting.CLASSES.looks(images, self.loop, average)
-        with normalised(self.network, self.loop, self.statistics, of_batch=True):
+        with normalised(self.network, self.loop, self.statistics, of_batch=len(images)):
             curve.note(0, lambda: self.predict({}, looks, names))
             losses, usable = self.train(images, names)
             logits = self.classify(looks, names)
@@ -240,7 +239,7 @@ class Learner:
     @torch.no_grad()
     def after_step(self) -> None:
         """Let the method change the weights."""
-        if type(self.method).after_step is Method.after_step:
+        if not overrides(self.method, "after_step"):
             return
         current = {name: value[0] for name, value in self.parameters.items()}
         source = dict(self.net.trained)
@@ -268,7 +267,7 @@ class Learner:
     @torch.no_grad()
     def classify(self, looks: Tensor, names: Sequence[str]) -> Tensor:
         """Classify a batch after its steps: ``(N, K)``; the method's hook may change its state."""
-        if type(self.method).predict_batch is Method.predict_batch:
+        if not overrides(self.method, "predict_batch"):
             return self.predict(self.parameters, looks, names)
         net = self.bound(self.parameters)
         logits, self.state = self.method.predict_batch(
@@ -282,7 +281,7 @@ class Learner:
 
         Its images are classified together, unless the method predicts image by image itself.
         """
-        if type(self.method).predict is not Method.predict:
+        if overrides(self.method, "predict"):
             streams = [torch_generator(self.seed, "views", name, 0) for name in names]
             views = self.method.views(self.network, looks[:, 0], streams)
             shared = self.shared(parameters, len(looks))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.adaptation.inner_loop import over_images
+from tttlab.adaptation.method import first_state
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import bind
@@ -94,9 +95,10 @@ def first_loss(task: Task, images: Tensor, generators: Sequence[torch.Generator]
         generators: the random streams of the images' views.
     """
     net, method = bind(task.network, task.method, task.loop), task.method
+    state = first_state(method, images.device)
 
     def loss(views: Tensor) -> Tensor:
-        return method.loss(net, views, task.statistics, method.init_state())[0]
+        return method.loss(net, views, task.statistics, state)[0]
 
     with normalised(task.network, task.loop, task.statistics):
         return over_images(loss)(method.views(task.network, images, generators))

@@ -130,6 +130,12 @@ class Model(Strict):
                 "or set objective.name: simclr",
                 "backbone",
             )
+        if declared.labels and self.finetune.probe:
+            raise fault(
+                f"{name} gives the label at the encoder's input, and what comes of that passes no "
+                "probe; remove it",
+                "finetune.probe",
+            )
         if mode == "meta" and not declared.alone:
             raise fault(
                 f"meta takes a step on one image alone, which {name} contrasts with others; "

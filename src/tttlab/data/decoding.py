@@ -1,6 +1,7 @@
 """From a picture in any file format and colour mode to a small square of RGB bytes."""
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,6 +11,7 @@ from PIL import Image, ImageOps
 from tttlab.data.depths import Samples, read_samples
 
 _WHITE = (255, 255, 255, 255)
+_STARTING_PROGRAMS = ("EPS", "WMF")  # Ghostscript, Windows' drawing
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -34,7 +36,7 @@ def to_square(
         UnknownScale: nothing says which of the image's values is white.
         Exception: Pillow's various errors on a damaged, unknown or oversized file.
     """
-    image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    image = picture if isinstance(picture, Image.Image) else Image.open(picture, "r", _formats())
     with image:
         image.draft(None, (2 * size, 2 * size))
         samples = read_samples(image)  # before loading, which closes the file
@@ -48,6 +50,13 @@ def to_square(
     )
 
 
+@cache
+def _formats() -> list[str]:
+    """List the formats that Pillow reads by itself: a file's name does not tell which one it is."""
+    Image.init()
+    return [name for name in Image.ID if name not in _STARTING_PROGRAMS]
+
+
 def why_unreadable(error: Exception) -> str:
     """Say in one line why an image could not be decoded.
 
@@ -59,7 +68,7 @@ def why_unreadable(error: Exception) -> str:
 
 def _to_rgb(image: Image.Image, samples: Samples, depth: int | None) -> Image.Image:
     if image.mode.startswith("I"):  # Pillow clips values above 255 instead of scaling them
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         scaled = values >> samples.depth_of(values, depth) - 8
         return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     if image.mode == "F":

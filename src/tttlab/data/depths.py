@@ -150,7 +150,8 @@ def _significant_bits(file: BinaryIO) -> int | None:
 
 def _may_be_scaled(grey: np.ndarray, bits: int) -> bool:
     """Whether values may have been scaled to 16 bits, by a shift or to the nearest value."""
-    original = grey >> (16 - bits)
+    values = np.unique(grey).astype(np.int64)  # few, where an image may have 10⁸
+    original = values >> (16 - bits)
     shifted = original << (16 - bits)
     nearest = np.round(original * (65535 / (2**bits - 1))).astype(np.int64)
-    return bool(((grey == shifted) | (grey == nearest)).all())
+    return bool(((values == shifted) | (values == nearest)).all())

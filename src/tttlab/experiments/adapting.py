@@ -158,6 +158,11 @@ def check_batches(experiment: Experiment, shifts: Sequence[Shift]) -> None:
                 check_batch(experiment.task.method, len(batch))
 
 
+def mean_of_finite(losses: Tensor) -> Tensor:
+    """Average losses ``(N, S + 1)`` over the images on which they stayed numbers: ``(S + 1,)``."""
+    return losses[losses.isfinite().all(1)].mean(0)
+
+
 def collect(sweep: Sweep) -> Result:
     """Put the finished blocks of a sweep together.
 
@@ -176,5 +181,5 @@ def collect(sweep: Sweep) -> Result:
         tables.append(sweep.rows(result, block, sweep.experiment.images))
         if not block.shift.clean:
             losses.append(result["losses"])
-    mean_losses = torch.cat(losses).nanmean(0).numpy() if losses else np.empty(0)
+    mean_losses = mean_of_finite(torch.cat(losses)).numpy() if losses else np.empty(0)
     return Result(pd.concat(tables, ignore_index=True), mean_losses)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tttlab.adaptation.inner_loop import Parameters, gradients_of, over_images
+from tttlab.adaptation.method import first_state
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import select_parameters
@@ -29,7 +30,8 @@ class Alignment(NamedTuple):
     """The agreement of the two gradients for N images, on the CPU.
 
     Attributes:
-        cosine: ``(N,)`` of the angle between the gradients; not a number if one of them is zero.
+        cosine: ``(N,)`` of the angle between the gradients by all trainable parameters; one that a
+            loss does not depend on counts as zero there. Not a number if a gradient is zero.
         inner: ``(N,)`` their inner product, which is the first-order decrease of the supervised
             loss per unit of learning rate.
         supervised_loss: ``(N,)``.
@@ -53,7 +55,7 @@ def gradient_alignment(
 
     Args:
         task: the source network and the method. Of its loop only ``trainable``, which selects
-            the shared parameters, and the normalisation policy are used.
+            the parameters, and the normalisation policy are used.
         images: ``(N, 3, H, W)``, as `tttlab.adaptation.adapter.adapt` takes them.
         labels: ``(N,)``.
         image_ids: names of the images; they determine the views, which are those of a first step.
@@ -64,8 +66,10 @@ def gradient_alignment(
     shared = select_parameters(network, loop.trainable)
     net = Bound(network, {name: value.detach() for name, value in shared.items()})
 
+    state = first_state(method, images.device)
+
     def test_time(parameters: Parameters, views: Any) -> Tensor:
-        return method.loss(net.rebound(parameters), views, statistics, method.init_state())[0]
+        return method.loss(net.rebound(parameters), views, statistics, state)[0]
 
     def supervised(parameters: Parameters, image: Tensor, label: Tensor) -> Tensor:
         return F.cross_entropy(net.rebound(parameters)(image.unsqueeze(0)).logits[0], label)

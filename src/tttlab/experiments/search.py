@@ -22,7 +22,7 @@ class Search:
         grid: the candidates that the trials number.
         trains: whether the method takes ``steps``, which a gate could save. False on a stream:
             there a candidate contains its steps, or takes the run's.
-        clean_penalty: see `tttlab.adaptation.gate_choice.score`.
+        clean_penalty: see `tttlab.experiments.gate_choice.score`.
     """
 
     trials: Sequence[Trial]

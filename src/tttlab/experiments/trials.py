@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tttlab.adaptation.gate import Gate
-from tttlab.adaptation.gate_choice import choose_gate, score
 from tttlab.evaluation.intervals import crossed_standard_error
+from tttlab.experiments.gate_choice import by_image_and_type, choose_gate, score
 
 Values = dict[str, Any]
 DEFAULT = 0  # the candidate that holds the run's own values
@@ -86,12 +86,7 @@ class Outcome:
 
     def _cells(self, right: np.ndarray, clean_penalty: float) -> np.ndarray:
         clean = self.clean
-        images, rows = np.unique(self.image[~clean], return_inverse=True)
-        corruptions, columns = np.unique(self.corruption[~clean], return_inverse=True)
-        counts, sums = np.zeros((2, len(images), len(corruptions)))
-        np.add.at(sums, (rows, columns), right[~clean])
-        np.add.at(counts, (rows, columns), 1)
-        cells = sums / counts
+        cells = by_image_and_type(right[~clean], self.image[~clean], self.corruption[~clean])
         if (lost := self.source[clean] - right[clean]).sum() > 0:
             cells -= clean_penalty * lost[np.argsort(self.image[clean])][:, None]
         return cells
@@ -135,7 +130,7 @@ class Trial:
         last = self.outcomes[-1]
         adapted = last.adapted[:, step_index]
         return choose_gate(
-            last.signals, last.source, adapted, last.corruption, clean_penalty, saves
+            last.signals, last.source, adapted, last.image, last.corruption, clean_penalty, saves
         )
 
 
@@ -159,7 +154,7 @@ def compare(
         step_index: index of its number of steps.
         default: the run's own values.
         default_index: index of their number of steps.
-        clean_penalty: see `tttlab.adaptation.gate_choice.score`.
+        clean_penalty: see `tttlab.experiments.gate_choice.score`.
 
     Returns:
         the candidate's score minus the default's, and the standard error of this difference.
@@ -176,7 +171,7 @@ def pick(trials: Sequence[Trial], default_index: int, clean_penalty: float) -> C
     Args:
         trials: from `tttlab.experiments.tuning.successive_halving`.
         default_index: index of the run's own number of steps.
-        clean_penalty: see `tttlab.adaptation.gate_choice.score`.
+        clean_penalty: see `tttlab.experiments.gate_choice.score`.
     """
     rank = next(rank for rank, trial in enumerate(trials) if trial.number == DEFAULT)
     step_index, _ = trials[0].best(clean_penalty)

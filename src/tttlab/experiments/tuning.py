@@ -100,7 +100,7 @@ def successive_halving(
         rounds: their number.
         keep: share of the candidates that a round passes on to the next, at least one. The
             `DEFAULT` is always passed on, for comparison.
-        clean_penalty: see `tttlab.adaptation.gate_choice.score`.
+        clean_penalty: see `tttlab.experiments.gate_choice.score`.
 
     Returns:
         all candidates, the best first; candidates that reached a later round come before others.

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method, State
+from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Spread, Statistics, indexed_images, shuffled_parts
@@ -49,10 +50,16 @@ class BatchActMAD(Method):
 
     @torch.no_grad()
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
-        """Average the maps over source batches: ``maps.<layer>.mean`` and ``.variance``."""
+        """Average the maps over source batches: ``maps.<layer>.mean`` and ``.variance``.
+
+        Raises:
+            UserError: there are fewer than two source images.
+        """
         network = as_network(network)
         layers = matched_layers(network)
         count, look = indexed_images(batches)
+        if count < 2:
+            raise UserError(f"expected at least two source images, found {count}")
         # Parts of nearly equal size, so that none is left with a single image.
         parts = shuffled_parts(torch.arange(count), math.ceil(count / SOURCE_BATCH))
         sizes = GroupSize(largest=SOURCE_BATCH, timed=False)

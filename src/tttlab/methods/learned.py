@@ -6,11 +6,9 @@ step on this loss lowers the classification loss; see `tttlab.objectives.learned
 that training took: the same ``steps``, ``lr`` and ``trainable``, plain SGD, and ``clip: 10.0``.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tttlab.adaptation.method import Method, State
 from tttlab.networks.network import Bound
@@ -24,12 +22,6 @@ class LearnedTraining(Method):
 
     protocols = ("episodic", "online")
     head = "learned"
-
-    def views(
-        self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
-    ) -> Tensor:
-        """Give every image alone: ``(B, 1, 3, H, W)``."""
-        return images.unsqueeze(1)
 
     def loss(
         self, net: Bound, views: Tensor, statistics: Statistics, state: State

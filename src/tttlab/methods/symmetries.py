@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from tttlab.adaptation.method import Method, State
@@ -53,7 +53,7 @@ class Symmetries(Method):
 
     protocols = ("episodic", "online")
     geometry: Literal["flips", "dihedral"] = "flips"
-    permutations: Annotated[int, Ge(1), Le(6)] = 1
+    permutations: Literal[1, 3, 6] = 1
     num_views: Annotated[int, Ge(2)] | None = None
 
     def check(self, network: nn.Module) -> None:
@@ -69,12 +69,22 @@ class Symmetries(Method):
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
     ) -> Tensor:
-        """Transform ``images (B, 3, H, W)`` to ``(B, V, 3, H, W)``.
+        """Transform ``images (B, C, H, W)`` to ``(B, V, C, H, W)``.
 
         Where all views are taken, the image itself is the first.
+
+        Raises:
+            UserError: colours are to be exchanged, and there are not three.
         """
         pixels = pixel_orders(*images.shape[-2:], self.geometry).to(images.device)
-        channels = torch.tensor(CHANNEL_ORDERS[: self.permutations], device=images.device)
+        depth = images.shape[1]
+        if self.permutations > 1 and depth != 3:
+            raise UserError(
+                f"method symmetries: permutations {self.permutations} exchanges three colours, "
+                f"found images of {depth} channels; set permutations: 1"
+            )
+        of_channels = CHANNEL_ORDERS[: self.permutations] if depth == 3 else [range(depth)]
+        channels = torch.tensor([[*order] for order in of_channels], device=images.device)
         count = len(pixels) * len(channels)
         if self.num_views:
             orders = [torch.randperm(count, generator=generator) for generator in generators]

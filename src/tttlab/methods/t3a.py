@@ -53,6 +53,9 @@ class T3A(Method):
         outputs, classifier = net(images), linear_classifier(net.module)
         past = state or supports_of(classifier.weight, classifier(classifier.weight))
         batch = supports_of(outputs.features, outputs.logits)
+        # An image that gives no number would make every centroid none, for good.
+        usable = batch.features.isfinite().all(-1) & batch.entropies.isfinite()
+        batch = Supports(*(part[usable] for part in batch))
         joined = Supports(*map(torch.cat, zip(past, batch, strict=True)))
         supports = most_confident(joined, self.filter_size)
         members = F.one_hot(supports.classes, outputs.logits.shape[1]).to(supports.features)

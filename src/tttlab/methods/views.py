@@ -3,6 +3,7 @@
 A method that trains on views must beat it: it costs the same forward passes and no backward ones.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -64,4 +65,5 @@ class ViewAverage(Method):
             return mean
         classes = torch.arange(logits.shape[-1], device=logits.device)
         votes = (logits.argmax(-1, keepdim=True) == classes).sum(0)
-        return ((votes + mean.exp()) / (len(logits) + 1)).log()
+        # In logarithms, for a very sure network's probabilities are zero as numbers.
+        return torch.logaddexp(votes.to(mean).log(), mean) - math.log(len(logits) + 1)

@@ -107,7 +107,8 @@ def layer_statistics(
         for every layer, each ``(C,)``: ``<layer>.mean_center``, ``.mean_scale``,
         ``.log_variance_center``, ``.log_variance_scale``, the mean and standard deviation over
         images of the per-image moments; ``.pooled_mean``, ``.pooled_variance``, the moments over
-        all positions of all images.
+        all positions of all images; ``.total_variance``, the latter with the variance between
+        images as the domain has it, and not these images alone.
 
     Raises:
         UserError: there are no images, or a layer's channels do not come second.
@@ -180,6 +181,8 @@ class LayerMoments:
             "pooled_mean": self.mean.mean,
             # The law of total variance: all images have equally many positions.
             "pooled_variance": self.variance.mean + self.mean.variance(correction=0),
+            # The same for the domain that the images are drawn from.
+            "total_variance": self.variance.mean + self.mean.variance(),
         }
         return {name: value.to(self.dtype) for name, value in values.items()}
 

@@ -30,6 +30,10 @@ Wish = int | Literal["auto"]
 T = TypeVar("T")
 
 
+class TooLittleMemory(UserError):
+    """A single image does not fit into the memory."""
+
+
 @dataclass
 class Group:
     """One group of images.
@@ -99,7 +103,7 @@ class GroupSize:
                 raise
             if size == 1:
                 advice = "" if self._processes == 1 else ", or lower machine.workers"
-                raise UserError(
+                raise TooLittleMemory(
                     f"one image does not fit into the memory of {device}; lower num_views, "
                     f"choose fewer trainable parameters or a smaller backbone{advice}"
                 ) from error

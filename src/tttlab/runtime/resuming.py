@@ -18,6 +18,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -233,7 +234,10 @@ def forget_abandoned(store: Path, wanted: Path) -> list[str]:
 
 
 def _describe(folder: Path) -> AbandonedWork:
-    stats = [file.stat() for file in (folder, *folder.rglob("*"))]
+    stats = [folder.stat()]
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # another host has finished writing it
+            stats.append(file.stat())
     days = (time.time() - max(stat.st_mtime for stat in stats)) / _DAY
     size = sum(stat.st_size for stat in stats)
     return AbandonedWork(folder, days, size, elsewhere=_host(folder) != socket.gethostname())

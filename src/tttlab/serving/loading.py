@@ -1,6 +1,7 @@
 """Models to serve: registered ones, any that MLflow can address, and folders."""
 
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,10 @@ from tttlab.tracking.store import database_uri, open_client, quiet
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
+
+_TO_REGISTER = (
+    "run `make repro` first; after the file was moved away, `make repro ARGS='-s -f register'`"
+)
 
 
 def champion(root: Path, name: str | None) -> tuple[str, dict[str, Any]]:
@@ -28,16 +33,15 @@ def champion(root: Path, name: str | None) -> tuple[str, dict[str, Any]]:
         UserError: there is none.
     """
     store = root / "mlflow.db"
+    nothing = f"{store}: expected registered models, found {{}}; {_TO_REGISTER}"
     if not store.is_file():
-        raise UserError(
-            f"{store}: expected registered models, found no file; run `make repro` first"
-        )
+        raise UserError(nothing.format("no file"))
     with quiet():
         client = open_client(root)
         known = sorted(client.search_registered_models(), key=lambda one: one.creation_timestamp)
     known = {one.name: one.aliases for one in known if registry.ALIAS in one.aliases}
     if not known:
-        raise UserError(f"{store}: expected registered models, found none; run `make repro` first")
+        raise UserError(nothing.format("none"))
     name = name or next(iter(known))
     if name not in known:
         raise UserError(f"--model: no registered model {name!r}; {choices(name, known)}")
@@ -66,6 +70,9 @@ def wrap(folder: Path, into: Path) -> str:
             f"--folder: {folder / 'model.json'}: expected a model that adapts, found no file; "
             "`make repro` writes outputs/served/<model>"
         )
+    # MLflow takes a folder's name for an address, in which # and % have a meaning.
+    source = into.with_name("source")
+    shutil.copytree(folder, source)
     log = logging.getLogger("mlflow")
     level = log.level
     with quiet():  # MLflow warns of itself while it is imported
@@ -77,7 +84,7 @@ def wrap(folder: Path, into: Path) -> str:
         mlflow.pyfunc.save_model(
             path=into,
             python_model=str(Path(__file__).with_name("pyfunc_code.py")),
-            artifacts={ARTIFACT: str(folder)},
+            artifacts={ARTIFACT: str(source)},
             model_config=CONFIG,
             signature=registry.signature(),
             pip_requirements=registry.requirements(),

@@ -14,8 +14,10 @@ from PIL import Image
 from tttlab.data.decoding import to_square, why_unreadable
 from tttlab.errors import UserError
 
-# Others start programs (EPS), or are no pictures (PDF, MPEG).
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+# Others start programs (EPS), are no pictures (PDF, MPEG), or are read character by character, so
+# that a small file takes minutes (PPM).
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+SCANS = 100  # most of a progressive JPEG, which is decoded anew for each; usual are ten
 FILE, DATA = "file:", "data:"
 
 
@@ -42,11 +44,29 @@ class Limits:
     folder: str | None = None
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An image as it was sent. Nothing of it is decoded, and no file is open.
+
+    Attributes:
+        content: of an image file; or the image, where it came as an array.
+        size: width and height, in pixels.
+    """
+
+    content: bytes | Image.Image
+    size: tuple[int, int]
+
+    @property
+    def pixels(self) -> int:
+        """Give the number of pixels."""
+        return self.size[0] * self.size[1]
+
+
 def decode(picture: Any, size: int, depth: int | None, limits: Limits) -> np.ndarray:
     """Turn one image as it was sent into what the pipeline would make of its file.
 
     Args:
-        picture: as `opened` takes it.
+        picture: as `take` takes it.
         size: side of the square, in pixels.
         depth: as for `to_square`.
         limits: what is refused.
@@ -57,11 +77,11 @@ def decode(picture: Any, size: int, depth: int | None, limits: Limits) -> np.nda
     Raises:
         UserError: it is no image, it is too large, or it cannot be read.
     """
-    return squared(opened(picture, limits), size, depth)
+    return squared(take(picture, limits), size, depth)
 
 
-def opened(picture: Any, limits: Limits) -> Image.Image:
-    """Open one image as it was sent; its size is known then, and nothing of it is decoded.
+def take(picture: Any, limits: Limits) -> Picture:
+    """Take one image as it was sent, and find out how large it is.
 
     Args:
         picture: bytes of an image file; text: such bytes in base64, with or without a
@@ -75,43 +95,55 @@ def opened(picture: Any, limits: Limits) -> Image.Image:
     if isinstance(picture, str):
         picture = _from_text(picture, limits)
     if isinstance(picture, (bytes, bytearray, memoryview)):
-        picture = io.BytesIO(picture)
+        content = bytes(picture)
     elif isinstance(picture, (np.ndarray, list, tuple)):
-        picture = _from_array(picture)
-    elif not isinstance(picture, Path):
+        content = _from_array(picture)
+    else:
         raise UserError(
             "expected an image as bytes, base64 or an array (H, W, 3), "
             f"found {type(picture).__name__}"
         )
     try:
-        image = picture if isinstance(picture, Image.Image) else Image.open(picture, "r", FORMATS)
+        # What a file tells of itself, 64 MB of text in a PNG, goes as it is closed.
+        with _opened(content) as image:
+            taken = Picture(content, image.size)
+            scans = content.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
     # Pillow's own limits; where warnings are errors, it gives the first of them.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(_too_large(limits, "far more")) from error
     except Exception as error:
         raise _unreadable(error) from error
-    check_pixels([image], limits)
-    return image
+    check_pixels([taken], limits)
+    if scans > SCANS:
+        raise UserError(f"expected at most {SCANS} scans of a progressive JPEG, found {scans}")
+    return taken
 
 
-def squared(image: Image.Image, size: int, depth: int | None) -> np.ndarray:
-    """Decode an image that `opened` gave; see `decode`."""
+def _opened(content: bytes | Image.Image) -> Image.Image:
+    if isinstance(content, Image.Image):
+        return content
+    return Image.open(io.BytesIO(content), "r", FORMATS)
+
+
+def squared(picture: Picture, size: int, depth: int | None) -> np.ndarray:
+    """Decode an image that `take` gave; see `decode`."""
     try:
-        return to_square(image, size, depth)
+        return to_square(_opened(picture.content), size, depth)
     except Exception as error:  # whatever Pillow raises
         raise _unreadable(error) from error
 
 
-def check_pixels(images: Sequence[Image.Image], limits: Limits) -> None:
+def check_pixels(pictures: Sequence[Picture], limits: Limits) -> None:
     """Refuse images that have too many pixels together, before they are decoded.
 
     Raises:
         UserError: there are more pixels than allowed.
     """
-    count = sum(image.width * image.height for image in images)
+    count = sum(picture.pixels for picture in pictures)
     if count > limits.pixels:
-        found = f"{images[0].width} x {images[0].height}" if len(images) == 1 else f"{count:,}"
-        raise UserError(_too_large(limits, found, " together" if len(images) > 1 else ""))
+        one = len(pictures) == 1
+        found = " x ".join(map(str, pictures[0].size)) if one else f"{count:,}"
+        raise UserError(_too_large(limits, found, "" if one else " together"))
 
 
 def _too_large(limits: Limits, found: str, together: str = "") -> str:
@@ -122,7 +154,7 @@ def _unreadable(error: Exception) -> UserError:
     return UserError(f"expected an image, found none that can be read ({why_unreadable(error)})")
 
 
-def _from_text(text: str, limits: Limits) -> bytes | Path:
+def _from_text(text: str, limits: Limits) -> bytes:
     if text.startswith(FILE):
         return _from_file(text.removeprefix(FILE), limits)
     if text.startswith(DATA):
@@ -136,8 +168,8 @@ def _from_text(text: str, limits: Limits) -> bytes | Path:
         ) from error
 
 
-def _from_file(name: str, limits: Limits) -> Path:
-    """Find a file in the folder that is allowed; links that lead out of it are refused, too."""
+def _from_file(name: str, limits: Limits) -> bytes:
+    """Read a file in the folder that is allowed; links that lead out of it are refused, too."""
     if limits.folder is None:
         raise UserError(
             "expected an image as bytes or base64, found the name of a file, and this server opens "
@@ -147,8 +179,10 @@ def _from_file(name: str, limits: Limits) -> Path:
     try:
         path = (folder / name).resolve()
         if path.is_relative_to(folder) and path.is_file():
-            return path
-    except (OSError, ValueError):  # a name too long, a zero byte
+            if path.stat().st_size > limits.megabytes * 10**6:
+                raise UserError(f"expected a file of at most {limits.megabytes} MB, found a larger")
+            return path.read_bytes()
+    except (OSError, ValueError):  # a name too long, a zero byte, a file that may not be read
         pass
     raise UserError(
         f"expected a file in the folder that this server allows, found no {name[:200]!r}"
@@ -156,6 +190,8 @@ def _from_file(name: str, limits: Limits) -> Path:
 
 
 def _from_array(values: Any) -> Image.Image:
+    if not isinstance(values, np.ndarray):
+        _check_numbers(values)
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -168,3 +204,18 @@ def _from_array(values: Any) -> Image.Image:
         found = f"{array.dtype}" + (f" from {array.min()} to {array.max()}" if whole else "")
         raise UserError(f"expected whole numbers from 0 to 255, found {found}")
     return Image.fromarray(array.astype(np.uint8))
+
+
+def _check_numbers(values: Any) -> None:
+    """Refuse lists with anything but whole numbers in them.
+
+    NumPy would make room for the longest text in every place of an array.
+    """
+    left = [values]
+    while left:
+        value = left.pop()
+        if isinstance(value, (list, tuple)):
+            left.extend(value)
+        elif isinstance(value, bool) or not isinstance(value, (int, np.integer, np.ndarray)):
+            kind = type(value).__name__
+            raise UserError(f"expected whole numbers from 0 to 255, found a value of type {kind}")

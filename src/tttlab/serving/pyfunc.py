@@ -12,11 +12,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import DEADLINE_EXCEEDED, INTERNAL_ERROR, RESOURCE_EXHAUSTED
+from mlflow.protos.databricks_pb2 import (
+    DEADLINE_EXCEEDED,
+    INTERNAL_ERROR,
+    RESOURCE_EXHAUSTED,
+    TEMPORARILY_UNAVAILABLE,
+)
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from tttlab.errors import UserError
 from tttlab.runtime.devices import choose_device
+from tttlab.runtime.group_size import TooLittleMemory
 from tttlab.serving import adaptive_model
 from tttlab.serving.answers import Wish
 from tttlab.serving.pictures import Limits
@@ -65,10 +71,12 @@ class AdaptiveModel(PythonModel):
 
         Raises:
             MlflowException: something cannot be served. A server answers 400; 429 where it has too
-                much to do, and 504 where that took too long.
+                much to do, 503 where its memory is too small, and 504 where that took too long.
         """
         try:
             return self.service.answer(images_of(model_input), Wish(**(params or {})))
+        except TooLittleMemory as error:  # not the client's fault
+            raise MlflowException(str(error), TEMPORARILY_UNAVAILABLE) from None
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         except Busy as error:

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import ray
 from fastapi import FastAPI, Request, Response
@@ -19,7 +18,7 @@ from ray import serve
 from tttlab.errors import UserError
 from tttlab.serving import adaptive_model
 from tttlab.serving.answers import Wish
-from tttlab.serving.invocations import receive, refusal
+from tttlab.serving.invocations import receive, refusal, within
 from tttlab.serving.ray_settings import RaySettings, read_settings
 from tttlab.serving.requests import read
 from tttlab.serving.service import Busy, Late, Service
@@ -72,6 +71,8 @@ def load_service(settings: RaySettings) -> Service:
     if settings.folder is not None:
         model = adaptive_model.load(Path(settings.folder), device)
         return Service(model, settings.limits)
+    import mlflow  # here, where the variables of `build` are set
+
     if settings.tracking_uri is not None:
         mlflow.set_tracking_uri(settings.tracking_uri)
     config = asdict(settings.limits) | {"device": device}
@@ -103,22 +104,19 @@ class Adaptive:
     @app.post("/invocations")
     async def invocations(self, request: Request) -> Response:
         """Classify images without and with adapting to them; see `Service.answer`."""
+        limits = self._service.limits
+        late = Late(f"no answer within {limits.seconds:g} s; send fewer images")
         try:
-            body = await receive(request, self._service.limits.megabytes)
-            return JSONResponse({"predictions": await self._answer(body)})
+            body = await receive(request, limits.megabytes, limits.seconds)
+            async with within(limits.seconds, late):
+                return JSONResponse({"predictions": await self._answer(body)})
         except (UserError, Busy) as error:
             status, told = refusal(error)
             return JSONResponse(told, status)
 
     async def _answer(self, body: bytes) -> list[dict[str, Any]]:
         wish, pixels = await asyncio.to_thread(self._read, body)
-        seconds = self._service.limits.seconds
-        images = (self._adapt(wish, image) for image in pixels)
-        try:
-            async with asyncio.timeout(seconds):
-                rows = await asyncio.gather(*images)
-        except TimeoutError as error:
-            raise Late(f"no answer within {seconds:g} s; send fewer images") from error
+        rows = await asyncio.gather(*(self._adapt(wish, image) for image in pixels))
         for row in rows:
             if isinstance(row, Exception):
                 raise row
@@ -150,6 +148,10 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         num_replicas=settings.num_replicas,
         max_ongoing_requests=settings.max_ongoing_requests,
         max_queued_requests=settings.max_queued_requests,
-        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        ray_actor_options={
+            "num_cpus": settings.num_cpus,
+            "num_gpus": settings.num_gpus,
+            "runtime_env": {"env_vars": {"MLFLOW_DISABLE_TELEMETRY": "true"}},
+        },
     )
     return deployment.bind(settings)

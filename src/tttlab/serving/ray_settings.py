@@ -12,7 +12,7 @@ from tttlab.serving.pictures import Limits
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=10**9)]  # as `ttt-lab serve --limit` takes them
 
 
 class RaySettings(BaseModel):
@@ -32,7 +32,7 @@ class RaySettings(BaseModel):
         max_ongoing_requests: most requests that a replica has at once.
         max_queued_requests: most requests that wait for a replica; others are refused.
         images: most images of a request; this and what follows as in `Limits`.
-        pixels: most pixels of an image.
+        pixels: most pixels of a request's images together.
         megabytes: most megabytes of a request.
         steps: most steps.
         seconds: longest time that a request waits inside a replica.

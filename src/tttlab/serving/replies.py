@@ -15,13 +15,14 @@ PATIENCE = 5.0  # seconds that the rest of a refused body may take
 LINE = 400  # most characters of a message
 FAILED = "the server failed; its log says why"
 CODES = {
-    400: "BAD_REQUEST",
+    400: "INVALID_PARAMETER_VALUE",  # as MLflow says it
     404: "ENDPOINT_NOT_FOUND",
     405: "METHOD_NOT_ALLOWED",
     408: "REQUEST_TIMEOUT",
     413: "REQUEST_TOO_LARGE",
     415: "UNSUPPORTED_MEDIA_TYPE",
     429: "RESOURCE_EXHAUSTED",
+    503: "TEMPORARILY_UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
 

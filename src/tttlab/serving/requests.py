@@ -13,6 +13,7 @@ from tttlab.serving.answers import Wish
 from tttlab.serving.pictures import Limits
 
 VALUES = 200_000  # most commas of a request: an image of 224 px as lists
+NAME = 200  # most characters of a name
 COLUMN, PARAMS = "image", "params"
 RECORDS = ("dataframe_records", "instances", "inputs")
 FORMATS = (*RECORDS, "dataframe_split")
@@ -74,6 +75,8 @@ def read(body: bytes, limits: Limits) -> tuple[list[Any], dict[str, Any]]:
     images = _images(named[0], asked[named[0]])
     if not 0 < len(images) <= limits.images:
         raise UserError(f"expected 1 to {limits.images} images, found {len(images)}")
+    for number, image in enumerate(images, 1):
+        _check_single(number, image)
     _check_params(asked.get(PARAMS))
     return images, asked.get(PARAMS) or {}
 
@@ -99,6 +102,18 @@ def _image(name: str, row: Any) -> Any:
         return row
     found = _keys(row) if isinstance(row, dict) else _kind(row)
     raise UserError(f'{name}: expected images as {{"image": …}}, found {found}')
+
+
+def _check_single(number: int, image: Any) -> None:
+    """Refuse a list of images in the place of one, which a data frame would make a row of each."""
+    depth = 0
+    while isinstance(image, list) and image:
+        depth, image = depth + 1, image[0]
+    if depth > 3 or (depth and isinstance(image, str)):
+        raise UserError(
+            f"image {number}: expected base64 or lists (H, W, 3), found a list of images; "
+            "give each a row of its own"
+        )
 
 
 def _of_table(table: Any) -> list[Any]:
@@ -129,6 +144,8 @@ def _check_params(params: Any) -> None:
         expected, nothing = _TYPES[name]
         if type(value) is not expected and not (nothing and value is None):
             raise UserError(f"{name}: expected {_WORDS[expected]}, found {_kind(value)}")
+        if isinstance(value, str) and len(value) > NAME:  # looking for one like it would take long
+            raise UserError(f"{name}: expected at most {NAME} characters, found {len(value):,}")
 
 
 def _kind(value: Any) -> str:

@@ -30,6 +30,8 @@ from tttlab.tracking.store import quiet
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
+# What is answered; MLflow's pages about its interface load scripts from elsewhere.
+ADDRESSES = ("/invocations", "/ping", "/health", "/version", "/model", "/metrics")
 REQUESTS = 256  # most requests at once; each waits in a thread of its own
 HELD = 16  # most bytes of all requests at once, as a multiple of the limit for one
 GRACE = 5.0  # seconds that MLflow's own limit comes after ours
@@ -144,6 +146,8 @@ class Guard:
         body = bytearray()
         self._open += 1
         try:
+            if scope["path"] not in ADDRESSES:
+                raise Refused(404, f"expected one of {', '.join(ADDRESSES)}, found another address")
             if (scope["method"], scope["path"]) == ("POST", "/invocations"):
                 await self._read(scope, receive, body)
                 loop = asyncio.get_running_loop()

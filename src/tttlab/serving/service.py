@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from tttlab.runtime.group_size import Groups
 from tttlab.serving.adaptive_model import AdaptiveModel
 from tttlab.serving.answers import Wish, answer
 from tttlab.serving.batching import Batcher, Full
-from tttlab.serving.pictures import Limits, check_pixels, opened, squared
+from tttlab.serving.pictures import Limits, check_pixels, squared, take
 
 
 class Watcher(Protocol):
@@ -63,6 +63,11 @@ class Service:
         self._decoding = threading.Semaphore(os.cpu_count() or 1)
 
     @property
+    def _seconds(self) -> float:
+        """Give the longest time that a request may take, as locks can wait for it."""
+        return min(self.limits.seconds, threading.TIMEOUT_MAX)
+
+    @property
     def waiting(self) -> int:
         """Number of images that wait or are worked on."""
         return self._batcher.waiting
@@ -71,7 +76,7 @@ class Service:
         """Classify images without and with adaptation.
 
         Args:
-            pictures: images as `tttlab.serving.pictures.opened` takes them.
+            pictures: images as `tttlab.serving.pictures.take` takes them.
             wish: how they are to be adapted to.
 
         Returns:
@@ -82,15 +87,15 @@ class Service:
             Busy: there is too much to do.
             Late: it took too long.
         """
-        started, limits = time.perf_counter(), self.limits
+        started = time.perf_counter()
         wish, pixels = self.checked(pictures, wish)
-        left = max(limits.seconds - (time.perf_counter() - started), 0)
+        left = max(self._seconds - (time.perf_counter() - started), 0)
         try:
             rows = self._batcher.ask(wish, pixels, left)
         except Full as error:
             raise Busy(f"{self.waiting} images wait already; try again later") from error
         except TimeoutError as error:
-            raise Late(f"no answer within {limits.seconds:g} s; send fewer images") from error
+            raise self._late() from error
         for watcher in self.watchers:
             watcher.answered(rows, time.perf_counter() - started)
         return rows
@@ -102,23 +107,30 @@ class Service:
             the wish with the name of its run, and what `adapt` takes.
         """
         name, _ = wish.applied(self.model, self.limits.steps)
-        return replace(wish, run=name), self._decode(pictures)
+        return replace(wish, run=name), self._decode(list(pictures))
 
-    def _decode(self, pictures: Iterable[Any]) -> list[np.ndarray]:
-        pictures, limits = list(pictures), self.limits
+    def _decode(self, pictures: list[Any]) -> list[np.ndarray]:
+        limits, size, depth = self.limits, self.model.image_size, self.model.depth
         if not 0 < len(pictures) <= limits.images:
             raise UserError(f"expected 1 to {limits.images} images, found {len(pictures)}")
-        with self._decoding:
-            images = [
-                _named(number, opened, picture, limits)
-                for number, picture in enumerate(pictures, 1)
-            ]
-            check_pixels(images, limits)
-            size, depth = self.model.image_size, self.model.depth
-            return [
-                _named(number, squared, image, size, depth)
-                for number, image in enumerate(images, 1)
-            ]
+        ends = time.perf_counter() + self._seconds
+
+        def named(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
+            if time.perf_counter() > ends:
+                raise self._late()
+            return _named(number, function, *arguments)
+
+        if not self._decoding.acquire(timeout=self._seconds):
+            raise self._late()
+        try:
+            taken = [named(number, take, part, limits) for number, part in enumerate(pictures, 1)]
+            check_pixels(taken, limits)
+            return [named(number, squared, one, size, depth) for number, one in enumerate(taken, 1)]
+        finally:
+            self._decoding.release()
+
+    def _late(self) -> Late:
+        return Late(f"no answer within {self.limits.seconds:g} s; send fewer images")
 
     def adapt(self, wish: Wish, pixels: list[np.ndarray]) -> list[dict[str, Any]]:
         """Answer about images that share a wish; to be called in one thread at a time."""
@@ -133,7 +145,7 @@ class Service:
         return [{"run": name, **row} for row in rows]
 
 
-def _named(number: int, function, *arguments: Any) -> Any:
+def _named(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function; say which image of the request a mistake is about."""
     try:
         return function(*arguments)

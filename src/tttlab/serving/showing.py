@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tttlab.adaptation.method import Method
+from tttlab.adaptation.method import overrides
 from tttlab.adaptation.predicting import CLASSES
 from tttlab.adaptation.signals import Signal, measure_signal
 from tttlab.data.pixels import as_images
@@ -153,7 +153,7 @@ def look(run: ServedRun, images: Tensor, key: str) -> tuple[np.ndarray, ...]:
     if not run.takes_steps and task.loop.average:
         looks = CLASSES.looks(images, task.loop, [torch_generator(task.seed, "average", key)])
         return (as_pixels(looks[0, 1:]),)
-    if not run.takes_steps and type(task.method).predict is Method.predict:
+    if not run.takes_steps and not overrides(task.method, "predict"):
         return ()
     drawn = []
     for step in range(task.loop.steps if run.takes_steps else 1):
@@ -162,7 +162,7 @@ def look(run: ServedRun, images: Tensor, key: str) -> tuple[np.ndarray, ...]:
         if isinstance(views, Mapping) and {"image", "keep"} <= views.keys():
             patch = task.network.head.patch_size
             drawn.append(as_pixels(masked(views["image"][0, 0], views["keep"][0], patch)))
-        elif type(task.method).views is not Method.views and is_pictures(views, images):
+        elif overrides(task.method, "views") and is_pictures(views, images):
             drawn.append(as_pixels(views[0]))
     return tuple(drawn)
 
@@ -219,7 +219,7 @@ def does(run: ServedRun) -> str:
         words.append("re-normalises")
     if task.loop.average:
         words.append(f"averages over {task.loop.average} views")
-    elif type(task.method).predict is not Method.predict and not run.takes_steps:
+    elif overrides(task.method, "predict") and not run.takes_steps:
         if views := getattr(task.method, "num_views", None):
             words.append(f"averages over {views} views")
         elif not words:

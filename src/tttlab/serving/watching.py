@@ -3,6 +3,7 @@
 Drift shows in them without any label: see docs/serving.md.
 """
 
+import logging
 import threading
 import time
 from collections import Counter, defaultdict
@@ -22,6 +23,7 @@ DISTANCES = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_log = logging.getLogger("uvicorn.error")
 
 
 def was_adapted(row: Mapping[str, Any]) -> bool:
@@ -185,12 +187,21 @@ class Record:
         """Write the last point and end the run."""
         self._over.set()
         self._thread.join()
-        self.flush()
-        self.run.end()
+        try:
+            self._try_to_flush()
+        finally:
+            self.run.end()
 
     def _write(self) -> None:
         while not self._over.wait(self._period):
+            self._try_to_flush()
+
+    def _try_to_flush(self) -> None:
+        """Write a point; where that fails, it is lost, and the next one is tried."""
+        try:
             self.flush()
+        except Exception:
+            _log.exception("a point of the MLflow run could not be written")
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -4,6 +4,7 @@ It runs in a folder of its own, with settings of its own, and touches nothing el
 """
 
 import importlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -149,4 +150,5 @@ def tell(params: Params, folder: Path) -> None:
         if verdict.code:
             print(f"The lines that do it:\n\n{verdict.code}")
     print(f"report     {places.OUTPUTS / 'report.html'}")
-    print(f"settings   {folder / 'params.yaml'}   (edit, then: ttt-lab check --out {folder})")
+    out = shlex.quote(str(folder))
+    print(f"settings   {folder / 'params.yaml'}   (edit, then: ttt-lab check --out {out})")

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from tttlab.errors import UserError, one_line, pipeline_extra
 from tttlab.runtime.compiler import postpone_compiler
 from tttlab.workflow import places
+from tttlab.workflow.environment import set_variables
 
 EPILOG = """examples:
   ttt-lab check --network my.safetensors --backbone resnet50 --labeled summer/ --test winter/
@@ -26,6 +26,7 @@ EPILOG = """examples:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Do what the command line says; a mistake ends in one line."""
+    set_variables()
     parser = argparse.ArgumentParser(
         prog="ttt-lab",
         description=__doc__.partition(": ")[2],
@@ -58,8 +59,13 @@ def main(words: Sequence[str] | None = None) -> None:
     # Modules of one's own are found from here, as `python -m` finds them.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
-    with one_line(), pipeline_extra():
-        arguments.do(arguments)
+    try:
+        with one_line(), pipeline_extra():
+            arguments.do(arguments)
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on where this one was" * (arguments.do is _check)
+        print(f"interrupted{goes_on}", file=sys.stderr)
+        sys.exit(130)
 
 
 def _add_check(commands: argparse._SubParsersAction) -> None:
@@ -175,9 +181,6 @@ def _ui(arguments: argparse.Namespace) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    # Read when torch is imported: threads that spin while they wait slow small networks down.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask another host
     from tttlab.config.params import read_params
 
     params = read_params(arguments.params, base=places.ROOT)

@@ -131,13 +131,19 @@ def written_whole(file: Path) -> Iterator[Path]:
 
 
 def code_of(stage: str) -> Sequence[Path]:
-    """List the code that a stage runs according to dvc.yaml; without that file, all code."""
+    """List the code that a stage runs according to dvc.yaml.
+
+    Without that file all code; so, too, where it is that of another project, in whose folder
+    ``ttt-lab check`` was called.
+    """
     from ruamel.yaml import YAML
 
     file = Path("dvc.yaml")
     if not file.is_file():
         return CODE
-    entry = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))["stages"][stage]
-    code = ("src/", "../src/", "pipeline/")  # the second, in the pipeline for ARC
-    paths = [Path(path) for path in entry["deps"] if path.startswith(code)]
-    return [path for path in paths if path.exists()]
+    read = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    entry = ((read or {}).get("stages") or {}).get(stage) or {}
+    ours = ("src/tttlab/", "../src/tttlab/", "pipeline/")  # the second, in the pipeline for ARC
+    paths = [Path(path) for path in entry.get("deps", ()) if str(path).startswith(ours)]
+    found = [path for path in paths if path.exists()]
+    return found if any("tttlab" in path.parts for path in found) else CODE

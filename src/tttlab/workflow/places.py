@@ -1,6 +1,7 @@
 """Where a stage reads and writes."""
 
 import os
+import shlex
 from pathlib import Path
 
 # The real root: mlflow.db and unfinished work must outlive a queued experiment's temporary folder.
@@ -14,4 +15,5 @@ def look_with(command: str) -> str:
 
     In the project that is ``make <command>``, which finds uv where it is not on the PATH, too.
     """
-    return f"make {command}" if Path.cwd() == ROOT else f"cd {ROOT} && uv run ttt-lab {command}"
+    elsewhere = f"cd {shlex.quote(str(ROOT))} && uv run ttt-lab {command}"
+    return f"make {command}" if Path.cwd() == ROOT else elsewhere

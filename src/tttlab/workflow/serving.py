@@ -18,6 +18,7 @@ from tttlab.workflow.ui import find_port
 # What the processes of a server are told, and where they add up what they count.
 _ASKED, _SHARED = "TTTLAB_SERVE", "PROMETHEUS_MULTIPROC_DIR"
 HOST = "127.0.0.1"
+LARGEST = 10**9  # of a limit; longer times than 300 years cannot be waited for
 FAILED_TO_START = 3  # uvicorn does not start such a process again
 HELP = """\
 {address}   answers in some ten seconds; Ctrl-C ends it
@@ -74,8 +75,10 @@ def configure(limits: Sequence[str], images: str | None, **others: Any) -> dict[
             config[name] = type(known[name])(number)
         except ValueError:
             config[name] = 0
-        if not config[name] > 0:  # nor NaN
-            raise UserError(f"--limit: expected {name}=<number above 0>, found {text!r}")
+        if not 0 < config[name] <= LARGEST:  # nor NaN
+            raise UserError(
+                f"--limit: expected {name}=<number above 0, up to {LARGEST:,}>, found {text!r}"
+            )
     return config
 
 
@@ -107,9 +110,6 @@ def serve(
     if workers < 1:
         raise UserError(f"--workers: expected at least 1, found {workers}")
     port = find_port(port)
-    # Threads that spin while they wait slow small operations down; processes share the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     if workers > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))

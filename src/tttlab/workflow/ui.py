@@ -8,9 +8,17 @@ from tttlab.workflow import places
 
 
 def is_taken(port: int) -> bool:
-    """Tell whether something answers at a port of this machine."""
+    """Tell whether something answers at a port of this machine, or nobody may."""
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            return True
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that has just ended
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
 
 
 def open_pages(first: int) -> None:
@@ -24,7 +32,10 @@ def open_pages(first: int) -> None:
     """
     store = places.ROOT / "mlflow.db"
     if not store.is_file():
-        raise UserError(f"{store}: expected MLflow's runs, found no file; run `make repro` first")
+        raise UserError(
+            f"{store}: expected MLflow's runs, found no file; run `make repro` first; "
+            "after the file was moved away, `make repro ARGS='-s -f report'`"
+        )
     serve(find_port(first))
 
 
@@ -58,4 +69,4 @@ def serve(port: int) -> None:
         print(f"{name:12}http://127.0.0.1:{port}/{address}", flush=True)
     command = ui_command(places.ROOT, port)
     light = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
-    os.execve(command[0], command, {"MLFLOW_DISABLE_TELEMETRY": "true"} | os.environ | light)
+    os.execve(command[0], command, os.environ | light)

@@ -9,6 +9,7 @@ import numpy as np
 
 from tttlab.adaptation.gate import ABOVE, Gate
 from tttlab.adaptation.signals import Signal
+from tttlab.evaluation.intervals import crossed_standard_error
 
 QUANTILES = np.linspace(0, 0.95, 20)
 
@@ -17,6 +18,7 @@ def choose_gate(
     signals: Mapping[Signal, np.ndarray],
     source: np.ndarray,
     adapted: np.ndarray,
+    image: np.ndarray,
     corruption: np.ndarray,
     clean_penalty: float,
     saves: Callable[[Gate], bool] = lambda _gate: True,
@@ -34,6 +36,7 @@ def choose_gate(
         signals: signal → values ``(N,)``; a signal with values that are not finite is ignored.
         source: ``(N,)``, whether the source network is right.
         adapted: ``(N,)``, whether the adapted network is right.
+        image: ``(N,)``, number of the image, which is seen under every corruption type.
         corruption: ``(N,)``, number of the image's corruption type, -1 for clean images.
         clean_penalty: points of the score for every point lost on clean images.
         saves: tells whether a gate saves time; see `tttlab.adaptation.gate.saves_time`.
@@ -41,7 +44,7 @@ def choose_gate(
     Returns:
         the gate; None if all candidates open for every image or save no time.
     """
-    gates = good_gates(signals, source, adapted, corruption, clean_penalty)
+    gates = good_gates(signals, source, adapted, image, corruption, clean_penalty)
     return next((gate for gate in gates if saves(gate)), None)
 
 
@@ -49,6 +52,7 @@ def good_gates(
     signals: Mapping[Signal, np.ndarray],
     source: np.ndarray,
     adapted: np.ndarray,
+    image: np.ndarray,
     corruption: np.ndarray,
     clean_penalty: float,
 ) -> Iterator[Gate]:
@@ -71,10 +75,26 @@ def good_gates(
     best_right = adapted[~clean] if best is None else judged[best][1]
     for signal, (value, right) in judged.items():
         gate = fit_threshold(signal, usable[signal], source, adapted, clean, clean_penalty)
-        standard_error = (best_right - right).std(ddof=1) / np.sqrt(len(right))
-        near = scores[best] - value <= standard_error + 1e-9
+        # Images and corruption types are both random, as in every other comparison of tuning.
+        error = crossed_standard_error(
+            by_image_and_type(best_right - right, image[~clean], corruption[~clean])
+        )
+        near = scores[best] - value <= error + 1e-9
         if near and not gate.opens(usable[signal]).all():
             yield gate
+
+
+def by_image_and_type(values: np.ndarray, image: np.ndarray, corruption: np.ndarray) -> np.ndarray:
+    """Arrange values ``(N,)`` as ``(images, types)``: means, for a type may have severities.
+
+    Every image is seen under every type.
+    """
+    images, rows = np.unique(image, return_inverse=True)
+    types, columns = np.unique(corruption, return_inverse=True)
+    sums, counts = np.zeros((2, len(images), len(types)))
+    np.add.at(sums, (rows, columns), values)
+    np.add.at(counts, (rows, columns), 1)
+    return sums / counts
 
 
 def leave_one_out(
