@@ -20,15 +20,18 @@ collect_only_young()
 
 
 CONTRACT = Path(__file__).parent / "methods" / "test_contract.py"
-# These modules import torch, but test processes, memory, time or text.
+# These modules import torch, but test processes, memory, time or text, or pass on what others have
+# computed.
 NOT_NUMERICAL = {
     "benchmarks",
     "check",
+    "demo",
     "docs",
     "group_size",
     "memory",
     "parallel",
     "pixels",
+    "ray_app",
     "resuming",
     "trainer",
 }

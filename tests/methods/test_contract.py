@@ -63,11 +63,8 @@ def name(value: object) -> str:
     return repr(value)
 
 
-def but_the_first_slow(values, quick):
-    return [
-        value if number < quick else pytest.param(value, marks=pytest.mark.slow)
-        for number, value in enumerate(values)
-    ]
+def but_the_first_slow(values):
+    return [values[0], *(pytest.param(value, marks=pytest.mark.slow) for value in values[1:])]
 
 
 def skip_another_policy(method, policy):
@@ -75,7 +72,7 @@ def skip_another_policy(method, policy):
         pytest.skip("it normalises by statistics of its own")
 
 
-@pytest.mark.parametrize("loop", but_the_first_slow(LOOPS, 2), ids=name)
+@pytest.mark.parametrize("loop", but_the_first_slow(LOOPS), ids=name)
 def test_vectorised_equals_one_image_at_a_time(tried, loop):
     skip_another_policy(tried[1], loop.normalisation)
     assert_vectorised_equals_one_image_at_a_time(*tried, loop, COUNT)
@@ -93,7 +90,7 @@ def test_vectorised_equals_one_image_at_a_time_in_single_precision(episodic):
     torch.testing.assert_close(together.logits, torch.stack(alone), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=name)
+@pytest.mark.parametrize("policy", but_the_first_slow(POLICIES), ids=name)
 def test_results_depend_on_the_image_alone(episodic, policy):
     kind, method = episodic
     skip_another_policy(method, policy)
@@ -134,7 +131,7 @@ def test_no_steps_is_the_source_prediction_to_the_bit(training):
     assert not result.fell_back.any()
 
 
-@pytest.mark.parametrize("policy", ["source", "shrink"], ids=name)
+@pytest.mark.parametrize("policy", but_the_first_slow(["source", "shrink"]), ids=name)
 def test_a_curve_along_the_steps_is_what_shorter_adaptations_give(training, policy):
     kind, method = training
     skip_another_policy(method, policy)
