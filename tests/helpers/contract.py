@@ -203,21 +203,22 @@ def optimiser(
 def trained_on_one(
     network, image: Tensor, method: Method, loop: InnerLoop, statistics, image_id: str
 ) -> tuple[Unbound, object]:
-    """Adapt to one image: give the network bound to its parameters, and the last views."""
+    """Adapt to one image: give the network bound to its parameters, and the first views."""
     parameters = leaves(network, method, loop)
     optimizer = optimiser(parameters, loop)
-    net, state = Unbound(network, parameters), method.init_state()
+    net, state, drawn = Unbound(network, parameters), method.init_state(), []
     with normalised(network, loop, statistics):
         for number in range(max(loop.steps, 1) if parameters else 1):
             generator = torch_generator(0, "views", image_id, number)
             views = method.views(network, image[None], [generator])
             views = tree_map(lambda part: part[0], views)
+            drawn.append(views)
             if parameters and loop.steps:
                 loss_of = partial(method.loss, net, views, statistics, state)
                 for group in optimizer.param_groups:
                     group["lr"] = loop.rate(number + 1)
                 state = step(loss_of, parameters, optimizer, loop)
-    return net, views
+    return net, drawn[0]
 
 
 @torch.no_grad()

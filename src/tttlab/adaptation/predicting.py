@@ -57,7 +57,7 @@ class Readout:
             net: the network with this image's parameters.
             looks: this image's part of the result of `looks`, ``(1 + A, 3, H, W)``.
             method: makes the prediction if A = 0.
-            views: what the method drew last; None if its prediction needs none.
+            views: what the method drew for the first step; None if its prediction needs none.
             statistics: source statistics.
 
         Returns:
@@ -87,7 +87,7 @@ def predict(
         net: the source network, from `tttlab.adaptation.trainable.bind`.
         parameters: name → ``(B, *shape)``; the source network's take the place of missing ones.
         looks: from `Readout.looks`.
-        views: what the method drew last; None if its prediction needs none.
+        views: what the method drew for the first step; None if its prediction needs none.
         method: makes the prediction, where the readout leaves it to it.
         statistics: source statistics.
         readout: says what a prediction is.
