@@ -51,10 +51,10 @@ def looks_of_one(task: torch.Tensor, name: str) -> Any:
 def test_vectorised_equals_one_task_at_a_time(loop):
     together = solve(loop=loop)
     for number, (task, name) in enumerate(zip(arrays(), NAMES, strict=True)):
-        net, views = trained_on_one(network(len(AUXILIARIES)), task, METHOD, loop, {}, name)
+        net, drawn = trained_on_one(network(len(AUXILIARIES)), task, METHOD, loop, {}, name)
         with torch.no_grad():
-            loss, _ = METHOD.loss(net, views, {}, ())
-            grids = READOUT.read(net, looks_of_one(task, name), METHOD, views, {})
+            loss, _ = METHOD.loss(net, drawn[-1], {}, ())
+            grids = READOUT.read(net, looks_of_one(task, name), METHOD, drawn[-1], {})
         torch.testing.assert_close(together.losses[number, -1], loss, atol=1e-9, rtol=1e-9)
         assert torch.equal(together.logits[number], grids)
     assert not together.fell_back.any()

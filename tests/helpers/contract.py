@@ -202,8 +202,8 @@ def optimiser(
 
 def trained_on_one(
     network, image: Tensor, method: Method, loop: InnerLoop, statistics, image_id: str
-) -> tuple[Unbound, object]:
-    """Adapt to one image: give the network bound to its parameters, and the first views."""
+) -> tuple[Unbound, list[Any]]:
+    """Adapt to one image: give the network bound to its parameters, and every step's views."""
     parameters = leaves(network, method, loop)
     optimizer = optimiser(parameters, loop)
     net, state, drawn = Unbound(network, parameters), method.init_state(), []
@@ -218,7 +218,7 @@ def trained_on_one(
                 for group in optimizer.param_groups:
                     group["lr"] = loop.rate(number + 1)
                 state = step(loss_of, parameters, optimizer, loop)
-    return net, drawn[0]
+    return net, drawn
 
 
 @torch.no_grad()
@@ -227,10 +227,10 @@ def one_at_a_time(
 ) -> Tensor:
     """Adapt to one image and classify it: ``(K,)``."""
     with torch.enable_grad():
-        net, views = trained_on_one(network, image, method, loop, statistics, image_id)
+        net, drawn = trained_on_one(network, image, method, loop, statistics, image_id)
     if type(method).predict is not Method.predict:
         with normalised(network, loop, statistics):
-            return method.predict(net, image, views, statistics)
+            return method.predict(net, image, drawn[0], statistics)
     adapted = net.plain()
     with normalised(adapted, loop, statistics):
         return adapted(image[None]).logits[0]
