@@ -43,6 +43,7 @@ def test_every_form_of_an_image_gives_what_the_pipeline_makes_of_its_file(file, 
         "int64": pixels.astype(np.int64),
         "file": "file:a.png",
         "absolute": f"file:{file}",
+        "path": file,
     }
     limits = replace(LIMITS, folder=str(file.parent))
     for name, form in forms.items():

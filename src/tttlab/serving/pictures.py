@@ -86,7 +86,8 @@ def take(picture: Any, limits: Limits) -> Picture:
     Args:
         picture: bytes of an image file; text: such bytes in base64, with or without a
             ``data:image/…;base64,`` in front, or ``file:<path>`` in the folder that is allowed;
-            an array or nested lists ``(H, W, 3)`` or ``(H, W)`` of whole numbers from 0 to 255.
+            an array or nested lists ``(H, W, 3)`` or ``(H, W)`` of whole numbers from 0 to 255; or,
+            which no request can hold, the path of a file.
         limits: what is refused.
 
     Raises:
@@ -94,6 +95,11 @@ def take(picture: Any, limits: Limits) -> Picture:
     """
     if isinstance(picture, str):
         picture = _from_text(picture, limits)
+    if isinstance(picture, Path):
+        try:
+            picture = _contents(picture, limits)
+        except OSError as error:
+            raise _unreadable(error) from error
     if isinstance(picture, (bytes, bytearray, memoryview)):
         content = bytes(picture)
     elif isinstance(picture, (np.ndarray, list, tuple)):
@@ -179,14 +185,18 @@ def _from_file(name: str, limits: Limits) -> bytes:
     try:
         path = (folder / name).resolve()
         if path.is_relative_to(folder) and path.is_file():
-            if path.stat().st_size > limits.megabytes * 10**6:
-                raise UserError(f"expected a file of at most {limits.megabytes} MB, found a larger")
-            return path.read_bytes()
+            return _contents(path, limits)
     except (OSError, ValueError):  # a name too long, a zero byte, a file that may not be read
         pass
     raise UserError(
         f"expected a file in the folder that this server allows, found no {name[:200]!r}"
     )
+
+
+def _contents(path: Path, limits: Limits) -> bytes:
+    if path.stat().st_size > limits.megabytes * 10**6:
+        raise UserError(f"expected a file of at most {limits.megabytes} MB, found a larger one")
+    return path.read_bytes()
 
 
 def _from_array(values: Any) -> Image.Image:
