@@ -188,11 +188,11 @@ def test_the_standard_error_of_a_gate_is_over_images_and_types():
     image, corruption = np.tile(np.arange(10), 4), np.repeat(np.arange(4), 10)
     helped = (image < 5).astype(float)
     cells = by_image_and_type(helped, image, corruption)
-    np.testing.assert_array_equal(cells, np.tile(np.arange(10) < 5, (4, 1)).T)
+    np.testing.assert_allclose(cells, np.tile(np.arange(10) < 5, (4, 1)).T)
     as_ten = np.std(np.arange(10) < 5, ddof=1) / np.sqrt(10)
     assert crossed_standard_error(cells) == pytest.approx(as_ten)
     twice = [np.concatenate([part, part]) for part in (helped, image, corruption)]  # two severities
-    np.testing.assert_array_equal(by_image_and_type(*twice), cells)
+    np.testing.assert_allclose(by_image_and_type(*twice), cells)
 
 
 def test_a_gate_that_saves_no_time_is_passed_over():

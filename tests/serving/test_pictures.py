@@ -158,6 +158,5 @@ def test_what_a_file_tells_of_itself_is_not_kept():
 
 
 def test_a_usual_progressive_jpeg_is_read():
-    np.testing.assert_array_equal(
-        decode(bodies.many_scans(100), 8, None, LIMITS), np.full((8, 8, 3), 128, np.uint8)
-    )
+    found = decode(bodies.many_scans(100), 8, None, LIMITS)
+    np.testing.assert_allclose(found, np.full((8, 8, 3), 128), atol=2)  # decoders round

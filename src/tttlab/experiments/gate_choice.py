@@ -3,7 +3,7 @@
 It is made on labeled source images, under corruptions that are never tested on.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -44,19 +44,6 @@ def choose_gate(
     Returns:
         the gate; None if all candidates open for every image or save no time.
     """
-    gates = good_gates(signals, source, adapted, image, corruption, clean_penalty)
-    return next((gate for gate in gates if saves(gate)), None)
-
-
-def good_gates(
-    signals: Mapping[Signal, np.ndarray],
-    source: np.ndarray,
-    adapted: np.ndarray,
-    image: np.ndarray,
-    corruption: np.ndarray,
-    clean_penalty: float,
-) -> Iterator[Gate]:
-    """Yield the gates that `choose_gate` may choose if they save time, in order of preference."""
     clean = corruption < 0
     usable = {
         signal: signals[signal]
@@ -64,7 +51,7 @@ def good_gates(
         if signal in signals and np.isfinite(signals[signal]).all()
     }
     if len(set(corruption[~clean].tolist())) < 2 or (source == adapted).all():
-        return
+        return None
     judged = {
         signal: leave_one_out(signal, values, source, adapted, corruption, clean_penalty)
         for signal, values in usable.items()
@@ -80,8 +67,9 @@ def good_gates(
             by_image_and_type(best_right - right, image[~clean], corruption[~clean])
         )
         near = scores[best] - value <= error + 1e-9
-        if near and not gate.opens(usable[signal]).all():
-            yield gate
+        if near and not gate.opens(usable[signal]).all() and saves(gate):
+            return gate
+    return None
 
 
 def by_image_and_type(values: np.ndarray, image: np.ndarray, corruption: np.ndarray) -> np.ndarray:
