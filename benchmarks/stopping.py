@@ -122,7 +122,7 @@ def measure(
         for seed in params.seeds:
             network = pair.model, seed
             if network not in sources:
-                sources[network] = load_network(params, *network, torch.device("cpu"))
+                sources[network] = load_network(params, *network)
             task = build_run(params, *pair, sources[network], tuned).task
             task = replace(task, readout=WithDistance(sources[network].statistics))
             for shift, images, chooses in looked_at:
@@ -135,9 +135,10 @@ def measure(
 def measure_shift(task: Task, shift: Shift, images: ImageSet, steps: int) -> pd.DataFrame:
     """Measure images ``(N)`` that are seen under a shift: a row per image and number of steps."""
     names = [str(name) for name in images.image_ids]
+    device = next(task.network.parameters()).device
     adapted = adapt(
         task.network,
-        as_images(torch.from_numpy(np.ascontiguousarray(images.pixels))),
+        as_images(torch.from_numpy(np.ascontiguousarray(images.pixels))).to(device),
         task.method,
         task.loop,
         statistics=task.statistics,

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+INTERRUPTED = "interrupted; the same command goes on where this one was"
 DISK_FULL = "the disk is full; free some of it, and run the same command again: it goes on"
 
 

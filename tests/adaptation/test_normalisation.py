@@ -227,7 +227,7 @@ def test_a_batch_of_all_source_images_is_left_alone(kind, policy):
     statistics, policy = layer_statistics(network, [images]), Normalisation(policy)
     with evaluating(network), torch.no_grad():
         source = network(images).logits
-        with normalised(network, policy, statistics, of_batch=len(images)):
+        with normalised(network, policy, statistics, batch_size=len(images)):
             whole = network(images).logits
             alone = over_images(lambda image: network(image[None]).logits[0])(images)
         with normalised(network, policy, statistics):
@@ -246,7 +246,7 @@ def test_a_batch_of_one_image_is_that_image(kind, policy):
     network, statistics = networks.source_statistics(kind)
     image, policy = networks.images(1, seed=5).double() + 0.5, Normalisation(policy)
     with evaluating(network), torch.no_grad():
-        with normalised(network, policy, statistics, of_batch=1):
+        with normalised(network, policy, statistics, batch_size=1):
             as_batch = network(image).logits
         with normalised(network, policy, statistics):
             alone = network(image).logits

@@ -291,11 +291,13 @@ def along(
         for number in range(loop.steps):
             image_ids = map(str, range(len(images))[part])
             generators = [torch_generator(0, "views", name, number) for name in image_ids]
-            with normalised(network, loop, statistics, of_batch=len(batch)):
+            with normalised(network, loop, statistics, batch_size=len(batch)):
                 drawn.append(method.views(network, batch, generators))
         for views in drawn if parameters else ():
             loss_of = partial(batch_loss, method, net, views, statistics, state)
-            with normalised(network, loop, statistics, of_batch=len(batch) * method.whole_batch):
+            with normalised(
+                network, loop, statistics, batch_size=len(batch) if method.whole_batch else 1
+            ):
                 state = step(loss_of, parameters, optimizer, loop)
             with torch.no_grad():
                 generator = torch_generator(0, "after_step", steps_taken)
@@ -308,7 +310,10 @@ def along(
                     optimizer = optimiser(parameters, loop)
         alone = type(method).predict is not Method.predict
         whole = not alone or type(method).predict_batch is not Method.predict_batch
-        with torch.no_grad(), normalised(network, loop, statistics, of_batch=len(batch) * whole):
+        with (
+            torch.no_grad(),
+            normalised(network, loop, statistics, batch_size=len(batch) if whole else 1),
+        ):
             if type(method).predict_batch is not Method.predict_batch:
                 logits, state = method.predict_batch(net, batch, statistics, state)
             elif alone:

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from tests.helpers import bodies, served
+from tttlab.runtime.group_size import TooLittleMemory
 from tttlab.serving import loading
+from tttlab.serving.invocations import refusal
 from tttlab.tracking.store import quiet
 
 with quiet():
@@ -71,6 +73,18 @@ def test_a_failure_is_not(model, monkeypatch):
     with pytest.raises(MlflowException, match="the model failed: list index out of") as caught:
         model.predict([{"image": TEXT}])
     assert caught.value.error_code == "INTERNAL_ERROR"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_too_little_memory_is_the_servers(model, monkeypatch):
+    def too_little(_kind, _items):
+        raise TooLittleMemory("one image does not fit into the memory of cpu")
+
+    monkeypatch.setattr(model.unwrap_python_model().service._batcher, "_work", too_little)
+    with pytest.raises(MlflowException, match="does not fit into the memory") as caught:
+        model.predict([{"image": TEXT}])
+    assert caught.value.get_http_status_code() == 503
+    assert refusal(TooLittleMemory("too little"))[0] == 503
 
 
 def test_another_kind_of_model_is_refused(tmp_path):

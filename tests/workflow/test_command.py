@@ -91,9 +91,7 @@ def test_a_copy_of_the_project_imports_its_own_sources_and_asks_nobody(folder, t
         check=True,
     )
     assert Path(done.stdout.splitlines()[0]).is_relative_to(copy)
-    assert [f"'{name}': '{value}'" in done.stdout for name, value in VARIABLES.items()] == [
-        True
-    ] * 4
+    assert all(f"'{name}': '{value}'" in done.stdout for name, value in VARIABLES.items())
 
 
 def test_a_command_to_be_copied_quotes_the_folder(tmp_path, monkeypatch):

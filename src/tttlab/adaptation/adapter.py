@@ -227,12 +227,8 @@ def train_and_predict(
         work in images.
     """
     method, loop, statistics, readout = task.method, task.loop, task.statistics, task.readout
-    # A prediction that uses views uses those of the first step after every other one, too: else
-    # its change along the steps would be partly that of the draw.
-    of_first_step: list[Any] = []
 
     def classify(moved: Tensor, parameters: Parameters, views: Any) -> Tensor:
-        views = of_first_step[0] if of_first_step else views
         if len(moved) == len(images):
             return predict(net, parameters, looks, views, method, statistics, readout)
         # Only a method that draws no views leaves images out of the training.
@@ -245,8 +241,6 @@ def train_and_predict(
         return source_logits.index_copy(0, moved, trained_logits)
 
     def observe(step: int, *trained: Any) -> None:
-        if not step and overrides(method, "predict") and overrides(method, "views"):
-            of_first_step.append(trained[-1])
         curve.note(step, lambda: classify(*trained))
 
     moved, parameters, views, losses = train(

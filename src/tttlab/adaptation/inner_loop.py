@@ -34,7 +34,9 @@ class Trained(NamedTuple):
         moved: ``(M,)``, positions of the trained images in the group, in order.
         parameters: of the trained images, name → ``(M, *shape)``. Parameters that never had a
             gradient are left out: they are the source network's.
-        views: of the trained images, those of the last step.
+        views: of the trained images, those of the first step, which every prediction looks at: else
+            what the steps change would be partly what another draw changes. None where the method
+            makes no prediction of its own.
         losses: ``(B, S + 1)`` of all images, before every step and after the last.
     """
 
@@ -87,10 +89,10 @@ def train(
         moved = have_gradient(gradients).nonzero().flatten()
         views, gradients = tree_map(lambda part: part[moved], (views, gradients))
         stacked = Stacked(net.trained, len(moved), loop)
-    curve = [losses.detach()]
+    first, curve = views if overrides(method, "predict") else None, [losses.detach()]
     stacked.step(gradients)
     del gradients  # as large as all images' weights
-    observe(1, moved, stacked.copies, views)
+    observe(1, moved, stacked.copies, first)
     for step, generators in enumerate(streams[1:] if len(moved) else [], start=2):
         views = views if same_views else method.views(net.module, images, generators)
         losses, gradients, state = loss_and_gradients(
@@ -98,12 +100,12 @@ def train(
         )
         curve.append(curve[0].index_copy(0, moved, losses.detach()))
         stacked.step(gradients)
-        observe(step, moved, stacked.copies, views)
+        observe(step, moved, stacked.copies, first)
     if len(moved):
         with torch.no_grad():
             curve.append(curve[0].index_copy(0, moved, losses_of(stacked.values, views, state)[0]))
     curves = torch.stack(curve, dim=1).expand(-1, len(streams) + 1)
-    return Trained(moved, stacked.copies, views, curves)
+    return Trained(moved, stacked.copies, first, curves)
 
 
 def have_gradient(gradients: Parameters) -> Tensor:
@@ -145,7 +147,7 @@ class Stacked:
         for group in self._optimizer.param_groups:
             group["lr"] = self._loop.rate(self._steps)
         # A loss that has reached zero asks for no step, and momentum alone would take one.
-        remembers = self._loop.optimizer == "adam" or self._loop.momentum > 0
+        remembers = self._steps > 1 and (self._loop.optimizer == "adam" or self._loop.momentum > 0)
         still = (~have_gradient(gradients)).nonzero().flatten() if remembers else ()
         before = {name: value.detach()[still] for name, value in self.copies.items() if len(still)}
         update(self._optimizer, self.copies, gradients, self._loop.clip)

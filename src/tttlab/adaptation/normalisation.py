@@ -96,16 +96,16 @@ def shrinkage(policy: Normalisation, deviation: Tensor, scale: Tensor) -> Tensor
 
 @contextmanager
 def normalised(
-    network: nn.Module, policy: Normalisation, statistics: Statistics, *, of_batch: int = 0
+    network: nn.Module, policy: Normalisation, statistics: Statistics, *, batch_size: int = 1
 ) -> Iterator[None]:
     """Apply a policy to every forward pass inside the context; no module or buffer is changed.
 
-    Each forward pass must hold the views of *one* image, as under ``vmap`` over images; or, with
-    ``of_batch``, those of so many images wherever it is not under ``vmap``. The input of a
-    BatchNorm layer is changed so that the layer's own formula, with its running statistics, yields
-    the wanted normalisation.
+    Each forward pass must hold the views of *one* image, as under ``vmap`` over images; or, where
+    it is not under ``vmap``, those of ``batch_size`` images. The input of a BatchNorm layer is
+    changed so that the layer's own formula, with its running statistics, yields the wanted
+    normalisation.
     """
-    handles = add_hooks(network, policy, statistics, of_batch)
+    handles = add_hooks(network, policy, statistics, batch_size)
     try:
         yield
     finally:
@@ -114,20 +114,21 @@ def normalised(
 
 
 def add_hooks(
-    network: nn.Module, policy: Normalisation, statistics: Statistics, of_batch: int
+    network: nn.Module, policy: Normalisation, statistics: Statistics, batch_size: int
 ) -> list[RemovableHandle]:
     """Add the hooks that apply a policy: to the BatchNorm layers or, without any, to the stages."""
     if policy.normalisation == "source":
         return []
     if names := batch_norm_layers(network):
-        pre_hooks = {name: batch_norm_hook(policy, statistics, name, of_batch) for name in names}
+        pre_hooks = {name: batch_norm_hook(policy, statistics, name, batch_size) for name in names}
         return [
             network.get_submodule(name).register_forward_pre_hook(hook)
             for name, hook in pre_hooks.items()
         ]
     last = channels_last(network)
     hooks = {
-        name: stage_hook(policy, statistics, name, of_batch, last) for name in token_layers(network)
+        name: stage_hook(policy, statistics, name, batch_size, last)
+        for name in token_layers(network)
     }
     return [network.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
 
@@ -142,19 +143,19 @@ def running_moments(layer: nn.Module) -> Moments:
     return Moments(layer.running_mean, (layer.running_var + layer.eps).log())
 
 
-def batch_norm_hook(policy: Normalisation, statistics: Statistics, name: str, of_batch: int):
+def batch_norm_hook(policy: Normalisation, statistics: Statistics, name: str, batch_size: int):
     """Make the pre-hook that changes a BatchNorm layer's input."""
 
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        source, count = running_moments(layer), of_batch if outside_vmap() else 1
-        variation = natural_variation(statistics, name + ".input", source, count)
+        source = running_moments(layer)
+        variation = natural_variation(statistics, name + ".input", source, batch_size)
         return transport(inputs[0], policy, source, *variation, layer.eps)
 
     return hook
 
 
 def stage_hook(
-    policy: Normalisation, statistics: Statistics, name: str, of_batch: int, last: bool = False
+    policy: Normalisation, statistics: Statistics, name: str, batch_size: int, last: bool = False
 ):
     """Make the hook that moves a stage's output towards the typical source image, or batch.
 
@@ -162,8 +163,7 @@ def stage_hook(
     """
 
     def hook(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        count = of_batch if outside_vmap() else 1
-        center, scale = natural_variation(statistics, name, None, count)
+        center, scale = natural_variation(statistics, name, None, batch_size)
         moved = transport(channels_second(output, last), policy, center, center, scale)
         return moved.movedim(1, -1) if last and output.ndim == 4 else moved
 
@@ -171,11 +171,11 @@ def stage_hook(
 
 
 def natural_variation(
-    statistics: Statistics, name: str, default: Moments | None, count: int
+    statistics: Statistics, name: str, default: Moments | None, batch_size: int
 ) -> tuple[Moments, Moments]:
     """Read a layer's centre and scale; the default is for policies that do not use them.
 
-    The centre is that of single images, or of ``count`` images together if these are several. The
+    The centre is that of single images or, outside ``vmap``, of ``batch_size`` images together. The
     scale is always that of single images, beside which a batch deviates little without a shift.
     """
     if f"{name}.mean_center" not in statistics and default is not None:
@@ -184,9 +184,9 @@ def natural_variation(
         Moments(*(statistics[f"{name}.{moment}_{kind}"] for moment in Moments._fields))
         for kind in ("center", "scale")
     )
-    if count > 1:
-        variance = statistics[f"{name}.total_variance"] - scale.mean.square() / count
-        center = Moments(statistics[f"{name}.pooled_mean"], variance.log())
+    if batch_size > 1 and outside_vmap():
+        variance = statistics[f"{name}.total_variance"] - scale.mean.square() / batch_size
+        center = Moments(center.mean, variance.log())
     return center, scale
 
 

@@ -175,7 +175,7 @@ class Learner:
         curve = Curve(self.record, images.device)
         average = [torch_generator(self.seed, "average", name) for name in names]
         looks = predicting.CLASSES.looks(images, self.loop, average)
-        with normalised(self.network, self.loop, self.statistics, of_batch=len(images)):
+        with normalised(self.network, self.loop, self.statistics, batch_size=len(images)):
             curve.note(0, lambda: self.predict({}, looks, names))
             losses, usable = self.train(images, names)
             logits = self.classify(looks, names)

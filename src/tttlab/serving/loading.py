@@ -13,10 +13,6 @@ from tttlab.tracking.store import database_uri, open_client, quiet
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
-_TO_REGISTER = (
-    "run `make repro` first; after the file was moved away, `make repro ARGS='-s -f register'`"
-)
-
 
 def champion(root: Path, name: str | None) -> tuple[str, dict[str, Any]]:
     """Find the champion of a registered model.
@@ -33,7 +29,10 @@ def champion(root: Path, name: str | None) -> tuple[str, dict[str, Any]]:
         UserError: there is none.
     """
     store = root / "mlflow.db"
-    nothing = f"{store}: expected registered models, found {{}}; {_TO_REGISTER}"
+    nothing = (
+        f"{store}: expected registered models, found {{}}; run `make repro` first; after the file "
+        "was moved away, `make repro ARGS='-s -f register'`"
+    )
     if not store.is_file():
         raise UserError(nothing.format("no file"))
     with quiet():

@@ -18,6 +18,7 @@ from tttlab.errors import UserError
 # that a small file takes minutes (PPM).
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 SCANS = 100  # most of a progressive JPEG, which is decoded anew for each; usual are ten
+LARGEST_LIMIT = 10**9  # in its unit; nobody waits for more seconds
 FILE, DATA = "file:", "data:"
 
 
@@ -45,7 +46,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Picture:
+class SentImage:
     """An image as it was sent. Nothing of it is decoded, and no file is open.
 
     Attributes:
@@ -80,7 +81,7 @@ def decode(picture: Any, size: int, depth: int | None, limits: Limits) -> np.nda
     return squared(take(picture, limits), size, depth)
 
 
-def take(picture: Any, limits: Limits) -> Picture:
+def take(picture: Any, limits: Limits) -> SentImage:
     """Take one image as it was sent, and find out how large it is.
 
     Args:
@@ -112,7 +113,7 @@ def take(picture: Any, limits: Limits) -> Picture:
     try:
         # What a file tells of itself, 64 MB of text in a PNG, goes as it is closed.
         with _opened(content) as image:
-            taken = Picture(content, image.size)
+            taken = SentImage(content, image.size)
             scans = content.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
     # Pillow's own limits; where warnings are errors, it gives the first of them.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -131,7 +132,7 @@ def _opened(content: bytes | Image.Image) -> Image.Image:
     return Image.open(io.BytesIO(content), "r", FORMATS)
 
 
-def squared(picture: Picture, size: int, depth: int | None) -> np.ndarray:
+def squared(picture: SentImage, size: int, depth: int | None) -> np.ndarray:
     """Decode an image that `take` gave; see `decode`."""
     try:
         return to_square(_opened(picture.content), size, depth)
@@ -139,7 +140,7 @@ def squared(picture: Picture, size: int, depth: int | None) -> np.ndarray:
         raise _unreadable(error) from error
 
 
-def check_pixels(pictures: Sequence[Picture], limits: Limits) -> None:
+def check_pixels(pictures: Sequence[SentImage], limits: Limits) -> None:
     """Refuse images that have too many pixels together, before they are decoded.
 
     Raises:
@@ -214,6 +215,14 @@ def _from_array(values: Any) -> Image.Image:
         found = f"{array.dtype}" + (f" from {array.min()} to {array.max()}" if whole else "")
         raise UserError(f"expected whole numbers from 0 to 255, found {found}")
     return Image.fromarray(array.astype(np.uint8))
+
+
+def nesting(values: Any) -> tuple[int, Any]:
+    """Give how deeply lists or arrays are nested, and the first of what they hold."""
+    depth = 0
+    while isinstance(values, (list, tuple, np.ndarray)) and len(values):
+        depth, values = depth + 1, values[0]
+    return depth, values
 
 
 def _check_numbers(values: Any) -> None:

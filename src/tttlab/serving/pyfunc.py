@@ -9,7 +9,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
@@ -25,7 +24,7 @@ from tttlab.runtime.devices import choose_device
 from tttlab.runtime.group_size import TooLittleMemory
 from tttlab.serving import adaptive_model
 from tttlab.serving.answers import Wish
-from tttlab.serving.pictures import Limits
+from tttlab.serving.pictures import Limits, nesting
 from tttlab.serving.requests import COLUMN
 from tttlab.serving.service import Busy, Late, Service
 
@@ -118,9 +117,7 @@ def _of_cell(cell: Any) -> Sequence[Any]:
 
     Nested lists of numbers are one image, unless they hold many.
     """
-    depth, first = 0, cell
-    while isinstance(first, (list, tuple, np.ndarray)) and len(first):
-        depth, first = depth + 1, first[0]
+    depth, first = nesting(cell)
     is_text = isinstance(first, (str, bytes, bytearray))
     return cell if depth > 3 or (depth and is_text) else [cell]
 

@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tttlab.config.strict import list_mistakes
 from tttlab.errors import UserError, choices
-from tttlab.serving.pictures import Limits
+from tttlab.serving.pictures import LARGEST_LIMIT, Limits
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, le=10**9)]  # as `ttt-lab serve --limit` takes them
+Positive = Annotated[float, Field(gt=0, le=LARGEST_LIMIT)]
 
 
 class RaySettings(BaseModel):

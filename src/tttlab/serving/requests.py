@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from tttlab.errors import UserError, choices
 from tttlab.serving.answers import Wish
-from tttlab.serving.pictures import Limits
+from tttlab.serving.pictures import Limits, nesting
 
 VALUES = 200_000  # most commas of a request: an image of 224 px as lists
 NAME = 200  # most characters of a name
@@ -106,10 +106,8 @@ def _image(name: str, row: Any) -> Any:
 
 def _check_single(number: int, image: Any) -> None:
     """Refuse a list of images in the place of one, which a data frame would make a row of each."""
-    depth = 0
-    while isinstance(image, list) and image:
-        depth, image = depth + 1, image[0]
-    if depth > 3 or (depth and isinstance(image, str)):
+    depth, first = nesting(image)
+    if depth > 3 or (depth and isinstance(first, str)):
         raise UserError(
             f"image {number}: expected base64 or lists (H, W, 3), found a list of images; "
             "give each a row of its own"

@@ -4,7 +4,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -115,17 +115,18 @@ class Service:
             raise UserError(f"expected 1 to {limits.images} images, found {len(pictures)}")
         ends = time.perf_counter() + self._seconds
 
-        def named(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
-            if time.perf_counter() > ends:
-                raise self._late()
-            return _named(number, function, *arguments)
+        def in_time(items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+            for number, item in enumerate(items, 1):
+                if time.perf_counter() > ends:
+                    raise self._late()
+                yield number, item
 
         if not self._decoding.acquire(timeout=self._seconds):
             raise self._late()
         try:
-            taken = [named(number, take, part, limits) for number, part in enumerate(pictures, 1)]
+            taken = [_named(number, take, part, limits) for number, part in in_time(pictures)]
             check_pixels(taken, limits)
-            return [named(number, squared, one, size, depth) for number, one in enumerate(taken, 1)]
+            return [_named(number, squared, one, size, depth) for number, one in in_time(taken)]
         finally:
             self._decoding.release()
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tttlab.errors import UserError, one_line, pipeline_extra
+from tttlab.errors import INTERRUPTED, UserError, one_line, pipeline_extra
 from tttlab.runtime.compiler import postpone_compiler
 from tttlab.workflow import places
 from tttlab.workflow.environment import set_variables
@@ -63,8 +63,7 @@ def main(words: Sequence[str] | None = None) -> None:
         with one_line(), pipeline_extra():
             arguments.do(arguments)
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on where this one was" * (arguments.do is _check)
-        print(f"interrupted{goes_on}", file=sys.stderr)
+        print(INTERRUPTED if arguments.do is _check else "interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from tttlab.config.params import read_params
-from tttlab.errors import one_line
+from tttlab.errors import INTERRUPTED, one_line
 from tttlab.runtime.allocator import keep_freed_memory
 from tttlab.runtime.compiler import postpone_compiler
 from tttlab.runtime.garbage import collect_only_young
@@ -98,5 +98,5 @@ def main(
             run(params, *arguments.values())
     except KeyboardInterrupt:
         if not RANK:
-            print("interrupted; the same command goes on where this one was", file=sys.stderr)
+            print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)

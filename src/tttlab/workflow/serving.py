@@ -18,7 +18,6 @@ from tttlab.workflow.ui import find_port
 # What the processes of a server are told, and where they add up what they count.
 _ASKED, _SHARED = "TTTLAB_SERVE", "PROMETHEUS_MULTIPROC_DIR"
 HOST = "127.0.0.1"
-LARGEST = 10**9  # of a limit; longer times than 300 years cannot be waited for
 FAILED_TO_START = 3  # uvicorn does not start such a process again
 HELP = """\
 {address}   answers in some ten seconds; Ctrl-C ends it
@@ -57,7 +56,7 @@ def configure(limits: Sequence[str], images: str | None, **others: Any) -> dict[
     Raises:
         UserError: there is no such limit, folder or number.
     """
-    from tttlab.serving.pictures import Limits
+    from tttlab.serving.pictures import LARGEST_LIMIT, Limits
 
     config = {name: value for name, value in others.items() if value is not None}
     if config.get("together", 1) < 1:
@@ -75,10 +74,9 @@ def configure(limits: Sequence[str], images: str | None, **others: Any) -> dict[
             config[name] = type(known[name])(number)
         except ValueError:
             config[name] = 0
-        if not 0 < config[name] <= LARGEST:  # nor NaN
-            raise UserError(
-                f"--limit: expected {name}=<number above 0, up to {LARGEST:,}>, found {text!r}"
-            )
+        if not 0 < config[name] <= LARGEST_LIMIT:  # nor NaN
+            wanted = f"{name}=<number above 0, up to {LARGEST_LIMIT:,}>"
+            raise UserError(f"--limit: expected {wanted}, found {text!r}")
     return config
 
 
