@@ -195,7 +195,10 @@ def _above_control(run: str, entry: Mapping[str, Any]) -> str:
     control = entry.get("control")
     if not is_known(entry.get("over_control")) or control == CONTROL:
         return ""
-    what = f"{run} above {control}, by tuning the best that trains nothing and takes no more time,"
+    what = (
+        f"{run} above {control}, which tuning scored highest of the runs that train nothing and take "
+        "no more time,"
+    )
     ends = entry["over_control_low"], entry["over_control_high"]
     unclear = " (undecided)" if judge(*ends) in ("undecided", "unknown") else ""
     return f"{what} {points(entry['over_control'])} {interval(*ends)}{unclear}"
