@@ -196,8 +196,8 @@ def _above_control(run: str, entry: Mapping[str, Any]) -> str:
     if not is_known(entry.get("over_control")) or control == CONTROL:
         return ""
     what = (
-        f"{run} above {control}, which tuning scored highest of the runs that train nothing and take "
-        "no more time,"
+        f"{run} above {control}, which tuning scored highest of the runs that train nothing and "
+        "take no more time,"
     )
     ends = entry["over_control_low"], entry["over_control_high"]
     unclear = " (undecided)" if judge(*ends) in ("undecided", "unknown") else ""
