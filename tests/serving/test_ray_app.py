@@ -65,7 +65,11 @@ def test_ray_is_told_what_the_arguments_say(tmp_path):
     deployment = build(args)._bound_deployment
     assert (deployment.num_replicas, deployment.max_ongoing_requests) == (3, 7)
     assert deployment.max_queued_requests == 9
-    assert deployment.ray_actor_options == {"num_cpus": 2, "num_gpus": 0.5}
+    assert deployment.ray_actor_options == {
+        "num_cpus": 2,
+        "num_gpus": 0.5,
+        "runtime_env": {"env_vars": {"MLFLOW_DISABLE_TELEMETRY": "true"}},
+    }
 
 
 def test_the_example_is_right(tmp_path):
