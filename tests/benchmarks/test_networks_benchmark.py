@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import benchmarks.networks
 from benchmarks.networks import compare, main
 from tttlab.errors import UserError
 from tttlab.evaluation.metrics import summarise
@@ -48,7 +49,7 @@ def test_gains_and_intervals_are_those_of_a_report_in_which_one_network_adapts_t
     networks,
 ):
     (first, labels), (second, _) = networks
-    found = compare("b", table(second, labels), table(first, labels))
+    found = compare(table(second, labels), table(first, labels))
     assert found["clean"] == pytest.approx(100 * second[0].mean())
     assert found["shifted"] == pytest.approx(100 * second[1:].mean())
     before, after = table(first, labels), table(second, labels)
@@ -57,7 +58,7 @@ def test_gains_and_intervals_are_those_of_a_report_in_which_one_network_adapts_t
     for key, name in (("gain", "gain"), ("low", "gain_low"), ("high", "gain_high")):
         assert found[f"shifted_{key}"] == pytest.approx(100 * entry[name])
     assert found["shifted_low"] < found["shifted_gain"] < found["shifted_high"]
-    itself = compare("a", before, before)
+    itself = compare(before, before)
     for part in ("clean", "shifted"):
         assert [itself[f"{part}_{key}"] for key in ("gain", "low", "high")] == [0, 0, 0]
 
@@ -66,15 +67,48 @@ def test_networks_that_saw_other_images_are_not_compared(networks):
     (first, labels), (second, _) = networks
     fewer = table(second, labels)
     with pytest.raises(UserError, match="expected two tables of the same images, shifts and seeds"):
-        compare("b", fewer[fewer["image_id"] != "3"], table(first, labels))
+        compare(fewer[fewer["image_id"] != "3"], table(first, labels))
 
 
-def test_a_network_that_does_not_exist_ends_the_command_with_one_line(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["networks", "--reference", "atention"])
+def test_a_row_per_network_and_run_beside_the_reference_adapted_by_its_own(
+    networks, monkeypatch, tmp_path, capsys
+):
+    (first, labels), (second, _) = networks
+    tables = {
+        ("simclr_convnet", "none"): table(first, labels),
+        ("simclr_convnet", "views"): table(second, labels),
+        ("mae_vit", "none"): table(first[:, ::-1], labels),
+        ("mae_vit", "views"): table(second[:, ::-1], labels),
+    }
+    monkeypatch.setattr(benchmarks.networks, "read", lambda *pair: tables[pair])
+    monkeypatch.setattr(benchmarks.networks.places, "OUTPUTS", tmp_path)
+    command = "networks --reference mae_vit --reference-run views --runs none views"
+    monkeypatch.setattr("sys.argv", command.split())
+    main()
+    rows = pd.read_csv(tmp_path / "networks.csv").set_index(["model", "run"])
+    assert list(rows.index) == list(tables)
+    for (model, run), row in rows.iterrows():
+        expected = compare(tables[model, run], tables["mae_vit", "views"])
+        assert row.to_dict() == pytest.approx(expected)
+    assert capsys.readouterr().out.count("simclr_convnet") == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "found", "known"),
+    [
+        ("--reference", "atention", "simclr_convnet, mae_vit"),
+        ("--runs", "vews", "none, views, "),
+        ("--reference-run", "vews", "none, views, "),
+    ],
+)
+def test_a_name_that_does_not_exist_ends_the_command_with_one_line(
+    monkeypatch, capsys, option, found, known
+):
+    monkeypatch.setattr("sys.argv", ["networks", option, found])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: --reference: expected one of ")
-    assert said.endswith(", found atention\n")
+    assert said.startswith(f"error: {option}: expected one of {known}")
+    assert said.endswith(f", found {found}\n")
     assert said.count("\n") == 1
