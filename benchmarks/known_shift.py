@@ -18,8 +18,7 @@ and image. Nothing of this can be done at test time, where the shift is not know
 
 import argparse
 import copy
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +40,7 @@ from tttlab.networks.taps import Moments, batch_norm_layers
 from tttlab.seeding import numpy_generator
 from tttlab.shifts.shift import Shift
 from tttlab.workflow import places
+from tttlab.workflow.pieces import Network, list_networks
 from tttlab.workflow.shifted import choose_images, open_test
 
 COUNTS = (4, 16, 64, 256)  # source images whose moments are taken
@@ -56,20 +56,20 @@ def main() -> None:
     """Measure networks of the last execution."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.known_shift", description=__doc__)
     parser.add_argument("--images", type=int, default=None, help="of each shift; default: all")
-    parser.add_argument("--models", nargs="*", default=None, help="default: all")
+    parser.add_argument("--models", nargs="*", default=(), help="default: all")
     arguments = parser.parse_args()
     params = read_params(Path("params.yaml"))
-    models = arguments.models or list(params.models)
-    if unknown := set(models) - set(params.models):
-        raise UserError(f"--models: expected some of {', '.join(params.models)}, found {unknown}")
-    rows = pd.concat(measure(params, models, arguments.images))
+    measured = list_networks(params, arguments.models)
+    rows = pd.concat(measure(params, measured, arguments.images))
     rows.to_csv(places.OUTPUTS / "known_shift.csv", index=False)
     summary = pd.DataFrame([summarise(part) for _, part in rows.groupby("model", sort=False)])
     print(summary.to_string(index=False, float_format="%.1f"))
 
 
-def measure(params: Params, models: list[str], count: int | None) -> Iterator[pd.DataFrame]:
-    """Measure every network under every corruption that is tested, and under the held-out ones.
+def measure(
+    params: Params, networks: Sequence[Network], count: int | None
+) -> Iterator[pd.DataFrame]:
+    """Measure networks under every corruption that is tested, and under the held-out ones.
 
     Raises:
         UserError: no corruption is tested.
@@ -86,7 +86,7 @@ def measure(params: Params, models: list[str], count: int | None) -> Iterator[pd
         for name in HELD_OUT
     ]
     source = draw_source(params)
-    for model, seed in itertools.product(models, params.seeds):
+    for model, seed in networks:
         network, _ = load(places.OUTPUTS / "finetuned" / model / str(seed))
         each = moments_of_each(network, as_batch(np.asarray(source.pixels)))
         for shift, images, chooses in [*held_out, *tested]:

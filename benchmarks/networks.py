@@ -15,63 +15,38 @@ from pathlib import Path
 
 import pandas as pd
 
-from tttlab.config.params import Params, read_params
+from tttlab.config.params import read_params
 from tttlab.errors import UserError, one_line
 from tttlab.evaluation import networks
 from tttlab.evaluation.predictions import read_predictions
 from tttlab.evaluation.results import CONTROL
 from tttlab.workflow import places
+from tttlab.workflow.pieces import Pair, list_pairs
 
 
 @one_line()
 def main() -> None:
     """Compare all networks of the last execution."""
-    params = read_params(Path("params.yaml"))
-    arguments = read_arguments(params)
-    reference = read(arguments.reference, arguments.reference_run)
-    rows = [
-        {"model": model, "run": run, **compare(read(model, run), reference)}
-        for model, run in params.pairs
-        if run in arguments.runs
-    ]
-    table = pd.DataFrame(rows)
-    table.to_csv(places.OUTPUTS / "networks.csv", index=False)
-    print(table.to_string(index=False, float_format="%.1f"))
-
-
-def read_arguments(params: Params) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        UserError: it names a network or a run that the settings do not have.
-    """
-    models, runs = list(params.models), list(params.adapt.runs)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.networks", description=__doc__)
-    parser.add_argument(
-        "--reference",
-        default=models[0],
-        help="the network to compare with; default: the first",
-    )
+    parser.add_argument("--reference", help="the network to compare with; default: the first")
     parser.add_argument("--runs", nargs="+", default=[CONTROL], help="of the networks")
     parser.add_argument("--reference-run", default=CONTROL, help="of the network to compare with")
     arguments = parser.parse_args()
-    expect("--reference", arguments.reference, models)
-    for run in arguments.runs:
-        expect("--runs", run, runs)
-    of_reference = [run for model, run in params.pairs if model == arguments.reference]
-    expect("--reference-run", arguments.reference_run, of_reference)
-    return arguments
+    params = read_params(Path("params.yaml"))
+    pairs = list_pairs(params, arguments.runs)
+    beside = Pair(arguments.reference_run, arguments.reference or next(iter(params.models)))
+    params.run_settings(*beside)  # tells what does not exist
+    if beside not in list_pairs(params):
+        raise UserError(f"{beside}: expected a run of this model, found one of other models only")
+    reference = read(beside)
+    rows = pd.DataFrame([pair._asdict() | compare(read(pair), reference) for pair in pairs])
+    rows.to_csv(places.OUTPUTS / "networks.csv", index=False)
+    print(rows.to_string(index=False, float_format="%.1f"))
 
 
-def expect(option: str, found: str, known: list[str]) -> None:
-    """Refuse a name that is not known."""
-    if found not in known:
-        raise UserError(f"{option}: expected one of {', '.join(known)}, found {found}")
-
-
-def read(model: str, run: str) -> pd.DataFrame:
+def read(pair: Pair) -> pd.DataFrame:
     """Read what a run of the last execution predicted."""
-    return read_predictions(places.OUTPUTS / "predictions" / model / f"{run}.parquet")
+    return read_predictions(places.OUTPUTS / "predictions" / pair.model / f"{pair.run}.parquet")
 
 
 def compare(of_network: pd.DataFrame, of_reference: pd.DataFrame) -> dict[str, float]:

@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from ruamel.yaml import YAML
 
 import benchmarks.networks
 from benchmarks.networks import compare, main
+from tools.stage_code import ROOT
 from tttlab.errors import UserError
 from tttlab.evaluation.metrics import summarise
 
@@ -75,40 +77,54 @@ def test_a_row_per_network_and_run_beside_the_reference_adapted_by_its_own(
 ):
     (first, labels), (second, _) = networks
     tables = {
-        ("simclr_convnet", "none"): table(first, labels),
-        ("simclr_convnet", "views"): table(second, labels),
-        ("mae_vit", "none"): table(first[:, ::-1], labels),
-        ("mae_vit", "views"): table(second[:, ::-1], labels),
+        ("none", "simclr_convnet"): table(first, labels),
+        ("none", "mae_vit"): table(first[:, ::-1], labels),
+        ("views", "simclr_convnet"): table(second, labels),
+        ("views", "mae_vit"): table(second[:, ::-1], labels),
     }
-    monkeypatch.setattr(benchmarks.networks, "read", lambda *pair: tables[pair])
+    monkeypatch.setattr(benchmarks.networks, "read", tables.__getitem__)
     monkeypatch.setattr(benchmarks.networks.places, "OUTPUTS", tmp_path)
     command = "networks --reference mae_vit --reference-run views --runs none views"
     monkeypatch.setattr("sys.argv", command.split())
     main()
-    rows = pd.read_csv(tmp_path / "networks.csv").set_index(["model", "run"])
+    rows = pd.read_csv(tmp_path / "networks.csv").set_index(["run", "model"])
     assert list(rows.index) == list(tables)
-    for (model, run), row in rows.iterrows():
-        expected = compare(tables[model, run], tables["mae_vit", "views"])
+    for pair, row in rows.iterrows():
+        expected = compare(tables[pair], tables["views", "mae_vit"])
         assert row.to_dict() == pytest.approx(expected)
     assert capsys.readouterr().out.count("simclr_convnet") == 2
 
 
 @pytest.mark.parametrize(
-    ("option", "found", "known"),
+    ("option", "what", "found"),
     [
-        ("--reference", "atention", "simclr_convnet, mae_vit"),
-        ("--runs", "vews", "none, views, "),
-        ("--reference-run", "vews", "none, views, "),
+        ("--reference", "model", "mae_vitt"),
+        ("--runs", "run", "vews"),
+        ("--reference-run", "run", "vews"),
     ],
 )
 def test_a_name_that_does_not_exist_ends_the_command_with_one_line(
-    monkeypatch, capsys, option, found, known
+    monkeypatch, capsys, option, what, found
 ):
     monkeypatch.setattr("sys.argv", ["networks", option, found])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {option}: expected one of {known}")
-    assert said.endswith(f", found {found}\n")
+    meant = {"mae_vitt": "mae_vit", "vews": "views"}[found]
+    assert said.startswith(
+        f"error: unknown {what} {found!r} in params.yaml; did you mean {meant!r}?"
+    )
     assert said.count("\n") == 1
+
+
+def test_a_reference_is_adapted_by_a_run_of_its_own_only(monkeypatch, capsys, tmp_path):
+    values = YAML(typ="safe").load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    values["adapt"]["runs"]["actmad"]["models"] = ["mae_vit"]
+    with (tmp_path / "params.yaml").open("w") as file:
+        YAML().dump(values, file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["networks", "--reference-run", "actmad"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "actmad/simclr_convnet: expected a run of this model" in capsys.readouterr().err

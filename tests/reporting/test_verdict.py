@@ -207,14 +207,14 @@ def test_each_step_alone_is_told_with_its_interval():
         (
             "shrink",
             (0.5, 0.1, 0.9),
-            "−1.5 [−2.0, −1.0], memo above shrink, which tuning scored highest of the runs that "
-            "train nothing and take no more time, +0.5 [+0.1, +0.9].",
+            "−1.5 [−2.0, −1.0], memo above shrink, which tuning scored highest of the runs "
+            "that train nothing and take no more time, +0.5 [+0.1, +0.9].",
         ),
         (
             "shrink",
             (0.1, -0.3, 0.5),
-            "−1.5 [−2.0, −1.0], memo above shrink, which tuning scored highest of the runs that "
-            "train nothing and take no more time, +0.1 [−0.3, +0.5] (undecided).",
+            "−1.5 [−2.0, −1.0], memo above shrink, which tuning scored highest of the runs "
+            "that train nothing and take no more time, +0.1 [−0.3, +0.5] (undecided).",
         ),
         ("none", (1, -2, 4), "−1.5 [−2.0, −1.0]."),  # that is its gain, told already
         (None, (None, None, None), "−1.5 [−2.0, −1.0]."),
