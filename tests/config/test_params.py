@@ -13,6 +13,7 @@ from tttlab.config.mixers import InnerTraining
 from tttlab.config.params import read_params
 from tttlab.config.values import CORRUPTIONS, HELD_OUT, backbone_names, is_held_out
 from tttlab.errors import UserError
+from tttlab.experiments.tuning import list_candidates
 
 PROJECT = Path(__file__).parents[2]
 
@@ -1394,12 +1395,22 @@ class TestSearch:
     def test_names_the_values_that_a_run_has_without_tuning(self, resolve):
         search = {"trainable": ["norm"], "form": ["l1"], "layers": [["a"]]}
         values = resolve("actmad", "vit", {"adapt/runs/actmad/search": search}).values()
-        # The run does not set `form` and `layers`.
         assert values == {
             "steps": 5,
             "lr": 1e-3,
             "trainable": ("encoder.layer1", "encoder.layer2"),
+            "form": "natural",  # the method's own, as are its layers
+            "layers": (),
         }
+
+    def test_a_value_that_the_run_leaves_to_the_method_is_tried_once(self, resolve):
+        changes = {
+            "adapt/runs/actmad/steps": 0,
+            "adapt/runs/actmad/search": {"form": ["l1", "natural"]},
+        }
+        run = resolve("actmad", "vit", changes)
+        grid = list_candidates(run.search, run.values(), 8, 0)
+        assert [values["form"] for values in grid.candidates] == ["natural", "l1"]
 
     def test_chosen_values_take_the_place_of_those_of_the_file(self, resolve):
         chosen = {"lr": 0.2, "steps": 4, "mask_ratio": 0.25, "trainable": ["encoder.blocks"]}
