@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tttlab.errors import UserError
-from tttlab.runtime.parallel import in_order
+from tttlab.runtime.parallel import as_ready, in_order
 from tttlab.runtime.resuming import Work
 
 
@@ -33,6 +33,27 @@ def test_results_come_in_order(workers):
 def test_a_workers_mistake_is_raised_here():
     with pytest.raises(ValueError, match="negative"):
         list(in_order(square, [1, -1, 2], 2))
+
+
+def wait_or_fail(seconds: float) -> float:
+    time.sleep(abs(seconds))
+    if seconds < 0:
+        raise ValueError("negative")
+    return seconds
+
+
+@pytest.mark.parametrize(("workers", "order"), [(1, [0.6, 0.0, 0.1]), (2, [0.0, 0.1, 0.6])])
+def test_results_come_as_they_are_ready(workers, order):
+    assert list(as_ready(wait_or_fail, [0.6, 0.0, 0.1], workers)) == [
+        (each, each) for each in order
+    ]
+
+
+def test_what_is_ready_comes_before_the_error_of_another():
+    pairs = as_ready(wait_or_fail, [-0.6, 0.0, 0.1, 60.0], 2)
+    assert [next(pairs), next(pairs)] == [(0.0, 0.0), (0.1, 0.1)]
+    with pytest.raises(ValueError, match="negative"):
+        next(pairs)
 
 
 ORPHANS = """

@@ -1,4 +1,4 @@
-"""The same function on many items in several processes, in order.
+"""The same function on many items in several processes.
 
 Processes with one thread each, because small operations gain nothing from several threads.
 """
@@ -10,14 +10,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tttlab.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # In a worker: the function, the items, and for every item the number of the process at work on it.
 # Workers inherit them, so that they are never pickled.
@@ -32,6 +35,27 @@ def in_order(
     """Yield ``job(item)`` for every item, in order; see `working`."""
     with working(job, items, workers, name) as results:
         yield from results
+
+
+def as_ready(
+    job: Callable[[T], R], items: Sequence[T], workers: int, name: Callable[[Any], str] = str
+) -> Iterator[tuple[T, R]]:
+    """Yield every item with ``job(item)`` as soon as it is known; see `working`.
+
+    Where one fails, those that are known are yielded before its error is raised.
+    """
+    if _alone(items, workers):
+        yield from ((item, job(item)) for item in items)
+        return
+    with _submitted(job, items, workers, name) as futures:
+        item_of, running = dict(zip(futures, items, strict=True)), set(futures)
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (
+                (item_of[future], future.result()) for future in done if not future.exception()
+            )
+            for future in done:
+                future.result()  # raises what went wrong
 
 
 @contextmanager
@@ -53,9 +77,22 @@ def working(
     Raises:
         UserError: a worker was killed or crashed.
     """
-    if workers < 2 or len(items) < 2 or sys.platform != "linux":
+    if _alone(items, workers):
         yield map(job, items)
         return
+    with _submitted(job, items, workers, name) as futures:
+        yield (future.result() for future in futures)
+
+
+def _alone(items: Sequence[Any], workers: int) -> bool:
+    return workers < 2 or len(items) < 2 or sys.platform != "linux"
+
+
+@contextmanager
+def _submitted(
+    job: Callable[[Any], Any], items: Sequence[Any], workers: int, name: Callable[[Any], str]
+) -> Iterator[list[Future]]:
+    """Start workers on all items, and end them with the context; gives a future for every item."""
     context = multiprocessing.get_context("fork")
     earlier_children = set(multiprocessing.active_children())
     owners = context.RawArray("q", len(items))  # numbers of processes; 0: nobody is at work on it
@@ -68,7 +105,7 @@ def working(
         futures = [executor.submit(_call, number) for number in range(len(items))]
         gc.unfreeze()
         processes = set(multiprocessing.active_children()) - earlier_children
-        yield (future.result() for future in futures)
+        yield futures
     except BrokenProcessPool as error:
         if error.__cause__ is not None:  # no process ended, but a result cannot be unpickled
             raise

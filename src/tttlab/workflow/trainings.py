@@ -14,7 +14,7 @@ from tttlab.config.params import Params
 from tttlab.data.image_sets import ImageSet
 from tttlab.networks import checkpoints
 from tttlab.networks.network import Network
-from tttlab.runtime.parallel import in_order
+from tttlab.runtime.parallel import as_ready
 from tttlab.tracking.runs import Run, start_run
 from tttlab.training.trainer import Row, Trainer
 from tttlab.workflow import pieces, places
@@ -83,8 +83,8 @@ def train_networks(
         place = Place(ledger.folder, keys[network], open_fabric(params), workers // together, line)
         return train(params, network, place)
 
-    trained = in_order(train_alone, networks, together)
-    for network, files in zip(networks, trained, strict=True):
+    # A slow training keeps no finished one waiting, which would be lost with it.
+    for network, files in as_ready(train_alone, networks, together):
         ledger.enter(str(network), keys[network], files)
 
 
