@@ -68,15 +68,15 @@ def test_what_a_run_does_is_read_from_the_settings_that_it_used():
         ("normalise", "average"),
         ("train",),
     ]
-    settings = SETTINGS | {"one": {"method": "ViewAverage(num_views=8)"}}
-    assert actions(results({"one": entry()}, {}, settings=settings), "m", "one") == ("average",)
 
 
-def test_a_method_may_normalise_itself_whatever_its_name():
+def test_a_method_may_normalise_and_average_itself_whatever_its_name():
     found = results({"one": entry()}, {}, settings=SETTINGS | {"one": {"method": "Mine()"}})
     assert actions(found, "m", "one") == ("other",)
+    found.adapted["m", "one"]["averages"] = True
+    assert actions(found, "m", "one") == ("average",)
     found.adapted["m", "one"]["normalises"] = True
-    assert actions(found, "m", "one") == ("normalise",)
+    assert actions(found, "m", "one") == ("normalise", "average")
 
 
 def test_tuning_recommends_and_the_test_images_have_no_say():

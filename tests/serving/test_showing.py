@@ -244,6 +244,7 @@ def test_a_run_is_told_in_a_few_words(model):
     run, mixed = model.runs["shrink"], InnerLoop(steps=0, normalisation="mixed")
     for method, loop, words in (
         (Dressed(), InnerLoop(steps=0), "re-normalises"),
+        (Dressed(num_views=8), InnerLoop(steps=0), "re-normalises, averages over 8 views"),
         (ViewAverage(4), mixed, "re-normalises, averages over 4 views"),
         (Sharper(), InnerLoop(steps=0), "changes the answer only"),
     ):

@@ -175,11 +175,12 @@ def test_metrics_have_the_promised_shape(project):
         assert (entry["control"] is None) == (entry["training_gain"] is None)
 
 
-def test_what_adapt_tells_of_a_run_says_whether_the_method_normalises_itself(project):
+def test_what_adapt_tells_of_a_run_says_whether_the_method_normalises_or_averages_itself(project):
     root, params = project
     for run in params.adapt.runs:
         told = json.loads((root / "outputs" / "runs" / f"{run}.json").read_text())
         assert [told[model]["normalises"] for model in params.models] == [False, False]
+        assert [told[model]["averages"] for model in params.models] == [False, False]
 
 
 def test_a_run_that_trains_stands_beside_the_strongest_control_of_no_more_time(project):

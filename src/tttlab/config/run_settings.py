@@ -23,7 +23,7 @@ class RunSettings:
     Attributes:
         method: name of a file in ``methods/`` (never the alias), or the dotted path of a module.
         loop: the inner loop.
-        settings: keyword arguments of the method's dataclass, as far as they are set.
+        settings: keyword arguments of the method's dataclass, as far as they are set or searched.
         trains: whether the method takes steps.
         search: what to tune: setting → the values to choose from.
         protocol: ``episodic`` or ``online``.

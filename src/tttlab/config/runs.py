@@ -79,9 +79,7 @@ def resolve_run(
         key: f"{paths['search']}.search" if key in of_this_run else "tune.search" for key in wished
     }
     searched = check_search(wished, about, origins)
-    # What is searched needs the value that it has, which the run may leave to the method.
-    unset = searched.keys() - LoopSettings.model_fields.keys()
-    given = settings.model_dump(include=settings.model_fields_set | unset)
+    given = settings.model_dump(include=settings.model_fields_set | searched.keys())
     return RunSettings(method, loop, given, about.trains, searched, protocol)
 
 

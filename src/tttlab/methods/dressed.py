@@ -54,6 +54,11 @@ class Dressed(Method):
     num_views: Annotated[int, Ge(0)] = 0
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
+    @property
+    def averaged_views(self) -> int:
+        """How many views the prediction averages over."""
+        return self.num_views
+
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:
         """Measure the natural appearance of source images ``(N, 3, H, W)``, and keep the bank.
 

@@ -44,6 +44,11 @@ class ViewAverage(Method):
     kind: Literal["crops", "augmix"] = "crops"
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
+    @property
+    def averaged_views(self) -> int:
+        """How many views the prediction averages over."""
+        return self.num_views
+
     def views(
         self, network: nn.Module, images: Tensor, generators: Sequence[torch.Generator]
     ) -> Tensor:

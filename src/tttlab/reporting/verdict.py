@@ -52,8 +52,7 @@ def actions(results: Results, model: str, run: str) -> tuple[str, ...]:
     by_policy = settings.get("normalisation", "source") != "source"
     done = {
         "normalise": by_policy or bool(record.get("normalises")),
-        "average": bool(settings.get("average"))
-        or str(settings.get("method")).startswith("ViewAverage"),
+        "average": bool(settings.get("average") or record.get("averages")),
         "train": results.trains(model, run) or bool(settings.get("steps")),
     }
     return tuple(name for name, does in done.items() if does) or ("other",)

@@ -217,13 +217,10 @@ def does(run: ServedRun) -> str:
     task, words = run.task, []
     if task.loop.normalisation != "source" or task.method.normalises:
         words.append("re-normalises")
-    if task.loop.average:
-        words.append(f"averages over {task.loop.average} views")
-    elif overrides(task.method, "predict") and not run.takes_steps:
-        if views := getattr(task.method, "num_views", None):
-            words.append(f"averages over {views} views")
-        elif not words:
-            words.append("changes the answer only")
+    if views := task.loop.average or task.method.averaged_views:
+        words.append(f"averages over {views} views")
+    elif overrides(task.method, "predict") and not run.takes_steps and not words:
+        words.append("changes the answer only")
     if run.takes_steps:
         words.append(f"trains {task.loop.steps} step{'s' if task.loop.steps > 1 else ''}")
     return ", ".join(words) or "the network as it is"
