@@ -125,6 +125,11 @@ MISTAKES = [
         lambda network, batches: [1],
         "must give tensors by name, found something of type list",
     ),
+    (
+        "averaged_views",
+        lambda: "eight",
+        "must give a whole number from 0 on, found something of type str",
+    ),
 ]
 IN_WORDS = [
     (lambda value: value if value > 0 else -value, "branches on a value"),

@@ -84,9 +84,8 @@ class Method:
     normalises: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
 
-    @property
     def averaged_views(self) -> int:
-        """How many views the method's own prediction averages over."""
+        """Tell how many views the method's own prediction averages over."""
         return 0
 
     def check(self, network: nn.Module) -> None:

@@ -75,6 +75,7 @@ def try_method(
     images = torch.rand(count, 3, image_size, image_size, generator=generator)
     images = images.to(next(network.parameters()).device)
     method, loop = watched(method), replace(loop, steps=int(method.trains))
+    method.averaged_views()
     before = images.clone()
     if protocol == "online":
         result = adapt_stream(
@@ -228,6 +229,12 @@ def _show(result: Any) -> str:
     return "None" if result is None else f"something of type {type(result).__name__}"
 
 
+def _count_mistake(result: Any, _arguments: tuple) -> str | None:
+    if isinstance(result, int) and result >= 0:
+        return None
+    return f"must give a whole number from 0 on, found {_show(result)}"
+
+
 _MISTAKES: dict[str, Callable[[Any, tuple], str | None]] = {
     "check": _no_mistake,
     "source_statistics": _statistics_mistake,
@@ -237,4 +244,5 @@ _MISTAKES: dict[str, Callable[[Any, tuple], str | None]] = {
     "after_step": _after_step_mistake,
     "predict": _predict_mistake,
     "predict_batch": _predict_batch_mistake,
+    "averaged_views": _count_mistake,
 }

@@ -13,4 +13,5 @@ HOOKS = (
     "after_step",
     "predict",
     "predict_batch",
+    "averaged_views",
 )

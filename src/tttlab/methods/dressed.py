@@ -54,9 +54,8 @@ class Dressed(Method):
     num_views: Annotated[int, Ge(0)] = 0
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
-    @property
     def averaged_views(self) -> int:
-        """How many views the prediction averages over."""
+        """Tell how many views the prediction averages over."""
         return self.num_views
 
     def source_statistics(self, network: nn.Module, batches: Iterable[Tensor]) -> Statistics:

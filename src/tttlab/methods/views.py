@@ -44,9 +44,8 @@ class ViewAverage(Method):
     kind: Literal["crops", "augmix"] = "crops"
     augmentation: Augmentation = field(default=Augmentation(), kw_only=True)
 
-    @property
     def averaged_views(self) -> int:
-        """How many views the prediction averages over."""
+        """Tell how many views the prediction averages over."""
         return self.num_views
 
     def views(

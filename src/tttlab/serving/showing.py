@@ -217,7 +217,7 @@ def does(run: ServedRun) -> str:
     task, words = run.task, []
     if task.loop.normalisation != "source" or task.method.normalises:
         words.append("re-normalises")
-    if views := task.loop.average or task.method.averaged_views:
+    if views := task.loop.average or task.method.averaged_views():
         words.append(f"averages over {views} views")
     elif overrides(task.method, "predict") and not run.takes_steps and not words:
         words.append("changes the answer only")
