@@ -21,8 +21,7 @@ from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.evaluation.results import Results
-from tttlab.reporting.lines import write_code
-from tttlab.reporting.verdict import sentence
+from tttlab.reporting.verdict import lines_of, sentence
 from tttlab.workflow import check_settings, checking, cli, places
 
 SHARED = [folder / "shared" / "data" / "pacs" for folder in ROOT.parents]
@@ -100,10 +99,16 @@ def checked(images, tmp_path_factory):
     search = {"threshold": [1.0]}
     shrink = {"method": "none", "normalisation": "shrink", "threshold": 1.0, "search": search}
     both = shrink | {"average": 3, "search": search | {"average": [3]}}
+    dressed = {"method": "dressed", "steps": 0, "num_views": 2}
     edit(
         out / "params.yaml",
         models__network__backbone_options={**whole.OPTIONS, "stem_width": 8},
-        adapt__runs={"none": {"method": "none"}, "shrink": shrink, "both": both},
+        adapt__runs={
+            "none": {"method": "none"},
+            "shrink": shrink,
+            "both": both,
+            "dressed": dressed,
+        },
         tune__images=[10],
         distance__images=20,
         distance__permutations=19,
@@ -135,6 +140,16 @@ def test_an_edited_check_goes_on_and_ends_with_a_verdict(checked, images, capsys
     verdict = re.search(r'<p class="verdict"><strong>network:</strong> (.*)</p>', page)[1]
     assert verdict in text
     assert "source_statistics.load(outputs" in page
+
+
+@pytest.mark.parametrize("run", ["both", "dressed"])
+def test_the_lines_of_every_run_give_what_adapt_wrote(checked, run):
+    """Also where the method measures statistics of its own on source images."""
+    params = read_params(checked / "params.yaml")
+    outputs, pairs = checked / "outputs", [("network", run)]
+    code = lines_of(Results.read(outputs, pairs), params, outputs, "network", run)
+    assert ("complete_statistics" in code) == (run == "dressed")
+    assert_lines_give_what_adapt_wrote(code, checked, run)
 
 
 def test_the_accuracy_is_the_networks_own(checked):
@@ -279,9 +294,7 @@ def test_photographs_and_paintings(tmp_path, capsys, monkeypatch):
         accuracy = (network(images).argmax(-1).numpy() == test.labels[rows]).mean()
     assert results.summary["network", "none"]["accuracy_source"] == pytest.approx(accuracy)
     for run in params.adapt.runs:
-        module = f"tttlab.methods.{params.run_settings(run, 'network').method}"
-        settings = results.adapted["network", run]["settings"]
-        code = write_code(settings, module, params.adapt.augment, out / "outputs", "network/0")
+        code = lines_of(results, params, out / "outputs", "network", run)
         assert_lines_give_what_adapt_wrote(code, out, run)
 
 

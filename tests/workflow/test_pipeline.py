@@ -27,7 +27,7 @@ from tttlab.data.pixels import as_images
 from tttlab.data.sources import open_source
 from tttlab.errors import UserError
 from tttlab.evaluation.results import Results
-from tttlab.reporting.lines import write_code
+from tttlab.reporting.verdict import lines_of
 from tttlab.runtime.process_identity import Identity
 from tttlab.workflow import cli, places
 from tttlab.workflow.ledger import FOLDERS, NAME, Ledger
@@ -238,9 +238,7 @@ def test_the_lines_of_every_run_give_what_adapt_wrote(project):
     results = Results.read(root / "outputs", params.pairs)
     test = ImageSet.load(root / "outputs" / "data" / "test")
     for model, run in params.pairs:
-        module = f"tttlab.methods.{params.run_settings(run, model).method}"
-        settings = results.adapted[model, run]["settings"]
-        code = write_code(settings, module, params.adapt.augment, root / "outputs", f"{model}/0")
+        code = lines_of(results, params, root / "outputs", model, run)
         table = pd.read_parquet(root / "outputs" / "adapted" / run / model / "0.parquet")
         table = table[table["shift"] == "clean"]
         rows = [test.image_ids.index(name) for name in table["image_id"]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tttlab.config.inner_loop import Augmentation
 from tttlab.config.loop_settings import LoopSettings
@@ -10,8 +10,25 @@ from tttlab.config.loop_settings import LoopSettings
 TOLD = ("steps", "lr", "trainable")  # in the lines even where they are the default
 
 
+class Source(NamedTuple):
+    """The source images that a method measures statistics of its own on.
+
+    Attributes:
+        images: how many; None: all.
+        seed: of their choice.
+    """
+
+    images: int | None
+    seed: int
+
+
 def write_code(
-    settings: Mapping[str, Any], module: str, augmentation: Augmentation, outputs: Path, key: str
+    settings: Mapping[str, Any],
+    module: str,
+    augmentation: Augmentation,
+    outputs: Path,
+    key: str,
+    source: Source | None = None,
 ) -> str:
     """Write the lines that adapt images as a run did.
 
@@ -21,6 +38,7 @@ def write_code(
         augmentation: of the views that predictions are averaged over.
         outputs: the folder of outputs.
         key: ``<model>/<training seed>``.
+        source: of a method that measures statistics of its own.
 
     Returns:
         Python for ``images (N, 3, H, W)``, RGB in [0, 1], and their ``names``, which key the random
@@ -48,6 +66,7 @@ def write_code(
         f"network, about = checkpoints.load(outputs / 'finetuned' / {key!r})",
         f"statistics = source_statistics.load(outputs / 'source_stats' / {key!r}, about['sha256'])",
         f"method, loop = {method}, InnerLoop({arguments})",
+        *_measuring(source, imports),
         f"result = adapt(network, images, method, loop, {options})",
         "classes = [about['classes'][number] for number in result.logits.argmax(-1)]",
     ]
@@ -61,6 +80,21 @@ def write_code(
         about,
     ]
     return "\n".join([*head, *lines, ""])
+
+
+def _measuring(source: Source | None, imports: list[str]) -> list[str]:
+    """Write the lines that measure a method's own statistics, and add what they import."""
+    if source is None:
+        return []
+    imports += [
+        "from tttlab.adaptation.task import complete_statistics",
+        "from tttlab.workflow.source_images import open_source",
+    ]
+    opened = f"open_source(outputs / 'data' / 'labeled_train', {source.images}, {source.seed})"
+    return [
+        f"source = {opened}",
+        "statistics = complete_statistics(statistics, method, network, lambda: source)",
+    ]
 
 
 def _plain(value: Any) -> Any:

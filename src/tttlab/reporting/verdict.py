@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tttlab.evaluation.metrics import verdict as judge
 from tttlab.evaluation.recommendation import best_tuned, lead, recommend
 from tttlab.evaluation.results import CONTROL, Results, difference, is_known
-from tttlab.reporting.lines import write_code
+from tttlab.reporting.lines import Source, write_code
 from tttlab.reporting.words import amount, enumerate_words, interval, percent, points
 
 if TYPE_CHECKING:
@@ -249,10 +249,15 @@ def judge_models(results: Results, params: "Params", outputs: Path) -> list[Verd
     for model in results.models:
         run, code = recommend(results.records(model)), ""
         if run and _judged(results, model, run) not in ("hurt", "unchanged"):
-            method = params.run_settings(run, model).method
-            module = method if "." in method else f"tttlab.methods.{method}"
-            settings = results.adapted[model, run]["settings"]
-            key = f"{model}/{params.seeds[0]}"
-            code = write_code(settings, module, params.adapt.augment, outputs, key)
+            code = lines_of(results, params, outputs, model, run)
         verdicts.append(Verdict(model, run, sentence(results, model), code))
     return verdicts
+
+
+def lines_of(results: Results, params: "Params", outputs: Path, model: str, run: str) -> str:
+    """Write the lines that adapt images as a run did to the network of the first training seed."""
+    record, method = results.adapted[model, run], params.run_settings(run, model).method
+    module = method if "." in method else f"tttlab.methods.{method}"
+    source = Source(params.source_stats.images, params.seed) if record.get("measures") else None
+    key = f"{model}/{params.seeds[0]}"
+    return write_code(record["settings"], module, params.adapt.augment, outputs, key, source)

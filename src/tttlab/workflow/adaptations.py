@@ -111,6 +111,7 @@ def adapt_network(plan: Plan, finish: Finish, outputs: Path) -> list[Path]:
         "losses": mean_losses,
         "settings": run.settings,
         "normalises": run.ready.task.method.normalises,
+        "measures": run.measures,
         "averages": run.ready.task.method.averaged_views() > 0,
         "tuning": run.tuned,
         "peak_memory_mb": memory,

@@ -72,6 +72,11 @@ class NetworkRun:
             "source_run_id": self.source.about.get("mlflow_run_id"),
         }
 
+    @property
+    def measures(self) -> bool:
+        """Tell whether the method has statistics of its own, measured on source images."""
+        return self.ready.task.statistics.keys() != self.source.statistics.keys()
+
     def sweep(self, work: Work) -> Sweep:
         """Describe the adaptation to all shifted images."""
         gate, images = load_gate(self.tuned), self.images
