@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from benchmarks.labeled import open_labeled
 from tttlab.config.params import Params, read_params
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
@@ -33,7 +34,6 @@ from tttlab.networks.checkpoints import load
 from tttlab.reporting.plots import LIGHT
 from tttlab.shifts.shift import Shift
 from tttlab.workflow import places
-from tttlab.workflow.shifted import open_test
 
 STEPS = (0, 1, 2, 4)
 BATCH = 100  # images
@@ -59,7 +59,7 @@ def measure(params: Params, count: int | None) -> Iterator[dict]:
     Raises:
         UserError: there is none.
     """
-    test, shifts = open_test(params, count)
+    test, shifts = open_labeled(params, count)
     names = [name for name, model in params.models.items() if trains_inside(model.mixer)]
     if not names:
         raise UserError(

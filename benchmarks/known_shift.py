@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.labeled import open_labeled
 from tttlab.adaptation.moment_matching import moments_matched, observe, together
 from tttlab.adaptation.normalisation import running_moments
 from tttlab.config.params import Params, read_params
@@ -41,7 +42,7 @@ from tttlab.seeding import numpy_generator
 from tttlab.shifts.shift import Shift
 from tttlab.workflow import places
 from tttlab.workflow.pieces import Network, list_networks
-from tttlab.workflow.shifted import choose_images, open_test
+from tttlab.workflow.shifted import choose_images
 
 COUNTS = (4, 16, 64, 256)  # source images whose moments are taken
 STEPS, RATES = (10, 30, 100), (1e-3, 1e-2)
@@ -74,13 +75,13 @@ def measure(
     Raises:
         UserError: no corruption is tested.
     """
-    test, shifts = open_test(params, count)
+    test, shifts = open_labeled(params, count)
     tested = [(shift, test, False) for shift in shifts if shift.synthetic]
     if not tested:
         raise UserError("shifts.corruptions: expected some, for only they can be done again")
     validation = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
     validation = choose_images(params, validation, count or params.shifts.images)
-    severity = params.shifts.severities[-1]
+    severity = max(params.shifts.severities)
     held_out = [
         (Shift(name, severity, strength=params.shifts.strength), validation, True)
         for name in HELD_OUT
@@ -98,13 +99,19 @@ def measure(
 
 
 def draw_source(params: Params) -> ImageSet:
-    """Draw the source images: the first ones for moments, the others for the steps.
+    """Draw the source images: the first ones for moments, others for the steps.
 
-    A set that has too few is gone through again.
+    Where there are too few for the steps, those others are gone through again.
+
+    Raises:
+        UserError: there are too few for the moments, or none is left for the steps.
     """
-    source = ImageSet.load(places.OUTPUTS / "data" / "labeled_train")
+    source, first = ImageSet.load(places.OUTPUTS / "data" / "labeled_train"), COUNTS[-1]
+    if len(source) <= first:
+        raise UserError(f"labeled images: expected more than {first}, found {len(source)}")
     rows = numpy_generator(params.seed, "known_shift").permutation(len(source))
-    return source.view(np.resize(rows, COUNTS[-1] + STEPS[-1] * BATCH))
+    others = np.resize(rows[first:], STEPS[-1] * BATCH)
+    return source.view(np.concatenate([rows[:first], others]))
 
 
 def measure_shift(

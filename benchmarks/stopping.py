@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.labeled import open_labeled
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.gate import ABOVE, Gate
 from tttlab.adaptation.method import Method
@@ -44,7 +45,7 @@ from tttlab.shifts.shift import Shift
 from tttlab.workflow import places
 from tttlab.workflow.loading import SourceNetwork, build_run, load_network, load_tuned
 from tttlab.workflow.pieces import Pair, list_pairs
-from tttlab.workflow.shifted import choose_images, open_test
+from tttlab.workflow.shifted import choose_images
 
 
 @one_line()
@@ -79,7 +80,8 @@ def training_pairs(params: Params, names: Sequence[str]) -> list[Pair]:
     pairs = []
     for pair in list_pairs(params, names):
         settings = params.run_settings(*pair)
-        if settings.trains and settings.loop.steps and settings.protocol == "episodic":
+        moves = settings.loop.steps and settings.loop.trainable != "none"
+        if settings.trains and moves and settings.protocol == "episodic":
             pairs.append(pair)
     if not pairs:
         named = ", ".join(names) or "adapt.runs"
@@ -110,7 +112,7 @@ def measure(
     params: Params, pairs: Sequence[Pair], count: int | None, steps: int
 ) -> Iterator[pd.DataFrame]:
     """Measure pairs on all training seeds, under the tested shifts and those of tuning."""
-    test, tested = open_test(params, count)
+    test, tested = open_labeled(params, count)
     validation = ImageSet.load(places.OUTPUTS / "data" / "labeled_validation")
     validation = choose_images(params, validation, count or params.shifts.images)
     held_out = held_out_shifts(params.tune.severities, params.shifts.strength)

@@ -20,7 +20,10 @@ from benchmarks.known_shift import (
 from tests.helpers import networks, trainings
 from tests.helpers.execution import write_execution
 from tttlab.adaptation.moment_matching import moments_matched
+from tttlab.config.params import read_params
+from tttlab.errors import UserError
 from tttlab.shifts.shift import Shift
+from tttlab.workflow import places
 
 FOG = Shift("fog", 5)
 
@@ -140,6 +143,18 @@ def test_rate_and_steps_are_chosen_under_the_held_out_shifts_alone():
         "adds": pytest.approx(20),
     }
     assert found["low"] < 20 < found["high"]
+
+
+def test_images_whose_moments_are_taken_are_not_trained_on(tmp_path, monkeypatch):
+    outputs = write_execution(tmp_path)
+    monkeypatch.setattr(places, "OUTPUTS", outputs)
+    drawn = known_shift.draw_source(read_params(tmp_path / "params.yaml")).image_ids
+    assert len(drawn) == 8 + 6 * 4
+    assert len(set(drawn[:8])) == 8
+    assert set(drawn[8:]) == {*trainings.image_set(12, 1).image_ids} - set(drawn[:8])
+    monkeypatch.setattr(known_shift, "COUNTS", (4, 12))
+    with pytest.raises(UserError, match="expected more than 12, found 12"):
+        known_shift.draw_source(read_params(tmp_path / "params.yaml"))
 
 
 @pytest.mark.slow

@@ -15,13 +15,16 @@ from benchmarks.stopping import (
     measure_shift,
     stopping_steps,
     summarise,
+    training_pairs,
 )
 from tests.helpers import networks, trainings
 from tests.helpers.execution import write_execution
+from tools.stage_code import ROOT
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.signals import logits_and_distance
 from tttlab.adaptation.task import Task
 from tttlab.config.inner_loop import InnerLoop
+from tttlab.config.params import read_params
 from tttlab.config.values import HELD_OUT
 from tttlab.methods.actmad import ActMAD
 from tttlab.shifts.shift import Shift
@@ -138,6 +141,13 @@ def test_a_mistake_is_told_before_any_work(arguments, message, monkeypatch, caps
     with pytest.raises(SystemExit):
         stopping.main()
     assert message in capsys.readouterr().err
+
+
+def test_a_run_that_moves_no_parameter_has_nothing_to_stop():
+    params = read_params(ROOT / "settings" / "robust.yaml")
+    runs = params.adapt.runs | {"memo": params.adapt.runs["memo"] | {"trainable": "none"}}
+    params = params.model_copy(update={"adapt": params.adapt.model_copy(update={"runs": runs})})
+    assert {pair.run for pair in training_pairs(params, [])} == {"actmad"}
 
 
 @pytest.mark.slow
