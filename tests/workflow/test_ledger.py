@@ -7,7 +7,8 @@ import pytest
 
 from tools.stage_code import ROOT, stages
 from tttlab.config.params import read_params
-from tttlab.workflow import keys, places
+from tttlab.runtime.resuming import content_hash
+from tttlab.workflow import keys, places, training_keys
 from tttlab.workflow.ledger import FOLDERS, Ledger, code_of, written_whole
 from tttlab.workflow.leftovers import CODE
 from tttlab.workflow.pieces import Network, Pair, Piece
@@ -123,3 +124,27 @@ def test_keys_have_the_strength_of_corruptions_only_where_it_is_not_ours(make_ke
     assert "strength" not in make_key(params, piece, ledger)
     changed = make_key(params.model_copy(update={"shifts": published}), piece, ledger)
     assert '"strength": "cifar10_c"' in changed
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "local-dir:{folder}"])
+def test_a_taken_network_is_made_of_what_stands_beside_its_weights_too(backbone, tmp_path):
+    params = read_params(ROOT / "params.yaml")
+    (tmp_path / "model.safetensors").write_text("weights")
+    taken = {"backbone": backbone.format(folder=tmp_path), "weights": "timm"}
+    if backbone == "resnet18":
+        taken["weights"] = str(tmp_path / "model.safetensors")
+    model = params.models["simclr_convnet"].model_copy(update=taken)
+    params = params.model_copy(update={"models": {"taken": model}})
+
+    def key():
+        made = []
+        ledger = types.SimpleNamespace(key=lambda _settings, inputs: made.extend(inputs))
+        training_keys.pretraining_key(params, Network("taken", 0), ledger)
+        mine = [path for path in made if tmp_path in (path, *path.parents)]
+        return [content_hash(path) for path in mine]
+
+    before = key()
+    (tmp_path / "config.json").write_text("{}")
+    beside = key()
+    (tmp_path / "config.json").write_text('{"label_names": ["a"]}')
+    assert key() != beside != before

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tttlab.adaptation.method_code import Code, module_code
+from tttlab.config.models import Model
 from tttlab.config.params import Params
 from tttlab.config.values import is_own_module
+from tttlab.networks.known_classes import SIDECAR
 from tttlab.workflow import places
 from tttlab.workflow.ledger import Ledger
 from tttlab.workflow.pieces import Network
@@ -17,12 +19,21 @@ from tttlab.workflow.pieces import Network
 def pretraining_key(params: Params, network: Network, ledger: Ledger) -> str:
     """Hash what a pretrained network depends on; validation images are only measured on."""
     model = params.models[network.model]
-    weights = [] if model.weights in (None, "timm") else [Path(model.weights)]
     section = model.model_dump(mode="json", exclude={"finetune"})
     images = _images("unlabeled", "labeled_train", "labeled_validation")
     settings = [*network, section, model.whole, params.data.image_size]
     code = backbone_code(model.backbone)
-    return ledger.key([*settings, *filter(None, [code])], [*images, *weights])
+    return ledger.key([*settings, *filter(None, [code])], [*images, *_files_of(model)])
+
+
+def _files_of(model: Model) -> list[Path]:
+    """List the files that a network is taken from, with what timm wrote beside its weights."""
+    folder = model.backbone.partition("local-dir:")[2]
+    files = [Path(folder)] if folder else []
+    if model.weights not in (None, "timm"):
+        weights = Path(model.weights)
+        files += [weights, *filter(Path.exists, [weights.with_name(SIDECAR)])]
+    return files
 
 
 def backbone_code(backbone: str) -> Code:
