@@ -128,6 +128,8 @@ def check_statistics(network: Network) -> None:
     """
     for name in batch_norm_layers(network):
         layer = network.get_submodule(name)
+        if layer.running_mean is None:  # normalises by each batch, and is refused for that
+            continue
         if not layer.running_mean.any() and (layer.running_var == 1).all():
             raise UserError(
                 "meta-learned fine-tuning: expected BatchNorm with statistics, which it does not "
