@@ -27,7 +27,6 @@ from tttlab.training.loaders import Views, open_loader
 from tttlab.training.losses import joint_loss, supervised_loss
 from tttlab.training.meta_training import meta_loss
 from tttlab.training.optimisers import Recipe
-from tttlab.training.recipes import finetune
 from tttlab.training.trainer import Task, Trainer
 
 IMAGES, PAIRS = 3, 2
@@ -387,55 +386,3 @@ def test_the_inner_step_learns_to_help():
 
     assert 0.97 < change(0) < 1.03
     assert change(1) < 0.95
-
-
-class Reached(Exception):
-    """The training begins."""
-
-
-def untouched():
-    network = networks.resnet()
-    for layer in network.encoder.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-    return network
-
-
-def keeping_none():
-    network = networks.resnet()
-    for layer in network.encoder.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean = layer.running_var = None
-    return network
-
-
-class Beginning:
-    def fit(self, network, images, task):
-        raise Reached
-
-
-@pytest.mark.parametrize(
-    ("build", "after", "expected"),
-    [
-        (untouched, 0, UserError),
-        (untouched, 2, Reached),
-        (networks.resnet, 0, Reached),
-        (keeping_none, 0, Reached),
-        (lambda: networks.resnet("groupnorm1"), 0, Reached),
-    ],
-)
-def test_batch_norm_without_statistics_is_refused_before_the_first_epoch(build, after, expected):
-    images, objective = trainings.image_set(6), SimSiam()
-    with pytest.raises(expected):
-        finetune(
-            Beginning(),
-            build(),
-            objective,
-            images,
-            images,
-            Recipe(epochs=1, batch_size=6, lr=0.1),
-            mode="meta",
-            inner={"lr": 0.1, "steps": 1, "pairs": 1, "after": after},
-            augmentation=trainings.VIEWS,
-            objective_augmentation=trainings.VIEWS,
-        )

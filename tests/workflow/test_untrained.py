@@ -1,5 +1,7 @@
 """What is tried before any training: the values that tuning may choose, weights, the true size."""
 
+from contextlib import nullcontext
+
 import pytest
 import timm
 import torch
@@ -53,6 +55,31 @@ def test_weights_that_do_not_fit_are_told_before_any_training(params, tmp_path):
 def test_the_true_size_of_the_images_counts_not_that_of_the_trial(params):
     with pytest.raises(UserError, match=r"multiple of the patches' 4 pixels, found 70"):
         try_runs(params(MEMO, "mae_vit", image_size=70), "mae_vit", ["tried"])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "after", "norm_layer", "refused"),
+    [
+        (0, 0, None, True),
+        (1, 0, None, False),
+        (0, 1, None, False),
+        (0, 0, "groupnorm1", False),
+    ],
+)
+def test_meta_needs_statistics_of_batch_norm(params, epochs, after, norm_layer, refused):
+    model = YAML().load(ROOT / "params.yaml")["models"]["simclr_convnet"]
+    options = {"norm_layer": norm_layer} if norm_layer else {}
+    inner = {"lr": 0.1, "steps": 1, "pairs": 1, "after": after}
+    meta = params(
+        MEMO,
+        objective={"name": "simsiam", "hidden_dim": 8, "projection_dim": 8, "prediction_dim": 4},
+        backbone_options=dict(model["backbone_options"]) | options,
+        pretrain=dict(model["pretrain"]) | {"epochs": epochs, "warmup_epochs": 0},
+        finetune={"mode": "meta", "inner": inner},
+    )
+    expected = r"models\.simclr_convnet\.finetune\.mode: meta does not change the statistics"
+    with pytest.raises(UserError, match=expected) if refused else nullcontext():
+        try_runs(meta, "simclr_convnet", ["tried"])
 
 
 @pytest.mark.parametrize("launched", [False, True])

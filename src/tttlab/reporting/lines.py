@@ -88,11 +88,11 @@ def _measuring(source: Source | None, imports: list[str]) -> list[str]:
         return []
     imports += [
         "from tttlab.adaptation.task import complete_statistics",
-        "from tttlab.workflow.source_images import open_source",
+        "from tttlab.workflow.source_images import open_source_images",
     ]
-    opened = f"open_source(outputs / 'data' / 'labeled_train', {source.images}, {source.seed})"
+    drawn = f"outputs / 'data' / 'labeled_train', {source.images}, {source.seed}"
     return [
-        f"source = {opened}",
+        f"source = open_source_images({drawn})",
         "statistics = complete_statistics(statistics, method, network, lambda: source)",
     ]
 

@@ -38,7 +38,6 @@ from tttlab.data.views import random_masks
 from tttlab.errors import UserError
 from tttlab.networks.network import Network, evaluating
 from tttlab.networks.objective import Objective
-from tttlab.networks.taps import batch_norm_layers
 from tttlab.objectives.mae import MAE, masked_error
 from tttlab.training.inner_steps import expanded, inner_parameters, inner_step, per_image
 from tttlab.training.trainer import Loss
@@ -118,25 +117,6 @@ def images_and_views(batch: dict[str, Any], objective: Objective) -> tuple[Tenso
         as_images(pixels).contiguous() for pixels in (batch["classify"], views_of(batch))
     )
     return images, views.unflatten(1, (-1, objective.num_views))
-
-
-def check_statistics(network: Network) -> None:
-    """Refuse a network whose BatchNorm has no statistics yet: meta-training would never set them.
-
-    Raises:
-        UserError: a layer's running statistics are those that it was made with.
-    """
-    for name in batch_norm_layers(network):
-        layer = network.get_submodule(name)
-        if layer.running_mean is None:  # normalises by each batch, and is refused for that
-            continue
-        if not layer.running_mean.any() and (layer.running_var == 1).all():
-            raise UserError(
-                "meta-learned fine-tuning: expected BatchNorm with statistics, which it does not "
-                f"change, found {name} without any; pretrain the network, or let it train without "
-                "the step first (inner: {…, after: 5}), or take a norm_layer that needs none, such "
-                "as groupnorm1"
-            )
 
 
 def check_single_process(batch: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from tttlab.networks.network import Network
 from tttlab.networks.objective import Objective
 from tttlab.training.loaders import UNCHANGED, Changes, Views
 from tttlab.training.losses import objective_loss, supervised_loss
-from tttlab.training.meta_training import check_statistics
 from tttlab.training.optimisers import Recipe
 from tttlab.training.probing import classification, encode, knn_accuracy
 from tttlab.training.trainer import Row, Task, Trainer
@@ -111,7 +110,8 @@ def finetune(
         the head's refit, empty without one.
     """
     joint = mode in ("joint", "meta")
-    _check(mode, network, objective, inner)
+    assert objective or not joint
+    assert not (objective and objective.labels and mode == "meta")
     pairs = inner["pairs"] if mode == "meta" else 1
     objective_views = ssl_views(objective, objective_augmentation, pairs) if joint else {}
     task = Task(
@@ -128,16 +128,6 @@ def finetune(
     if joint or objective is None or not recipe.epochs:
         return rows, []
     return rows, refit_head(trainer, network, objective, train, objective_augmentation, recipe)
-
-
-def _check(
-    mode: str, network: Network, objective: Objective | None, inner: Mapping[str, Any] | None
-) -> None:
-    """See that a mode can train a network; an objective that it has not is refused before."""
-    assert objective or mode not in ("joint", "meta")
-    assert not (objective and objective.labels and mode == "meta")
-    if mode == "meta" and not inner.get("after"):
-        check_statistics(network)
 
 
 def refit_head(

@@ -16,7 +16,8 @@ NETWORK = {
     "stem": True,
     "mixer": True,
     "objective": True,
-    "finetune": {"mode", "probe", "classes", "mean", "std"},
+    "pretrain": {"epochs"},
+    "finetune": {"mode", "inner", "probe", "classes", "mean", "std"},
     "weights": True,
 }
 

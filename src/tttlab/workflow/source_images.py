@@ -19,10 +19,10 @@ def source_batches(params: Params, device: torch.device) -> SourceImages:
     """Open the labeled training images that represent the source domain, in batches on a device."""
     folder, size = places.OUTPUTS / "data" / "labeled_train", params.machine.images_per_step
     size = BATCH if size == "auto" else size
-    return open_source(folder, params.source_stats.images, params.seed, size, device)
+    return open_source_images(folder, params.source_stats.images, params.seed, size, device)
 
 
-def open_source(
+def open_source_images(
     folder: Path,
     count: int | None,
     seed: int,

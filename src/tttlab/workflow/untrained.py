@@ -4,13 +4,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
+from tttlab.config.models import Model
 from tttlab.config.params import Params
 from tttlab.errors import UserError
 from tttlab.networks import source_statistics
 from tttlab.networks.checkpoints import build_network
 from tttlab.networks.classifiers import Classifier
 from tttlab.networks.known_classes import class_list
+from tttlab.networks.taps import batch_norm_layers
 from tttlab.networks.whole import build_whole, count_logits, tell_wrong_count
 from tttlab.runtime import devices
 from tttlab.seeding import torch_generator
@@ -38,7 +41,31 @@ def try_runs(params: Params, model: str, names: Iterable[str]) -> None:
             raise
         try_at(params, model, names, full)  # perhaps it was because of the size
     if not params.models[model].whole:
-        build_network(network_settings(params, model), CLASSES, full, seed=params.seed)
+        network, _ = build_network(network_settings(params, model), CLASSES, full, params.seed)
+        check_statistics(params.models[model], network, f"models.{model}")
+
+
+def check_statistics(model: Model, network: nn.Module, key: str) -> None:
+    """Refuse meta-learned fine-tuning of BatchNorm without statistics, which it would never set.
+
+    Args:
+        model: its settings.
+        network: what training begins with.
+        key: of the settings.
+
+    Raises:
+        UserError: no statistics are set before the first step.
+    """
+    if model.finetune.mode != "meta" or model.pretrain.epochs or model.finetune.inner.after:
+        return
+    for name in batch_norm_layers(network):
+        layer = network.get_submodule(name)
+        if layer.track_running_stats and not layer.running_mean.any():
+            raise UserError(
+                f"{key}.finetune.mode: meta does not change the statistics of BatchNorm, and "
+                f"{name} has none; expected a pretrained network, finetune.inner.after (epochs "
+                "before the step), or a norm_layer that needs none, such as groupnorm1"
+            )
 
 
 def try_at(params: Params, model: str, names: Iterable[str], size: int) -> None:
