@@ -173,6 +173,7 @@ def test_a_share_of_the_images_is_changed_anew_in_every_epoch(name):
 
 def test_of_two_shares_no_image_has_both_changes():
     images = trainings.image_set(300)
+    images.pixels.setflags(write=False)  # as files are mapped
     both, one = (
         AugmentedImages(images, TWO, seed=5, changes=Changes(0.3, augmix)) for augmix in (0.4, 0)
     )

@@ -67,7 +67,7 @@ def draw_views(
 
 def augmix(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Mix one image ``(H, W, 3)`` uint8 by the image's own stream, as training shows it."""
-    image = torch.from_numpy(pixels).movedim(-1, 0)
+    image = torch.from_numpy(pixels.copy()).movedim(-1, 0)  # the file behind them is read-only
     return mix_one(image, int(generator.integers(2**62))).movedim(0, -1).numpy()
 
 
