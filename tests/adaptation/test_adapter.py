@@ -21,6 +21,7 @@ from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.curve import diverged
 from tttlab.adaptation.method import Method, entropy, first_state, first_states
 from tttlab.adaptation.normalisation import normalised
+from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.predicting import CLASSES
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.signals import first_loss
@@ -60,6 +61,45 @@ def test_mixed_precision_equals_one_image_at_a_time_up_to_its_rounding(kind):
     )
     torch.testing.assert_close(together.losses.float(), exact.losses, atol=0.02, rtol=0.05)
     assert not torch.equal(together.logits.float(), exact.logits)
+
+
+@pytest.mark.parametrize(
+    ("method", "policy"),
+    [
+        *((MEMO(num_views=4), policy) for policy in ("source", "image", "mixed", "shrink")),
+        (Dressed(num_images=8), "source"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+@pytest.mark.parametrize("kind", ["resnet", "groupnorm", "vit"])
+def test_every_normalisation_is_close_to_single_precision_under_autocast(kind, policy, method):
+    network, statistics = contract.source(kind, method, torch.float32)
+    loop = InnerLoop(steps=1, lr=1e-3, clip=1.0, trainable="norm", normalisation=policy)
+    images = shifted(2, dtype=torch.float32)
+    exact = adapt(network, images, method, loop, statistics=statistics)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = adapt(network, images, method, loop, statistics=statistics)
+    assert not found.fell_back.any()
+    torch.testing.assert_close(found.logits.float(), exact.logits, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_adapts_where_its_caller_has_switched_gradients_off(mode):
+    network, statistics = networks.source_statistics("resnet")
+    loop = InnerLoop(steps=2, lr=1e-2, trainable="norm", normalisation="shrink")
+
+    def adapted() -> list[Tensor]:
+        method = MEMO(num_views=2)
+        alone = adapt(network, shifted(), method, loop, statistics=statistics)
+        stream = adapt_stream(network, shifted(), method, loop, batch_size=3, statistics=statistics)
+        return [alone.logits, alone.losses, stream.logits, stream.losses]
+
+    expected = adapted()
+    with mode():
+        found = adapted()
+        assert not torch.is_grad_enabled()
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+    assert (expected[1][:, 0] > expected[1][:, -1]).any()  # the steps were taken
 
 
 def test_images_without_a_gradient_have_a_flat_curve():

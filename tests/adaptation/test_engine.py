@@ -1,6 +1,7 @@
 """torch-ttt's calling form of the adapter: the same numbers, and gradients for joint training."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import timm
@@ -126,6 +127,21 @@ def test_training_gives_the_gradient_of_plain_autograd(kind, method):
             torch.testing.assert_close(parameter.grad, slow_parameter.grad, atol=1e-9, rtol=1e-6)
     state = slow.state_dict()  # with BatchNorm's updated running statistics
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_training_knows_the_updates_of_low_rank_that_test_time_will_train():
+    """They start at zero, so the loss is that of the network itself."""
+    network, statistics = own("vit")
+    losses = []
+    for trainable in ("lora", "norm"):
+        loop = replace(LOOP, trainable=trainable)
+        engine = Engine(network, MEMO(num_views=2), loop, statistics=statistics, seed=4).train()
+        network.zero_grad()
+        engine(images())[1].backward()
+        gradients = [value.grad.clone() for value in network.parameters() if value.grad is not None]
+        losses.append((engine.train()(images(), image_ids=range(3))[1].detach(), gradients))
+    torch.testing.assert_close(*losses, atol=1e-10, rtol=1e-8)
+    assert losses[0][1]
 
 
 def test_joint_training_lowers_both_losses():

@@ -652,6 +652,12 @@ MISTAKES = [
         "did you mean 'vit'?",
     ),
     (
+        CONV + "finetune/objective_weight",
+        0.0,
+        "models.conv.finetune.objective_weight: expected more than 0 with mode joint",
+        "set mode: full, which fits the head afterwards",
+    ),
+    (
         RUN + "per_model/vit/lr",
         -1.0,
         "adapt.runs.ssl.per_model.vit.lr: expected a number greater than 0",
@@ -871,8 +877,17 @@ STEP = {"lr": 0.1, "steps": 1, "pairs": 1}
 def test_a_learned_task_is_trained_by_its_step_alone(read):
     unpretrained = {CONV + "pretrain/epochs": 0, CONV + "pretrain/warmup_epochs": 0}
     learned = {"adapt/runs/ssl": del_, CONV + "objective": LEARNED}
-    meta = {CONV + "finetune/mode": "meta", CONV + "finetune/inner": STEP}
+    meta = {
+        CONV + "finetune/mode": "meta",
+        CONV + "finetune/inner": STEP,
+        CONV + "finetune/objective_weight": 0.0,
+    }
     assert read(learned | unpretrained | meta).objectives["conv"] == "learned"
+    weight = {CONV + "finetune/objective_weight": 0.5}
+    assert message(read, learned | unpretrained | meta | weight) == (
+        "models.conv.finetune.objective_weight: learned's own loss would empty it; "
+        "expected 0.0, found 0.5"
+    )
     for changes in (learned | unpretrained, learned | meta):
         assert message(read, changes) == (
             "models.conv.objective.name: learned is learned by what its step does for the "

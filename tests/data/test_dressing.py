@@ -147,3 +147,17 @@ def test_images_dressed_as_a_corrupted_one_appear_as_it_does():
     assert (typical - image.log_power).abs().max() < 0.35
     assert (center.log_power - image.log_power).abs().max() > 1.5
     torch.testing.assert_close(found.mean.mean(0), image.mean, rtol=0, atol=1e-6)
+
+
+def test_autocast_and_bf16_images_are_measured_in_single_precision():
+    """A spectrum rounded to bf16 would look strange beside statistics of single precision."""
+    images = random(4, 3, 16, 16).float()
+    expected = appearance(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = appearance(images)
+        nothing_strange = Appearance(*(part.float() for part in nothing((16, 16))))
+        again = dressed(images, random(4, 3, 16, 16).float(), nothing_strange, found)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again, images, atol=1e-5, rtol=1e-5)
+    coarse = images.bfloat16()
+    torch.testing.assert_close(appearance(coarse), appearance(coarse.float()))

@@ -127,6 +127,16 @@ class Scaled(torch.nn.Module):
         return self.scale * self.layer(features)
 
 
+def test_what_the_labels_say_nothing_about_has_no_cosine():
+    network, statistics = networks.source_statistics("vit")
+    task = Task(network, MAETraining(), InnerLoop(trainable=["head"]), statistics)
+    alignment = gradient_alignment(task, shifted(), LABELS, "abcde")
+    assert alignment.cosine.isnan().all()
+    assert (alignment.inner == 0).all()
+    expected = F.cross_entropy(network(shifted()).logits, LABELS, reduction="none")
+    torch.testing.assert_close(alignment.supervised_loss, expected.detach())
+
+
 def test_an_image_without_a_gradient_has_no_cosine():
     network, statistics = networks.source_statistics("resnet")
     task = Task(network, ActMAD(tolerance=1e9), statistics=statistics)

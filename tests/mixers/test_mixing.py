@@ -1,5 +1,7 @@
 """Mixers inside timm's transformers: built, kept, refused, and what else of the network changes."""
 
+import copy
+
 import numpy as np
 import pytest
 import timm
@@ -226,6 +228,15 @@ def test_bf16_autocast_is_close_to_float32(name):
     assert rounded.dtype == torch.bfloat16
     spread = exact.std().item()
     assert 0 < (rounded.float() - exact).abs().max() < 0.05 * spread + 0.02
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_network_wholly_in_bf16_is_close_to_float32(name):
+    network, images = build(name), networks.images(8)
+    exact = network(images).logits
+    rounded = copy.deepcopy(network).bfloat16()(images.bfloat16()).logits
+    assert rounded.dtype == torch.bfloat16
+    assert 0 < (rounded.float() - exact).abs().max() < 0.05 * exact.std().item() + 0.02
 
 
 @pytest.mark.parametrize("name", TTT)

@@ -23,7 +23,7 @@ from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import bind
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
-from tttlab.networks.gradients import as_rows
+from tttlab.networks.gradients import as_rows, with_gradients
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Statistics
 from tttlab.runtime.group_size import GroupSize, Wish, as_sizes
@@ -56,6 +56,7 @@ class Adaptation(NamedTuple):
     milliseconds_at: Tensor
 
 
+@with_gradients
 def adapt(
     network: nn.Module,
     images: Tensor,
@@ -115,7 +116,12 @@ def adapt(
                 results.append(result)
                 if on_images:
                     on_images(group.size)
-    return Adaptation(*(torch.cat(values) for values in zip(*results, strict=True)))
+    return joined(results)
+
+
+def joined(parts: Sequence[Adaptation]) -> Adaptation:
+    """Join the results of groups or batches, in their order."""
+    return Adaptation(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def adapt_together(

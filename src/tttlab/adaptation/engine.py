@@ -23,6 +23,7 @@ from tttlab.adaptation.method import Method, first_states
 from tttlab.adaptation.normalisation import normalised, normalised_layers
 from tttlab.adaptation.registry import load_method
 from tttlab.adaptation.task import complete_statistics
+from tttlab.adaptation.trainable import with_trainable
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.networks.classifiers import as_network
@@ -122,18 +123,16 @@ class Engine(nn.Module):
             # pass saves for its backward pass.
             logits = as_network(self.network)(images).logits
             return logits, self._loss(images, names)
-        # The steps need gradients, even if the caller has turned them off.
-        with torch.inference_mode(False), torch.enable_grad():
-            adapted = adapt(
-                self.network,
-                images.clone(),
-                self.method,
-                self.loop,
-                statistics=self.statistics,
-                image_ids=names,
-                seed=self.seed,
-                images_per_step=self._group,
-            )
+        adapted = adapt(
+            self.network,
+            images,
+            self.method,
+            self.loop,
+            statistics=self.statistics,
+            image_ids=names,
+            seed=self.seed,
+            images_per_step=self._group,
+        )
         losses = adapted.losses[:, -2 if adapted.losses.shape[1] > 1 else -1]
         return adapted.logits.to(images.device), losses.mean().to(images.device)
 
@@ -144,7 +143,9 @@ class Engine(nn.Module):
             raise UserError(f"{method} has no loss to train with; use it in evaluation mode")
         statistics = {name: value.to(images.device) for name, value in self.statistics.items()}
         with evaluating(network), normalised(network, self.loop, statistics):
-            check(network, images[:0], method, self.loop, statistics)
+            # As it will be at test time, where updates of low rank are added to the network.
+            prepared = with_trainable(network, self.loop, self.seed)
+            check(prepared, images[:0], method, self.loop, statistics)
             generators = [torch_generator(self.seed, "training", name) for name in names]
             views = method.views(network, images, generators)
             state = first_states(method, images)

@@ -77,7 +77,8 @@ def target_moments(
 
 
 def mixture(source: Moments, image: Moments, share: float) -> Moments:
-    """Mix means and variances; ``share`` is the image's."""
+    """Mix means and variances; ``share`` is the image's, as is the precision."""
+    source = Moments(*(moment.to(image.mean) for moment in source))
     variance = torch.lerp(source.log_variance.exp(), image.log_variance.exp(), share)
     return Moments(torch.lerp(source.mean, image.mean, share), variance.log())
 
@@ -212,4 +213,5 @@ def moved(activation: Tensor, target: Moments, source: Moments) -> Tensor:
     channel, _ = channel_dims(activation)
     shape = [-1 if dim == channel else 1 for dim in range(activation.ndim)]
     gain = ((source.log_variance - target.log_variance) / 2).exp()
-    return (activation - target.mean.view(shape)) * gain.view(shape) + source.mean.view(shape)
+    mapped = (activation - target.mean.view(shape)) * gain.view(shape) + source.mean.view(shape)
+    return mapped.to(activation)

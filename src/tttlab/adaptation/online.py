@@ -19,7 +19,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tttlab.adaptation import predicting
-from tttlab.adaptation.adapter import Adaptation
+from tttlab.adaptation.adapter import Adaptation, joined
 from tttlab.adaptation.checks import check
 from tttlab.adaptation.curve import Curve
 from tttlab.adaptation.inner_loop import (
@@ -36,6 +36,7 @@ from tttlab.adaptation.trainable import bind
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.data.views import log_mean_probabilities
 from tttlab.errors import UserError
+from tttlab.networks.gradients import with_gradients
 from tttlab.networks.network import Bound, evaluating
 from tttlab.networks.source_statistics import Statistics
 from tttlab.seeding import torch_generator
@@ -105,11 +106,6 @@ def check_batch(method: Method, count: int) -> None:
         )
 
 
-def joined(parts: Sequence[Adaptation]) -> Adaptation:
-    """Join the results of batches, in their order."""
-    return Adaptation(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-
 @contextmanager
 def learning(task: Task, images: Tensor, record: Sequence[int] = ()) -> Iterator["Learner"]:
     """Open a stream, to call `Learner.adapt` on one batch after the other.
@@ -141,6 +137,7 @@ class Learner:
     Its parameters are leaves ``(1, *shape)``: the inner loop's functions see a group of one image.
     """
 
+    @with_gradients
     def __init__(self, task: Task, record: Sequence[int] = ()) -> None:
         self.network, self.method, self.loop = task.network, task.method, task.loop
         self.statistics, self.seed = task.statistics, task.seed
@@ -167,6 +164,7 @@ class Learner:
         """Make an optimiser without momentum from earlier steps."""
         return make_optimizer(list(self.parameters.values()), self.loop)
 
+    @with_gradients
     def adapt(self, images: Tensor, names: Sequence[str]) -> Adaptation:
         """Take the steps of a batch ``images (N, 3, H, W)``; predict it with and without."""
         check_batch(self.method, len(images))

@@ -108,6 +108,12 @@ class Finetune(Training):
                 f"found mode {self.mode}; remove it",
                 "probe",
             )
+        if self.mode == "joint" and not self.objective_weight:
+            raise fault(
+                "expected more than 0 with mode joint, whose head would learn nothing, found 0.0; "
+                "set mode: full, which fits the head afterwards",
+                "objective_weight",
+            )
         if self.mode == "meta" and self.inner is None:
             raise fault(
                 "missing; mode meta needs its inner step, "

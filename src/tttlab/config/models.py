@@ -153,6 +153,12 @@ class Model(Strict):
                 "would empty it; set finetune.mode: meta and pretrain.epochs: 0",
                 "objective.name",
             )
+        if declared.meta and self.finetune.objective_weight:
+            raise fault(
+                f"{name}'s own loss would empty it; expected 0.0, "
+                f"found {self.finetune.objective_weight}",
+                "finetune.objective_weight",
+            )
         if declared.meta and self.finetune.inner.pairs != 1:
             raise fault(
                 f"the step of {name} looks at the image that is classified, so that no views are "

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tttlab.runtime.precision import at_least_single, without_autocast
+
 RINGS = 12
 # Power that rounding to 256 tones leaves in every frequency: the variance of its error.
 POWER_FLOOR = 1 / (12 * 255**2)
@@ -71,13 +73,15 @@ def rings(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def appearance(images: Tensor) -> Appearance:
-    """Measure ``images (..., 3, H, W)``."""
-    images = recoloured(opponent_colours(images), images)
+    """Measure ``images (..., 3, H, W)``, in single precision at least."""
+    images = at_least_single(images)
     numbers, times = rings(*images.shape[-2:])
     member = F.one_hot(numbers.clamp_min(0)) * ((numbers >= 0) * times)[..., None]
     member = (member / member.sum((0, 1))).to(images)
-    power = torch.fft.rfft2(images, norm="ortho").abs().square()
-    mean_power = torch.einsum("...hw,hwr->...r", power, member)
+    with without_autocast(images.device.type):
+        images = recoloured(opponent_colours(images), images)
+        power = torch.fft.rfft2(images, norm="ortho").abs().square()
+        mean_power = torch.einsum("...hw,hwr->...r", power, member)
     return Appearance((mean_power + POWER_FLOOR).log(), images.mean((-2, -1)))
 
 
@@ -122,7 +126,8 @@ def dressed(images: Tensor, noise: Tensor, difference: Appearance, center: Appea
     Returns:
         of the same shape; values may lie outside the images' range.
     """
-    colours = opponent_colours(images)
+    precise = at_least_single(images)
+    colours = opponent_colours(precise)
     height, width = images.shape[-2:]
     numbers = rings(height, width)[0].to(images.device)
     at_zero = numbers < 0
@@ -133,7 +138,9 @@ def dressed(images: Tensor, noise: Tensor, difference: Appearance, center: Appea
     change = difference.log_power
     filters = over_frequencies((change.clamp_max(0) / 2).exp(), 1.0)
     added = center.log_power.exp() * change.clamp_min(0).expm1()
-    spectrum = torch.fft.rfft2(recoloured(colours, images), norm="ortho") * filters
-    waves = torch.fft.rfft2(noise, norm="ortho") * over_frequencies(added.sqrt(), 0.0)
-    changed = torch.fft.irfft2(spectrum + waves, s=(height, width), norm="ortho")
-    return recoloured(colours.T, changed + difference.mean[..., None, None])
+    with without_autocast(images.device.type):
+        spectrum = torch.fft.rfft2(recoloured(colours, precise), norm="ortho") * filters
+        waves = torch.fft.rfft2(at_least_single(noise), norm="ortho")
+        spectrum = spectrum + waves * over_frequencies(added.sqrt(), 0.0)
+        changed = torch.fft.irfft2(spectrum, s=(height, width), norm="ortho")
+        return recoloured(colours.T, changed + difference.mean[..., None, None]).to(images)

@@ -18,7 +18,7 @@ from tttlab.adaptation.method import first_state
 from tttlab.adaptation.normalisation import normalised
 from tttlab.adaptation.task import Task
 from tttlab.adaptation.trainable import select_parameters
-from tttlab.networks.gradients import as_rows, norms
+from tttlab.networks.gradients import as_rows, norms, present_gradients, with_gradients
 from tttlab.networks.network import Bound, evaluating
 from tttlab.runtime.group_size import GroupSize, Wish, as_sizes, in_groups
 from tttlab.seeding import torch_generator
@@ -42,6 +42,7 @@ class Alignment(NamedTuple):
     supervised_loss: Tensor
 
 
+@with_gradients
 def gradient_alignment(
     task: Task,
     images: Tensor,
@@ -83,10 +84,11 @@ def gradient_alignment(
         views = method.views(network, images[part], streams)
         first = gradients_of(over_images(test_time)(stacked, views), stacked, method)
         losses = over_images(supervised)(stacked, images[part], labels[part].to(images.device))
-        second = gradients_of(losses, stacked, method)
+        second = present_gradients(losses, stacked)
         products = (first[name] * second[name] for name in first if name in second)
         inner = sum((as_rows(product).sum(1) for product in products), 0 * losses.detach())
-        lengths = norms(first.values()) * norms(second.values())
+        # The labels' loss may depend on nothing that is trained: a self-supervised head, say.
+        lengths = norms(first.values()) * norms(second.values()) if second else 0 * inner
         cosine = torch.where(lengths > 0, inner / lengths, torch.nan)
         return Alignment(cosine, inner, losses.detach())
 

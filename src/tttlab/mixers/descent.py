@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tttlab.config.mixers import InnerTraining
+from tttlab.runtime.precision import at_least_single
 
 EPSILON = 1e-5  # of LN, added to the variance
 SPREAD = 0.02  # standard deviation of initial weights, timm's for a transformer
@@ -69,8 +70,8 @@ class Initial(nn.Module):
             self.register_parameter(name, nn.Parameter(value))
 
     def forward(self) -> dict[str, Tensor]:
-        """Give all weights by name."""
-        return {name: getattr(self, name) for name in self.names}
+        """Give all weights by name, in single precision at least, as tokens come."""
+        return {name: at_least_single(getattr(self, name)) for name in self.names}
 
 
 def centre(values: Tensor) -> Tensor:

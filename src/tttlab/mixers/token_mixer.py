@@ -5,14 +5,12 @@ each head. A rule (one of this room's layers) learns from keys and targets and a
 and another learned map, h, puts the heads' answers together.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tttlab.errors import UserError
 from tttlab.mixers.descent import losses_along
+from tttlab.runtime.precision import at_least_single, without_autocast
 
 
 class TokenMixer(nn.Module):
@@ -70,8 +68,7 @@ class TokenMixer(nn.Module):
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map tokens ``(N, L, D)`` to queries, keys and targets, ``(N, H, L, d)`` each."""
         mapped = self.maps(x).unflatten(-1, (3, self.heads, -1))[:, self.around :]
-        dtype = torch.promote_types(mapped.dtype, torch.float32)
-        return mapped.permute(2, 0, 3, 1, 4).to(dtype).contiguous().unbind()
+        return at_least_single(mapped.permute(2, 0, 3, 1, 4)).contiguous().unbind()
 
     def inner_losses(self, x: Tensor, steps: int) -> Tensor:
         """Compute the inner loss after 0, 1, … ``steps`` steps on tokens ``(N, L, D)``.
@@ -84,9 +81,3 @@ class TokenMixer(nn.Module):
         _, keys, targets = self.split(x)
         with without_autocast(x.device.type):
             return losses_along(self.rule, keys, targets, steps)
-
-
-def without_autocast(device: str) -> AbstractContextManager:
-    """Switch autocast off, where it is on."""
-    on = device != "meta" and torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if on else nullcontext()

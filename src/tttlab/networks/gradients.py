@@ -1,9 +1,31 @@
 """Per-image gradients and their norms; an image's parts ``(B, *shape)`` are one vector."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def with_gradients(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function differentiate, also where its caller has switched gradients off."""
+
+    def ordinary(value: Any) -> Any:
+        # Autograd refuses what was made in inference mode.
+        made_there = isinstance(value, Tensor) and value.is_inference()
+        return value.clone() if made_there else value
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(False), torch.enable_grad():
+            return function(*tree_map(ordinary, args), **tree_map(ordinary, kwargs))
+
+    return call
 
 
 def present_gradients(

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from tttlab.errors import UserError
+from tttlab.runtime.precision import at_least_single
 
 # BatchNorm's usual epsilon. A channel that is constant over an image has log-variance log(1e-5).
 VARIANCE_FLOOR = 1e-5
@@ -189,7 +190,11 @@ def batch_moments(
 
 
 def moments_over(activation: Tensor, dims: tuple[int, ...], floor: float) -> Moments:
-    """Take the mean and log(population variance + ``floor``) over some dimensions."""
+    """Take the mean and log(population variance + ``floor``) over some dimensions.
+
+    In single precision at least: autocast gives activations in bf16, too coarse for their moments.
+    """
+    activation = at_least_single(activation)
     mean = activation.mean(dims, keepdim=True)
     # On a CPU this takes a tenth of the time of torch.var.
     variance = (activation - mean).square().mean(dims)
