@@ -147,30 +147,35 @@ class Model(Strict):
                 f"meta takes a step without labels, of which {name} makes its loss; set joint",
                 "finetune.mode",
             )
-        if declared.meta and (mode != "meta" or self.pretrain.epochs):
-            raise fault(
-                f"{name} is learned by what its step does for the classifier, and its own loss "
-                "would empty it; set finetune.mode: meta and pretrain.epochs: 0",
-                "objective.name",
-            )
-        if declared.meta and self.finetune.objective_weight:
-            raise fault(
-                f"{name}'s own loss would empty it; expected 0.0, "
-                f"found {self.finetune.objective_weight}",
-                "finetune.objective_weight",
-            )
-        if declared.meta and self.finetune.inner.pairs != 1:
-            raise fault(
-                f"the step of {name} looks at the image that is classified, so that no views are "
-                f"drawn for it; expected 1, found {self.finetune.inner.pairs}",
-                "finetune.inner.pairs",
-            )
+        if declared.meta:
+            self._check_learned(name)
         if declared.labels and self.pretrain.epochs:
             raise fault(
                 f"{name} learns from labels, which pretraining has none of; set 0",
                 "pretrain.epochs",
             )
         return self
+
+    def _check_learned(self, name: str) -> None:
+        """Raise a fault unless the task is trained by what its step does, and by nothing else."""
+        if self.finetune.mode != "meta" or self.pretrain.epochs:
+            raise fault(
+                f"{name} is learned by what its step does for the classifier, and its own loss "
+                "would empty it; set finetune.mode: meta and pretrain.epochs: 0",
+                "objective.name",
+            )
+        if self.finetune.objective_weight:
+            raise fault(
+                f"{name}'s own loss would empty it; expected 0.0, "
+                f"found {self.finetune.objective_weight}",
+                "finetune.objective_weight",
+            )
+        if self.finetune.inner.pairs != 1:
+            raise fault(
+                f"the step of {name} looks at the image that is classified, so that no views are "
+                f"drawn for it; expected 1, found {self.finetune.inner.pairs}",
+                "finetune.inner.pairs",
+            )
 
     def _nothing_is_trained(self) -> "Model":
         if self.objective.name != "none":
