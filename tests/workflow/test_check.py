@@ -211,8 +211,76 @@ def test_a_mistake_ends_in_one_line(here, tmp_path, capsys, arguments, message):
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
-    # Nothing is left that would stand in the way of the corrected command.
-    assert not (tmp_path / "out" / "params.yaml").exists()
+    # What is left is whole settings, and nothing that would stand in the way of the right command.
+    left = [file.name for file in (tmp_path / "out").glob("params*")]
+    assert left == (["params.yaml"] if message.startswith("models: backbone a.b:") else [])
+    weights = str(here / "network.safetensors")
+    right = check_settings.Request("resnet18", weights, here / "summer", here / "winter")
+    file = checking.settle(right, tmp_path / "out")
+    assert file.read_text(encoding="utf-8") == check_settings.as_text(right, tmp_path / "out")
+
+
+@pytest.fixture
+def prepared_only(monkeypatch):
+    """Let a check read the images and no more."""
+    monkeypatch.setattr(checking, "STAGES", {"prepare": "read the images"})
+    monkeypatch.setattr(checking, "tell", lambda *_: None)
+
+
+@pytest.fixture
+def winter(images, tmp_path):
+    """Ten test images, and one that is none."""
+    for file in sorted((images / "winter").glob("*/*.png"))[::10]:
+        shutil.copy(file, tmp_path / file.name)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    return tmp_path
+
+
+def line_of(capsys, *arguments):
+    """Give the one line in which a command ends."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["check", *map(str, arguments)])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_settings_that_a_message_tells_to_edit_are_there(here, winter, prepared_only, capsys):
+    out = here / "edited check"
+    folders = ["--labeled", "summer", "--test", winter, "--quick"]
+    line = line_of(capsys, *NETWORK, *folders, "--image-size", 16, "--out", out)
+    assert "broken.png" in line
+    assert "data.unreadable: skip" in line
+    file = out / "params.yaml"
+    assert line.endswith(f"(settings: {file}; after an edit: ttt-lab check --out '{out}')")
+    edit(file, data__unreadable="skip", machine__workers=0)
+    edited = file.read_text(encoding="utf-8")
+    cli.main(["check", "--out", str(out)])
+    entry = json.loads((out / "outputs" / "data" / "summary.json").read_text())["test"]
+    assert (entry["images"], entry["skipped"]) == (len([*winter.glob("*.png")]) - 1, 1)
+    # What the user has edited is the user's: another command does not write over it.
+    line = line_of(capsys, *NETWORK, *FOLDERS, "--out", out)
+    assert "found those of another check; go on with them" in line
+    assert file.read_text(encoding="utf-8") == edited
+
+
+def test_a_wrong_command_gives_way_to_the_right_one(here, winter, prepared_only, capsys):
+    out, size = here / "corrected", ["--image-size", "16"]
+    wrong = [*NETWORK, "--labeled", "summer", "--test", str(winter), "--quick", *size]
+    assert "broken.png" in line_of(capsys, *wrong, "--out", out)
+    file = out / "params.yaml"
+    first = file.read_text(encoding="utf-8")
+    # A command that is wrong in itself leaves the settings as they are.
+    line_of(capsys, *FILE, "--backbone", "resnet19", *FOLDERS, "--out", out)
+    assert file.read_text(encoding="utf-8") == first
+    cli.main(["check", *NETWORK, *FOLDERS, *size, "--out", str(out)])
+    assert read_params(file).data.test.root == here / "winter"
+    entry = json.loads((out / "outputs" / "data" / "summary.json").read_text())["test"]
+    assert (entry["images"], entry["skipped"]) == (100, 0)
+    # Once settings have been tuned, their results would be lost.
+    (out / "outputs" / "tuned").mkdir()
+    assert "found those of another check" in line_of(capsys, *wrong, "--out", out)
+    cli.main(["check", *NETWORK, *FOLDERS, *size, "--out", str(out)])  # the same one goes on
 
 
 @pytest.mark.slow

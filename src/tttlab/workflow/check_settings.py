@@ -1,8 +1,11 @@
 """The settings that ``ttt-lab check`` writes: a params.yaml for one network and two folders."""
 
+import hashlib
 import io
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ HEAD = """\
 # Written by ttt-lab check. Edit what you like, then go on with this file as it stands:
 #   ttt-lab check --out {folder}
 # What each key means is told in the project's params.yaml.
+# Settings that nobody has edited give way to another command: SHA-256 {digest}
 """
 UNTRAINED = {
     "epochs": 0,
@@ -248,4 +252,22 @@ def as_text(request: Request, folder: Path) -> str:
     writer.width = 100
     writer.representer.ignore_aliases = lambda _data: True
     writer.dump(settings(request), buffer)
-    return HEAD.format(folder=folder) + buffer.getvalue()
+    values = buffer.getvalue()
+    return HEAD.format(folder=shlex.quote(str(folder)), digest=digest_of(values)) + values
+
+
+def values_of(text: str) -> str:
+    """Take the settings out of the text of a file: what stands below the comments of its head."""
+    lines = text.splitlines(keepends=True)
+    return "".join(dropwhile(lambda line: line.startswith("#"), lines))
+
+
+def digest_of(values: str) -> str:
+    """Hash settings as text."""
+    return hashlib.sha256(values.encode()).hexdigest()
+
+
+def is_edited(text: str) -> bool:
+    """Tell whether the settings of a file are no longer those that were written."""
+    values = values_of(text)
+    return digest_of(values) not in text.removesuffix(values)

@@ -4,7 +4,6 @@ It runs in a folder of its own, with settings of its own, and touches nothing el
 """
 
 import importlib
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,8 @@ from tttlab.runtime.allocator import keep_freed_memory
 from tttlab.runtime.compiler import postpone_compiler
 from tttlab.runtime.garbage import collect_only_young
 from tttlab.workflow import places
-from tttlab.workflow.check_settings import HEAD, MODEL, Request, as_text
+from tttlab.workflow.check_folder import go_on, settle
+from tttlab.workflow.check_settings import MODEL, Request
 
 # The stages in the order of dvc.yaml, and what each does. By the settings that are written there is
 # nothing to align, so that stage is not announced.
@@ -49,56 +49,27 @@ def check(request: Request | None, folder: Path) -> None:
         UserError: the request, the settings or the images are wrong.
     """
     folder = folder.resolve()
-    new = not (folder / "params.yaml").exists()
     file = settle(request, folder)
+    params = read_params(file, base=folder)
+    keep_freed_memory()
+    collect_only_young()
+    postpone_compiler()
     try:
-        params = read_params(file, base=folder)
-        keep_freed_memory()
-        collect_only_young()
-        postpone_compiler()
         with within(folder):
-            announced = [stage for stage, words in STAGES.items() if words]
-            for stage, words in STAGES.items():
-                if words:
-                    step = f"[{announced.index(stage) + 1}/{len(announced)}]"
-                    print(f"{step} {stage}: {words}", flush=True)
-                run_stage(params, stage)
+            run_stages(params)
             tell(params, folder)
-    except UserError:
-        if new:  # else these wrong settings would stand in the way of the corrected command
-            file.unlink()
-        raise
+    except UserError as error:
+        raise UserError(f"{error} (settings: {file}; after an edit: {go_on(folder)})") from error
 
 
-def settle(request: Request | None, folder: Path) -> Path:
-    """Write the settings, or find them there; they are never overwritten.
-
-    Raises:
-        UserError: there are none, there are others, or they are not this command's.
-    """
-    file, mark = folder / "params.yaml", HEAD.splitlines()[0]
-    there = file.read_text(encoding="utf-8") if file.is_file() else None
-    if there is not None and not there.startswith(mark):
-        raise UserError(
-            f"{file}: expected settings that ttt-lab check has written, found others, "
-            "which stay as they are; name another folder with --out"
-        )
-    if request is None:
-        if there is None:
-            raise UserError(
-                f"{file}: expected the settings of an earlier check, found none; give --network, "
-                "--labeled and --test"
-            )
-        return file
-    text = as_text(request, folder)
-    if there not in (None, text):
-        raise UserError(
-            f"{file}: expected no settings or the same, found those of another check; "
-            f"go on with them (ttt-lab check --out {folder}), or name another folder with --out"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    return file
+def run_stages(params: Params) -> None:
+    """Run all stages in their order, and announce those that have something to do."""
+    announced = [stage for stage, words in STAGES.items() if words]
+    for stage, words in STAGES.items():
+        if words:
+            step = f"[{announced.index(stage) + 1}/{len(announced)}]"
+            print(f"{step} {stage}: {words}", flush=True)
+        run_stage(params, stage)
 
 
 @contextmanager
@@ -150,5 +121,4 @@ def tell(params: Params, folder: Path) -> None:
         if verdict.code:
             print(f"The lines that do it:\n\n{verdict.code}")
     print(f"report     {places.OUTPUTS / 'report.html'}")
-    out = shlex.quote(str(folder))
-    print(f"settings   {folder / 'params.yaml'}   (edit, then: ttt-lab check --out {out})")
+    print(f"settings   {folder / 'params.yaml'}   (edit, then: {go_on(folder)})")
