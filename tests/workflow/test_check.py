@@ -1,6 +1,7 @@
 """``ttt-lab check``: from two folders and a network to a verdict, and the lines that it prints."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -281,6 +282,51 @@ def test_a_wrong_command_gives_way_to_the_right_one(here, winter, prepared_only,
     (out / "outputs" / "tuned").mkdir()
     assert "found those of another check" in line_of(capsys, *wrong, "--out", out)
     cli.main(["check", *NETWORK, *FOLDERS, *size, "--out", str(out)])  # the same one goes on
+
+
+def test_a_second_check_in_a_folder_ends_in_one_line(here, prepared_only, capsys, monkeypatch):
+    out, told = here / "at once", []
+    request = [*NETWORK, *FOLDERS, "--image-size", "16", "--out", str(out)]
+
+    def second(*_):
+        told.extend(line_of(capsys, *words) for words in (request, ["--out", out]))
+        (out / "check.lock").write_text("")  # so an older filelock leaves it
+        told.append(line_of(capsys, *request))
+
+    monkeypatch.setattr(checking, "run_stage", second)
+    cli.main(["check", *request])
+    number, way_out = os.getpid(), "wait for it to end or stop it"
+    known = f"error: this work is already running as process {number}; {way_out} (kill {number})"
+    assert told == [known, known, f"error: this work is already running in {out}; {way_out}"]
+    monkeypatch.setattr(checking, "run_stage", lambda *_: None)
+    cli.main(["check", *request])  # with the first its lock has gone
+
+
+@pytest.mark.parametrize(
+    ("out", "found"),
+    [
+        ("names.txt", "a file at {here}/names.txt"),
+        ("names.txt/below/it", "a file at {here}/names.txt"),
+        ("long" * 64, "{here}/" + "long" * 64 + ": File name too long"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_ends_in_one_line(here, capsys, out, found):
+    before = sorted(here.iterdir())
+    line = line_of(capsys, *NETWORK, *FOLDERS, "--out", out)
+    start = "error: --out: expected a folder that can be made, found "
+    assert line == start + found.format(here=here) + "; name another"
+    assert sorted(here.iterdir()) == before
+
+
+def test_a_folder_of_others_is_left_as_it_is(tmp_path, here, capsys):
+    for name, content in (("text", b"seed: 1\n"), ("bytes", b"\xff\xfe"), ("folder", None)):
+        file = tmp_path / name / "params.yaml"
+        file.parent.mkdir()
+        file.mkdir() if content is None else file.write_bytes(content)
+        for words in ([], [*NETWORK, *FOLDERS]):
+            line = line_of(capsys, *words, "--out", file.parent)
+            assert "found others, which stay as they are" in line
+        assert [*file.parent.iterdir()] == [file]
 
 
 @pytest.mark.slow

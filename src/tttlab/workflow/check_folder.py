@@ -1,16 +1,66 @@
 """The folder of a ``ttt-lab check``: its settings, which are the user's once they are edited."""
 
+import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from tttlab.config.params import read_params
-from tttlab.errors import UserError
+from tttlab.errors import UserError, disk_full
 from tttlab.workflow.check_settings import HEAD, Request, as_text, is_edited, values_of
 
 
 def go_on(folder: Path) -> str:
     """Give the command that goes on with the settings in a folder."""
     return f"ttt-lab check --out {shlex.quote(str(folder))}"
+
+
+@contextmanager
+def taken(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep every other check out of it inside the context.
+
+    Raises:
+        UserError: it cannot be made or written to, or another check is at work there.
+    """
+    file = folder / "check.lock"
+    lock = FileLock(file, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"this work is already running {told_by(file)}") from error
+    except OSError as error:
+        if disk_full(error):
+            raise
+        raise UserError(
+            f"--out: expected a folder that can be made, found {obstacle(folder, error)}; "
+            "name another"
+        ) from error
+    try:
+        file.write_text(f"{os.getpid()}\n", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def told_by(file: Path) -> str:
+    """Say which process holds a lock, and what to do; only the number may be unknown."""
+    with suppress(OSError, ValueError):
+        owner = int(file.read_text(encoding="utf-8"))
+        return f"as process {owner}; wait for it to end or stop it (kill {owner})"
+    return f"in {file.parent}; wait for it to end or stop it"
+
+
+def obstacle(folder: Path, error: OSError) -> str:
+    """Say what is in the way of a folder."""
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir():
+            return f"a file at {there}"
+    return f"{folder}: {error.strerror}"
 
 
 def settle(request: Request | None, folder: Path) -> Path:
@@ -24,13 +74,8 @@ def settle(request: Request | None, folder: Path) -> Path:
             request asks for are wrong, and then nothing is written.
     """
     file = folder / "params.yaml"
-    there = find_settings(file)
+    there = find_settings(request, file)
     if request is None:
-        if there is None:
-            raise UserError(
-                f"{file}: expected the settings of an earlier check, found none; give --network, "
-                "--labeled and --test"
-            )
         return file
     text = as_text(request, folder)
     if there is not None and values_of(there) == values_of(text):
@@ -51,13 +96,20 @@ def settle(request: Request | None, folder: Path) -> Path:
     return file
 
 
-def find_settings(file: Path) -> str | None:
-    """Read the settings of an earlier check; None: there are none.
+def find_settings(request: Request | None, file: Path) -> str | None:
+    """Read the settings of an earlier check; None: there are none, but a request.
 
     Raises:
-        UserError: what is there was not written by ``ttt-lab check``.
+        UserError: there is neither, or what is there was not written by ``ttt-lab check``.
     """
-    if not file.exists():
+    try:
+        file.stat()
+    except OSError:  # perhaps a name that no file can have
+        if request is None:
+            raise UserError(
+                f"{file}: expected the settings of an earlier check, found none; give --network, "
+                "--labeled and --test"
+            ) from None
         return None
     # What is no text is no settings of a check either.
     there = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""

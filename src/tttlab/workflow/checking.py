@@ -16,7 +16,7 @@ from tttlab.runtime.allocator import keep_freed_memory
 from tttlab.runtime.compiler import postpone_compiler
 from tttlab.runtime.garbage import collect_only_young
 from tttlab.workflow import places
-from tttlab.workflow.check_folder import go_on, settle
+from tttlab.workflow.check_folder import find_settings, go_on, settle, taken
 from tttlab.workflow.check_settings import MODEL, Request
 
 # The stages in the order of dvc.yaml, and what each does. By the settings that are written there is
@@ -49,17 +49,20 @@ def check(request: Request | None, folder: Path) -> None:
         UserError: the request, the settings or the images are wrong.
     """
     folder = folder.resolve()
-    file = settle(request, folder)
-    params = read_params(file, base=folder)
-    keep_freed_memory()
-    collect_only_young()
-    postpone_compiler()
-    try:
-        with within(folder):
-            run_stages(params)
-            tell(params, folder)
-    except UserError as error:
-        raise UserError(f"{error} (settings: {file}; after an edit: {go_on(folder)})") from error
+    find_settings(request, folder / "params.yaml")  # in a folder of others nothing is written
+    with taken(folder):
+        file = settle(request, folder)
+        params = read_params(file, base=folder)
+        keep_freed_memory()
+        collect_only_young()
+        postpone_compiler()
+        try:
+            with within(folder):
+                run_stages(params)
+                tell(params, folder)
+        except UserError as error:
+            hint = f"settings: {file}; after an edit: {go_on(folder)}"
+            raise UserError(f"{error} ({hint})") from error
 
 
 def run_stages(params: Params) -> None:
