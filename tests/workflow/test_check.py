@@ -329,6 +329,53 @@ def test_a_folder_of_others_is_left_as_it_is(tmp_path, here, capsys):
         assert [*file.parent.iterdir()] == [file]
 
 
+ALONE = "missing; give --network, --labeled and --test, or --out alone to go on with an earlier"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--network", ""],
+        ["--backbone", "resnet18"],
+        ["--labeled", "summer"],
+        ["--test", "winter"],
+        ["--classes", "names.txt"],
+        ["--image-size", "99"],
+        ["--image-size", "0"],
+        ["--mean", "0", "0", "0"],
+        ["--std", "1", "1", "1"],
+        ["--flip"],
+        ["--quick"],
+    ],
+    ids=" ".join,
+)
+def test_no_option_is_passed_over_where_a_check_goes_on(
+    here, tmp_path, prepared_only, capsys, words
+):
+    request = [*NETWORK, *FOLDERS, "--image-size", "16", "--out", str(tmp_path)]
+    with pytest.MonkeyPatch.context() as stop:
+        stop.setattr(checking, "STAGES", {})
+        cli.main(["check", *request])
+    missing = "--labeled" if words[0] == "--network" else "--network"
+    assert line_of(capsys, "--out", tmp_path, *words).startswith(f"error: {missing}: {ALONE} check")
+    assert not (tmp_path / "outputs").exists()  # it has not gone on
+
+
+def test_the_list_of_options_is_whole():
+    """An option that is new must be tried above, too."""
+    mark = test_no_option_is_passed_over_where_a_check_goes_on.pytestmark[0]
+    tried = {words[0] for words in mark.args[1]}
+    names = {name.replace("_", "-") for name in check_settings.Request.__dataclass_fields__}
+    assert tried == {f"--{name}" for name in names - {"weights"}} | {"--network"}
+
+
+@pytest.mark.parametrize("size", [0, -1, 7])
+def test_a_size_below_the_smallest_is_refused(here, tmp_path, capsys, size):
+    line = line_of(capsys, *NETWORK, *FOLDERS, "--image-size", size, "--out", tmp_path / "out")
+    assert line == f"error: --image-size: expected 8 pixels or more, found {size}"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_without_labels_the_verdict_tells_what_can_be_said(images, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(images)

@@ -15,6 +15,7 @@ from tttlab.config.strict import Count, Fraction, Natural, Strict, fault
 from tttlab.config.values import (
     CIFAR_SIDE,
     DISTINCT,
+    SMALLEST_SIDE,
     STRENGTHS,
     CorruptionName,
     Name,
@@ -93,7 +94,7 @@ class TargetSpec(ImageSpec):
 class Data(Strict):
     """The three image sets."""
 
-    image_size: Annotated[StrictInt, Field(ge=8)] | Literal["auto"]
+    image_size: Annotated[StrictInt, Field(ge=SMALLEST_SIDE)] | Literal["auto"]
     duplicates: Literal["error", "allow", "skip"] = "error"
     unreadable: Literal["error", "skip"] = "error"
     pack_below: Natural = 1024

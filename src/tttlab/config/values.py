@@ -34,6 +34,7 @@ CORRUPTIONS = BENCHMARK  # those that params.yaml may name
 HELD_OUT = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 SEVERITIES = (1, 2, 3, 4, 5)
 STRENGTHS = ("own", "cifar10_c")  # ours, and those that CIFAR-10-C was made with
+SMALLEST_SIDE = 8  # pixels
 CIFAR_SIDE = 32  # pixels; the latter are defined for images of this side
 TORCH_SOURCES = (
     # These have the splits train and test.

@@ -9,7 +9,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tttlab.config.values import is_own_module
+from tttlab.config.values import SMALLEST_SIDE, is_own_module
 from tttlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 MODEL = "network"  # its name in the settings
+NO_REQUEST = ("do", "out")  # what a command line holds beside the request's options
 HEAD = """\
 # Written by ttt-lab check. Edit what you like, then go on with this file as it stands:
 #   ttt-lab check --out {folder}
@@ -106,38 +107,39 @@ class Request:
 
 
 def request_of(arguments: "Namespace") -> Request | None:
-    """Read the request from a command line; None: no network, nor anything about one, is named.
+    """Read the request from the options of a command line; None: ``--out`` alone is given.
 
     Raises:
         UserError: something is missing, or does not go together.
     """
-    given = {name: getattr(arguments, name) for name in ("network", "labeled", "test")}
-    if not any([*given.values(), arguments.backbone, arguments.classes, arguments.quick]):
+    options = {name: value for name, value in vars(arguments).items() if name not in NO_REQUEST}
+    if all(value is None or value is False for value in options.values()):
         return None
-    for name, value in given.items():
-        if value is None:
-            raise UserError(f"--{name}: missing; give --network, --labeled and --test")
+    for name in ("network", "labeled", "test"):
+        if options[name] is None:
+            raise UserError(
+                f"--{name}: missing; give --network, --labeled and --test, or --out alone to go on "
+                "with an earlier check, whose settings are edited in its params.yaml"
+            )
     for name in ("labeled", "test"):
-        if not given[name].is_dir():
-            raise UserError(f"--{name}: expected a folder, found none at {given[name]}")
-    backbone, weights = find_network(arguments.network, arguments.backbone)
-    if is_own_module(backbone) and arguments.image_size is None:
+        if not options[name].is_dir():
+            raise UserError(f"--{name}: expected a folder, found none at {options[name]}")
+    size, classes = options["image_size"], options["classes"]
+    if size is not None and size < SMALLEST_SIDE:
+        raise UserError(f"--image-size: expected {SMALLEST_SIDE} pixels or more, found {size}")
+    backbone, weights = find_network(options.pop("network"), options["backbone"])
+    if is_own_module(backbone) and size is None:
         raise UserError(
             f"--image-size: missing; give the side in pixels of the images that {backbone} takes"
         )
-    classes = arguments.classes and arguments.classes.resolve()
-    return Request(
-        backbone,
-        weights,
-        given["labeled"].resolve(),
-        given["test"].resolve(),
-        classes,
-        arguments.image_size,
-        arguments.mean,
-        arguments.std,
-        arguments.flip,
-        arguments.quick,
-    )
+    found = {
+        "backbone": backbone,
+        "weights": weights,
+        "labeled": options["labeled"].resolve(),
+        "test": options["test"].resolve(),
+        "classes": None if classes is None else classes.resolve(),
+    }
+    return Request(**options | found)
 
 
 def find_network(network: str, backbone: str | None) -> tuple[str, str | None]:
@@ -231,7 +233,7 @@ def data(request: Request) -> dict[str, Any]:
     folder = {"source": "folder", "split": None, "part": [0.0, 1.0], "limit": None}
     labeled = folder | {"root": str(request.labeled)}
     return {
-        "image_size": request.image_size or "auto",
+        "image_size": "auto" if request.image_size is None else request.image_size,
         # Nothing is pretrained: the unlabeled images are the labeled ones.
         "duplicates": "allow",
         "unreadable": "error",
