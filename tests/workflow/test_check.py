@@ -253,7 +253,8 @@ def test_settings_that_a_message_tells_to_edit_are_there(here, winter, prepared_
     assert "broken.png" in line
     assert "data.unreadable: skip" in line
     file = out / "params.yaml"
-    assert line.endswith(f"(settings: {file}; after an edit: ttt-lab check --out '{out}')")
+    command = f"{places.program()} check --out '{out}'"
+    assert line.endswith(f"(settings: {file}; after an edit: {command})")
     edit(file, data__unreadable="skip", machine__workers=0)
     edited = file.read_text(encoding="utf-8")
     cli.main(["check", "--out", str(out)])

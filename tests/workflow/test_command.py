@@ -97,9 +97,36 @@ def test_a_copy_of_the_project_imports_its_own_sources_and_asks_nobody(folder, t
 def test_a_command_to_be_copied_quotes_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "ROOT", tmp_path / "my results")
     folder = f"'{tmp_path / 'my results'}'"
-    assert places.look_with("ui") == f"cd {folder} && uv run ttt-lab ui"
-    monkeypatch.setattr(places, "ROOT", Path.cwd())
+    assert places.look_with("ui") == f"cd {folder} && {places.program()} ui"
+    monkeypatch.setattr(places, "ROOT", ROOT)
     assert places.look_with("ui") == "make ui"
+    monkeypatch.chdir(tmp_path)
+    assert places.look_with("ui") == f"cd {ROOT} && make ui"
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
+@pytest.mark.parametrize("script", [True, False], ids=["script", "module"])
+def test_a_command_to_be_copied_runs_where_there_is_no_project(
+    tmp_path, monkeypatch, inside, script
+):
+    """In any shell: the environment of uv and the project's Makefile are not there."""
+    out = tmp_path / "my results"
+    page = out / "outputs" / "report.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("", encoding="utf-8")
+    (out / "Makefile").write_text("report:\n\tfalse\n", encoding="utf-8")  # of another project
+    monkeypatch.setattr(places, "ROOT", out)
+    monkeypatch.chdir(out if inside else tmp_path)
+    if not script:
+        monkeypatch.setattr(places.shutil, "which", lambda *_, **__: None)
+    done = subprocess.run(
+        ["/bin/sh", "-c", places.look_with("report")],
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{page}\n"
 
 
 def test_a_port_that_answers_or_may_not_be_taken_is_passed_over(monkeypatch):

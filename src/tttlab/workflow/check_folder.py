@@ -10,12 +10,13 @@ from filelock import FileLock, Timeout
 
 from tttlab.config.params import read_params
 from tttlab.errors import UserError, disk_full
+from tttlab.workflow import places
 from tttlab.workflow.check_settings import HEAD, Request, as_text, is_edited, values_of
 
 
 def go_on(folder: Path) -> str:
     """Give the command that goes on with the settings in a folder."""
-    return f"ttt-lab check --out {shlex.quote(str(folder))}"
+    return f"{places.program()} check --out {shlex.quote(str(folder))}"
 
 
 @contextmanager
