@@ -1,5 +1,6 @@
 """The stage `prepare`: splits, duplicates, shifted sets, images in place, depths, sizes."""
 
+import hashlib
 import json
 import types
 from pathlib import Path
@@ -16,7 +17,7 @@ from tttlab.data.image_sets import ImageSet
 from tttlab.errors import UserError
 from tttlab.shifts.sets import CIFAR10
 from tttlab.workflow import places
-from tttlab.workflow.shifted import open_test
+from tttlab.workflow.shifted import open_sets, open_test
 from tttlab.workflow.sizes import check_size, image_size
 
 PROJECT = Path(__file__).parents[2]
@@ -272,6 +273,22 @@ def photographed(root):
     tree(root / "day", {"ape": 3, "cow": 2}, 7)
     tree(root / "by night", {".": 4}, 8)
     return {"format": "domain_folders", "root": str(root)}
+
+
+def test_domains_with_long_names_that_are_not_latin_are_read_back_whole(run, three, tmp_path):
+    """A file's name may have 255 bytes; quoted, each of these letters takes nine."""
+    names = ["雪" * 80, "雪" * 79 + "雨", "雨 1", "a" * 246, "b" * 247]
+    for number, name in enumerate(names):
+        tree(tmp_path / "p" / name, {"ape": 2 + number}, 70 + number)
+    photos = {"format": "domain_folders", "root": str(tmp_path / "p")}
+    run(**three, shifts={"sets": {"photos": photos}})
+    counts = {shift.name: len(shift.images) for shift in open_sets(run.params, None)}
+    assert counts == {f"photos/{name}": 2 + number for number, name in enumerate(names)}
+    folders = {path.name for path in (tmp_path / "outputs/data/shifted").iterdir() if path.is_dir()}
+    whole = {"photos%2F%E9%9B%A8 1", f"photos%2F{'a' * 246}"}  # the second has 255 bytes
+    digest = hashlib.sha256(f"photos%2F{'b' * 247}".encode()).hexdigest()[:16]
+    assert whole | {f"photos%2F{'b' * 111}-{digest}"} < folders
+    assert len(folders) == len(names)
 
 
 def test_sets_that_come_shifted_land_beside_the_three(run, three, tmp_path, capsys):

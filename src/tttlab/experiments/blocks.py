@@ -1,15 +1,12 @@
 """Division of the images of all shifts into blocks, and which blocks are computed together."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
-from urllib.parse import quote
 
 from tttlab.data.image_sets import ImageSet
-from tttlab.shifts.shift import Shift
+from tttlab.shifts.shift import CUT, Shift
 from tttlab.shifts.streams import Stream, Visit
 
-_NAME_LIMIT = 120  # characters of a shift's name in a file name
 BLOCK = 256  # images; constant, so that no machine setting changes a result
 TOGETHER = 64  # images; smaller blocks are adapted to together, which takes less time per image
 
@@ -23,11 +20,8 @@ class Block(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For example ``fog-3-0``; fits a file name, which may have 255 bytes."""
-        name = quote(self.shift.name, safe=" ")
-        if len(name) > _NAME_LIMIT:
-            name = f"{name[:_NAME_LIMIT]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        return f"{name}-{self.number}"
+        """For example ``fog-3-0``; fits a file name, in which more stands around it."""
+        return f"{self.shift.file_name(CUT)}-{self.number}"
 
 
 def list_blocks(

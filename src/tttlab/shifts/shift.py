@@ -1,14 +1,19 @@
 """The test shifts: clean images, every corruption at every severity, and sets shifted by nature."""
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from urllib.parse import quote
 
 import numpy as np
 
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import Lazy
 from tttlab.shifts.corruptions import corrupt_all
+
+NAME_BYTES = 255  # of a file's name, at most; quoted, a letter that is not Latin takes six or nine
+CUT = 120  # of them are kept of a longer name
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,17 @@ class Shift:
         if self.clean:
             return "clean"
         return f"{self.corruption}-{self.severity}" if self.severity else self.corruption
+
+    def file_name(self, longest: int = NAME_BYTES) -> str:
+        """Quote the name for a file or folder; a longer one is cut, and a digest tells it apart.
+
+        Args:
+            longest: bytes that are left as they are.
+        """
+        name = quote(self.name, safe=" ")
+        if len(name) <= longest:
+            return name
+        return f"{name[:CUT]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
     def of(self, test: ImageSet) -> ImageSet:
         """Return the shift's own images, or the test images, which `apply` has yet to corrupt."""

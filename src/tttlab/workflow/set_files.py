@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from tttlab.data.image_sets import ImageSet, class_counts
 from tttlab.shifts.shift import Shift
@@ -49,7 +48,7 @@ def write_shifted(shifts: Sequence[Shift], folder: Path) -> dict[str, Any]:
         {
             "corruption": shift.corruption,
             "severity": shift.severity,
-            "folder": quote(shift.name, safe=" "),
+            "folder": shift.file_name(),
         }
         for shift in shifts
     ]
