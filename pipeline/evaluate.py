@@ -17,7 +17,7 @@ def run(params: Params) -> None:
 
     from tttlab.evaluation import controls, diagnosis, metrics, networks
     from tttlab.evaluation.adapted import read_adapted
-    from tttlab.evaluation.results import read_table
+    from tttlab.evaluation.results import name_shifts, read_table
     from tttlab.workflow.leftovers import tidy
 
     tidy()  # DVC has recorded the last `adapt`
@@ -66,6 +66,8 @@ def run(params: Params) -> None:
     print(f"compared {len(entries)} runs, with and without adaptation; tables are in {folder}")
     if any(entry["accuracy_source"] is None for entry in entries.values()):
         print("the shifted test images have no labels: changed predictions are counted, not gains")
+    elif unlabeled := name_shifts(pd.concat(tables["by_shift"]), labeled=False):
+        print(f"no labels, so that only changed predictions are counted: {', '.join(unlabeled)}")
 
 
 def _named(table: "pd.DataFrame", model: str, name: str) -> "pd.DataFrame":

@@ -67,7 +67,8 @@ def write_project(
         severities: of every corruption.
         images: largest number of test images.
         seeds: of the trainings.
-        labeled: True: all images have labels; ``"clean"``: only the clean ones; False: none.
+        labeled: True: all images have labels; ``"clean"``: only the clean ones; False: none; a
+            tuple: those of the shifts that it names.
         optional: tables to write of `OPTIONAL`.
         gated: runs with a gate.
         test: test images; None: blobs.
@@ -87,7 +88,8 @@ def write_project(
     for model, run in pairs:
         table = predict(model, run, test, shifts, seeds, run in gated)
         if labeled is not True:
-            kept = (table["shift"] == "clean") & (labeled == "clean")
+            names = labeled if isinstance(labeled, tuple) else (labeled,)
+            kept = table["shift"].isin(names)
             table = table.assign(label=table["label"].where(kept, -1))
         path = outputs / "predictions" / model / f"{run}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def write_project(
         predictions[model, run] = table
     tables = {**compared(predictions), **extras(predictions, seeds)}
     if labeled is not True:  # the other tables need no labels
-        del tables["alignment"], tables["correlations"]
+        tables = {key: tables[key] for key in tables if key not in ("alignment", "correlations")}
     (outputs / "tables").mkdir()
     for name, table in tables.items():
         if name not in OPTIONAL or name in optional:
@@ -293,22 +295,23 @@ def gate(table) -> pd.DataFrame:
 
 def gain(table, before="source") -> dict:
     """Give the mean gain of the adapted predictions, with a normal interval over images."""
-    gains = (right(table, "adapted") - right(table, before)).groupby(table["image_id"]).mean()
+    gains = right(table, "adapted") - right(table, before)
+    gains = gains.groupby(table["image_id"]).mean().dropna()
     mean = gains.mean()
     half_width = 1.96 * gains.std() / np.sqrt(len(gains)) if len(gains) > 1 else np.nan
     return {"gain": mean, "gain_low": mean - half_width, "gain_high": mean + half_width}
 
 
 def flips(table) -> dict:
-    """Count the predictions that changed."""
+    """Count the predictions that changed, and how where there are labels."""
     before, after = right(table, "source"), right(table, "adapted")
     changed = table["source_prediction"] != table["adapted_prediction"]
-    counts = {
-        "wrong_to_right": (before < after).sum(),
-        "right_to_wrong": (before > after).sum(),
-        "changed": changed.sum(),
+    known = before.notna().any()
+    return {
+        "wrong_to_right": int((before < after).sum()) if known else None,
+        "right_to_wrong": int((before > after).sum()) if known else None,
+        "changed": int(changed.sum()),
     }
-    return {name: int(value) for name, value in counts.items()}
 
 
 def accuracies(table) -> dict:
@@ -447,9 +450,16 @@ def reliability(key, shifted) -> list[dict]:
 
 
 def mcnemar(blocks) -> list[tuple[float, float]]:
-    """Give exact McNemar p-values, alone and after Holm's correction."""
-    if not any(block["gain"] == block["gain"] for block in blocks):
-        return [(np.nan, np.nan)] * len(blocks)
+    """Give exact McNemar p-values, alone and after Holm's correction; NaN without labels."""
+    known = np.array([block["wrong_to_right"] is not None for block in blocks])
+    values = np.full((len(blocks), 2), np.nan)
+    if known.any():
+        values[known] = tested([block for block in blocks if block["wrong_to_right"] is not None])
+    return [(p, holm) for p, holm in values]
+
+
+def tested(blocks) -> list[tuple[float, float]]:
+    """Give the p-values of blocks with labels."""
     pairs = [(block["wrong_to_right"], block["right_to_wrong"]) for block in blocks]
     p = np.array(
         [

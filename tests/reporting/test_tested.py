@@ -3,14 +3,15 @@
 import re
 from itertools import product
 
+import pandas as pd
 import pytest
 
 from tests.helpers import evaluated
 from tests.reporting.test_page import Page, render, sections
 from tttlab.config.experiments import Online
 from tttlab.config.values import UNCORRUPTED
-from tttlab.evaluation.results import Results
-from tttlab.reporting import about, tested
+from tttlab.evaluation.results import Results, name_shifts
+from tttlab.reporting import about, drawings, report, tested, verdict
 
 RUNS = ("none", "shrink", "actmad")
 SETS = {
@@ -169,3 +170,108 @@ def test_seeds_are_counted_apart_from_images(tmp_path):
     shown = tested.Tested.of(Results.read(tmp_path, list(product(("vit",), RUNS))))
     assert shown.sample == "n = 9–12 images × 3 training seeds per shift"
     assert shown.count == len(evaluated.CORRUPTIONS) * 2 + len(SETS)
+
+
+SOME = {
+    "photos/a": evaluated.blobs(20, "a", seed=1),
+    "photos/b": evaluated.blobs(30, "b", seed=2),
+    "photos/c": evaluated.blobs(25, "c", seed=3),
+}
+MISSING = "There are no labels for photos/b: 30 of the 50 shifted images count in no accuracy"
+
+
+def partly_labeled(root, labeled, names=tuple(SOME), corruptions=()) -> Results:
+    """Write a project of which only some shifts have labels."""
+    sets = {name: SOME[name] for name in names}
+    options = {"models": ("vit",), "runs": RUNS, "images": 12, "corruptions": corruptions}
+    evaluated.write_project(root, sets=sets, labeled=labeled, **options)
+    return Results.read(root, list(product(("vit",), RUNS)))
+
+
+@pytest.fixture(scope="module")
+def one_of_two(tmp_path_factory) -> tuple[Results, Page]:
+    """A set whose domain a has labels, 20, and whose domain b has none."""
+    root = tmp_path_factory.mktemp("partly")
+    names = ("photos/a", "photos/b")
+    results = partly_labeled(root, ("clean", "photos/a"), names)
+    sets = {name: SOME[name] for name in names}
+    return results, render(root, results=results, corruptions=(), sets=sets)
+
+
+def test_a_gain_is_over_the_shifts_with_labels_and_counts_only_their_images(one_of_two):
+    results, page = one_of_two
+    entry = results.summary["vit", "actmad"]
+    (row,) = results.rows("by_shift", run="actmad", shift="photos/a").itertuples()
+    assert entry["gain"] == pytest.approx(row.gain)  # b has no say
+    words = words_of(page)
+    assert "without adaptation, over the shifts with labels (photos/a), n = 20 images. " in words
+    assert "in percentage points, over the shifts with labels (photos/a)." in words
+    assert "over all shifts" not in words
+    assert "20–30" not in words
+
+
+def test_the_shifts_without_labels_are_named(one_of_two):
+    results, page = one_of_two
+    shown = tested.Tested.of(results)
+    assert (shown.count, shown.labeled, shown.unlabeled) == (1, ("photos/a",), ("photos/b",))
+    sentence = f"{MISSING} and no gain."
+    assert tested.without_labels(results) == sentence
+    assert f"without labels. {sentence}" in words_of(page)  # the note
+    assert verdict.sentence(results, "vit").endswith(f". {sentence}")
+    assert report.plain_table(results).splitlines()[-1] == sentence
+    assert f"\n\n{sentence}\n\n| model" in report.markdown(results, {})
+
+
+def test_figures_of_gains_show_only_shifts_with_labels(tmp_path):
+    results = partly_labeled(tmp_path, ("clean", "photos/a", "photos/c"))
+    table = drawings._with_mean(results, "vit")
+    assert list(dict.fromkeys(table["corruption"])) == ["photos/a", "photos/c", "all with labels"]
+    drawn = drawings.draw(results, {}, [])
+    title = "vit: gain, percentage points, n = 20–25 images per shift"
+    assert drawn["gain_vit"].figure.get_suptitle() == title
+    texts = [text.get_text() for text in drawn["gain_vit"].figure.axes[0].texts]
+    assert "nan" not in texts
+    title = "Gain over the shifts with labels (photos/a and photos/c) and cost, n = 20–25 images"
+    assert drawn["cost"].figure.get_suptitle().startswith(title)
+    assert "distance_vit" not in drawn  # two points show no order
+
+
+def test_accuracy_by_severity_needs_labels_of_corrupted_images(tmp_path):
+    corruptions = evaluated.CORRUPTIONS
+    results = partly_labeled(tmp_path, ("photos/a",), ("photos/a",), corruptions)
+    assert "severity" not in drawings.draw(results, {}, [])
+    missing = "fog, frost, gaussian noise and jpeg compression: 96 of the 116 shifted images"
+    assert missing in tested.without_labels(results)
+
+
+def test_a_corruption_with_labels_at_some_severities_is_named_with_those():
+    rows = [("clean", "none", None), ("fog-1", "fog", 0.5), ("fog-5", "fog", None)]
+    rows += [("photos/b", "photos/b", None), ("frost-1", "frost", 0.5), ("frost-5", "frost", 0.5)]
+    table = pd.DataFrame(rows, columns=["shift", "corruption", "accuracy_source"])
+    assert name_shifts(pd.concat([table, table]), labeled=True) == ["fog 1", "frost"]
+    assert name_shifts(table, labeled=False) == ["fog 5", "photos/b"]
+
+
+@pytest.mark.parametrize("labeled", [True, "clean", False])
+def test_where_all_or_none_have_labels_none_is_named(tmp_path, labeled):
+    results = partly_labeled(tmp_path, labeled)
+    shown = tested.Tested.of(results)
+    assert (shown.unlabeled, shown.over_all) == ((), "over all shifts")
+    assert shown.sample == shown.sample_of_all == "n = 20–30 images per shift"
+    assert tested.without_labels(results) == ""
+    assert report.plain_table(results).splitlines()[-1].split()[:2] in (
+        ["with", "gate"],
+        ["vit", "actmad"],
+    )
+
+
+def test_many_names_are_cut(tmp_path):
+    sets = {f"photos/{number:02d}": evaluated.blobs(3, f"{number}") for number in range(20)}
+    known = tuple(sets)[:5]
+    options = {"models": ("vit",), "runs": ("none", "shrink"), "images": 3, "corruptions": ()}
+    evaluated.write_project(tmp_path, sets=sets, labeled=known, **options)
+    results = Results.read(tmp_path, list(product(("vit",), ("none", "shrink"))))
+    assert tested.Tested.of(results).over_all == "over the shifts with labels"
+    sentence = tested.without_labels(results)
+    assert sentence.startswith("There are no labels for photos/05, photos/06, ")
+    assert "photos/16 and 3 more: 45 of the 60 shifted images" in sentence

@@ -487,6 +487,30 @@ class TestMarkdown:
         )
 
 
+class TestSomeLabels:
+    """Of a set that comes shifted, one domain has labels and one has none."""
+
+    def test_every_number_is_of_the_labeled_ones_and_the_others_are_named(self, tmp_path):
+        sets = {"photos/a": evaluated.blobs(20, "a", 1), "photos/b": evaluated.blobs(30, "b", 2)}
+        options = {"models": MODELS, "runs": ("none", "actmad"), "images": 12, "corruptions": ()}
+        labeled = ("clean", "photos/a")
+        printed = run_stages(tmp_path, sets=sets, labeled=labeled, **options)
+        line = "no labels, so that only changed predictions are counted: photos/b\n"
+        assert line in printed
+        sentence = (
+            "There are no labels for photos/b: 30 of the 50 shifted images count in no accuracy "
+            "and no gain."
+        )
+        assert f"\n{sentence}\n" in printed
+        page = (tmp_path / "outputs" / "report.html").read_text(encoding="utf-8")
+        assert page.count(sentence) == 2  # in the verdict and in the note
+        assert "over the shifts with labels (photos/a), n = 20 images." in page
+        assert "over all" not in page
+
+    def test_where_all_have_labels_nothing_is_said(self, outputs):
+        assert "no labels" not in (outputs.parent / "printed").read_text(encoding="utf-8")
+
+
 class TestWithoutLabels:
     def test_tables_show_changes_in_place_of_accuracy(self, unlabeled):
         share = percent(unlabeled.changed("vit", "actmad"))

@@ -190,6 +190,21 @@ def shift_name(shift: str) -> str:
     return shift if "/" in shift else shift.replace("_", " ").replace("-", " ")
 
 
+def name_shifts(table: pd.DataFrame, *, labeled: bool) -> list[str]:
+    """Name the shifts with labels, or those without, for people; the clean images are no shift.
+
+    Args:
+        table: Rows of ``by_shift``. An accuracy is known where there are labels.
+        labeled: Which shifts. A corruption stands for its severities where it is the same for all.
+    """
+    rows = table[table["shift"] != "clean"].drop_duplicates("shift")
+    names = []
+    for corruption, of_corruption in rows.groupby("corruption", sort=False):
+        wanted = of_corruption["accuracy_source"].notna() == labeled
+        names += [corruption] if wanted.all() else list(of_corruption.loc[wanted, "shift"])
+    return [shift_name(name) for name in names]
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """Read a table that a stage wrote: names as text, and NaN for empty cells only."""
     return pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from tttlab.evaluation.results import CONTROL, Results
+from tttlab.reporting.tested import without_labels
 from tttlab.reporting.words import enumerate_words
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def arrival(stream: "Online", graded: bool = True) -> str:
 
 
 def note(results: Results, source: str, shifts: "Shifts", stream: "Online") -> str:
-    """Say in a sentence what was tested on what.
+    """Say in a sentence what was tested on what, and in another which shifts have no labels.
 
     Args:
         results: The results.
@@ -58,6 +59,7 @@ def note(results: Results, source: str, shifts: "Shifts", stream: "Online") -> s
     return (
         f"{_count(len(results.models), 'model')}, trained {times}{each}; {_runs(results)}{each}; "
         f"{tested} from {source}, {_seen_under(shifts)}, {protocol}, without labels."
+        f" {without_labels(results)}".rstrip()
     )
 
 

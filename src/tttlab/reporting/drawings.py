@@ -28,6 +28,7 @@ from tttlab.reporting.tested import Tested, sample_text
 from tttlab.reporting.words import percent
 
 ALL = "all shifts"
+ALL_LABELED = "all with labels"
 MADE = {  # by shifts.strength
     "own": "These are synthetic corruptions made here; they are not the files of CIFAR-10-C.",
     "cifar10_c": "These have the strengths of CIFAR-10-C, written anew; they are not its files.",
@@ -153,11 +154,13 @@ def _gains(results: Results) -> Named:
 
 
 def _with_mean(results: Results, model: str) -> pd.DataFrame:
-    """Gather one model's gains per corruption, with each run's mean as its last row.
+    """Gather one model's gains per corruption with labels, with each run's mean as its last row.
 
     The column ``significant`` marks the gains that are drawn in bold.
     """
     rows = results.rows("by_corruption", model=model)
+    rows = rows[rows["accuracy_source"].notna()]
+    mean = ALL_LABELED if Tested.of(results).unlabeled else ALL
     shifts = results.rows("by_shift", model=model)
     clear = shifts[shifts["mcnemar_holm"] < LEVEL] if "mcnemar_holm" in shifts else shifts[:0]
     clear_pairs = set(zip(clear["run"], clear["corruption"], strict=True))
@@ -167,7 +170,7 @@ def _with_mean(results: Results, model: str) -> pd.DataFrame:
     means = []
     for run in results.runs_of(model):
         entry = results.summary[model, run]
-        means.append({"run": run, "corruption": ALL, **{key: entry[key] for key in keys}})
+        means.append({"run": run, "corruption": mean, **{key: entry[key] for key in keys}})
     means = pd.DataFrame(means).astype(dict.fromkeys(keys, float))
     means["significant"] = (means["gain_low"] > 0) | (means["gain_high"] < 0)
     return pd.concat([rows[means.columns], means], ignore_index=True)
@@ -175,11 +178,13 @@ def _with_mean(results: Results, model: str) -> pd.DataFrame:
 
 def _severity(results: Results) -> Named:
     table = results.rows("by_severity")
+    table = table[table["accuracy_source"].notna()]
     if not (table["severity"] > 0).any():
         return
     corruptions = Tested.of(results).corruptions
     shifts = results.rows("by_shift")
-    sample = sample_text(shifts[shifts["severity"] > 0], results.seeds)
+    known = (shifts["severity"] > 0) & shifts["accuracy_source"].notna()
+    sample = sample_text(shifts[known], results.seeds)
     mean = f"mean of {len(corruptions)} corruptions, " if len(corruptions) > 1 else ""
     title = f"Accuracy by severity, {mean}{sample}"
     figure = accuracy_by_severity(table, plots.run_styles(results.runs), title)
@@ -213,7 +218,7 @@ def _steps(results: Results) -> Named:
             if len(means) > 1:
                 losses[run, model] = means
     if losses:
-        title = f"Mean loss, {Tested.of(results).sample}"
+        title = f"Mean loss, {Tested.of(results).sample_of_all}"
         caption = (
             "Before each step and after the last. Losses of different methods have different units."
         )

@@ -9,6 +9,7 @@ from typing import Any
 from tttlab.evaluation.metrics import verdict
 from tttlab.evaluation.results import Results, difference, is_known
 from tttlab.reporting.headline import gated_outcome, rows
+from tttlab.reporting.tested import without_labels
 from tttlab.reporting.words import enumerate_words, in_lines, percent, points, setting
 
 _CLEAN_LOSS = 0.01  # sentences report a larger loss of clean accuracy
@@ -20,7 +21,8 @@ def plain_table(results: Results) -> str:
     """Write the comparison for a terminal, a line per model and run.
 
     Such as ``61.3 → 66.0  +4.7 [+3.9, +5.5]  clean −0.2``. A run that trains has its gain by
-    training too; a run with a gate has a second line.
+    training too; a run with a gate has a second line. Beneath it stand the shifts without labels,
+    where only some have any.
     """
     from tabulate import tabulate
 
@@ -50,7 +52,8 @@ def plain_table(results: Results) -> str:
         columns += [("predictions changed, %", "right"), *([("", "left")] if results.clean else [])]
     columns += [("ms p50 / p95", "right"), ("fell back", "right")]
     heads, sides = zip(*columns, strict=True)
-    return tabulate(lines, heads, tablefmt="simple", disable_numparse=True, colalign=sides)
+    text = tabulate(lines, heads, tablefmt="simple", disable_numparse=True, colalign=sides)
+    return f"{text}\n{without_labels(results)}".rstrip("\n")
 
 
 def markdown(results: Results, links: Mapping[tuple[str, str], str | None]) -> str:
@@ -61,6 +64,7 @@ def markdown(results: Results, links: Mapping[tuple[str, str], str | None]) -> s
         links: Address of the run's page by (model, run), or None.
     """
     sentences = [f"**{model}**: {sentence(results, model)}" for model in results.models]
+    sentences += filter(None, [without_labels(results)])
     if results.labeled:
         heads = "without, % | with, % | gain, points | 95 % interval | by training | clean"
         keys = ["source", "adapted", "gain", "interval", "training", "clean"]

@@ -100,7 +100,7 @@ def _along(
         return
     styles, figures = plots.run_styles(results.runs), {}
     name = label.split(" (")[0]
-    known_rows = table[table[signal].notna()]
+    known_rows = table[table[signal].notna() & table["gain"].notna()]
     for model in results.models:
         changing = [run for run in results.acting_on(model) if results.changed(model, run)]
         of_model = known_rows["model"] == model

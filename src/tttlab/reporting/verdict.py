@@ -13,6 +13,7 @@ from tttlab.evaluation.metrics import verdict as judge
 from tttlab.evaluation.recommendation import best_tuned, lead, recommend
 from tttlab.evaluation.results import CONTROL, Results, difference, is_known
 from tttlab.reporting.lines import Source, write_code
+from tttlab.reporting.tested import without_labels
 from tttlab.reporting.words import amount, enumerate_words, interval, percent, points
 
 if TYPE_CHECKING:
@@ -59,7 +60,10 @@ def actions(results: Results, model: str, run: str) -> tuple[str, ...]:
 
 
 def sentence(results: Results, model: str) -> str:
-    """Say in one sentence what to do with a model, how that did, and what each step alone gives."""
+    """Say in one sentence what to do with a model, how that did, and what each step alone gives.
+
+    A second one names the shifts without labels, where only some have any.
+    """
     run = recommend(results.records(model))
     if not results.acting_on(model):
         return "There is nothing to judge: params.yaml lists only the control."
@@ -67,7 +71,7 @@ def sentence(results: Results, model: str) -> str:
         return f"{_without_labels(results, model, run)}."
     first = _recommended(results, model, run) if run else _left_alone(results, model)
     parts = [first, _compared(results, model), _before_test_time(results, model)]
-    return f"{'; '.join(filter(None, parts))}."
+    return f"{'; '.join(filter(None, parts))}. {without_labels(results)}".rstrip()
 
 
 def _names(results: Results, model: str, run: str, form: int = 0) -> str:
