@@ -29,6 +29,9 @@ SECTIONS = {
 }
 
 
+FLIPS = ("wrong_to_right", "right_to_wrong")
+
+
 class Page(HTMLParser):
     """A parsed page: its addresses, ids, figures, words, tables and headline cells.
 
@@ -407,7 +410,29 @@ class TestMissing:
         change = 100 * (entry["clean_adapted"] - entry["clean_source"])
         cell = rendered.cells["vit/actmad", "clean"]
         assert number(cell) == pytest.approx(change, abs=0.0501)
-        assert "better under" not in "".join(rendered.words)  # the shifts have no labels
+        words = "".join(rendered.words)
+        assert "better under" not in words  # the shifts have no labels
+        assert "shifts" not in sections(rendered)  # nor is there anything to list
+        assert not re.search(r"\b(nan|None)\b", words)
+
+    def test_flips_are_whole_numbers_and_dashes_where_only_some_shifts_have_labels(self, tmp_path):
+        runs, labeled = ("none", "actmad"), ("clean", "photos/by night")
+        options = {"images": 12, "corruptions": (), "sets": SETS}
+        evaluated.write_project(tmp_path, models=("vit",), runs=runs, labeled=labeled, **options)
+        results = Results.read(tmp_path, list(product(("vit",), runs)))
+        rendered = render(tmp_path, results=results, corruptions=(), sets=SETS)
+        rows = results.rows("by_shift", run="actmad").set_index("shift")
+        lines = {line[0]: line for line in rendered.tables["table-shifts-vit-actmad"][1:]}
+        for name in labeled:
+            expected = [str(int(rows.loc[name, key])) for key in ("n", *FLIPS)]
+            assert [lines[name][1], *lines[name][6:8]] == expected
+        assert lines["photos/from afar"] == ["photos/from afar", "9", *["–"] * 8]
+        words = "".join(rendered.words)
+        better, worse = (
+            results.summary["vit", "actmad"][f"shifts_{k}"] for k in ("helped", "hurt")
+        )
+        assert f"better under {better}, worse under {worse} of 2" in words
+        assert not re.search(r"\b(nan|None)\b", words)
 
     def test_a_single_run_beside_the_control(self, small):
         assert sections(render(small, ("vit",), ("none", "actmad"))) == list(page.SECTIONS)

@@ -49,6 +49,11 @@ def probability(p: float | None) -> str:
     return f"{p:.3f}" if p < 0.095 else f"{p:.2f}"
 
 
+def whole(number: float | None) -> str:
+    """Write a whole number, also of a column with holes: 12,400; an unknown one as a dash."""
+    return f"{int(number):,}" if is_known(number) else "–"
+
+
 def setting(value: Any) -> str:
     """Write a setting's value as in params.yaml: 0.03, null, true, ``[blocks.0, norm]``."""
     if isinstance(value, list | tuple):

@@ -14,6 +14,7 @@ from tttlab.reporting.words import (
     probability,
     setting,
     significant,
+    whole,
 )
 
 
@@ -246,9 +247,12 @@ _SHIFT_HEADS = (
 
 
 def shifts(results: Results) -> Iterator[Table]:
-    """List every shift of every run: accuracies, flips both ways, McNemar's p."""
+    """List every shift of every run: accuracies, flips both ways, McNemar's p.
+
+    There is nothing to list where the clean images alone have labels.
+    """
     table = results.rows("by_shift", run=list(results.acting))
-    if "mcnemar_p" not in table or not table["mcnemar_p"].notna().any():
+    if "mcnemar_p" not in table or table[table["shift"] != "clean"]["mcnemar_p"].isna().all():
         return
     for model in results.models:
         for run in results.acting_on(model):
@@ -257,14 +261,15 @@ def shifts(results: Results) -> Iterator[Table]:
             folded, entry = f"{model} · {run}", results.summary[model, run]
             if is_known(entry["gain"]) and is_known(entry.get("shifts_helped")):
                 helped, hurt = entry["shifts_helped"], entry["shifts_hurt"]
-                folded += f": better under {helped}, worse under {hurt} of {len(lines)}"
+                tested = rows["mcnemar_p"].count()  # clean images among them, unlabeled ones not
+                folded += f": better under {helped}, worse under {hurt} of {tested}"
             yield Table(f"shifts-{model}-{run}", "shifts", _SHIFT_HEADS, lines, folded=folded)
 
 
 def _shift_line(row: tuple) -> Line:
     accuracies = percent(row.accuracy_source), percent(row.accuracy_adapted)
     gain = points(row.gain), interval(row.gain_low, row.gain_high)
-    flips = f"{row.wrong_to_right:,}", f"{row.right_to_wrong:,}"
+    flips = whole(row.wrong_to_right), whole(row.right_to_wrong)
     tests = probability(row.mcnemar_p), probability(row.mcnemar_holm)
     kind = "strong" if row.mcnemar_holm < LEVEL else ""
     return line(shift_name(row.shift), f"{row.n:,}", *accuracies, *gain, *flips, *tests, kind=kind)
