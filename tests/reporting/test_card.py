@@ -72,3 +72,18 @@ def test_without_labels_nothing_is_claimed(tmp_path):
     text = card(results, best="shrink")
     assert "- Instead of the plain network: shrink is not known to help" in text
     assert "nan" not in text
+
+
+def test_where_nothing_is_recommended_none_is_not_advised_against(results):
+    text = card(results, best="none")
+    assert "**[none]" not in text
+    assert "| **none** (default) |" in text
+    warnings = text.partition("**When not to use it**\n\n")[2].partition("\n\n")[0].splitlines()
+    assert warnings == [
+        "- On images of other classes: it always answers one of its own, adapted or not.",
+        "- Under shifts that it was not tested on, before a few labeled images of them have shown "
+        "that it helps there, too.",
+        "- For tent, which adapts along a stream.",
+    ]
+    latest = f"{results.summary['vit', 'ssl']['milliseconds_p95']:.3g}"
+    assert f"- Where an answer must come in less than {latest} ms on a machine" in card(results)

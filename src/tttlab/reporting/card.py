@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tttlab.evaluation.metrics import verdict as judge
-from tttlab.evaluation.results import Results, shift_name
+from tttlab.evaluation.results import CONTROL, Results, is_known, shift_name
 from tttlab.reporting.headline import rows
 from tttlab.reporting.verdict import sentence
 from tttlab.reporting.words import enumerate_words, interval, percent, points
@@ -66,7 +66,7 @@ def _table(results: Results, model: str, best: str, links: Mapping[str, str | No
 
 
 def _warnings(results: Results, model: str, best: str, refused: Mapping[str, str]) -> list[str]:
-    """Say what the model does not know, and where its best run did harm."""
+    """Say what the model does not know, and where its best run did harm, unless that is none."""
     entry = results.summary[model, best]
     lines = [
         "On images of other classes: it always answers one of its own, adapted or not.",
@@ -75,14 +75,22 @@ def _warnings(results: Results, model: str, best: str, refused: Mapping[str, str
     ]
     if harm := _harmed(results, model, best):
         lines.append(f"Under {enumerate_words(harm)}: there {best} lost accuracy.")
+    if best != CONTROL:
+        lines += _against(best, entry)
+    lines += [f"For {reason}." for reason in refused.values()]
+    return lines
+
+
+def _against(best: str, entry: Mapping[str, Any]) -> list[str]:
+    """Say when the plain network is to be asked instead of a run."""
+    lines = []
     if judge(entry["gain_low"], entry["gain_high"]) != "helped":
         lines.append(f"Instead of the plain network: {best} is not known to help; ask for none.")
-    milliseconds = f"{entry['milliseconds_p95']:.3g}"
-    lines.append(
-        f"Where an answer must come in less than {milliseconds} ms on a machine like the one that "
-        "measured it (95 of 100 images were faster); ask for none."
-    )
-    lines += [f"For {reason}." for reason in refused.values()]
+    if is_known(entry["milliseconds_p95"]):
+        lines.append(
+            f"Where an answer must come in less than {entry['milliseconds_p95']:.3g} ms on a "
+            "machine like the one that measured it (95 of 100 images were faster); ask for none."
+        )
     return lines
 
 
