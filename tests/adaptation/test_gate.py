@@ -1,6 +1,7 @@
 """The gate: the signal that it reads, its effect, and its choice."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,13 @@ from tttlab.adaptation.task import Task
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
 from tttlab.evaluation.intervals import crossed_standard_error
-from tttlab.experiments.gate_choice import by_image_and_type, choose_gate, fit_threshold, score
+from tttlab.experiments.gate_choice import (
+    by_image_and_type,
+    choose_gate,
+    fit_threshold,
+    leave_one_out,
+    score,
+)
 from tttlab.methods.actmad import ActMAD
 from tttlab.methods.simclr import SimCLRTraining
 from tttlab.networks.taps import batch_norm_layers, record
@@ -65,11 +72,13 @@ def test_a_gate_that_never_opens_costs_one_look_and_changes_nothing():
     assert gated.losses.shape == (6, 1)
 
 
-def test_the_loss_that_a_gate_reads_is_that_of_the_first_step():
+@pytest.mark.parametrize("policy", ["source", "image", "shrink"])
+def test_the_loss_that_a_gate_reads_is_that_of_the_first_step(policy):
     network, statistics = networks.source_statistics("resnet")
     method, names = SimCLRTraining(num_views=3), list("abcdef")
-    result = adapt(network, mixed(), method, LOOP, statistics=statistics, image_ids=names, seed=5)
-    task = Task(network, method, LOOP, statistics, seed=5)
+    loop = replace(LOOP, normalisation=policy)
+    result = adapt(network, mixed(), method, loop, statistics=statistics, image_ids=names, seed=5)
+    task = Task(network, method, loop, statistics, seed=5)
     _, values = signals.measure_signal("loss", task, mixed(), names)
     torch.testing.assert_close(values, result.losses[:, 0])
 
@@ -168,6 +177,37 @@ def test_a_signal_that_fails_under_another_corruption_is_not_chosen():
     assert gate.signal == "distance"
 
 
+def test_a_signal_is_judged_under_each_corruption_by_a_threshold_of_the_others():
+    """Adapting helps beyond a distance, harms below it, and each corruption has another one."""
+    rng, corruption = np.random.default_rng(0), np.repeat([-1, 0, 1, 2], 100)
+    values, clean = rng.uniform(0, 10, 400), corruption < 0
+    turn = np.array([5.0, 2.0, 5.0, 8.0])[corruption + 1]
+    source = np.where(clean, 1.0, values < turn)
+    adapted = np.where(clean, 1.0, values >= turn)
+    _, right = leave_one_out("distance", values, source, adapted, corruption, 1.0)
+    known = fit_threshold("distance", values, source, adapted, clean, 1.0).threshold
+    differ = 0
+    for kind in range(3):
+        fit, shown = corruption != kind, corruption == kind
+        parts = [part[fit] for part in (values, source, adapted, clean)]
+        threshold = fit_threshold("distance", *parts, 1.0).threshold
+        expected = np.where(values >= threshold, adapted, source)[shown]
+        np.testing.assert_array_equal(right[100 * kind : 100 * kind + 100], expected)
+        differ += (expected != np.where(values >= known, adapted, source)[shown]).sum()
+    assert differ > 10
+
+
+@pytest.mark.parametrize(("missed", "signal"), [(1, "distance"), (2, "loss")])
+def test_a_preferred_signal_may_be_one_standard_error_worse_and_no_more(missed, signal):
+    """Where c of 100 images are missed under all corruptions, the ratio is √(99 c / (100 − c))."""
+    image, corruption = np.tile(np.arange(100), 5), np.repeat(np.arange(-1, 4), 100)
+    clean, helped = corruption < 0, image < 50
+    source, adapted = np.where(clean, 1.0, ~helped), np.where(clean, 1.0, helped)
+    loss = np.where(clean, 0.0, np.where(helped, 8.0, 1.0))
+    values = {"loss": loss, "distance": np.where(image < missed, np.minimum(loss, 1.0), loss)}
+    assert choose(values, source, adapted, corruption).signal == signal
+
+
 def test_of_signals_that_cannot_be_told_apart_the_distance_is_taken():
     _, corruption, distance, source, adapted = population()
     values = {"confidence": 10 - distance, "loss": distance, "distance": distance}
@@ -204,21 +244,29 @@ def test_a_gate_that_saves_no_time_is_passed_over():
 
 
 def test_time_is_saved_where_few_images_are_worth_many_steps_and_none_where_all_are(monkeypatch):
-    """Measured on a real adaptation, and computed from times that are given."""
+    """Of a real adaptation, by a clock that ticks whenever the network is called."""
     network, statistics = networks.source_statistics("resnet", torch.float32)
-    images, method = mixed().float(), SimCLRTraining(num_views=8)
-    task = Task(network, method, InnerLoop(steps=8, lr=1e-3), statistics)
+    images, method = mixed().float(), SimCLRTraining(num_views=2)
+    calls = []
+    monkeypatch.setattr("tttlab.adaptation.gate.time.perf_counter", lambda: len(calls))
+    task = Task(network, method, InnerLoop(steps=4, lr=1e-3), statistics)
     no_steps = Task(network, method, InnerLoop(steps=0), statistics)
     _, values = signals.measure_signal("distance", task, images, "abcdef")
     for_one, for_all = Gate("distance", float(values.max())), Gate("distance", -1.0)
-    assert saves_time(task, for_one, images, "abcdef", Groups(1))
-    assert not saves_time(no_steps, for_all, images, "abcdef", Groups(1))
-    # With a gate 3 and 1.5 s, without 2 and 2.5 s.
-    ticks = iter([0.0, 3.0, 3.0, 5.0, 5.0, 6.5, 6.5, 9.0])
+    with network.register_forward_pre_hook(lambda *_: calls.append(1)):
+        assert saves_time(task, for_one, images, "abcdef", Groups(1), repeats=1)
+        assert not saves_time(no_steps, for_all, images, "abcdef", Groups(1), repeats=1)
+
+
+@pytest.mark.parametrize(("gated", "saved"), [((3.0, 1.5), True), ((3.0, 2.5), False)])
+def test_of_several_timings_the_fastest_counts(gated, saved, monkeypatch):
+    """Without a gate it takes 2 and 2.5 s."""
+    ticks = iter(np.cumsum([0.0, gated[0], 0.0, 2.0, 0.0, gated[1], 0.0, 2.5]))
     monkeypatch.setattr("tttlab.adaptation.gate.adapt", lambda *_arguments, **_settings: None)
     monkeypatch.setattr("tttlab.adaptation.gate.adapt_gated", lambda *_arguments, **_settings: None)
     monkeypatch.setattr("tttlab.adaptation.gate.time.perf_counter", lambda: next(ticks))
-    assert saves_time(task, Gate("loss", 0.0), images, "abcdef", Groups(1), repeats=2)
+    task, gate = Task(None, ActMAD()), Gate("loss", 0.0)
+    assert saves_time(task, gate, mixed(), "abcdef", Groups(1), repeats=2) == saved
 
 
 def test_there_is_no_gate_where_adapting_changes_nothing():

@@ -14,10 +14,12 @@ import torch
 from tests.helpers import networks
 from tests.helpers.processes import on_ranks, start
 from tttlab.adaptation import adapter
-from tttlab.adaptation.adapter import InnerLoop, adapt
+from tttlab.adaptation.adapter import Adaptation, adapt
 from tttlab.adaptation.gate import Gate
 from tttlab.adaptation.online import adapt_stream
+from tttlab.adaptation.signals import logits_and_distance
 from tttlab.adaptation.task import Task, complete_statistics
+from tttlab.config.inner_loop import Augmentation, InnerLoop
 from tttlab.data.image_sets import ImageSet
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
@@ -68,15 +70,25 @@ def run(
     stream=None,
     gate=None,
     record=(0,),
+    images_per_step="auto",
     **options,
 ):
     network, statistics = networks.source_statistics("resnet", torch.float32)
     loop = STREAM_LOOP if stream else LOOP
     task = Task(network, method or ActMAD(), loop, statistics, seed=3)
-    experiment, machine = Experiment(task, images, stream, gate, record), Machine(workers=workers)
+    experiment = Experiment(task, images, stream, gate, record)
+    machine = Machine(workers=workers, images_per_step=images_per_step)
     with Work(folder) as work:
         sweep = Sweep(experiment, shifts, work, "model", options.pop("rows", predictions))
         return adapt_to_shifts(sweep, machine, **options)
+
+
+def assert_predictions(rows, expected: Adaptation) -> None:
+    """Compare classes, where rounding cannot change them, and confidences."""
+    for name, logits in (("source", expected.source_logits), ("adapted", expected.logits)):
+        likeliest, sure = logits.softmax(1).max(1), networks.sure(logits).numpy()
+        np.testing.assert_allclose(rows[f"{name}_confidence"], likeliest.values, rtol=1e-4)
+        np.testing.assert_array_equal(rows[f"{name}_prediction"][sure], likeliest.indices[sure])
 
 
 def test_shifts_are_clean_first_then_every_pair():
@@ -113,7 +125,7 @@ def test_rows_are_those_of_the_adapter_on_the_corrupted_images(images, tmp_path)
         "gate_milliseconds",
     ]
     network, statistics = networks.source_statistics("resnet", torch.float32)
-    pixels = corrupt_all(images.pixels, images.image_ids, "contrast", 5, 3)
+    pixels = corrupt_all(images.pixels, images.image_ids, "fog", 5, 3)
     expected = adapt(
         network,
         as_images(torch.from_numpy(pixels)),
@@ -123,35 +135,80 @@ def test_rows_are_those_of_the_adapter_on_the_corrupted_images(images, tmp_path)
         image_ids=images.image_ids,
         seed=3,
     )
-    part = table[table["shift"] == "contrast-5"]
+    part = table[table["shift"] == "fog-5"]
     assert part["image_id"].tolist() == list(images.image_ids)
-    np.testing.assert_array_equal(part["adapted_prediction"], expected.logits.argmax(1))
-    confidence = expected.source_logits.softmax(1).amax(1)
-    np.testing.assert_allclose(part["source_confidence"], confidence, rtol=1e-5)
+    assert_predictions(part, expected)
+    assert (part["adapted_prediction"] != part["source_prediction"]).any()
     np.testing.assert_allclose(part["loss_first"], expected.losses[:, 0], rtol=1e-4)
     assert losses.shape == (3,)
 
 
-def test_a_gate_judges_every_image_and_all_are_adapted_to_all_the_same(images, tmp_path):
-    ungated, _ = run(images, tmp_path / "ungated")
+class Failing(SimCLRTraining):
+    """A method that fails for a white image."""
+
+    def loss(self, net, views, statistics, state):
+        loss, state = super().loss(net, views, statistics, state)
+        return loss * torch.where(views.mean() > 0.99, torch.nan, 1.0), state
+
+
+def test_rows_tell_which_images_fell_back_and_seeds_are_the_experiments(images, tmp_path):
+    """Corruption and views are both random."""
+    white = images.pixels.copy()
+    white[2] = 255
+    images, shifts = replace(images, pixels=white), list_shifts(["shot_noise"], [5])
+    method = Failing(num_views=2, augmentation=Augmentation(0.5, flip=True, jitter=0.0))
+    table, _ = run(images, tmp_path / "work", method, shifts)
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    noisy = corrupt_all(white, images.image_ids, "shot_noise", 5, 3)
+    for name, pixels in (("clean", white), ("shot_noise-5", noisy)):
+        expected = adapt(
+            network,
+            as_images(torch.from_numpy(pixels)),
+            method,
+            LOOP,
+            statistics=statistics,
+            image_ids=images.image_ids,
+            seed=3,
+        )
+        part = table[table["shift"] == name]
+        assert_predictions(part, expected)
+        np.testing.assert_allclose(part["loss_first"], expected.losses[:, 0], rtol=1e-4)
+        np.testing.assert_allclose(part["loss_last"], expected.losses[:, -1], rtol=1e-4)
+        np.testing.assert_array_equal(part["fell_back"], expected.fell_back)
+    assert np.flatnonzero(table["fell_back"][:6]).tolist() == [2]
+
+
+SIGNALS = {"confidence": "source_confidence", "distance": "distance", "loss": "loss_first"}
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_a_gate_judges_every_image_and_all_are_adapted_to_all_the_same(images, tmp_path, signal):
+    options = {"method": SimCLRTraining(num_views=2), "images_per_step": 6}
+    ungated, _ = run(images, tmp_path / "ungated", **options)
     assert ungated["gate_open"].all()
     assert (ungated["gate_milliseconds"] == 0).all()
-    median = float(ungated["distance"].median())
-    gated, _ = run(images, tmp_path / "gated", gate=Gate("distance", median))
-    np.testing.assert_array_equal(gated["gate_open"], ungated["distance"] >= median)
-    assert 0.3 < gated["gate_open"].mean() < 0.7
+    values = ungated[SIGNALS[signal]]
+    gate = Gate(signal, float(values.median()))  # between two of the thirty values
+    gated, _ = run(images, tmp_path / "gated", gate=gate, **options)
+    beyond = values < gate.threshold if signal == "confidence" else values > gate.threshold
+    np.testing.assert_array_equal(gated["gate_open"], beyond)
+    assert gated["gate_open"].sum() == 15
     assert (gated["gate_milliseconds"] > 0).all()
     np.testing.assert_array_equal(gated["adapted_prediction"], ungated["adapted_prediction"])
+    np.testing.assert_allclose(gated["distance"], ungated["distance"], rtol=1e-5)
 
 
 def test_a_sweep_along_the_steps_has_a_row_per_image_and_step(images, tmp_path):
-    whole, losses = run(images, tmp_path / "whole")
-    steps, _ = run(images, tmp_path / "steps", record=(0, 1, 2), rows=steps_rows((0, 1, 2)))
+    whole, losses = run(images, tmp_path / "whole", images_per_step=6)
+    recorded = (0, 1, 2)
+    options = {"record": recorded, "rows": steps_rows(recorded), "images_per_step": 6}
+    steps, _ = run(images, tmp_path / "steps", **options)
     assert len(steps) == 3 * len(whole)
     last = steps[steps["step"] == 2]
     np.testing.assert_array_equal(last["prediction"], whole["adapted_prediction"])
     first = steps[steps["step"] == 0]
     np.testing.assert_array_equal(first["prediction"], whole["untrained_prediction"])
+    assert (whole["adapted_prediction"] != whole["untrained_prediction"]).any()
     mean_losses = steps[steps["shift"] != "clean"].groupby("step")["loss"].mean()
     np.testing.assert_allclose(mean_losses, losses, rtol=1e-4)
 
@@ -180,9 +237,8 @@ def test_every_shift_is_a_stream_of_its_own_told_in_the_order_of_the_images(
             image_ids=image_ids,
         )
         rows = part.loc[image_ids]
-        np.testing.assert_array_equal(rows["adapted_prediction"], expected.logits.argmax(1))
+        assert_predictions(rows, expected)
         np.testing.assert_allclose(rows["loss_first"], expected.losses[:, 0], rtol=1e-4)
-        np.testing.assert_array_equal(rows["source_prediction"], expected.source_logits.argmax(1))
         assert rows["loss_last"].isna().all()  # no loss is computed after the last step
     assert losses.shape == (2,)
 
@@ -212,7 +268,7 @@ def test_a_stream_through_several_shifts_is_one_stream(images, tmp_path, shifts)
         image_ids=[name for _, name in keys],
     )
     rows = table.set_index(["shift", "image_id"]).loc[keys]
-    np.testing.assert_array_equal(rows["adapted_prediction"], expected.logits.argmax(1))
+    assert_predictions(rows, expected)
     np.testing.assert_allclose(rows["loss_first"], expected.losses[:, 0], rtol=1e-4)
     alone, _ = run(images, tmp_path / "alone", TENT(), severe, stream=Stream(3))
     np.testing.assert_array_equal(alone["image_id"], table["image_id"])  # in the same order
@@ -260,8 +316,8 @@ def test_labels_change_no_prediction(images, tmp_path):
 
 
 def test_a_killed_sweep_goes_on_where_it_was_with_the_same_numbers(images, tmp_path, monkeypatch):
-    method = SimCLRTraining(num_views=2)
-    whole, losses = run(images, tmp_path / "whole", method)
+    options = {"method": SimCLRTraining(num_views=2), "images_per_step": 6}
+    whole, losses = run(images, tmp_path / "whole", **options)
     calls = []
 
     def dying(*arguments, **settings):
@@ -272,9 +328,9 @@ def test_a_killed_sweep_goes_on_where_it_was_with_the_same_numbers(images, tmp_p
 
     monkeypatch.setattr(jobs, "adapt", dying)
     with pytest.raises(KeyboardInterrupt):
-        run(images, tmp_path / "killed", method)
-    done = []
-    resumed, resumed_losses = run(images, tmp_path / "killed", method, on_images=done.append)
+        run(images, tmp_path / "killed", **options)
+    done, folder = [], tmp_path / "killed"
+    resumed, resumed_losses = run(images, folder, on_images=done.append, **options)
     assert len(calls) == 3 + 3  # two shifts were kept; three are computed
     assert done == [12, 6, 6, 6]
     same = [name for name in whole.columns if name != "milliseconds"]
@@ -339,6 +395,7 @@ def share(fabric, images, folder, die_at=None, workers=0):
         task = Task(network, SimCLRTraining(num_views=2), LOOP, statistics, seed=3)
         machine = Machine(
             workers=workers,
+            images_per_step=4,
             rank=fabric.global_rank,
             ranks=fabric.world_size,
             barrier=fabric.barrier,
@@ -369,7 +426,8 @@ def test_several_sweeps_give_what_each_gives_alone(images, tmp_path):
     network, statistics = networks.source_statistics("resnet", torch.float32)
     tasks = [Task(network, method, LOOP, statistics, seed=3) for method in (ActMAD(), TENT())]
     alone = [
-        run(images, tmp_path / f"alone-{number}", task.method) for number, task in enumerate(tasks)
+        run(images, tmp_path / f"alone-{number}", task.method, images_per_step=6)
+        for number, task in enumerate(tasks)
     ]
     for workers in (0, 2):
         counts = [[], []]
@@ -379,11 +437,32 @@ def test_several_sweeps_give_what_each_gives_alone(images, tmp_path):
                 Sweep(Experiment(task, images), SHIFTS, work, "model")
                 for task, work in zip(tasks, works, strict=True)
             ]
-            with adapting(sweeps, Machine(workers=workers)) as finish:
+            with adapting(sweeps, Machine(workers=workers, images_per_step=6)) as finish:
                 together = [finish(count.append) for count in counts]
         for actual, expected, count in zip(together, alone, counts, strict=True):
             assert_same(actual, expected)
             assert sum(count) == 6 * len(SHIFTS)
+
+
+def test_distances_that_are_known_of_one_network_are_not_taken_for_anothers(images, tmp_path):
+    found = [networks.source_statistics(kind, torch.float32) for kind in ("resnet", "groupnorm")]
+    shown, distances = as_images(torch.from_numpy(images.pixels)), []
+    with ExitStack() as stack:
+        sweeps = [
+            Sweep(
+                Experiment(Task(network, TENT(), STREAM_LOOP, statistics), images),
+                SHIFTS[:1],
+                stack.enter_context(Work(tmp_path / str(number))),
+                "model",
+            )
+            for number, (network, statistics) in enumerate(found)
+        ]
+        with adapting(sweeps, Machine()) as finish:
+            for network, statistics in found:
+                _, expected = logits_and_distance(network, shown, statistics)
+                distances.append(finish(lambda _count: None).table["distance"])
+                np.testing.assert_allclose(distances[-1], expected, rtol=1e-4)
+    assert (abs(distances[0] - distances[1]) > 1e-2).all()
 
 
 def test_whether_network_and_method_fit_is_checked_once_for_each_sweep(
@@ -497,7 +576,7 @@ def test_a_shift_with_its_own_images_is_adapted_to_as_it_is_with_its_own_names_a
         image_ids=names,
         seed=3,
     )
-    np.testing.assert_array_equal(part["adapted_prediction"], expected.logits.argmax(1))
+    assert_predictions(part, expected)
     np.testing.assert_allclose(part["loss_last"], expected.losses[:, -1], rtol=1e-4)
     # A set without severities counts as shifted too.
     np.testing.assert_allclose(losses, expected.losses.mean(0), rtol=1e-4)

@@ -9,10 +9,13 @@ import torch
 from tests.helpers import networks
 from tttlab.adaptation.adapter import adapt
 from tttlab.adaptation.gate import Gate
+from tttlab.adaptation.online import adapt_stream
 from tttlab.adaptation.task import Task
 from tttlab.config.inner_loop import InnerLoop
 from tttlab.config.values import CORRUPTIONS, HELD_OUT
 from tttlab.data.image_sets import ImageSet
+from tttlab.data.pixels import as_images
+from tttlab.data.splits import balanced_subset
 from tttlab.evaluation.intervals import crossed_standard_error
 from tttlab.experiments import blocks, jobs, tuning
 from tttlab.experiments.blocks import Block, list_jobs
@@ -56,8 +59,11 @@ def test_settings_are_judged_under_corruptions_that_no_test_may_use():
     assert {shift.corruption for shift in shifts[1:]} == set(HELD_OUT)
     assert not set(HELD_OUT) & set(CORRUPTIONS)
     assert {shift.strength for shift in shifts} == {"own"}
-    published = tuning.held_out_shifts([2], "cifar10_c")
-    assert {shift.strength for shift in published[1:]} == {"cifar10_c"}
+    for published in (
+        tuning.held_out_shifts([2], "cifar10_c"),
+        Rounds(None, (), [2], 0, strength="cifar10_c").shifts,
+    ):
+        assert {shift.strength for shift in published[1:]} == {"cifar10_c"}
 
 
 def test_candidates_are_the_default_and_then_the_grid_in_order():
@@ -301,6 +307,35 @@ def test_what_is_chosen_is_told_with_scores_the_grid_and_a_gate():
     assert search.chosen() == pytest.approx(expected)
 
 
+def test_the_lead_is_what_is_won_above_the_source_network_less_what_clean_images_lose():
+    best = outcome(0.5, 0.9, clean_loss=0.1)
+    choice = search_of_two(best, outcome(0.7, 0.6)).choose(None)
+    assert choice["score"] == pytest.approx(0.8)
+    assert choice["lead"] == pytest.approx(0.8 - 0.5)
+
+
+def test_the_gate_is_that_of_the_settings_which_stay_not_of_the_best_candidates():
+    confidence = np.r_[np.tile(np.arange(100) < 50, 2), np.ones(100)] * 0.5
+    default = dataclasses.replace(outcome(0.6, 0.1), signals={"confidence": confidence})
+    choice = search_of_two(outcome(0.5, 0.61), default).choose(lambda _values, _gate: True)
+    assert choice["settings"] == {"lr": 0.1, "steps": 2}
+    assert choice["gate"] == {"signal": "confidence", "threshold": 0.0}
+
+
+def test_a_gate_pays_the_clean_penalty_like_every_other_setting():
+    """Every shifted image is helped, and clean ones, all nearer than 1, are harmed."""
+    near = np.where(np.arange(100) < 10, 0.5, 8.0)
+    result = outcome(1.0, clean_loss=0.3)
+    result = dataclasses.replace(
+        result,
+        source=np.where(result.clean, 1.0, 0.0),
+        signals={"distance": np.r_[near, near, np.linspace(1, 0, 100)]},
+    )
+    gates = [Trial(0, (result,)).gate(0, penalty, lambda _gate: True) for penalty in (1.0, 0.0)]
+    assert gates[0].threshold > 1
+    assert gates[1].threshold == 0.5
+
+
 def test_there_is_no_gate_where_none_is_wanted_or_where_it_costs_more_than_it_saves():
     signals = {"confidence": np.r_[np.tile(np.arange(100) < 50, 2), np.ones(100)] * 0.5}
     best = dataclasses.replace(outcome(0.5, 0.9), signals=signals)
@@ -316,6 +351,9 @@ def test_what_stays_is_told_beside_what_was_a_little_better():
     assert choice["candidates"][0]["settings"] == {"lr": 0.2, "steps": 5}
     assert search.chosen()["score"] == pytest.approx(0.6)
     assert choice["score"] == pytest.approx(0.6)
+    # The error too is that of what stays: ten of a hundred images are helped.
+    assert choice["lead"] == pytest.approx(0.1)
+    assert choice["lead_error"] == pytest.approx(np.sqrt(0.1 * 0.9 / 99))
 
 
 def test_values_are_told_in_their_order_numbers_before_words():
@@ -405,6 +443,7 @@ def judge_rounds(
     stream=None,
     workers=0,
     on_images=lambda _count: None,
+    candidates=CANDIDATES,
 ):
     network, statistics = networks.source_statistics("resnet", torch.float32)
 
@@ -413,10 +452,24 @@ def judge_rounds(
         return Task(network, method or ActMAD(), loop, statistics)
 
     rounds = Rounds(images, counts, [3], 0, stream)
-    grid, machine = Grid(CANDIDATES, steps, 0), Machine(workers=workers)
+    grid, machine = Grid(candidates, steps, 0), Machine(workers=workers, images_per_step=4)
     with Work(folder) as work:
         judge = Judge(rounds, grid, build, work, "run", machine, on_images)
         return [judge(turn, [0, 1]) for turn in range(len(counts))]
+
+
+def test_a_gate_is_timed_with_the_candidates_own_number_of_steps(images, monkeypatch):
+    timed = []
+    monkeypatch.setattr(tuning, "saves_time", lambda task, *_: not timed.append(task.loop))
+    judge = Judge(
+        Rounds(images, (None,), [3], 0),
+        Grid([{"lr": 0.1}], (2, 9), 0),
+        lambda values: Task(None, ActMAD(), InnerLoop(steps=9, lr=values["lr"])),
+        work=None,
+        prefix="run",
+    )
+    assert judge.saves_time({"lr": 0.1, "steps": 2}, Gate("distance", 1.0))
+    assert timed == [InnerLoop(steps=2, lr=0.1)]
 
 
 def assert_same(actual: Outcome, expected: Outcome) -> None:
@@ -426,10 +479,23 @@ def assert_same(actual: Outcome, expected: Outcome) -> None:
         np.testing.assert_allclose(values, expected.signals[name], rtol=1e-5)
 
 
+def by_image(found: Outcome) -> Outcome:
+    """Sort the rows by image and corruption."""
+    order = np.lexsort((found.corruption, found.image))
+    columns = {name: getattr(found, name)[order] for name in ("image", "corruption", "source")}
+    signals = {name: values[order] for name, values in found.signals.items()}
+    return Outcome(
+        **columns, adapted=found.adapted[order], signals=signals, milliseconds=found.milliseconds
+    )
+
+
 def test_an_outcome_is_what_the_adapter_gives_on_the_held_out_corruptions(images, tmp_path):
-    actual = judge_rounds(images, tmp_path / "work", counts=(None,))[0][1]
+    candidates = [{"lr": 1e-2}, {"lr": 1e-1}]
+    options = {"counts": (None,), "candidates": candidates}
+    actual = judge_rounds(images, tmp_path / "work", **options)[0][1]
     network, statistics = networks.source_statistics("resnet", torch.float32)
-    labels, loop = torch.from_numpy(images.labels), InnerLoop(steps=2, clip=1.0, lr=1e-2)
+    labels, loop = torch.from_numpy(images.labels), InnerLoop(steps=2, clip=1.0, lr=1e-1)
+    changed = 0
     for index, shift in enumerate(tuning.held_out_shifts([3])):
         pixels = torch.from_numpy(shift.apply(images, 0)).permute(0, 3, 1, 2).float() / 255
         expected = adapt(
@@ -443,12 +509,25 @@ def test_an_outcome_is_what_the_adapter_gives_on_the_held_out_corruptions(images
         )
         part = slice(8 * index, 8 * index + 8)
         right = expected.logits_at.argmax(-1) == labels[:, None]
-        np.testing.assert_array_equal(actual.adapted[part], right.numpy())
+        sure = networks.sure(expected.logits_at)
+        np.testing.assert_array_equal(actual.adapted[part][sure], right[sure])
+        assert sure.float().mean() > 0.7
         right = expected.source_logits.argmax(-1) == labels
-        np.testing.assert_array_equal(actual.source[part], right.numpy())
+        sure = networks.sure(expected.source_logits)
+        np.testing.assert_array_equal(actual.source[part][sure], right[sure])
+        changed += (actual.adapted[part] != actual.source[part][:, None]).sum(0)
         corruption = HELD_OUT.index(shift.corruption) if shift.severity else -1
         np.testing.assert_array_equal(actual.corruption[part], corruption)
     np.testing.assert_allclose(actual.signals["loss"][-8:], expected.losses[:, 0], rtol=1e-4)
+    assert (changed > 3).all()
+
+
+def test_the_seed_draws_the_images_that_are_judged_on(images):
+    first, again, other = (Rounds(images, (4,), [3], seed).subset(4) for seed in (3, 3, 5))
+    ids, labels = images.image_ids, images.labels
+    np.testing.assert_array_equal(first, balanced_subset(ids, labels, 4, 3, "tune"))
+    np.testing.assert_array_equal(first, again)
+    assert set(first) != set(other)
 
 
 def test_later_rounds_add_images_and_repeat_none(images, tmp_path, monkeypatch):
@@ -464,9 +543,31 @@ def test_later_rounds_add_images_and_repeat_none(images, tmp_path, monkeypatch):
     assert sizes == [4] * 10 + [4] * 10
     assert len(first[0].clean) == 4 * 5
     for number in (0, 1):
-        for name in ("source", "adapted"):
-            totals = [getattr(outcomes[number], name).sum(0) for outcomes in (second, whole)]
-            np.testing.assert_array_equal(*totals)
+        assert_same(by_image(second[number]), by_image(whole[number]))
+
+
+FLIPPING = [{"lr": 1e-3}, {"lr": 1.0}]  # along a stream the second changes predictions
+STREAMED = {"method": TENT(), "steps": (0,), "trainable": "norm", "candidates": FLIPPING}
+
+
+def test_on_streams_the_predictions_after_all_steps_are_judged(images, tmp_path):
+    stream = Stream(2)
+    actual = judge_rounds(images, tmp_path / "work", (None,), stream=stream, **STREAMED)[0][1]
+    network, statistics = networks.source_statistics("resnet", torch.float32)
+    shift = tuning.held_out_shifts([3])[-1]
+    arrived = stream.arrange(images.labels, 0, f"{shift.name}-0")
+    expected = adapt_stream(
+        network,
+        as_images(torch.from_numpy(shift.apply(images, 0)[arrived])),
+        TENT(),
+        InnerLoop(steps=2, clip=1.0, trainable="norm", lr=1.0),
+        batch_size=2,
+        statistics=statistics,
+    )
+    rows, sure = slice(len(actual.image) - 8, None), networks.sure(expected.logits)
+    right = expected.logits.argmax(1).numpy() == images.labels[arrived]
+    np.testing.assert_array_equal(actual.adapted[rows, 0][arrived][sure], right[sure])
+    assert (actual.adapted[rows, 0] != actual.source[rows]).any()
 
 
 @pytest.mark.slow
@@ -474,9 +575,8 @@ def test_later_rounds_add_images_and_repeat_none(images, tmp_path, monkeypatch):
 def test_on_streams_every_round_begins_anew_with_all_its_images(images, tmp_path, shifts):
     """The last round equals one stream over all images."""
     stream = Stream(2, shifts=shifts)
-    options = {"stream": stream, "method": TENT(), "steps": (0,), "trainable": "norm"}
     rounds, alone = (
-        judge_rounds(images, tmp_path / str(len(counts)), counts, **options)[-1]
+        judge_rounds(images, tmp_path / str(len(counts)), counts, stream=stream, **STREAMED)[-1]
         for counts in ((4, None), (None,))
     )
     for number in (0, 1):
@@ -489,12 +589,13 @@ def test_on_streams_every_round_begins_anew_with_all_its_images(images, tmp_path
         for job in list_jobs(held_out, stream)
         if job.blocks[-1].shift.corruption == HELD_OUT[-1]
     ]
-    loop = InnerLoop(steps=2, clip=1.0, trainable="norm", **CANDIDATES[1])
+    loop = InnerLoop(steps=2, clip=1.0, trainable="norm", **FLIPPING[1])
     task = Task(network, TENT(), loop, statistics)
     results = adapt_to_job(Experiment(task, images, stream, record=(2,)), job, Groups())
     assert len(results) == (4 if shifts == "continual" else 1)
     right = results[job.blocks[-1].shift]["adapted_prediction"].numpy() == images.labels
     np.testing.assert_array_equal(rounds[1].adapted[-8:, 0], right)
+    assert (rounds[1].adapted[-8:, 0] != rounds[1].source[-8:]).any()
 
 
 @pytest.mark.slow

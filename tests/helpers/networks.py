@@ -117,6 +117,12 @@ HEADS = {
 }
 
 
+def sure(logits: Tensor) -> Tensor:
+    """Tell which predictions no processor's rounding can change: ``(…, K)`` to ``(…)``."""
+    largest = logits.topk(2).values
+    return largest[..., 0] - largest[..., 1] > 1e-2
+
+
 def settle(network: Network) -> Network:
     """Give BatchNorm plausible running statistics by passes over source images."""
     network.train()

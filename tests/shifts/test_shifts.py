@@ -1,5 +1,7 @@
 """Versions of the test set: names, whose images they are, and what is done to them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -66,6 +68,15 @@ def test_test_images_are_corrupted_each_from_its_own_stream():
     np.testing.assert_array_equal(part, whole[[2, 0]])
     assert (Shift("gaussian_noise", 3).apply(test, 8) != whole).any(axis=(1, 2, 3)).all()
     assert (Shift("gaussian_noise", 5).apply(test, 7) != whole).any(axis=(1, 2, 3)).all()
+
+
+def test_corruptions_have_the_strength_that_is_asked_for():
+    test = image_set(2)
+    test = replace(test, pixels=test.pixels.repeat(2, 1).repeat(2, 2))  # CIFAR-10-C has 32 pixels
+    expected = corrupt_all(test.pixels, test.image_ids, "contrast", 3, 7, "cifar10_c")
+    published = Shift("contrast", 3, strength="cifar10_c")
+    np.testing.assert_array_equal(published.apply(test, 7), expected)
+    assert (expected != Shift("contrast", 3).apply(test, 7)).any()
 
 
 def test_images_read_in_place_are_shifted_as_packed_ones_are(tmp_path):
