@@ -25,8 +25,8 @@ SIMCLR = {
     "backbone": "resnet18",
     "backbone_options": {
         "layers": [1, 1, 1, 1],
-        # Fewer than 8 channels before a strided 1×1 convolution corrupt memory in oneDNN 3.12 on
-        # processors without AVX-512: its gradient of the weights writes past their end.
+        # With fewer than 8 oneDNN can crash on any CPU (docs/limits.md), with fewer than 16 where
+        # two threads share the work (docs/design.md, fact 18): tests/conftest.py allows one.
         "channels": [8, 8, 8, 8],
         "stem_type": "deep",
         "stem_width": 4,

@@ -68,6 +68,17 @@ def order(epoch: int) -> list[list[int]]:
     return [[index for _, index in batch] for batch in sampler]
 
 
+def test_the_order_depends_on_epoch_and_seed():
+    def order(epoch: int, seed: int) -> list[int]:
+        sampler = EpochBatches(22, 8, seed)
+        sampler.set_epoch(epoch)
+        return [index for batch in sampler for _, index in batch]
+
+    orders = [order(*key) for key in ((1, 5), (1, 5), (2, 5), (1, 6))]
+    assert orders[0] == orders[1]
+    assert orders[0] not in orders[2:]
+
+
 @pytest.mark.parametrize(
     ("count", "size", "sizes"), [(22, 8, [8, 7, 7]), (9, 8, [5, 4]), (5, 8, [5]), (16, 8, [8, 8])]
 )
@@ -121,9 +132,20 @@ def test_crop_and_jitter_are_drawn_independently():
 def test_no_augmentation_leaves_square_images_as_they_are():
     pixels = trainings.image_set().pixels[0]
     transform = build_transform(Augmentation(min_scale=1, flip=False, jitter=0), trainings.SIZE)
-    view = SeededView(transform, 0, "objective", 0)(Item(pixels, "a", 1))
-    assert view.shape == pixels.shape
-    np.testing.assert_array_equal(view, pixels)
+    for number in range(20):
+        view = SeededView(transform, 0, "objective", number)(Item(pixels, "a", 1))
+        np.testing.assert_array_equal(view, pixels)
+
+
+def test_jitter_turns_hues():
+    """Brightness, contrast and saturation leave the order of the three colours as it is."""
+    transform = build_transform(Augmentation(min_scale=1, flip=False, jitter=1), trainings.SIZE)
+    pixels = np.full((trainings.SIZE, trainings.SIZE, 3), (180, 120, 60), np.uint8)
+    views = [
+        SeededView(transform, 0, "objective", number)(Item(pixels, "a", 1))[0, 0].astype(int)
+        for number in range(20)
+    ]
+    assert any(red < green or green < blue for red, green, blue in views)
 
 
 def test_pixels_become_images():

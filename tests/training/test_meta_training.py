@@ -360,6 +360,22 @@ def test_several_processes_are_refused():
         later(network, batch | {"epoch": 1}, torch_generator(1))
 
 
+def test_fine_tuning_takes_as_many_inner_steps_of_those_weights_as_it_is_told():
+    network, objective, batch = setting("simsiam-groupnorm")
+    inner = {"lr": LR, "steps": 2, "pairs": PAIRS, "trainable": "norm"}
+
+    def value(loss) -> float:
+        return loss(network, batch, torch_generator(1))["loss"].item()
+
+    found = value(supervised_loss("meta", objective, WEIGHT, inner))
+    expected, fewer, others = (
+        value(meta_loss(objective, WEIGHT, LR, steps, trainable=trainable))
+        for steps, trainable in ((2, "norm"), (1, "norm"), (2, "all"))
+    )
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert min(abs(expected - fewer), abs(expected - others)) > 1e-6
+
+
 @pytest.mark.slow
 def test_the_inner_step_learns_to_help():
     """After joint training, the same step on new images hardly changes their classification."""

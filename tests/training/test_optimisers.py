@@ -42,6 +42,12 @@ def test_only_weights_decay(settings):
     }
 
 
+def test_the_decay_rates_are_those_that_are_asked_for():
+    network, _ = trainings.build(trainings.SIMCLR)
+    groups = build_optimizer(network, Recipe(epochs=1), (0.9, 0.95)).param_groups
+    assert {group["betas"] for group in groups} == {(0.9, 0.95)}
+
+
 def test_frozen_parameters_get_no_optimiser_state():
     network, _ = trainings.build(trainings.SIMCLR)
     network.encoder.requires_grad_(False)

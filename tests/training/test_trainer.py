@@ -1,6 +1,8 @@
+import copy
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,37 @@ def test_a_loss_that_explodes_ends_the_training_with_advice():
         match=r"finetune: expected a finite loss, found nan in epoch 1; lower lr \(0.01\)",
     ):
         trainings.trainer().fit(network, trainings.image_set(), task)
+
+
+def test_a_step_is_no_longer_than_its_clipped_gradient():
+    network, _ = trainings.build(trainings.SIMCLR)
+    before = copy.deepcopy(network.classifier)
+    recipe = Recipe(epochs=1, batch_size=22, optimizer="sgd", lr=0.5, weight_decay=0.0, clip=1e-3)
+    views = {"classify": Views(1, trainings.VIEWS)}
+    task = Task("t", ("classifier",), classification_loss, views, recipe)
+    trainings.trainer().fit(network, trainings.image_set(), task)
+    moved = [
+        (after - value).flatten()
+        for after, value in zip(network.classifier.parameters(), before.parameters(), strict=True)
+    ]
+    assert torch.cat(moved).norm().item() == pytest.approx(0.5 * 1e-3, rel=1e-3)
+
+
+def test_every_epoch_draws_masks_and_dropout_of_its_own_and_again_when_it_is_repeated():
+    network, _ = trainings.build(trainings.SIMCLR)
+    drawn = []
+
+    def loss(model, batch, generator):
+        drawn.append((torch.rand(1, generator=generator).item(), torch.rand(1).item()))
+        return {"loss": classification_loss(model, batch, generator)["loss"]}
+
+    views = {"classify": Views(1, trainings.VIEWS)}
+    task = Task("t", ("classifier",), loss, views, replace(RECIPE, batch_size=22))
+    for _ in range(2):
+        trainings.trainer().fit(copy.deepcopy(network), trainings.image_set(), task)
+    first, second = drawn[:2]
+    assert drawn[2:] == [first, second]
+    assert len({*first, *second}) == 4
 
 
 def test_freezing_ends_with_the_block_and_never_thaws_what_was_frozen():

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from tttlab.config.inner_loop import Augmentation
 from tttlab.data.pixels import as_images
 from tttlab.networks.network import Network, add_probe
 from tttlab.seeding import torch_generator
-from tttlab.training.loaders import Views, open_loader
+from tttlab.training.loaders import Changes, Views, open_loader
 from tttlab.training.losses import joint_loss
 from tttlab.training.optimisers import Recipe
+from tttlab.training.probing import classification, encode, knn_accuracy
 from tttlab.training.recipes import (
     betas,
     finetune,
@@ -21,6 +23,7 @@ from tttlab.training.recipes import (
     refit_head,
     ssl_views,
 )
+from tttlab.training.trainer import Task, Trainer
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2)
 GENTLE = Augmentation(min_scale=0.8, flip=False, jitter=0.1)
@@ -203,6 +206,65 @@ def test_mae_views_are_not_jittered_and_its_second_average_forgets_faster():
     assert ssl_views(simsiam, trainings.VIEWS)["objective"] == Views(2, trainings.VIEWS)
     assert ssl_views(rotation, trainings.VIEWS)["objective"] == Views(1, trainings.VIEWS)
     assert (betas(mae), betas(simclr), betas(None)) == ((0.9, 0.95), (0.9, 0.999), (0.9, 0.999))
+
+
+@pytest.fixture
+def fitted(monkeypatch) -> list[Task]:
+    """What would be trained, in order; nothing is."""
+    tasks = []
+    monkeypatch.setattr(Trainer, "fit", lambda _self, _network, _images, task: tasks.append(task))
+    return tasks
+
+
+def test_each_training_gets_its_own_augmentation_and_decay_rates(fitted):
+    network, objective = trainings.build(trainings.MAE)
+    arguments = trainings.trainer(), network, objective, trainings.image_set()
+    options = {"augmentation": GENTLE, "objective_augmentation": trainings.VIEWS}
+    for mode in ("joint", "full"):
+        finetune(*arguments, trainings.image_set(9, 1), RECIPE, mode=mode, **options)
+    pretrain(*arguments, (trainings.image_set(),) * 2, trainings.VIEWS, RECIPE)
+    joint, full, refit, pretraining = fitted
+    assert joint.views["classify"] == full.views["classify"] == Views(1, GENTLE)
+    for task in (joint, refit, pretraining):
+        assert task.views["objective"] == ssl_views(objective, trainings.VIEWS)["objective"]
+        assert task.betas == (0.9, 0.95)
+    assert full.betas == (0.9, 0.999)
+
+
+def test_changes_pairs_and_a_refit_without_warm_up(fitted):
+    network, objective = trainings.build(trainings.SIMSIAM)
+    recipe, changes = Recipe(epochs=9, batch_size=8, warmup_epochs=3), Changes(0.25, 0.5)
+    inner = {"lr": 0.1, "steps": 1, "pairs": 3}
+    for mode in ("full", "meta"):
+        tune(network, objective, mode, recipe, inner=inner, changes=changes)
+    full, refit, meta = fitted
+    assert full.changes == meta.changes == changes
+    assert (full.recipe, meta.recipe) == (recipe, recipe)
+    assert refit.recipe == replace(recipe, epochs=5, warmup_epochs=0)
+    assert meta.views["objective"] == Views(3 * objective.num_views, trainings.VIEWS)
+
+
+def test_what_is_recorded_is_measured_on_the_images_that_it_says(fitted):
+    network, objective = trainings.build(trainings.SIMCLR)
+    images, held_out = trainings.image_set(), trainings.image_set(9, 1)
+    tune(network, objective, "joint")
+    pretrain(
+        trainings.trainer(),
+        network,
+        objective,
+        images,
+        (images.take(range(4)), held_out),
+        GENTLE,
+        RECIPE,
+    )
+    finetuning, pretraining = fitted
+    few, all_of_them, validation = (
+        encode(network, each) for each in (images.take(range(4)), images, held_out)
+    )
+    assert finetuning.measure(1) == classification(validation) != classification(all_of_them)
+    right, exchanged = knn_accuracy(few, validation), knn_accuracy(validation, few)
+    assert pretraining.measure(2) == {"knn_accuracy": right}
+    assert right != exchanged
 
 
 def test_last_values_take_the_latest_of_each():
