@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tttlab.evaluation.controls import UNKNOWN, Candidate, add, over_control, strongest
+from tttlab.evaluation.controls import UNKNOWN, Candidate, add, candidate, over_control, strongest
 from tttlab.evaluation.metrics import summarise
 
 
@@ -14,6 +14,14 @@ def of(trains=False, protocol="episodic", milliseconds=10.0, lead=None) -> Candi
 
 TRAINED = of(trains=True, milliseconds=30.0, lead=0.05)
 NONE = of(milliseconds=1.0)
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_a_candidate_is_read_with_its_median_time_and_the_lead_that_tuning_found(tuned):
+    entry = {"training_gain": 0.1, "milliseconds_p50": 2.0, "milliseconds_mean": 9.0}
+    record = {"tuning": {"tuned": tuned, "lead": 0.3}, "settings": {"protocol": "online"}}
+    expected = of(True, "online", 2.0, 0.3 if tuned else None)
+    assert candidate(entry, record) == expected
 
 
 @pytest.mark.parametrize(

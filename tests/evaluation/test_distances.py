@@ -22,8 +22,9 @@ from tttlab.data.image_sets import ImageSet
 from tttlab.errors import UserError
 from tttlab.evaluation import distances, shift_estimates
 from tttlab.evaluation.distances import Gaussian
-from tttlab.evaluation.shift_estimates import ESTIMATES, Reference, Sample
+from tttlab.evaluation.shift_estimates import DIRECTIONS, ESTIMATES, Reference, Sample
 from tttlab.networks import checkpoints
+from tttlab.seeding import numpy_generator
 from tttlab.workflow import places
 
 
@@ -275,6 +276,43 @@ class TestMeasure:
         without_test = ["kl_features", "fid", "wasserstein_gaussian", *ESTIMATES]
         assert table["p"].isna().groupby("metric").all().loc[without_test].all()
         assert (near["p"].dropna() > 0.01).all()
+
+    def test_all_distances_written_out(self):
+        """In units of the reference, from it to the target."""
+        spread = np.array([1.0, 10.0, 0.3, 1.0, 3.0, 1.0])
+        first, target = (
+            Sample(sample.features * spread, sample.logits)
+            for sample in (model_outputs(40, 1)[0], model_outputs(40, 2, shift=1.5)[0])
+        )
+        measured = shift_estimates.compare(first, target, seed=4)
+        scale = distances.feature_scale(first.features)
+        scaled = first.features / scale, target.features / scale
+        source, shifted = distances.fit_gaussians(*scaled)
+        generator = numpy_generator(4, "distance", "directions")
+        directions = distances.draw_directions(6, DIRECTIONS, generator)
+        sliced = [
+            stats.wasserstein_distance(*(features @ direction for features in scaled))
+            for direction in directions
+        ]
+        before, after = (softmax(sample.logits, axis=1) for sample in (first, target))
+        expected = {
+            "kl_features": distances.kl_gaussians(shifted, source),
+            "wasserstein_gaussian": distances.wasserstein_gaussians(source, shifted),
+            "wasserstein_sliced": np.mean(sliced),
+            "kl_labels": stats.entropy(after.sum(0) + 0.5, before.sum(0) + 0.5),
+            "confidence_drop": before.max(1).mean() - after.max(1).mean(),
+        }
+        found = {name: measured[name][0] for name in expected}
+        assert found == pytest.approx(expected, rel=1e-5)
+
+    def test_the_high_floor_is_exceeded_by_one_split_in_twenty(self):
+        table = shift_estimates.measure_shifts(
+            reference(), {"near": model_outputs(40, 1)[0]}, seed=0, permutations=9, splits=7
+        )
+        floors = shift_estimates.measure_floors(reference(), 0, 7)
+        for row in table.itertuples():
+            assert row.floor == pytest.approx(floors[row.metric].mean())
+            assert row.floor_high == pytest.approx(np.quantile(floors[row.metric], 0.95))
 
     def test_there_are_as_many_splits_as_permutations_and_no_more_than_99(self, monkeypatch):
         real, asked = shift_estimates.measure_floors, []

@@ -48,10 +48,10 @@ class TestMcNemar:
 
     def test_seventy_six_shifts_of_twenty_runs_take_no_time(self):
         helped, hurt = np.random.default_rng(2).integers(40, size=(2, 20, 76, 3))
-        start = time.perf_counter()
+        start = time.process_time()  # not the time of other processes
         for run in range(20):
             holm(mcnemar(helped[run], hurt[run]))
-        assert time.perf_counter() - start < 1  # 0.02 s on an idle machine
+        assert time.process_time() - start < 1  # 0.02 s on an idle machine
 
 
 class TestHolm:

@@ -47,6 +47,12 @@ class TestShuffling:
             for position, origin in enumerate(order):
                 assert torch.equal(patch(shuffled, position), patch(image, origin))
 
+    def test_the_grid_is_the_one_that_is_asked_for(self):
+        images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        _, shuffled = DeYO(grid=2).views(None, images, streams(5))
+        expected = shuffle_patches(images, permutations(2, streams(5)), 2)
+        assert torch.equal(shuffled[:, 0], expected)
+
     def test_views_permute_the_pixels_of_every_image_by_its_own_stream(self):
         images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         same, shuffled = DeYO().views(None, images, streams(5))

@@ -156,6 +156,17 @@ def test_the_loss_is_the_divergence_from_what_is_said_of_the_undressed_images():
     assert loss > 1e-4
 
 
+def test_dressed_images_stay_within_the_range_of_source_images():
+    method = Dressed(num_images=6, bank=10, tolerance=0.0)
+    network, statistics, _ = measured("resnet", method)
+    bright = networks.images(1, seed=3).double() + 0.6
+    views = method.views(network, bright, [torch_generator(0, "views")])
+    images, _ = method.dress({name: part[0] for name, part in views.items()}, statistics)
+    lowest, highest = statistics["dressing.range"]
+    assert images.min() >= lowest
+    assert images.max() == highest  # so it would lie beyond
+
+
 @pytest.mark.parametrize(("start", "expected"), [(0.0, [0, 1, 2]), (0.95, [9, 0, 1])])
 def test_the_images_follow_each_other_in_the_bank(start, expected):
     method = Dressed(num_images=3, bank=10, tolerance=1e9)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from tests.helpers import networks
 from tttlab.adaptation.adapter import InnerLoop, adapt
@@ -13,12 +14,16 @@ from tttlab.adaptation.registry import load_method
 from tttlab.config.inner_loop import Augmentation
 from tttlab.config.method_settings import declared, method_names
 from tttlab.config.objective_settings import objective_names
+from tttlab.data.augmix import draw_views
 from tttlab.errors import UserError
 from tttlab.methods.actmad import ActMAD, l1_discrepancy, natural_discrepancy
 from tttlab.methods.memo import MEMO
+from tttlab.methods.simclr import SimCLRTraining
 from tttlab.methods.views import ViewAverage
 from tttlab.networks.network import Outputs
 from tttlab.networks.taps import Moments, image_moments, record
+from tttlab.objectives.rotation import TURNS, rotate
+from tttlab.objectives.simclr import bank_contrast
 from tttlab.seeding import torch_generator
 
 
@@ -175,6 +180,55 @@ def test_every_method_file_loads_by_its_name():
 def test_refused_values_are_user_errors():
     with pytest.raises(UserError, match=r"method actmad: .*stepz"):
         load_method("actmad", {"stepz": 1})
+
+
+STILL = Augmentation(min_scale=1.0, flip=False, jitter=0.0)
+DRAW_VIEWS = [name for name in method_names() if hasattr(load_method(name), "augmentation")]
+
+
+@pytest.mark.parametrize("name", DRAW_VIEWS)
+def test_views_are_as_strong_as_the_runs_augmentation(name):
+    """Those of strength zero are the image."""
+    network, _ = networks.source_statistics("resnet")
+    settings = {"num_views": 2} if hasattr(load_method(name), "num_views") else {}
+    images = networks.images(2, seed=31).double()
+
+    def views(augmentation):
+        method = load_method(name, settings, augmentation=augmentation)
+        found = method.views(network, images, [torch_generator(0, key) for key in "ab"])
+        if name == "dressed":  # it also draws noise
+            return [found["looks"]]
+        if name == "rotation":
+            return [rotate(found["images"], -found["labels"] % TURNS)]
+        return [part for part in tree_leaves(found) if part.ndim == 5]
+
+    for part in views(STILL):
+        torch.testing.assert_close(part, images[:, None].expand_as(part), atol=1e-5, rtol=0)
+    random = Augmentation(min_scale=0.5, flip=True, jitter=0.5)
+    assert any((part - images[:, None]).abs().amax() > 0.05 for part in views(random))
+
+
+def test_memos_kinds_of_views_are_crops_and_augmix():
+    images = networks.images(2, seed=31)
+
+    def views(kind):
+        method = MEMO(num_views=4, kind=kind, augmentation=STILL)
+        return method.views(None, images, [torch_generator(0, key) for key in "ab"])
+
+    streams = [torch_generator(0, key) for key in "ab"]
+    torch.testing.assert_close(views("crops"), images[:, None].expand(-1, 4, -1, -1, -1))
+    assert torch.equal(views("augmix"), draw_views("augmix", images, streams, 4, STILL))
+    assert (views("augmix") - images[:, None]).abs().amax() > 0.05
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_simclr_contrasts_at_its_temperature(temperature):
+    network, statistics = networks.source_statistics("resnet")
+    method = SimCLRTraining(num_views=3, temperature=temperature)
+    views = networks.images(3, seed=31).double()
+    loss, _ = method.loss(network, views, statistics, ())
+    expected = bank_contrast(network(views).projections, statistics["bank"], temperature)
+    torch.testing.assert_close(loss, expected)
 
 
 def test_memo_is_the_entropy_of_the_mean_prediction():

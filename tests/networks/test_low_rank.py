@@ -111,6 +111,14 @@ def test_the_seed_draws_one_factor_and_the_other_is_zero():
             assert one.std() == pytest.approx((3 * one.shape[1]) ** -0.5, rel=0.4)
 
 
+def test_the_seed_of_a_task_is_that_of_its_low_rank_factors():
+    network = as_network(transformer())
+    found = Task(network, METHOD, LOOP, seed=3).ready(torch.device("cpu")).network
+    expected = with_low_rank(network, LOOP.rank, 3)
+    for name in low_rank_parameters(expected):
+        assert torch.equal(found.get_parameter(name), expected.get_parameter(name))
+
+
 class Branches(nn.Module):
     """One layer under two names, a layer of another kind, and attention that reads weights."""
 

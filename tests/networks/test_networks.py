@@ -8,6 +8,7 @@ from tests.helpers import networks
 from tttlab.errors import UserError
 from tttlab.networks.building import build_encoder
 from tttlab.networks.network import Bound, Network, evaluating, parameter_paths
+from tttlab.networks.source_statistics import projection_bank
 
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 12]}
 
@@ -30,6 +31,15 @@ def test_small_vision_transformers_take_four_pixel_patches():
     for options, num_patches in (({"depth": 1}, 64), ({"depth": 1, "patch_size": 8}, 16)):
         encoder = build_encoder("vit_tiny_patch16_224", 32, options=options)
         assert encoder.patch_embed.num_patches == num_patches
+
+
+def test_the_bank_holds_the_projections_of_the_first_images():
+    network, _ = networks.source_statistics("resnet")
+    images = networks.images(20, seed=7).double()
+    for batches in ([images], [images[:4], images[4:8], images[8:]]):
+        bank = projection_bank(network, batches, 6)["bank"]
+        with torch.no_grad():
+            torch.testing.assert_close(bank, network(images[:6]).projections)
 
 
 def test_the_networks_own_mean_and_deviation_are_applied_inside():
