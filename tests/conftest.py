@@ -12,8 +12,9 @@ from tttlab.runtime.garbage import collect_only_young
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# The networks are so small that a second thread makes the tests twice as slow.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The networks are so small that a second thread makes the tests twice as slow, and so narrow that
+# with two oneDNN can crash (docs/design.md, fact 18).
+os.environ["OMP_NUM_THREADS"] = "1"
 # While libraries are imported and tests collected there is no garbage worth looking for.
 _THRESHOLDS = gc.get_threshold()
 collect_only_young()

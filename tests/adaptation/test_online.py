@@ -245,13 +245,40 @@ def test_weights_that_overflow_go_back_to_the_source_and_the_stream_goes_on():
     torch.testing.assert_close(result.logits[5:], alone.logits)
 
 
-def test_views_are_averaged_on_a_stream_too():
+@pytest.mark.parametrize("seed", [0, 3])
+def test_views_are_averaged_on_a_stream_too(seed):
+    """By the seed's own views, which the adapter draws for each image."""
     network, _ = networks.source_statistics("resnet")
-    loop = InnerLoop(average=3)
-    logits = adapt_stream(network, stream(), NoAdaptation(), loop, batch_size=BATCH).logits
-    torch.testing.assert_close(logits, adapt(network, stream(), NoAdaptation(), loop).logits)
-    logits = adapt_stream(network, stream(), ViewAverage(3), batch_size=BATCH).logits
-    torch.testing.assert_close(logits, adapt(network, stream(), ViewAverage(3)).logits)
+    averages = [(NoAdaptation(), InnerLoop(average=3)), (ViewAverage(3), InnerLoop())]
+    for method, loop in averages:
+        logits = adapt_stream(network, stream(), method, loop, batch_size=BATCH, seed=seed).logits
+        alone = adapt(network, stream(), method, loop, seed=seed).logits
+        torch.testing.assert_close(logits, alone)
+        other = adapt(network, stream(), method, loop, seed=1).logits
+        assert (logits - other).abs().max() > 1e-6
+
+
+@dataclass(frozen=True)
+class Stirred(TENT):
+    """After every step the weights are moved at random."""
+
+    def after_step(self, parameters, source, state, generator):
+        return {
+            name: value + 0.01 * torch.rand(value.shape, generator=generator).to(value)
+            for name, value in parameters.items()
+        }, state
+
+
+@pytest.mark.parametrize("method", [MEMO(num_views=3), Stirred()], ids=repr)
+def test_what_is_drawn_along_a_stream_depends_on_the_seed(method):
+    network, _ = networks.source_statistics("resnet")
+    loop = InnerLoop(steps=2, lr=1e-2, trainable="norm")
+    first, again, other = (
+        adapt_stream(network, stream(), method, loop, batch_size=BATCH, seed=seed).logits
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, again)
+    assert (first - other).abs().max() > 1e-6
 
 
 def test_no_images_are_refused():

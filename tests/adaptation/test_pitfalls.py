@@ -336,7 +336,7 @@ PITFALLS: dict[int, tuple[str, tuple[str, ...]]] = {
         "The controls are missing, or are not what they are called",
         (
             "test_pitfalls.py::test_every_file_compares_with_not_training",
-            "test_contract.py::test_no_steps_is_the_source_prediction_to_the_bit",
+            "test_contract.py::test_no_steps_is_the_source_prediction",
             "test_methods.py::test_view_average_is_the_mean_of_probabilities",
             "test_methods.py::test_the_list_of_methods_tells_what_each_file_says",
             "test_normalisation.py::test_image_is_batch_norm_in_training_mode_on_one_image",

@@ -10,7 +10,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from tests.arc.tiny import CANVAS, SIDE, auxiliaries, network, random_task
-from tests.helpers.contract import trained_on_one
+from tests.helpers.contract import SEED, trained_on_one
 from tttlab.adaptation.adapter import adapt
 from tttlab.arc.demonstrations import Demonstrations, as_array
 from tttlab.arc.readout import GridReadout
@@ -43,13 +43,13 @@ def solve(tasks=None, names=NAMES, loop=LOOPS[0], method=METHOD, **options: Any)
 
 
 def looks_of_one(task: torch.Tensor, name: str) -> Any:
-    looks = READOUT.looks(task[None], InnerLoop(), [torch_generator(0, "average", name)])
+    looks = READOUT.looks(task[None], InnerLoop(), [torch_generator(SEED, "average", name)])
     return tree_map(lambda part: part[0], looks)
 
 
 @pytest.mark.parametrize("loop", LOOPS, ids=repr)
 def test_vectorised_equals_one_task_at_a_time(loop):
-    together = solve(loop=loop)
+    together = solve(loop=loop, seed=SEED)
     for number, (task, name) in enumerate(zip(arrays(), NAMES, strict=True)):
         net, drawn = trained_on_one(network(len(AUXILIARIES)), task, METHOD, loop, {}, name)
         with torch.no_grad():

@@ -55,9 +55,8 @@ def every_block_is_a_job(monkeypatch):
 
 
 LOOP = InnerLoop(steps=2, lr=1e-2, clip=1.0)
-# On streams the convolutions are not trained. For channels-last tensors oneDNN 3.12 writes out of
-# bounds when it differentiates the weights of strided 1×1 convolutions of fewer than 16 channels,
-# and this network has such (uxlfoundation/oneDNN issue 6035).
+# On streams the convolutions are not trained: this network has strided 1×1 convolutions of fewer
+# than 16 channels, whose weights oneDNN may differentiate out of bounds (docs/design.md, fact 18).
 STREAM_LOOP = replace(LOOP, trainable="norm")
 
 
@@ -304,10 +303,10 @@ def test_a_streams_blocks_are_whole_shifts_whatever_their_length():
 
 
 def test_labels_change_no_prediction(images, tmp_path):
-    table, _ = run(images, tmp_path / "a")
+    table, _ = run(images, tmp_path / "a", images_per_step=6)
     random = np.random.default_rng(0).integers(networks.CLASSES, size=6)
     relabelled = ImageSet(images.pixels, random, images.image_ids, images.classes, source="made")
-    relabelled_table, _ = run(relabelled, tmp_path / "b")
+    relabelled_table, _ = run(relabelled, tmp_path / "b", images_per_step=6)
     differing = ["label", "milliseconds", "gate_milliseconds"]
     pd.testing.assert_frame_equal(
         table.drop(columns=differing), relabelled_table.drop(columns=differing)
@@ -340,9 +339,9 @@ def test_a_killed_sweep_goes_on_where_it_was_with_the_same_numbers(images, tmp_p
 
 
 def test_workers_change_nothing(images, tmp_path):
-    method = SimCLRTraining(num_views=2)
-    alone, losses = run(images, tmp_path / "alone", method)
-    together, losses_together = run(images, tmp_path / "together", method, workers=2)
+    options = {"method": SimCLRTraining(num_views=2), "images_per_step": 6}
+    alone, losses = run(images, tmp_path / "alone", **options)
+    together, losses_together = run(images, tmp_path / "together", workers=2, **options)
     same = [name for name in alone.columns if name != "milliseconds"]
     pd.testing.assert_frame_equal(alone[same], together[same], rtol=1e-5)
     np.testing.assert_allclose(losses, losses_together, rtol=1e-5)
@@ -352,7 +351,8 @@ def test_workers_change_nothing(images, tmp_path):
 def test_a_worker_that_the_system_kills_is_told_by_its_shift_and_loses_only_that(
     images, tmp_path, monkeypatch
 ):
-    alone, losses = run(images, tmp_path / "alone", workers=2)
+    options = {"workers": 2, "images_per_step": 6}
+    alone, losses = run(images, tmp_path / "alone", **options)
     compute = adapt_to_blocks
 
     def killed(experiment, shown, *arguments):
@@ -367,10 +367,10 @@ def test_a_worker_that_the_system_kills_is_told_by_its_shift_and_loses_only_that
         r"SIGKILL, at work on model, contrast-5, images 0 to 5: memory probably ran out; lower"
     )
     with pytest.raises(UserError, match=message):
-        run(images, tmp_path / "killed", workers=2)
+        run(images, tmp_path / "killed", **options)
     monkeypatch.setattr(jobs, "adapt_to_blocks", compute)
     done, folder = [], tmp_path / "killed"
-    resumed, resumed_losses = run(images, folder, workers=2, on_images=done.append)
+    resumed, resumed_losses = run(images, folder, on_images=done.append, **options)
     assert done == [24, 6]
     same = [name for name in alone.columns if name != "milliseconds"]
     pd.testing.assert_frame_equal(alone[same], resumed[same], rtol=1e-5)

@@ -58,6 +58,7 @@ VARIANTS = {
 # norm.
 RATES = {"Dressed": 1e-3}
 COUNT = 5  # images
+SEED = 3  # of the slow reference: a seed that is dropped on the way is not 0
 
 
 def rate(method: Method) -> float:
@@ -209,7 +210,7 @@ def trained_on_one(
     net, state, drawn = Unbound(network, parameters), method.init_state(), []
     with normalised(network, loop, statistics):
         for number in range(max(loop.steps, 1) if parameters else 1):
-            generator = torch_generator(0, "views", image_id, number)
+            generator = torch_generator(SEED, "views", image_id, number)
             views = method.views(network, image[None], [generator])
             views = tree_map(lambda part: part[0], views)
             drawn.append(views)
@@ -242,7 +243,9 @@ def assert_vectorised_equals_one_image_at_a_time(
     """Compare `adapt` to the slow reference."""
     network, statistics = source(kind, method)
     images, image_ids = shifted(count), [f"image-{i}" for i in range(count)]
-    together = adapt(network, images, method, loop, statistics=statistics, image_ids=image_ids)
+    together = adapt(
+        network, images, method, loop, statistics=statistics, image_ids=image_ids, seed=SEED
+    )
     alone = [
         one_at_a_time(network, image, method, loop, statistics, image_id)
         for image, image_id in zip(images, image_ids, strict=True)
@@ -290,7 +293,7 @@ def along(
         batch, drawn = images[part], []
         for number in range(loop.steps):
             image_ids = map(str, range(len(images))[part])
-            generators = [torch_generator(0, "views", name, number) for name in image_ids]
+            generators = [torch_generator(SEED, "views", name, number) for name in image_ids]
             with normalised(network, loop, statistics, batch_size=len(batch)):
                 drawn.append(method.views(network, batch, generators))
         for views in drawn if parameters else ():
@@ -300,7 +303,7 @@ def along(
             ):
                 state = step(loss_of, parameters, optimizer, loop)
             with torch.no_grad():
-                generator = torch_generator(0, "after_step", steps_taken)
+                generator = torch_generator(SEED, "after_step", steps_taken)
                 values = {name: value.detach() for name, value in parameters.items()}
                 changed, state = method.after_step(values, source, state, generator)
                 steps_taken += 1

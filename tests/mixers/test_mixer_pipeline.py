@@ -45,7 +45,8 @@ def compare(network, method: str, loop: InnerLoop) -> None:
     statistics = layer_statistics(network, [networks.images(32, seed=7).double()])
     images, method = contract.shifted(), contract.load(method)
     image_ids = [str(number) for number in range(len(images))]
-    together = adapt(network, images, method, loop, statistics=statistics, image_ids=image_ids)
+    options = {"statistics": statistics, "image_ids": image_ids, "seed": contract.SEED}
+    together = adapt(network, images, method, loop, **options)
     alone = [
         contract.one_at_a_time(network, image, method, loop, statistics, image_id)
         for image, image_id in zip(images, image_ids, strict=True)
