@@ -258,6 +258,27 @@ def test_where_nothing_helped_the_sentence_says_so():
     )
 
 
+def test_of_too_few_images_the_sentence_says_neither_helped_nor_undecided():
+    """One image gives a gain but no interval."""
+    nan = float("nan")
+    trained = entry(2, nan, nan, training=(0.5, nan, nan)) | {"control": "average"}
+    trained |= {"over_control": 0.01, "over_control_low": None, "over_control_high": None}
+    entries = {"shrink": entry(3, nan, nan), "average": entry(1, nan, nan), "memo": trained}
+    entries = {
+        run: {name: None if value != value else value for name, value in found.items()}
+        for run, found in entries.items()
+    }
+    text = sentence(results(entries, {"shrink": 2.0, "average": 1.0, "memo": -1.0}), "m")
+    assert text == (
+        "Undecided: re-normalising (run shrink), which tuning on source images recommends, took "
+        "the shifted images from 61.3 % to 64.3 %, +3.0 points, too few images to tell, 0.0 points "
+        "on clean images, 85.2 ms per image; averaging over views alone (run average) +1.0 (too "
+        "few images to tell), the steps of training (run memo) +0.5 (too few images to tell), memo "
+        "above average, which tuning scored highest of the runs that train nothing and take no "
+        "more time, +1.0 (too few images to tell)."
+    )
+
+
 def test_what_only_the_test_images_show_is_not_recommended_but_told():
     entries = {"shrink": entry(9, 7, 11), "average": entry(-3, -4, -2)}
     text = sentence(results(entries, {"shrink": -0.1, "average": 1.0}), "m")

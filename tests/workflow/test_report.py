@@ -377,6 +377,11 @@ class TestSentence:
         )
         assert "Points by training alone: a +1.0, b −0.2 (undecided)." in text
 
+    def test_training_with_too_few_images_is_not_called_undecided(self):
+        unknown = {"training_gain": 0.01, "training_gain_low": None, "training_gain_high": None}
+        text = sentence({"a": unknown}, a=(None, 0.02, None, 0))
+        assert "Points by training alone: a +1.0 (too few images to tell)." in text
+
     def test_a_setting_that_had_no_influence_is_told(self):
         def tuned(*without_influence: str) -> dict:
             return {"tuning": {"tuned": True, "without_influence": list(without_influence)}}

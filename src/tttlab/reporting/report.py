@@ -14,6 +14,7 @@ from tttlab.reporting.words import enumerate_words, in_lines, percent, points, s
 
 _CLEAN_LOSS = 0.01  # sentences report a larger loss of clean accuracy
 _NAME = 32  # characters of a name in a line of the terminal
+_UNCLEAR = {"undecided": " (undecided)", "unknown": " (too few images to tell)"}
 _MARKDOWN_LIMIT = 7_500  # characters; MLflow cuts a description at 8,000
 
 
@@ -192,8 +193,7 @@ def _about_training(entries: Mapping[str, Mapping[str, Any]]) -> str:
     for run, entry in entries.items():
         if is_known(entry.get("training_gain")):
             word = verdict(entry["training_gain_low"], entry["training_gain_high"])
-            unclear = " (undecided)" if word in ("undecided", "unknown") else ""
-            parts.append(f"{run} {points(entry['training_gain'])}{unclear}")
+            parts.append(f"{run} {points(entry['training_gain'])}{_UNCLEAR.get(word, '')}")
     return f"Points by training alone: {', '.join(parts)}." if parts else ""
 
 

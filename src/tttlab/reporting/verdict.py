@@ -83,7 +83,8 @@ def _recommended(results: Results, model: str, run: str) -> str:
     """Say how the recommended run did on the test images."""
     entry = results.summary[model, run]
     ends = entry["gain_low"], entry["gain_high"]
-    gain = f"{points(entry['gain'])} points (95 % interval {' to '.join(map(points, ends))})"
+    gain = f"{points(entry['gain'])} points"
+    gain += f" (95 % interval {' to '.join(map(points, ends))})" if is_known(ends[0]) else ""
     accuracies = (percent(entry[f"accuracy_{side}"]) for side in ("source", "adapted"))
     rise = "from {} % to {} %".format(*accuracies)
     price = _price(entry)
@@ -147,8 +148,9 @@ def _compared(results: Results, model: str) -> str:
         parts.append(_gain("the steps of training", run, entry, "training_gain"))
     if run and (clause := _above_control(run, results.summary[model, run])):
         parts.append(clause)
-    helpers = [run for run in runs if _judged(results, model, run) == "helped"]
-    if parts and not helpers:
+    judged = {run: _judged(results, model, run) for run in runs}
+    helpers = [run for run in runs if judged[run] == "helped"]
+    if parts and not helpers and set(judged.values()) != {"unknown"}:
         parts[0] = f"nothing helped: {parts[0]}"
     clauses = [", ".join(parts)] if parts else []
     if helpers and chosen not in helpers:
@@ -189,8 +191,15 @@ def _best(runs: Sequence[str], results: Results, model: str) -> str | None:
 
 def _gain(what: str, run: str, entry: Mapping[str, Any], name: str) -> str:
     ends = entry[f"{name}_low"], entry[f"{name}_high"]
-    unclear = " (undecided)" if judge(*ends) in ("undecided", "unknown") else ""
-    return f"{what} (run {run}) {points(entry[name])} {interval(*ends)}{unclear}"
+    return f"{what} (run {run}) {_value(entry[name], *ends)}"
+
+
+def _value(gain: float | None, low: float | None, high: float | None) -> str:
+    """Write a gain with its interval, and in words where that does not tell it from zero."""
+    if (kind := judge(low, high)) == "unknown":
+        return f"{points(gain)} (too few images to tell)"
+    unclear = " (undecided)" if kind == "undecided" else ""
+    return f"{points(gain)} {interval(low, high)}{unclear}"
 
 
 def _above_control(run: str, entry: Mapping[str, Any]) -> str:
@@ -203,8 +212,7 @@ def _above_control(run: str, entry: Mapping[str, Any]) -> str:
         "take no more time,"
     )
     ends = entry["over_control_low"], entry["over_control_high"]
-    unclear = " (undecided)" if judge(*ends) in ("undecided", "unknown") else ""
-    return f"{what} {points(entry['over_control'])} {interval(*ends)}{unclear}"
+    return f"{what} {_value(entry['over_control'], *ends)}"
 
 
 def _without_labels(results: Results, model: str, run: str | None) -> str:
