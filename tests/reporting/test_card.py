@@ -78,6 +78,11 @@ def test_where_nothing_is_recommended_none_is_not_advised_against(results):
     text = card(results, best="none")
     assert "**[none]" not in text
     assert "| **none** (default) |" in text
+    assert text.startswith(
+        "An image classifier that answers as it is. Asked for a run by its name, it adapts to "
+        "every image, without its label, and answers with and without.\n\n"
+    )
+    assert card(results).startswith("An image classifier that adapts to every image it is asked")
     warnings = text.partition("**When not to use it**\n\n")[2].partition("\n\n")[0].splitlines()
     assert warnings == [
         "- On images of other classes: it always answers one of its own, adapted or not.",
@@ -87,3 +92,9 @@ def test_where_nothing_is_recommended_none_is_not_advised_against(results):
     ]
     latest = f"{results.summary['vit', 'ssl']['milliseconds_p95']:.3g}"
     assert f"- Where an answer must come in less than {latest} ms on a machine" in card(results)
+
+
+def test_a_model_with_only_the_control_promises_no_adapting(tmp_path):
+    evaluated.write_project(tmp_path, models=("vit",), runs=("none",), images=12)
+    text = card(Results.read(tmp_path, [("vit", "none")]), best="none")
+    assert text.startswith("An image classifier; no run of it adapts to single images.\n\n")
