@@ -275,3 +275,20 @@ def test_many_names_are_cut(tmp_path):
     sentence = tested.without_labels(results)
     assert sentence.startswith("There are no labels for photos/05, photos/06, ")
     assert "photos/16 and 3 more: 45 of the 60 shifted images" in sentence
+
+
+def test_clean_images_without_labels_are_not_spoken_of(tmp_path):
+    """The test images have no labels, as they are and corrupted; a set that comes shifted has."""
+    corruptions, known = evaluated.CORRUPTIONS, ("photos/a", "photos/c")
+    results = partly_labeled(tmp_path, known, known, corruptions)
+    sets = {name: SOME[name] for name in known}
+    page = render(tmp_path, results=results, corruptions=corruptions, sets=sets)
+    words = words_of(page)
+    assert "n = 20–25 images per shift. vit:" in words  # the caption ends before the sentences
+    assert "Clean: the change" not in words
+    assert "the price where nothing had to be adapted" not in words
+    plain, markdown = report.plain_table(results), report.markdown(results, {})
+    assert "clean" not in plain
+    assert "clean" not in markdown
+    columns = {line.count("|") for line in markdown.splitlines() if line.startswith("|")}
+    assert columns == {9}

@@ -98,10 +98,8 @@ def _overview(results: Results) -> Named:
         source = percent(results.summary[model, results.runs_of(model)[0]]["accuracy_source"])
         title = f"{model}, {source} % without adaptation"
         figures[f"overview_{model}"] = overview(table, styles, title, limits)
-    caption = (
-        f"Accuracy with minus without adaptation, {tested.over_all}, {tested.sample}. "
-        f"Clean: the change {tested.clean_images}."
-    )
+    caption = f"Accuracy with minus without adaptation, {tested.over_all}, {tested.sample}."
+    caption += f" Clean: the change {tested.clean_images}." if results.clean else ""
     yield from under_one_caption("overview", figures, caption)
 
 

@@ -33,24 +33,26 @@ def plain_table(results: Results) -> str:
         key = row["model"], row["run"]
         name = ["\n".join(in_lines(part, _NAME)) for part in key]
         cost = f"{row['milliseconds_p50']} / {row['milliseconds_p95']}", row["fell_back"]
+        clean = [f"clean {row['clean']}"] if results.clean else []
         if not results.labeled:
-            clean = [f"clean {row['clean']}"] if results.clean else []
             lines.append((*name, row["changed"], *clean, *cost))
             continue
         accuracy = f"{row['source']} → {row['adapted']}", row["gain"], row["interval"]
         training = [row["training"] if results.trains(*key) else ""] if trained else []
-        lines.append((*name, *accuracy, *training, f"clean {row['clean']}", *cost))
+        lines.append((*name, *accuracy, *training, *clean, *cost))
         if gated := row["gated"]:
             accuracy = f"→ {gated['adapted']}", gated["gain"], gated["interval"]
             training = [""] if trained else []
-            clean, cost = f"clean {gated['clean']}", f"mean {gated['milliseconds']}"
-            lines.append(("", "with gate", *accuracy, *training, clean, cost, ""))
+            clean = [f"clean {gated['clean']}"] if results.clean else []
+            cost = f"mean {gated['milliseconds']}", ""
+            lines.append(("", "with gate", *accuracy, *training, *clean, *cost))
     columns = [("model", "left"), ("run", "left")]
     if results.labeled:
         columns += [("accuracy, %", "right"), ("gain", "right"), ("95 % interval", "left")]
-        columns += [("by training", "right"), ("", "left")] if trained else [("", "left")]
+        columns += [("by training", "right")] if trained else []
     else:
-        columns += [("predictions changed, %", "right"), *([("", "left")] if results.clean else [])]
+        columns += [("predictions changed, %", "right")]
+    columns += [("", "left")] if results.clean else []
     columns += [("ms p50 / p95", "right"), ("fell back", "right")]
     heads, sides = zip(*columns, strict=True)
     text = tabulate(lines, heads, tablefmt="simple", disable_numparse=True, colalign=sides)
@@ -67,12 +69,12 @@ def markdown(results: Results, links: Mapping[tuple[str, str], str | None]) -> s
     sentences = [f"**{model}**: {sentence(results, model)}" for model in results.models]
     sentences += filter(None, [without_labels(results)])
     if results.labeled:
-        heads = "without, % | with, % | gain, points | 95 % interval | by training | clean"
-        keys = ["source", "adapted", "gain", "interval", "training", "clean"]
+        heads = "without, % | with, % | gain, points | 95 % interval | by training"
+        keys = ["source", "adapted", "gain", "interval", "training"]
     else:
-        heads = "predictions changed, %" + (" | clean" if results.clean else "")
-        keys = ["changed", "clean"] if results.clean else ["changed"]
-    keys.append("milliseconds_p50")
+        heads, keys = "predictions changed, %", ["changed"]
+    heads += " | clean" if results.clean else ""
+    keys += ["clean", "milliseconds_p50"] if results.clean else ["milliseconds_p50"]
     text = "\n\n".join([*sentences, f"| model | run | {heads} | ms per image |"])
     text += f"\n|---|---|{'--:|' * len(keys)}"
     for row in rows(results):
@@ -214,7 +216,11 @@ def _about_clean(entries: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _about_gates(entries: Mapping[str, Mapping[str, Any]]) -> str:
     gated = {run: gated_outcome(entry) for run, entry in entries.items() if entry.get("gated")}
-    parts = [f"{run} {gate['gain']} (clean {gate['clean']})" for run, gate in gated.items()]
+    parts = [
+        f"{run} {gate['gain']}"
+        + (f" (clean {gate['clean']})" if is_known(entries[run]["clean_source"]) else "")
+        for run, gate in gated.items()
+    ]
     return f"With the gate: {', '.join(parts)}." if parts else ""
 
 
