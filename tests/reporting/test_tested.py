@@ -206,6 +206,8 @@ def test_a_gain_is_over_the_shifts_with_labels_and_counts_only_their_images(one_
     words = words_of(page)
     assert "without adaptation, over the shifts with labels (photos/a), n = 20 images. " in words
     assert "in percentage points, over the shifts with labels (photos/a)." in words
+    caption = "Accuracy is over the shifts with labels (photos/a); loss and time are over all."
+    assert caption in words  # of the curves along the steps
     assert "over all shifts" not in words
     assert "20–30" not in words
 

@@ -192,6 +192,7 @@ def _severity(results: Results) -> Named:
 
 def _steps(results: Results) -> Named:
     styles, curves, figures = plots.run_styles(results.runs), results.rows("steps"), {}
+    tested = Tested.of(results)
     for model in results.models if len(curves) else ():
         rows = curves[curves["model"] == model]
         taken = rows.groupby("run")["step"].transform("max") > 0
@@ -206,6 +207,8 @@ def _steps(results: Results) -> Named:
         "a candidate that collapses leaves the panel. Losses of different runs have different "
         f"units.{' Network of the first training seed.' if results.seeds > 1 else ''}"
     )
+    if tested.unlabeled:
+        caption += f" Accuracy is {tested.over_all}; loss and time are over all."
     yield from under_one_caption("steps", figures, caption)
     if len(curves):
         return
@@ -216,7 +219,7 @@ def _steps(results: Results) -> Named:
             if len(means) > 1:
                 losses[run, model] = means
     if losses:
-        title = f"Mean loss, {Tested.of(results).sample_of_all}"
+        title = f"Mean loss, {tested.sample_of_all}"
         caption = (
             "Before each step and after the last. Losses of different methods have different units."
         )
