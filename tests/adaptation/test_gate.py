@@ -199,7 +199,7 @@ def test_a_signal_is_judged_under_each_corruption_by_a_threshold_of_the_others()
 
 @pytest.mark.parametrize(("missed", "signal"), [(1, "distance"), (2, "loss")])
 def test_a_preferred_signal_may_be_one_standard_error_worse_and_no_more(missed, signal):
-    """If c of 100 images are missed under all corruptions, their ratio is √(99 c / (100 − c))."""
+    """If c of 100 images are missed under every type, their ratio is √(99 c / (100 − c))."""
     image, corruption = np.tile(np.arange(100), 5), np.repeat(np.arange(-1, 4), 100)
     clean, helped = corruption < 0, image < 50
     source, adapted = np.where(clean, 1.0, ~helped), np.where(clean, 1.0, helped)
