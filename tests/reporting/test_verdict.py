@@ -336,3 +336,61 @@ def test_the_lines_name_only_what_acts(tmp_path):
     )
     assert "Augmentation" not in plain
     compile(code + plain, "lines", "exec")
+
+
+def test_a_run_that_trains_and_may_lead_by_chance_is_not_said_to_score_no_higher():
+    found = results({"memo": entry(1, -1, 3), "shrink": entry(1, -1, 3)}, {"shrink": -0.5})
+    found.adapted["m", "memo"]["tuning"] = tuning_of(0.03, 0.04, trains=True)
+    assert recommend(found.records("m")) is None
+    assert sentence(found, "m").startswith(
+        "Leave the network as it is: on source images under held-out corruptions memo scored above "
+        "it, but by no more than its standard error; "
+    )
+
+
+def test_one_image_has_no_interval_and_no_verdict():
+    one = entry(0.7) | {"gain_low": None, "gain_high": None}
+    found = results({"both": one, "shrink": one}, {"both": 1.0})
+    assert sentence(found, "m") == (
+        "Undecided: re-normalising and averaging over views (run both), which tuning on source "
+        "images recommends, took the shifted images from 61.3 % to 62.0 %, +0.7 points, too few "
+        "images to tell, 0.0 points on clean images, 85.2 ms per image; re-normalising alone (run "
+        "shrink) +0.7 (too few images to tell)."
+    )
+
+
+def test_a_run_above_its_control_on_one_image_has_no_interval():
+    one = entry(0.7, training=(0.2, 0, 0)) | {"gain_low": None, "gain_high": None}
+    one |= {"training_gain_low": None, "training_gain_high": None, "control": "shrink"}
+    one |= {"over_control": 0.01, "over_control_low": None, "over_control_high": None}
+    assert sentence(results({"memo": one}, {"memo": 1.0}), "m").endswith(
+        "; memo above shrink, which tuning scored highest of the runs that train nothing and take "
+        "no more time, +1.0 (too few images to tell)."
+    )
+
+
+def test_where_a_stream_helped_it_is_not_said_that_nothing_did():
+    settings = SETTINGS | {"tent": {"method": "Tent()", "steps": 1, "protocol": "online"}}
+    entries = {"shrink": entry(-3, -4, -2), "tent": entry(9, 7, 11)}
+    text = sentence(results(entries, {"shrink": -0.5}, settings=settings), "m")
+    assert text.endswith(
+        "; no run for single images helped: re-normalising alone (run shrink) −3.0 [−4.0, −2.0]."
+    )
+
+
+def test_scores_of_streams_do_not_count_where_no_run_for_single_images_was_tuned():
+    settings = SETTINGS | {"tent": {"method": "Tent()", "steps": 1, "protocol": "online"}}
+    entries = {"shrink": entry(9, 7, 11), "tent": entry(9, 7, 11)}
+    text = sentence(results(entries, {"tent": 2.0}, settings=settings), "m")
+    assert text.startswith("Nothing is recommended, for no run for single images was tuned; ")
+
+
+def test_a_model_with_the_control_alone_is_told_from_settings_with_the_control_alone():
+    alone = results({}, {})
+    assert sentence(alone, "m") == (
+        "There is nothing to judge: params.yaml lists only the control."
+    )
+    of_others = Results(("m",), ("none", "shrink"), alone.summary, {}, alone.adapted)
+    assert sentence(of_others, "m") == (
+        "There is nothing to judge: this model has only the control."
+    )

@@ -66,7 +66,8 @@ def sentence(results: Results, model: str) -> str:
     """
     run = recommend(results.records(model))
     if not results.acting_on(model):
-        return "There is nothing to judge: params.yaml lists only the control."
+        reason = "this model has" if results.acting else "params.yaml lists"
+        return f"There is nothing to judge: {reason} only the control."
     if not results.labeled:
         return f"{_without_labels(results, model, run)}."
     first = _recommended(results, model, run) if run else _left_alone(results, model)
@@ -84,7 +85,8 @@ def _recommended(results: Results, model: str, run: str) -> str:
     entry = results.summary[model, run]
     ends = entry["gain_low"], entry["gain_high"]
     gain = f"{points(entry['gain'])} points"
-    gain += f" (95 % interval {' to '.join(map(points, ends))})" if is_known(ends[0]) else ""
+    if all(map(is_known, ends)):
+        gain += f" (95 % interval {' to '.join(map(points, ends))})"
     accuracies = (percent(entry[f"accuracy_{side}"]) for side in ("source", "adapted"))
     rise = "from {} % to {} %".format(*accuracies)
     price = _price(entry)
@@ -116,13 +118,14 @@ def _price(entry: Mapping[str, Any]) -> str:
 
 
 def _left_alone(results: Results, model: str) -> str:
-    tuned = [lead(results.tuning(model, run)) for run in results.acting_on(model)]
+    tuned = [lead(results.tuning(model, run)) for run in _single(results, model)]
     if not any(map(is_known, tuned)):
         return "Nothing is recommended, for no run for single images was tuned"
-    return (
-        "Leave the network as it is: on source images under held-out corruptions no run scored "
-        "above it"
-    )
+    words = "Leave the network as it is: on source images under held-out corruptions"
+    ahead = best_tuned({run: results.tuning(model, run) for run in _single(results, model)})
+    if ahead and lead(results.tuning(model, ahead)) > 0:  # it trains, and may lead by chance
+        return f"{words} {ahead} scored above it, but by no more than its standard error"
+    return f"{words} no run scored above it"
 
 
 def _compared(results: Results, model: str) -> str:
@@ -131,7 +134,7 @@ def _compared(results: Results, model: str) -> str:
     The recommended run's own gain is told already. Re-normalising alone is the run that does it as
     the recommended one does, where there is one: only that tells what the rest adds.
     """
-    runs = [run for run in results.acting_on(model) if run not in results.streamed]
+    runs = _single(results, model)
     chosen = recommend(results.records(model))
     alone = {name: [r for r in runs if actions(results, model, r) == (name,)] for name in ALONE}
     rule = _normalisation(results, model, chosen)
@@ -148,10 +151,12 @@ def _compared(results: Results, model: str) -> str:
         parts.append(_gain("the steps of training", run, entry, "training_gain"))
     if run and (clause := _above_control(run, results.summary[model, run])):
         parts.append(clause)
-    judged = {run: _judged(results, model, run) for run in runs}
-    helpers = [run for run in runs if judged[run] == "helped"]
-    if parts and not helpers and set(judged.values()) != {"unknown"}:
-        parts[0] = f"nothing helped: {parts[0]}"
+    verdicts = {run: _judged(results, model, run) for run in results.acting_on(model)}
+    helpers = [run for run in runs if verdicts[run] == "helped"]
+    if parts and not helpers and any(verdicts[run] != "unknown" for run in runs):
+        on_streams = "helped" in verdicts.values()
+        what = "no run for single images helped" if on_streams else "nothing helped"
+        parts[0] = f"{what}: {parts[0]}"
     clauses = [", ".join(parts)] if parts else []
     if helpers and chosen not in helpers:
         clauses.append(
@@ -178,6 +183,11 @@ def _normalisation(results: Results, model: str, run: str | None) -> str | None:
     return (results.adapted.get((model, run), {}).get("settings") or {}).get("normalisation")
 
 
+def _single(results: Results, model: str) -> list[str]:
+    """List the runs for single images, without the control; only these are recommended."""
+    return [run for run in results.acting_on(model) if run not in results.streamed]
+
+
 def _judged(results: Results, model: str, run: str) -> str:
     entry = results.summary[model, run]
     return judge(entry["gain_low"], entry["gain_high"])
@@ -190,16 +200,16 @@ def _best(runs: Sequence[str], results: Results, model: str) -> str | None:
 
 
 def _gain(what: str, run: str, entry: Mapping[str, Any], name: str) -> str:
+    return f"{what} (run {run}) {_with_interval(entry, name)}"
+
+
+def _with_interval(entry: Mapping[str, Any], name: str) -> str:
     ends = entry[f"{name}_low"], entry[f"{name}_high"]
-    return f"{what} (run {run}) {_value(entry[name], *ends)}"
-
-
-def _value(gain: float | None, low: float | None, high: float | None) -> str:
-    """Write a gain with its interval, and in words where that does not tell it from zero."""
-    if (kind := judge(low, high)) == "unknown":
-        return f"{points(gain)} (too few images to tell)"
+    kind = judge(*ends)
+    if kind == "unknown":
+        return f"{points(entry[name])} (too few images to tell)"
     unclear = " (undecided)" if kind == "undecided" else ""
-    return f"{points(gain)} {interval(low, high)}{unclear}"
+    return f"{points(entry[name])} {interval(*ends)}{unclear}"
 
 
 def _above_control(run: str, entry: Mapping[str, Any]) -> str:
@@ -211,8 +221,7 @@ def _above_control(run: str, entry: Mapping[str, Any]) -> str:
         f"{run} above {control}, which tuning scored highest of the runs that train nothing and "
         "take no more time,"
     )
-    ends = entry["over_control_low"], entry["over_control_high"]
-    return f"{what} {_value(entry['over_control'], *ends)}"
+    return f"{what} {_with_interval(entry, 'over_control')}"
 
 
 def _without_labels(results: Results, model: str, run: str | None) -> str:
