@@ -12,6 +12,7 @@ from tttlab.config.experiments import Online
 from tttlab.config.values import UNCORRUPTED
 from tttlab.evaluation.results import Results, name_shifts
 from tttlab.reporting import about, drawings, report, tested, verdict
+from tttlab.reporting.words import points
 
 RUNS = ("none", "shrink", "actmad")
 SETS = {
@@ -294,3 +295,35 @@ def test_clean_images_without_labels_are_not_spoken_of(tmp_path):
     assert "clean" not in markdown
     columns = {line.count("|") for line in markdown.splitlines() if line.startswith("|")}
     assert columns == {9}
+
+
+def test_one_image_is_one_and_has_no_interval(tmp_path):
+    runs = ("none", "actmad")
+    options = {"models": ("vit",), "runs": runs, "images": 1, "test": evaluated.blobs(1)}
+    evaluated.write_project(tmp_path, **options)
+    results = Results.read(tmp_path, list(product(("vit",), runs)))
+    assert tested.Tested.of(results).sample == "n = 1 image under every corruption"
+    sentence = report.sentence(results, "vit")
+    assert "Points by training alone: actmad 0.0 (too few images to tell)." in sentence
+    assert "undecided" not in sentence
+    title = titles_of(results)["distance_vit"]
+    assert title == "vit: gain along the distance to the source, 1 prediction per point"
+
+
+def test_points_of_sets_of_different_sizes_say_from_which_to_which(tmp_path):
+    results = partly_labeled(tmp_path, True)
+    assert titles_of(results)["distance_vit"].endswith(", 12–30 predictions per point")
+
+
+def test_the_gate_is_not_told_of_clean_images_without_labels(tmp_path):
+    results = partly_labeled(tmp_path, ("photos/a",))
+    gain = points(results.summary["vit", "actmad"]["gated"]["gain"])
+    assert f"With the gate: actmad {gain}." in report.sentence(results, "vit")
+
+
+def titles_of(results: Results) -> dict[str, str]:
+    """Draw all figures, and give their titles by name."""
+    return {
+        name: drawing.figure.get_suptitle()
+        for name, drawing in drawings.draw(results, {}, []).items()
+    }

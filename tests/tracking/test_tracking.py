@@ -565,6 +565,19 @@ class TestLogPredictions:
         different = shifted["source_prediction"] != shifted["adapted_prediction"]
         assert logged["changed/mean"] == pytest.approx(different.mean(), abs=5e-5)
 
+    def test_a_shift_without_labels_has_its_changes_where_others_have_accuracies(self, root, start):
+        table = self.predictions()
+        table["label"] = table["label"].where(table["corruption"] != "snow", -1)
+        with start() as run:
+            log_predictions(run, add_correctness(table))
+        logged = record(root, run.id).data.metrics
+        by_shift = {name for name in logged if name.endswith(("/fog", "/snow"))}
+        assert by_shift == {"accuracy/fog", "accuracy_source/fog", "changed/snow"}
+        snow = table[table["corruption"] == "snow"]
+        different = snow["source_prediction"] != snow["adapted_prediction"]
+        expected = different.groupby(snow["severity"]).mean().to_dict()
+        assert dict(curve(root, run.id, "changed/snow")) == pytest.approx(expected, abs=5e-5)
+
 
 def test_comparison_can_be_read_on_the_parent(root, parent, tmp_path):
     page, picture = tmp_path / "report.html", tmp_path / "gain.png"

@@ -10,7 +10,7 @@ from tttlab.evaluation.results import CONTROL, Results, is_known
 from tttlab.reporting import plots
 from tttlab.reporting.drawing import Drawing, Named, under_one_caption
 from tttlab.reporting.figures.signals import estimated_accuracy, gain_along, reliability
-from tttlab.reporting.tested import Tested
+from tttlab.reporting.tested import Tested, span
 from tttlab.reporting.words import percent, probability
 
 _FEWEST = 3  # shifts along which a signal is drawn; fewer points show no order
@@ -106,7 +106,9 @@ def _along(
         of_model = known_rows["model"] == model
         rows = known_rows[of_model & known_rows["run"].isin(changing)]
         if len(rows):
-            title = f"{model}: gain along the {name}, {rows['n'].max()} predictions per point"
+            counts = int(rows["n"].min()), int(rows["n"].max())
+            what = "prediction" if counts[1] == 1 else "predictions"
+            title = f"{model}: gain along the {name}, {span(*counts)} {what} per point"
             notes = _correlation_notes(results, model, signal)
             figures[f"{section}_{model}"] = gain_along(rows, signal, styles, title, label, notes)
     yield from under_one_caption(section, figures, caption)

@@ -128,4 +128,9 @@ def sample_text(table: pd.DataFrame, seeds: int) -> str:
     counts = table["n"] // seeds
     fewest, most = (int(counts.min()), int(counts.max())) if len(table) else (0, 0)
     times = f" × {seeds} training seeds" if seeds > 1 else ""
-    return f"n = {most if fewest == most else f'{fewest}–{most}'} images{times}"
+    return f"n = {span(fewest, most)} image{'' if most == 1 else 's'}{times}"
+
+
+def span(fewest: int, most: int) -> str:
+    """Write the least and the largest number: ``20–30``, or ``20`` if both are."""
+    return f"{most}" if fewest == most else f"{fewest}–{most}"

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def log_predictions(run: Run, scored: "pd.DataFrame") -> None:
     """Log what one run did to one network: accuracies, gains and cost.
 
-    The accuracy of every corruption is a curve along the severities.
+    The accuracy of every corruption is a curve along the severities; without any label of it, the
+    share of predictions that changed is.
 
     Args:
         run: The adapt stage's run.
@@ -25,13 +26,12 @@ def log_predictions(run: Run, scored: "pd.DataFrame") -> None:
     is_clean = scored["shift"] == "clean"
     clean, shifted = scored[is_clean].mean(numeric_only=True), scored[~is_clean]
     curves = {"accuracy": "accuracy_adapted", "accuracy_source": "accuracy_source"}
-    if shifted["accuracy_source"].isna().all():
-        curves = {"changed": "changed"}
-    means = shifted.groupby(["corruption", "severity"])[[*curves.values()]].mean()
+    means = shifted.groupby(["corruption", "severity"])[[*curves.values(), "changed"]].mean()
+    labeled = means["accuracy_source"].notna().groupby("corruption").any()
     points = [
         (f"{name}/{corruption}", row[column], int(severity))
         for (corruption, severity), row in means.iterrows()
-        for name, column in curves.items()
+        for name, column in (curves if labeled[corruption] else {"changed": "changed"}).items()
     ]
     overall, milliseconds = shifted.mean(numeric_only=True), shifted["milliseconds"]
     totals = {
