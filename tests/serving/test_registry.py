@@ -3,9 +3,14 @@
 import base64
 import io
 import json
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 import numpy as np
@@ -18,9 +23,10 @@ from PIL import Image
 from tests.helpers import served
 from tttlab.adaptation.registry import load_method
 from tttlab.errors import UserError
-from tttlab.serving import adaptive_model, registry
+from tttlab.serving import adaptive_model, loading, registry
 from tttlab.serving.adaptive_model import ServedRun
 from tttlab.serving.pyfunc import images_of
+from tttlab.serving.service import Service
 from tttlab.tracking.runs import Execution, pipeline_run, start_run
 from tttlab.tracking.store import database_uri
 from tttlab.workflow import places
@@ -92,6 +98,65 @@ def test_a_new_version_is_made_only_where_something_is_new(project):
     assert client.get_model_version_by_alias("m", "champion").version == 2
     assert client.get_registered_model("m").aliases == {"champion": 2}
     assert register() == (3, True)  # what is champion counts, not what once was
+
+
+@pytest.fixture
+def moved(project, tmp_path):
+    """A copy of the project, while its own folder is away; → the copy."""
+    root, _ = project
+    before, away = mlflow.get_tracking_uri(), root.with_name("away")
+    shutil.copytree(root, tmp_path / "the copy")
+    root.rename(away)
+    yield tmp_path / "the copy"
+    away.rename(root)
+    mlflow.set_tracking_uri(before)
+
+
+def files_of(root: Path, uri: str) -> Path:
+    """Give the folder that MLflow loads a registered version from."""
+    name, number = uri.removeprefix("models:/").split("/")
+    address = MlflowClient(database_uri(root)).get_model_version_download_uri(name, number)
+    return Path(unquote(urlsplit(address).path))
+
+
+def test_a_copied_project_serves_its_own_champion(moved):
+    uri, _ = loading.champion(moved, "m")
+    files = files_of(moved, uri)
+    assert files.is_relative_to(moved / "mlruns" / "models")
+    loaded = loading.load(uri, moved, {"device": "cpu"})
+    expected = Service(adaptive_model.load(moved / "served", "cpu")).answer([pixels(1)])
+    (answer,), (wanted,) = loaded.predict([{"image": pixels(1)}]), expected
+    assert answer["probabilities"] == pytest.approx(wanted["probabilities"], abs=1e-5)
+    # It is the file of the copy that is read: without it there is no model.
+    shutil.rmtree(files)
+    with pytest.raises(UserError, match=f"^{uri}: expected a model of MLflow, found none"):
+        loading.load(uri, moved, {"device": "cpu"})
+
+
+def test_a_model_that_is_loaded_by_its_address_is_that_of_the_copy(moved):
+    loading.load("models:/m/1", moved, {"device": "cpu"})
+    assert files_of(moved, "models:/m/1").is_relative_to(moved)
+
+
+def test_an_address_of_a_store_is_that_of_the_copy(moved):
+    """So Ray's replicas name it."""
+    loading.correct_paths(database_uri(moved))
+    assert files_of(moved, "models:/m/1").is_relative_to(moved)
+    for other in ("http://127.0.0.1:1", "sqlite://", f"sqlite:///{moved}/none/mlflow.db"):
+        loading.correct_paths(other)
+    assert not (moved / "none").exists()
+
+
+def test_a_version_that_an_earlier_release_left_behind_is_corrected(moved):
+    """All else in that store says already where the files are."""
+    loading.champion(moved, "m")
+    right = files_of(moved, "models:/m/1")
+    with closing(sqlite3.connect(moved / "mlflow.db")) as database, database:
+        database.execute("UPDATE model_versions SET storage_location = 'file:///gone/m'")
+    assert files_of(moved, "models:/m/1") == Path("/gone/m")
+    uri, _ = loading.champion(moved, "m")
+    assert files_of(moved, "models:/m/1") == right
+    assert files_of(moved, uri).is_relative_to(moved)
 
 
 FORMS = {

@@ -19,6 +19,7 @@ from tttlab.errors import UserError
 from tttlab.evaluation import metrics
 from tttlab.evaluation.predictions import add_correctness
 from tttlab.runtime.process_identity import is_dvc
+from tttlab.tracking import store
 from tttlab.tracking.comparison import log_comparison, log_predictions, log_trials
 from tttlab.tracking.executions import Execution, close_abandoned, find_execution, owner_tags
 from tttlab.tracking.pages import ui_command, ui_pages
@@ -365,6 +366,36 @@ def test_a_moved_project_finds_its_files(root, start, tmp_path_factory):
     assert [file.path for file in client.list_artifacts(run.id)] == ["gain.json"]
     location = client.get_experiment(experiment).artifact_location
     assert Path(location.removeprefix("file://")) == moved / "mlruns"
+
+
+def test_only_paths_below_the_moved_folder_are_corrected(tmp_path, monkeypatch):
+    """MLflow's own experiment is; a folder whose name only begins alike is not."""
+    old, new = tmp_path / "project", tmp_path / "moved"
+    old.mkdir()
+    monkeypatch.chdir(old)  # where MLflow puts its own experiment
+    client, _ = open_store(old)
+    beside = f"{files_uri(old)}-of-mine"
+    beside_id = client.create_experiment("mine", artifact_location=beside)
+    assert client.get_experiment("0").artifact_location == f"{old}/mlruns/0"
+    old.rename(new)
+    client, experiment = open_store(new)
+    assert client.get_experiment(experiment).artifact_location == files_uri(new)
+    assert client.get_experiment("0").artifact_location == f"{new}/mlruns/0"
+    assert client.get_experiment(beside_id).artifact_location == beside
+
+
+def test_paths_that_cannot_be_corrected_are_told_in_one_line(root, monkeypatch):
+    def refuse(*_):
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    monkeypatch.setattr(store, "relocate", refuse)
+    with pytest.raises(UserError) as caught:
+        open_store(root)
+    assert str(caught.value) == (
+        f"{root}/mlflow.db: expected paths in {root}, found those of the folder from which it was "
+        "moved or copied, and no way to correct them (attempt to write a readonly database); make "
+        "it writable"
+    )
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -92,6 +92,25 @@ def wrap(folder: Path, into: Path) -> str:
     return str(into)
 
 
+def correct_paths(tracking_uri: str) -> None:
+    """Correct the paths in a project's store that is named by its address, if it was moved.
+
+    Args:
+        tracking_uri: any of MLflow's; only a file ``mlflow.db`` is a project's own store.
+
+    Raises:
+        UserError: see `tttlab.tracking.store.open_client`.
+    """
+    from sqlalchemy import make_url
+
+    if not tracking_uri.startswith("sqlite"):
+        return
+    store = Path(make_url(tracking_uri).database or "")
+    if store.name == "mlflow.db" and store.is_file():
+        with quiet():
+            open_client(store.parent)
+
+
 def load(uri: str, root: Path, config: Mapping[str, Any]) -> "PyFuncModel":
     """Load a model that adapts.
 
@@ -107,10 +126,11 @@ def load(uri: str, root: Path, config: Mapping[str, Any]) -> "PyFuncModel":
         import mlflow.pyfunc
         from mlflow.exceptions import MlflowException
 
-    if (root / "mlflow.db").is_file():
-        mlflow.set_tracking_uri(database_uri(root))
     try:
         with quiet():
+            if (root / "mlflow.db").is_file():
+                open_client(root)  # corrects the paths of a project that was moved
+                mlflow.set_tracking_uri(database_uri(root))
             model = mlflow.pyfunc.load_model(uri, model_config=dict(config))
     except (MlflowException, OSError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,6 +19,7 @@ from tttlab.errors import UserError
 from tttlab.serving import adaptive_model
 from tttlab.serving.answers import Wish
 from tttlab.serving.invocations import receive, refusal, within
+from tttlab.serving.loading import correct_paths
 from tttlab.serving.ray_settings import RaySettings, read_settings
 from tttlab.serving.requests import read
 from tttlab.serving.service import Busy, Late, Service
@@ -75,6 +76,7 @@ def load_service(settings: RaySettings) -> Service:
 
     if settings.tracking_uri is not None:
         mlflow.set_tracking_uri(settings.tracking_uri)
+    correct_paths(mlflow.get_tracking_uri())
     config = asdict(settings.limits) | {"device": device}
     loaded = mlflow.pyfunc.load_model(settings.uri, model_config=config)
     return loaded.unwrap_python_model().service

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from tttlab.errors import UserError
+from tttlab.tracking.moving import relocate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -124,25 +125,33 @@ def open_store(root: Path) -> tuple["MlflowClient", str]:
             return client, _create_experiment(client, files)
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
-        if experiment.artifact_location != files:
-            _relocate(root, experiment.artifact_location, files)
     return client, experiment.experiment_id
 
 
 def open_client(root: Path) -> "MlflowClient":
-    """Open a store that exists, or a new one.
+    """Open a store that exists, or a new one, and correct its paths if the project was moved.
 
     Raises:
-        UserError: this version of MLflow cannot use the existing file.
+        UserError: this version of MLflow cannot use the existing file, or its paths are wrong and
+            it cannot be written.
     """
     from mlflow import MlflowClient
 
+    store = root / "mlflow.db"
     try:
-        return MlflowClient(database_uri(root))
+        client = MlflowClient(database_uri(root))
     except Exception as error:
         if reason := _why_unusable(root):
-            raise UserError(f"{root / 'mlflow.db'}: {reason}") from error
+            raise UserError(f"{store}: {reason}") from error
         raise
+    try:
+        relocate(store, EXPERIMENT, files_uri(root))
+    except sqlite3.OperationalError as error:
+        raise UserError(
+            f"{store}: expected paths in {root}, found those of the folder from which it was moved "
+            f"or copied, and no way to correct them ({error}); make it writable"
+        ) from error
+    return client
 
 
 def _create_experiment(client: "MlflowClient", files: str) -> str:
@@ -203,22 +212,6 @@ def table_view(stage: str, metrics: Sequence[str] = ()) -> dict[str, Any]:
         "selectedColumns": columns,
         "columnOrder": columns,
     }
-
-
-def _relocate(root: Path, old: str, new: str) -> None:
-    """Correct MLflow's absolute paths of files that moved together with the project."""
-    columns = {
-        "experiments": "artifact_location",
-        "runs": "artifact_uri",
-        "logged_models": "artifact_location",
-    }
-    with closing(sqlite3.connect(root / "mlflow.db")) as database, database:
-        for table, column in columns.items():
-            database.execute(
-                f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                f"WHERE substr({column}, 1, ?) = ?",
-                (new, len(old) + 1, len(old), old),
-            )
 
 
 @contextmanager
