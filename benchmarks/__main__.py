@@ -19,6 +19,7 @@ from benchmarks.figure import draw
 from benchmarks.sides import bandwidth, floor, interleaved, ours, peer, state_bytes
 from tttlab.errors import one_line
 from tttlab.runtime.allocator import keep_freed_memory
+from tttlab.runtime.devices import choose_device
 from tttlab.runtime.group_size import GroupSize
 
 # How often a step moves an image's weights or gradients: weights read in the forward and in the
@@ -41,7 +42,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     amount = SMOKE if arguments.smoke else FULL
-    device, began = torch.device(arguments.device), time.perf_counter()
+    device, began = choose_device(arguments.device, key="--device"), time.perf_counter()
     keep_freed_memory()  # as every stage of the pipeline does
     report = {
         "machine": machine(device),

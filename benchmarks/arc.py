@@ -53,7 +53,7 @@ def main() -> None:
     if arguments.operations:
         write(arc_operations.report(settings, amount), folder / "operations_arc.json")
         return
-    device = choose_device(arguments.device, settings.machine.precision)
+    device = choose_device(arguments.device, settings.machine.precision, "--device")
     keep_freed_memory()  # as every stage of the pipeline does
     report: dict[str, Any] = {"machine": machine(device), "params": str(arguments.params)}
     print("  ".join(f"{key}: {value}" for key, value in report["machine"].items()))

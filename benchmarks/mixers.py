@@ -33,6 +33,7 @@ from tttlab.mixers.ttt_linear import TTTLinear
 from tttlab.mixers.ttt_mlp import TTTMLP
 from tttlab.reporting.plots import LIGHT
 from tttlab.runtime.allocator import keep_freed_memory
+from tttlab.runtime.devices import choose_device
 
 DIM, HEADS = 192, 3  # of ViT-Ti
 WIDTH = DIM // HEADS
@@ -53,7 +54,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     amount = SMOKE if arguments.smoke else FULL
-    device = torch.device(arguments.device)
+    device = choose_device(arguments.device, key="--device")
     keep_freed_memory()  # as every stage of the pipeline does
     report = {"machine": machine(device), "dim": DIM, "heads": HEADS, "layers": [], "loops": []}
     print("  ".join(f"{key}: {value}" for key, value in report["machine"].items()))

@@ -24,6 +24,7 @@ from benchmarks.cases import list_cases
 from benchmarks.sides import bandwidth
 from tttlab.errors import one_line
 from tttlab.runtime.allocator import keep_freed_memory
+from tttlab.runtime.devices import choose_device
 
 LIMIT = 300  # seconds of a piece
 TESTS = "tests/adaptation/test_gpu.py"
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="next to nothing of everything")
     parser.add_argument("--piece", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    device = choose_device(arguments.device, key="--device")
     if device.type == "cpu" and not arguments.smoke:
         parser.error("expected a GPU, found none; add --smoke to try the pieces on this CPU")
     if arguments.piece is None:

@@ -32,6 +32,13 @@ def disk_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in full or any(word in str(error) for word in words)
 
 
+def line_of(error: Exception) -> str | None:
+    """Give the line that tells a user's mistake, or a full disk; None for any other error."""
+    if isinstance(error, UserError):
+        return str(error)
+    return DISK_FULL if disk_full(error) else None
+
+
 @contextmanager
 def one_line(told: Callable[[str], str] = str) -> Iterator[None]:
     """End the program with one line and status 2 where a user's mistake leaves this context.
@@ -45,9 +52,8 @@ def one_line(told: Callable[[str], str] = str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, UserError) and not disk_full(error):
+        if (message := line_of(error)) is None:
             raise
-        message = str(error) if isinstance(error, UserError) else DISK_FULL
         print(f"error: {told(message)}", file=sys.stderr)
         sys.exit(2)
 

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import __main__ as benchmarks
+from benchmarks import arc, mixers
 from tools import gpu_study
 from tools.gpu_study import Piece, list_pieces, show, study
+from tttlab.runtime import devices
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -82,3 +85,22 @@ def test_a_machine_without_a_gpu_is_told(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         gpu_study.main()
     assert "expected a GPU, found none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "module", [gpu_study, benchmarks, mixers, arc], ids=lambda one: one.__name__
+)
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("foo", "expected auto, cpu, cuda or cuda:<n>, found 'foo'"),
+        ("cuda:7", "expected a GPU for 'cuda:7', found 3; set auto or cpu"),
+    ],
+)
+def test_a_wrong_device_is_told_in_one_line(module, name, line, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "count_gpus", lambda: 3)
+    monkeypatch.setattr(sys, "argv", ["a benchmark", "--device", name])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: --device: {line}\n"

@@ -587,6 +587,7 @@ MISTAKES = [
     ("adapt/runs/none/models", ["vit"], "adapt.runs.none: the control", "{method: none} alone"),
     ("machine/device", "gpu", "machine.device: unknown device 'gpu'", "cuda"),
     ("machine/precision", 16, "machine.precision: found 16", "allowed: 32, auto, bf16"),
+    ("machine/device", "cuda:01", "machine.device: unknown device 'cuda:01'", "cuda:<number>"),
     ("machine/devices", 0, "machine.devices: expected", "or 'auto', found 0"),
     ("machine/images_per_step", 0, "machine.images_per_step: expected", "or 'auto', found 0"),
     ("adapt/runs/none", del_, "adapt.runs.none: missing", "add none: {method: none}"),

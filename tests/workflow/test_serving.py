@@ -1,5 +1,6 @@
 """The command that serves: its mistakes, and a server of two processes of which one is killed."""
 
+import errno
 import http.client
 import json
 import os
@@ -8,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,14 +19,18 @@ from PIL import Image
 
 from tests.helpers import bodies, served
 from tttlab.errors import UserError
+from tttlab.runtime import devices
+from tttlab.serving import loading, server, watching
+from tttlab.serving.pictures import Limits
 from tttlab.workflow import cli
-from tttlab.workflow.serving import configure
+from tttlab.workflow.serving import FAILED_TO_START, Asked, application, configure
 
 JSON = {"Content-Type": "application/json"}
 
 
 def test_options_become_a_configuration(tmp_path):
     assert configure([], None, together=None, device=None) == {}
+    assert configure([], None, device="auto") == {"device": "auto"}
     found = configure(["images=8", "seconds=2.5"], str(tmp_path), together=16, device="cpu")
     expected = {"images": 8, "seconds": 2.5, "folder": str(tmp_path.resolve())}
     assert found == expected | {"together": 16, "device": "cpu"}
@@ -53,12 +60,81 @@ def test_a_wrong_option_is_told(options, line):
     assert line in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["foo", "auto:1", "cuda:", "cuda:-1", "cuda:01", "mps", ""])
+def test_a_name_of_no_device_is_told(name):
+    with pytest.raises(UserError) as caught:
+        configure([], None, device=name)
+    assert str(caught.value) == (f"--device: expected auto, cpu, cuda or cuda:<n>, found {name!r}")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:2", "cuda:" + "9" * 30])
+def test_a_missing_gpu_is_told_as_it_was_asked_for(name, monkeypatch):
+    found = 0 if name in ("cuda", "cuda:0") else 2
+    monkeypatch.setattr(devices, "count_gpus", lambda: found)
+    with pytest.raises(UserError) as caught:
+        configure([], None, device=name)
+    line = f"expected a GPU for {name!r}, found {found}; set auto or cpu"
+    assert str(caught.value) == f"--device: {line}"
+    with pytest.raises(UserError) as caught:
+        devices.choose_device(name)
+    assert str(caught.value) == f"machine.device: {line}"
+
+
+def test_a_store_that_cannot_be_read_ends_in_one_line(tmp_path):
+    """Before two processes find out, of which each is started again and again."""
+    folder = served.written(tmp_path / "model")
+    (tmp_path / "mlflow.db").write_text("no database, and longer than sixteen bytes")
+    done = run("serve", "--folder", str(folder), "--workers", "2", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {tmp_path}/mlflow.db: expected a database of MLflow, ")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UserError("mlflow.db: expected this, found that"), "error: mlflow.db: expected this, "),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: the disk is full; "),
+        (RuntimeError("a fault of ours"), "Traceback (most recent call last):"),
+    ],
+)
+@pytest.mark.parametrize("place", ["load", "Record", "create"])
+def test_what_keeps_a_process_from_starting_ends_the_server(
+    place, error, told, tmp_path, monkeypatch, capsys
+):
+    """By the status that uvicorn does not start again, and told by one process."""
+
+    def fail(*_):
+        raise error
+
+    service = SimpleNamespace(
+        waiting=0, limits=Limits(), model=SimpleNamespace(name="m"), watchers=[]
+    )
+    model = SimpleNamespace(unwrap_python_model=lambda: SimpleNamespace(service=service))
+    monkeypatch.setattr(loading, "load", lambda *_: model)
+    monkeypatch.setattr(watching, "Record", lambda *_: None)
+    module = {"load": loading, "Record": watching, "create": server}[place]
+    monkeypatch.setattr(module, place, fail)
+    asked = Asked("models:/m/1", {}, str(tmp_path), True, str(tmp_path / "mistake"))
+    monkeypatch.setenv("TTTLAB_SERVE", json.dumps(asdict(asked)))
+    lines = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            application()
+        assert ended.value.code == FAILED_TO_START
+        lines.append(capsys.readouterr().err)
+    assert lines[0].startswith(told)
+    assert lines[1] == ""
+    assert (lines[0].count("\n") == 1) == told.startswith("error: ")
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         ([], "mlflow.db: expected registered models, found no file; run `make repro` first"),
         (["--folder", "."], "--folder: model.json: expected a model that adapts, found no file"),
         (["--workers", "0"], "--workers: expected at least 1, found 0"),
+        (["--device", "foo"], "--device: expected auto, cpu, cuda or cuda:<n>, found 'foo'"),
         (["--together", "0"], "--together: expected at least 1, found 0"),
         (["--port", "99999"], "--port 99999: expected a free port"),
     ],
@@ -209,11 +285,13 @@ def test_the_champion_is_served_and_recorded(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_folder_that_holds_another_model_ends_in_one_line(tmp_path):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_folder_that_holds_another_model_ends_in_one_line(workers, tmp_path):
     (tmp_path / "model.json").write_text("{}", encoding="utf-8")
-    done = run("serve", "--folder", str(tmp_path), "--no-record", cwd=tmp_path)
+    words = ("--folder", str(tmp_path), "--no-record", "--workers", workers)
+    done = run("serve", *words, cwd=tmp_path)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode != 0
+    assert done.returncode == FAILED_TO_START
     assert len(errors) == 1
     assert "Traceback" not in done.stderr
 

@@ -17,6 +17,7 @@ from pydantic import (
     ValidationInfo,
 )
 
+from tttlab.config.devices import DEVICES, is_device
 from tttlab.config.names import is_utf8, nfc
 from tttlab.config.strict import Count, fault, show
 from tttlab.errors import choices
@@ -49,7 +50,6 @@ _SOURCES = (
     *(f"torch/{name}" for name in TORCH_SOURCES),
 )
 FOREIGN_BACKBONES = ("hf-hub:", "hf_hub:", "local-dir:")
-DEVICES = ("auto", "cpu", "cuda", "cuda:<number>")
 PLAIN_TRANSFORMERS = ("vit_", "deit")
 
 
@@ -185,7 +185,7 @@ def _check_part(part: tuple[float, float]) -> tuple[float, float]:
 
 
 def _check_device(device: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+    if not is_device(device):
         raise fault(f"unknown device {device!r}; {choices(device, DEVICES)}")
     return device
 

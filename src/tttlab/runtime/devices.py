@@ -2,6 +2,7 @@
 
 import torch
 
+from tttlab.config.devices import is_device
 from tttlab.errors import UserError
 
 # By number of the GPU: the largest memory in bytes before PyTorch's count was last reset.
@@ -13,28 +14,29 @@ def count_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def choose_device(wish: str, precision: str = "auto") -> torch.device:
+def choose_device(wish: str, precision: str = "auto", key: str = "machine.device") -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>`` into a device that exists.
 
     Args:
         wish: the device.
         precision: ``32`` has a GPU compute in full float32. Otherwise its convolutions may keep ten
             bits of the mantissa (TF32), which is faster and changes a logit in the third digit.
+        key: what the user set, for messages.
 
     Raises:
-        UserError: a GPU is wanted and there is none.
+        UserError: this is the name of no device, or a GPU is wanted and there is none.
     """
+    if not is_device(str(wish)):
+        raise UserError(f"{key}: expected auto, cpu, cuda or cuda:<n>, found {wish!r}")
     count = count_gpus()
     if count and precision == "32":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if wish == "auto":
         return torch.device("cuda" if count else "cpu")
-    device = torch.device(wish)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise UserError(
-            f"machine.device: expected a GPU for {wish!r}, found {count}; set auto or cpu"
-        )
-    return device
+    kind, _, number = str(wish).partition(":")
+    if kind == "cuda" and int(number or 0) >= count:  # torch overflows at large numbers
+        raise UserError(f"{key}: expected a GPU for {wish!r}, found {count}; set auto or cpu")
+    return torch.device(wish)
 
 
 def forget_peak(device: torch.device) -> None:

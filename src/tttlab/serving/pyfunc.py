@@ -46,7 +46,7 @@ class AdaptiveModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the network, its runs and the limits of ``model_config``."""
         config = CONFIG | (context.model_config or {})
-        device = choose_device(config["device"])
+        device = choose_device(config["device"], key="model_config: device")
         model = adaptive_model.load(Path(context.artifacts[ARTIFACT]), device)
         limits = Limits(**{part.name: config[part.name] for part in fields(Limits)})
         self.service = Service(model, limits, config["together"])

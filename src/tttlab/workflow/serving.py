@@ -5,13 +5,15 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tttlab.errors import UserError, choices
+from tttlab.errors import UserError, choices, line_of
 from tttlab.runtime.compiler import postpone_compiler
+from tttlab.tracking.store import open_store
 from tttlab.workflow import places
 from tttlab.workflow.ui import find_port
 
@@ -35,6 +37,7 @@ class Asked:
         config: the ``model_config``: limits, ``device`` and ``together``.
         root: folder of ``mlflow.db``.
         record: whether an MLflow run is kept there.
+        mistake: a file that says, once it is there, that a process has told why it cannot start.
         about: what ``/model`` says of where the model comes from.
     """
 
@@ -42,6 +45,7 @@ class Asked:
     config: dict[str, Any]
     root: str
     record: bool
+    mistake: str
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -54,11 +58,15 @@ def configure(limits: Sequence[str], images: str | None, **others: Any) -> dict[
         others: further entries; None: left out.
 
     Raises:
-        UserError: there is no such limit, folder or number.
+        UserError: there is no such device, limit, folder or number.
     """
     from tttlab.serving.pictures import LARGEST_LIMIT, Limits
 
     config = {name: value for name, value in others.items() if value is not None}
+    if "device" in config:
+        from tttlab.runtime.devices import choose_device
+
+        choose_device(config["device"], key="--device")
     if config.get("together", 1) < 1:
         raise UserError(f"--together: expected at least 1, found {config['together']}")
     if images is not None:
@@ -103,7 +111,7 @@ def serve(
         record: whether an MLflow run is kept, where there is a store.
 
     Raises:
-        UserError: there is no such model, or no free port.
+        UserError: there is no such model, no free port, or no run can be kept in the store.
     """
     if workers < 1:
         raise UserError(f"--workers: expected at least 1, found {workers}")
@@ -119,11 +127,16 @@ def serve(
             (shared := Path(room) / "counts").mkdir()
             os.environ[_SHARED] = str(shared)
         keeps = record and (places.ROOT / "mlflow.db").is_file()
+        if keeps:
+            open_store(places.ROOT)  # a mistake is told here once, not in every process
         about |= {"workers": workers}
-        asked = Asked(found, dict(config), str(places.ROOT), keeps, about)
+        mistake = Path(room) / "mistake"
+        asked = Asked(found, dict(config), str(places.ROOT), keeps, str(mistake), about)
         os.environ[_ASKED] = json.dumps(asdict(asked))
         print(HELP.format(address=f"http://{HOST}:{port}"), flush=True)
         _run(port, workers)
+        if mistake.exists():  # of several processes; uvicorn ends well even so
+            sys.exit(FAILED_TO_START)
 
 
 def _find(
@@ -153,21 +166,43 @@ def _run(port: int, workers: int) -> None:
 
 
 def application() -> Any:
-    """Make the application in a process of the server; uvicorn calls this."""
+    """Make the application in a process of the server; uvicorn calls this.
+
+    Whatever goes wrong here ends the server, for uvicorn would start the process again for ever.
+    The first process tells it, and the others nothing.
+    """
+    asked = Asked(**json.loads(os.environ[_ASKED]))
+    try:
+        return _make(asked)
+    except Exception as error:
+        if _is_first(Path(asked.mistake)):
+            line = line_of(error)
+            text = "".join(traceback.format_exception(error)) if line is None else f"error: {line}"
+            print(text.rstrip(), file=sys.stderr, flush=True)
+        sys.exit(FAILED_TO_START)
+
+
+def _is_first(mistake: Path) -> bool:
+    """Create the file that says that a mistake was told, and say whether it was not there."""
+    try:
+        mistake.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # the disk is full, say
+        return True
+    return True
+
+
+def _make(asked: Asked) -> Any:
     postpone_compiler()
     from tttlab.runtime.allocator import keep_freed_memory
     from tttlab.serving.loading import load
     from tttlab.serving.server import create
     from tttlab.serving.watching import Metrics, Record
 
-    asked = Asked(**json.loads(os.environ[_ASKED]))
     keep_freed_memory()
     root, shared = Path(asked.root), os.environ.get(_SHARED)
-    try:
-        model = load(asked.uri, root, asked.config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(FAILED_TO_START)
+    model = load(asked.uri, root, asked.config)
     service = model.unwrap_python_model().service
     metrics = Metrics(lambda: service.waiting, Path(shared) if shared else None)
     record = None
