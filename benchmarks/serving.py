@@ -212,7 +212,7 @@ def probabilities(status: int, content: bytes) -> np.ndarray | None:
     if status != 200:
         return None
     (row,) = json.loads(content)["predictions"]
-    return np.array([*row["source_probabilities"].values(), *row["probabilities"].values()])
+    return np.array([*row["source_probabilities"].values(), *row["probabilities"].values()], float)
 
 
 def compare(

@@ -1,12 +1,14 @@
 """An answer depends on the image and the wish alone, whatever else is asked at the same time."""
 
 import base64
+import json
+import math
 import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,9 +16,13 @@ import torch
 
 from tests.helpers import served
 from tttlab.adaptation.adapter import adapt
+from tttlab.config.inner_loop import InnerLoop
 from tttlab.errors import UserError
+from tttlab.methods.memo import MEMO
+from tttlab.serving import answers
 from tttlab.serving import service as service_module
-from tttlab.serving.answers import Wish
+from tttlab.serving.adaptive_model import ServedRun
+from tttlab.serving.answers import Wish, answer
 from tttlab.serving.pictures import Limits
 from tttlab.serving.service import Busy, Late, Service
 
@@ -103,6 +109,51 @@ def test_an_answer_is_what_adapting_gives(model, service):
     np.testing.assert_allclose(found, result.logits.softmax(-1)[0], atol=1e-6)
     assert row["loss_after"] == pytest.approx(float(result.losses[0, -1]), abs=1e-5)
     assert row["probabilities"] != row["source_probabilities"]
+
+
+@dataclass(frozen=True)
+class Exploding(MEMO):
+    """With a large learning rate its loss, squares of logits, is beyond all numbers."""
+
+    def loss(self, net, views, statistics, state):
+        return net(views).logits.square().sum(), state
+
+
+def strict(rows):
+    """Write rows as JSON that every reader knows, and read them again."""
+    return json.loads(json.dumps(rows, allow_nan=False))
+
+
+def test_a_run_that_diverges_answers_in_valid_json(model):
+    loop = InnerLoop(steps=1, lr=1e200, trainable=("classifier",))
+    run = ServedRun(replace(model.runs["memo"].task, method=Exploding(), loop=loop))
+    images = torch.from_numpy(np.stack(IMAGES[:2])).double().permute(0, 3, 1, 2) / 255
+    result = adapt(run.task.network, images, run.task.method, loop, image_ids=["a", "b"], seed=3)
+    assert result.losses[:, 1].isinf().all()
+    rows = answer(run, images, ["a", "b"], model.classes, return_curve=True)
+    assert strict(rows) == rows
+    for row, losses in zip(rows, result.losses, strict=True):
+        assert (row["fell_back"], row["loss_after"]) == (True, None)
+        assert row["loss_before"] == pytest.approx(float(losses[0]))
+        assert [point["loss"] for point in row["curve"]] == [row["loss_before"], None]
+        assert row["probabilities"] == row["source_probabilities"]
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+
+
+def test_a_network_that_gives_no_numbers_answers_in_valid_json(model, monkeypatch):
+    """Neither probabilities nor distance are finite."""
+    distances = torch.tensor([math.inf, math.nan], dtype=torch.float64)
+    monkeypatch.setattr(answers, "measure_signal", lambda *_: (None, distances))
+    run = model.runs["none"]
+    images = torch.full((2, 3, 16, 16), math.nan, dtype=torch.float64)
+    rows = answer(run, images, ["a", "b"], model.classes, return_curve=True)
+    assert strict(rows) == rows
+    nothing = dict.fromkeys(served.CLASSES)
+    for row in rows:
+        assert row["class"] in served.CLASSES
+        assert (row["confidence"], row["source_confidence"], row["distance"]) == (None, None, None)
+        assert row["probabilities"] == row["source_probabilities"] == nothing
+        assert row["curve"][0]["probabilities"] == nothing
 
 
 def test_the_wish_decides(service):

@@ -12,6 +12,7 @@ import pytest
 from tests.serving.test_server import ask, bodies, serving
 from tests.serving.test_server import model_folder as model_folder
 from tests.serving.test_server import wrapped as wrapped
+from tttlab.serving import watching
 from tttlab.serving.watching import Metrics, Record
 from tttlab.tracking.runs import Run
 from tttlab.tracking.store import open_store
@@ -69,6 +70,24 @@ def read(text):
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
 
+def test_what_is_no_number_is_in_no_histogram_and_no_quantile():
+    """The image is counted all the same."""
+    rows = [row(distance=4.0), row(distance=None) | {"confidence": None}]
+    metrics = Metrics(lambda: 0)
+    metrics.answered(rows, 0.5)
+    found = read(metrics.text())
+    assert found['tttlab_images_total{run="memo"}'] == 2
+    assert found['tttlab_distance_count{run="memo"}'] == 1
+    assert found['tttlab_distance_sum{run="memo"}'] == 4
+    assert found['tttlab_confidence_count{run="memo"}'] == 1
+    kept = [{"adapted": True, "changed": False, "fell_back": False} | one for one in rows]
+    summary = watching._summary(kept)
+    assert (summary["images"], summary["distance_p10"], summary["distance_p90"]) == (2, 4.0, 4.0)
+    assert summary["confidence_p50"] == pytest.approx(0.7)
+    alone = watching._summary(kept[1:])
+    assert not [name for name in alone if name.startswith(("distance", "confidence"))]
+
+
 def test_prometheus_reads_what_was_counted():
     metrics = Metrics(lambda: 4)
     count(metrics)
@@ -82,6 +101,7 @@ PROCESS = """
 import os, sys
 from pathlib import Path
 from tests.serving.test_watching import count, read, COUNTED
+from tttlab.serving import watching
 from tttlab.serving.watching import Metrics
 metrics = Metrics(lambda: 4, Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
 count(metrics)

@@ -157,3 +157,11 @@ def test_ctrl_c_ends_in_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["check", "--network", "a.pt"])
     assert capsys.readouterr().err.startswith("interrupted; the same command goes on")
+
+
+def test_predict_writes_a_dash_for_what_is_no_number():
+    told = {"file": "a.png", "source_class": "ant", "class": "bee", "milliseconds": 4.0}
+    told |= {"source_confidence": None, "confidence": 0.75, "distance": None}
+    shown = cli._shown(told | {"gate": None, "fell_back": False})
+    assert (shown["without"], shown["with"]) == ("ant (–)", "bee (75%)")
+    assert (shown["distance"], shown["gate"]) == ("–", "–")

@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from tttlab.data.decoding import to_square
 from tttlab.data.pixels import as_images
 from tttlab.errors import UserError
 from tttlab.serving import adaptive_model
+from tttlab.serving.answers import Wish
 from tttlab.serving.showing import Picture, Spread, show
 from tttlab.shifts.corruptions import corrupt_all
 from tttlab.workflow import cli
@@ -269,6 +271,25 @@ def test_names_from_files_are_text_not_html(model):
     html += drawings.draw_runs(parts, model) + drawings.tell_classes(model.classes)
     assert "onerror" in html
     assert "<img src=x" not in html
+
+
+def test_what_is_no_number_is_drawn_as_a_dash(model):
+    """A network that gives no numbers for an image has neither probabilities nor a distance."""
+    shown = looked_at(model, wish=Wish(run="memo", gate=False))
+    nothing = dict.fromkeys(served.CLASSES)
+    says = shown.says | {"source_confidence": None, "confidence": None, "distance": None}
+    says |= {"source_probabilities": nothing, "probabilities": nothing}
+    says["curve"] = [point | {"loss": None, "probabilities": nothing} for point in says["curve"]]
+    shown = replace(shown, says=says, runs=shown.runs | {"memo": says}, gate=None)
+    answer = drawings.draw_answer(shown, "")
+    assert re.findall(r'class="confidence">([^<]*)<', answer) == ["–", "–"]
+    bars = drawings.draw_bars(shown)
+    assert re.findall(r'title="([^"]*)"><i style="width:([^"]*)"', bars) == [("–", "0.00%")] * 8
+    (row,) = re.findall("<th>memo.*?</tr>", drawings.draw_runs(shown, model))
+    assert "<td>–</td>" in row
+    assert "loss it trains on" not in steps.draw_steps(shown)
+    marks = scale.draw_scale(shown, Spread(0.5, 1.0, 1.5), {}, None)
+    assert re.findall(r'mark-label" style="left:([^"]*)">([^<]*)<', marks) == [("100.00%", "–")]
 
 
 def test_the_scale_is_logarithmic_and_holds_every_mark():

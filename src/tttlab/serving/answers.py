@@ -1,10 +1,10 @@
 """What a model says of single images, without and with adaptation."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tttlab.adaptation.adapter import Adaptation, adapt
@@ -86,7 +86,8 @@ def answer(
         ``gate`` opened (None: there is none), and whether the result ``fell_back`` to the
         source's; ``loss_before`` the first step and ``loss_after`` the last (None: no step was
         taken); the ``milliseconds`` spent on it; where wished for, the ``curve``: ``step``,
-        ``loss`` and ``probabilities`` for every number of steps from 0 on.
+        ``loss`` and ``probabilities`` for every number of steps from 0 on. A number that is not
+        finite is None, for JSON knows no other.
     """
     task, groups = run.task, groups or Groups()
     options = {
@@ -107,7 +108,7 @@ def answer(
         _, distances = measure_signal("distance", task, images, names, sizes)
     rows = _rows(result, classes)
     for row, gate, distance in zip(rows, opened, distances.tolist(), strict=True):
-        row |= {"gate": gate, "distance": distance}
+        row |= {"gate": gate, "distance": _known(distance)}
     if return_curve:
         for row, curve in zip(rows, _curves(result, classes), strict=True):
             row["curve"] = curve
@@ -119,8 +120,8 @@ def _rows(result: Adaptation, classes: Sequence[str]) -> list[dict[str, Any]]:
     told = [
         {
             "fell_back": bool(result.fell_back[index]),
-            "loss_before": _known(losses[0]),
-            "loss_after": _known(losses[-1]),
+            "loss_before": _known(float(losses[0])),
+            "loss_after": _known(float(losses[-1])),
             "milliseconds": float(result.milliseconds[index]),
         }
         for index, losses in enumerate(result.losses)
@@ -131,7 +132,7 @@ def _rows(result: Adaptation, classes: Sequence[str]) -> list[dict[str, Any]]:
             best = max(range(len(probabilities)), key=probabilities.__getitem__)
             row |= {
                 f"{prefix}class": classes[best],
-                f"{prefix}confidence": probabilities[best],
+                f"{prefix}confidence": _known(probabilities[best]),
                 f"{prefix}probabilities": _by_class(classes, probabilities),
             }
     return [row | more for row, more in zip(rows, told, strict=True)]
@@ -145,7 +146,7 @@ def _curves(result: Adaptation, classes: Sequence[str]) -> list[list[dict[str, A
         [
             {
                 "step": step,
-                "loss": _known(losses[step]) if step < len(losses) else None,
+                "loss": _known(float(losses[step])) if step < len(losses) else None,
                 "probabilities": _by_class(classes, of_image[step]),
             }
             for step in steps
@@ -154,10 +155,10 @@ def _curves(result: Adaptation, classes: Sequence[str]) -> list[list[dict[str, A
     ]
 
 
-def _by_class(classes: Sequence[str], probabilities: Sequence[float]) -> dict[str, float]:
-    return dict(zip(classes, probabilities, strict=True))
+def _by_class(classes: Sequence[str], probabilities: Sequence[float]) -> dict[str, float | None]:
+    return dict(zip(classes, map(_known, probabilities), strict=True))
 
 
-def _known(value: Tensor) -> float | None:
-    """Give a number; None for NaN, which JSON does not know."""
-    return None if torch.isnan(value) else float(value)
+def _known(value: float) -> float | None:
+    """Give a number; None for NaN and infinities, which JSON does not know."""
+    return value if math.isfinite(value) else None

@@ -102,10 +102,10 @@ def signature() -> "ModelSignature":
     by_class = Map(Type.double)
     answered = {"run": Type.string, "fell_back": Type.boolean, "milliseconds": Type.double}
     for side in ("source_", ""):
-        answered |= {f"{side}class": Type.string, f"{side}confidence": Type.double}
-        answered |= {f"{side}probabilities": by_class}
+        answered |= {f"{side}class": Type.string, f"{side}probabilities": by_class}
     known = [ColSpec(kind, name) for name, kind in answered.items()]
     perhaps = {"gate": Type.boolean, "distance": Type.double}
+    perhaps |= {"source_confidence": Type.double, "confidence": Type.double}
     perhaps |= {"loss_before": Type.double, "loss_after": Type.double, "curve": AnyType()}
     known += [ColSpec(kind, name, required=False) for name, kind in perhaps.items()]
     return ModelSignature(

@@ -82,8 +82,9 @@ class Metrics:
         self._fell_back.labels(run).inc(sum(row["fell_back"] for row in rows))
         self._seconds.labels(run).observe(seconds)
         for row in rows:
-            self._distance.labels(run).observe(row["distance"])
-            self._confidence.labels(run).observe(row["confidence"])
+            for name, seen in (("distance", self._distance), ("confidence", self._confidence)):
+                if row[name] is not None:  # else no bucket is right
+                    seen.labels(run).observe(row[name])
 
     def refused(self, reason: str) -> None:
         """Take note of a request that got no answer."""
@@ -218,6 +219,10 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _quantiles(name: str, values: Sequence[float]) -> dict[str, float]:
-    found = np.quantile(values, (0.1, 0.5, 0.9))
+def _quantiles(name: str, values: Sequence[float | None]) -> dict[str, float]:
+    """Give deciles and median of the values that are known; nothing where there are none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return {}
+    found = np.quantile(known, (0.1, 0.5, 0.9))
     return {f"{name}_p{q}": float(value) for q, value in zip((10, 50, 90), found, strict=True)}

@@ -135,7 +135,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     rows = predict_images(params, arguments.images, arguments.model, arguments.run)
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(rows, indent=2, allow_nan=False))
         return
     from tabulate import tabulate
 
@@ -148,12 +148,16 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
     gate = {None: "–", True: "open", False: "shut"}[row["gate"]]
     return {
         "image": row["file"],
-        "without": f"{row['source_class']} ({row['source_confidence']:.0%})",
-        "with": f"{row['class']} ({row['confidence']:.0%})",
-        "distance": f"{row['distance']:.1f}",
+        "without": f"{row['source_class']} ({_percent(row['source_confidence'])})",
+        "with": f"{row['class']} ({_percent(row['confidence'])})",
+        "distance": "–" if row["distance"] is None else f"{row['distance']:.1f}",
         "gate": "fell back" if row["fell_back"] else gate,
         "ms": f"{row['milliseconds']:.1f}",
     }
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{fraction:.0%}"
 
 
 def _methods(_arguments: argparse.Namespace) -> None:

@@ -94,9 +94,9 @@ def _gate_sentence(shown: Showing) -> str:
     return f"<span>The gate is <b>{state}</b> ({compared}).</span>"
 
 
-def percent(fraction: float) -> str:
-    """Write a probability: 0.923 as ``92.3 %``."""
-    return f"{100 * fraction:.1f} %"
+def percent(fraction: float | None) -> str:
+    """Write a probability: 0.923 as ``92.3 %``, one that is no number as a dash."""
+    return "–" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def draw_bars(shown: Showing) -> str:
@@ -108,8 +108,8 @@ def draw_bars(shown: Showing) -> str:
         mark = " truth" if name == shown.truth else ""
         bars = "".join(
             f'<span class="bar {side}" title="{percent(values[name])}">'
-            f'<i style="width:{100 * values[name]:.2f}%"></i>'
-            f"<b>{percent(values[name]) if values[name] >= SAID else ''}</b></span>"
+            f'<i style="width:{100 * (values[name] or 0):.2f}%"></i>'
+            f"<b>{percent(values[name]) if (values[name] or 0) >= SAID else ''}</b></span>"
             for side, values in (("source_", without), ("adapted_", adapted))
         )
         rows.append(f'<div class="class{mark}"><span>{escape(name)}</span><div>{bars}</div></div>')
@@ -119,9 +119,9 @@ def draw_bars(shown: Showing) -> str:
     return panel("Probability", f"{_legend(shown.run)}{rows}{more}")
 
 
-def leading(sides: Sequence[Mapping[str, float]], count: int) -> list[str]:
+def leading(sides: Sequence[Mapping[str, float | None]], count: int) -> list[str]:
     """List the likeliest classes of any of these probabilities, in the order of the classes."""
-    best = {name: max(side[name] for side in sides) for name in sides[0]}
+    best = {name: max(side[name] or 0 for side in sides) for name in sides[0]}
     kept = set(sorted(best, key=best.__getitem__, reverse=True)[:count])
     return [name for name in best if name in kept]
 

@@ -27,6 +27,7 @@ def draw_scale(
         corrupted: the name of what was done to the image, and where images under it lie.
     """
     distance, gate = shown.says["distance"], shown.gate
+    distance = math.nan if distance is None else distance
     shifts = {name: value for name, value in shifts.items() if name != "clean"}
     every = [distance, source.low, source.high, *shifts.values()]
     if corrupted:

@@ -75,7 +75,8 @@ def _chart(
         ]
         points = " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
         drawn.append(f'<polyline class="{tones[name]}" points="{points}"/>')
-        last[name] = places[-1][1]
+        if places:
+            last[name] = places[-1][1]
         for (i, value), (x, y) in zip(known, places, strict=True):
             when = f"step {i - 1}" if i else "without"
             title = escape(f"{name}, {when}: {write(value)}")
