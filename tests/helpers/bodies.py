@@ -104,6 +104,23 @@ def bad(folder: Path) -> dict[str, tuple[bytes, int, str]]:
         "an empty list": (b'{"instances": []}', 400, "expected 1 to 64 images, found 0"),
         "a number": (b'{"instances": [7]}', 400, 'expected images as {"image": '),
         "text that is none": (b'{"instances": ["abc"]}', 400, "image 1: expected an image in bas"),
+        "half a character": (
+            b'{"instances": ["AAAA", "\\ud800"]}',
+            400,
+            "image 2: expected base64 or lists (H, W, 3), found text with half a character",
+        ),
+        "half a character among numbers": (
+            of([[1, "\udfff"]]),
+            400,
+            "image 1: expected whole numbers from 0 to 255, found a value of type str",
+        ),
+        "half a character in an object": (
+            of({"a": "\udfff"}),
+            400,
+            "image 1: expected an image as bytes, base64",
+        ),
+        "half a character in a name": (of(GOOD, run="\udfff"), 400, "run: unknown run '\\udfff'"),
+        "a character of two halves": (of("\U0001f41d"), 400, "image 1: expected an image in bas"),
         "a record without a name": (
             b'{"dataframe_records": ["eA=="]}',
             400,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+from tttlab.config.names import is_utf8
 from tttlab.errors import UserError, choices
 from tttlab.serving.answers import Wish
 from tttlab.serving.pictures import Limits, nesting
@@ -105,12 +106,20 @@ def _image(name: str, row: Any) -> Any:
 
 
 def _check_single(number: int, image: Any) -> None:
-    """Refuse a list of images in the place of one, which a data frame would make a row of each."""
+    """Refuse what MLflow tells in other words than these, or misreads.
+
+    Of a list of images in the place of one, a data frame would make a row of each.
+    """
     depth, first = nesting(image)
     if depth > 3 or (depth and isinstance(first, str)):
         raise UserError(
             f"image {number}: expected base64 or lists (H, W, 3), found a list of images; "
             "give each a row of its own"
+        )
+    if isinstance(image, str) and not is_utf8(image):  # MLflow would fail to make bytes of it
+        raise UserError(
+            f"image {number}: expected base64 or lists (H, W, 3), found text with half a character "
+            "(a lone surrogate)"
         )
 
 
