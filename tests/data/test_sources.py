@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.helpers.trees import collect, pack, write_tree
@@ -198,6 +199,103 @@ def test_a_link_to_itself_or_to_nothing_is_named_as_any_unreadable_image(tmp_pat
     message = r"^data\.labeled: 2 of 3 files cannot be read as images, the first is .*gone\.png"
     with pytest.raises(UserError, match=message):
         collect(root)
+
+
+def same_as_its_folder(tree, tar, which="labeled", **options):
+    """Gather a tar file and the folder it was made of, and compare all but the places."""
+    images = collect(tree, which, **options)
+    packed = collect(tar, which, source="tar", **options)
+    assert packed.image_ids == images.image_ids
+    assert packed.classes == images.classes
+    assert packed.labels.tolist() == images.labels.tolist()
+    assert packed.skipped == images.skipped
+    assert np.array_equal(packed.pixels, images.pixels)
+    return packed
+
+
+def linked_tree(root):
+    """A tree with every kind of link, and with files of other kinds."""
+    write_tree(root, {"cat": 2, "dog": 1, "owl/deep": 1, ".store": 1})
+    os.link(root / "cat/000.png", root / "dog/hard.png")
+    (root / "cat/soft.png").symlink_to("../dog/000.png")
+    (root / "cat/to a link.png").symlink_to("soft.png")
+    (root / "cat/to a hard link.png").symlink_to("../dog/hard.png")
+    (root / "owl/stored.png").symlink_to("../.store/000.png")
+    link(root / "owl/again", "deep")
+    link(root / "owl/up", "..")
+    link(root / "owl/others", "../cat")
+    link(root / "ant", "dog")
+    (root / "owl/through.png").symlink_to("others/001.png")
+    for name in ("cat/z.heic", "labels.csv", "dog/notes"):
+        (root / name).write_text("no image")
+    (root / "dog/gone").symlink_to("nothing")
+    (root / "dog/loop").symlink_to("loop")
+    (root / "dog/outside").symlink_to("../../../elsewhere")
+    return root
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "photos/train/"])
+@pytest.mark.parametrize("which", ["labeled", "unlabeled", "test"])
+def test_a_tar_file_with_links_gives_what_its_folder_gives(tmp_path, which, prefix):
+    tree = linked_tree(tmp_path / "tree")
+    packed = same_as_its_folder(tree, pack(tmp_path / "t.tar", tree, prefix), which)
+    assert {name.partition(":")[0] for name in packed.skipped} == {
+        "cat/z.heic",
+        "labels.csv",
+        *(f"dog/{name}" for name in ("gone", "loop", "notes", "outside")),
+        *(f"ant/{name}" for name in ("gone", "loop", "notes", "outside") if which != "unlabeled"),
+        *(["owl/others/z.heic"] if which != "unlabeled" else []),
+    }
+    ids = {"cat/soft.png", "cat/to a link.png", "dog/hard.png", "owl/stored.png", "owl/through.png"}
+    assert ids <= set(packed.image_ids)
+    if which != "unlabeled":
+        assert {"ant/000.png", "owl/others/001.png"} <= set(packed.image_ids)
+
+
+def test_the_bytes_of_a_link_in_a_tar_file_are_those_it_leads_to(tmp_path):
+    tree = linked_tree(tmp_path / "tree")
+    images = collect(pack(tmp_path / "t.tar", tree), source="tar")
+    pixels = dict(zip(images.image_ids, images.pixels, strict=True))
+    for name, target in (
+        ("dog/hard.png", "cat/000.png"),
+        ("cat/to a link.png", "dog/000.png"),
+        ("cat/to a hard link.png", "cat/000.png"),
+        ("owl/through.png", "cat/001.png"),
+        ("ant/000.png", "dog/000.png"),
+    ):
+        assert np.array_equal(pixels[name], pixels[target]), name
+    assert not np.array_equal(pixels["cat/000.png"], pixels["dog/000.png"])
+    paths = dict(zip(images.image_ids, images.paths, strict=True))
+    assert paths["dog/hard.png"] == f"{tmp_path}/t.tar:dog/hard.png"
+
+
+def test_links_to_nothing_in_a_tar_file_are_named_as_those_in_a_folder(tmp_path):
+    tree = write_tree(tmp_path / "tree", {"cat": 1})
+    for name, target in (("gone", "nothing"), ("self", "self.png"), ("far", "/etc/hosts")):
+        (tree / f"cat/{name}.png").symlink_to(target)
+    tar = pack(tmp_path / "t.tar", tree)
+    reason = "a link to what is no file of the tar file"
+    message = rf"^data\.labeled: 3 of 4 files cannot be read as images, .*cat/far\.png: {reason};"
+    with pytest.raises(UserError, match=message):
+        collect(tar, source="tar")
+    images = collect(tar, source="tar", unreadable="skip")
+    assert images.image_ids == ("cat/000.png",)
+    names = ("far", "gone", "self")
+    assert images.skipped == tuple(f"{tar}:cat/{name}.png: {reason}" for name in names)
+
+
+def test_files_of_other_kinds_in_several_tar_files_are_told_with_their_tar_file(tmp_path):
+    for shard in ("a", "b"):
+        tree = write_tree(tmp_path / shard, {"photos/cat": 1, "photos/dog": 1})
+        (tree / "photos/cat/z.heic").write_text("no image")
+        (tree / "README").write_text("beside the folder that wraps everything")
+        (tmp_path / "tars").mkdir(exist_ok=True)
+        pack(tmp_path / f"tars/{shard}.tar", tree)
+    images = collect(tmp_path / "tars", source="tar")
+    assert len(images.image_ids) == 4
+    names = ("a/README", "b/README", "cat/a/z.heic", "cat/b/z.heic")
+    told = "its name does not end like an image's that can be read"
+    assert images.skipped == tuple(f"{name}: {told}" for name in names)
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):

@@ -2,15 +2,16 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePath
+from typing import NamedTuple, Protocol, TypeVar
 
 from tttlab.config.names import is_own, nfc
 from tttlab.data.pixels import Place
 from tttlab.errors import UserError
 
+P = TypeVar("P", bound=PurePath)
 SUFFIXES = (
     ".bmp",
     ".gif",
@@ -61,22 +62,48 @@ def list_folder(root: Path, apart: bool) -> Listing:
     Raises:
         UserError: a folder cannot be listed.
     """
-    above = {_identity(folder) for folder in (root.resolve(), *root.resolve().parents)}
-    loose, folders, links = _entries(root)
+    tree = _Folders()
+    above = {tree.identity(folder) for folder in (root.resolve(), *root.resolve().parents)}
+    return list_tree(tree, root, apart, above)
+
+
+class Tree(Protocol[P]):
+    """Folders on a disk, or in an archive."""
+
+    def entries(self, folder: P) -> tuple[list[str], list[P], list[P]]:
+        """List a folder in sorted order: the files' names, the folders, the links to folders."""
+
+    def identity(self, folder: P) -> Hashable:
+        """Give what is the same for a folder by whatever path it was reached."""
+
+    def place(self, file: P) -> Place:
+        """Say where a file's bytes are."""
+
+
+def list_tree(tree: Tree[P], root: P, apart: bool, above: set[Hashable]) -> Listing:
+    """List the image files below a folder of a tree; see `list_folder`.
+
+    Args:
+        tree: the tree.
+        root: the folder.
+        apart: as for `list_folder`.
+        above: the identities of the root and its parents.
+    """
+    loose, folders, links = tree.entries(root)
     tops = [*folders, *links]
     names, ignored = [], []
-    for name in (*loose, *_below(root, tops, above, apart)):
+    for name in (*loose, *_below(tree, root, tops, above, apart)):
         if is_image(name):
             names.append(name)
         else:
             ignored.append(name.encode(errors="backslashreplace").decode())
     names.sort(key=lambda name: (nfc(name), name))
-    places = [Place(str(root / name)) for name in names]
+    places = [tree.place(root / name) for name in names]
     return Listing(names, {top.name for top in tops}, places, tuple(sorted(ignored)))
 
 
 def _below(
-    root: Path, tops: Sequence[Path], above: set[tuple[int, int]], apart: bool
+    tree: Tree[P], root: P, tops: Sequence[P], above: set[Hashable], apart: bool
 ) -> Iterator[str]:
     """Yield the names below the root of all files in the first-level folders ``tops``.
 
@@ -84,12 +111,12 @@ def _below(
     listed once, or with ``apart`` once from each of ``tops``.
     """
     for starts in [[top] for top in tops] if apart else [tops]:
-        for folder, files in _walk(starts, set(above)):
+        for folder, files in _walk(tree, starts, set(above)):
             path = folder.relative_to(root).as_posix()
             yield from (f"{path}/{file}" for file in files)
 
 
-def _walk(starts: Iterable[Path], seen: set[tuple[int, int]]) -> Iterator[tuple[Path, list[str]]]:
+def _walk(tree: Tree[P], starts: Iterable[P], seen: set[Hashable]) -> Iterator[tuple[P, list[str]]]:
     """Yield every folder from ``starts`` on that is not in ``seen``, once, with its files.
 
     Folders behind links come last.
@@ -97,24 +124,12 @@ def _walk(starts: Iterable[Path], seen: set[tuple[int, int]]) -> Iterator[tuple[
     waiting = deque(starts)
     while waiting:
         folder = waiting.popleft()
-        if (identity := _identity(folder)) not in seen:
+        if (identity := tree.identity(folder)) not in seen:
             seen.add(identity)
-            files, folders, links = _entries(folder)
+            files, folders, links = tree.entries(folder)
             waiting.extendleft(reversed(folders))
             waiting.extend(links)
             yield folder, files
-
-
-def _entries(folder: Path) -> tuple[list[str], list[Path], list[Path]]:
-    """List a folder in sorted order: the files' names, the folders, and the links to folders."""
-    files, folders, links = [], [], []
-    with _reading(folder), os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if is_own(entry.name) and not _is_folder(entry):
-                files.append(entry.name)
-            elif is_own(entry.name):
-                (links if entry.is_symlink() else folders).append(folder / entry.name)
-    return files, folders, links
 
 
 @contextmanager
@@ -136,8 +151,26 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    """Find a folder's device and inode numbers, the same by whatever path it was reached."""
-    with _reading(folder):
-        status = folder.stat()
-    return status.st_dev, status.st_ino
+class _Folders:
+    """Folders on a disk."""
+
+    def entries(self, folder: Path) -> tuple[list[str], list[Path], list[Path]]:
+        """List a folder in sorted order: the names of files, the folders, the links to folders."""
+        files, folders, links = [], [], []
+        with _reading(folder), os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if is_own(entry.name) and not _is_folder(entry):
+                    files.append(entry.name)
+                elif is_own(entry.name):
+                    (links if entry.is_symlink() else folders).append(folder / entry.name)
+        return files, folders, links
+
+    def identity(self, folder: Path) -> tuple[int, int]:
+        """Find a folder's device and inode numbers, the same by whatever path it was reached."""
+        with _reading(folder):
+            status = folder.stat()
+        return status.st_dev, status.st_ino
+
+    def place(self, file: Path) -> Place:
+        """Say where a file is."""
+        return Place(str(file))

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes outside the interpreter's lock
 
 
+NOWHERE = -1  # the offset of a link in a tar file to what is no file of it
+
+
 class Place(NamedTuple):
     """Where an encoded image is: a whole file, or a tar member's ``length`` bytes at ``offset``."""
 
@@ -35,6 +38,8 @@ class Place(NamedTuple):
         """Return the file's path, or the tar member's bytes as a file in memory."""
         if not self.member:
             return Path(self.path)
+        if self.offset == NOWHERE:
+            raise FileNotFoundError("a link to what is no file of the tar file")
         with open(self.path, "rb") as file:  # a handle of its own, for threads
             file.seek(self.offset)
             return io.BytesIO(file.read(self.length))

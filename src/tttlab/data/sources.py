@@ -5,19 +5,19 @@ Named data sets are those of torchvision and Hugging Face.
 
 import gzip
 import importlib.util
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from tttlab.config.images import ImageSpec
-from tttlab.config.names import is_own, is_utf8, nfc
-from tttlab.data.folders import SUFFIXES, Listing, is_image, list_folder
+from tttlab.config.names import is_utf8, nfc
+from tttlab.data.archives import list_archives
+from tttlab.data.folders import SUFFIXES, Listing, list_folder
 from tttlab.data.pixels import Place
 from tttlab.errors import UserError
 
@@ -64,7 +64,8 @@ def open_source(spec: ImageSpec, which: str, downloads: Path) -> ImageSource:
         return source if wants_labels else replace(source, labeled=False)
     root = spec.root / spec.split if spec.split else spec.root
     labels = {"unlabeled": "none", "labeled": "folders"}.get(which) or spec.labels
-    listing = list_folder(root, apart=labels != "none") if kind == "folder" else _tar(root, which)
+    apart = labels != "none"
+    listing = list_folder(root, apart) if kind == "folder" else list_archives(root, which, apart)
     return by_class(listing, f"data.{which}.root", root, labels)
 
 
@@ -135,70 +136,6 @@ def _check_classes(folders: list[str], listing: Listing, key: str, root: Path) -
         raise UserError(
             f"{key}: the class {empty[0]!r} in {root} holds no image{more}; fill or remove it"
         )
-
-
-def _tar(root: Path, which: str) -> Listing:
-    """List the images in a tar file, or in all tar files of a folder.
-
-    A folder that wraps everything in a tar file is left out of the names. Of several tar files, an
-    image that lies in no folder belongs to the class named like its tar file.
-    """
-    archives = [root]
-    if not root.is_file():
-        archives = sorted(file for file in root.glob("*.tar") if is_own(file.name))
-    if not archives:
-        raise UserError(
-            f"data.{which}.root: expected a tar file or a folder of them, found no .tar in {root}"
-        )
-    entries: dict[str, tuple[Path, tarfile.TarInfo]] = {}
-    folders: set[str] = set()
-    for archive in archives:
-        members, folders_in_archive = _members(archive, which)
-        folders |= folders_in_archive
-        for name, member in members.items():
-            folder, slash, rest = name.partition("/")
-            shard = f"{folder}/{archive.stem}/{rest}" if slash else f"{archive.stem}/{name}"
-            entries[name if root.is_file() else shard] = archive, member
-    names = sorted(entries, key=lambda name: (nfc(name), name))
-    places = [
-        Place(str(archive), member.name, member.offset_data, member.size)
-        for archive, member in map(entries.get, names)
-    ]
-    return Listing(names, folders, places)
-
-
-def _members(archive: Path, which: str) -> tuple[dict[str, tarfile.TarInfo], set[str]]:
-    """Read a tar file's table of contents: name → image, and the first-level folders.
-
-    Both are below the folder that wraps everything, if there is one.
-    """
-    try:
-        with tarfile.open(archive, "r:") as file:
-            table = file.getmembers()
-    except (tarfile.TarError, OSError) as error:
-        raise UserError(
-            f"data.{which}.root: expected an uncompressed tar file, found {archive} ({error})"
-        ) from error
-    members = {PurePosixPath(member.name).as_posix(): member for member in table}
-    members = {
-        name: member
-        for name, member in members.items()
-        if all(is_own(part) for part in PurePosixPath(name).parts)
-    }
-    images = {
-        name: member for name, member in members.items() if member.isfile() and is_image(name)
-    }
-    folders = {name for name, member in members.items() if member.isdir()}
-    while _one_folder_wraps(images):
-        images = {name.partition("/")[2]: member for name, member in images.items()}
-        folders = {name.partition("/")[2] for name in folders}
-    return images, {name.partition("/")[0] for name in folders if name not in ("", ".")}
-
-
-def _one_folder_wraps(names: Collection[str]) -> bool:
-    """Whether one folder holds folders with all the images, and so is no class itself."""
-    folders = {name.partition("/")[0] for name in names}
-    return len(folders) == 1 and all(name.count("/") > 1 for name in names)
 
 
 def _digits() -> ImageSource:
