@@ -291,9 +291,10 @@ def test_files_of_other_kinds_in_several_tar_files_are_told_with_their_tar_file(
         (tree / "README").write_text("beside the folder that wraps everything")
         (tmp_path / "tars").mkdir(exist_ok=True)
         pack(tmp_path / f"tars/{shard}.tar", tree)
+    (tmp_path / "tars/c.tar.gz").write_text("compressed")
     images = collect(tmp_path / "tars", source="tar")
     assert len(images.image_ids) == 4
-    names = ("a/README", "b/README", "cat/a/z.heic", "cat/b/z.heic")
+    names = ("a/README", "b/README", "c.tar.gz", "cat/a/z.heic", "cat/b/z.heic")
     told = "its name does not end like an image's that can be read"
     assert images.skipped == tuple(f"{name}: {told}" for name in names)
 

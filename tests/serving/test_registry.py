@@ -222,6 +222,13 @@ def test_what_cannot_be_served_ends_in_one_line(loaded, image, params, message):
     assert caught.value.get_http_status_code() == 400
 
 
+def test_a_folder_is_served_beside_a_store_that_cannot_be_read(tmp_path):
+    (tmp_path / "mlflow.db").write_text("no database, and longer than sixteen bytes")
+    uri = loading.wrap(served.written(tmp_path / "model"), tmp_path / "wrapped")
+    model = loading.load(uri, tmp_path, {"device": "cpu"})
+    assert len(model.predict([{"image": pixels()}])) == 1
+
+
 def test_images_are_found_in_whatever_mlflow_passes_on():
     images = ["a", "b"]
     for given in (

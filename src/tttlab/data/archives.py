@@ -27,16 +27,17 @@ def list_archives(root: Path, which: str, apart: bool) -> Listing:
     Raises:
         UserError: there is no tar file, or one cannot be read.
     """
-    archives = [root]
+    archives, ignored = [root], []
     if not root.is_file():
-        archives = sorted(file for file in root.glob("*.tar") if is_own(file.name))
+        found = sorted(file for file in root.glob("*") if is_own(file.name))
+        archives = [file for file in found if file.suffix == ".tar"]
+        ignored = [file.name for file in found if file.suffix != ".tar"]
     if not archives:
         raise UserError(
             f"data.{which}.root: expected a tar file or a folder of them, found no .tar in {root}"
         )
     entries: dict[str, Place] = {}
     folders: set[str] = set()
-    ignored: list[str] = []
 
     def shard(archive: Path, name: str) -> str:
         folder, slash, rest = name.partition("/")

@@ -128,7 +128,7 @@ def load(uri: str, root: Path, config: Mapping[str, Any]) -> "PyFuncModel":
 
     try:
         with quiet():
-            if (root / "mlflow.db").is_file():
+            if uri.startswith(("models:", "runs:")) and (root / "mlflow.db").is_file():
                 open_client(root)  # corrects the paths of a project that was moved
                 mlflow.set_tracking_uri(database_uri(root))
             model = mlflow.pyfunc.load_model(uri, model_config=dict(config))
