@@ -109,7 +109,8 @@ class TestStage:
         assert "clean 0.0" in line
         assert f"→ {100 * entry['gated']['accuracy_adapted']:.1f}" in gated
         assert str(outputs / "report.html") in printed
-        assert printed.endswith(f"MLflow   cd {outputs.parent.resolve()} && uv run ttt-lab ui")
+        there = f"cd {outputs.parent.resolve()} && {places.program()}"  # there is no Makefile
+        assert printed.endswith(f"MLflow   {there} ui")
 
     def test_comparison_lies_on_the_parent_run(self, outputs):
         root = outputs.parent
