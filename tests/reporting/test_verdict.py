@@ -373,9 +373,8 @@ def test_where_a_stream_helped_it_is_not_said_that_nothing_did():
     settings = SETTINGS | {"tent": {"method": "Tent()", "steps": 1, "protocol": "online"}}
     entries = {"shrink": entry(-3, -4, -2), "tent": entry(9, 7, 11)}
     text = sentence(results(entries, {"shrink": -0.5}, settings=settings), "m")
-    assert text.endswith(
-        "; no run for single images helped: re-normalising alone (run shrink) −3.0 [−4.0, −2.0]."
-    )
+    alone = "re-normalising alone (run shrink) −3.0 [−4.0, −2.0]"
+    assert text.endswith(f"; no run for single images helped: {alone}.")
 
 
 def test_scores_of_streams_do_not_count_where_no_run_for_single_images_was_tuned():
